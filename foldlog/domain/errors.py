@@ -1,0 +1,143 @@
+"""Everything that Foldlog can refuse to do. `code` is the stable name that clients match on.
+
+* FoldlogError
+  + InvalidRequest            the request cannot be read; nothing was stored
+    - InvalidChangeset        ... because of one changeset, named by its index
+    - LimitExceeded           ... because it is over a published limit
+  + PushConflict              the push contradicts the log; nothing of it was stored
+    - IdReused                the id names a changeset with other content
+    - CounterGap              something was lost between the device and the log
+    - DeviceForked            two installations use one device id
+    - LogBehind               the caller knows more than the log holds
+    - LogChanged              the caller knows another history
+  + NotFound
+    - UnknownSpace
+    - UnknownRecord
+  + Unavailable               try again later
+    - StorageUnavailable      the database cannot be reached; nothing was stored
+    - OutcomeUnknown          the commit's answer was lost: send the same again
+    - ProjectionBehind        the master table has not come so far yet
+  + OperatorError             a command or the set-up cannot go on as asked
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class FoldlogError(Exception):
+    """Something went wrong in Foldlog."""
+
+    code: ClassVar[str] = "internal-error"
+
+    def __init__(self, message: str | None = None, **extra: Any):
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        self.extra = extra  #: members that the problem document carries besides the standard ones
+
+
+class InvalidRequest(FoldlogError):
+    """The request cannot be read."""
+
+    code = "invalid-request"
+
+
+class InvalidChangeset(InvalidRequest):
+    """A changeset of the push cannot be read; nothing of the push was stored."""
+
+    code = "invalid-changeset"
+
+
+class LimitExceeded(InvalidRequest):
+    """The request is over a published limit; nothing of it was stored."""
+
+    code = "limit-exceeded"
+
+    def __init__(self, limit: str, value: int, message: str | None = None, **extra: Any):
+        super().__init__(
+            message or f"over the limit {limit} = {value}", limit=limit, value=value, **extra
+        )
+
+
+class PushConflict(FoldlogError):
+    """The push contradicts the log; nothing of it was stored."""
+
+    code = "push-conflict"
+
+
+class IdReused(PushConflict):
+    """This id already names a changeset with other content."""
+
+    code = "id-reused"
+
+
+class CounterGap(PushConflict):
+    """The device's counter skips: a changeset was lost on the way."""
+
+    code = "counter-gap"
+
+
+class DeviceForked(PushConflict):
+    """A new changeset has an old counter: this device was restored or cloned."""
+
+    code = "device-forked"
+
+
+class LogBehind(PushConflict):
+    """The caller knows of events that this log does not have."""
+
+    code = "log-behind"
+
+
+class LogChanged(PushConflict):
+    """The caller's mark is of another history than this log's."""
+
+    code = "log-changed"
+
+
+class NotFound(FoldlogError):
+    """There is no such thing."""
+
+    code = "not-found"
+
+
+class UnknownSpace(NotFound):
+    """There is no such space."""
+
+    code = "unknown-space"
+
+
+class UnknownRecord(NotFound):
+    """There is no such record, and never was."""
+
+    code = "unknown-record"
+
+
+class Unavailable(FoldlogError):
+    """The service cannot answer now; try again later."""
+
+    code = "unavailable"
+    retry_after_seconds: ClassVar[int] = 1
+
+
+class StorageUnavailable(Unavailable):
+    """The database cannot be reached; nothing was stored."""
+
+    code = "storage-unavailable"
+
+
+class OutcomeUnknown(Unavailable):
+    """The commit's answer was lost: the push may be stored. Send the same again."""
+
+    code = "outcome-unknown"
+
+
+class ProjectionBehind(Unavailable):
+    """The master table has not come so far yet."""
+
+    code = "projection-behind"
+
+
+class OperatorError(FoldlogError):
+    """The command cannot go on as asked."""
+
+    code = "operator-error"

@@ -1,0 +1,196 @@
+"""An event: what the log holds, once and for ever, in the bytes that every reader receives.
+
+The bytes are made here, once, when the event is stored; a page of the log is these bytes joined.
+Names of kinds and keys are stored, and so are for ever: tests/unit/test_stored_form.py keeps one
+golden event of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from . import proofs
+from .changesets import LocalIds, Operation, local_ids
+from .times import format_time, parse_time
+
+Verdict = Literal["stored", "refused"]
+
+
+class Refusal(msgspec.Struct):
+    """Why a changeset was refused: a stable code, and a sentence for a person."""
+
+    code: Literal["stale", "schema"]
+    detail: str
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """An event as readers decode it. Unknown members and kinds are kept from, not refused.
+
+    A changeset has `ops`, every other kind has a `body`; that one is the last key.
+    """
+
+    seq: int
+    kind: str
+    id: str
+    received_at: str
+    verdict: Verdict | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    counter: int | UnsetType = UNSET
+    base: int = 0
+    made_at: str | UnsetType = UNSET
+    time: int = 0
+    guard: Literal["unchanged"] | UnsetType = UNSET
+    refusal: Refusal | UnsetType = UNSET
+    ops: list[Operation] = []
+    body: Any = UNSET
+    #: only in the short form in which a device receives its own changesets
+    ids: LocalIds | UnsetType = UNSET
+
+    @property
+    def is_stored_changeset(self) -> bool:
+        return self.kind == "changeset" and self.verdict == "stored"
+
+    @property
+    def made_at_ms(self) -> int:
+        assert self.made_at is not UNSET
+        return parse_time(self.made_at)
+
+
+class _Header(msgspec.Struct, omit_defaults=True):
+    """The order of keys before `ops`; it is part of what is proven."""
+
+    seq: int
+    kind: str
+    verdict: str
+    id: str
+    device: str
+    counter: int | UnsetType
+    base: int
+    made_at: str
+    received_at: str
+    time: int
+    guard: str | UnsetType = UNSET
+    refusal: Refusal | UnsetType = UNSET
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """An event as the log keeps it: its bytes, and what the log looks it up by."""
+
+    seq: int
+    kind: str
+    event_id: str
+    device: str | None
+    received_at: int  #: ms since 1970
+    collections: list[str] | None  #: that a changeset touches; `None` for every other kind
+    state: bytes
+    salt: bytes
+    ops_hash: bytes
+
+    @property
+    def mark(self) -> str:
+        return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
+
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def decode_event(state: bytes) -> Event:
+    return _decode(state)
+
+
+def changeset_entry(
+    *,
+    seq: int,
+    id: str,
+    device: str,
+    counter: int | UnsetType,
+    base: int,
+    made_at: int,
+    received_at: int,
+    time: int,
+    guard: str | UnsetType,
+    refusal: Refusal | UnsetType,
+    ops: Sequence[Operation],
+    salt: bytes,
+) -> LogEntry:
+    """Makes the bytes of a changeset's event, and commits to them. Times are ms since 1970."""
+    header = _encode(
+        _Header(
+            seq=seq,
+            kind="changeset",
+            verdict="stored" if refusal is UNSET else "refused",
+            id=id,
+            device=device,
+            counter=counter,
+            base=base,
+            made_at=format_time(made_at),
+            received_at=format_time(received_at),
+            time=time,
+            guard=guard,
+            refusal=refusal,
+        )
+    )[:-1]
+    operations = [_encode(op) for op in ops]
+    state = b'%b,"ops":[%b]}' % (header, b",".join(operations))
+    assert proofs.header_of(state) == header
+    return LogEntry(
+        seq=seq,
+        kind="changeset",
+        event_id=id,
+        device=device,
+        received_at=received_at,
+        collections=sorted({op.collection for op in ops}),
+        state=state,
+        salt=salt,
+        ops_hash=proofs.ops_hash(salt, operations),
+    )
+
+
+class _RawOps(msgspec.Struct):
+    ops: list[msgspec.Raw] | UnsetType = UNSET
+    body: msgspec.Raw | UnsetType = UNSET
+
+
+_decode_raw_ops = msgspec.json.Decoder(_RawOps).decode
+
+
+def restored_entry(state: bytes, salt: bytes) -> LogEntry:
+    """The log's entry of an event that was exported: the same bytes, and what follows from them.
+
+    Raises `ValueError` if the bytes are not an event.
+    """
+    try:
+        event, raw = _decode(state), _decode_raw_ops(state)
+    except msgspec.MsgspecError as exc:
+        raise ValueError(f"not an event: {exc}") from exc
+    committed = [raw.body] if raw.ops is UNSET else raw.ops
+    if len(salt) != proofs.SALT_BYTES or committed == [UNSET]:
+        raise ValueError("an event has ops or a body, and a salt of 32 bytes")
+    return LogEntry(
+        seq=event.seq,
+        kind=event.kind,
+        event_id=event.id,
+        device=None if event.device is UNSET else event.device,
+        received_at=parse_time(event.received_at),
+        collections=sorted({op.collection for op in event.ops}) if raw.ops is not UNSET else None,
+        state=state,
+        salt=salt,
+        ops_hash=proofs.ops_hash(salt, [bytes(op) for op in committed]),  # type: ignore[arg-type]
+    )
+
+
+def short_form(state: bytes) -> bytes:
+    """A device's own changeset as it comes back to it: whole but for `ops`, with its `ids`.
+
+    The device has the operations; a few bytes are enough to acknowledge them.
+    """
+    header = proofs.header_of(state)
+    if b'"local_id":' not in state:
+        return header + b"}"
+    ids = local_ids(_decode(state).ops)
+    return b'%b,"ids":%b}' % (header, _encode(ids)) if ids else header + b"}"

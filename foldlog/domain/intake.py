@@ -1,0 +1,242 @@
+"""What becomes of a push: the decision, made under the space's lock on what is true there.
+
+`Intake` is one append transaction's view of a space. Infrastructure loads what the waiting pushes
+need, asks `take` for one after another, and stores `entries`. A push that is refused as a whole
+raises and leaves no trace, so it never takes along the others that are committed with it.
+
+A push is answered in this order of precedence:
+
+1. the cursor does not fit the log: `log-behind`, `log-changed`
+2. for each changeset, in order
+   a. its id is known: the first answer again, or `id-reused`
+   b. its base is beyond the log: `log-behind`
+   c. its counter does not follow: `device-forked`, `counter-gap`
+3. for each new changeset, in order: stored, or refused as `stale`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
+from .errors import CounterGap, DeviceForked, IdReused, LimitExceeded, LogBehind, LogChanged
+from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
+from .limits import LIMITS, Limits
+from .merge import Key, Record, RecordView, fold, view_of
+from .values import ABSENT, same
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What became of one changeset. A repeat is answered as the first time."""
+
+    id: str
+    verdict: Verdict
+    seq: int
+    received_at: str
+    time: int
+    duplicate: bool = False
+    refusal: Refusal | UnsetType = UNSET
+    ids: LocalIds | UnsetType = UNSET
+    #: what the changeset touched, as it is after it; given when asked for, and to the stale
+    records: list[RecordView] | UnsetType = UNSET
+
+
+def time_of(made_at: int, sent_at: int, received_at: int) -> int:
+    """When the user made the change, by the server's clock, in ms; used only to break ties.
+
+    The device's clock is corrected by how far it was off at sending. It can't be in the future.
+    """
+    return max(0, min(received_at, made_at + (received_at - sent_at)))
+
+
+def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: str | None) -> None:
+    """Raises `LogBehind` or `LogChanged` if a reader's cursor is not of this log.
+
+    `mark_there` is the log's own mark at `after`. A reader without a mark is taken at its word.
+    """
+    if after > head:
+        raise LogBehind(f"after {after} is beyond the log's head {head}", log=log, head=head)
+    if mark is not None and mark != mark_there:
+        raise LogChanged(f"the mark at {after} is another one here", log=log, head=head)
+
+
+def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
+    """The records whose current state decides these pushes, or is asked for with the answer."""
+    return {
+        op.key
+        for push in pushes
+        for changeset in push.changesets
+        for op in changeset.ops
+        if push.wants_records or changeset.guard is not UNSET or op.is_guarded
+    }
+
+
+class Intake:
+    """One space, locked, while the pushes that arrived together are decided.
+
+    `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
+    counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
+    of those that never were; `marks` the log's mark at each `after` that a push carries.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: str,
+        head: int,
+        received_at: int,
+        known: Mapping[str, bytes],
+        counters: Mapping[str, int],
+        records: Mapping[Key, Record],
+        marks: Mapping[int, str],
+        salt: Callable[[], bytes],
+        limits: Limits = LIMITS,
+    ):
+        self.log = log
+        self.head = head
+        self.entries: list[LogEntry] = []  #: to be appended, in order
+        self.counters: dict[str, int] = {}  #: of the devices whose pushes brought something new
+        self._received_at = received_at
+        self._known = {id: decode_event(state) for id, state in known.items()}
+        self._counters = counters
+        self._records = dict(records)
+        self._marks = marks
+        self._salt = salt
+        self._limits = limits
+
+    def take(self, push: Push) -> list[Answer]:
+        """Answers each changeset of a push; what is new of it is added to `entries`.
+
+        Raises `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap` or
+        `LimitExceeded`; then nothing of the push has happened.
+        """
+        if push.after is not None:
+            check_cursor(self.log, self.head, push.after, push.mark, self._marks.get(push.after))
+        counter = self._check(push)
+        entries: list[LogEntry] = []
+        known: dict[str, Event] = {}
+        records = dict(self._records)
+        answers: list[Answer] = []
+        for index, changeset in enumerate(push.changesets):
+            event = self._known.get(changeset.id) or known.get(changeset.id)
+            duplicate = event is not None
+            if event is None:
+                refusal = stale(changeset, push.device, records)
+                entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
+                if len(entry.state) > self._limits.event_bytes_max:
+                    raise LimitExceeded(
+                        "event_bytes_max", self._limits.event_bytes_max, index=index
+                    )
+                event = decode_event(entry.state)
+                if records:
+                    fold(records, event)
+                entries.append(entry)
+                known[event.id] = event
+            answer = _answer(event, duplicate)
+            if push.wants_records or event.verdict == "refused":
+                answer.records = _views(changeset.ops, records)
+            answers.append(answer)
+        # Only here, where nothing can be refused any more, does the push leave a trace.
+        if entries:
+            self.head += len(entries)
+            self.entries += entries
+            self.counters[push.device] = counter
+            self._known |= known
+            self._records = records
+        return answers
+
+    def _check(self, push: Push) -> int:
+        """Finds that all of a push fits the log, and returns its device's counter after it."""
+        first: dict[str, Event | Changeset] = {}
+        counter = self.counters.get(push.device, self._counters.get(push.device, 0))
+        for index, changeset in enumerate(push.changesets):
+            before = self._known.get(changeset.id) or first.get(changeset.id)
+            if before is not None:
+                if not same_content(changeset, before):
+                    raise IdReused(index=index, id=changeset.id)
+                continue
+            first[changeset.id] = changeset
+            if changeset.base > self.head:
+                raise LogBehind(
+                    f"base {changeset.base} is beyond the log's head {self.head}",
+                    index=index,
+                    log=self.log,
+                    head=self.head,
+                )
+            if changeset.counter is not UNSET:
+                counter += 1
+                if changeset.counter < counter:
+                    raise DeviceForked(index=index, counter=changeset.counter, expected=counter)
+                if changeset.counter > counter:
+                    raise CounterGap(index=index, counter=changeset.counter, expected=counter)
+        return counter
+
+    def _entry(
+        self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType
+    ) -> LogEntry:
+        return changeset_entry(
+            seq=seq,
+            id=changeset.id,
+            device=push.device,
+            counter=changeset.counter,
+            base=changeset.base,
+            made_at=changeset.made_at_ms,
+            received_at=self._received_at,
+            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            guard=changeset.guard,
+            refusal=refusal,
+            ops=changeset.ops,
+            salt=self._salt(),
+        )
+
+
+def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
+    """Why a changeset's guards refuse it, decided on the records as they are before it."""
+    for op in changeset.ops:
+        if changeset.guard is not UNSET or op.is_guarded:
+            why = _broken_guard(changeset, op, device, records[op.key])
+            if why is not None:
+                return Refusal("stale", f"{op.collection}/{op.id}: {why}")
+    return UNSET
+
+
+def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Record) -> str | None:
+    if changeset.guard == "unchanged":
+        touched = record.touched_by_other(device)
+        if touched > changeset.base:
+            return f"another device changed it at seq {touched}, after base {changeset.base}"
+    if op.if_seq is not UNSET:
+        seq = record.seq if record.exists else 0
+        if seq != op.if_seq:
+            return f"its seq is {seq}, not {op.if_seq}"
+    if op.expect is None and record.exists:
+        return f"it exists, since seq {record.created_seq}"
+    if isinstance(op.expect, dict):
+        if not record.is_live:
+            return "it does not exist" if not record.exists else f"deleted at seq {record.seq}"
+        for name, value in op.expect.items():
+            if not same(record.fields.get(name, ABSENT), value):
+                return f"the field {name!r} has another value"
+    return None
+
+
+def _answer(event: Event, duplicate: bool) -> Answer:
+    assert event.verdict is not UNSET
+    return Answer(
+        id=event.id,
+        verdict=event.verdict,
+        seq=event.seq,
+        received_at=event.received_at,
+        time=event.time,
+        duplicate=duplicate,
+        refusal=event.refusal,
+        ids=local_ids(event.ops) or UNSET,
+    )
+
+
+def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView]:
+    found = (records[key] for key in dict.fromkeys(op.key for op in ops) if key in records)
+    return [view_of(record) for record in found if record.exists]

@@ -1,0 +1,42 @@
+"""Every limit has a name and is published at `GET /v1/limits`. Byte counts are bytes, UTF-8."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: The largest integer that every JSON reader holds exactly (IEEE 754 double, RFC 8259 section 6).
+INTEGER_MAX = 2**53 - 1
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a request may hold. A settings file may lower them, never raise the fixed ones."""
+
+    #: fixed by the wire format
+    operations_per_changeset_max: int = 1_000
+    record_id_length_max: int = 128
+    name_length_max: int = 64
+
+    body_bytes_max: int = 8 * 2**20
+    inflated_bytes_max: int = 32 * 2**20
+    changesets_per_push_max: int = 1_000
+    #: of one stored event; keeps a page of one event within memory
+    event_bytes_max: int = 4 * 2**20
+    field_name_length_max: int = 256
+    fields_per_operation_max: int = 1_000
+    nesting_max: int = 32
+
+    page_events_default: int = 500
+    page_events_max: int = 1_000
+    page_records_default: int = 500
+    page_records_max: int = 1_000
+    #: a page ends early, never empty, when it would grow beyond this
+    page_bytes_max: int = 8 * 2**20
+    #: a filtered page looks at no more events than this, and then answers with `more`
+    page_scan_max: int = 20_000
+    #: longest wait of a read for its projection (`at_least`), in seconds
+    at_least_wait_seconds_max: int = 10
+    #: a guard is decided on the master table and the events after it, of which there may be no more
+    guard_tail_events_max: int = 20_000
+
+
+LIMITS = Limits()

@@ -1,0 +1,307 @@
+"""The merge rule (DESIGN section 3): how events fold into records.
+
+The same function on the server and on every device. Events are folded in seq order; cause and
+effect come from `base` and the device, never from a clock. A clock decides one thing: which of two
+*concurrent* writes of a field stands. What loses goes into the conflict ledger with what it lost
+to, so that nothing a user typed disappears without a trace.
+
+    records: dict[Key, Record] = {}
+    for event in events:
+        conflicts += fold(records, event)
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from .changesets import Operation
+from .events import Event
+from .values import ABSENT, is_number, same, sum_of
+
+Key = tuple[str, str]  #: (collection, id)
+
+
+class Write(NamedTuple):
+    """Who set a field last, or deleted a record last.
+
+    `other` is the seq of a write of another device that was merged in (0: none): whoever has not
+    seen that one has not seen this one either.
+    """
+
+    seq: int
+    device: str | None
+    time: int
+    other: int = 0
+
+
+class Cause(NamedTuple):
+    """What of a changeset decides the merge."""
+
+    seq: int
+    device: str | None
+    base: int
+    time: int
+    received_at: str
+
+    def has_seen(self, write: Write) -> bool:
+        return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
+
+    def onto(self, write: Write | None) -> Write:
+        """The write of what is merged onto another: an `add`, or a delete of a deleted record."""
+        if write is None:
+            return self.alone()
+        other = write.other if write.device == self.device else write.seq
+        return Write(self.seq, self.device, max(self.time, write.time), other)
+
+    def alone(self) -> Write:
+        return Write(self.seq, self.device, self.time)
+
+
+#: Why a value lost. Stored in the ledger, so names are for ever.
+Rule = Literal[
+    "deleted",  # its author had not seen that the record was deleted
+    "concurrent",  # two writes of one field, neither had seen the other: the later time stands
+    "delete",  # the record was deleted by one who had not seen this value
+    "not-addable",  # `add` onto what is no number, or beyond what a double holds
+]
+
+
+class Hand(NamedTuple):
+    """One side of a conflict: a value (or none), and the event that brought it."""
+
+    value: Any
+    seq: int
+    device: str | None
+
+
+class Conflict(NamedTuple):
+    """A value that lost, and what it lost to."""
+
+    seq: int  #: the event at which it was decided
+    op: str  #: its operation: what an `add` lost is the number to add, not a value
+    collection: str
+    id: str
+    field: str
+    rule: Rule
+    lost: Hand
+    won: Hand
+
+
+class Record(msgspec.Struct):
+    """A record as the fold knows it. `fold` makes new ones; treat them as immutable.
+
+    `created_seq` is 0 for what was touched but never was: a delete of nothing.
+    """
+
+    collection: str
+    id: str
+    fields: dict[str, Any] = {}
+    #: of every field that ever was since the record was made, also of one that is unset
+    writes: dict[str, Write] = {}
+    #: the last delete, kept for ever
+    deleted: Write | None = None
+    is_deleted: bool = False
+    #: the event that moved the visible state last, and when the server received it
+    seq: int = 0
+    last_modified: str = ""
+    created_seq: int = 0
+    #: the last event that named this record, and the last one of any other device; also the losers
+    touched_seq: int = 0
+    touched_by: str | None = None
+    touched_seq_other: int = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a record; a tombstone is one."""
+        return self.created_seq > 0
+
+    @property
+    def is_live(self) -> bool:
+        return self.exists and not self.is_deleted
+
+    def touched_by_other(self, device: str) -> int:
+        """The seq of the last operation that a device other than this one made here; 0: none."""
+        return self.touched_seq if self.touched_by != device else self.touched_seq_other
+
+
+class RecordView(msgspec.Struct):
+    """A record as apps read it."""
+
+    collection: str
+    id: str
+    fields: dict[str, Any] | msgspec.Raw  #: raw where they come as bytes from the master table
+    is_deleted: bool
+    last_modified: str
+    seq: int
+    created_seq: int
+
+
+def view_of(record: Record) -> RecordView:
+    return RecordView(
+        record.collection,
+        record.id,
+        record.fields,
+        record.is_deleted,
+        record.last_modified,
+        record.seq,
+        record.created_seq,
+    )
+
+
+def conflict_document(conflict: Conflict) -> dict[str, Any]:
+    """A conflict as JSON; a side without a `value` had none: the field was unset or deleted."""
+
+    def side(hand: Hand) -> dict[str, Any]:
+        value = {} if hand.value is ABSENT else {"value": hand.value}
+        return {**value, "seq": hand.seq, "device": hand.device}
+
+    document = conflict._asdict()
+    return {**document, "lost": side(conflict.lost), "won": side(conflict.won)}
+
+
+def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
+    """Applies one event to `records`, and returns what lost.
+
+    `records` must hold every record of `event`'s keys that ever was touched; others are made.
+    Refused changesets, erased operations and kinds that we do not know change nothing.
+    """
+    if not event.is_stored_changeset:
+        return []
+    assert event.device is not UNSET
+    cause = Cause(event.seq, event.device, event.base, event.time, event.received_at)
+    conflicts: list[Conflict] = []
+    for op in event.ops:
+        if op.erased is UNSET:
+            key = op.key
+            record = records.get(key) or Record(*key)
+            records[key] = _touched(_APPLY[op.op](record, op, cause, conflicts), cause)
+    return conflicts
+
+
+def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> Record:
+    if _is_beaten_by_delete(record, op, cause, conflicts):
+        return record
+    record, changed = _made(record, cause)
+    fields, writes = dict(record.fields), dict(record.writes)
+    for name, value in _values(op):
+        was, write = fields.get(name, ABSENT), writes.get(name)
+        stands = write is None or cause.has_seen(write) or cause.time >= write.time
+        if write is not None and not cause.has_seen(write) and not same(was, value):
+            old, new = _hand_of(was, write), Hand(value, cause.seq, cause.device)
+            lost, won = (old, new) if stands else (new, old)
+            conflicts.append(_conflict(record, op, name, cause, "concurrent", lost, won))
+        if stands:
+            writes[name] = cause.alone()
+            changed |= not same(was, value)
+            if value is ABSENT:
+                fields.pop(name, None)
+            else:
+                fields[name] = value
+    return _after(record, cause, changed, fields=fields, writes=writes)
+
+
+def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> Record:
+    if _is_beaten_by_delete(record, op, cause, conflicts):
+        return record
+    record, changed = _made(record, cause)
+    fields, writes = dict(record.fields), dict(record.writes)
+    for name, value in _values(op):
+        was, write = fields.get(name, ABSENT), writes.get(name)
+        start = 0 if was is ABSENT else was
+        total = sum_of(start, value) if is_number(start) else None
+        if total is None:
+            assert write is not None  # a value that is there was written
+            lost = Hand(value, cause.seq, cause.device)
+            conflicts.append(
+                _conflict(record, op, name, cause, "not-addable", lost, _hand_of(was, write))
+            )
+            continue
+        fields[name] = total
+        writes[name] = cause.onto(write)
+        changed |= not same(was, total)
+    return _after(record, cause, changed, fields=fields, writes=writes)
+
+
+def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> Record:
+    if not record.exists:
+        return record
+    won = Hand(ABSENT, cause.seq, cause.device)
+    for name, value in record.fields.items():
+        write = record.writes[name]
+        if not cause.has_seen(write):
+            lost = _hand_of(value, write)
+            conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
+    return _after(
+        record,
+        cause,
+        not record.is_deleted,
+        fields={},
+        writes={},
+        # Onto the last delete also if the record was made anew since: whoever has not seen
+        # both deletes is concurrent with one of them.
+        deleted=cause.onto(record.deleted),
+        is_deleted=True,
+    )
+
+
+_APPLY = {"put": _put, "add": _add, "delete": _delete}
+
+
+def _values(op: Operation) -> list[tuple[str, Any]]:
+    """The fields of an operation with their values; an unset field is set to nothing."""
+    values = list(op.fields.items()) if op.fields is not UNSET else []
+    if op.unset is not UNSET:
+        values += [(name, ABSENT) for name in op.unset]
+    return values
+
+
+def _is_beaten_by_delete(
+    record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]
+) -> bool:
+    """A delete wins over every edit that has not seen it, whichever came first."""
+    if record.deleted is None or cause.has_seen(record.deleted):
+        return False
+    won = Hand(ABSENT, record.deleted.seq, record.deleted.device)
+    for name, value in _values(op):
+        lost = Hand(value, cause.seq, cause.device)
+        conflicts.append(_conflict(record, op, name, cause, "deleted", lost, won))
+    return True
+
+
+def _made(record: Record, cause: Cause) -> tuple[Record, bool]:
+    """The live record to write on; made, or made anew with none of the old fields."""
+    if record.is_live:
+        return record, False
+    return msgspec.structs.replace(
+        record, fields={}, writes={}, is_deleted=False, created_seq=cause.seq
+    ), True
+
+
+def _after(record: Record, cause: Cause, changed: bool, **members: Any) -> Record:
+    if changed:
+        members |= {"seq": cause.seq, "last_modified": cause.received_at}
+    return msgspec.structs.replace(record, **members)
+
+
+def _touched(record: Record, cause: Cause) -> Record:
+    """Notes who named the record last: what the guard `unchanged` asks for."""
+    other = record.touched_seq_other
+    if record.touched_by != cause.device:
+        other = record.touched_seq
+    return msgspec.structs.replace(
+        record, touched_seq=cause.seq, touched_by=cause.device, touched_seq_other=other
+    )
+
+
+def _hand_of(value: Any, write: Write) -> Hand:
+    return Hand(value, write.seq, write.device)
+
+
+def _conflict(
+    record: Record, op: Operation, field: str, cause: Cause, rule: Rule, lost: Hand, won: Hand
+) -> Conflict:
+    return Conflict(cause.seq, op.op, record.collection, record.id, field, rule, lost, won)

@@ -1,0 +1,42 @@
+"""Names and ids: what may be one (DESIGN section 2), and the id made from a device's own key."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from uuid import UUID, uuid5
+
+from .limits import LIMITS
+
+_SPACE = re.compile(rf"[a-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
+_COLLECTION = re.compile(rf"[A-Za-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+_DOTS = frozenset({".", ".."})  # they mean folders in a path, and so can name nothing else
+
+
+def is_space(name: str) -> bool:
+    return _SPACE.fullmatch(name) is not None and name not in _DOTS
+
+
+@lru_cache(maxsize=1_000)
+def is_collection(name: str) -> bool:
+    return _COLLECTION.fullmatch(name) is not None and name not in _DOTS
+
+
+def is_uuid(text: str) -> bool:
+    """A UUID in lower case, as every id of ours is written: one spelling, so that `=` works."""
+    return _UUID.fullmatch(text) is not None
+
+
+def is_record_id(text: str) -> bool:
+    # Surrogates cannot come in: the JSON reader refuses a lone one.
+    return 1 <= len(text) <= LIMITS.record_id_length_max and "\0" not in text
+
+
+def id_of_local(device: str, collection: str, local_id: str) -> str:
+    """The id of the record that `device` calls `local_id`.
+
+    The same on every retry and every replay, so that no mapping can be lost: UUID version 5
+    (RFC 9562) of `collection/local_id` in the device's name space.
+    """
+    return str(uuid5(UUID(device), f"{collection}/{local_id}"))

@@ -1,0 +1,143 @@
+"""What the product needs from outside, written from its own need.
+
+Two implementations of each pass the same contract (tests/contract): PostgreSQL, and memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from .changesets import LocalIds, Push
+from .errors import InvalidRequest
+from .events import LogEntry
+from .intake import Answer
+from .merge import Key
+
+SpaceId = str
+
+
+def encode_cursor(*parts: str | int) -> str:
+    """Where the next page starts, as text that says nothing to a client."""
+    return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
+
+
+def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
+    """The parts of a cursor. Raises `InvalidRequest` for one that we did not make."""
+    try:
+        raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        return msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]
+    except (ValueError, msgspec.MsgspecError) as exc:
+        raise InvalidRequest("this cursor is not one that an earlier page gave") from exc
+
+
+class Receipt(msgspec.Struct):
+    """The answer to a push."""
+
+    log: str
+    head: int
+    verdicts: list[Answer]
+
+
+class RangeQuery(msgspec.Struct, frozen=True):
+    """The events after `after`, at most `limit` of them."""
+
+    after: int
+    limit: int
+    mark: str | None = None
+    #: only changesets that touch one of these, and every event of another kind
+    collections: Sequence[str] | None = None
+    #: this device's own changesets come in the short form
+    short_for_device: str | None = None
+
+
+class Range(msgspec.Struct):
+    """A page of the log. `events` are the stored bytes, to be joined."""
+
+    log: str
+    head: int
+    events: list[bytes]
+    #: the last seq that was looked at: the next cursor, with its mark
+    through: int
+    mark: str
+
+    @property
+    def more(self) -> bool:
+        return self.through < self.head
+
+
+class RecordsQuery(msgspec.Struct, frozen=True):
+    """A page of the master table.
+
+    Without `changed_after`: the live records, by (collection, id). With it: every record whose
+    state moved after that seq, collapsed to what it is now, tombstones too, by seq; such a page
+    never splits a seq.
+    """
+
+    limit: int
+    collection: str | None = None
+    changed_after: int | None = None
+    cursor: str | None = None
+    at_least: int = 0
+
+
+class RecordsPage(msgspec.Struct):
+    """`records` are JSON documents as bytes; `projected` is the seq that the page is true at."""
+
+    log: str
+    head: int
+    projected: int
+    records: list[bytes]
+    cursor: str | None
+
+
+class ConflictsPage(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    conflicts: list[bytes]
+    cursor: str | None
+
+
+class EventStore(ABC):
+    """The append-only logs of all spaces."""
+
+    @abstractmethod
+    def push(self, space: SpaceId, push: Push) -> Receipt:
+        """Appends what is new of a push, and answers all of it. Makes the space if there is none.
+
+        Returns after the commit. Raises what `Intake.take` raises, `StorageUnavailable`,
+        `OutcomeUnknown`, and `ProjectionBehind` if guards cannot be decided now.
+        """
+
+    @abstractmethod
+    def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        """A page of the log. Raises `UnknownSpace`, `LogBehind` or `LogChanged`."""
+
+    @abstractmethod
+    def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
+        """The log's entries with `after < seq <= through`, in order, in constant memory."""
+
+
+class MasterTable(ABC):
+    """The current records, the conflict ledger and the local ids: the fold of the log."""
+
+    @abstractmethod
+    def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
+        """Raises `UnknownSpace`, `InvalidRequest` for a strange cursor, `ProjectionBehind`."""
+
+    @abstractmethod
+    def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
+        """A page of one record. Raises `UnknownRecord` if it never was, else as `page`."""
+
+    @abstractmethod
+    def conflicts(self, space: SpaceId, *, limit: int, cursor: str | None) -> ConflictsPage:
+        """A page of the ledger, in the order in which the conflicts were decided."""
+
+    @abstractmethod
+    def local_ids(self, space: SpaceId, device: str) -> LocalIds:
+        """Every id that was made from one of this device's own keys."""

@@ -1,0 +1,44 @@
+"""Times: whole milliseconds since 1970 inside, RFC 3339 in UTC outside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+
+#: A moment: an RFC 3339 time. One without an offset is none, and is refused.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_FIRST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_LAST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+
+
+def to_ms(at: datetime) -> int:
+    """Milliseconds since 1970; finer digits are cut off.
+
+    Raises `ValueError` outside the years 1 to 9999 UTC, where Python's calendar ends.
+    """
+    ms = (at - _EPOCH) // _MILLISECOND
+    if not _FIRST_MS <= ms <= _LAST_MS:
+        raise ValueError("a time outside the years 1 to 9999")
+    return ms
+
+
+def parse_time(text: str) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time. Raises `ValueError` for anything else."""
+    try:
+        return to_ms(msgspec.convert(text, Moment))
+    except msgspec.ValidationError as exc:
+        raise ValueError(
+            "not an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
+        ) from exc
+
+
+def format_time(ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-11-23T09:00:02.481Z`."""
+    at = _EPOCH + timedelta(milliseconds=ms)
+    # `isoformat` on a time with an offset ends with +00:00; Z is shorter and as good.
+    return at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

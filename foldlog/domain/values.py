@@ -1,0 +1,69 @@
+"""JSON values: what may be one, and when two are the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .limits import INTEGER_MAX
+
+type_of_plain = (str, bool, type(None))
+
+#: A field that is not there, where `None` is a value like any other.
+ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT", "__bool__": lambda _: False})()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of JSON values, typed: `true` is not 1, but 1 is 1.0; objects have no order."""
+    kind = type(a)
+    if kind is bool or type(b) is bool:
+        return a is b
+    if kind is list:
+        return type(b) is list and len(a) == len(b) and all(map(same, a, b))
+    if kind is dict:
+        return (
+            type(b) is dict and a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+        )
+    return bool(a == b)
+
+
+def check_value(value: Any, nesting_max: int) -> None:
+    """Raises `ValueError` for what decodes as JSON but cannot be kept and given back by everyone.
+
+    Integers beyond 2^53-1 lose digits in most readers; and whoever nests without end means harm.
+    """
+    kind = type(value)
+    if kind in type_of_plain:
+        return
+    if kind is int:
+        if not -INTEGER_MAX <= value <= INTEGER_MAX:
+            raise ValueError("an integer beyond 2^53-1; send it as a string")
+    elif kind is float:
+        if not math.isfinite(value):
+            raise ValueError("a number that is not finite")
+    elif nesting_max <= 0:
+        raise ValueError("nested too deeply")
+    elif kind is list:
+        for item in value:
+            check_value(item, nesting_max - 1)
+    else:
+        for item in value.values():
+            check_value(item, nesting_max - 1)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) is int or type(value) is float
+
+
+def sum_of(a: int | float, b: int | float) -> int | float | None:
+    """The sum as IEEE doubles; `None` if it is not finite.
+
+    A whole result is written without a fraction (1 + 1 is 2, not 2.0), whatever it came from,
+    so that every replica writes the same bytes.
+    """
+    total = float(a) + float(b)
+    if not math.isfinite(total):
+        return None
+    if total.is_integer() and abs(total) <= INTEGER_MAX:
+        return int(total)
+    return total

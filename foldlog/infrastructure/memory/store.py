@@ -1,0 +1,187 @@
+"""The event store and the master table in memory: for tests, docs and simulations.
+
+Ships with the code and passes the same contract as PostgreSQL. Everything is decided by the same
+`Intake` and the same `fold`; what is left here is a lock and some dictionaries.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+
+import msgspec
+
+from ...domain.changesets import LocalIds, Push, local_ids
+from ...domain.errors import ProjectionBehind, UnknownRecord, UnknownSpace
+from ...domain.events import LogEntry, decode_event, short_form
+from ...domain.intake import Intake, check_cursor, keys_to_load
+from ...domain.limits import LIMITS, Limits
+from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from ...domain.ports import (
+    ConflictsPage,
+    EventStore,
+    MasterTable,
+    Range,
+    RangeQuery,
+    Receipt,
+    RecordsPage,
+    RecordsQuery,
+    SpaceId,
+    decode_cursor,
+    encode_cursor,
+)
+from ...domain.proofs import SALT_BYTES
+
+
+@dataclass
+class _Space:
+    log: str = field(default_factory=lambda: str(uuid.uuid4()))
+    entries: list[LogEntry] = field(default_factory=list)
+    by_id: dict[str, LogEntry] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    received_at: int = 0
+    records: dict[Key, Record] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+
+    @property
+    def head(self) -> int:
+        return len(self.entries)
+
+    def mark(self, seq: int) -> str:
+        return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
+
+
+class MemoryStore(EventStore, MasterTable):
+    """Both ports in one, since nothing here is behind anything."""
+
+    def __init__(
+        self,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        limits: Limits = LIMITS,
+    ):
+        self._now_ms = now_ms
+        self._limits = limits
+        self._lock = Lock()
+        self._spaces: dict[SpaceId, _Space] = {}
+
+    def push(self, space: SpaceId, push: Push) -> Receipt:
+        with self._lock:
+            here = self._spaces.setdefault(space, _Space())
+            intake = Intake(
+                log=here.log,
+                head=here.head,
+                received_at=max(here.received_at, self._now_ms()),
+                known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
+                counters=here.counters,
+                records={
+                    key: here.records.get(key) or Record(*key) for key in keys_to_load([push])
+                },
+                marks={} if push.after is None else {push.after: here.mark(push.after)},
+                salt=lambda: secrets.token_bytes(SALT_BYTES),
+                limits=self._limits,
+            )
+            verdicts = intake.take(push)
+            for entry in intake.entries:
+                here.entries.append(entry)
+                here.by_id[entry.event_id] = entry
+                here.received_at = entry.received_at
+                here.conflicts += fold(here.records, decode_event(entry.state))
+            here.counters |= intake.counters
+            return Receipt(here.log, here.head, verdicts)
+
+    def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        here = self._space(space)
+        check_cursor(here.log, here.head, query.after, query.mark, here.mark(query.after))
+        events: list[bytes] = []
+        through, size = query.after, 0
+        for entry in here.entries[query.after : query.after + self._limits.page_scan_max]:
+            wanted = (
+                query.collections is None
+                or entry.collections is None
+                or not set(query.collections).isdisjoint(entry.collections)
+            )
+            if wanted:
+                size += len(entry.state)
+                if len(events) == query.limit or (events and size > self._limits.page_bytes_max):
+                    break
+                own = entry.kind == "changeset" and entry.device == query.short_for_device
+                events.append(short_form(entry.state) if own else entry.state)
+            through = entry.seq
+        return Range(here.log, here.head, events, through, here.mark(through))
+
+    def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
+        yield from self._space(space).entries[after:through]
+
+    def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
+        here = self._space(space, query.at_least)
+        chosen = [
+            record
+            for record in here.records.values()
+            if record.exists and query.collection in (None, record.collection)
+        ]
+        if query.changed_after is None:
+            after = decode_cursor(query.cursor, str, str) if query.cursor else ("", "")
+            live = sorted(
+                (r for r in chosen if not r.is_deleted and (r.collection, r.id) > after),
+                key=lambda r: (r.collection, r.id),
+            )
+            page = live[: query.limit]
+            more = len(live) > len(page)
+            cursor = encode_cursor(page[-1].collection, page[-1].id) if more else None
+        else:
+            seq = decode_cursor(query.cursor, int)[0] if query.cursor else query.changed_after
+            changed = sorted(
+                (r for r in chosen if r.seq > seq), key=lambda r: (r.seq, r.collection, r.id)
+            )
+            page = changed[: query.limit]
+            if page:
+                page = changed[: bisect_right(changed, page[-1].seq, key=lambda r: r.seq)]
+            more = len(changed) > len(page)
+            cursor = encode_cursor(page[-1].seq) if more else None
+        return self._page_of(here, page, cursor)
+
+    def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
+        here = self._space(space, at_least)
+        record = here.records.get(key)
+        if record is None or not record.exists:
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+        return self._page_of(here, [record], None)
+
+    def conflicts(self, space: SpaceId, *, limit: int, cursor: str | None) -> ConflictsPage:
+        here = self._space(space)
+        start = decode_cursor(cursor, int)[0] if cursor else 0
+        page = here.conflicts[start : start + limit]
+        end = start + len(page)
+        return ConflictsPage(
+            here.log,
+            here.head,
+            here.head,
+            [msgspec.json.encode(conflict_document(conflict)) for conflict in page],
+            encode_cursor(end) if end < len(here.conflicts) else None,
+        )
+
+    def local_ids(self, space: SpaceId, device: str) -> LocalIds:
+        ids: LocalIds = {}
+        for entry in self._space(space).entries:
+            if entry.device == device:
+                for collection, found in local_ids(decode_event(entry.state).ops).items():
+                    ids.setdefault(collection, {}).update(found)
+        return ids
+
+    def _space(self, space: SpaceId, at_least: int = 0) -> _Space:
+        here = self._spaces.get(space)
+        if here is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        if here.head < at_least:
+            raise ProjectionBehind(f"the log ends at {here.head}, before {at_least}")
+        return here
+
+    def _page_of(self, here: _Space, records: list[Record], cursor: str | None) -> RecordsPage:
+        documents = [msgspec.json.encode(view_of(record)) for record in records]
+        return RecordsPage(here.log, here.head, here.head, documents, cursor)
