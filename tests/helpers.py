@@ -1,0 +1,66 @@
+"""Changesets and pushes, made short for tests."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from foldlog.domain.changesets import Push, decode_changesets
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.ports import EventStore, RangeQuery
+
+NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+PAGES_MAX = 10_000
+
+A, B, C = (str(uuid.UUID(int=n, version=4)) for n in (0xA, 0xB, 0xC))
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def put(id: str = "r", collection: str = "tasks", **fields: Any) -> dict[str, Any]:
+    return {"op": "put", "collection": collection, "id": id, "fields": fields}
+
+
+def add(id: str = "r", collection: str = "tasks", **fields: Any) -> dict[str, Any]:
+    return {"op": "add", "collection": collection, "id": id, "fields": fields}
+
+
+def delete(id: str = "r", collection: str = "tasks") -> dict[str, Any]:
+    return {"op": "delete", "collection": collection, "id": id}
+
+
+def changeset(*ops: dict[str, Any], base: int = 0, **members: Any) -> dict[str, Any]:
+    """A changeset as JSON; `id` is new and there is no counter unless given."""
+    made_at = members.pop("made_at", "2026-11-23T09:00:00.000Z")
+    return {
+        "id": members.pop("id", None) or new_id(),
+        "base": base,
+        "made_at": made_at,
+        "ops": list(ops) or [put()],
+        **members,
+    }
+
+
+def push_of(*changesets: dict[str, Any], device: str = A, **members: Any) -> Push:
+    """A push of changesets given as JSON, read as the service reads them."""
+    decoded = decode_changesets(msgspec.json.encode(changesets), device, LIMITS)
+    return Push(device, members.pop("sent_at", NOW), decoded, **members)
+
+
+def pull_all(store: EventStore, space: str, *, limit: int = 100, **query: Any) -> list[bytes]:
+    """Pulls as a device does, and gives up rather than loop for ever."""
+    pulled: list[bytes] = []
+    after, mark = 0, ""
+    for _ in range(PAGES_MAX):
+        page = store.range_after(space, RangeQuery(after, limit, mark=mark, **query))
+        pulled += page.events
+        if not page.more:
+            return pulled
+        assert page.through > after
+        after, mark = page.through, page.mark
+    raise AssertionError(f"still more to pull after {PAGES_MAX} pages")
