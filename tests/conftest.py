@@ -1,13 +1,107 @@
-"""What all tests share: an event store of each kind."""
+"""What all tests share: an event store of each kind, on a real PostgreSQL of this test run's own."""
 
 from __future__ import annotations
 
+import itertools
+
+import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
+from foldlog.domain.limits import Limits
+from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.memory.store import MemoryStore
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.postgres.master import MasterProjection, PostgresMasterTable
+from foldlog.infrastructure.postgres.migrate import migrate
+from foldlog.infrastructure.postgres.projector import Projector
+
+#: A read that waits for what will never come need not try a test's patience.
+LIMITS = Limits(at_least_wait_seconds_max=1)
+#: What a test asks of a crash it asks of a cluster of its own (tests/integration); here nothing
+#: survives the run anyway.
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+_databases = itertools.count(1)
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """One PostgreSQL for each worker of the test run. Its database `foldlog` is the template."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("cluster"), settings=QUICK) as cluster:
+        migrate(cluster.url)
+        yield cluster
+
+
+def create_database(cluster) -> tuple[str, str]:
+    """URLs of a new, migrated database: as its owner, and as the superuser."""
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(cluster.superuser_url, autocommit=True) as conn:
+        conn.execute(
+            SQL("CREATE DATABASE {} TEMPLATE foldlog OWNER foldlog").format(Identifier(name))
+        )
+    return _in_database(cluster.url, name), _in_database(cluster.superuser_url, name)
+
+
+def _in_database(url: str, name: str) -> str:
+    return psycopg.conninfo.make_conninfo(url, dbname=name)
+
+
+@pytest.fixture
+def database(cluster):
+    """The URL of a database of the test's own."""
+    return create_database(cluster)[0]
+
+
+@pytest.fixture
+def database_urls(cluster):
+    """The same, with the superuser's URL beside it."""
+    return create_database(cluster)
+
+
+@pytest.fixture
+def datastore(database):
+    with Datastore(database) as datastore:
+        yield datastore
+
+
+class PostgresStores:
+    """Both ports on one database. Whoever waits for the projection makes it go on."""
+
+    def __init__(self, datastore: Datastore, limits: Limits = LIMITS):
+        self.datastore = datastore
+        self.log = PostgresEventStore(datastore, limits=limits)
+        self.projector = Projector(datastore, MasterProjection())
+        self.master = PostgresMasterTable(datastore, limits=limits, sleep=lambda _: self.project())
+
+    def project(self) -> None:
+        for space in self.projector.lagging():
+            while self.projector.project_or_stop(space):
+                pass
+
+    def __getattr__(self, name):
+        return getattr(self.log if hasattr(self.log, name) else self.master, name)
+
+
+@pytest.fixture
+def stores(datastore):
+    """The event store and the master table on a database of the test's own."""
+    return PostgresStores(datastore)
+
+
+@pytest.fixture(scope="session")
+def _shared_stores(cluster):
+    with Datastore(create_database(cluster)[0]) as datastore:
+        yield PostgresStores(datastore)
+
+
+@pytest.fixture(params=["memory", "postgres"])
 def store(request):
-    """Every test that asks for a store runs once on each kind of store."""
-    return MemoryStore()
+    """Every test that asks for a store runs once on each kind of store.
+
+    The one on PostgreSQL is shared by all of them, so they take spaces of their own.
+    """
+    if request.param == "memory":
+        return MemoryStore(limits=LIMITS)
+    return request.getfixturevalue("_shared_stores")

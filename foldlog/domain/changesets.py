@@ -5,15 +5,17 @@ Format: DESIGN section 2. Decoding is strict: what is not understood is named, n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any, Literal, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .errors import InvalidChangeset, LimitExceeded
+from .errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from .limits import INTEGER_MAX, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .times import Moment, to_ms
@@ -113,15 +115,21 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     """Reads the `changesets` of a push; each `local_id` is resolved to its `id`.
 
     Raises `InvalidChangeset` or `LimitExceeded`, with `index` and, where it can be told,
-    `pointer` (RFC 6901, relative to the array).
+    `pointer` (RFC 6901, relative to the array); `InvalidRequest` for what is not JSON at all.
     """
     try:
         changesets = _decode(raw)
     except msgspec.ValidationError as exc:
-        message, _, path = str(exc).partition(" - at `")
+        # From the right: the message may quote a name that the sender chose.
+        message, _, path = str(exc).rpartition(" - at `")
         found = _PATH_INDEX.match(path)
         where = {"index": int(found[1]), "pointer": _pointer(path)} if found else {}
-        raise InvalidChangeset(message, **where) from exc
+        raise InvalidChangeset(message or path, **where) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        index = _index_of_unreadable(bytes(raw))
+        if index is None:
+            raise InvalidRequest(_UNREADABLE) from exc
+        raise InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}") from exc
     if len(changesets) > limits.changesets_per_push_max:
         raise LimitExceeded("changesets_per_push_max", limits.changesets_per_push_max)
     for index, changeset in enumerate(changesets):
@@ -146,8 +154,48 @@ class _At(ValueError):
 
 
 def _pointer(path: str) -> str:
-    """`$[3].ops[0].fields` as the JSON pointer `/3/ops/0/fields`."""
-    return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", path) if part != "...")
+    """`$[3].ops[0].fields` as the JSON pointer `/3/ops/0/fields`; `[...]` is a name not told."""
+    told, _, _ = path.partition("[...]")
+    return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", told))
+
+
+_UNREADABLE = "not JSON (RFC 8259) in UTF-8, or nested too deeply"
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _index_of_unreadable(raw: bytes) -> int | None:
+    """Which changeset cannot be read as JSON, if the array as such can be told apart.
+
+    Slow, and only for what has failed: a device must know which one to set aside. A lone surrogate
+    comes easily (half an emoji, cut by a program), and would block its queue for ever.
+    """
+
+    def skip_space(at: int) -> int:
+        found = _JSON_SPACE.match(text, at)
+        assert found is not None
+        return found.end()
+
+    text = raw.decode("utf-8", "surrogateescape")
+    at = skip_space(0)
+    if text[at : at + 1] != "[":
+        return None
+    for index in count():
+        at = skip_space(at + 1)
+        try:
+            # More lenient than our reader: it finds the end also of what we cannot read.
+            _, end = json.JSONDecoder().raw_decode(text, at)
+        except RecursionError:
+            return index
+        except ValueError:
+            return None
+        try:
+            msgspec.json.decode(text[at:end].encode("utf-8", "surrogateescape"))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return index
+        at = skip_space(end)
+        if text[at : at + 1] != ",":
+            break
+    return None
 
 
 def _check(changeset: Changeset, device: str, limits: Limits) -> None:

@@ -70,7 +70,8 @@ def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
         for push in pushes
         for changeset in push.changesets
         for op in changeset.ops
-        if push.wants_records or changeset.guard is not UNSET or op.is_guarded
+        # Of a guarded one all: the answer to a stale one carries every record that it names.
+        if push.wants_records or changeset.is_guarded
     }
 
 

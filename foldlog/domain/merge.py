@@ -12,7 +12,7 @@ to, so that nothing a user typed disappears without a trace.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -23,6 +23,9 @@ from .events import Event
 from .values import ABSENT, is_number, same, sum_of
 
 Key = tuple[str, str]  #: (collection, id)
+
+#: Moves when the same log would fold into other records; what older code folded is then rebuilt.
+FOLD_VERSION = 1
 
 
 class Write(NamedTuple):
@@ -36,6 +39,26 @@ class Write(NamedTuple):
     device: str | None
     time: int
     other: int = 0
+
+
+#: Writes as they are stored and sent: each with the names of the fields that it wrote.
+PackedWrites = list[tuple[int, str | None, int, int, list[str]]]
+
+
+def pack_writes(writes: Mapping[str, Write]) -> PackedWrites:
+    """A changeset writes many fields at once, so its write is kept once; in one fixed order."""
+    names: dict[Write, list[str]] = {}
+    for name in sorted(writes):
+        names.setdefault(writes[name], []).append(name)
+    return [(*write, names[write]) for write in sorted(names, key=lambda w: (w.seq, w.other))]
+
+
+def unpack_writes(packed: PackedWrites) -> dict[str, Write]:
+    return {
+        name: Write(seq, device, time, other)
+        for seq, device, time, other, names in packed
+        for name in names
+    }
 
 
 class Cause(NamedTuple):

@@ -10,6 +10,7 @@ from .limits import LIMITS
 
 _SPACE = re.compile(rf"[a-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
 _COLLECTION = re.compile(rf"[A-Za-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
+_RECORD_ID = re.compile(rf"[^\0\ud800-\udfff]{{1,{LIMITS.record_id_length_max}}}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _DOTS = frozenset({".", ".."})  # they mean folders in a path, and so can name nothing else
 
@@ -18,8 +19,13 @@ def is_space(name: str) -> bool:
     return _SPACE.fullmatch(name) is not None and name not in _DOTS
 
 
-@lru_cache(maxsize=1_000)
 def is_collection(name: str) -> bool:
+    # The length first: what is remembered must not be as long as a stranger likes.
+    return len(name) <= LIMITS.name_length_max and _is_collection(name)
+
+
+@lru_cache(maxsize=1_000)
+def _is_collection(name: str) -> bool:
     return _COLLECTION.fullmatch(name) is not None and name not in _DOTS
 
 
@@ -29,8 +35,7 @@ def is_uuid(text: str) -> bool:
 
 
 def is_record_id(text: str) -> bool:
-    # Surrogates cannot come in: the JSON reader refuses a lone one.
-    return 1 <= len(text) <= LIMITS.record_id_length_max and "\0" not in text
+    return _RECORD_ID.fullmatch(text) is not None
 
 
 def id_of_local(device: str, collection: str, local_id: str) -> str:

@@ -16,6 +16,7 @@ from .changesets import LocalIds, Push
 from .errors import InvalidRequest
 from .events import LogEntry
 from .intake import Answer
+from .limits import INTEGER_MAX
 from .merge import Key
 
 SpaceId = str
@@ -26,13 +27,20 @@ def encode_cursor(*parts: str | int) -> str:
     return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
 
 
+_STRANGE_CURSOR = "this cursor is not one that an earlier page gave"
+
+
 def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
     """The parts of a cursor. Raises `InvalidRequest` for one that we did not make."""
     try:
         raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        return msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]
+        parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]
     except (ValueError, msgspec.MsgspecError) as exc:
-        raise InvalidRequest("this cursor is not one that an earlier page gave") from exc
+        raise InvalidRequest(_STRANGE_CURSOR) from exc
+    # A made-up cursor must not reach a database with what its types cannot hold.
+    if any("\0" in p if isinstance(p, str) else not 0 <= p <= INTEGER_MAX for p in parts):
+        raise InvalidRequest(_STRANGE_CURSOR)
+    return parts
 
 
 class Receipt(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 
 SALT_BYTES = 32
@@ -15,7 +16,7 @@ MARK_LENGTH = 16  #: hex digits of a leaf hash that a cursor carries
 #: An entry bundle of C2SP tlog-tiles counts an entry's bytes with 16 bits.
 LEAF_BYTES_MAX = 65_535
 
-_OPS, _BODY = b',"ops":', b',"body":'
+_LAST_KEY = re.compile(rb',"(?:ops|body)":')
 
 
 def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
@@ -39,12 +40,12 @@ def header_of(state: bytes) -> bytes:
     """The bytes of a stored event up to its `ops` or `body`, which are never rewritten.
 
     A quote inside a JSON string is escaped, and no member of the header is an object with such a
-    key, so the first match is the key itself.
+    key, so the first match of either is the key itself; a body may well hold `ops` of its own.
     """
-    end = state.find(_OPS)
-    if end < 0:
-        end = state.index(_BODY)
-    return state[:end]
+    found = _LAST_KEY.search(state)
+    if found is None:
+        raise ValueError("an event ends with ops or a body")
+    return state[: found.start()]
 
 
 def leaf_of(header: bytes, hash_of_ops: bytes) -> bytes:

@@ -1,0 +1,237 @@
+"""One append transaction: the waiting pushes of one space, decided under its lock.
+
+Two round trips to the database: lock and look, then write and commit.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from psycopg import Connection, Cursor
+from psycopg.rows import tuple_row
+
+from ...domain import proofs
+from ...domain.changesets import Push
+from ...domain.errors import (
+    FoldlogError,
+    OutcomeUnknown,
+    ProjectionBehind,
+    StorageUnavailable,
+)
+from ...domain.events import LogEntry
+from ...domain.intake import Intake, keys_to_load
+from ...domain.limits import Limits
+from ...domain.merge import FOLD_VERSION, Key, Record
+from ...domain.ports import Receipt
+from .datastore import Datastore
+from .errors import CONNECTION_ERRORS
+from .guards import records_at_head
+from .recorder import LogRecorder
+
+# The row lock is what makes seq order commit order: without FOR UPDATE two appends could take the
+# same numbers, or commit in another order than their numbers, and a reader would miss events.
+# tests/integration/test_nothing_is_skipped.py fails without it.
+LOCK_SPACE = """
+SELECT log::text, head, received_at_ms
+  FROM spaces
+ WHERE space = %(space)s
+   FOR UPDATE
+"""
+
+# A statement of its own, and after the lock: the time must not be older than the wait.
+SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+SELECT_KNOWN = """
+SELECT event_id::text, state
+  FROM events
+ WHERE originator_id = %(space)s
+   AND event_id = ANY(%(ids)s::uuid[])
+ ORDER BY event_id
+"""
+
+SELECT_COUNTERS = """
+SELECT device::text, counter
+  FROM devices
+ WHERE space = %(space)s
+   AND device = ANY(%(devices)s::uuid[])
+ ORDER BY device
+"""
+
+SELECT_FOR_MARKS = """
+SELECT originator_version, state, ops_hash
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version = ANY(%(seqs)s::bigint[])
+ ORDER BY originator_version
+"""
+
+CREATE_SPACE = """
+WITH created AS (
+    INSERT INTO spaces (space) VALUES (%(space)s)
+    ON CONFLICT (space) DO NOTHING
+    RETURNING space
+)
+INSERT INTO projections (space, projection, generation, is_live, fold_version)
+SELECT space, %(projection)s, 1, true, %(fold_version)s
+  FROM created
+RETURNING space
+"""
+
+ADVANCE_SPACE = """
+UPDATE spaces
+   SET head = %(head)s, mark = %(mark)s, received_at_ms = %(received_at)s
+ WHERE space = %(space)s
+"""
+
+UPSERT_DEVICES = """
+INSERT INTO devices (space, device, counter, last_seen_ms)
+SELECT %(space)s, device, counter, %(received_at)s
+  FROM unnest(%(devices)s::uuid[], %(counters)s::bigint[]) AS seen (device, counter)
+    ON CONFLICT (space, device) DO UPDATE
+   SET counter = excluded.counter, last_seen_ms = excluded.last_seen_ms
+RETURNING device
+"""
+
+
+_FIRST_PROJECTION = {"projection": "master", "fold_version": FOLD_VERSION}
+
+
+class _Look(NamedTuple):
+    """What the first round trip found."""
+
+    log: str
+    head: int
+    received_at: int
+    known: dict[str, bytes]
+    counters: dict[str, int]
+    marks: dict[int, str]
+
+
+class Appender:
+    """Appends groups of pushes; the `commit` of a `GroupCommit`."""
+
+    def __init__(self, datastore: Datastore, limits: Limits):
+        self._datastore = datastore
+        self._recorder = LogRecorder(datastore)
+        self._limits = limits
+
+    def append(self, space: str, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+        """An outcome for each push. Raises `StorageUnavailable` or `OutcomeUnknown` for all."""
+        writing = False
+        try:
+            with (
+                self._datastore.get_connection() as conn,
+                conn.cursor(row_factory=tuple_row) as cursor,
+                conn.pipeline(),
+                conn.transaction(),
+            ):
+                look = self._look(conn, cursor, space, pushes)
+                intake, outcomes = self._decide(cursor, space, pushes, look)
+                if intake.entries:
+                    writing = True
+                    self._write(cursor, space, intake)
+        except CONNECTION_ERRORS as exc:
+            # Once COMMIT may have been sent, a broken connection says nothing about it.
+            raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
+        return outcomes
+
+    def _look(
+        self, conn: Connection[Any], cursor: Cursor[Any], space: str, pushes: Sequence[Push]
+    ) -> _Look:
+        changesets = [changeset for push in pushes for changeset in push.changesets]
+        names = {
+            "space": space,
+            "ids": list({changeset.id for changeset in changesets}),
+            "devices": list({push.device for push in pushes}),
+            "seqs": list({push.after for push in pushes if push.after}),
+        }
+        cursors = []
+        # Sent one after another without waiting; each statement sees what is committed when it
+        # runs, and so all but the first see what is true under the lock.
+        for statement in (
+            LOCK_SPACE,
+            SELECT_NOW,
+            SELECT_KNOWN,
+            SELECT_COUNTERS,
+            SELECT_FOR_MARKS,
+        ):
+            cursors.append(conn.cursor(row_factory=tuple_row))
+            cursors[-1].execute(statement, names, prepare=True)
+        locked, now, known, counters, marks = cursors
+        row = locked.fetchone()
+        if row is None:
+            cursor.execute(CREATE_SPACE, {**names, **_FIRST_PROJECTION})
+            row = cursor.execute(LOCK_SPACE, names).fetchone()
+            # Another may have made it, and appended, before we had the lock: look again.
+            return self._look(conn, cursor, space, pushes)
+        log, head, received_at = row
+        (now_ms,) = now.fetchone() or (0,)
+        return _Look(
+            log,
+            head,
+            max(received_at, now_ms),
+            dict(known.fetchall()),
+            dict(counters.fetchall()),
+            {
+                0: "",
+                **{
+                    seq: proofs.mark_of(proofs.header_of(state), ops_hash)
+                    for seq, state, ops_hash in marks.fetchall()
+                },
+            },
+        )
+
+    def _decide(
+        self, cursor: Cursor[Any], space: str, pushes: Sequence[Push], look: _Look
+    ) -> tuple[Intake, list[Receipt | Exception]]:
+        keys = keys_to_load(pushes)
+        behind: ProjectionBehind | None = None
+        records: dict[Key, Record] = {}
+        if keys:
+            try:
+                records = records_at_head(cursor, space, look.head, keys, self._limits)
+            except ProjectionBehind as exc:
+                behind = exc  # concerns those alone that have guards
+        intake = Intake(
+            log=look.log,
+            head=look.head,
+            received_at=look.received_at,
+            known=look.known,
+            counters=look.counters,
+            marks=look.marks,
+            records=records,
+            salt=lambda: secrets.token_bytes(proofs.SALT_BYTES),
+            limits=self._limits,
+        )
+        outcomes: list[Receipt | Exception] = []
+        for push in pushes:
+            try:
+                if behind is not None and keys_to_load([push]):
+                    raise behind
+                outcomes.append(Receipt(look.log, 0, intake.take(push)))
+            except FoldlogError as exc:
+                outcomes.append(exc)
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt):
+                outcome.head = intake.head
+        return intake, outcomes
+
+    def _write(self, cursor: Cursor[Any], space: str, intake: Intake) -> None:
+        last: LogEntry = intake.entries[-1]
+        assert [e.seq for e in intake.entries] == list(
+            range(last.seq - len(intake.entries) + 1, last.seq + 1)
+        )
+        self._recorder.append(cursor, space, intake.entries)
+        values = {"space": space, "received_at": last.received_at}
+        cursor.execute(ADVANCE_SPACE, {**values, "head": last.seq, "mark": last.mark}, prepare=True)
+        cursor.execute(
+            UPSERT_DEVICES,
+            {
+                **values,
+                "devices": list(intake.counters),
+                "counters": list(intake.counters.values()),
+            },
+            prepare=True,
+        )

@@ -1,0 +1,70 @@
+"""The state that guards are decided on: the master table, and the events that it lacks yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from psycopg import Cursor
+
+from ...domain.errors import ProjectionBehind
+from ...domain.events import decode_event
+from ...domain.limits import Limits
+from ...domain.merge import Key, Record, fold
+from .record_rows import COLUMNS, record_of
+
+# One statement, so one snapshot: position and records always fit each other.
+SELECT_RECORDS_AND_POSITION = f"""
+SELECT p.position, {COLUMNS}
+  FROM projections p
+  LEFT JOIN LATERAL (
+           SELECT {COLUMNS}
+             FROM records r
+             JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
+            USING (collection, id)
+            WHERE r.space = p.space
+              AND r.generation = p.generation
+       ) found ON true
+ WHERE p.space = %(space)s
+   AND p.projection = 'master'
+   AND p.is_live
+ ORDER BY collection, id
+"""
+
+SELECT_TAIL = """
+SELECT state
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version > %(position)s
+   AND originator_version <= %(head)s
+ ORDER BY originator_version
+"""
+
+
+def records_at_head(
+    cursor: Cursor[Any], space: str, head: int, keys: Collection[Key], limits: Limits
+) -> dict[Key, Record]:
+    """The records of `keys` at `head`, also of those that never were. The space must be locked.
+
+    Raises `ProjectionBehind` if the master table lacks more than `guard_tail_events_max` events.
+    """
+    collections, ids = zip(*keys, strict=True)
+    names: dict[str, Any] = {"space": space, "collections": list(collections), "ids": list(ids)}
+    rows = cursor.execute(SELECT_RECORDS_AND_POSITION, names, prepare=True).fetchall()
+    position = rows[0][0]
+    if head - position > limits.guard_tail_events_max:
+        raise ProjectionBehind(
+            f"the master table is at {position} of {head}: too far behind to decide guards"
+        )
+    records = {key: Record(*key) for key in keys}
+    for _, *row in rows:
+        if row[0] is not None:
+            record = record_of(row)
+            records[record.collection, record.id] = record
+    if position < head:
+        names |= {"position": position, "head": head}
+        for (state,) in cursor.execute(SELECT_TAIL, names, prepare=True).fetchall():
+            event = decode_event(state)
+            event.ops = [op for op in event.ops if op.key in records]
+            fold(records, event)
+    return records

@@ -1,0 +1,205 @@
+"""The event store on PostgreSQL: pushes in, ranges out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import args_row, tuple_row
+
+from ...domain import proofs
+from ...domain.changesets import Push
+from ...domain.errors import UnknownSpace
+from ...domain.events import LogEntry, short_form
+from ...domain.intake import check_cursor
+from ...domain.limits import INTEGER_MAX, LIMITS, Limits
+from ...domain.ports import EventStore, Range, RangeQuery, Receipt, SpaceId
+from ..group_commit import GroupCommit
+from .append import Appender
+from .datastore import Datastore
+from .errors import translated
+
+SELECT_SPACE = """
+SELECT log::text, head, mark
+  FROM spaces
+ WHERE space = %(space)s
+"""
+
+# The event at `after` comes too, for its mark. The window stops a page that grows too large: it
+# adds up lengths alone, which are known without reading the states.
+SELECT_PAGE = """
+SELECT seq, state, ops_hash, device
+  FROM (
+       SELECT originator_version AS seq,
+              state,
+              ops_hash,
+              CASE WHEN topic LIKE 'changeset/%%' THEN device END AS device,
+              sum(octet_length(state)) OVER (
+                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
+              ) - octet_length(state) AS bytes_before
+         FROM events
+        WHERE originator_id = %(space)s
+          AND originator_version >= %(after)s
+          AND originator_version <= %(through)s
+          AND (
+                  %(collections)s::text[] IS NULL
+                  OR collections IS NULL
+                  OR collections && %(collections)s::text[]
+                  OR originator_version = %(after)s
+              )
+        ORDER BY originator_version
+        LIMIT %(limit)s
+       ) page
+ WHERE bytes_before <= %(bytes_max)s
+ ORDER BY seq
+"""
+
+SELECT_AT = """
+SELECT originator_version, state, ops_hash, device
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version = ANY(%(seqs)s::bigint[])
+ ORDER BY originator_version
+"""
+
+SELECT_ENTRIES = """
+SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::text,
+       received_at_ms, collections, state, salt, ops_hash
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version > %(after)s
+   AND originator_version <= %(through)s
+ ORDER BY originator_version
+ LIMIT %(limit)s
+"""
+
+ENTRIES_BATCH = 500
+
+
+class _Row(NamedTuple):
+    seq: int
+    state: bytes
+    ops_hash: bytes
+    device: Any
+
+    @property
+    def mark(self) -> str:
+        return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
+
+
+class PostgresEventStore(EventStore):
+    """Appends by group commit, reads without any lock.
+
+    `on_append(space)` is called after each commit, to wake whoever follows the log.
+    """
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        *,
+        limits: Limits = LIMITS,
+        on_append: Callable[[SpaceId], None] = lambda space: None,
+    ):
+        self._datastore = datastore
+        self._limits = limits
+        self._on_append = on_append
+        self._appender = Appender(datastore, limits)
+        self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(self._append)
+
+    def push(self, space: SpaceId, push: Push) -> Receipt:
+        return self._group_commit.submit(space, push)
+
+    def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+        try:
+            outcomes = self._appender.append(space, pushes)
+        except PersistenceError:
+            # The database refused what we thought was fine. Who is to blame must not take the
+            # others along, so each goes alone.
+            if len(pushes) == 1:
+                raise
+            outcomes = [self._append_alone(space, push) for push in pushes]
+        self._on_append(space)
+        return outcomes
+
+    def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
+        try:
+            return self._appender.append(space, [push])[0]
+        except Exception as exc:
+            return exc
+
+    def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        with translated(), self._datastore.get_connection() as conn:
+            log, head, head_mark, rows = self._read_page(conn, space, query)
+            at_after = rows.pop(0) if rows and rows[0].seq == query.after else None
+            check_cursor(
+                log, head, query.after, query.mark, at_after.mark if at_after is not None else ""
+            )
+            rows = rows[: query.limit]
+            through = self._through(query, rows, head)
+            if through == head:
+                mark = head_mark
+            elif through == query.after:
+                mark = at_after.mark if at_after is not None else ""
+            else:
+                mark = rows[-1].mark if rows and rows[-1].seq == through else ""
+                mark = mark or self._mark(conn, space, through)
+        own = query.short_for_device
+        events = [
+            short_form(row.state) if own is not None and str(row.device) == own else row.state
+            for row in rows
+        ]
+        return Range(log, head, events, through, mark)
+
+    def _read_page(
+        self, conn: Connection[Any], space: SpaceId, query: RangeQuery
+    ) -> tuple[str, int, str, list[_Row]]:
+        """The space, and the event at `after` with those that follow it up to its head."""
+        scan = self._limits.page_scan_max if query.collections is not None else INTEGER_MAX
+        names = {
+            "space": space,
+            "after": query.after,
+            "through": min(query.after + scan, INTEGER_MAX),
+            "collections": None if query.collections is None else list(query.collections),
+            "limit": query.limit + 1,
+            "bytes_max": self._limits.page_bytes_max,
+        }
+        with conn.pipeline():  # one round trip; the head is read before the events
+            of_space = conn.cursor(row_factory=tuple_row)
+            of_space.execute(SELECT_SPACE, names, prepare=True)
+            of_page = conn.cursor(row_factory=args_row(_Row), binary=True)
+            of_page.execute(SELECT_PAGE, names, prepare=True)
+            found = of_space.fetchone()
+            if found is None:
+                raise UnknownSpace(f"there is no space {space!r}")
+            log, head, mark = found
+            return log, head, mark, [row for row in of_page.fetchall() if row.seq <= head]
+
+    def _through(self, query: RangeQuery, rows: Sequence[_Row], head: int) -> int:
+        """The last seq that a page has looked at."""
+        is_full = (
+            len(rows) == query.limit
+            or sum(len(row.state) for row in rows) >= self._limits.page_bytes_max
+        )
+        if query.collections is None or is_full:
+            return rows[-1].seq if rows else query.after
+        return min(query.after + self._limits.page_scan_max, head)
+
+    def _mark(self, conn: Connection[Any], space: SpaceId, seq: int) -> str:
+        cursor = conn.cursor(row_factory=args_row(_Row))
+        names = {"space": space, "seqs": [seq]}
+        row = cursor.execute(SELECT_AT, names, prepare=True).fetchone()
+        assert row is not None
+        return row.mark
+
+    def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
+        while after < through:
+            names = {"space": space, "after": after, "through": through, "limit": ENTRIES_BATCH}
+            with translated(), self._datastore.rows() as cursor:
+                rows = cursor.execute(SELECT_ENTRIES, names, prepare=True).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                yield LogEntry(*row)
+            after = rows[-1][0]

@@ -1,0 +1,78 @@
+"""Brings a database to this version's schema.
+
+A new database gets `schema.sql` at once; an older one the migrations that it lacks, each in a
+transaction of its own. A test holds that both ways lead to the same schema.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import psycopg
+
+from ...domain.errors import OperatorError
+
+_SQL = files(__package__)
+#: Two services that start at once must not both migrate. "fold" in ASCII.
+_LOCK = 0x666F6C64
+
+
+class UnknownSchema(OperatorError):
+    """The database was migrated by a newer Foldlog than this one."""
+
+    code = "unknown-schema"
+
+
+def migrations() -> dict[str, str]:
+    """Name -> SQL, in the order in which they apply."""
+    found = (_SQL / "migrations").iterdir()
+    return {
+        path.name.removesuffix(".sql"): path.read_text("utf-8")
+        for path in sorted(found, key=lambda path: path.name)
+        if path.name.endswith(".sql")
+    }
+
+
+def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
+    """Migrates the database, and returns the names of the migrations that it lacked.
+
+    `from_scratch=False` builds a new database by its migrations too, as the test does.
+    """
+    known = migrations()
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        applied = _applied(conn)
+        if unknown := applied - known.keys():
+            raise UnknownSchema(
+                f"the database has migrations that this version does not know: "
+                f"{', '.join(sorted(unknown))}. Use the newer version."
+            )
+        missing = [name for name in known if name not in applied]
+        if missing and not applied and from_scratch:
+            with conn.transaction():
+                conn.execute((_SQL / "schema.sql").read_bytes())
+                for name in missing:
+                    _note(conn, name)
+            return missing
+        for name in missing:
+            with conn.transaction():
+                conn.execute(known[name].encode())
+                _note(conn, name)
+        return missing
+
+
+def pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
+    """The migrations that the database still lacks."""
+    applied = _applied(conn)
+    return [name for name in migrations() if name not in applied]
+
+
+def _applied(conn: psycopg.Connection[tuple[object, ...]]) -> set[str]:
+    (there,) = conn.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone() or ()
+    if not there:
+        return set()
+    return {str(name) for (name,) in conn.execute("SELECT name FROM schema_migrations")}
+
+
+def _note(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
+    conn.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))

@@ -1,0 +1,214 @@
+"""Following the logs: any number of workers share the spaces between them.
+
+A space that cannot go on stops alone, says so in its row of `projections`, and is tried again
+after a while; neither the other spaces nor appends notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from psycopg import Cursor
+
+from ...domain.events import Event
+from .datastore import Datastore
+from .errors import CONNECTION_ERRORS
+from .master import MasterProjection
+from .positions import PositionRecorder
+from .recorder import EventMapper
+from .wakeups import Wakeups
+
+log = structlog.get_logger("foldlog.projector")
+
+BATCH_EVENTS = 1_000
+BATCH_BYTES = 8 * 2**20
+#: how long a space that stopped rests before it is tried again
+RETRY_SECONDS = 30
+#: a lost notification costs this at most
+POLL_SECONDS = 2.0
+RECONNECT_SECONDS = 1.0
+SPACES_PER_ROUND = 1_000
+
+SELECT_BATCH = """
+SELECT originator_version, topic, state
+  FROM (
+       SELECT originator_version,
+              topic,
+              state,
+              sum(octet_length(state)) OVER (
+                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
+              ) - octet_length(state) AS bytes_before
+         FROM events
+        WHERE originator_id = %(space)s
+          AND originator_version > %(position)s
+        ORDER BY originator_version
+        LIMIT %(limit)s
+       ) batch
+ WHERE bytes_before <= %(bytes_max)s
+ ORDER BY originator_version
+"""
+
+SELECT_LAGGING = """
+SELECT s.space
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space
+ WHERE p.projection = %(projection)s
+   AND p.is_live
+   AND p.position < s.head
+   AND (p.stopped_until IS NULL OR p.stopped_until < now())
+ ORDER BY s.space
+ LIMIT %(limit)s
+"""
+
+NOTE_STOPPED = """
+UPDATE projections
+   SET stopped_at = %(seq)s,
+       stopped_why = %(why)s,
+       stopped_until = now() + %(seconds)s * interval '1 second'
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+RETURNING generation
+"""
+
+
+class Stopped(Exception):
+    """An event that a projection cannot process."""
+
+    def __init__(self, generation: int, seq: int, why: str):
+        super().__init__(f"seq {seq}: {why}")
+        self.generation = generation
+        self.seq = seq
+        self.why = why
+
+
+class Projector:
+    """Brings projections of spaces up to their logs, batch by batch."""
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        projection: MasterProjection,
+        *,
+        batch_events: int = BATCH_EVENTS,
+    ):
+        self._datastore = datastore
+        self._projection = projection
+        self._batch_events = batch_events
+        self._mapper = EventMapper()
+        self.positions = PositionRecorder(datastore, projection.name)
+
+    def run(self, wakeups: Wakeups) -> None:
+        """Follows all spaces until `wakeups` is closed."""
+        waiting: set[str] = set()
+        while not wakeups.closed:
+            try:
+                if not waiting:
+                    waiting = set(self.lagging())
+                for space in sorted(waiting):
+                    if wakeups.closed:
+                        return
+                    # A batch of each space in turn: a long log does not hold up the others.
+                    if not self.project_or_stop(space):
+                        waiting.discard(space)
+            except CONNECTION_ERRORS as exc:
+                log.warning("database_unreachable", error=str(exc))
+                waiting.clear()
+                wakeups.sleep(RECONNECT_SECONDS)
+                continue
+            waiting |= wakeups.wait(0 if waiting else POLL_SECONDS)
+
+    def lagging(self) -> list[str]:
+        names = {"projection": self._projection.name, "limit": SPACES_PER_ROUND}
+        with self._datastore.rows() as cursor:
+            return [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
+
+    def project_or_stop(self, space: str) -> bool:
+        """Projects a batch of the live generation; notes where a space stops.
+
+        Returns whether there may be more to do at once.
+        """
+        try:
+            return self.project(space)
+        except Stopped as exc:
+            log.error("projection_stopped", space=space, seq=exc.seq, why=exc.why)
+            with self._datastore.committed() as cursor:
+                cursor.execute(
+                    NOTE_STOPPED,
+                    {
+                        "space": space,
+                        "projection": self._projection.name,
+                        "generation": exc.generation,
+                        "seq": exc.seq,
+                        "why": exc.why,
+                        "seconds": RETRY_SECONDS,
+                    },
+                )
+            return False
+
+    def project(self, space: str) -> bool:
+        """Projects a batch of the live generation, if no other worker is at it."""
+        with self._datastore.committed() as cursor:
+            locked = self.positions.lock_live(cursor, space)
+            if locked is None:
+                return False
+            generation, position = locked
+            return self.advance(cursor, space, generation, position) > position
+
+    def advance(self, cursor: Cursor[Any], space: str, generation: int, position: int) -> int:
+        """Applies the events after `position` to a locked generation, up to one batch.
+
+        Returns the new position. Raises `Stopped` if already the first event cannot be processed.
+        """
+        rows = self._read(cursor, space, position, self._batch_events)
+        if not rows:
+            return position
+        try:
+            return self._apply(cursor, space, generation, position, rows)
+        except CONNECTION_ERRORS:
+            raise
+        except Exception as whole:
+            # Which one was it? Go on event by event, so that all before it are projected.
+            for done, row in enumerate(rows):
+                try:
+                    position = self._apply(cursor, space, generation, position, [row])
+                except CONNECTION_ERRORS:
+                    raise
+                except Exception as exc:
+                    if done == 0:
+                        raise Stopped(generation, row[0], f"{type(exc).__name__}: {exc}") from exc
+                    return position
+            log.warning("batch_failed_but_not_its_events", space=space, error=str(whole))
+            return position
+
+    def _read(
+        self, cursor: Cursor[Any], space: str, position: int, limit: int
+    ) -> list[tuple[int, str, bytes]]:
+        names = {
+            "space": space,
+            "position": position,
+            "limit": limit,
+            "bytes_max": BATCH_BYTES,
+        }
+        return cursor.execute(SELECT_BATCH, names, prepare=True, binary=True).fetchall()
+
+    def _apply(
+        self,
+        cursor: Cursor[Any],
+        space: str,
+        generation: int,
+        position: int,
+        rows: Sequence[tuple[int, str, bytes]],
+    ) -> int:
+        last = rows[-1][0]
+        assert rows[0][0] == position + 1 and last == position + len(rows), "a hole in the log"
+        with cursor.connection.transaction():  # a savepoint: what fails leaves nothing behind
+            self._projection.apply(cursor, space, generation, self._decode(rows))
+            self.positions.advance(cursor, space, generation, expected=position, to=last)
+        return last
+
+    def _decode(self, rows: Sequence[tuple[int, str, bytes]]) -> list[Event]:
+        return [self._mapper.decode(topic, state) for _, topic, state in rows]

@@ -1,0 +1,263 @@
+"""Rebuilding a projection: a new generation beside the live one, compared, and swapped in.
+
+Clients go on reading the live generation all the while. Progress is the new generation's own
+position, so a rebuild that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Cursor
+from psycopg.sql import SQL, Identifier
+
+from ...domain.errors import OperatorError, UnknownSpace
+from ...domain.merge import FOLD_VERSION
+from .datastore import Datastore
+from .errors import translated
+from .master import MasterProjection
+from .projector import Projector
+
+#: with this few events left, the last ones are caught up under the lock that ends in the swap
+CATCH_UP_EVENTS = 2_000
+
+SELECT_HEAD = """
+SELECT head
+  FROM spaces
+ WHERE space = %(space)s
+"""
+
+SELECT_GENERATIONS = """
+SELECT generation, position, is_live, fold_version
+  FROM projections
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+ ORDER BY generation
+"""
+
+CREATE_GENERATION = """
+INSERT INTO projections (space, projection, generation, is_live, fold_version)
+VALUES (%(space)s, %(projection)s, %(generation)s, false, %(fold_version)s)
+RETURNING generation
+"""
+
+DROP_GENERATION = """
+DELETE FROM projections
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+   AND NOT is_live
+RETURNING generation
+"""
+
+SET_LIVE = """
+UPDATE projections
+   SET is_live = %(is_live)s
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+RETURNING generation
+"""
+
+# Rows that one generation has and the other has not, as text, the first ones by key.
+COMPARE = """
+SELECT to_json(t)::text, in_live
+  FROM (
+       (SELECT {columns}, true AS in_live FROM {table}
+         WHERE space = %(space)s AND generation = %(live)s
+        EXCEPT ALL
+        SELECT {columns}, true FROM {table}
+         WHERE space = %(space)s AND generation = %(rebuilt)s)
+       UNION ALL
+       (SELECT {columns}, false FROM {table}
+         WHERE space = %(space)s AND generation = %(rebuilt)s
+        EXCEPT ALL
+        SELECT {columns}, false FROM {table}
+         WHERE space = %(space)s AND generation = %(live)s)
+       ) t
+ ORDER BY {key}, in_live DESC
+ LIMIT 1
+"""
+
+SELECT_COLUMNS = """
+SELECT column_name, data_type
+  FROM information_schema.columns
+ WHERE table_schema = current_schema()
+   AND table_name = %(table)s
+   AND column_name NOT IN ('space', 'generation')
+ ORDER BY ordinal_position
+"""
+
+
+class RebuildDiffers(OperatorError):
+    """The rebuilt projection differs from the live one, which was kept."""
+
+    code = "rebuild-differs"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first row that the two generations do not share."""
+
+    table: str
+    row: str
+    is_in_live: bool
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild did."""
+
+    space: str
+    events: int
+    resumed_at: int
+    generation: int
+    is_compared: bool
+
+
+class Rebuilder:
+    """Rebuilds a projection of one space after another.
+
+    `report(space, position, head)` is called after each batch.
+    """
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        projection: MasterProjection,
+        *,
+        report: Callable[[str, int, int], None] = lambda space, position, head: None,
+        batch_events: int = 2_000,
+    ):
+        self._datastore = datastore
+        self._projection = projection
+        self._report = report
+        self._projector = Projector(datastore, projection, batch_events=batch_events)
+        self._positions = self._projector.positions
+
+    def rebuild(self, space: str, *, verify: bool = False, fresh: bool = False) -> Rebuilt:
+        """Rebuilds one space, and swaps the new generation in.
+
+        With `verify` the two are compared first, and `RebuildDiffers` is raised if they differ;
+        the live generation is then kept, and the new one too, for a `rebuild` without `verify`.
+        `fresh` throws away what an interrupted rebuild left. Raises `UnknownSpace`, `Stopped`.
+        """
+        with translated():
+            self._head(space)
+            self._drop_others(space, keep_unfinished=not fresh)
+            generation, start = self._unfinished(space) or self._create(space)
+            position = start
+            while (head := self._head(space)) - position > CATCH_UP_EVENTS:
+                position = self._step(space, generation)
+                self._report(space, position, head)
+            self._swap(space, generation, verify)
+            self._report(space, head, head)
+            self._drop_others(space, keep_unfinished=True)
+            return Rebuilt(space, head - start, start, generation, verify)
+
+    def _head(self, space: str) -> int:
+        with self._datastore.rows() as cursor:
+            row = cursor.execute(SELECT_HEAD, {"space": space}).fetchone()
+        if row is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        return int(row[0])
+
+    def _generations(self, cursor: Cursor[Any], space: str) -> list[tuple[int, int, bool, int]]:
+        return cursor.execute(SELECT_GENERATIONS, self._names(space)).fetchall()
+
+    def _unfinished(self, space: str) -> tuple[int, int] | None:
+        with self._datastore.rows() as cursor:
+            for generation, position, is_live, _ in self._generations(cursor, space):
+                if not is_live:
+                    return generation, position
+        return None
+
+    def _create(self, space: str) -> tuple[int, int]:
+        with self._datastore.committed() as cursor:
+            newest = self._generations(cursor, space)[-1][0]
+            names = self._names(space, newest + 1) | {"fold_version": FOLD_VERSION}
+            cursor.execute(CREATE_GENERATION, names)
+            return newest + 1, 0
+
+    def _step(self, space: str, generation: int) -> int:
+        with self._datastore.committed() as cursor:
+            locked = self._positions.lock(cursor, space, generation)
+            if locked is None:
+                raise OperatorError(f"another rebuild of {space!r} has finished in the meantime")
+            return self._projector.advance(cursor, space, *locked)
+
+    def _swap(self, space: str, generation: int, verify: bool) -> None:
+        """Brings both generations to the same seq, compares them, and makes the new one live."""
+        with self._datastore.committed() as cursor:
+            live = next(
+                (g for g, _, is_live, _ in self._generations(cursor, space) if is_live), None
+            )
+            assert live is not None
+            for number in (live, generation):
+                if self._positions.lock(cursor, space, number) is None:
+                    raise OperatorError(f"another rebuild of {space!r} has finished meanwhile")
+            self._advance_to_end(cursor, space, generation)
+            difference = None
+            if verify:
+                self._advance_to_end(cursor, space, live)
+                difference = self._first_difference(cursor, space, live, generation)
+            if difference is None:
+                cursor.execute(SET_LIVE, self._names(space, live) | {"is_live": False})
+                cursor.execute(SET_LIVE, self._names(space, generation) | {"is_live": True})
+        if difference is not None:
+            side = "the live table has" if difference.is_in_live else "the rebuilt table has"
+            raise RebuildDiffers(
+                f"{space}: {side} in {difference.table}, and the other has not: {difference.row}",
+                table=difference.table,
+                row=difference.row,
+            )
+
+    def _advance_to_end(self, cursor: Cursor[Any], space: str, generation: int) -> None:
+        (_, position) = self._positions.lock(cursor, space, generation) or (0, 0)
+        while (reached := self._projector.advance(cursor, space, generation, position)) > position:
+            position = reached
+
+    def _first_difference(
+        self, cursor: Cursor[Any], space: str, live: int, rebuilt: int
+    ) -> Difference | None:
+        for table, key in self._projection.tables.items():
+            columns = [
+                # json has no equality; its text is what we wrote, so it is what we compare
+                SQL("{0}::text AS {0}" if type == "json" else "{0}").format(Identifier(name))
+                for name, type in cursor.execute(SELECT_COLUMNS, {"table": table}).fetchall()
+            ]
+            statement = SQL(COMPARE).format(
+                columns=SQL(", ").join(columns), table=Identifier(table), key=SQL(key)
+            )
+            names = {"space": space, "live": live, "rebuilt": rebuilt}
+            found = cursor.execute(statement, names).fetchone()
+            if found is not None:
+                return Difference(table, found[0], found[1])
+        return None
+
+    def _drop_others(self, space: str, *, keep_unfinished: bool) -> None:
+        """Drops old generations, and unfinished ones that this code would not go on with."""
+        with self._datastore.rows() as cursor:
+            generations = self._generations(cursor, space)
+        live = next(generation for generation, _, is_live, _ in generations if is_live)
+        for generation, _, is_live, fold_version in generations:
+            goes_on = keep_unfinished and generation > live and fold_version == FOLD_VERSION
+            if not is_live and not goes_on:
+                # Its rows first: as long as the generation is listed, it will be dropped again.
+                for table in self._projection.tables:
+                    statement = SQL(
+                        "DELETE FROM {} WHERE space = %(space)s AND generation = %(generation)s"
+                    ).format(Identifier(table))
+                    with self._datastore.committed() as cursor:
+                        cursor.execute(statement, self._names(space, generation))
+                with self._datastore.committed() as cursor:
+                    cursor.execute(DROP_GENERATION, self._names(space, generation))
+
+    def _names(self, space: str, generation: int | None = None) -> dict[str, Any]:
+        return {
+            "space": space,
+            "projection": self._projection.name,
+            "generation": generation,
+        }

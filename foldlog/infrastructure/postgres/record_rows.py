@@ -1,0 +1,87 @@
+"""Records as rows of the master table, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ...domain.merge import PackedWrites, Record, Write, pack_writes, unpack_writes
+from ...domain.times import format_time, to_ms
+
+#: In this order in every statement that reads or writes whole records.
+COLUMNS = (
+    "collection, id, fields, is_deleted, seq, created_seq, last_modified, "
+    "writes, deleted, touched_seq, touched_by, touched_seq_other"
+)
+
+UPSERT_RECORDS = f"""
+INSERT INTO records (space, generation, {COLUMNS})
+SELECT %(space)s, %(generation)s, {COLUMNS}
+  FROM unnest(
+           %(collection)s::text[], %(id)s::text[], %(fields)s::json[], %(is_deleted)s::boolean[],
+           %(seq)s::bigint[], %(created_seq)s::bigint[], %(last_modified)s::timestamptz[],
+           %(writes)s::json[], %(deleted)s::json[], %(touched_seq)s::bigint[],
+           %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[]
+       ) AS new ({COLUMNS})
+    ON CONFLICT (space, generation, collection, id) DO UPDATE
+   SET fields = excluded.fields,
+       is_deleted = excluded.is_deleted,
+       seq = excluded.seq,
+       created_seq = excluded.created_seq,
+       last_modified = excluded.last_modified,
+       writes = excluded.writes,
+       deleted = excluded.deleted,
+       touched_seq = excluded.touched_seq,
+       touched_by = excluded.touched_by,
+       touched_seq_other = excluded.touched_seq_other
+RETURNING id
+"""
+
+_encode = msgspec.json.encode
+_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_writes = msgspec.json.Decoder(PackedWrites).decode
+_decode_write = msgspec.json.Decoder(Write).decode
+
+
+def record_of(row: Sequence[Any]) -> Record:
+    """The record of a row of `COLUMNS`."""
+    (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
+    (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
+    return Record(
+        collection=collection,
+        id=id,
+        fields=_decode_fields(fields),
+        writes=unpack_writes(_decode_writes(writes)),
+        deleted=None if deleted is None else _decode_write(deleted),
+        is_deleted=is_deleted,
+        seq=seq,
+        last_modified="" if last_modified is None else format_time(to_ms(last_modified)),
+        created_seq=created_seq,
+        touched_seq=touched_seq,
+        touched_by=None if touched_by is None else str(touched_by),
+        touched_seq_other=touched_seq_other,
+    )
+
+
+def columns_of(records: Iterable[Record]) -> dict[str, list[Any]]:
+    """The parameters of `UPSERT_RECORDS`, but for space and generation.
+
+    In the order of keys, so that two writers of the same rows could never wait in a circle.
+    """
+    rows = sorted(records, key=lambda record: (record.collection, record.id))
+    return {
+        "collection": [r.collection for r in rows],
+        "id": [r.id for r in rows],
+        "fields": [_encode(r.fields).decode() for r in rows],
+        "is_deleted": [r.is_deleted for r in rows],
+        "seq": [r.seq for r in rows],
+        "created_seq": [r.created_seq for r in rows],
+        "last_modified": [r.last_modified or None for r in rows],
+        "writes": [_encode(pack_writes(r.writes)).decode() for r in rows],
+        "deleted": [None if r.deleted is None else _encode(r.deleted).decode() for r in rows],
+        "touched_seq": [r.touched_seq for r in rows],
+        "touched_by": [r.touched_by for r in rows],
+        "touched_seq_other": [r.touched_seq_other for r in rows],
+    }
