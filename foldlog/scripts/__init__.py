@@ -1,0 +1,1 @@
+"""The `foldlog` command: what an operator and an auditor type."""

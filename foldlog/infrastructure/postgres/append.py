@@ -95,7 +95,7 @@ RETURNING device
 """
 
 
-_FIRST_PROJECTION = {"projection": "master", "fold_version": FOLD_VERSION}
+FIRST_PROJECTION = {"projection": "master", "fold_version": FOLD_VERSION}
 
 
 class _Look(NamedTuple):
@@ -162,7 +162,7 @@ class Appender:
         locked, now, known, counters, marks = cursors
         row = locked.fetchone()
         if row is None:
-            cursor.execute(CREATE_SPACE, {**names, **_FIRST_PROJECTION})
+            cursor.execute(CREATE_SPACE, {**names, **FIRST_PROJECTION})
             row = cursor.execute(LOCK_SPACE, names).fetchone()
             # Another may have made it, and appended, before we had the lock: look again.
             return self._look(conn, cursor, space, pushes)

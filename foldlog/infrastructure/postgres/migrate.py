@@ -7,6 +7,7 @@ transaction of its own. A test holds that both ways lead to the same schema.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 
@@ -15,6 +16,9 @@ from ...domain.errors import OperatorError
 _SQL = files(__package__)
 #: Two services that start at once must not both migrate. "fold" in ASCII.
 _LOCK = 0x666F6C64
+
+
+Rows = psycopg.Cursor[tuple[Any, ...]]
 
 
 class UnknownSchema(OperatorError):
@@ -39,9 +43,9 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
     `from_scratch=False` builds a new database by its migrations too, as the test does.
     """
     known = migrations()
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
-        applied = _applied(conn)
+    with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        applied = _applied(cursor)
         if unknown := applied - known.keys():
             raise UnknownSchema(
                 f"the database has migrations that this version does not know: "
@@ -50,29 +54,29 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
         missing = [name for name in known if name not in applied]
         if missing and not applied and from_scratch:
             with conn.transaction():
-                conn.execute((_SQL / "schema.sql").read_bytes())
+                cursor.execute((_SQL / "schema.sql").read_bytes())
                 for name in missing:
-                    _note(conn, name)
+                    _note(cursor, name)
             return missing
         for name in missing:
             with conn.transaction():
-                conn.execute(known[name].encode())
-                _note(conn, name)
+                cursor.execute(known[name].encode())
+                _note(cursor, name)
         return missing
 
 
-def pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
+def pending(cursor: Rows) -> list[str]:
     """The migrations that the database still lacks."""
-    applied = _applied(conn)
+    applied = _applied(cursor)
     return [name for name in migrations() if name not in applied]
 
 
-def _applied(conn: psycopg.Connection[tuple[object, ...]]) -> set[str]:
-    (there,) = conn.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone() or ()
-    if not there:
+def _applied(cursor: Rows) -> set[str]:
+    cursor.execute("SELECT to_regclass('schema_migrations') IS NOT NULL")
+    if not any(there for (there,) in cursor.fetchall()):
         return set()
-    return {str(name) for (name,) in conn.execute("SELECT name FROM schema_migrations")}
+    return {str(name) for (name,) in cursor.execute("SELECT name FROM schema_migrations")}
 
 
-def _note(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
-    conn.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))
+def _note(cursor: Rows, name: str) -> None:
+    cursor.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))

@@ -1,0 +1,44 @@
+# Two commands do everything on a bare machine with Python 3.11+, pip, git and make:
+#   make demo    the service on a real history, everything checked, what to type next
+#   make test    all tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test quick lint install clean lock
+
+demo: install
+	$(BIN)/foldlog demo
+
+test: install
+	$(BIN)/pytest -n auto
+
+# Without what is slow by its nature.
+quick: install
+	$(BIN)/pytest -n auto -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+# Versions are those of constraints.txt, so that tomorrow's release of anything breaks nobody.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Foldlog needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,test]'
+	touch $@
+
+# Writes constraints.txt anew from what pyproject.toml allows today.
+lock:
+	rm -rf build/lock-venv
+	$(PYTHON) -m venv build/lock-venv
+	build/lock-venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,test]'
+	( echo '# The versions that `make` installs. Written by `make lock`.'; \
+	  build/lock-venv/bin/python -m pip freeze --exclude-editable ) > constraints.txt
+	rm -rf build/lock-venv
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-data

@@ -1,0 +1,103 @@
+"""Settings: read once, together, from the environment and the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from ..domain.errors import OperatorError
+
+LogFormat = Literal["json", "console"]
+
+DATA = "FOLDLOG_DATA"
+DATABASE_URL = "FOLDLOG_DATABASE_URL"
+DEFAULT_PORT = 3653  # FOLD on a telephone
+
+
+class InvalidSettings(OperatorError):
+    """Some settings cannot be used."""
+
+    code = "invalid-settings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a process of Foldlog is told. Each has an environment variable, see `VARIABLES`."""
+
+    #: the folder of the embedded PostgreSQL; unused when `database_url` is given
+    data: Path
+    #: any PostgreSQL server; `None` means the embedded one
+    database_url: str | None
+    host: str
+    port: int
+    #: processes that answer requests
+    web_workers: int
+    #: processes that follow the logs
+    projectors: int
+    #: connections of one process to the database
+    pool_size_max: int
+    log_format: LogFormat
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1_000:
+        raise ValueError("not between 1 and 1000")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65_536:
+        raise ValueError("not a port: 1 to 65535")
+    return number
+
+
+def _log_format(text: str) -> LogFormat:
+    if text not in get_args(LogFormat):
+        raise ValueError("not json or console")
+    return cast(LogFormat, text)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _default_workers() -> str:
+    return str(min(4, max(2, os.cpu_count() or 1)))
+
+
+#: setting -> (variable, default, reader)
+VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
+    "data": (DATA, "foldlog-data", _folder),
+    "database_url": (DATABASE_URL, None, str),
+    "host": ("FOLDLOG_HOST", "127.0.0.1", str),
+    "port": ("FOLDLOG_PORT", str(DEFAULT_PORT), _port),
+    "web_workers": ("FOLDLOG_WEB_WORKERS", _default_workers(), _count),
+    "projectors": ("FOLDLOG_PROJECTORS", "1", _count),
+    "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
+    "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
+}
+
+
+def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
+    """Settings from the environment; what is `given` and not `None` wins.
+
+    Raises `InvalidSettings` that names every setting that cannot be used, not just the first.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, (variable, default, read) in VARIABLES.items():
+        text = given.get(name)
+        if text is None:
+            text = environ.get(variable) or default
+        try:
+            values[name] = None if text is None else read(str(text))
+        except ValueError as exc:
+            problems.append(f"{name} ({variable}) = {text!r}: {exc}")
+    if problems:
+        raise InvalidSettings("; ".join(problems))
+    return Settings(**values)

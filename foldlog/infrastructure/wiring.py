@@ -1,0 +1,96 @@
+"""The one place where parts are chosen and joined. Nothing connects before it is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+
+from ..domain.errors import StorageUnavailable
+from .embedded import EmbeddedPostgres
+from .postgres.datastore import Datastore
+from .postgres.errors import CONNECTION_ERRORS
+from .postgres.log import PostgresEventStore
+from .postgres.master import MasterProjection, PostgresMasterTable
+from .postgres.migrate import migrate, pending
+from .postgres.projector import Projector
+from .postgres.wakeups import Announcer, Wakeups
+from .settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What the HTTP layer and the commands work with."""
+
+    datastore: Datastore
+    store: PostgresEventStore
+    master: PostgresMasterTable
+
+    def ready(self) -> dict[str, str]:
+        """Each thing that a request needs: `ok`, or what is wrong with it."""
+        try:
+            with self.datastore.rows() as cursor:
+                missing = pending(cursor)
+        except CONNECTION_ERRORS as exc:
+            return {"database": str(exc).strip().splitlines()[0], "schema": "unknown"}
+        return {
+            "database": "ok",
+            "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
+        }
+
+
+@contextmanager
+def database(settings: Settings, *, exclusive: bool = False) -> Iterator[Database]:
+    """The URL of a migrated database, and the server that was started for it, if any.
+
+    With `exclusive` the embedded server must be ours: two services on one folder are a mistake.
+    """
+    if settings.database_url is not None:
+        yield _migrated(settings.database_url, None)
+        return
+    with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
+        yield _migrated(embedded.url, embedded)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database."""
+
+    url: str
+    embedded: EmbeddedPostgres | None  #: the server, if it is ours
+    migrated: list[str]  #: the migrations that it got just now
+
+
+def _migrated(url: str, embedded: EmbeddedPostgres | None) -> Database:
+    try:
+        return Database(url, embedded, migrate(url))
+    except psycopg.OperationalError as exc:
+        raise StorageUnavailable(f"cannot use the database: {exc}") from exc
+
+
+@contextmanager
+def services(url: str, settings: Settings) -> Iterator[Services]:
+    """The parts on one database, with a pool of connections of their own."""
+    with Datastore(url, pool_size_max=settings.pool_size_max) as datastore:
+        announcer = Announcer(datastore)
+        try:
+            yield Services(
+                datastore=datastore,
+                store=PostgresEventStore(datastore, on_append=announcer.announce),
+                master=PostgresMasterTable(datastore),
+            )
+        finally:
+            announcer.close()
+
+
+@contextmanager
+def projector(url: str) -> Iterator[tuple[Projector, Wakeups]]:
+    """A projector and what wakes it; closing the wakeups ends its `run`."""
+    with Datastore(url, pool_size_max=2) as datastore:
+        wakeups = Wakeups(url)
+        try:
+            yield Projector(datastore, MasterProjection()), wakeups
+        finally:
+            wakeups.close()

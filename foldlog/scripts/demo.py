@@ -1,0 +1,280 @@
+"""`foldlog demo`: a real history through the real door, and everything checked at the end.
+
+The history is that of a public git repository (pallets/flask): its 2,252 commits are changesets,
+their 125 authors are devices, and files are records. git tells what the master table must hold
+after some of them, so that a wrong answer cannot hide.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import msgspec
+
+from ..domain.errors import OperatorError
+from ..domain.events import Event
+from ..domain.merge import Key, Record, fold
+from ..infrastructure.settings import read_settings
+from .console import EXIT_NO, err, out, progress, spaced, told
+from .history import Commit, read_history, tree_of
+from .process import environment, serving
+
+SPACE = "flask"
+PAGE = 1_000
+
+
+class Device:
+    """One replica as the protocol sees it: a cursor, and what it has not sent yet."""
+
+    def __init__(self, http: httpx.Client, id: str):
+        self._http = http
+        self.id = id
+        self.after, self.mark = 0, ""
+
+    def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
+        """One round trip that pushes and pulls, and more that pull until nothing is left."""
+        verdicts: list[dict[str, Any]] = []
+        events: list[Event] = []
+        while True:
+            body = {
+                "device": self.id,
+                "sent_at": datetime.now(UTC).isoformat(),
+                "after": self.after,
+                "mark": self.mark,
+                "limit": PAGE,
+                "changesets": changesets,
+            }
+            answer = post(self._http, f"/v1/spaces/{SPACE}/sync", body)
+            verdicts += answer["verdicts"]
+            events += [msgspec.convert(event, Event) for event in answer["events"]]
+            self.after, self.mark = answer["through"], answer["mark"]
+            if not answer["more"]:
+                return verdicts, events
+            changesets = ()
+
+
+def post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    response = http.post(
+        path, content=msgspec.json.encode(body), headers={"Content-Type": "application/json"}
+    )
+    if response.is_error:
+        raise OperatorError(f"{path} answered {response.status_code}: {response.text}")
+    answer: dict[str, Any] = msgspec.json.decode(response.content)
+    return answer
+
+
+class Checks:
+    """What must be true, shown as it is found out."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def __call__(self, is_true: bool, claim: str) -> None:
+        self.failed += not is_true
+        mark = "[green]ok[/green]" if is_true else "[red]NO[/red]"
+        out.print(f"  {mark}  {claim}", highlight=False, soft_wrap=True)
+
+
+@click.command("demo")
+@click.option("--data", metavar="DIR", default="demo-data", help="[default: demo-data]")
+@click.option("--port", type=int, help="[default: a free one]")
+@told
+def demo_command(data: str, port: int | None) -> None:
+    """Start the service, replay a real history through it as 125 devices, check everything.
+
+    Exit code 0 only if every check holds. Running it again on the same folder repeats every
+    changeset, which changes nothing.
+    """
+    commits = read_history()
+    checks = Checks()
+    command = _foldlog()
+    with (
+        err.status(f"starting the service on {data}/") as status,
+        serving(command, data, port) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        status.stop()
+        out.print(f"The service runs on {data}/ and answers at {url}", highlight=False)
+        seqs = _replay(http, commits, checks)
+        _repeat(http, commits, seqs, checks)
+        _check_table(http, commits, checks)
+        _check_new_device(http, commits, checks)
+        _check_moments(command, data, commits, seqs, checks)
+        _check_rebuild(command, data, checks)
+    if checks.failed:
+        err.print(f"[red]{checks.failed} checks failed[/red]")
+        sys.exit(EXIT_NO)
+    out.print(f"\nAll of that is true. The data is in {data}/ .", highlight=False)
+    _print_next(command, data, commits[-1])
+
+
+def _replay(http: httpx.Client, commits: list[Commit], checks: Checks) -> dict[str, int]:
+    """Every device syncs, makes its change on what it has seen, and pushes it."""
+    out.print(f"\n1. {spaced(len(commits))} commits of a git repository, each by its own device")
+    devices: dict[str, Device] = {}
+    seqs: dict[str, int] = {}
+    repeats = pulled = requests = 0
+    started = time.monotonic()
+    with progress("replaying", len(commits)) as report:
+        for number, commit in enumerate(commits, 1):
+            device = devices.setdefault(commit.device, Device(http, commit.device))
+            _, before = device.sync()
+            verdicts, after = device.sync(commit.changeset(base=device.after))
+            pulled += len(before) + len(after)
+            requests += 2
+            for verdict in verdicts:
+                assert verdict["verdict"] == "stored", verdict
+                seqs[verdict["id"]] = verdict["seq"]
+                repeats += verdict.get("duplicate", False)
+            report(number)
+    seconds = time.monotonic() - started
+    out.print(
+        f"     {spaced(len(devices))} devices, {spaced(requests)} syncs, {spaced(pulled)} events "
+        f"pulled in {seconds:.1f} s; {spaced(repeats)} were there from an earlier run",
+        highlight=False,
+    )
+    in_order = [seqs[commit.id] for commit in commits]
+    checks(
+        in_order == list(range(1, len(commits) + 1)),
+        f"each changeset is one event: seq 1 to {spaced(len(commits))}, in order, with no hole",
+    )
+    return seqs
+
+
+def _repeat(
+    http: httpx.Client, commits: list[Commit], seqs: dict[str, int], checks: Checks
+) -> None:
+    out.print("\n2. The same again, as after lost answers, 100 changesets a request")
+    by_device: dict[str, list[Commit]] = {}
+    for commit in commits:
+        by_device.setdefault(commit.device, []).append(commit)
+    repeats = wrong = 0
+    for device, own in by_device.items():
+        for start in range(0, len(own), 100):
+            batch = own[start : start + 100]
+            answer = post(
+                http,
+                f"/v1/spaces/{SPACE}/changesets",
+                {
+                    "device": device,
+                    "sent_at": datetime.now(UTC).isoformat(),
+                    "changesets": [commit.changeset(base=0) for commit in batch],
+                },
+            )
+            for verdict in answer["verdicts"]:
+                is_repeat = verdict.get("duplicate") and verdict["seq"] == seqs[verdict["id"]]
+                repeats += bool(is_repeat)
+                wrong += not is_repeat
+    checks(
+        wrong == 0 and repeats == len(commits),
+        f"{spaced(repeats)} answered as the first time, with duplicate: true; nothing was added",
+    )
+
+
+def _check_table(http: httpx.Client, commits: list[Commit], checks: Checks) -> None:
+    out.print("\n3. The master table")
+    fields: list[dict[str, Any]] = []
+    query: dict[str, Any] = {"collection": "files", "limit": 100, "at_least": len(commits)}
+    while True:
+        answer = http.get(f"/v1/spaces/{SPACE}/records", params=query).raise_for_status().json()
+        fields += [record["fields"] for record in answer["records"]]
+        if answer["cursor"] is None:
+            break
+        query["cursor"] = answer["cursor"]
+    tree = tree_of(fields)
+    checks(
+        tree == commits[-1].tree and answer["head"] == len(commits),
+        f"{tree.files} live records = git's tree of the last commit ({tree.sha256[:16]}...)",
+    )
+
+
+def _check_new_device(http: httpx.Client, commits: list[Commit], checks: Checks) -> None:
+    out.print("\n4. A new phone follows the log from the beginning, and folds it itself")
+    phone = Device(http, str(uuid.uuid4()))
+    _, events = phone.sync()
+    records: dict[Key, Record] = {}
+    for event in events:
+        fold(records, event)
+    tree = tree_of(record.fields for record in records.values() if record.is_live)
+    checks(tree == commits[-1].tree, f"{spaced(len(events))} events make the same records there")
+
+
+def _check_moments(
+    command: list[str], data: str, commits: list[Commit], seqs: dict[str, int], checks: Checks
+) -> None:
+    moments = [(seqs[commit.id], commit.tree) for commit in commits if commit.tree is not None]
+    out.print(f"\n5. {len(moments)} moments of the past: foldlog replay --fold --to SEQ")
+    equal = 0
+    with progress("looking back", len(moments)) as report:
+        for number, (seq, tree) in enumerate(moments, 1):
+            lines = _run(command, "replay", SPACE, "--fold", "--to", str(seq), "--data", data)
+            records = [msgspec.json.decode(line) for line in lines.splitlines()]
+            equal += tree == tree_of(r["fields"] for r in records if not r["is_deleted"])
+            report(number)
+    checks(
+        equal == len(moments) >= 20, f"{equal} of {len(moments)} are equal to git's tree of then"
+    )
+
+
+def _check_rebuild(command: list[str], data: str, checks: Checks) -> None:
+    out.print("\n6. foldlog rebuild --verify, while the service goes on")
+    try:
+        line = _run(command, "rebuild", SPACE, "--verify", "--data", data).decode().strip()
+    except subprocess.CalledProcessError as exc:
+        checks(False, exc.stderr.decode().strip())
+    else:
+        checks("equal to the live table" in line, line)
+
+
+def _print_next(command: list[str], data: str, last: Commit) -> None:
+    foldlog = shlex.join(command)
+    url = f"http://127.0.0.1:{read_settings().port}/v1/spaces/{SPACE}"
+    record = next(op["id"] for op in last.ops if op["op"] == "put")
+    steps = {
+        "Start it again, in another terminal": f"{foldlog} serve --data {shlex.quote(data)}",
+        "The last events": f"curl '{url}/events?after=2250'",
+        "Some records": f"curl '{url}/records?collection=files&limit=3'",
+        "What changed since seq 2,250, collapsed, with tombstones": (
+            f"curl '{url}/records?changed_after=2250'"
+        ),
+        "One record": f"curl '{url}/records/files/{record}'",
+        "A change of your own": (
+            f"curl '{url}/changesets' -H 'Content-Type: application/json' -d '"
+            f'{{"device": "{uuid.uuid4()}", "sent_at": "{datetime.now(UTC).isoformat()}", '
+            f'"changesets": [{{"id": "{uuid.uuid4()}", "base": 0, '
+            f'"made_at": "{datetime.now(UTC).isoformat()}", '
+            '"ops": [{"op": "put", "collection": "notes", "id": "1", '
+            '"fields": {"text": "hello"}}]}]}\''
+        ),
+        "How far everything is": f"{foldlog} status --data {shlex.quote(data)}",
+    }
+    out.print("\nWhat to type next:", highlight=False)
+    for title, line in steps.items():
+        out.print(f"\n  # {title}", highlight=False)
+        click.echo(f"  {line}")
+
+
+def _foldlog() -> list[str]:
+    """This very command, as a person would type it."""
+    script = Path(sys.argv[0])
+    if script.name == "foldlog" and script.exists():
+        relative = os.path.relpath(script)
+        return [relative if not relative.startswith("..") else str(script)]
+    return [sys.executable, "-m", "foldlog"]
+
+
+def _run(command: list[str], *arguments: str) -> bytes:
+    done = subprocess.run(
+        [*command, *arguments], env=environment(), check=True, capture_output=True
+    )
+    return done.stdout

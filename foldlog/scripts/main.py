@@ -1,0 +1,46 @@
+"""The group of all commands."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from .. import __version__
+
+#: command -> module, imported when it is called: a shell waits for `foldlog --help` every time
+COMMANDS = {
+    "serve": "serve",
+    "projector": "serve",
+    "demo": "demo",
+    "status": "status",
+    "replay": "replay",
+    "rebuild": "rebuild",
+    "export": "transfer",
+    "import": "transfer",
+    "migrate": "migrate",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
+        command: Any = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="foldlog")
+def cli() -> None:
+    """Foldlog: offline changesets in, an immutable log, a master table, event ranges out.
+
+    Exit codes: 0 done; 1 done, and the answer is no (tables differ, a check failed);
+    2 mistyped; 3 could not be done.
+    """

@@ -1,0 +1,94 @@
+"""`foldlog replay`: the log again, event by event, or folded as of any seq."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+import click
+import msgspec
+
+from ..domain.events import decode_event
+from ..domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from ..domain.ports import EventStore, RangeQuery
+from ..infrastructure.settings import read_settings
+from ..infrastructure.wiring import database, services
+from .console import progress, quiet_logs, told, with_database
+
+
+@click.command("replay")
+@click.argument("space")
+@click.option(
+    "--from", "first", type=click.IntRange(min=1), default=1, help="First seq. [default: 1]"
+)
+@click.option("--to", "last", type=click.IntRange(min=0), help="Last seq. [default: the head]")
+@click.option("--fold", "is_folded", is_flag=True, help="Print the records that these events make.")
+@click.option(
+    "--conflicts", "wants_conflicts", is_flag=True, help="Print the values that lost among them."
+)
+@with_database
+@told
+def replay_command(
+    space: str,
+    first: int,
+    last: int | None,
+    is_folded: bool,
+    wants_conflicts: bool,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Print the events of SPACE as JSON lines, exactly as they are stored.
+
+    With --fold: fold them anew, without the master table, and print the records, tombstones
+    too. `--fold --to N` is the master table as it was right after seq N; with --from it is what
+    the events from there on make by themselves.
+    """
+    if is_folded and wants_conflicts:
+        raise click.UsageError("--fold and --conflicts are two answers; ask for one")
+    quiet_logs()
+    settings = read_settings(data=data, database_url=database_url)
+    with database(settings) as db, services(db.url, settings) as parts:
+        through = head_of(parts.store, space) if last is None else last
+        states = _states(parts.store, space, first, through)
+        if is_folded:
+            _print(msgspec.json.encode(view_of(r)) for r in sorted_records(fold_all(states)[0]))
+        elif wants_conflicts:
+            _print(msgspec.json.encode(conflict_document(c)) for c in fold_all(states)[1])
+        else:
+            _print(states)
+
+
+def head_of(store: EventStore, space: str) -> int:
+    """Raises `UnknownSpace`."""
+    return store.range_after(space, RangeQuery(0, 1)).head
+
+
+def fold_all(states: Iterable[bytes]) -> tuple[dict[Key, Record], list[Conflict]]:
+    """The records that stored events make, and the conflicts among them."""
+    records: dict[Key, Record] = {}
+    conflicts: list[Conflict] = []
+    for state in states:
+        conflicts += fold(records, decode_event(state))
+    return records, conflicts
+
+
+def sorted_records(records: dict[Key, Record]) -> list[Record]:
+    return [records[key] for key in sorted(records) if records[key].exists]
+
+
+def _states(store: EventStore, space: str, first: int, last: int) -> Iterator[bytes]:
+    head = head_of(store, space)
+    last = min(last, head)
+    with progress(f"replaying {space}", max(0, last - first + 1)) as report:
+        for number, entry in enumerate(store.entries(space, after=first - 1, through=last), 1):
+            yield entry.state
+            if number % 500 == 0:
+                report(number)
+        report(max(0, last - first + 1))
+
+
+def _print(lines: Iterable[bytes]) -> None:
+    write = sys.stdout.buffer.write
+    for line in lines:
+        write(line + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,119 @@
+"""`foldlog serve`: the whole service under one parent; and its projector alone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from threading import Thread
+from typing import Any
+
+import click
+
+from ..api.logging import configure_logging
+from ..infrastructure.settings import DATABASE_URL, Settings, read_settings
+from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
+from ..infrastructure.wiring import database, projector
+from .console import err, told, with_database
+from .process import POLL_SECONDS, is_ready
+
+PROJECTOR_STOP_SECONDS = 10.0
+#: gunicorn's own deadline is shorter, see gunicorn_config
+WEB_STOP_SECONDS = 30.0
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
+@click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
+@click.option("--workers", type=int, help="Web processes. [env: FOLDLOG_WEB_WORKERS]")
+@click.option("--projectors", type=int, help="[env: FOLDLOG_PROJECTORS] [default: 1]")
+@with_database
+@told
+def serve_command(
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    projectors: int | None,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Run the service: the database (unless a URL is given), the projectors, the web workers.
+
+    SIGTERM or Ctrl-C stops it cleanly: requests are finished, then the database is closed. After
+    a crash, however hard, starting it again is all there is to do.
+    """
+    settings = read_settings(
+        data=data,
+        database_url=database_url,
+        host=host,
+        port=port,
+        web_workers=workers,
+        projectors=projectors,
+    )
+    configure_logging(settings.log_format)
+    # Until the supervisor listens to signals itself, one of them must still unwind the stack.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with database(settings, exclusive=True) as db:
+        supervisor = Supervisor(_children(db.url, settings), database=db.embedded)
+        Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
+        code = supervisor.run()
+    sys.exit(code)
+
+
+def _children(url: str, settings: Settings) -> list[Child]:
+    env = {DATABASE_URL: url, "FOLDLOG_LOG_FORMAT": settings.log_format}
+    config = "python:foldlog.scripts.gunicorn_config"
+    projectors = [
+        Child(
+            name=f"projector-{number}",
+            argv=[sys.executable, "-m", "foldlog", "projector"],
+            env=env,
+            stop_timeout_seconds=PROJECTOR_STOP_SECONDS,
+        )
+        for number in range(1, settings.projectors + 1)
+    ]
+    web = Child(
+        name="web",
+        argv=[sys.executable, "-m", "gunicorn", "--config", config],
+        env={
+            **env,
+            "FOLDLOG_BIND": _bind(settings),
+            "FOLDLOG_WEB_WORKERS": str(settings.web_workers),
+            "FOLDLOG_POOL_SIZE_MAX": str(settings.pool_size_max),
+        },
+        stop_timeout_seconds=WEB_STOP_SECONDS,
+    )
+    return [*projectors, web]
+
+
+def _bind(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}"
+
+
+def _tell_when_ready(settings: Settings) -> None:
+    url = f"http://{_bind(settings)}"
+    while not is_ready(url):
+        time.sleep(POLL_SECONDS)
+    err.print(f"Foldlog answers at {url}  (its API: {url}/docs)", highlight=False)
+
+
+@click.command("projector")
+@with_database
+@told
+def projector_command(data: str | None, database_url: str | None) -> None:
+    """Run a projector alone; `serve` runs one already.
+
+    Any number of them, on any machine that reaches the database, share the spaces.
+    """
+    exit_with_parent()
+    settings = read_settings(data=data, database_url=database_url)
+    configure_logging(settings.log_format)
+    with database(settings) as db, projector(db.url) as (worker, wakeups):
+
+        def stop(*_: Any) -> None:
+            wakeups.close()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        worker.run(wakeups)

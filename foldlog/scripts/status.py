@@ -1,0 +1,63 @@
+"""`foldlog status`: what is there, how far it has come, what stands still."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.table import Table
+
+from ..domain.errors import UnknownSpace
+from ..infrastructure.postgres.status import ProjectionStatus, status
+from ..infrastructure.settings import read_settings
+from ..infrastructure.wiring import database, services
+from .console import EXIT_NO, out, quiet_logs, spaced, told, with_database
+
+
+@click.command("status")
+@click.argument("space", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@with_database
+@told
+def status_command(
+    space: str | None, as_json: bool, data: str | None, database_url: str | None
+) -> None:
+    """Head, position and lag of each projection, of SPACE or of all.
+
+    Exit code 1 if a projection has stopped.
+    """
+    quiet_logs()
+    settings = read_settings(data=data, database_url=database_url)
+    with database(settings) as db, services(db.url, settings) as parts:
+        lines = status(parts.datastore, space)
+    if space is not None and not lines:
+        raise UnknownSpace(f"there is no space {space!r}")
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
+    else:
+        out.print(_table(lines))
+    if any(line.stopped_at is not None for line in lines):
+        sys.exit(EXIT_NO)
+
+
+def _table(lines: list[ProjectionStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("space", "head", "projection", "generation", "projected", "lag", "state"):
+        is_number = name in ("head", "generation", "projected", "lag")
+        table.add_column(name, justify="right" if is_number else "left")
+    for line in lines:
+        state = "live" if line.is_live else "being rebuilt"
+        if line.stopped_at is not None:
+            state = f"[red]stopped at {line.stopped_at}: {line.stopped_why}[/red]"
+        table.add_row(
+            line.space,
+            spaced(line.head),
+            line.projection,
+            str(line.generation),
+            spaced(line.position),
+            spaced(line.lag),
+            state,
+        )
+    return table
