@@ -1,4 +1,4 @@
-"""What all tests share: an event store of each kind, on a real PostgreSQL of this test run's own."""
+"""What all tests share: a real PostgreSQL of this run's own, and an event store of each kind."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
-def create_database(cluster) -> tuple[str, str]:
-    """URLs of a new, migrated database: as its owner, and as the superuser."""
+def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:
+    """URLs of a new database, migrated by default: as its owner, and as the superuser."""
     name = f"test_{next(_databases)}"
     with psycopg.connect(cluster.superuser_url, autocommit=True) as conn:
         conn.execute(
-            SQL("CREATE DATABASE {} TEMPLATE foldlog OWNER foldlog").format(Identifier(name))
+            SQL("CREATE DATABASE {} TEMPLATE {} OWNER foldlog").format(
+                Identifier(name), Identifier(template)
+            )
         )
     return _in_database(cluster.url, name), _in_database(cluster.superuser_url, name)
 

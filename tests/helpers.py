@@ -10,7 +10,7 @@ import msgspec
 
 from foldlog.domain.changesets import Push, decode_changesets
 from foldlog.domain.limits import LIMITS
-from foldlog.domain.ports import EventStore, RangeQuery
+from foldlog.domain.ports import EventStore, MasterTable, RangeQuery, RecordsQuery
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 PAGES_MAX = 10_000
@@ -64,3 +64,37 @@ def pull_all(store: EventStore, space: str, *, limit: int = 100, **query: Any) -
         assert page.through > after
         after, mark = page.through, page.mark
     raise AssertionError(f"still more to pull after {PAGES_MAX} pages")
+
+
+def all_records(
+    table: MasterTable, space: str, *, at_least: int, limit: int = 100, **query: Any
+) -> list[dict[str, Any]]:
+    """Every record of the master table, page by page, once it has come to `at_least`."""
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    for _ in range(PAGES_MAX):
+        asked = RecordsQuery(limit, cursor=cursor, at_least=at_least, **query)
+        page = table.page(space, asked)
+        found += map(msgspec.json.decode, page.records)
+        cursor = page.cursor
+        if cursor is None:
+            return found
+        assert page.records, "a page with another after it is not empty"
+    raise AssertionError(f"still more records after {PAGES_MAX} pages")
+
+
+def all_conflicts(
+    table: MasterTable, space: str, *, at_least: int, limit: int = 100
+) -> list[dict[str, Any]]:
+    """The whole ledger, page by page, once the master table has come to `at_least`."""
+    table.page(space, RecordsQuery(1, at_least=at_least))
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    for _ in range(PAGES_MAX):
+        page = table.conflicts(space, limit=limit, cursor=cursor)
+        found += map(msgspec.json.decode, page.conflicts)
+        cursor = page.cursor
+        if cursor is None:
+            return found
+        assert page.conflicts, "a page with another after it is not empty"
+    raise AssertionError(f"still more conflicts after {PAGES_MAX} pages")

@@ -162,15 +162,19 @@ _decode_raw_ops = msgspec.json.Decoder(_RawOps).decode
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """The log's entry of an event that was exported: the same bytes, and what follows from them.
 
-    Raises `ValueError` if the bytes are not an event.
+    Raises `ValueError` if the bytes are not an event, or would not be cut into the same leaf.
     """
     try:
         event, raw = _decode(state), _decode_raw_ops(state)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         raise ValueError(f"not an event: {exc}") from exc
     committed = [raw.body] if raw.ops is UNSET else raw.ops
     if len(salt) != proofs.SALT_BYTES or committed == [UNSET]:
         raise ValueError("an event has ops or a body, and a salt of 32 bytes")
+    joined = b",".join(bytes(part) for part in committed)  # type: ignore[arg-type]
+    end = b',"body":%b}' % joined if raw.ops is UNSET else b',"ops":[%b]}' % joined
+    if state != proofs.header_of(state) + end:
+        raise ValueError("an event ends with its ops or its body, without spaces")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,

@@ -33,6 +33,8 @@ class Limits(msgspec.Struct, frozen=True):
     page_bytes_max: int = 8 * 2**20
     #: a filtered page looks at no more events than this, and then answers with `more`
     page_scan_max: int = 20_000
+    #: how many collections a range may be filtered by
+    collections_per_filter_max: int = 100
     #: longest wait of a read for its projection (`at_least`), in seconds
     at_least_wait_seconds_max: int = 10
     #: a guard is decided on the master table and the events after it, of which there may be no more

@@ -17,6 +17,8 @@ from foldlog.infrastructure.embedded.patience import Patience
 FAST_SECONDS = 60.0
 IMMEDIATE_SECONDS = 5.0
 POLL_SECONDS = 0.05
+#: initdb runs PostgreSQL through a shell
+INITDB_PROGRAMS = ("initdb", "sh", "postgres")
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +69,7 @@ def stop_leftovers(data: Path, patience: Patience) -> None:
 
 def stop_unfinished(unfinished: Path, patience: Patience) -> None:
     """Ends an initdb whose parent was killed: failing later, it would clear the folder away."""
-    while found := leftovers(unfinished, ("initdb", "postgres")):
+    while found := leftovers(unfinished, INITDB_PROGRAMS):
         _send(found, signal.SIGKILL)
         patience.pause(POLL_SECONDS, "waiting for an initdb whose owner is gone to end")
 

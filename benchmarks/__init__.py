@@ -1,0 +1,1 @@
+"""How fast the service is, told as a part of what this machine allows. See docs/benchmarks.md."""

@@ -1,0 +1,81 @@
+"""What is pushed: notes of a to-do app, about 260 bytes a changeset.
+
+Made from text and not by a JSON encoder: the generator shares two cores with what it measures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+WORDS = (
+    "buy milk bread call Anna about the invoice fix garden fence write report send parcel book "
+    "train ticket paint kitchen wall order new filter water plants clean bike renew passport "
+    "plan trip read chapter review draft pay rent"
+).split()
+
+COLLECTION = "tasks"
+#: each counts its own changesets; more than requests are ever under way, so none overtakes itself
+DEVICES = 1_000
+#: the devices' clock. Any moment does: what counts is that made_at and sent_at agree.
+NOW = "2026-11-23T09:00:00.123Z"
+
+_PUSH = '{"device":"%s","sent_at":"' + NOW + '","changesets":[%s]}'
+_CHANGESET = (
+    '{"id":"%s","counter":%d,"base":%d,"made_at":"' + NOW + '",'
+    '"ops":[{"op":"put","collection":"' + COLLECTION + '","id":"%s",'
+    '"fields":{"title":"%s","priority":%d,"estimate":%s,"done":%s,"notes":"%s"}}]}'
+)
+
+
+class Workload:
+    """Makes pushes whose changesets nobody has made before; the same ones for the same seed."""
+
+    def __init__(self, seed: int):
+        self._random = random.Random(seed)
+        self._devices = [self.uuid() for _ in range(DEVICES)]
+        self._counters = [0] * DEVICES
+        self._turn = 0
+
+    def uuid(self) -> str:
+        digits = f"{self._random.getrandbits(128):032x}"
+        return (
+            f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"  # v4
+        )
+
+    def push(self, changesets: int = 1) -> bytes:
+        """Creates that many records, all of one device."""
+        return self._push([self.uuid() for _ in range(changesets)], base=0)
+
+    def history(self, events: int, changesets_per_push: int) -> Iterator[bytes]:
+        """Half of the events create records; the others update each once, in another order.
+
+        Whoever updates has pulled all that is there, as apps do before their user edits.
+        """
+        records = [self.uuid() for _ in range(events // 2)]
+        updated = self._random.sample(records, len(records))
+        everything = records + updated
+        for base in range(0, len(everything), changesets_per_push):
+            yield self._push(everything[base : base + changesets_per_push], base=base)
+
+    def _push(self, records: list[str], base: int) -> bytes:
+        device = self._turn % DEVICES
+        self._turn += 1
+        changesets = [self._changeset(device, base, record) for record in records]
+        return (_PUSH % (self._devices[device], ",".join(changesets))).encode()
+
+    def _changeset(self, device: int, base: int, record: str) -> str:
+        self._counters[device] += 1
+        pick = self._random.random
+        words = [WORDS[int(pick() * len(WORDS))] for _ in range(5)]
+        return _CHANGESET % (
+            self.uuid(),
+            self._counters[device],
+            base,
+            record,
+            " ".join(words[:4]),
+            int(pick() * 10),
+            int(pick() * 400) / 4,
+            "true" if pick() < 0.5 else "false",
+            words[4],
+        )

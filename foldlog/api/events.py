@@ -1,0 +1,65 @@
+"""Pulling: the events after a cursor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from ..domain.errors import (
+    LogBehind,
+    LogChanged,
+    StorageUnavailable,
+    UnknownSpace,
+)
+from ..domain.limits import Limits
+from ..domain.ports import EventStore, RangeQuery
+from . import examples
+from .operations import joined, json_answer, operation
+from .queries import events_query
+from .schemas import RangeSchema
+
+
+class RangeAnswer(msgspec.Struct):
+    log: str
+    head: int
+    events: msgspec.Raw
+    through: int
+    mark: str
+    more: bool
+
+
+def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("events", __name__)
+
+    @bp.get("/v1/spaces/<space>/events")
+    @operation(
+        query=events_query(limits),
+        answer=RangeSchema,
+        example=examples.RANGE,
+        problems=(UnknownSpace, LogBehind, LogChanged, StorageUnavailable),
+    )
+    def events(space: str, query: dict[str, Any]) -> Response:
+        """Pull the events after a cursor.
+
+        In the order of the log, without a hole. Nothing new is an empty list. While `more` is
+        true, go on after `through` with its `mark`.
+        """
+        page = store.range_after(
+            space,
+            RangeQuery(
+                after=query["after"],
+                limit=query["limit"],
+                mark=query.get("mark"),
+                collections=query.get("collections"),
+                short_for_device=None if query.get("own") == "full" else query.get("device"),
+            ),
+        )
+        return json_answer(
+            RangeAnswer(
+                page.log, page.head, joined(page.events), page.through, page.mark, page.more
+            )
+        )
+
+    return bp

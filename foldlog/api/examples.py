@@ -1,0 +1,96 @@
+"""The examples of the OpenAPI document: one small story, told the same in every operation.
+
+Device A makes a task offline; the service stores it as event 42. Tests hold the examples to the
+schemas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SPACE = "family-list"
+LOG = "0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11"
+DEVICE = "5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e"
+OTHER_DEVICE = "9a1c2f4e-0b7d-4c55-a3d1-7e6f5a4b3c2d"
+CHANGESET_ID = "0198a3c2-7b11-7c3e-9a54-2f6d8e0b1c4a"
+MARK = "9f86d081884c7d65"
+
+OPERATIONS: list[dict[str, Any]] = [
+    {
+        "op": "put",
+        "collection": "tasks",
+        "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f",
+        "fields": {"title": "Buy milk", "done": False},
+    }
+]
+
+CHANGESET: dict[str, Any] = {
+    "id": CHANGESET_ID,
+    "counter": 7,
+    "base": 41,
+    "made_at": "2026-11-23T09:00:00.123Z",
+    "ops": OPERATIONS,
+}
+
+OWN_EVENT: dict[str, Any] = {
+    "seq": 42,
+    "kind": "changeset",
+    "verdict": "stored",
+    "id": CHANGESET_ID,
+    "device": DEVICE,
+    "counter": 7,
+    "base": 41,
+    "made_at": "2026-11-23T09:00:00.123Z",
+    "received_at": "2026-11-23T09:00:02.481Z",
+    "time": 1795424402481,
+}
+
+EVENT: dict[str, Any] = {**OWN_EVENT, "ops": OPERATIONS}
+
+VERDICT: dict[str, Any] = {
+    "id": CHANGESET_ID,
+    "verdict": "stored",
+    "seq": 42,
+    "received_at": "2026-11-23T09:00:02.481Z",
+    "time": 1795424402481,
+}
+
+RECORD: dict[str, Any] = {
+    "collection": "tasks",
+    "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f",
+    "fields": {"title": "Buy milk", "done": False},
+    "is_deleted": False,
+    "last_modified": "2026-11-23T09:00:02.481Z",
+    "seq": 42,
+    "created_seq": 42,
+}
+
+CONFLICT: dict[str, Any] = {
+    "seq": 42,
+    "op": "put",
+    "collection": "tasks",
+    "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f",
+    "field": "title",
+    "rule": "concurrent",
+    "lost": {"value": "Buy oat milk", "seq": 40, "device": OTHER_DEVICE},
+    "won": {"value": "Buy milk", "seq": 42, "device": DEVICE},
+}
+
+PUSH = {"device": DEVICE, "sent_at": "2026-11-23T09:00:02.300Z", "changesets": [CHANGESET]}
+RECEIPT = {"log": LOG, "head": 42, "verdicts": [VERDICT]}
+
+SYNC = {**PUSH, "after": 41, "mark": "6b86b273ff34fce1", "limit": 500}
+RANGE: dict[str, Any] = {
+    "log": LOG,
+    "head": 42,
+    "events": [EVENT],
+    "through": 42,
+    "mark": MARK,
+    "more": False,
+}
+SYNC_ANSWER = {**RANGE, "verdicts": [VERDICT], "events": [OWN_EVENT]}
+
+RECORDS_PAGE = {"log": LOG, "head": 42, "projected": 42, "records": [RECORD], "cursor": None}
+RECORD_ANSWER = {"log": LOG, "head": 42, "projected": 42, "record": RECORD}
+CONFLICTS_PAGE = {"log": LOG, "head": 42, "projected": 42, "conflicts": [CONFLICT], "cursor": None}
+LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}

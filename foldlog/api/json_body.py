@@ -1,0 +1,115 @@
+"""A JSON body: an object with every member known and given once, read by a schema.
+
+Its size is bounded before; here, what it may grow to when decoded. A few bytes of JSON become a
+Python object of many, so nothing but the changesets is decoded that is larger than it need be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from marshmallow import Schema, ValidationError
+
+from ..domain.errors import InvalidRequest
+from ..domain.limits import Limits
+from .bodies import read_body
+from .fields import ChangesetsField
+from .queries import flat
+
+MEMBERS_MAX = 50
+#: of each member but `changesets`
+MEMBER_BYTES_MAX = 64 * 2**10
+#: of a name that is told back to who sent it
+NAME_LENGTH_TOLD_MAX = 100
+
+
+class JsonBody:
+    """The body of an operation. Raises `InvalidRequest`, naming each member that is wrong."""
+
+    def __init__(self, schema: Schema, limits: Limits):
+        self.schema = schema
+        self._limits = limits
+        self._fields = {field.data_key or name: field for name, field in schema.fields.items()}
+
+    def read(self) -> dict[str, Any]:
+        body = read_body(self._limits)
+        try:
+            try:
+                members = decode_members(body)
+            except msgspec.DecodeError:
+                members = decode_members(_mark_half_pairs(body))
+            return self._load(members)
+        except msgspec.ValidationError as exc:
+            raise InvalidRequest("the body must be a JSON object") from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
+
+    def _load(self, members: dict[str, msgspec.Raw]) -> dict[str, Any]:
+        values = {name: self._value(name, raw) for name, raw in members.items()}
+        try:
+            loaded: dict[str, Any] = self.schema.load(values)
+        except ValidationError as exc:
+            raise _wrong(flat(exc.messages)) from exc
+        return loaded
+
+    def _value(self, name: str, raw: msgspec.Raw) -> Any:
+        """Small members decoded; the changesets, and what nobody knows, still as bytes."""
+        if name not in self._fields or isinstance(self._fields[name], ChangesetsField):
+            return raw
+        if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
+            raise _wrong([([name], f"longer than {MEMBER_BYTES_MAX} bytes")])
+        return msgspec.json.decode(raw)
+
+
+class _Name(str):
+    """The name of a member. A type of its own, so that each is shown to us as it is read."""
+
+    __slots__ = ()
+
+
+def decode_members(body: bytes | bytearray) -> dict[str, msgspec.Raw]:
+    """The members of an object, their values still as bytes. One that comes twice is refused."""
+    seen: set[str] = set()
+
+    def look_at(_: type, name: str) -> _Name:
+        if name in seen:
+            raise _wrong([([name], "given more than once")])
+        if len(seen) == MEMBERS_MAX:
+            raise InvalidRequest(f"the body has more than {MEMBERS_MAX} members")
+        seen.add(name)
+        return _Name(name)
+
+    members = msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=look_at)
+    return {str(name): raw for name, raw in members.items()}
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _mark_half_pairs(body: bytearray) -> bytes:
+    """The body with a byte that is no UTF-8 in the place of each half of a surrogate pair.
+
+    JavaScript lets such a half into a string (half an emoji, cut by a program) and writes it as
+    `"\\ud83d"`. It is JSON by its grammar, but no text, and our reader stops there without a place.
+    Bad UTF-8 it passes over until the string is read, and then the domain can say in which
+    changeset: it must, or that one would stand in its device's queue for ever.
+    """
+    return _ESCAPE.sub(lambda found: b"\xff" if found[1] else found[0], body)
+
+
+def _wrong(found: Iterable[tuple[Any, str]]) -> InvalidRequest:
+    errors = [{"pointer": pointer(path), "detail": detail} for path, detail in found]
+    return InvalidRequest("a member of the body is wrong", errors=errors)
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """RFC 6901; names that strangers made are not told back at any length."""
+    told = (str(part)[:NAME_LENGTH_TOLD_MAX] for part in path)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in told)

@@ -1,0 +1,106 @@
+"""What is not data: health, limits, and the documents about the API itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, current_app, request
+
+from ..domain.errors import NotFound
+from ..domain.limits import Limits
+from .catalogue import BY_CODE, CATALOGUE, example_of
+from .openapi import openapi_document
+from .operations import json_answer, operation
+from .pages import docs_page, problem_page, register_filters
+from .problems import NotReady, statuses_of, title_of
+from .schemas import HealthSchema, LimitsSchema, ReadinessSchema
+
+#: A page that runs nothing and loads nothing, whatever may ever get into it.
+HTML_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
+
+
+def meta_blueprint(ready: Callable[[], dict[str, str]], limits: Limits) -> Blueprint:
+    bp = Blueprint("meta", __name__)
+    register_filters(bp)
+
+    @cache
+    def document() -> dict[str, Any]:
+        # Made at the first request, when every blueprint is there.
+        return openapi_document(current_app)
+
+    @bp.get("/healthz")
+    @operation(answer=HealthSchema, example={"status": "ok"})
+    def healthz() -> Response:
+        """Tell that the process lives.
+
+        Asks nobody else: a database that is down is no reason to restart this process.
+        """
+        return json_answer({"status": "ok"})
+
+    @bp.get("/readyz")
+    @operation(
+        answer=ReadinessSchema,
+        example={"status": "ready", "checks": {"database": "ok"}},
+        problems=(NotReady,),
+    )
+    def readyz() -> Response:
+        """Tell whether requests can be taken."""
+        checks = ready()
+        broken = sorted(name for name, found in checks.items() if found != "ok")
+        if broken:
+            raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
+        return json_answer({"status": "ready", "checks": checks})
+
+    @bp.get("/v1/limits")
+    @operation(answer=LimitsSchema, example=msgspec.to_builtins(limits))
+    def get_limits() -> Response:
+        """Read every limit that requests are held to."""
+        return json_answer(limits)
+
+    @bp.get("/openapi.json")
+    @operation()
+    def openapi() -> Response:
+        """Read the OpenAPI document of this service."""
+        return json_answer(document(), DOCUMENT_HEADERS)
+
+    @bp.get("/docs")
+    @operation(media_type="text/html")
+    def docs() -> Response:
+        """Read the same document as a page."""
+        page = docs_page(document(), [_about(code) for code in BY_CODE])
+        return Response(page, mimetype="text/html", headers=DOCUMENT_HEADERS | HTML_HEADERS)
+
+    @bp.get("/problems/<code>")
+    @operation(problems=(NotFound,))
+    def problem(code: str) -> Response:
+        """Read about a problem, by its stable code.
+
+        As a page if the request prefers `text/html`, else as JSON.
+        """
+        if code not in BY_CODE:
+            raise NotFound(f"there is no problem called {code!r}")
+        about = _about(code)
+        if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+            response = Response(problem_page(about), mimetype="text/html", headers=HTML_HEADERS)
+        else:
+            response = json_answer(about)
+        response.headers.update(DOCUMENT_HEADERS)
+        response.vary.add("Accept")
+        return response
+
+    return bp
+
+
+def _about(code: str) -> dict[str, Any]:
+    error = BY_CODE[code]
+    return {
+        "code": code,
+        "title": title_of(error),
+        "statuses": [status.value for status in statuses_of(error)],
+        "remedy": CATALOGUE[error].remedy,
+        "example": example_of(error),
+    }

@@ -1,0 +1,81 @@
+"""The pages for people: the OpenAPI document as HTML, and one page for each problem.
+
+Self-contained: no script, no font and no style from elsewhere, so that they work behind any
+firewall and show what this very service does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from flask import Blueprint, render_template
+from markupsafe import Markup, escape
+
+_REF = "#/components/schemas/"
+
+
+def register_filters(bp: Blueprint) -> None:
+    """The filters have a prefix: an app that mounts this one may have filters of its own."""
+    bp.add_app_template_filter(_prose, "foldlog_prose")
+    bp.add_app_template_filter(_pretty, "foldlog_pretty")
+    bp.add_app_template_filter(_type_of, "foldlog_type")
+
+
+def docs_page(document: dict[str, Any], problems: list[dict[str, Any]]) -> str:
+    operations = [
+        {"method": method.upper(), "path": path, **described}
+        for path, methods in document["paths"].items()
+        for method, described in methods.items()
+    ]
+    return render_template(
+        "docs.html",
+        document=document,
+        groups=[
+            (tag, [op for op in operations if tag["name"] in op["tags"]])
+            for tag in document["tags"]
+        ],
+        problems=problems,
+    )
+
+
+def problem_page(problem: dict[str, Any]) -> str:
+    return render_template("problem.html", problem=problem)
+
+
+def _prose(text: str) -> Markup:
+    """Plain text with `code` in it, and an empty line between paragraphs."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    # Marked safe, because all but our own tags was escaped above.
+    return Markup("".join(f"<p>{part}</p>" for part in marked.split("\n\n")))
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _type_of(schema: dict[str, Any]) -> Markup:
+    """A JSON schema in a few words, with a link where it is described elsewhere."""
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix(_REF)
+        return Markup('<a href="#schema-{0}">{0}</a>').format(name)
+    if "anyOf" in schema:
+        return Markup(" or ").join(_type_of(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return Markup(" or ").join(
+            Markup("<code>{}</code>").format(json.dumps(value)) for value in schema["enum"]
+        )
+    kind = schema.get("type", "any value")
+    kinds = kind if isinstance(kind, list) else [kind]
+    return Markup(" or ").join(_named_type(name, schema) for name in kinds)
+
+
+def _named_type(name: str, schema: dict[str, Any]) -> Markup:
+    if name == "array":
+        return Markup("array of ") + _type_of(schema["items"])
+    if name == "object" and schema.get("additionalProperties"):
+        return Markup("object of ") + _type_of(schema["additionalProperties"])
+    return escape(
+        f"{name} ({schema['format']})" if name == "string" and "format" in schema else name
+    )

@@ -1,0 +1,157 @@
+"""Every refusal as a problem document (RFC 9457), and the one table of its status.
+
+A problem's `code` is the stable name that clients match on; its `type` is a page about it. Flask's
+own refusals and what nobody expected come in the same form.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from flask import Flask, Response, g
+from werkzeug.exceptions import HTTPException
+
+from ..domain.errors import (
+    FoldlogError,
+    InvalidChangeset,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    PushConflict,
+    Unavailable,
+)
+
+log = structlog.get_logger("foldlog.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not JSON, or in an encoding that is not understood."""
+
+    code = "unsupported-media-type"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """There is something at this path, but not for this method."""
+
+    code = "method-not-allowed"
+
+
+class NoSuchPath(NotFound):
+    """There is nothing at this path."""
+
+    code = "no-such-path"
+
+
+class NotReady(Unavailable):
+    """The service cannot take requests now."""
+
+    code = "not-ready"
+
+
+class InternalError(FoldlogError):
+    """Something went wrong that nobody expected; it was noted."""
+
+    code = "internal-error"
+
+
+#: An error has the status of its nearest ancestor here. What has none is a fault of ours: 500.
+STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
+    InvalidRequest: HTTPStatus.BAD_REQUEST,
+    InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
+    LimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
+    UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
+    PushConflict: HTTPStatus.CONFLICT,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+#: Over one of these, a smaller request is the cure: 413 lets a client halve its batch.
+LIMITS_OF_SIZE = {"body_bytes_max", "inflated_bytes_max", "changesets_per_push_max"}
+
+#: What Flask and Werkzeug refuse by themselves, in our words.
+ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {
+    HTTPStatus.NOT_FOUND: NoSuchPath,
+    HTTPStatus.METHOD_NOT_ALLOWED: MethodNotAllowed,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: UnsupportedMediaType,
+}
+
+
+def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
+    """Every status that this error may be answered with."""
+    usual = next(
+        (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+    too_large = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if issubclass(error, LimitExceeded) else ()
+    return (*too_large, usual)
+
+
+def status_of(error: FoldlogError) -> HTTPStatus:
+    if isinstance(error, LimitExceeded) and error.extra["limit"] in LIMITS_OF_SIZE:
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return statuses_of(type(error))[-1]
+
+
+def title_of(error: type[FoldlogError]) -> str:
+    """What is wrong, in one sentence that is the same at every occurrence."""
+    return (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def document_of(error: FoldlogError) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{error.code}",
+        "title": title_of(type(error)),
+        "status": status_of(error).value,
+        "detail": str(error),
+        "code": error.code,
+        **error.extra,
+    }
+
+
+def register_problems(app: Flask) -> None:
+    app.register_error_handler(FoldlogError, _answer)
+    app.register_error_handler(HTTPException, _answer_http)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+
+def _answer(error: FoldlogError) -> Response:
+    status = status_of(error)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, InternalError):
+        return _answer_unexpected(error)
+    if error.__cause__ is not None and isinstance(error, Unavailable):
+        log.warning("unavailable", problem=error.code, exc_info=error)
+    g.problem = error.code
+    response = Response(msgspec.json.encode(document_of(error)), status, mimetype=MEDIA_TYPE)
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, UnsupportedMediaType):
+        # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
+        response.headers["Accept"] = "application/json"
+        response.headers["Accept-Encoding"] = "gzip, zstd"
+    return response
+
+
+def _answer_http(error: HTTPException) -> Response:
+    """A refusal of Flask's own. Its headers are kept: 405 says what is allowed."""
+    if error.code is None or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _answer_unexpected(error)
+    kind = ERROR_OF_STATUS.get(error.code, InvalidRequest)
+    response = _answer(kind() if error.code in ERROR_OF_STATUS else kind(error.description))
+    response.status_code = error.code
+    for name, value in error.get_headers():
+        if name != "Content-Type":
+            response.headers[name] = value
+    return response
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    """Says nothing of what happened, but under which id it can be found in our logs."""
+    log.error("unexpected-error", exc_info=error)
+    return _answer(InternalError(request_id=g.get("request_id")))

@@ -1,0 +1,195 @@
+"""Query parameters: read strictly, so that a mistyped one is named and never ignored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from flask import request
+from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
+from marshmallow.validate import Length, OneOf
+
+from ..domain.errors import InvalidRequest
+from ..domain.limits import Limits
+from .fields import (
+    CommaList,
+    QueryWhole,
+    collection_name,
+    cursor_mark,
+    device_id,
+    record_id,
+    space_name,
+)
+
+PARAMETERS_MAX = 50
+
+#: What a path's parts are called, and what they may be.
+PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
+    "space": space_name(metadata={"description": "One shared log and its master table."}),
+    "collection": collection_name(metadata={"description": "A collection of records."}),
+    "id": record_id(
+        metadata={"description": "The record's id, percent-encoded, slashes included."}
+    ),
+    "device": device_id(metadata={"description": "The device's id."}),
+    "code": fields.String(metadata={"description": "A problem's stable code."}),
+}
+
+
+class Parameters(Schema):
+    """The parameters of an operation; by itself, none at all."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "there is no such parameter"}
+
+
+def events_query(limits: Limits) -> Parameters:
+    class EventsQuery(Parameters):
+        after = QueryWhole(
+            load_default=0, metadata={"description": "The cursor: the last seq you have."}
+        )
+        mark = cursor_mark(
+            metadata={"description": "The mark that came with the cursor; checked if given."}
+        )
+        limit = QueryWhole(
+            1,
+            limits.page_events_max,
+            load_default=limits.page_events_default,
+            metadata={"description": "How many events at most."},
+        )
+        collections = CommaList(
+            collection_name(),
+            validate=Length(1, limits.collections_per_filter_max),
+            metadata={
+                "description": "Only changesets that touch one of these, separated by commas; "
+                "other kinds of events always come."
+            },
+        )
+        device = device_id(
+            metadata={"description": "Who pulls. Its own changesets come without `ops`."}
+        )
+        own = fields.String(
+            validate=OneOf(["full"]),
+            metadata={"description": "`full`: the device's own changesets come whole, too."},
+        )
+
+    return EventsQuery()
+
+
+class RecordQuery(Parameters):
+    at_least = QueryWhole(
+        load_default=0,
+        metadata={
+            "description": "Wait, within a bound, until the master table has come to this seq: "
+            "read your own writes."
+        },
+    )
+
+
+def records_query(limits: Limits) -> Parameters:
+    class RecordsQuery(RecordQuery):
+        collection = collection_name(metadata={"description": "Only records of this one."})
+        id = record_id(
+            metadata={
+                "description": "Only this record of `collection`. For ids that a path cannot "
+                "carry: browsers take `.` and `..` for folders, encoded or not."
+            }
+        )
+        changed_after = QueryWhole(
+            metadata={
+                "description": "Every record whose state moved after this seq, by seq, deleted "
+                "ones too. Without it: the live records, by collection and id."
+            }
+        )
+        cursor = fields.String(
+            metadata={"description": "The `cursor` of the page before, with its parameters."}
+        )
+        limit = QueryWhole(
+            1,
+            limits.page_records_max,
+            load_default=limits.page_records_default,
+            metadata={"description": "How many records at most; a seq is never split."},
+        )
+
+        @validates_schema
+        def id_stands_alone(self, data: Mapping[str, Any], **_: Any) -> None:
+            if "id" in data:
+                if "collection" not in data:
+                    raise ValidationError("needed with id", "collection")
+                for name in data.keys() & {"changed_after", "cursor"}:
+                    raise ValidationError("goes not with id", name)
+
+    return RecordsQuery()
+
+
+def conflicts_query(limits: Limits) -> Parameters:
+    class ConflictsQuery(Parameters):
+        cursor = fields.String(metadata={"description": "The `cursor` of the page before."})
+        limit = QueryWhole(
+            1,
+            limits.page_records_max,
+            load_default=limits.page_records_default,
+            metadata={"description": "How many conflicts at most."},
+        )
+
+    return ConflictsQuery()
+
+
+def read_path(parts: Mapping[str, str]) -> None:
+    """Raises `InvalidRequest` if a part of the path cannot be what the path says it is."""
+    try:
+        # WSGI hands us the path's bytes as Latin-1; Werkzeug would put U+FFFD for a bad one.
+        request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the path is not UTF-8") from exc
+    errors = []
+    for name, value in parts.items():
+        try:
+            PATH_PARAMETERS[name].deserialize(value)
+        except ValidationError as exc:
+            errors += [{"parameter": name, "detail": str(detail)} for detail in exc.messages]
+    if errors:
+        raise InvalidRequest("the path names what cannot be", errors=errors)
+
+
+def read_query(schema: Parameters) -> dict[str, Any]:
+    """The request's parameters. Raises `InvalidRequest`, naming each that is wrong."""
+    if not schema.fields and not request.query_string:
+        return {}
+    try:
+        pairs = parse_qsl(
+            request.query_string.decode(),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=PARAMETERS_MAX,
+        )
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the query is not UTF-8") from exc
+    except ValueError as exc:
+        raise InvalidRequest(f"more than {PARAMETERS_MAX} query parameters") from exc
+    times = Counter(name for name, _ in pairs)
+    errors = [
+        {"parameter": name, "detail": "given more than once"} for name in times if times[name] > 1
+    ]
+    try:
+        query: dict[str, Any] = schema.load(dict(pairs))
+    except ValidationError as exc:
+        errors += [
+            {"parameter": str(path[0]), "detail": detail} for path, detail in flat(exc.messages)
+        ]
+    if errors:
+        raise InvalidRequest("a query parameter is wrong", errors=errors)
+    return query
+
+
+def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
+    """Marshmallow's tree of messages as (path, message) pairs."""
+    if isinstance(messages, Mapping):
+        for name, below in messages.items():
+            yield from flat(below, path if name == "_schema" else (*path, name))
+    else:
+        for message in messages:
+            yield path, str(message)

@@ -1,0 +1,134 @@
+"""Pushing changesets; and push and pull in one round trip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response
+
+from ..domain.changesets import Push
+from ..domain.errors import (
+    CounterGap,
+    DeviceForked,
+    FoldlogError,
+    IdReused,
+    InvalidChangeset,
+    LimitExceeded,
+    LogBehind,
+    LogChanged,
+    OutcomeUnknown,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownSpace,
+)
+from ..domain.intake import Answer
+from ..domain.limits import Limits
+from ..domain.ports import EventStore, RangeQuery
+from . import examples
+from .json_body import JsonBody
+from .operations import joined, json_answer, operation
+from .problems import UnsupportedMediaType
+from .schemas import ReceiptSchema, SyncAnswerSchema, push_body, sync_body
+
+PUSH_PROBLEMS: tuple[type[FoldlogError], ...] = (
+    UnsupportedMediaType,
+    InvalidChangeset,
+    LimitExceeded,
+    IdReused,
+    CounterGap,
+    DeviceForked,
+    LogBehind,
+    StorageUnavailable,
+    OutcomeUnknown,
+    ProjectionBehind,
+)
+
+
+class SyncAnswer(msgspec.Struct):
+    log: str
+    head: int
+    verdicts: list[Answer]
+    events: msgspec.Raw
+    through: int
+    mark: str
+    more: bool
+
+
+def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("sync", __name__)
+
+    @bp.post("/v1/spaces/<space>/changesets")
+    @operation(
+        body=JsonBody(push_body(limits), limits),
+        body_example=examples.PUSH,
+        answer=ReceiptSchema,
+        example=examples.RECEIPT,
+        problems=PUSH_PROBLEMS,
+    )
+    def push(space: str, body: dict[str, Any]) -> Response:
+        """Push changesets.
+
+        Appends what is new and answers every changeset in order. Sending the same again is safe:
+        it is answered as the first time, as a `duplicate`. All or nothing is stored. The first
+        push makes the space.
+        """
+        return json_answer(store.push(space, push_of(body)))
+
+    @bp.post("/v1/spaces/<space>/sync")
+    @operation(
+        body=JsonBody(sync_body(limits), limits),
+        body_example=examples.SYNC,
+        answer=SyncAnswerSchema,
+        example=examples.SYNC_ANSWER,
+        problems=(*PUSH_PROBLEMS, LogChanged),
+    )
+    def sync(space: str, body: dict[str, Any]) -> Response:
+        """Push and pull in one round trip.
+
+        The cursor is checked before anything is stored. Then the changesets are appended, and the
+        events after the cursor answered; the device's own come without `ops`, as their
+        acknowledgement, unless `own` is `full`. While `more` is true, sync again after `through`.
+        """
+        query = RangeQuery(
+            after=body["after"],
+            limit=body["limit"],
+            mark=body.get("mark"),
+            collections=body.get("collections"),
+            short_for_device=None if body.get("own") == "full" else body["device"],
+        )
+        verdicts: list[Answer] = []
+        if body["changesets"]:
+            verdicts = store.push(space, push_of(body)).verdicts
+            page = store.range_after(space, query)
+        else:
+            # Most syncs have nothing to say. Those must not take the space's lock.
+            try:
+                page = store.range_after(space, query)
+            except UnknownSpace:
+                store.push(space, push_of(body))
+                page = store.range_after(space, query)
+        return json_answer(
+            SyncAnswer(
+                page.log,
+                page.head,
+                verdicts,
+                joined(page.events),
+                page.through,
+                page.mark,
+                page.more,
+            )
+        )
+
+    return bp
+
+
+def push_of(body: dict[str, Any]) -> Push:
+    return Push(
+        device=body["device"],
+        sent_at=body["sent_at"],
+        changesets=body["changesets"],
+        after=body.get("after"),
+        mark=body.get("mark"),
+        wants_records="return_" in body,
+    )

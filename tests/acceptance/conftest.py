@@ -1,0 +1,93 @@
+"""The service as its clients meet it: through the HTTP door, on each kind of store."""
+
+from __future__ import annotations
+
+import pytest
+
+from foldlog.api.app import create_app
+from tests.helpers import A, changeset, new_id
+
+SENT_AT = "2026-11-23T09:00:00.000Z"
+
+
+@pytest.fixture
+def app(store):
+    return create_app(store=store, master=store, ready=lambda: {"database": "ok"})
+
+
+@pytest.fixture
+def http(app):
+    """Flask's test client, for what is beside a space."""
+    return app.test_client()
+
+
+@pytest.fixture
+def client(http):
+    """A client of a space of the test's own."""
+    return SpaceClient(http)
+
+
+@pytest.fixture
+def app_with(store):
+    """Makes a client of an app with other parts than usual."""
+
+    def make(**parts) -> SpaceClient:
+        usual = {"store": store, "master": store, "ready": lambda: {"database": "ok"}}
+        return SpaceClient(create_app(**usual | parts).test_client())
+
+    return make
+
+
+class SpaceClient:
+    """What an app does with a space, in the fewest words."""
+
+    def __init__(self, http):
+        self.http = http
+        self.space = f"space-{new_id()}"
+
+    def url(self, path: str) -> str:
+        return f"/v1/spaces/{self.space}/{path}"
+
+    def get(self, path: str, **kwargs):
+        return self.http.get(self.url(path), **kwargs)
+
+    def post(self, path: str, body: dict | bytes, **kwargs):
+        if isinstance(body, bytes):
+            return self.http.post(
+                self.url(path), data=body, content_type="application/json", **kwargs
+            )
+        return self.http.post(self.url(path), json=body, **kwargs)
+
+    def push(self, *changesets: dict, device: str = A, **members):
+        body = {"device": device, "sent_at": SENT_AT, "changesets": list(changesets), **members}
+        return self.post("changesets", body)
+
+    def sync(self, *changesets: dict, device: str = A, after: int = 0, **members):
+        body = {"device": device, "sent_at": SENT_AT, "after": after, **members}
+        if changesets:
+            body["changesets"] = list(changesets)
+        return self.post("sync", body)
+
+    def filled(self, *ops: dict, **members) -> dict:
+        """Pushes one changeset, waits until it is projected, and gives the push's answer."""
+        answer = self.push(changeset(*ops), **members)
+        assert answer.status_code == 200, answer.text
+        self.caught_up(answer.json["head"])
+        return answer.json
+
+    def caught_up(self, head: int) -> None:
+        answer = self.get(f"records?limit=1&at_least={head}")
+        assert answer.status_code == 200, answer.text
+
+
+def assert_problem(answer, status: int, code: str, **members) -> dict:
+    """Checks that an answer is this problem document, with these members and no others."""
+    problem = answer.get_json()
+    assert (answer.status_code, problem.get("code")) == (status, code), answer.text
+    assert answer.content_type == "application/problem+json"
+    standard = {name: problem.pop(name) for name in ("type", "title", "status", "detail", "code")}
+    assert standard["type"] == f"/problems/{code}"
+    assert standard["status"] == status
+    assert standard["title"] and standard["detail"]
+    assert problem == members
+    return standard

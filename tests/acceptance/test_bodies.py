@@ -1,0 +1,366 @@
+"""Bodies on their way in and out: encodings, and bounds that hold whatever a client says."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tracemalloc
+import zlib
+
+import brotli
+import pytest
+from backports import zstd
+
+from foldlog.domain.limits import Limits
+from tests.helpers import A, changeset, put
+
+from .conftest import SENT_AT, assert_problem
+
+MIB = 2**20
+
+
+def body_of(*changesets: dict) -> bytes:
+    return json.dumps({"device": A, "sent_at": SENT_AT, "changesets": changesets}).encode()
+
+
+def send(client, body: bytes, encoding: str, **kwargs):
+    headers = {"Content-Encoding": encoding}
+    return client.post("changesets", body, headers=headers, **kwargs)
+
+
+def stream(client, body: io.IOBase, encoding: str = "identity"):
+    """Sends a chunked body as gunicorn hands it on: without a length, but with an end."""
+    environ = {
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "HTTP_TRANSFER_ENCODING": "chunked",
+        "HTTP_CONTENT_ENCODING": encoding,
+        "CONTENT_LENGTH": "",
+    }
+    return client.post("changesets", b"", environ_overrides=environ)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("GZip", gzip.compress),
+        ("zstd", zstd.compress),
+        ("identity", bytes),
+    ],
+)
+def test_a_compressed_push_is_stored(client, encoding, compress):
+    """
+    A phone on a bad line saves what it can.
+    """
+    answer = send(client, compress(body_of(changeset(put(title="x" * 200_000)))), encoding)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json["head"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "zip"])
+def test_another_encoding_is_refused_and_told_what_is_understood(client, encoding):
+    """
+    RFC 9110 section 12.5.3.
+    """
+    answer = send(client, b"whatever", encoding)
+
+    assert_problem(answer, 415, "unsupported-media-type")
+    assert answer.headers["Accept-Encoding"] == "gzip, zstd"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"],
+)
+def test_another_media_type_is_refused(client, content_type):
+    """
+    A browser's form must not be able to push; and no charset is guessed.
+    """
+    answer = client.http.post(client.url("changesets"), data=body_of(), content_type=content_type)
+
+    assert_problem(answer, 415, "unsupported-media-type")
+    assert answer.headers["Accept"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json;charset=utf-8", 'Application/JSON; charset="UTF-8"']
+)
+def test_utf8_may_be_said(client, content_type):
+    """
+    It is superfluous, and many clients say it.
+    """
+    answer = client.http.post(client.url("changesets"), data=body_of(), content_type=content_type)
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_a_bomb_is_not_inflated(app_with, encoding, compress):
+    """
+    A few KiB that would become 64 MiB: the limit is about the most that is ever held in memory.
+    """
+    client = app_with(limits=Limits(inflated_bytes_max=MIB))
+    bomb = compress(bytes(64 * MIB))
+    tracemalloc.start()
+
+    answer = send(client, bomb, encoding)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_problem(answer, 413, "limit-exceeded", limit="inflated_bytes_max", value=MIB)
+    assert peak < 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_the_inflated_limit_is_exact(app_with, encoding, compress):
+    """
+    The last byte that is allowed is allowed; the next one is not.
+    """
+    body = body_of(changeset())
+    client = app_with(limits=Limits(inflated_bytes_max=len(body)))
+
+    assert send(client, compress(body), encoding).status_code == 200
+    assert send(client, compress(body + b" "), encoding).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_every_truncation_is_refused(client, encoding, compress):
+    """
+    A body that breaks off may still be whole JSON: the end of the stream must have come.
+    """
+    whole = compress(body_of(changeset()))
+
+    for end in range(len(whole)):
+        answer = send(client, whole[:end], encoding)
+        assert_problem(answer, 400, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+@pytest.mark.parametrize("gap", [0, 200_000])
+def test_something_after_the_end_is_refused(client, encoding, compress, gap):
+    """
+    Also where it comes in another piece than the end.
+    """
+    whole = compress(body_of(changeset(put(title="x" * gap))))
+
+    assert_problem(send(client, whole + b"more", encoding), 400, "invalid-request")
+    assert_problem(send(client, whole + bytes(100_000), encoding), 400, "invalid-request")
+    assert_problem(send(client, whole + whole, encoding), 400, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_something_in_a_piece_of_its_own_after_the_end_is_refused(client, encoding, compress):
+    """
+    A stream may end where a piece ends, and the wire goes on.
+    """
+    answer = stream(client, Pieces(compress(body_of(changeset())), b"more"), encoding)
+
+    assert_problem(answer, 400, "invalid-request")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_what_was_never_compressed_is_refused(client, encoding):
+    """
+    A header alone compresses nothing.
+    """
+    assert_problem(send(client, body_of(changeset()), encoding), 400, "invalid-request")
+
+
+def test_a_flipped_bit_is_refused(client):
+    """
+    The checksum at the end of a stream is looked at.
+    """
+    whole = bytearray(gzip.compress(body_of(changeset())))
+    whole[-6] ^= 1
+
+    assert_problem(send(client, bytes(whole), "gzip"), 400, "invalid-request")
+
+
+def test_a_zstd_window_is_bounded(client):
+    """
+    A frame can ask its reader to hold a window of gigabytes; RFC 9659 says 8 MiB.
+    """
+    options = {zstd.CompressionParameter.window_log: 27}
+    compressor = zstd.ZstdCompressor(options=options)
+    body = compressor.compress(body_of(changeset())) + compressor.flush()
+
+    assert_problem(send(client, body, "zstd"), 400, "invalid-request")
+
+
+@pytest.mark.parametrize("level", [1, 19, 22])
+def test_every_usual_zstd_level_is_read(client, level):
+    """
+    The window of no usual sender of a body this small is larger than that.
+    """
+    body = zstd.compress(body_of(changeset(put(title="x" * 100_000))), level)
+
+    assert send(client, body, "zstd").status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_unread(app_with):
+    """
+    413, with the limit's name: the client halves its batch.
+    """
+    client = app_with(limits=Limits(body_bytes_max=1_000))
+
+    answer = client.push(changeset(put(title="x" * 1_000)))
+
+    assert_problem(answer, 413, "limit-exceeded", limit="body_bytes_max", value=1_000)
+
+
+def test_a_body_of_unsaid_length_is_bounded(app_with):
+    """
+    A chunked body says no length: it is counted as it comes, and read no further.
+    """
+    client = app_with(limits=Limits(body_bytes_max=100_000))
+    endless = Endless()
+
+    answer = stream(client, endless)
+
+    assert_problem(answer, 413, "limit-exceeded", limit="body_bytes_max", value=100_000)
+    assert endless.read_bytes < 300_000
+
+
+class Pieces(io.RawIOBase):
+    """A body that comes in these pieces."""
+
+    def __init__(self, *pieces: bytes):
+        self.pieces = iter(pieces)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        piece = next(self.pieces, b"")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+class Endless(io.RawIOBase):
+    """A client that does not stop sending, as far as a test has patience."""
+
+    read_bytes = 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if self.read_bytes > 10 * MIB:
+            return 0
+        buffer[:] = b" " * len(buffer)
+        self.read_bytes += len(buffer)
+        return len(buffer)
+
+
+def test_a_chunked_body_is_read(client):
+    """
+    Some clients stream what they send.
+    """
+    answer = stream(client, io.BytesIO(body_of(changeset())))
+
+    assert answer.status_code == 200
+
+
+def test_a_body_that_breaks_off_on_the_wire_is_refused(client):
+    """
+    What the server raises then is no fault of ours.
+    """
+
+    class Broken(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            raise ConnectionResetError
+
+    answer = stream(client, Broken())
+
+    assert_problem(answer, 400, "invalid-request")
+
+
+def test_too_many_changesets_at_once(app_with):
+    """
+    413, like every limit of size: half of them will do.
+    """
+    client = app_with(limits=Limits(changesets_per_push_max=2))
+
+    answer = client.push(*[changeset(put(str(n))) for n in range(3)])
+
+    assert_problem(answer, 413, "limit-exceeded", limit="changesets_per_push_max", value=2)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding", "inflate"),
+    [
+        ("gzip", "gzip", lambda data: zlib.decompress(data, wbits=31)),
+        ("br", "br", brotli.decompress),
+        ("zstd", "zstd", zstd.decompress),
+        ("gzip, deflate, br, zstd", "zstd", zstd.decompress),
+        ("gzip;q=1.0, zstd;q=0.5", "gzip", gzip.decompress),
+        ("identity", None, bytes),
+        ("", None, bytes),
+    ],
+)
+def test_an_answer_is_compressed_as_the_client_can_read_it(client, accepted, encoding, inflate):
+    """
+    And a cache between is told that it depends on that.
+    """
+    client.push(*[changeset(put(str(n))) for n in range(20)])
+
+    answer = client.get("events", headers={"Accept-Encoding": accepted})
+
+    assert answer.headers.get("Content-Encoding") == encoding
+    assert "Accept-Encoding" in answer.headers["Vary"]
+    assert int(answer.headers["Content-Length"]) == len(answer.data)
+    assert len(json.loads(inflate(answer.data))["events"]) == 20
+
+
+def test_a_small_answer_is_not_compressed(client):
+    """
+    An idle sync fits one packet anyway.
+    """
+    answer = client.get("events", headers={"Accept-Encoding": "gzip"})
+
+    assert "Content-Encoding" not in answer.headers
+
+
+def test_head_answers_as_get_without_the_body(client):
+    """
+    Same headers, no body.
+    """
+    client.push(*[changeset(put(str(n))) for n in range(20)])
+    headers = {"Accept-Encoding": "gzip", "X-Request-Id": "x"}
+
+    get = client.get("events", headers=headers)
+    head = client.http.head(client.url("events"), headers=headers)
+
+    assert head.data == b""
+    assert head.status_code == 200
+    # gzip writes the time into its header, but the length stays.
+    assert dict(head.headers) == dict(get.headers)
+
+
+def test_data_is_kept_by_no_cache(client):
+    """
+    It is what users wrote; and a problem must not outlive its cause.
+    """
+    client.push(changeset())
+
+    for answer in (client.get("events"), client.get("records"), client.get("events?x=1")):
+        assert answer.headers["Cache-Control"] == "private, no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "ETag" not in answer.headers

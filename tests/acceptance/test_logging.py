@@ -1,0 +1,154 @@
+"""One line for each request, and nothing in it that a user wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+
+from foldlog.api.logging import configure_logging
+from foldlog.domain.errors import StorageUnavailable
+from tests.helpers import changeset, put
+
+
+@pytest.fixture
+def lines():
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        yield lines
+
+
+def test_a_request_is_one_line(client, lines):
+    """
+    With the template of the path, so that lines can be counted by operation.
+    """
+    answer = client.push(changeset(), **{"return": "records"})
+
+    (line,) = lines
+    assert line.pop("duration_ms") >= 0
+    assert line.pop("bytes_in") > 100
+    assert line.pop("request_id") == answer.headers["X-Request-Id"]
+    assert line == {
+        "event": "request",
+        "log_level": "info",
+        "method": "POST",
+        "path": "/v1/spaces/{space}/changesets",
+        "space": client.space,
+        "status": 200,
+        "problem": None,
+        "bytes_out": len(answer.data),
+    }
+
+
+def test_what_users_wrote_is_not_logged(client, lines):
+    """
+    Neither values nor ids of records, nor a token.
+    """
+    client.filled(put("secret-id", title="secret-value"))
+    client.get("records/tasks/secret-id?at_least=1", headers={"Authorization": "secret-token"})
+    client.push(changeset(put("secret-id", title=["secret-value"] * 2, nested={"a" * 300: 1})))
+    client.get("secret-path?secret=1")
+    client.push({**changeset(), "secret-member": 1})
+
+    assert len(lines) >= 5
+    assert "secret" not in str(lines)
+
+
+def test_a_problem_is_named_in_its_line(client, lines):
+    """
+    What an operator counts.
+    """
+    client.get("events")
+
+    assert (lines[-1]["status"], lines[-1]["problem"]) == (404, "unknown-space")
+
+
+def test_a_sane_request_id_is_kept_and_another_is_not(client, lines):
+    """
+    Whoever sends an id wants to find it again; but our lines are not theirs to write.
+    """
+    kept = client.get("events", headers={"X-Request-Id": "trace-1.a_B"})
+    made = client.get("events", headers={"X-Request-Id": 'x" injected="1'})
+
+    assert kept.headers["X-Request-Id"] == lines[0]["request_id"] == "trace-1.a_B"
+    assert made.headers["X-Request-Id"] == lines[1]["request_id"] != 'x" injected="1'
+
+
+def test_a_fault_of_ours_is_logged_with_its_traceback(app_with, lines):
+    """
+    The client gets an id, the log gets the story.
+    """
+
+    class Broken:
+        def range_after(self, *_):
+            raise RuntimeError("what happened")
+
+    answer = app_with(store=Broken()).get("events")
+
+    fault, line = lines
+    assert (fault["event"], fault["log_level"]) == ("unexpected-error", "error")
+    assert str(fault["exc_info"]) == "what happened"
+    assert fault["request_id"] == line["request_id"] == answer.json["request_id"]
+    assert (line["status"], line["problem"]) == (500, "internal-error")
+
+
+def test_why_the_storage_is_away_is_logged(app_with, lines):
+    """
+    The client only learns that it is.
+    """
+
+    class Away:
+        def range_after(self, *_):
+            raise StorageUnavailable from OSError("no route to host")
+
+    app_with(store=Away()).get("events")
+
+    assert lines[0]["event"] == "unavailable"
+    assert str(lines[0]["exc_info"].__cause__) == "no route to host"
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """Sets logging up as a process does, and puts it back."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers[:])
+    level = root.level
+    yield configure_logging
+    structlog.reset_defaults()
+    root.setLevel(level)
+
+
+def test_lines_are_json(configured, capsys):
+    """
+    Ours, and those of the libraries; a traceback without the values of variables.
+    """
+    configured("json")
+    secret = "hunter2"  # noqa: F841
+
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError:
+        structlog.get_logger("test.json").exception("fault", n=1)
+    logging.getLogger("some.library").warning("theirs %s", 2)
+
+    ours, theirs = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ours["event"], ours["n"], ours["level"]) == ("fault", 1, "error")
+    assert ours["exception"][0]["exc_value"] == "broken"
+    assert "hunter2" not in str(ours)
+    assert (theirs["event"], theirs["logger"]) == ("theirs 2", "some.library")
+    assert theirs["timestamp"].endswith("Z")
+
+
+def test_lines_can_be_for_people(configured, capsys):
+    """
+    On a developer's terminal.
+    """
+    configured("console")
+
+    structlog.get_logger("test.console").info("request", status=200)
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "request" in line and "200" in line

@@ -1,0 +1,202 @@
+"""The OpenAPI document: complete, valid, and true of what the service really answers."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator, FormatChecker
+
+from foldlog.api.catalogue import BY_CODE
+from foldlog.api.logging import path_template
+from foldlog.api.schemas import (
+    ChangesetSchema,
+    EventSchema,
+    OperationSchema,
+    RecordSchema,
+    VerdictSchema,
+)
+from foldlog.domain.changesets import Changeset, WireOperation
+from foldlog.domain.events import Event
+from foldlog.domain.intake import Answer
+from foldlog.domain.merge import RecordView
+from tests.helpers import A, B, add, changeset, delete, put
+
+
+@pytest.fixture
+def document(http):
+    return http.get("/openapi.json").json
+
+
+def operations(document):
+    return [
+        (method, path, described)
+        for path, methods in document["paths"].items()
+        for method, described in methods.items()
+    ]
+
+
+def test_every_route_is_documented_and_nothing_else(app, document):
+    """
+    A route that nobody can find is no use; one that is not there is worse.
+    """
+    routes = {
+        (method.lower(), path_template(rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+
+    assert {(method, path) for method, path, _ in operations(document)} == routes
+
+
+def test_every_operation_says_what_it_takes_and_answers(document):
+    """
+    Names are unique, parameters of the path are required, and every problem is a known one.
+    """
+    found = operations(document)
+    ids = [described["operationId"] for _, _, described in found]
+    assert len(ids) == len(set(ids))
+    for _, path, described in found:
+        assert described["summary"] and "tags" in described
+        in_path = {p["name"] for p in described["parameters"] if p["in"] == "path"}
+        assert in_path == {part[1:-1] for part in path.split("/") if part.startswith("{")}
+        for parameter in described["parameters"]:
+            assert parameter["description"]
+            assert parameter.get("required", False) is (parameter["in"] == "path")
+        for status, response in described["responses"].items():
+            if status != "200":
+                problem = response["content"]["application/problem+json"]
+                assert problem["examples"].keys() <= BY_CODE.keys()
+
+
+def test_every_reference_leads_to_a_component(document):
+    """
+    And every component is a valid JSON schema.
+    """
+    schemas = document["components"]["schemas"]
+
+    def references(node):
+        if isinstance(node, dict):
+            if "$ref" in node:
+                yield node["$ref"]
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    assert {ref.rpartition("/")[2] for ref in references(document)} <= set(schemas)
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_examples_are_what_their_schema_says(document):
+    """
+    People copy examples.
+    """
+    for _, _, described in operations(document):
+        contents = [*described.get("requestBody", {}).get("content", {}).values()]
+        for response in described["responses"].values():
+            contents += response["content"].values()
+        for content in contents:
+            if "schema" in content:
+                examples = [e["value"] for e in content.get("examples", {}).values()]
+                for example in [*examples, *[content[k] for k in ["example"] if k in content]]:
+                    assert_valid(document, content["schema"], example)
+
+
+def test_a_request_may_have_no_other_members(document):
+    """
+    Unknown members are refused, so a generated client must not send any.
+    """
+    schemas = document["components"]["schemas"]
+
+    for name in ("PushBody", "SyncBody", "Changeset", "Operation"):
+        assert schemas[name]["additionalProperties"] is False
+    for name in ("Receipt", "Range", "Event", "Record"):
+        assert schemas[name].get("additionalProperties", True) is True
+
+
+@pytest.mark.parametrize(
+    ("schema", "struct"),
+    [
+        (ChangesetSchema, Changeset),
+        (OperationSchema, WireOperation),
+        (VerdictSchema, Answer),
+        (EventSchema, Event),
+        (RecordSchema, RecordView),
+    ],
+)
+def test_a_documented_shape_has_the_members_of_the_domain_s(schema, struct):
+    """
+    The domain decides what is on the wire; the document must not fall behind it.
+    """
+    documented = {field.data_key or name for name, field in schema().fields.items()}
+    real = set(struct.__struct_encode_fields__)
+    # Only the log marks an operation as erased: a device that does so is refused.
+    assert documented == real - ({"erased"} if struct is WireOperation else set())
+
+
+def test_real_answers_are_what_the_document_says(client, document):
+    """
+    Every documented answer is asked for, and checked against its schema with no member beyond.
+    """
+    local = {"op": "put", "collection": "tasks", "local_id": "1", "fields": {"n": None}}
+    client.push(changeset(put("x", title="Milk"), local, made_at="2026-11-23T08:00:00Z", counter=1))
+    pushed = client.push(
+        changeset(put("x", title="Bread"), add("x", n=1), delete("y")),
+        changeset(put("x"), guard="unchanged", made_at="2026-11-23T08:00:00Z"),
+        device=B,
+        **{"return": "records"},
+    )
+    client.filled(delete("x"))
+    one_space = "/v1/spaces/{space}"
+    answers = {
+        ("post", f"{one_space}/changesets"): pushed,
+        ("post", f"{one_space}/sync"): client.sync(changeset(put("z", deep={"a": [1, "2", None]}))),
+        ("get", f"{one_space}/events"): client.get(f"events?device={A}"),
+        ("get", f"{one_space}/records"): client.get("records?changed_after=0"),
+        ("get", f"{one_space}/records/{{collection}}/{{id}}"): client.get("records/tasks/x"),
+        ("get", f"{one_space}/conflicts"): client.get("conflicts"),
+        ("get", f"{one_space}/devices/{{device}}/ids"): client.get(f"devices/{A}/ids"),
+        ("get", "/v1/limits"): client.http.get("/v1/limits"),
+        ("get", "/healthz"): client.http.get("/healthz"),
+        ("get", "/readyz"): client.http.get("/readyz"),
+    }
+    assert answers["get", f"{one_space}/conflicts"].json["conflicts"]
+
+    for method, path, described in operations(document):
+        content = described["responses"]["200"]["content"].get("application/json", {})
+        if "schema" in content:
+            answer = answers.pop((method, path))
+            assert answer.status_code == 200, answer.text
+            assert_valid(document, content["schema"], answer.json)
+    assert not answers
+
+
+@pytest.mark.parametrize("path", ["events?x=1", "events", "records/tasks/never", "nowhere"])
+def test_real_problems_are_what_the_document_says(client, document, path):
+    """
+    One form for all of them.
+    """
+    assert_valid(document, {"$ref": "#/components/schemas/Problem"}, client.get(path).json)
+
+
+def assert_valid(document, schema, value):
+    """Checks a value as strictly as can be: a member that is not documented is an error."""
+    components = _closed(msgspec.json.encode(document["components"]["schemas"]))
+    validator = Draft202012Validator(
+        {**schema, "components": {"schemas": components}}, format_checker=FormatChecker()
+    )
+    validator.validate(value)
+
+
+@cache
+def _closed(schemas: bytes):
+    schemas = copy.deepcopy(msgspec.json.decode(schemas))
+    for name, schema in schemas.items():
+        if name != "Problem":
+            schema.setdefault("additionalProperties", False)
+    return schemas

@@ -1,0 +1,139 @@
+"""Ids of records are whatever apps have: in a path they must survive unchanged."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote_to_bytes
+
+import pytest
+
+from tests.helpers import put
+
+from .conftest import assert_problem
+
+STRANGE = [
+    "a/b",
+    "/a",
+    "a/",
+    "//",
+    "a//b",
+    "a%2Fb",
+    "%",
+    "100 %",
+    "a b",
+    " ",
+    "a+b",
+    "a?b=c&d",
+    "a#b",
+    "a;b",
+    "a:b@c",
+    "..",
+    ".",
+    "../../etc/passwd",
+    "a/../b",
+    "./a",
+    "a/.",
+    "Grüße",
+    "🐘",
+    "é",
+    "\n",
+    "a\r\nb",
+    "\t",
+    "\x7f",
+    "\u2028",
+    '"',
+    "\\",
+    "<script>",
+    "history",
+    "x" * 128,
+    "🐘" * 128,
+]
+
+
+@pytest.mark.parametrize("id", STRANGE, ids=ascii)
+def test_an_id_is_found_by_its_path(client, id):
+    """
+    Percent-encoded whole, slashes included, an id leads to its record and to no other.
+    """
+    client.filled(put(id, mine=True), put("a"), put("b"), put("etc/passwd"))
+
+    answer = client.get(f"records/tasks/{quote(id, safe='')}")
+
+    assert answer.status_code == 200, answer.text
+    assert (answer.json["record"]["id"], answer.json["record"]["fields"]) == (id, {"mine": True})
+
+
+@pytest.mark.parametrize("id", [".", "..", "a/../b", "/", "🐘", "a+b&c"], ids=ascii)
+def test_an_id_is_found_by_a_parameter(client, id):
+    """
+    Browsers take `.` and `..` for folders, encoded or not; a query they leave as it is.
+    """
+    client.filled(put(id, mine=True), put("a"), put(id, "notes"))
+
+    answer = client.get(f"records?collection=tasks&id={quote(id, safe='')}")
+
+    assert answer.status_code == 200, answer.text
+    (record,) = answer.json["records"]
+    assert (record["collection"], record["id"]) == ("tasks", id)
+    assert answer.json["cursor"] is None
+
+
+def test_an_id_by_parameter_stands_alone(client):
+    """
+    It needs its collection; and it is not a page to go on from.
+    """
+    client.filled(put())
+
+    alone = client.get("records?id=r")
+    paged = client.get("records?id=r&collection=tasks&changed_after=0")
+
+    assert alone.json["errors"] == [{"parameter": "collection", "detail": "needed with id"}]
+    assert paged.json["errors"] == [{"parameter": "changed_after", "detail": "goes not with id"}]
+    assert_problem(client.get("records?collection=tasks&id=never"), 404, "unknown-record")
+
+
+def test_slashes_need_not_be_encoded(client):
+    """
+    WSGI hands a path on decoded, so this is not ours to tell apart; the id is what is left.
+    """
+    client.filled(put("a/b"))
+
+    assert client.get("records/tasks/a/b").json["record"]["id"] == "a/b"
+
+
+@pytest.mark.parametrize("id", ["%00", "x" * 129])
+def test_what_cannot_be_an_id_is_refused(client, id):
+    """
+    PostgreSQL holds no NUL; and a limit has its name.
+    """
+    client.filled(put())
+    errors = [{"parameter": "id", "detail": "an id is 1-128 characters without NUL"}]
+
+    assert_problem(client.get(f"records/tasks/{id}"), 400, "invalid-request", errors=errors)
+
+
+@pytest.mark.parametrize("bytes", ["%FF", "%C3", "%ED%A0%80"])
+def test_a_path_that_is_not_utf8_is_refused(client, bytes):
+    """
+    Werkzeug would put U+FFFD in its place and so lead to another record.
+    """
+    client.filled(put("\ufffd"))
+    # As a server does it; the test client would put U+FFFD there itself.
+    path = client.url("records/tasks/") + unquote_to_bytes(bytes).decode("latin-1")
+
+    answer = client.get("records/tasks/x", environ_overrides={"PATH_INFO": path})
+
+    assert_problem(answer, 400, "invalid-request")
+    assert_problem(client.get(f"records?collection=tasks&id={bytes}"), 400, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["records/tasks", "records/tasks/", "records/", "events/", "records//x", "//records"],
+)
+def test_a_path_is_not_mended(client, path):
+    """
+    An empty id is none, and a doubled slash is not one slash: no redirect guesses what was meant.
+    """
+    client.filled(put())
+
+    assert client.get(path).status_code in (400, 404)

@@ -1,0 +1,196 @@
+"""GET /v1/spaces/{space}/records, /conflicts, /devices/{device}/ids"""
+
+from __future__ import annotations
+
+import pytest
+
+from foldlog.domain.errors import StorageUnavailable
+from foldlog.domain.names import id_of_local
+from tests.helpers import A, B, changeset, delete, put
+
+from .conftest import assert_problem
+
+
+def test_the_live_records_by_collection_and_id(client):
+    """
+    The exact form of a page; a deleted record is not in it.
+    """
+    receipt = client.filled(put("x", title="Milk"), put("y"), delete("y"))
+
+    body = client.get("records").json
+
+    received_at = receipt["verdicts"][0]["received_at"]
+    assert body == {
+        "log": receipt["log"],
+        "head": 1,
+        "projected": 1,
+        "records": [
+            {
+                "collection": "tasks",
+                "id": "x",
+                "fields": {"title": "Milk"},
+                "is_deleted": False,
+                "last_modified": received_at,
+                "seq": 1,
+                "created_seq": 1,
+            }
+        ],
+        "cursor": None,
+    }
+
+
+def test_pages_follow_the_cursor(client):
+    """
+    A cursor says nothing to a client but where the next page starts.
+    """
+    client.filled(*[put(str(n)) for n in range(5)])
+    seen, cursor = [], ""
+
+    for _ in range(10):
+        page = client.get(f"records?limit=2{cursor}").json
+        seen += [record["id"] for record in page["records"]]
+        if page["cursor"] is None:
+            break
+        cursor = f"&cursor={page['cursor']}"
+
+    assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_what_changed_since_comes_with_tombstones(client):
+    """
+    Collapsed: each record once, as it is now; a deletion must be heard of, too.
+    """
+    client.filled(put("x"), put("y"), put("z"))
+    client.filled(delete("x"), put("y", n=1))
+
+    body = client.get("records?changed_after=1&at_least=2").json
+
+    assert [(r["id"], r["is_deleted"]) for r in body["records"]] == [("x", True), ("y", False)]
+
+
+def test_records_of_one_collection(client):
+    """
+    A list shows one kind of thing.
+    """
+    client.filled(put("x", "tasks"), put("y", "notes"))
+
+    body = client.get("records?collection=notes").json
+
+    assert [record["id"] for record in body["records"]] == ["y"]
+
+
+def test_one_record(client):
+    """
+    The exact form, and that a deleted record is an answer while one that never was is none.
+    """
+    receipt = client.filled(put("x", n=1), put("y"), delete("y"))
+
+    body = client.get("records/tasks/x").json
+
+    assert body.keys() == {"log", "head", "projected", "record"}
+    assert (body["log"], body["head"], body["projected"]) == (receipt["log"], 1, 1)
+    assert body["record"]["fields"] == {"n": 1}
+    assert client.get("records/tasks/y").json["record"]["is_deleted"] is True
+    assert_problem(client.get("records/tasks/never"), 404, "unknown-record")
+
+
+def test_a_read_behind_the_writes_is_told_to_come_back(client):
+    """
+    Bounded waiting: whoever asks for a seq that does not come gets 503, and when to try again.
+    """
+    client.filled(put())
+
+    for path in ("records?at_least=9", "records/tasks/r?at_least=9"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json["code"]) == (503, "projection-behind")
+        assert answer.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("path", ["records", "records/tasks/x", "conflicts", f"devices/{A}/ids"])
+def test_an_unknown_space_is_not_found(client, path):
+    """
+    Reading makes nothing.
+    """
+    assert_problem(client.get(path), 404, "unknown-space")
+
+
+def test_conflicts_say_what_lost_to_what(client):
+    """
+    Nothing that a user typed disappears without a trace.
+    """
+    client.push(changeset(put("x", title="Milk"), made_at="2026-11-23T08:59:00Z"))
+    receipt = client.filled(put("x", title="Bread"), device=B)
+
+    body = client.get("conflicts").json
+
+    assert body == {
+        "log": receipt["log"],
+        "head": 2,
+        "projected": 2,
+        "conflicts": [
+            {
+                "seq": 2,
+                "op": "put",
+                "collection": "tasks",
+                "id": "x",
+                "field": "title",
+                "rule": "concurrent",
+                "lost": {"value": "Milk", "seq": 1, "device": A},
+                "won": {"value": "Bread", "seq": 2, "device": B},
+            }
+        ],
+        "cursor": None,
+    }
+
+
+def test_conflicts_page(client):
+    """
+    The ledger is as long as history.
+    """
+    client.push(changeset(put("x", a=1, b=1, c=1), made_at="2026-11-23T08:59:00Z"))
+    client.filled(put("x", a=2, b=2, c=2), device=B)
+
+    first = client.get("conflicts?limit=2").json
+    rest = client.get(f"conflicts?limit=2&cursor={first['cursor']}").json
+
+    assert [c["field"] for c in first["conflicts"] + rest["conflicts"]] == ["a", "b", "c"]
+    assert rest["cursor"] is None
+
+
+def test_the_ids_of_a_device(client):
+    """
+    No mapping of a device's own keys can be lost: it can be asked for again at any time.
+    """
+    op = {"op": "put", "collection": "tasks", "local_id": "17", "fields": {}}
+    client.filled(op)
+
+    assert client.get(f"devices/{A}/ids").json == {
+        "ids": {"tasks": {"17": id_of_local(A, "tasks", "17")}}
+    }
+    assert client.get(f"devices/{B}/ids").json == {"ids": {}}
+
+
+@pytest.mark.parametrize("path", ["records", "conflicts"])
+@pytest.mark.parametrize("cursor", ["x", "!!", "W10", "%F0%9F%90%98", "WzFd" * 1_000])
+def test_a_strange_cursor_is_refused(client, path, cursor):
+    """
+    A cursor comes from an earlier page; any other is a fault of the client, not of ours.
+    """
+    client.filled(put())
+
+    assert_problem(client.get(f"{path}?cursor={cursor}"), 400, "invalid-request")
+
+
+def test_a_database_that_is_away_is_unavailable(app_with, store):
+    """
+    503 and when to try again; what the database said is for our logs.
+    """
+
+    class Away:
+        def page(self, *_):
+            raise StorageUnavailable
+
+    answer = app_with(master=Away()).get("records")
+
+    assert_problem(answer, 503, "storage-unavailable")
+    assert answer.headers["Retry-After"] == "1"

@@ -1,0 +1,186 @@
+"""The append transaction: what a real database adds to the pure decision."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import psycopg
+import pytest
+
+from foldlog.domain.errors import (
+    CounterGap,
+    OutcomeUnknown,
+    ProjectionBehind,
+    StorageUnavailable,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import RangeQuery
+from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
+from foldlog.infrastructure.postgres.append import Appender
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.log import PostgresEventStore
+from tests.helpers import A, B, changeset, new_id, pull_all, push_of, put
+
+
+def test_pushes_that_wait_together_are_committed_together(database, stores):
+    """While one holds the space's row, the others gather; they end up in one transaction."""
+    stores.push("s", push_of(changeset()))
+    with (
+        psycopg.connect(database) as blocker,
+        ThreadPoolExecutor(9) as threads,
+    ):
+        blocker.execute("SELECT 1 FROM spaces WHERE space = 's' FOR UPDATE")
+        futures = [
+            threads.submit(stores.push, "s", push_of(changeset(put(str(n))), device=new_id()))
+            for n in range(9)
+        ]
+        deadline = time.monotonic() + 10
+        while len(stores.log._group_commit._queues["s"]) < 8 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        blocker.rollback()
+        seqs = sorted(future.result().verdicts[0].seq for future in futures)
+
+    assert seqs == list(range(2, 11))
+    with stores.datastore.rows() as cursor:
+        cursor.execute("SELECT count(DISTINCT xmin::text) FROM events WHERE originator_version > 2")
+        assert cursor.fetchone() == (1,)
+
+
+def test_one_that_is_refused_takes_no_other_along(datastore, stores):
+    """A counter gap in a group is answered as such; its neighbours are stored."""
+    pushes = [
+        push_of(changeset(counter=1), device=A),
+        push_of(changeset(counter=9), device=B),
+        push_of(changeset()),
+    ]
+    good, bad, also_good = Appender(datastore, Limits()).append("s", pushes)
+    assert isinstance(bad, CounterGap)
+    assert [good.verdicts[0].seq, also_good.verdicts[0].seq] == [1, 2]
+    assert len(pull_all(stores, "s")) == 2
+
+
+def test_what_the_database_refuses_takes_no_other_along(database, datastore):
+    """If a row cannot be inserted although we thought so, each push of its group goes alone."""
+    with psycopg.connect(database) as conn:
+        conn.execute("ALTER TABLE events ADD CONSTRAINT odd CHECK (device <> '" + B + "')")
+    store = PostgresEventStore(datastore)
+    entered, go_on = Event(), Event()
+    append = store._appender.append
+
+    def slow(space, pushes):
+        if not entered.is_set():
+            entered.set()
+            assert go_on.wait(10)
+        return append(space, pushes)
+
+    store._appender.append = slow
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(store.push, "s", push_of(changeset(), device=A))
+        entered.wait(10)
+        futures = {
+            d: threads.submit(store.push, "s", push_of(changeset(), device=d)) for d in (A, B)
+        }
+        while len(store._group_commit._queues["s"]) < 2:
+            time.sleep(0.001)
+        go_on.set()
+        assert first.result().verdicts[0].seq == 1
+        assert futures[A].result().verdicts[0].seq == 2
+        with pytest.raises(Exception, match="odd"):
+            futures[B].result()
+
+
+def test_leaves_are_cut_from_stored_bytes(stores):
+    """Header, salt and ops_hash are in the log from the first event on, and make its mark."""
+    stores.push("s", push_of(changeset(put(x=',"ops":')), changeset()))
+    one, two = stores.entries("s", through=2)
+    assert len(one.salt) == len(one.ops_hash) == 32 and one.salt != two.salt
+    leaf = leaf_of(header_of(one.state), one.ops_hash)
+    page = stores.range_after("s", RangeQuery(0, 1))
+    assert page.mark == leaf_hash(leaf).hex()[:16]
+
+
+def test_time_never_goes_back(database, stores):
+    """If the server's clock is set back, `received_at` stands still until it has caught up."""
+    stores.push("s", push_of(changeset()))
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE spaces SET received_at_ms = 4102444800000")  # the year 2100
+    (verdict,) = stores.push("s", push_of(changeset())).verdicts
+    assert verdict.received_at == "2100-01-01T00:00:00.000Z"
+
+
+def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):
+    """A guard that would have to fold too long a tail is put off, and nobody else is."""
+    limits = Limits(guard_tail_events_max=3)
+    appender = Appender(datastore, limits)
+    stores.push("s", push_of(*(changeset(put(str(n))) for n in range(5))))
+    guarded, plain = appender.append(
+        "s", [push_of(changeset(guard="unchanged", base=5)), push_of(changeset())]
+    )
+    assert isinstance(guarded, ProjectionBehind)
+    assert plain.verdicts[0].seq == 6
+
+
+def test_a_database_that_is_not_there(tmp_path):
+    """Nothing was stored, and the error says so."""
+    with Datastore(f"postgresql:///x?host={tmp_path}") as datastore:
+        store = PostgresEventStore(datastore)
+        with pytest.raises(StorageUnavailable):
+            store.push("s", push_of(changeset()))
+        with pytest.raises(StorageUnavailable):
+            store.range_after("s", RangeQuery(0, 1))
+
+
+def test_a_connection_that_breaks_before_the_write_has_stored_nothing(database_urls):
+    """Cut while it waits for the lock: known to have stored nothing."""
+    owner, superuser = database_urls
+    with Datastore(owner) as datastore, ThreadPoolExecutor(1) as threads:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset()))
+        with psycopg.connect(owner) as blocker:
+            blocker.execute("SELECT 1 FROM spaces FOR UPDATE")
+            waiting = threads.submit(store.push, "s", push_of(changeset()))
+            _terminate(superuser, "FOR UPDATE", blocker.info.backend_pid)
+            with pytest.raises(StorageUnavailable):
+                waiting.result(10)
+        assert store.push("s", push_of(changeset())).verdicts[0].seq == 2
+
+
+def test_a_connection_that_breaks_at_the_write_has_an_unknown_outcome(database_urls):
+    """Cut while it writes: it may have committed. The same push again gets the right answer."""
+    owner, superuser = database_urls
+    push = push_of(changeset())
+    with Datastore(owner) as datastore, ThreadPoolExecutor(1) as threads:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset()))
+        with psycopg.connect(owner) as blocker:
+            # An uncommitted event at the next seq holds up the insert, past the lock.
+            blocker.execute(
+                "INSERT INTO events SELECT originator_id, 2, topic, state, gen_random_uuid(), "
+                "device, received_at_ms, collections, salt, ops_hash FROM events"
+            )
+            waiting = threads.submit(store.push, "s", push)
+            _terminate(superuser, "INSERT INTO events", blocker.info.backend_pid)
+            with pytest.raises(OutcomeUnknown):
+                waiting.result(10)
+            blocker.rollback()
+        (verdict,) = store.push("s", push).verdicts
+        assert (verdict.seq, verdict.duplicate) == (2, False)
+
+
+def _terminate(superuser: str, statement: str, but_not: int) -> None:
+    """Cuts the connection that runs a statement, once it does."""
+    deadline = time.monotonic() + 10
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        while time.monotonic() < deadline:
+            cut = conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND query LIKE %s AND state = 'active' "
+                "AND wait_event_type = 'Lock' AND pid NOT IN (%s, pg_backend_pid())",
+                (f"%{statement}%", but_not),
+            ).fetchall()
+            if cut:
+                return
+            time.sleep(0.01)
+    raise AssertionError(f"nobody waits in {statement}")

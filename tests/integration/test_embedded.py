@@ -1,0 +1,594 @@
+"""The PostgreSQL that comes with pip: it always starts again, and is nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from foldlog.infrastructure.embedded import (
+    DataFolderInUse,
+    DataFolderUnusable,
+    EmbeddedPostgres,
+    PostgresFailed,
+    PostgresStopped,
+    PostgresTooSlow,
+    WrongPostgresVersion,
+)
+from foldlog.infrastructure.embedded.account import account_for
+from foldlog.infrastructure.embedded.folder import FolderLock, Holder
+from foldlog.infrastructure.embedded.leftovers import leftovers
+from foldlog.infrastructure.embedded.postgres_log import LOG_BYTES_MAX
+
+#: No flushes: what is killed here are processes, never the machine.
+QUICK = {"fsync": "off", "shared_buffers": "16MB"}
+WAIT_SECONDS = 30.0
+IS_ROOT = os.geteuid() == 0
+ROOT = Path(__file__).resolve().parents[2]
+
+OWNER = """
+import sys, time
+from foldlog.infrastructure.embedded import EmbeddedPostgres
+db = EmbeddedPostgres(sys.argv[1], settings={"fsync": "off", "shared_buffers": "16MB"})
+db.start()
+print("READY", db.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def make_folder() -> Path:
+    # Not pytest's tmp_path: its parents are closed again whenever another pytest starts, and
+    # its names are too long for a socket.
+    return Path(tempfile.mkdtemp(prefix="foldlog-test-")) / "data"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = make_folder()
+    yield folder
+    for process in leftovers(folder / "postgres"):  # what a failed test left, or is just ending
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_until(lambda: not leftovers(folder / "postgres"))
+    shutil.rmtree(folder.parent)
+
+
+@pytest.fixture(scope="module")
+def db() -> Iterator[EmbeddedPostgres]:
+    """A server for tests that leave it as it was."""
+    folder = make_folder()
+    with EmbeddedPostgres(folder, settings=QUICK) as db:
+        yield db
+    shutil.rmtree(folder.parent)
+
+
+@pytest.fixture
+def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that owns the folder, and is ready."""
+    process = start_owner(folder)
+    assert process.stdout is not None
+    assert any(line.startswith("READY") for line in process.stdout)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def start_owner(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+
+
+def quick(folder: Path, **options: object) -> EmbeddedPostgres:
+    return EmbeddedPostgres(folder, **{"settings": QUICK, **options})  # type: ignore[arg-type]
+
+
+def ask(url: str, query: str) -> object:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(query.encode()).fetchone()
+        return row[0] if row else None
+
+
+def write(url: str, value: int) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (value int)")
+        connection.execute("INSERT INTO kept VALUES (%s)", [value])
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# What one gets
+
+
+def test_the_role_owns_its_database_and_nothing_else(db: EmbeddedPostgres) -> None:
+    """
+    What the service is tricked into must end at its own database.
+    """
+    assert ask(db.url, "SELECT current_user || ' in ' || current_database()") == (
+        "foldlog in foldlog"
+    )
+    assert (
+        ask(
+            db.url,
+            "SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
+            " FROM pg_roles WHERE rolname = current_user",
+        )
+        is False
+    )
+    write(db.url, 1)
+
+
+@pytest.mark.parametrize("password", ["", ":wrong"])
+@pytest.mark.parametrize("role", ["foldlog", "postgres"])
+def test_nobody_is_trusted(db: EmbeddedPostgres, role: str, password: str) -> None:
+    """
+    Whoever reaches the socket, root too, still needs a password.
+    """
+    server = db.url.partition("@")[2]
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(f"postgresql://{role}{password}@{server}", passfile="/dev/null")
+
+
+def test_it_is_durable_and_checks_its_pages_unless_told_otherwise(folder: Path) -> None:
+    """
+    An acknowledged changeset is on the disk, and a rotten page is noticed.
+    """
+    with EmbeddedPostgres(folder) as db:
+        for name in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums"):
+            assert ask(db.url, f"SHOW {name}") == "on"
+        assert ask(db.url, "SHOW listen_addresses") == ""
+        assert ask(db.superuser_url, "SELECT count(*) FROM pg_hba_file_rules") == 1
+
+
+def test_only_the_owner_of_the_folder_can_read_it(db: EmbeddedPostgres) -> None:
+    """
+    Neither the passwords nor the data nor what is logged is for others on the machine, and the
+    user that PostgreSQL runs as can't read the passwords either.
+    """
+    secrets = db.folder / "secrets"
+    assert mode(secrets) == 0o700
+    for file in secrets.iterdir():
+        assert mode(file) == 0o600
+        assert file.stat().st_uid == os.geteuid()
+    for name in ("postgres", "log", "run"):
+        assert mode(db.folder / name) == 0o700
+    assert mode(db.folder) == (0o711 if IS_ROOT else 0o700)
+    assert mode(db.folder / "log" / "postgres.log") == 0o600
+    assert not list(db.folder.glob("*.password*"))
+
+
+def test_the_environment_does_not_leak_into_the_server(db: EmbeddedPostgres) -> None:
+    """
+    `FOLDLOG_ADMIN_TOKEN` is none of PostgreSQL's business, and PGPORT none of ours.
+    """
+    environment = psutil.Process(db.pid).environ()
+    assert set(environment) <= {
+        "PATH",
+        "LC_ALL",
+        "TZ",
+        "LD_LIBRARY_PATH",
+        "PGDATA",
+        "PG_GRANDPARENT_PID",
+    }
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_server(db: EmbeddedPostgres) -> None:
+    """
+    The service drains first; so PostgreSQL must not be in its process group.
+    """
+    assert os.getpgid(db.pid) != os.getpgid(0)
+
+
+# Start, stop, start again
+
+
+def test_what_was_written_is_there_after_a_stop(folder: Path) -> None:
+    """
+    The same folder is the same database, with the same url; and stop leaves no process.
+    """
+    with quick(folder) as db:
+        write(db.url, 7)
+        url, pid = db.url, db.pid
+    assert not psutil.pid_exists(pid)
+    assert not leftovers(folder / "postgres")
+    with quick(folder) as db:
+        assert db.url == url
+        assert ask(db.url, "SELECT value FROM kept") == 7
+
+
+def test_edits_of_postgresql_conf_are_kept_and_win_over_defaults(folder: Path) -> None:
+    """
+    The admin tunes the database where every admin looks for it.
+    """
+    with quick(folder) as db:
+        assert ask(db.url, "SHOW jit") == "off"
+    with (folder / "postgres" / "postgresql.conf").open("a") as file:
+        file.write("jit = on\nwork_mem = '5MB'\n")
+    with quick(folder, settings=QUICK | {"work_mem": "6MB"}) as db:
+        assert ask(db.url, "SHOW jit") == "on"
+        assert ask(db.url, "SHOW work_mem") == "6MB"
+
+
+@pytest.mark.parametrize("name", ["n" * 120, "a,b", "a b'c"])
+def test_any_path_will_do(folder: Path, name: str) -> None:
+    """
+    A socket's path is limited to a hundred bytes, and a comma separates hosts; users
+    know neither.
+    """
+    with quick(folder / name) as db:
+        assert ask(db.url, "SELECT 1") == 1
+        sockets = Path(str(ask(db.superuser_url, "SHOW unix_socket_directories")).strip('"'))
+    assert not (sockets.exists() and folder not in sockets.parents)
+
+
+def test_lost_passwords_are_made_anew(folder: Path) -> None:
+    """
+    They lie outside of the data, so a restored backup may come without them.
+    """
+    with quick(folder) as db:
+        write(db.url, 7)
+        url = db.url
+    shutil.rmtree(folder / "secrets")
+    with quick(folder) as db:
+        assert db.url != url
+        assert ask(db.url, "SELECT value FROM kept") == 7
+
+
+def test_a_role_or_database_that_is_missing_is_made(folder: Path) -> None:
+    """
+    A crash between initdb and the first database must heal by itself.
+    """
+    with quick(folder) as db, psycopg.connect(db.superuser_url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE foldlog")
+        connection.execute("DROP ROLE foldlog")
+    with quick(folder) as db:
+        assert ask(db.url, "SELECT 1") == 1
+
+
+# Crashes
+
+
+def test_a_killed_postmaster_is_started_again(folder: Path) -> None:
+    """
+    After kill -9 nothing acknowledged is gone, and the same object starts it again.
+    """
+    with quick(folder) as db:
+        write(db.url, 7)
+        os.kill(db.pid, signal.SIGKILL)
+        wait_until(lambda: not db.is_running())
+        db.start()
+        assert ask(db.url, "SELECT value FROM kept") == 7
+        db.kill()
+        assert not db.is_running()
+        db.start()
+        assert ask(db.url, "SELECT value FROM kept") == 7
+
+
+def test_a_busy_backend_that_outlives_its_postmaster_is_in_nobodys_way(folder: Path) -> None:
+    """
+    A backend in the middle of a computation does not notice that its postmaster was killed, and
+    PostgreSQL does not start while it holds the shared memory.
+    """
+    with quick(folder) as db, ThreadPoolExecutor(1) as thread:
+        long = (
+            "DO 'BEGIN LOOP EXIT WHEN clock_timestamp() > now() + interval ''20 s''; END LOOP; END'"
+        )
+        busy = thread.submit(ask, db.url, long)
+        active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO%'"
+        wait_until(lambda: ask(db.superuser_url, active) == 1)
+        db.kill()
+        db.start()
+        assert ask(db.url, "SELECT 1") == 1
+        assert isinstance(busy.exception(WAIT_SECONDS), psycopg.OperationalError)
+
+
+def test_the_server_ends_with_its_owner(owner: subprocess.Popen[str], folder: Path) -> None:
+    """
+    Even a kill -9 of the service leaves no PostgreSQL behind.
+    """
+    owner.kill()
+    wait_until(lambda: not leftovers(folder / "postgres"))
+
+
+def test_a_server_without_an_owner_is_stopped_first(
+    owner: subprocess.Popen[str], folder: Path
+) -> None:
+    """
+    If all that was to end it was killed too, the next owner does, and has what was acknowledged.
+    """
+    with quick(folder) as attached:
+        write(attached.url, 7)
+        pid = attached.pid
+    for child in psutil.Process(owner.pid).children():
+        if child.name() == "sh":
+            child.kill()
+    owner.kill()
+    owner.wait()
+    assert leftovers(folder / "postgres")
+    with quick(folder, exclusive=True) as db:
+        assert db.pid != pid
+        assert pid not in {process.pid for process in leftovers(folder / "postgres")}
+        assert ask(db.url, "SELECT value FROM kept") == 7
+
+
+def test_a_stale_pid_of_a_stranger_does_no_harm(folder: Path) -> None:
+    """
+    After a reboot the pid in postmaster.pid is some other program's: that one must live, and
+    the database must start. (Run as PostgreSQL's user, where PostgreSQL would refuse.)
+    """
+    with quick(folder) as db:
+        as_file = (folder / "postgres" / "postmaster.pid").read_text()
+        as_socket_lock = (folder / "run" / ".s.PGSQL.5432.lock").read_text()
+        pid = db.pid
+    account = account_for(folder / "postgres")
+    stranger = subprocess.Popen(["sleep", "600"], **account.process_options())
+    try:
+        for name, text in (
+            ("postgres/postmaster.pid", as_file),
+            ("run/.s.PGSQL.5432.lock", as_socket_lock),
+        ):
+            path = folder / name
+            path.write_text(text.replace(str(pid), str(stranger.pid), 1))
+            path.chmod(0o600)
+            account.own(path)
+        with quick(folder) as db:
+            assert ask(db.url, "SELECT 1") == 1
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("reached", ["postgres.new", "postgres.new/base/1", "postgres"])
+def test_an_interrupted_first_start_can_be_repeated(folder: Path, reached: str) -> None:
+    """
+    Killed at any moment of initdb, the folder is not lost. Its orphan may still be at it, held up
+    here so that it surely is: it would clear the folder away when it comes to fail.
+    """
+    owner = start_owner(folder)
+    wait_until((folder / reached).exists)
+    orphans = leftovers(folder / "postgres.new", ("initdb",))
+    for orphan in orphans:
+        orphan.suspend()
+    owner.kill()
+    owner.wait()
+    with quick(folder, exclusive=True) as db:
+        write(db.url, 7)
+    assert not any(is_alive(orphan) for orphan in orphans)
+    assert not (folder / "postgres.new").exists()
+    assert not list(folder.glob("*.password*"))
+    with quick(folder) as db:
+        assert ask(db.url, "SELECT value FROM kept") == 7
+
+
+# More than one
+
+
+def test_there_is_one_exclusive_owner(owner: subprocess.Popen[str], folder: Path) -> None:
+    """
+    A second `foldlog serve` on a folder is told who has it.
+    """
+    with pytest.raises(DataFolderInUse, match=str(owner.pid)):
+        quick(folder, exclusive=True).start()
+
+
+def test_a_killed_owner_that_still_has_the_lock_is_waited_for(folder: Path) -> None:
+    """
+    Killed between fork and exec it leaves a child that has the lock for a moment more.
+    """
+    folder.mkdir()
+    lock = FolderLock(folder / "foldlog.lock")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert lock.acquire(Holder(gone.pid, folder / "run"))
+    threading.Timer(0.3, lock.release).start()
+    with quick(folder, exclusive=True) as db:
+        assert db.owned
+
+
+def test_who_comes_second_attaches(owner: subprocess.Popen[str], folder: Path) -> None:
+    """
+    `foldlog status` works beside `foldlog serve`, and leaves it alone when it ends.
+    """
+    with quick(folder) as attached:
+        pid = attached.pid
+        assert not attached.owned
+        assert attached.is_running()
+        assert psutil.Process(pid).ppid() == owner.pid
+        assert ask(attached.url, "SELECT 1") == 1
+        assert ask(attached.superuser_url, "SELECT 1") == 1
+    with quick(folder) as again:
+        assert again.pid == pid
+        assert ask(again.url, "SELECT 1") == 1
+
+
+def test_of_many_that_come_at_once_one_owns(folder: Path) -> None:
+    """
+    Nobody attaches to a server that is not ready, and nobody makes a second one.
+    """
+    dbs = [quick(folder) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(EmbeddedPostgres.start, dbs))
+    try:
+        assert sorted(db.owned for db in dbs) == [False, False, False, True]
+        assert len({(db.url, db.pid) for db in dbs}) == 1
+        assert ask(dbs[0].url, "SELECT 1") == 1
+    finally:
+        for db in dbs:
+            db.stop()
+
+
+def test_a_start_that_waits_can_be_called_off(folder: Path) -> None:
+    """
+    The service must end when it is asked to, though a recovery may take another ten minutes.
+    """
+    folder.mkdir()
+    lock = FolderLock(folder / "foldlog.lock")
+    assert lock.acquire(Holder(os.getpid(), folder / "run"))  # ... and starts nothing
+    db = quick(folder)
+    with ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(db.start)
+        threading.Event().wait(0.2)
+        db.stop()
+        assert isinstance(starting.exception(WAIT_SECONDS), PostgresStopped)
+    lock.release()
+
+
+# What cannot be started
+
+
+def test_the_data_of_another_version_is_refused(folder: Path) -> None:
+    """
+    It could not be read; and it is certainly not written over.
+    """
+    (folder / "postgres").mkdir(parents=True)
+    (folder / "postgres" / "PG_VERSION").write_text("16\n")
+    with pytest.raises(WrongPostgresVersion, match="16"):
+        quick(folder).start()
+
+
+def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
+    """
+    Nothing is ever made over what somebody else keeps there.
+    """
+    (folder / "postgres").mkdir(parents=True)
+    (folder / "postgres" / "letters").write_text("dear\n")
+    with pytest.raises(DataFolderUnusable):
+        quick(folder).start()
+    assert (folder / "postgres" / "letters").read_text() == "dear\n"
+
+
+def test_a_failed_start_says_what_postgres_said(folder: Path) -> None:
+    """
+    At once, and the folder is free again after it.
+    """
+    with pytest.raises(PostgresFailed, match="work_mem"):
+        quick(folder, settings=QUICK | {"work_mem": "plenty"}).start()
+    with quick(folder, exclusive=True) as db:
+        assert ask(db.url, "SELECT 1") == 1
+
+
+def test_a_start_has_a_time_limit_and_leaves_nothing_behind(folder: Path) -> None:
+    """
+    Otherwise a server nobody waits for would keep the folder.
+    """
+    with pytest.raises(PostgresTooSlow):
+        quick(folder, start_timeout_seconds=0).start()
+    assert not leftovers(folder / "postgres")
+
+
+def test_the_log_does_not_grow_without_end(folder: Path) -> None:
+    """
+    One older file is kept, and the server goes on writing to the new one.
+    """
+    log = folder / "log" / "postgres.log"
+    with quick(folder) as db:
+        with log.open("ab") as file:
+            file.truncate(LOG_BYTES_MAX + 1)
+        db.tend()
+        assert log.stat().st_size == 0
+        assert (folder / "log" / "postgres.log.1").stat().st_size > LOG_BYTES_MAX
+        with pytest.raises(psycopg.Error):
+            ask(db.url, "SELECT nonsense")
+        assert "nonsense" in log.read_text()
+
+
+# Root, and others
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root runs it as another user")
+def test_root_lets_the_other_user_pass_but_not_look(folder: Path) -> None:
+    """
+    PostgreSQL does not run as root. Its user must reach the data through closed folders, and
+    may not read on the way.
+    """
+    closed = folder.parent / "closed"
+    closed.mkdir(mode=0o700)
+    with quick(closed / "data") as db:
+        assert psutil.Process(db.pid).uids().effective != 0
+    assert mode(closed) == 0o701
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can run something as another user")
+def test_an_ordinary_user_needs_no_help_and_root_may_look_in(folder: Path) -> None:
+    """
+    The folder of an ordinary user stays that user's, also after root has started it once.
+    """
+    python, nobody = python_of_nobody(), 65534
+    folder.parent.chmod(0o755)
+    folder.mkdir()
+    os.chown(folder, nobody, nobody)
+    run = OWNER.replace("time.sleep(600)", "db.stop()")
+    for starts in ("first", "second"):
+        done = run_as(nobody, [python, "-c", run, str(folder)])
+        assert "READY" in done.stdout, f"{starts}: {done.stdout}{done.stderr}"
+        assert mode(folder / "secrets") == 0o700
+        with quick(folder) as db:
+            assert psutil.Process(db.pid).uids().effective == nobody
+            write(db.url, 7)
+    shutil.rmtree(folder / "secrets")
+    with quick(folder):
+        pass
+    assert {path.stat().st_uid for path in folder.rglob("*")} == {nobody}
+
+
+def python_of_nobody() -> str:
+    """One like ours that everybody may run; ours may lie in root's own home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        try:
+            done = run_as(65534, [python, "-c", "import foldlog.infrastructure.embedded"])
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return python
+    pytest.skip("no python that an ordinary user may run")
+
+
+def run_as(uid: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if "site-packages" in entry)])
+    return subprocess.run(
+        command,
+        user=uid,
+        group=uid,
+        extra_groups=[],
+        cwd="/",
+        env={"PATH": os.defpath, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )

@@ -1,0 +1,217 @@
+"""The projector: each event once, whatever crashes, and one space's trouble is its own."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+
+import psycopg
+import pytest
+from msgspec.json import decode, encode
+
+from foldlog.domain.merge import conflict_document, view_of
+from foldlog.domain.ports import RecordsQuery
+from foldlog.infrastructure.postgres import projector as projector_module
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.master import MasterProjection, PostgresMasterTable
+from foldlog.infrastructure.postgres.projector import Projector
+from foldlog.infrastructure.postgres.status import status
+from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
+from foldlog.scripts.replay import fold_all, sorted_records
+from tests.conftest import LIMITS
+from tests.helpers import A, B, C, add, changeset, delete, new_id, push_of, put
+
+
+def random_history(stores, space: str, seed: int, pushes: int = 60) -> int:
+    """Three devices at odds over a few records; returns the head."""
+    rng = random.Random(seed)
+    head = 0
+    for _ in range(pushes):
+        ops = [
+            rng.choice(
+                [
+                    lambda id: put(id, title=rng.choice("xyz"), n=rng.randrange(3)),
+                    lambda id: add(id, n=1),
+                    lambda id: delete(id),
+                    lambda id: {"op": "put", "collection": "notes", "local_id": id, "fields": {}},
+                ]
+            )(rng.choice("abc"))
+            for _ in range(rng.randrange(1, 4))
+        ]
+        made_at = f"2026-11-23T0{rng.randrange(10)}:00:00Z"
+        one = changeset(*ops, base=rng.randrange(head + 1), made_at=made_at)
+        head = stores.push(space, push_of(one, device=rng.choice([A, B, C]))).head
+    return head
+
+
+def table_of(stores, space: str) -> list[tuple]:
+    """All rows of the live generation, as they are stored."""
+    with stores.datastore.rows() as cursor:
+        return cursor.execute(
+            "SELECT r.* FROM records r JOIN projections p USING (space, generation) "
+            "WHERE space = %s AND p.is_live ORDER BY collection, id",
+            (space,),
+        ).fetchall()
+
+
+def assert_equals_fresh_fold(stores, space: str, head: int) -> None:
+    """The master table and the ledger are what a fold of the log from 1 to head makes."""
+    states = [entry.state for entry in stores.entries(space, through=head)]
+    records, conflicts = fold_all(states)
+    page = stores.page(space, RecordsQuery(1_000, changed_after=0, at_least=head))
+    found = sorted((decode(doc) for doc in page.records), key=lambda r: (r["collection"], r["id"]))
+    assert found == [decode(encode(view_of(record))) for record in sorted_records(records)]
+    ledger = stores.conflicts(space, limit=1_000, cursor=None).conflicts
+    assert [decode(doc) for doc in ledger] == [
+        decode(encode(conflict_document(conflict))) for conflict in conflicts
+    ]
+
+
+@pytest.mark.parametrize("batch_events", [1, 2, 7, 1_000])
+def test_batch_sizes_do_not_matter(datastore, stores, batch_events):
+    """However the log is cut into batches, the master table is the fold of the log."""
+    head = random_history(stores, "s", seed=batch_events)
+    stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
+
+    stores.project()
+
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_many_workers_share_the_spaces(database, stores):
+    """Eight workers at once apply every event of every space exactly once."""
+    heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=30) for n in range(6)}
+
+    with Datastore(database, pool_size_max=9) as datastore, ThreadPoolExecutor(8) as threads:
+        workers = [Projector(datastore, MasterProjection(), batch_events=3) for _ in range(8)]
+
+        def work(worker: Projector) -> None:
+            while spaces := worker.lagging():
+                for space in spaces:
+                    worker.project_or_stop(space)
+
+        list(threads.map(work, workers))
+
+    for space, head in heads.items():
+        assert_equals_fresh_fold(stores, space, head)
+
+
+def test_a_crash_in_a_batch_leaves_all_or_nothing_of_it(datastore, stores, monkeypatch):
+    """The position moves with what was projected: a batch that fails is done again, whole."""
+    head = random_history(stores, "s", seed=1)
+
+    class Killed(BaseException):
+        """Not an Exception: like a kill, nothing handles it."""
+
+    def dies(*_, **__):
+        raise Killed
+
+    for batch_events in (5, 11):
+        stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
+        with monkeypatch.context() as patch:
+            # After the rows are written, before the position is.
+            patch.setattr(stores.projector.positions, "advance", dies)
+            with pytest.raises(Killed):
+                stores.projector.project("s")
+        stores.projector.project("s")
+
+    stores.project()
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_an_event_is_never_applied_twice(datastore, stores):
+    """A worker that believes in an old position is stopped by the position itself."""
+    stores.push("s", push_of(changeset(add(n=1)), changeset(add(n=1))))
+    stores.project()
+    with pytest.raises(Exception, match="applied already"), datastore.committed() as cursor:
+        stores.projector.positions.advance(cursor, "s", 1, expected=0, to=2)
+
+
+def poison(database: str, space: str, seq: int) -> None:
+    """Puts an event into the log that nobody can read, past all our code."""
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            "INSERT INTO events SELECT originator_id, %(seq)s, topic, '{\"seq\": oh no', "
+            "%(id)s, device, received_at_ms, collections, salt, ops_hash FROM events "
+            "WHERE originator_id = %(space)s AND originator_version = 1",
+            {"seq": seq, "space": space, "id": new_id()},
+        )
+        conn.execute("UPDATE spaces SET head = %s WHERE space = %s", (seq, space))
+
+
+def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, stores):
+    """What is before it is projected, status tells where and why, appends and others go on."""
+    stores.push("bad", push_of(changeset(put("a", x=1)), changeset(put("b", x=1))))
+    poison(database, "bad", 3)
+    stores.push("good", push_of(changeset(put("a", x=1))))
+
+    stores.project()
+    receipt = stores.push("bad", push_of(changeset(put("c", x=1))))
+    stores.project()
+
+    lines = {line.space: line for line in status(stores.datastore)}
+    assert (lines["bad"].position, lines["bad"].stopped_at) == (2, 3)
+    assert "DecodeError" in lines["bad"].stopped_why
+    assert (lines["good"].lag, lines["good"].stopped_at) == (0, None)
+    assert receipt.verdicts[0].seq == 4
+    assert len(stores.page("bad", RecordsQuery(10)).records) == 2
+
+
+RIDDLE = b'{"seq":2,"kind":"riddle","id":"x","received_at":"now","body":1}'
+
+
+def test_a_stopped_space_is_tried_again(database, stores, monkeypatch):
+    """When the cause is gone - here: newer code - the space goes on by itself."""
+    stores.push("s", push_of(changeset(put("a", x=1))))
+    poison(database, "s", 2)
+    monkeypatch.setattr(projector_module, "RETRY_SECONDS", 0)
+    while stores.projector.project_or_stop("s"):
+        pass
+    assert status(stores.datastore, "s")[0].stopped_at == 2
+
+    understood = stores.projector._mapper.decode
+    monkeypatch.setattr(
+        stores.projector._mapper,
+        "decode",
+        lambda topic, state: understood(topic, RIDDLE if b"oh no" in state else state),
+    )
+    stores.projector.project_or_stop("s")
+
+    (line,) = status(stores.datastore, "s")
+    assert (line.position, line.stopped_at, line.stopped_why) == (2, None, None)
+
+
+def test_a_running_projector_is_woken_at_once(database, datastore, stores):
+    """An append is projected well before the poll interval would come round."""
+    wakeups = Wakeups(database)
+    worker = Projector(datastore, MasterProjection())
+    thread = Thread(target=worker.run, args=(wakeups,))
+    thread.start()
+    announcer = Announcer(datastore)
+    try:
+        for n in range(1, 6):
+            receipt = stores.push("s", push_of(changeset(put(str(n), x=n))))
+            announcer.announce("s")
+            # `at_least` waits up to a second; a poll alone would take two
+            master = PostgresMasterTable(datastore, limits=LIMITS)
+            page = master.page("s", RecordsQuery(10, at_least=receipt.head))
+            assert len(page.records) == n
+    finally:
+        announcer.close()
+        wakeups.close()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_fold_of_the_tail_is_the_fold_of_the_table(stores):
+    """A guard decided while the projection lags is decided as if it did not."""
+    stores.push("s", push_of(changeset(put("a", x=1)), device=A))
+    stores.project()
+    stores.push("s", push_of(changeset(put("a", x=2), base=1), device=B))  # not projected yet
+    guarded = changeset(put("a", x=3), base=1, guard="unchanged")
+
+    (verdict,) = stores.push("s", push_of(guarded, device=A)).verdicts
+
+    assert verdict.verdict == "refused" and verdict.refusal.code == "stale"
+    assert [(record.fields, record.seq) for record in verdict.records] == [({"x": 2}, 2)]

@@ -1,0 +1,241 @@
+"""A rebuild: beside the live table, resumable, compared, swapped in while clients read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from threading import Event, Thread
+
+import psycopg
+import pytest
+
+from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.ports import RecordsQuery
+from foldlog.infrastructure.postgres import rebuild as rebuild_module
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
+from foldlog.infrastructure.postgres.status import status
+from tests.helpers import changeset, push_of, put
+from tests.integration.test_projector import (
+    assert_equals_fresh_fold,
+    poison,
+    random_history,
+    table_of,
+)
+
+
+@pytest.fixture
+def rebuilder(datastore):
+    return Rebuilder(datastore, MasterProjection(), batch_events=7)
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch):
+    """Short logs shall be rebuilt in many steps too, not all under the final lock."""
+    monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 5)
+
+
+def without_generation(rows: list[tuple]) -> list[tuple]:
+    return [(row[0], *row[2:]) for row in rows]
+
+
+def test_a_rebuilt_table_is_the_live_one(stores, rebuilder):
+    """Row by row the same, of a new generation, and nothing is left of the old one."""
+    head = random_history(stores, "s", seed=1)
+    stores.project()
+    before = table_of(stores, "s")
+
+    rebuilt = rebuilder.rebuild("s", verify=True)
+
+    assert without_generation(table_of(stores, "s")) == without_generation(before)
+    assert (rebuilt.events, rebuilt.generation, rebuilt.is_compared) == (head, 2, True)
+    with stores.datastore.rows() as cursor:
+        for table in (*MasterProjection.tables, "projections"):
+            cursor.execute(f"SELECT DISTINCT generation FROM {table}")
+            assert cursor.fetchall() in ([(2,)], []), table
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_it_reports_progress(stores, datastore):
+    random_history(stores, "s", seed=1)
+    reports = []
+    rebuilder = Rebuilder(
+        datastore, MasterProjection(), report=lambda *args: reports.append(args), batch_events=10
+    )
+    rebuilder.rebuild("s")
+    assert reports[0] == ("s", 10, 60) and reports[-1] == ("s", 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("UPDATE records SET fields = '{\"x\":\"forged\"}' WHERE id = 'a'", "records"),
+        ("UPDATE records SET writes = '[[1,null,0,0,[]]]' WHERE id = 'a'", "records"),
+        ("DELETE FROM records WHERE id = 'a'", "records"),
+        (
+            "INSERT INTO records SELECT space, generation, collection, 'ghost', fields, "
+            "is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, "
+            "touched_by, touched_seq_other FROM records WHERE id = 'a'",
+            "records",
+        ),
+        ("UPDATE conflicts SET document = '{}' WHERE number = 0", "conflicts"),
+        ("DELETE FROM local_ids", "local_ids"),
+    ],
+)
+def test_verify_tells_the_first_difference(stores, rebuilder, change, table):
+    """It says which row of what, keeps the live table, and a rebuild without it mends it."""
+    head = random_history(stores, "s", seed=2)
+    stores.project()
+    with stores.datastore.committed() as cursor:
+        cursor.execute(change)
+        assert cursor.rowcount > 0
+    before = table_of(stores, "s")
+
+    with pytest.raises(RebuildDiffers) as caught:
+        rebuilder.rebuild("s", verify=True)
+
+    assert caught.value.extra["table"] == table
+    assert table_of(stores, "s") == before
+    rebuilder.rebuild("s")
+    assert_equals_fresh_fold(stores, "s", head)
+    rebuilder.rebuild("s", verify=True)
+
+
+def test_a_lagging_live_table_is_no_difference(stores, rebuilder):
+    """Both are brought to the same seq before they are compared."""
+    head = random_history(stores, "s", seed=3)
+    rebuilder.rebuild("s", verify=True)
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebuilder):
+    """Progress is the new generation's own position; --fresh begins again."""
+    head = random_history(stores, "s", seed=4)
+    stores.project()
+
+    class Killed(BaseException):
+        pass
+
+    def die_at_21(_, position, __):
+        if position == 21:
+            raise Killed
+
+    def interrupt() -> None:
+        with pytest.raises(Killed):
+            Rebuilder(datastore, MasterProjection(), report=die_at_21, batch_events=7).rebuild("s")
+
+    interrupt()
+    assert [(s.generation, s.position, s.is_live) for s in status(datastore)] == [
+        (1, head, True),
+        (2, 21, False),
+    ]
+    assert rebuilder.rebuild("s", verify=True).resumed_at == 21
+    interrupt()
+    assert rebuilder.rebuild("s", fresh=True, verify=True).resumed_at == 0
+
+
+def test_what_other_code_began_is_not_gone_on_with(stores, datastore, rebuilder):
+    """Half a table of another merge rule would be neither the one nor the other."""
+    random_history(stores, "s", seed=4)
+    with datastore.committed() as cursor:
+        cursor.execute(
+            "INSERT INTO projections (space, projection, generation, position, is_live, "
+            "fold_version) VALUES ('s', 'master', 2, 30, false, 0)"
+        )
+    assert rebuilder.rebuild("s", verify=True).resumed_at == 0
+
+
+def test_clients_read_while_it_is_rebuilt_and_swapped(stores, datastore, rebuilder):
+    """Every page that is read meanwhile is a whole table of its seq."""
+    for n in range(30):
+        stores.push("s", push_of(changeset(put(str(n % 10), n=n))))
+    stores.project()
+    done, wrong = Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            page = stores.page("s", RecordsQuery(100))
+            if len(page.records) != 10 or page.projected < 30:
+                wrong.append(page)
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        for n in range(30, 50):
+            stores.push("s", push_of(changeset(put(str(n % 10), n=n))))
+            rebuilder.rebuild("s", verify=True)
+    finally:
+        done.set()
+        reader.join()
+    assert not wrong
+    assert_equals_fresh_fold(stores, "s", 50)
+
+
+def test_an_event_that_cannot_be_processed_stops_the_rebuild(database, stores, rebuilder):
+    """The live table stays, as it is."""
+    random_history(stores, "s", seed=5, pushes=10)
+    stores.project()
+    poison(database, "s", 11)
+    before = table_of(stores, "s")
+    with pytest.raises(Stopped, match="seq 11"):
+        rebuilder.rebuild("s")
+    assert table_of(stores, "s") == before
+
+
+def test_a_space_that_is_not_there(rebuilder):
+    with pytest.raises(UnknownSpace):
+        rebuilder.rebuild("nowhere")
+
+
+SLOW_REBUILD = """
+import sys, time
+from foldlog.infrastructure.postgres import rebuild
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.master import MasterProjection
+rebuild.CATCH_UP_EVENTS = 5
+
+def report(space, position, head):
+    print(position, flush=True)
+    time.sleep(0.02)
+
+rebuild.Rebuilder(Datastore(sys.argv[1]), MasterProjection(), report=report, batch_events=3
+).rebuild("s", verify=True)
+"""
+
+
+def test_kill_9_of_a_rebuild_loses_only_its_last_step(database, stores):
+    """Killed at whatever moment, again and again, it ends with the right table."""
+    head = random_history(stores, "s", seed=6, pushes=90)
+    stores.project()
+    kills, positions = 0, [0]
+    for _ in range(50):
+        with subprocess.Popen(
+            [sys.executable, "-c", SLOW_REBUILD, database], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            reported = [int(line) for line in (process.stdout.readline() for _ in range(5)) if line]
+            if reported and reported[-1] < head:
+                time.sleep(0.005)
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        if process.returncode == 0:
+            break
+        assert reported[0] > positions[-1]  # it goes on, it does not begin again
+        positions += reported
+    assert process.returncode == 0 and kills >= 3
+    assert [line.generation for line in status(stores.datastore)] == [2]
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_owner_may_drop_a_projection_by_hand(database, stores, rebuilder):
+    """Projections, other than the log, are there to be dropped: everything comes back."""
+    head = random_history(stores, "s", seed=7)
+    stores.project()
+    with psycopg.connect(database) as conn:
+        conn.execute("TRUNCATE records, conflicts, local_ids")
+    rebuilder.rebuild("s")
+    assert_equals_fresh_fold(stores, "s", head)

@@ -1,0 +1,75 @@
+"""The schema: a new database and a migrated one are the same."""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from foldlog.infrastructure.embedded.binaries import find_binaries
+from foldlog.infrastructure.postgres.migrate import UnknownSchema, migrate, migrations
+from tests.conftest import create_database
+
+
+def dump(url: str) -> list[str]:
+    """The schema as pg_dump tells it, without what differs from one dump to the next."""
+    text = subprocess.run(
+        [find_binaries() / "pg_dump", "--schema-only", "--no-owner", url],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [line for line in text.splitlines() if not line.startswith(("--", "\\"))]
+
+
+@pytest.fixture
+def empty(cluster):
+    """The URL of a database without any schema."""
+    return lambda: create_database(cluster, template="template0")[0]
+
+
+def test_schema_and_migrations_agree(empty):
+    """`schema.sql` at once and all migrations one by one lead to the same schema."""
+    at_once, step_by_step = empty(), empty()
+    migrate(at_once)
+    migrate(step_by_step, from_scratch=False)
+
+    assert dump(at_once) == dump(step_by_step)
+    assert any("CREATE TABLE public.events" in line for line in dump(at_once))
+
+
+def test_every_first_part_of_the_migrations_leads_to_the_same(empty, monkeypatch):
+    """A database of any earlier version is brought to this one."""
+    known = migrations()
+    expected = empty()
+    migrate(expected)
+    for length in range(1, len(known)):
+        url = empty()
+        with monkeypatch.context() as patch:
+            earlier = dict(list(known.items())[:length])
+            patch.setattr("foldlog.infrastructure.postgres.migrate.migrations", lambda e=earlier: e)
+            assert migrate(url, from_scratch=False) == list(earlier)
+        assert migrate(url) == list(known)[length:]
+        assert dump(url) == dump(expected)
+
+
+def test_migrating_again_does_nothing(database):
+    assert migrate(database) == []
+
+
+def test_two_services_that_start_at_once_migrate_once(empty):
+    """The second one waits for the first, and finds nothing left to do."""
+    url = empty()
+    with ThreadPoolExecutor(4) as threads:
+        applied = list(threads.map(migrate, [url] * 4))
+    assert sorted(map(len, applied)) == [0, 0, 0, len(migrations())]
+
+
+def test_a_database_of_a_newer_version_is_left_alone(database):
+    """Downgrading by mistake must not go on as if nothing were the matter."""
+    with psycopg.connect(database) as conn:
+        conn.execute("INSERT INTO schema_migrations (name) VALUES ('9999_from_the_future')")
+    with pytest.raises(UnknownSchema, match="9999_from_the_future"):
+        migrate(database)

@@ -1,0 +1,224 @@
+"""The merge rule a second time: slow, obvious, written from DESIGN section 3, not from the code.
+
+It shares no line with `foldlog.domain`, reads events as plain JSON, and keeps what the real fold
+throws away: every write knows *all* the writes that were merged into it. So "has seen" is here
+what it means (each of them was seen), where the real fold keeps one number, `other`.
+
+Where the text can be read in two ways, this is how it is read here:
+
+* A delete merges onto the record's last delete also when the record was made anew in between.
+* `seq` and `last_modified` move with each operation that moves the visible state: the fields, by
+  typed equality, and whether it is deleted. An equal value moves nothing.
+* `created_seq` is the seq at which the record was made, and moves when it is made anew.
+* A delete of a record that never was leaves no tombstone, but it has touched it.
+* A delete forgets the writes of the fields.
+* An unset field is one with a write and without a value; an unset that loses is in the ledger too,
+  without a value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Key = tuple[str, str]
+NOTHING: Any = object()  # no value; `None` is one
+
+
+class Stamp(NamedTuple):
+    """One operation's part in a write."""
+
+    seq: int
+    device: str
+    time: int
+
+
+Write = list[Stamp]  #: everything that was merged together, the newest last
+
+
+def canonical(value: Any) -> str:
+    """Values are equal when these texts are: 1 is 1.0, `true` is not 1, objects have no order."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, bool) or part is None or isinstance(part, str):
+            return part
+        if isinstance(part, list):
+            return [plain(item) for item in part]
+        if isinstance(part, dict):
+            return {name: plain(item) for name, item in part.items()}
+        return float(part) + 0.0  # -0.0 becomes 0.0
+
+    return "nothing" if value is NOTHING else json.dumps(plain(value), sort_keys=True)
+
+
+def equal(a: Any, b: Any) -> bool:
+    return canonical(a) == canonical(b)
+
+
+def time_of(write: Write) -> int:
+    return max(stamp.time for stamp in write)
+
+
+def other_of(write: Write) -> int:
+    """DESIGN's `other`: the last seq that a device other than the write's own brought into it."""
+    return max((stamp.seq for stamp in write if stamp.device != write[-1].device), default=0)
+
+
+@dataclass
+class Row:
+    """A record and everything that ever happened to it."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    writes: dict[str, Write] = field(default_factory=dict)
+    last_delete: Write | None = None
+    made_at: int = 0
+    is_deleted: bool = False
+    moved_at: int = 0
+    moved_when: str = ""
+    touches: list[Stamp] = field(default_factory=list)
+
+    def visible(self) -> tuple[Any, ...]:
+        return self.made_at > 0, self.is_deleted, canonical(self.fields)
+
+    def touched_by_other(self, device: str) -> int:
+        return max((touch.seq for touch in self.touches if touch.device != device), default=0)
+
+    def view(self, key: Key) -> dict[str, Any]:
+        return {
+            "collection": key[0],
+            "id": key[1],
+            "fields": self.fields,
+            "is_deleted": self.is_deleted,
+            "last_modified": self.moved_when,
+            "seq": self.moved_at,
+            "created_seq": self.made_at,
+        }
+
+
+@dataclass
+class Oracle:
+    """Fold events (JSON objects, in seq order) and look."""
+
+    rows: dict[Key, Row] = field(default_factory=dict)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+
+    def fold(self, *events: dict[str, Any]) -> Oracle:
+        for event in events:
+            if event["kind"] == "changeset" and event["verdict"] == "stored":
+                for op in event["ops"]:
+                    if "erased" not in op:
+                        self._operation(event, op)
+        return self
+
+    def views(self) -> dict[Key, dict[str, Any]]:
+        """The records as apps read them, tombstones too."""
+        return {key: row.view(key) for key, row in sorted(self.rows.items()) if row.made_at}
+
+    def _operation(self, event: dict[str, Any], op: dict[str, Any]) -> None:
+        row = self.rows.setdefault((op["collection"], op["id"]), Row())
+        before = row.visible()
+        {"put": self._put, "add": self._add, "delete": self._delete}[op["op"]](row, event, op)
+        if row.visible() != before:
+            row.moved_at, row.moved_when = event["seq"], event["received_at"]
+        row.touches.append(_stamp(event))
+
+    def _put(self, row: Row, event: dict[str, Any], op: dict[str, Any]) -> None:
+        values = {**op.get("fields", {}), **dict.fromkeys(op.get("unset", []), NOTHING)}
+        if self._beaten_by_delete(row, event, op, values):
+            return
+        _make(row, event)
+        for name, new in values.items():
+            old, write = row.fields.get(name, NOTHING), row.writes.get(name)
+            mine, stands = [_stamp(event)], True
+            if write is not None and not _has_seen(event, write):
+                stands = event["time"] >= time_of(write)
+                hands = [(old, write), (new, mine)]
+                lost, won = hands if stands else reversed(hands)
+                if not equal(old, new):
+                    self._lose(event, op, name, "concurrent", lost, won)
+            if stands:
+                row.fields.pop(name, None)
+                if new is not NOTHING:
+                    row.fields[name] = new
+                row.writes[name] = mine
+
+    def _add(self, row: Row, event: dict[str, Any], op: dict[str, Any]) -> None:
+        if self._beaten_by_delete(row, event, op, op["fields"]):
+            return
+        _make(row, event)
+        for name, number in op["fields"].items():
+            old, write = row.fields.get(name, 0), row.writes.get(name, [])
+            total = math.nan
+            if isinstance(old, int | float) and not isinstance(old, bool):
+                total = float(old) + float(number)
+            if math.isfinite(total):
+                row.fields[name] = total
+                row.writes[name] = [*write, _stamp(event)]
+            else:
+                mine = [_stamp(event)]
+                self._lose(event, op, name, "not-addable", (number, mine), (old, write))
+
+    def _delete(self, row: Row, event: dict[str, Any], op: dict[str, Any]) -> None:
+        if not row.made_at:
+            return
+        mine = [_stamp(event)]
+        for name, value in row.fields.items():
+            if not _has_seen(event, row.writes[name]):
+                lost = (value, row.writes[name])
+                self._lose(event, op, name, "delete", lost, (NOTHING, mine))
+        row.last_delete = [*(row.last_delete or []), *mine]
+        row.is_deleted, row.fields, row.writes = True, {}, {}
+
+    def _beaten_by_delete(
+        self, row: Row, event: dict[str, Any], op: dict[str, Any], values: dict[str, Any]
+    ) -> bool:
+        if row.last_delete is None or _has_seen(event, row.last_delete):
+            return False
+        for name, value in values.items():
+            lost = (value, [_stamp(event)])
+            self._lose(event, op, name, "deleted", lost, (NOTHING, row.last_delete))
+        return True
+
+    def _lose(
+        self,
+        event: dict[str, Any],
+        op: dict[str, Any],
+        name: str,
+        rule: str,
+        lost: tuple[Any, Write],
+        won: tuple[Any, Write],
+    ) -> None:
+        self.ledger.append(
+            {
+                "seq": event["seq"],
+                "op": op["op"],
+                "collection": op["collection"],
+                "id": op["id"],
+                "field": name,
+                "rule": rule,
+                "lost": _hand(*lost),
+                "won": _hand(*won),
+            }
+        )
+
+
+def _stamp(event: dict[str, Any]) -> Stamp:
+    return Stamp(event["seq"], event["device"], event["time"])
+
+
+def _has_seen(event: dict[str, Any], write: Write) -> bool:
+    """Whether the changeset's author had, or made, everything that is in the write."""
+    return all(s.seq <= event["base"] or s.device == event["device"] for s in write)
+
+
+def _make(row: Row, event: dict[str, Any]) -> None:
+    if not row.made_at or row.is_deleted:
+        row.fields, row.writes = {}, {}
+        row.is_deleted, row.made_at = False, event["seq"]
+
+
+def _hand(value: Any, write: Write) -> dict[str, Any]:
+    there = {} if value is NOTHING else {"value": value}
+    return {**there, "seq": write[-1].seq, "device": write[-1].device}

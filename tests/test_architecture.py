@@ -1,0 +1,89 @@
+"""The layers, as a test. An import that points outward fails here, with a line number."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "foldlog"
+
+#: What a layer may not import: other layers of ours, and libraries that belong to another one.
+FORBIDDEN = {
+    "domain": {
+        *("foldlog.infrastructure", "foldlog.api", "foldlog.client", "foldlog.scripts"),
+        *("psycopg", "eventsourcing", "flask", "marshmallow", "httpx", "click", "gevent"),
+        *("time", "random", "secrets", "os", "socket", "pathlib", "threading"),
+    },
+    "infrastructure": {"foldlog.api", "foldlog.client", "foldlog.scripts", "flask", "marshmallow"},
+    "api": {
+        *("foldlog.infrastructure", "foldlog.client", "foldlog.scripts"),
+        *("psycopg", "eventsourcing", "gevent"),
+    },
+    "client": {
+        *("foldlog.infrastructure", "foldlog.api", "foldlog.scripts"),
+        *("psycopg", "eventsourcing", "flask", "marshmallow", "gevent"),
+    },
+}
+MODULES = [path for layer in FORBIDDEN for path in sorted((PACKAGE / layer).rglob("*.py"))]
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute name of the module) of each import, relative ones resolved."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.append((node.lineno, module))
+            # `from .. import infrastructure` names a layer as well
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def is_or_is_in(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_inward(path):
+    """scripts -> api -> domain <- infrastructure <- scripts, and client -> domain."""
+    layer = path.relative_to(PACKAGE).parts[0]
+    outward = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for line, name in imported(path)
+        for module in FORBIDDEN[layer]
+        if is_or_is_in(name, module)
+    ]
+    assert not outward, "\n".join(outward)
+
+
+def test_the_rule_would_catch_an_outward_import(tmp_path, monkeypatch):
+    """The check itself works: relative and absolute imports are both resolved."""
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    module = tmp_path / "foldlog" / "domain" / "bad.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("from ..infrastructure.postgres import log\nfrom foldlog import api\n")
+
+    names = {name for _, name in imported(module)}
+
+    assert any(is_or_is_in(name, "foldlog.infrastructure") for name in names)
+    assert any(is_or_is_in(name, "foldlog.api") for name in names)
+
+
+def test_only_one_place_joins_the_parts():
+    """Only wiring makes an event store or a master table on a database."""
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"PostgresEventStore", "PostgresMasterTable", "EmbeddedPostgres"}
+    }
+    assert makers == {"infrastructure/wiring.py"}

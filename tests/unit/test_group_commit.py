@@ -1,0 +1,147 @@
+"""Group commit: what waits together is committed together, and nobody takes others along."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, Lock
+
+import pytest
+
+from foldlog.infrastructure.group_commit import GroupCommit
+
+
+class Recorder:
+    """Commits by remembering; a group waits at the gate until it is opened."""
+
+    def __init__(self):
+        self.groups: list[tuple[str, list[int]]] = []
+        self.gate = Event()
+        self.entered = Event()
+        self.lock = Lock()
+        self.active: dict[str, int] = {}
+
+    def commit(self, key, requests):
+        with self.lock:
+            self.active[key] = self.active.get(key, 0) + 1
+            assert self.active[key] == 1, "two groups of one key at once"
+            self.groups.append((key, list(requests)))
+        self.entered.set()
+        assert self.gate.wait(10)
+        with self.lock:
+            self.active[key] -= 1
+        return [ValueError(r) if r < 0 else r * 10 for r in requests]
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_what_waits_while_one_commits_goes_together():
+    """The first goes alone; the nine that came meanwhile are one group; all get their own."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit)
+    with ThreadPoolExecutor(10) as threads:
+        first = threads.submit(group_commit.submit, "s", 0)
+        recorder.entered.wait(10)
+        others = [threads.submit(group_commit.submit, "s", n) for n in range(1, 10)]
+        wait_until(lambda: len(group_commit._queues["s"]) == 9)
+        recorder.gate.set()
+        assert [future.result() for future in [first, *others]] == [n * 10 for n in range(10)]
+    assert recorder.groups[0] == ("s", [0])
+    assert sorted(recorder.groups[1][1]) == list(range(1, 10)) and len(recorder.groups) == 2
+    assert not group_commit._queues
+
+
+def test_one_that_fails_takes_no_other_along():
+    recorder = Recorder()
+    recorder.gate.set()
+    group_commit = GroupCommit(recorder.commit)
+    with pytest.raises(ValueError, match="-1"):
+        group_commit.submit("s", -1)
+    assert group_commit.submit("s", 1) == 10
+
+
+def test_keys_do_not_wait_for_each_other():
+    """While one space's commit hangs, another's goes through."""
+    recorder = Recorder()
+    hangs = Event()
+
+    def commit(key, requests):
+        if key == "slow":
+            recorder.entered.set()
+            assert hangs.wait(10)
+        return list(requests)
+
+    group_commit = GroupCommit(commit)
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(group_commit.submit, "slow", 1)
+        recorder.entered.wait(10)
+        assert group_commit.submit("quick", 2) == 2
+        assert not slow.done()
+        hangs.set()
+        assert slow.result() == 1
+
+
+def test_a_group_has_a_limit():
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, group_size_max=4)
+    with ThreadPoolExecutor(10) as threads:
+        futures = [threads.submit(group_commit.submit, "s", 0)]
+        recorder.entered.wait(10)
+        futures += [threads.submit(group_commit.submit, "s", n) for n in range(1, 10)]
+        wait_until(lambda: len(group_commit._queues["s"]) == 9)
+        recorder.gate.set()
+        assert [future.result() for future in futures] == [n * 10 for n in range(10)]
+    assert [len(requests) for _, requests in recorder.groups] == [1, 4, 4, 1]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_commit_that_raises_fails_its_group_and_not_the_next(failure):
+    """The leadership is handed on whatever happens: nobody waits for ever."""
+    fails = Event()
+    fails.set()
+    recorder = Recorder()
+
+    def commit(key, requests):
+        if fails.is_set():
+            recorder.entered.set()
+            assert recorder.gate.wait(10)
+            fails.clear()
+            raise failure
+        return list(requests)
+
+    group_commit = GroupCommit(commit)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(group_commit.submit, "s", 1)
+        recorder.entered.wait(10)
+        second = threads.submit(group_commit.submit, "s", 2)
+        wait_until(lambda: len(group_commit._queues["s"]) == 1)
+        recorder.gate.set()
+        assert second.result(10) == 2
+        with pytest.raises(failure):
+            first.result(10)
+
+
+def test_under_load_everybody_is_answered_once():
+    """Sixteen threads, three keys, no gate: every reply is its request's own."""
+    together = Barrier(16)
+
+    def commit(key, requests):
+        time.sleep(0.0005)
+        return [(key, request) for request in requests]
+
+    group_commit = GroupCommit(commit)
+
+    def work(number):
+        together.wait(10)
+        for n in range(100):
+            key = "abc"[(number + n) % 3]
+            assert group_commit.submit(key, (number, n)) == (key, (number, n))
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(work, range(16)))
+    assert not group_commit._queues

@@ -1,0 +1,202 @@
+"""One golden event of each form. If a test fails here, you changed what is written in the log.
+
+Logs that exist hold these bytes, devices keep marks of them, and checkpoints prove them. Never edit
+the constants: an event is written in a new form only with a new version of the wire format, and the
+old form must be read for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import msgspec
+import pytest
+
+from foldlog.domain import proofs
+from foldlog.domain.changesets import decode_changesets
+from foldlog.domain.events import (
+    LogEntry,
+    Refusal,
+    changeset_entry,
+    decode_event,
+    restored_entry,
+    short_form,
+)
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.merge import Record, Write, fold, pack_writes
+
+DEVICE = "5d0e0000-0000-4000-8000-00000000000a"
+SALT = bytes(range(32))
+
+SENT = b"""
+ [{"id": "0198a3c2-0000-4000-8000-000000000001", "counter": 7, "base": 41, "guard": "unchanged",
+   "made_at": "2026-11-23T10:00:00.1239+01:00",
+   "ops": [{"op": "put", "id": "8f0c", "collection": "tasks", "unset": ["old"], "if_seq": 40,
+            "fields": {"title": "Buy \\u006dilk \\ud83d\\ude00 \\"ops\\":[",
+                       "n": [1, 1.0, 1e16, -0.0]}},
+           {"op": "add", "collection": "stats", "local_id": "7", "fields": {"taps": 1}},
+           {"op": "delete", "collection": "tasks", "id": "77aa", "expect": null}]},
+  {"id": "0198a3c2-0000-4000-8000-000000000002", "base": 0, "made_at": "1969-12-31T23:59:59Z",
+   "ops": [{"op": "put", "collection": "tasks", "id": "\\u0001/\\u007f"}]}]
+"""
+
+STORED = (
+    b'{"seq":42,"kind":"changeset","verdict":"stored",'
+    b'"id":"0198a3c2-0000-4000-8000-000000000001",'
+    b'"device":"5d0e0000-0000-4000-8000-00000000000a","counter":7,"base":41,'
+    b'"made_at":"2026-11-23T09:00:00.123Z",'
+    b'"received_at":"2026-11-23T09:00:02.481Z","time":1795424402000,'
+    b'"guard":"unchanged","ops":[{"op":"put","collection":"tasks","id":"8f0c",'
+    b'"fields":{"title":"Buy milk \xf0\x9f\x98\x80 \\"ops\\":[","n":[1,1.0,1e16,-0.0]},'
+    b'"unset":["old"],"if_seq":40},{"op":"add","collection":"stats",'
+    b'"id":"0911dc11-96e9-5b56-8469-ae06e9e2a638","local_id":"7",'
+    b'"fields":{"taps":1}},{"op":"delete","collection":"tasks","id":"77aa",'
+    b'"expect":null}]}'
+)
+STORED_OPS_HASH = "c5162ce89fd8e5a3407e4a5fbf3b371c6673945b52a0a16a0357db1a483db9a8"
+STORED_LEAF_HASH = "53205a155911917ef640033c7a6f47ab6edbd27963ab133b088984508045bcc9"
+STORED_MARK = "53205a155911917e"
+
+REFUSED = (
+    b'{"seq":43,"kind":"changeset","verdict":"refused",'
+    b'"id":"0198a3c2-0000-4000-8000-000000000002",'
+    b'"device":"5d0e0000-0000-4000-8000-00000000000a","base":0,'
+    b'"made_at":"1969-12-31T23:59:59.000Z",'
+    b'"received_at":"2026-11-23T09:00:02.481Z","time":0,'
+    b'"refusal":{"code":"stale","detail":"the field \','
+    b'\\"ops\\":\' has another value"},"ops":[{"op":"put","collection":"tasks",'
+    b'"id":"\\u0001/\x7f","fields":{}}]}'
+)
+REFUSED_OPS_HASH = "ec32e5cbb80dfc5d565688fd6f78e6badb5c2ab80065bc2f550183b36c822cee"
+REFUSED_LEAF_HASH = "d29b5daedaa1b5b00a42872fa098dc9a07723cc3062e09c1be81d3c1f22c7964"
+REFUSED_MARK = "d29b5daedaa1b5b0"
+
+STRANGER = (
+    b'{"seq":44,"kind":"invented-later","id":"0198a3c2-0000-4000-8000-000000000003",'
+    b'"received_at":"2026-11-23T09:00:02.481Z","new_member":[1],"body":{"x":1,"ops":[]}}'
+)
+STRANGER_MARK = "6fe538ed0cf0cd69"
+
+
+def made() -> tuple[LogEntry, LogEntry]:
+    stored, refused = decode_changesets(SENT, DEVICE, LIMITS)
+
+    def entry(seq, changeset, time, refusal):
+        return changeset_entry(
+            seq=seq,
+            id=changeset.id,
+            device=DEVICE,
+            counter=changeset.counter,
+            base=changeset.base,
+            made_at=changeset.made_at_ms,
+            received_at=1795424402481,
+            time=time,
+            guard=changeset.guard,
+            refusal=refusal,
+            ops=changeset.ops,
+            salt=SALT,
+        )
+
+    return (
+        entry(42, stored, 1795424402000, msgspec.UNSET),
+        entry(43, refused, 0, Refusal("stale", "the field ',\"ops\":' has another value")),
+    )
+
+
+GOLDEN = [
+    pytest.param(0, STORED, STORED_OPS_HASH, STORED_LEAF_HASH, STORED_MARK, id="stored"),
+    pytest.param(1, REFUSED, REFUSED_OPS_HASH, REFUSED_LEAF_HASH, REFUSED_MARK, id="refused"),
+]
+
+
+@pytest.mark.parametrize(("which", "state", "ops_hash", "leaf_hash", "mark"), GOLDEN)
+def test_the_same_is_still_written(which, state, ops_hash, leaf_hash, mark):
+    """
+    If this fails you changed what is written in the log.
+    """
+    entry = made()[which]
+    assert entry.state == state
+    assert entry.ops_hash.hex() == ops_hash
+    leaf = proofs.leaf_of(proofs.header_of(entry.state), entry.ops_hash)
+    assert proofs.leaf_hash(leaf).hex() == leaf_hash
+    assert entry.mark == mark
+
+
+@pytest.mark.parametrize(("which", "state", "ops_hash", "leaf_hash", "mark"), GOLDEN)
+def test_what_was_written_is_still_the_same_entry(which, state, ops_hash, leaf_hash, mark):
+    """
+    If this fails, exports and backups of yesterday can no longer be loaded.
+    """
+    entry = restored_entry(state, SALT)
+    assert entry == made()[which]
+    leaf = state[: state.index(b',"ops":[{')] + b',"ops_hash":"' + ops_hash.encode() + b'"}'
+    assert hashlib.sha256(b"\0" + leaf).hexdigest() == leaf_hash
+    assert leaf_hash.startswith(mark)
+
+
+def test_a_stored_changeset_is_still_read():
+    """
+    Every member where it was, with the value that it had.
+    """
+    event = decode_event(STORED)
+    assert (event.seq, event.kind, event.verdict) == (42, "changeset", "stored")
+    assert event.id == "0198a3c2-0000-4000-8000-000000000001"
+    assert (event.device, event.counter, event.base) == (DEVICE, 7, 41)
+    assert event.made_at_ms == 1795424400123
+    assert (event.received_at, event.time) == ("2026-11-23T09:00:02.481Z", 1795424402000)
+    assert event.guard == "unchanged"
+    put, add, delete = event.ops
+    assert put.fields["title"] == 'Buy milk \U0001f600 "ops":['
+    assert [repr(n) for n in put.fields["n"]] == ["1", "1.0", "1e+16", "-0.0"]
+    assert (put.unset, put.if_seq) == (["old"], 40)
+    assert (add.local_id, add.fields) == ("7", {"taps": 1})
+    assert (delete.key, delete.expect) == (("tasks", "77aa"), None)
+
+
+def test_a_refused_changeset_is_still_read():
+    """
+    ... and changes nothing.
+    """
+    event = decode_event(REFUSED)
+    assert (event.verdict, event.refusal.code) == ("refused", "stale")
+    assert event.counter is msgspec.UNSET
+    records = {}
+    assert fold(records, event) == []
+    assert records == {}
+
+
+def test_an_event_of_a_later_version_is_kept_and_passed_over():
+    """
+    A kind and members that this code does not know; its leaf is cut all the same.
+    """
+    event = decode_event(STRANGER)
+    assert (event.kind, event.body) == ("invented-later", {"x": 1, "ops": []})
+    assert fold({}, event) == []
+    assert restored_entry(STRANGER, SALT).mark == STRANGER_MARK
+
+
+def test_the_short_form():
+    """
+    What devices receive of their own.
+    """
+    header = STORED[: STORED.index(b',"ops":[{')]
+    id = json.loads(STORED)["ops"][1]["id"]
+    assert short_form(STORED) == header + b',"ids":{"stats":{"7":"%b"}}}' % id.encode()
+    assert short_form(REFUSED) == REFUSED[: REFUSED.index(b',"ops":[{')] + b"}"
+
+
+def test_a_record_as_it_is_kept():
+    """
+    Snapshots and the master table hold records with their writes: they must always load.
+    """
+    raw = (
+        b'{"collection":"tasks","id":"r","fields":{"a":1},"writes":{"a":[3,"A",5,2]},'
+        b'"deleted":[2,null,4,0],"is_deleted":false,"seq":3,"last_modified":"x","created_seq":3,'
+        b'"touched_seq":4,"touched_by":"B","touched_seq_other":3}'
+    )
+    record = msgspec.json.decode(raw, type=Record)
+    assert record.writes == {"a": Write(3, "A", 5, 2)}
+    assert record.deleted == Write(2, None, 4)
+    assert msgspec.json.encode(record) == raw
+    assert msgspec.json.encode(pack_writes(record.writes)) == b'[[3,"A",5,2,["a"]]]'
