@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -27,11 +30,27 @@ _databases = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster():
     """One PostgreSQL for each worker of the test run. Its database `foldlog` is the template."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("cluster"), settings=QUICK) as cluster:
+    with own_folder() as folder, EmbeddedPostgres(folder, settings=QUICK) as cluster:
         migrate(cluster.url)
         yield cluster
+
+
+@contextmanager
+def own_folder():
+    """A folder for a database: short enough for a socket, and open to PostgreSQL's own user.
+
+    pytest's own folders are closed to other users again by each session that begins.
+    """
+    with tempfile.TemporaryDirectory(prefix="foldlog-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def data_folder():
+    with own_folder() as folder:
+        yield folder
 
 
 def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:

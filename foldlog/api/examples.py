@@ -88,7 +88,7 @@ RANGE: dict[str, Any] = {
     "mark": MARK,
     "more": False,
 }
-SYNC_ANSWER = {**RANGE, "verdicts": [VERDICT], "events": [OWN_EVENT]}
+SYNC_ANSWER = {"log": LOG, "head": 42, "verdicts": [VERDICT], **RANGE, "events": [OWN_EVENT]}
 
 RECORDS_PAGE = {"log": LOG, "head": 42, "projected": 42, "records": [RECORD], "cursor": None}
 RECORD_ANSWER = {"log": LOG, "head": 42, "projected": 42, "record": RECORD}

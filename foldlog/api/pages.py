@@ -46,6 +46,8 @@ def problem_page(problem: dict[str, Any]) -> str:
 
 def _prose(text: str) -> Markup:
     """Plain text with `code` in it, and an empty line between paragraphs."""
+    if not text:
+        return Markup("")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     # Marked safe, because all but our own tags was escaped above.
     return Markup("".join(f"<p>{part}</p>" for part in marked.split("\n\n")))

@@ -126,7 +126,7 @@ class Writer(threading.Thread):
 
 
 @pytest.mark.slow
-def test_kill_9_loses_nothing_acknowledged(tmp_path):
+def test_kill_9_loses_nothing_acknowledged(data_folder):
     """
     Twenty times something is killed in the middle of pushes: the whole service, its web server,
     a worker, the projector, PostgreSQL or one of its backends. Every acknowledged changeset is in
@@ -135,7 +135,7 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path):
     """
     rng = random.Random(SEED)
     random.seed(SEED)
-    service = Service(tmp_path)
+    service = Service(data_folder)
     service.wait_until_ready()
     writers = [Writer(service.url, rng) for _ in range(WRITERS)]
     for writer in writers:

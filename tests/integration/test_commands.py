@@ -1,0 +1,235 @@
+"""The commands of operators and auditors, on a real database."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from foldlog.domain.ports import RangeQuery
+from foldlog.scripts import console
+from foldlog.scripts.main import cli
+from tests.helpers import A, changeset, delete, pull_all, push_of, put
+from tests.integration.test_projector import assert_equals_fresh_fold, random_history
+
+
+@pytest.fixture
+def run(database):
+    """Runs `foldlog` on the test's database."""
+
+    def run(*arguments: str, input: str | bytes | None = None, code: int = 0):
+        result = CliRunner().invoke(cli, [*arguments, "--database-url", database], input=input)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def test_an_import_is_the_same_log(stores, run, tmp_path):
+    """Events, salts, ids, marks and the log's id are the same; so are table and counters."""
+    head = random_history(stores, "s", seed=1)
+    stores.push("s", push_of(changeset(put("ünïcode", x="\0 \"'")), changeset(delete("ünïcode"))))
+    stores.push("s", push_of(changeset(counter=1), changeset(counter=2)))
+    stores.push("s", push_of(changeset(guard="unchanged"), device=A))
+    head += 5
+    file = str(tmp_path / "log.jsonl.gz")
+
+    run("export", "s", "-o", file)
+    run("import", file, "--space", "t")
+
+    assert list(stores.entries("t", through=head)) == list(stores.entries("s", through=head))
+    one, other = (stores.range_after(name, RangeQuery(head, 1)) for name in "st")
+    assert (one.log, one.head, one.mark) == (other.log, other.head, other.mark)
+    assert_equals_fresh_fold(stores, "t", head)
+    next_one = push_of(changeset(counter=3))
+    assert stores.push("t", next_one).verdicts[0].seq == head + 1
+
+
+def test_an_interrupted_import_goes_on(stores, run, tmp_path):
+    """What is there already is checked against the file, and not appended again."""
+    head = random_history(stores, "s", seed=2)
+    lines = run("export", "s").stdout.splitlines()
+    file = tmp_path / "log.jsonl"
+    file.write_text("\n".join(lines[:20]) + "\n")
+    run("import", str(file), "--space", "t", code=3)
+    assert stores.range_after("t", RangeQuery(0, 1)).head in range(20)
+
+    file.write_text("\n".join(lines) + "\n")
+    run("import", str(file), "--space", "t")
+    run("import", str(file), "--space", "t")
+
+    assert pull_all(stores, "t") == pull_all(stores, "s")
+    assert len(pull_all(stores, "t")) == head
+
+
+def _without(lines, number):
+    return [line for n, line in enumerate(lines) if n != number]
+
+
+@pytest.mark.parametrize(
+    ("damage", "tells"),
+    [
+        (lambda lines: _without(lines, 3), "after seq 2 comes 4"),
+        (lambda lines: lines[:-1], "ends at seq 5, but should end at 6"),
+        (lambda lines: lines[1:], "line 1 is not the header"),
+        (lambda lines: [*lines[:4], "oh no", *lines[5:]], "line 5"),
+        (
+            lambda lines: [*lines[:4], lines[4].replace('"salt":"', '"salt":"zz'), *lines[5:]],
+            "line 5",
+        ),
+        (lambda lines: [*lines[:3], lines[3].replace('"seq":3', '"seq":4'), *lines[4:]], "comes 4"),
+        (lambda lines: [*lines[:6], lines[1].replace('"seq":1,', '"seq":6,')], "an id comes twice"),
+        (lambda lines: [lines[0].replace('"version":1', '"version":2'), *lines[1:]], "line 1"),
+        (lambda _: [], "line 1"),
+    ],
+    ids=str,
+)
+def test_a_damaged_export_is_told(stores, run, tmp_path, damage, tells):
+    """Which line, and what is wrong with it; exit code 3."""
+    stores.push("s", push_of(*(changeset(put(str(n))) for n in range(6))))
+    lines = run("export", "s").stdout.splitlines()
+    file = tmp_path / "damaged.jsonl"
+    file.write_text("".join(line + "\n" for line in damage(lines)))
+
+    result = run("import", str(file), "--space", "t", code=3)
+
+    assert tells in result.stderr.replace("\n", " ")
+    assert "(invalid-export)" in result.stderr
+
+
+def test_a_truncated_archive_is_told(stores, run, tmp_path):
+    random_history(stores, "s", seed=3)
+    file = tmp_path / "log.jsonl.gz"
+    run("export", "s", "-o", str(file))
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "invalid-export" in run("import", str(file), "--space", "t", code=3).stderr
+
+
+def test_nothing_is_imported_over_another_log(stores, run, tmp_path):
+    """A space that holds something else stays as it is."""
+    stores.push("s", push_of(changeset()))
+    stores.push("t", push_of(changeset()))
+    file = str(tmp_path / "log.jsonl")
+    run("export", "s", "-o", file)
+    before = pull_all(stores, "t")
+    assert "import-conflict" in run("import", file, "--space", "t", code=3).stderr
+    stores.push("s", push_of(changeset()))
+    assert "import-conflict" in run("import", file, code=3).stderr  # the export is older
+    assert pull_all(stores, "t") == before
+
+
+def test_replay_prints_the_stored_bytes(stores, run):
+    """Any range of it, exactly as it is stored."""
+    random_history(stores, "s", seed=4)
+    stored = [state.decode() for state in pull_all(stores, "s")]
+    assert run("replay", "s").stdout.splitlines() == stored
+    assert run("replay", "s", "--from", "5", "--to", "9").stdout.splitlines() == stored[4:9]
+    assert run("replay", "s", "--from", "999").stdout == ""
+
+
+def test_replay_folds_as_of_any_seq(stores, run):
+    """`--fold --to N` is what the master table was right after N."""
+    for n in range(6):
+        stores.push("s", push_of(changeset(put("r", n=n))))
+        page = stores.record("s", ("tasks", "r"), at_least=n + 1)
+        folded = run("replay", "s", "--fold", "--to", str(n + 1)).stdout.splitlines()
+        assert [json.loads(line) for line in folded] == [json.loads(page.records[0])]
+
+
+def test_replay_prints_what_lost(stores, run):
+    random_history(stores, "s", seed=5)
+    head = stores.range_after("s", RangeQuery(0, 1)).head
+    assert_equals_fresh_fold(stores, "s", head)
+    ledger = stores.conflicts("s", limit=1_000, cursor=None).conflicts
+    printed = run("replay", "s", "--conflicts").stdout.splitlines()
+    assert [json.loads(line) for line in printed] == [json.loads(doc) for doc in ledger]
+    assert printed
+
+
+def test_status_tells_lag_and_stops(stores, run, database):
+    """A line a projection, as a table or as JSON; exit code 1 if one stands still."""
+    random_history(stores, "s", seed=6, pushes=10)
+    (line,) = run("status", "--json").stdout.splitlines()
+    status = json.loads(line)
+    assert (status["space"], status["head"], status["position"], status["lag"]) == ("s", 10, 0, 10)
+    stores.project()
+    assert json.loads(run("status", "s", "--json").stdout)["lag"] == 0
+    assert "live" in run("status").stdout
+    with stores.datastore.committed() as cursor:
+        cursor.execute("UPDATE projections SET stopped_at = 3, stopped_why = 'why'")
+    assert "stopped at 3" in run("status", code=1).stdout
+
+
+def test_rebuild_as_a_command(stores, run):
+    """One space or all; what differs is told and exits with 1."""
+    random_history(stores, "s", seed=7)
+    random_history(stores, "t", seed=8)
+    stores.project()
+    assert "60 events" in run("rebuild", "s", "--verify").stdout
+    assert run("rebuild", "--all", "--verify").stdout.count("equal to the live table") == 2
+    with stores.datastore.committed() as cursor:
+        cursor.execute(
+            "UPDATE records SET is_deleted = NOT is_deleted WHERE space = 't' AND id = 'a'"
+        )
+    result = run("rebuild", "--all", "--verify", code=1)
+    assert "t: " in result.stderr and "s: 60 events" in result.stdout
+    run("rebuild", "t")
+    run("rebuild", "t", "--verify")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "tells"),
+    [
+        (("status", "nowhere"), 3, "unknown-space"),
+        (("replay", "nowhere"), 3, "unknown-space"),
+        (("export", "nowhere"), 3, "unknown-space"),
+        (("rebuild", "nowhere"), 3, "unknown-space"),
+        (("rebuild",), 2, "--all"),
+        (("rebuild", "s", "--all"), 2, "--all"),
+        (("replay", "s", "--fold", "--conflicts"), 2, "--fold"),
+        (("replay", "s", "--from", "0"), 2, "--from"),
+        (("import", "/no/such/file"), 2, "does not exist"),
+        (("migrate",), 0, "nothing to do"),
+    ],
+)
+def test_what_goes_wrong_is_told_with_a_code(run, arguments, code, tells):
+    result = run(*arguments, code=code)
+    assert tells in result.output
+    assert "Traceback" not in result.output
+
+
+def test_every_command_has_help():
+    """With its exit codes at the top of the group."""
+    group = CliRunner().invoke(cli, ["--help"]).output
+    assert "Exit codes" in group
+    for name in cli.list_commands(None):
+        result = CliRunner().invoke(cli, [name, "--help"])
+        assert result.exit_code == 0 and name in group
+        assert len(result.output.splitlines()) > 5
+
+
+def test_an_unreachable_database_is_told(tmp_path):
+    arguments = ["status", "--database-url", f"postgresql:///x?host={tmp_path}"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == console.EXIT_FAILED
+    assert "storage-unavailable" in result.stderr
+
+
+def test_all_settings_that_are_wrong_are_told_at_once(monkeypatch):
+    monkeypatch.setenv("FOLDLOG_PORT", "70000")
+    monkeypatch.setenv("FOLDLOG_LOG_FORMAT", "yaml")
+    result = CliRunner().invoke(cli, ["serve"])
+    assert result.exit_code == console.EXIT_FAILED
+    assert "FOLDLOG_PORT" in result.stderr and "FOLDLOG_LOG_FORMAT" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_output_quietly(stores, database):
+    """`foldlog replay | head` is no error."""
+    for _ in range(5):
+        stores.push("s", push_of(*(changeset(put(text="x" * 500)) for _ in range(100))))
+    command = f"{sys.executable} -m foldlog replay s --database-url '{database}' | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert '"seq":1' in done.stdout and "Traceback" not in done.stderr
