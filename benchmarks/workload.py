@@ -8,11 +8,46 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-WORDS = (
-    "buy milk bread call Anna about the invoice fix garden fence write report send parcel book "
-    "train ticket paint kitchen wall order new filter water plants clean bike renew passport "
-    "plan trip read chapter review draft pay rent"
-).split()
+WORDS = [
+    "buy",
+    "milk",
+    "bread",
+    "call",
+    "Anna",
+    "about",
+    "the",
+    "invoice",
+    "fix",
+    "garden",
+    "fence",
+    "write",
+    "report",
+    "send",
+    "parcel",
+    "book",
+    "train",
+    "ticket",
+    "paint",
+    "kitchen",
+    "wall",
+    "order",
+    "new",
+    "filter",
+    "water",
+    "plants",
+    "clean",
+    "bike",
+    "renew",
+    "passport",
+    "plan",
+    "trip",
+    "read",
+    "chapter",
+    "review",
+    "draft",
+    "pay",
+    "rent",
+]
 
 COLLECTION = "tasks"
 #: each counts its own changesets; more than requests are ever under way, so none overtakes itself
@@ -39,9 +74,7 @@ class Workload:
 
     def uuid(self) -> str:
         digits = f"{self._random.getrandbits(128):032x}"
-        return (
-            f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"  # v4
-        )
+        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"  # v4
 
     def push(self, changesets: int = 1) -> bytes:
         """Creates that many records, all of one device."""

@@ -17,7 +17,7 @@ class Limits(msgspec.Struct, frozen=True):
     name_length_max: int = 64
 
     body_bytes_max: int = 8 * 2**20
-    inflated_bytes_max: int = 32 * 2**20
+    inflated_bytes_max: int = 16 * 2**20
     changesets_per_push_max: int = 1_000
     #: of one stored event; keeps a page of one event within memory
     event_bytes_max: int = 4 * 2**20

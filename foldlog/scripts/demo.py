@@ -120,7 +120,9 @@ def demo_command(data: str, port: int | None) -> None:
 
 def _replay(http: httpx.Client, commits: list[Commit], checks: Checks) -> dict[str, int]:
     """Every device syncs, makes its change on what it has seen, and pushes it."""
-    out.print(f"\n1. {spaced(len(commits))} commits of a git repository, pushed by their authors' devices")
+    out.print(
+        f"\n1. {spaced(len(commits))} commits of a git repository, pushed by their authors' devices"
+    )
     devices: dict[str, Device] = {}
     seqs: dict[str, int] = {}
     repeats = pulled = requests = 0

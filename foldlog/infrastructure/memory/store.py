@@ -179,7 +179,11 @@ class MemoryStore(EventStore, MasterTable):
         if here is None:
             raise UnknownSpace(f"there is no space {space!r}")
         if here.head < at_least:
-            raise ProjectionBehind(f"the log ends at {here.head}, before {at_least}")
+            raise ProjectionBehind(
+                f"the master table is at {here.head}, not yet at {at_least}",
+                projected=here.head,
+                head=here.head,
+            )
         return here
 
     def _page_of(self, here: _Space, records: list[Record], cursor: str | None) -> RecordsPage:

@@ -1,0 +1,123 @@
+"""The bare limits: what the same machine does when it does nothing but that.
+
+Each does one thing that the service cannot do without, in the fewest steps, so that a ratio says
+how much the service costs beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import count, cycle, islice
+
+from psycopg.rows import tuple_row
+
+from .bench import Bench
+from .connection import request
+from .errors import BenchmarkFailed
+from .figures import Figure
+from .load import drive
+
+INSERT = "INSERT INTO bare_log VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+COPY = "COPY bare_log FROM STDIN (FORMAT binary)"
+COLUMN_TYPES = ["text", "int8", "text", "bytea", "uuid", "uuid", "int8", "text[]", "bytea", "bytea"]
+
+SELECT_PAGE = """
+SELECT originator_version, state
+  FROM events
+ WHERE originator_id = %s
+   AND originator_version > %s
+ ORDER BY originator_version
+ LIMIT %s
+"""
+
+COPY_RECORDS_OUT = """
+COPY (
+    SELECT r.*
+      FROM records r
+      JOIN projections p
+     USING (space, generation)
+     WHERE space = 'log'
+       AND projection = 'master'
+       AND is_live
+     ORDER BY collection, id
+) TO STDOUT (FORMAT binary)
+"""
+
+
+def echo(bench: Bench, bodies: list[bytes], connections: int) -> Figure:
+    """Flask hands the body back, under the same gunicorn: HTTP alone."""
+    requests = [request("POST", "/echo", body) for body in bodies]
+    load = drive(bench.echo_port, requests, connections=connections, seconds=bench.scale.seconds)
+    return Figure(
+        load.answers_per_second,
+        p50_ms=load.p50_ms,
+        p99_ms=load.p99_ms,
+        generator_cpu=load.generator_cpu,
+    )
+
+
+def insert(bench: Bench) -> Figure:
+    """The same row into a table with nothing but its key, a commit each, on one connection."""
+    rows = cycle(bench.rows)
+    bench.bare.execute("TRUNCATE bare_log")
+    bench.checkpoint()
+    with bench.bare.cursor() as cursor:
+        deadline = time.perf_counter() + bench.scale.seconds
+        for seq in count(1):
+            space, _, *rest = next(rows)
+            cursor.execute(INSERT, (space, seq, *rest), prepare=True, binary=True)
+            if time.perf_counter() >= deadline:
+                return Figure(seq / bench.scale.seconds)
+    raise AssertionError("count never ends")
+
+
+def copy(bench: Bench, rows_per_commit: int) -> Figure:
+    """The same rows by COPY, so many a commit, on one connection."""
+    rows = cycle(bench.rows)
+    bench.bare.execute("TRUNCATE bare_log")
+    bench.checkpoint()
+    seq = count(1)
+    with bench.bare.cursor() as cursor:
+        started = time.perf_counter()
+        commits = 0
+        while time.perf_counter() < started + bench.scale.seconds:
+            with cursor.copy(COPY) as copying:
+                copying.set_types(COLUMN_TYPES)
+                for space, _, *rest in islice(rows, rows_per_commit):
+                    copying.write_row((space, next(seq), *rest))
+            commits += 1
+        return Figure(commits * rows_per_commit / (time.perf_counter() - started))
+
+
+def select_pages(bench: Bench) -> Figure:
+    """The pages of the log by the simplest statement, their bytes joined: no HTTP, no checks."""
+    log, page, after, size = bench.log, bench.scale.page, 0, 0
+    with bench.database.cursor(row_factory=tuple_row, binary=True) as cursor:
+        started = time.perf_counter()
+        while True:
+            rows = cursor.execute(SELECT_PAGE, (log, after, page), prepare=True).fetchall()
+            if not rows:
+                break
+            size += len(b"[%b]" % b",".join([state for _, state in rows]))
+            after = rows[-1][0]
+        seconds = time.perf_counter() - started
+    if after != bench.scale.events:
+        raise BenchmarkFailed(f"{after} events instead of {bench.scale.events}")
+    return Figure(after / seconds, bytes_each=size / after)
+
+
+def copy_records(bench: Bench) -> Figure:
+    """The master table that a rebuild makes, copied as bytes into an empty one with its indexes.
+
+    In events a second: what a rebuild of this log would do if folding cost nothing.
+    """
+    assert bench.log
+    with bench.database.cursor().copy(COPY_RECORDS_OUT) as reading:
+        pieces = [bytes(piece) for piece in reading]
+    bench.bare.execute("TRUNCATE records")
+    bench.checkpoint()
+    started = time.perf_counter()
+    with bench.bare.cursor().copy("COPY records FROM STDIN (FORMAT binary)") as copying:
+        for piece in pieces:
+            copying.write(piece)
+    return Figure(bench.scale.events / (time.perf_counter() - started))

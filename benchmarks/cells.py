@@ -1,0 +1,223 @@
+"""The rows of the table: what of the service is measured, and beside which bare limits."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import brotli
+
+from foldlog.api.bodies import zstd
+from foldlog.scripts.process import environment
+
+from . import bare
+from .bench import COMMAND, Bench, decode
+from .connection import Answer, fetch, request
+from .errors import BenchmarkFailed
+from .figures import Figure
+from .load import RAMP_SECONDS, drive
+from .workload import Workload
+
+Measure = Callable[[Bench], Figure]
+
+#: more than any machine answers, so that a load never runs out of requests that nobody has sent
+REQUESTS_PER_SECOND_MAX = 12_000
+CHANGESETS_PER_SECOND_MAX = 60_000
+STORED = b'"verdict":"stored"'
+
+DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": partial(zlib.decompress, wbits=16 + zlib.MAX_WBITS),
+    "br": brotli.decompress,
+    "zstd": zstd.decompress,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row. `name` is what a person types to get it and those like it."""
+
+    name: str
+    title: str
+    unit: str
+    measure: Measure
+    #: by title; one that several rows share is measured once a round
+    limits: dict[str, Measure] = field(default_factory=dict)
+
+
+def push(bench: Bench, changesets: int, connections: int) -> Figure:
+    """New changesets of many devices into an empty space, so many a request."""
+    space = bench.new_space()
+    path = f"/v1/spaces/{space}/changesets"
+    requests = [request("POST", path, body) for body in _bodies(bench, changesets)]
+    bench.checkpoint()
+    load = drive(
+        bench.port, requests, connections=connections, seconds=bench.scale.seconds, count=STORED
+    )
+    catch_up = bench.settle(space)
+    stored = bench.stored(space)
+    if stored != load.counted:
+        raise BenchmarkFailed(f"{load.counted} were acknowledged, {stored} are stored")
+    return Figure(
+        load.answers_per_second * changesets,
+        p50_ms=load.p50_ms,
+        p99_ms=load.p99_ms,
+        generator_cpu=load.generator_cpu,
+        catch_up_seconds=catch_up,
+    )
+
+
+def _bodies(bench: Bench, changesets: int) -> list[bytes]:
+    workload = Workload(seed=changesets)
+    a_second = min(REQUESTS_PER_SECOND_MAX, CHANGESETS_PER_SECOND_MAX // changesets)
+    number = round(a_second * (bench.scale.seconds + RAMP_SECONDS))
+    return [workload.push(changesets) for _ in range(number)]
+
+
+def echo_of_push(bench: Bench, connections: int) -> Figure:
+    return bare.echo(bench, _bodies(bench, 1), connections)
+
+
+def pull(bench: Bench, encoding: str) -> Figure:
+    """A new client takes the whole log, page after page, on one connection."""
+    path = f"/v1/spaces/{bench.log}/events?limit={bench.scale.page}&after="
+    requests = [
+        request("GET", f"{path}{after}", encoding=encoding)
+        for after in range(0, bench.scale.events, bench.scale.page)
+    ]
+    cpu, started = time.process_time(), time.perf_counter()
+    answers = fetch(bench.port, requests)
+    seconds = time.perf_counter() - started
+    cpu = (time.process_time() - cpu) / seconds
+    _check_pages(bench, answers, encoding)
+    return Figure(
+        bench.scale.events / seconds,
+        generator_cpu=cpu,
+        bytes_each=sum(answer.bytes_received for answer in answers) / bench.scale.events,
+    )
+
+
+def _check_pages(bench: Bench, answers: list[Answer], encoding: str) -> None:
+    """After the clock: that it was the whole log, and encoded as it was asked for."""
+    seqs: list[int] = []
+    for answer in answers:
+        if answer.encoding != encoding:
+            raise BenchmarkFailed(f"asked for {encoding}, got {answer.encoding}")
+        seqs += [event["seq"] for event in decode(DECODERS[encoding](answer.body))["events"]]
+    if seqs != list(range(1, bench.scale.events + 1)):
+        raise BenchmarkFailed(f"{len(seqs)} events came, not each of {bench.scale.events} once")
+
+
+def poll(bench: Bench, connections: int) -> Figure:
+    """Clients that have everything ask whether there is more."""
+    load = drive(
+        bench.port,
+        [request("GET", _idle_path(bench))],
+        connections=connections,
+        seconds=bench.scale.seconds,
+        count=b'"events":[]',
+    )
+    return Figure(
+        load.answers_per_second,
+        p50_ms=load.p50_ms,
+        p99_ms=load.p99_ms,
+        generator_cpu=load.generator_cpu,
+    )
+
+
+def _idle_path(bench: Bench) -> str:
+    path = f"/v1/spaces/{bench.log}/events"
+    [answer] = fetch(bench.port, [request("GET", f"{path}?after={bench.scale.events}")])
+    return f"{path}?after={bench.scale.events}&mark={decode(answer.body)['mark']}"
+
+
+def echo_of_poll(bench: Bench, connections: int) -> Figure:
+    [answer] = fetch(bench.port, [request("GET", _idle_path(bench))])
+    return bare.echo(bench, [answer.body], connections)
+
+
+def rebuild(bench: Bench, *options: str) -> Figure:
+    """The command, from its start to its end, while the service runs on and has nothing to do."""
+    log = bench.log
+    bench.database.execute("VACUUM ANALYZE records")
+    bench.checkpoint()
+    command = [*COMMAND, "rebuild", log, *options, "--data", str(bench.data)]
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise BenchmarkFailed(done.stdout + done.stderr)
+    return Figure(bench.scale.events / seconds)
+
+
+def _push_one(connections: int) -> Row:
+    return Row(
+        "push1",
+        f"push, 1 a request, {_connections(connections)}",
+        "changesets/s",
+        partial(push, changesets=1, connections=connections),
+        {
+            f"Flask echo, {_connections(connections)}": partial(
+                echo_of_push, connections=connections
+            ),
+            "INSERT, 1 a commit": bare.insert,
+        },
+    )
+
+
+def _push_hundred(connections: int) -> Row:
+    return Row(
+        "push100",
+        f"push, 100 a request, {_connections(connections)}",
+        "changesets/s",
+        partial(push, changesets=100, connections=connections),
+        {"COPY, 100 a commit": partial(bare.copy, rows_per_commit=100)},
+    )
+
+
+def _pull(encoding: str, name: str) -> Row:
+    return Row(
+        "pull",
+        f"pull in pages of 1,000, {name}",
+        "events/s",
+        partial(pull, encoding=encoding),
+        {"SELECT and join": bare.select_pages},
+    )
+
+
+def _rebuild(title: str, *options: str) -> Row:
+    return Row(
+        "rebuild",
+        title,
+        "events/s",
+        lambda bench: rebuild(bench, *options),
+        {"COPY of the records": bare.copy_records},
+    )
+
+
+def _connections(number: int) -> str:
+    return f"{number} connection{'s' if number > 1 else ''}"
+
+
+ROWS = (
+    *(_push_one(connections) for connections in (1, 8, 32)),
+    *(_push_hundred(connections) for connections in (1, 8)),
+    _pull("identity", "plain"),
+    _pull("gzip", "gzip"),
+    _pull("br", "br"),
+    _pull("zstd", "zstd"),
+    _rebuild("rebuild"),
+    _rebuild("rebuild --verify", "--verify"),
+    Row(
+        "poll",
+        "idle poll, 32 connections",
+        "requests/s",
+        partial(poll, connections=32),
+        {"Flask echo of the answer": partial(echo_of_poll, connections=32)},
+    ),
+)
+NAMES = tuple(dict.fromkeys(row.name for row in ROWS))
