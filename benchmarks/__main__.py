@@ -14,6 +14,7 @@ import click
 from . import report
 from .bench import FULL, QUICK, Bench, running
 from .cells import NAMES, ROWS, Measure, Row
+from .chart import chart
 from .errors import BenchmarkFailed
 from .figures import Figure, Result, Run
 from .noise import quietly
@@ -44,7 +45,7 @@ def main(names: Sequence[str], quick: bool, rounds: int | None, publish: bool) -
     click.echo(report.plain_table(run.results))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     report.save(run, RESULTS / f"{stamp}.json")
-    (RESULTS / f"{stamp}.svg").write_text(report.chart(run.results), "utf-8")
+    (RESULTS / f"{stamp}.svg").write_text(chart(run.results), "utf-8")
     if publish:
         if PUBLISHED.exists():
             run = report.merged(report.load(PUBLISHED), run)

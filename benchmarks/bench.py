@@ -33,6 +33,8 @@ from .workload import Workload
 COMMAND = (sys.executable, "-m", "foldlog")
 SETTLE_SECONDS_MAX = 600.0
 ECHO_SECONDS_MAX = 30.0
+#: of one device; so a page has several devices in it, as a page of real life
+LOG_CHANGESETS_PER_PUSH = 200
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 SELECT_LAG = """
@@ -55,7 +57,7 @@ class Scale:
     page: int = 1_000
 
 
-FULL = Scale(rounds=3, seconds=5, events=200_000, tries=3)
+FULL = Scale(rounds=3, seconds=5, events=200_000, tries=2)
 #: shows that the suite works, and no more
 QUICK = Scale(rounds=1, seconds=0.8, events=4_000, tries=1)
 
@@ -97,7 +99,7 @@ class Bench:
     @cached_property
     def log(self) -> str:
         """The space whose log is pulled and rebuilt: as many events as the scale says."""
-        pushes = Workload(seed=7).history(self.scale.events, min(1_000, self.scale.events // 8))
+        pushes = Workload(seed=7).history(self.scale.events, LOG_CHANGESETS_PER_PUSH)
         self._fill("log", pushes)
         self.database.execute("VACUUM ANALYZE")
         return "log"

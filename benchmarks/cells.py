@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import brotli
+import brotli  # type: ignore[import-untyped]
 
-from foldlog.api.bodies import zstd
 from foldlog.scripts.process import environment
 
 from . import bare
@@ -21,6 +21,11 @@ from .errors import BenchmarkFailed
 from .figures import Figure
 from .load import RAMP_SECONDS, drive
 from .workload import Workload
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Measure = Callable[[Bench], Figure]
 

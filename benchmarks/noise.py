@@ -11,7 +11,7 @@ from .figures import Figure
 
 FOREIGN_SHARE_MAX = 0.15
 #: before a measurement, this long for the machine to become quiet
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 
 _STAT = Path("/proc/stat")

@@ -8,46 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-WORDS = [
-    "buy",
-    "milk",
-    "bread",
-    "call",
-    "Anna",
-    "about",
-    "the",
-    "invoice",
-    "fix",
-    "garden",
-    "fence",
-    "write",
-    "report",
-    "send",
-    "parcel",
-    "book",
-    "train",
-    "ticket",
-    "paint",
-    "kitchen",
-    "wall",
-    "order",
-    "new",
-    "filter",
-    "water",
-    "plants",
-    "clean",
-    "bike",
-    "renew",
-    "passport",
-    "plan",
-    "trip",
-    "read",
-    "chapter",
-    "review",
-    "draft",
-    "pay",
-    "rent",
-]
+_TEXT = (
+    "buy milk bread call Anna about the invoice fix garden fence write report send parcel "
+    "book train ticket paint kitchen wall order new filter water plants clean bike renew "
+    "passport plan trip read chapter review draft pay rent"
+)
+WORDS = _TEXT.split()
 
 COLLECTION = "tasks"
 #: each counts its own changesets; more than requests are ever under way, so none overtakes itself

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 class FoldlogError(Exception):
     """Something went wrong in Foldlog."""
 
-    code: ClassVar[str] = "internal-error"
+    code: ClassVar[str] = "error"
 
     def __init__(self, message: str | None = None, **extra: Any):
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])

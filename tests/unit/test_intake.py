@@ -571,7 +571,7 @@ GONE = [changeset(put(a=1, b=None)), changeset(delete())]
         (GONE[:1], {"expect": {"c": None}}, "tasks/r: the field 'c' has another value"),
         (GONE[:1], {"expect": {"a": 1}, "if_seq": 0}, "tasks/r: its seq is 1, not 0"),
     ],
-    ids=str,
+    ids=range(20),
 )
 @pytest.mark.parametrize("op", [put(a=2), add(a=2), delete()], ids=lambda op: op["op"])
 def test_if_seq_and_expect(before, guard, why, op):

@@ -1,0 +1,87 @@
+"""Docs are complete: each route, error code, setting and command is there, in its page."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import foldlog
+from foldlog.api.app import create_app
+from foldlog.api.problems import statuses_of
+from foldlog.domain.errors import FoldlogError
+from foldlog.infrastructure.memory.store import MemoryStore
+from foldlog.infrastructure.settings import VARIABLES
+from foldlog.scripts.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+#: bases that are never raised themselves
+ABSTRACT = {"error", "push-conflict", "unavailable"}
+
+
+def all_errors() -> set[type[FoldlogError]]:
+    for module in pkgutil.walk_packages(foldlog.__path__, "foldlog."):
+        # Importing these runs or configures something.
+        if not module.name.endswith(("__main__", "gunicorn_config")):
+            importlib.import_module(module.name)
+
+    def below(error: type[FoldlogError]) -> set[type[FoldlogError]]:
+        return {error}.union(*(below(child) for child in error.__subclasses__()))
+
+    return below(FoldlogError)
+
+
+def test_every_error_code_is_explained():
+    """In the protocol, or among the commands."""
+    codes = {error.code for error in all_errors()} - ABSTRACT
+    missing = [
+        c for c in sorted(codes) if f"`{c}`" not in PAGES["protocol.md"] + PAGES["commands.md"]
+    ]
+    assert not missing
+
+
+def test_codes_are_unique():
+    """A code names one error, for ever."""
+    codes = [error.code for error in all_errors()]
+    assert len(codes) == len(set(codes))
+
+
+def test_the_statuses_in_the_protocol_are_the_real_ones():
+    by_code = {error.code: error for error in all_errors()}
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d{3}) \|", PAGES["protocol.md"], re.MULTILINE)
+    assert len(rows) > 15
+    for code, status in rows:
+        assert int(status) in statuses_of(by_code[code]), code
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_setting_is_explained(name):
+    variable, default, _ = VARIABLES[name]
+    assert f"`{variable}`" in PAGES["commands.md"]
+    if default and name != "web_workers":
+        assert f"| `{variable}` | `{default}` |" in PAGES["commands.md"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_explained(command):
+    assert f"`foldlog {command}" in PAGES["commands.md"]
+
+
+def test_every_route_is_told_in_its_page_or_by_the_service():
+    """What a client needs is in the protocol; /docs itself is proven complete elsewhere."""
+    app = create_app(store=MemoryStore(), master=MemoryStore(), ready=dict)
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith("/v1/spaces"):
+            last = [part for part in rule.rule.split("/") if part and "<" not in part][-1]
+            assert re.search(rf"\b{last}\b", PAGES["protocol.md"] + PAGES["merge.md"]), rule.rule
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", PAGES[page]):
+        if "://" not in target:
+            assert (ROOT / "docs" / target).exists(), f"{page} links to {target}"
