@@ -98,6 +98,8 @@ class Intake:
     ):
         self.log = log
         self.head = head
+        #: what a device can have seen: the others of this transaction were not answered yet
+        self._seen_head = head
         self.entries: list[LogEntry] = []  #: to be appended, in order
         self.counters: dict[str, int] = {}  #: of the devices whose pushes brought something new
         self._received_at = received_at
@@ -115,7 +117,9 @@ class Intake:
         `LimitExceeded`; then nothing of the push has happened.
         """
         if push.after is not None:
-            check_cursor(self.log, self.head, push.after, push.mark, self._marks.get(push.after))
+            check_cursor(
+                self.log, self._seen_head, push.after, push.mark, self._marks.get(push.after)
+            )
         counter = self._check(push)
         entries: list[LogEntry] = []
         known: dict[str, Event] = {}
@@ -160,12 +164,12 @@ class Intake:
                     raise IdReused(index=index, id=changeset.id)
                 continue
             first[changeset.id] = changeset
-            if changeset.base > self.head:
+            if changeset.base > self._seen_head:
                 raise LogBehind(
-                    f"base {changeset.base} is beyond the log's head {self.head}",
+                    f"base {changeset.base} is beyond the log's head {self._seen_head}",
                     index=index,
                     log=self.log,
-                    head=self.head,
+                    head=self._seen_head,
                 )
             if changeset.counter is not UNSET:
                 counter += 1
@@ -220,7 +224,8 @@ def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Reco
             return "it does not exist" if not record.exists else f"deleted at seq {record.seq}"
         for name, value in op.expect.items():
             if not same(record.fields.get(name, ABSENT), value):
-                return f"the field {name!r} has another value"
+                # Which field is not told: a refusal can never be erased from the log.
+                return "a field has another value"
     return None
 
 
