@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import brotli  # type: ignore[import-untyped]
+import brotli
 
 from foldlog.scripts.process import environment
 

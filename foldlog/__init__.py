@@ -1,3 +1,47 @@
-"""Foldlog: an event-sourced changeset log service, and the client library that apps import."""
+"""Foldlog: an event-sourced changeset log service, and the client library that apps import.
+
+import foldlog
+
+with foldlog.open("app.db", server="http://localhost:3653", space="home") as replica:
+    tasks = replica.collection("tasks")
+    milk = tasks.create(title="Buy milk", done=False)
+"""
+
+from __future__ import annotations
+
+from .client.errors import (
+    ClientError,
+    NotARecord,
+    RecordExists,
+    RecordNotFound,
+    ServerProblem,
+    Unreachable,
+    WrongReplica,
+)
+from .client.notices import Change, Loss, Refusal
+from .client.records import SYNCED, TEMPORARY, WAITING, Collection, Record
+from .client.replica import Replica, open
+from .client.status import Status
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SYNCED",
+    "TEMPORARY",
+    "WAITING",
+    "Change",
+    "ClientError",
+    "Collection",
+    "Loss",
+    "NotARecord",
+    "Record",
+    "RecordExists",
+    "RecordNotFound",
+    "Refusal",
+    "Replica",
+    "ServerProblem",
+    "Status",
+    "Unreachable",
+    "WrongReplica",
+    "open",
+]

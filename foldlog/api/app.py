@@ -16,6 +16,7 @@ from .logging import register_request_log
 from .meta import meta_blueprint
 from .problems import register_problems
 from .records import records_blueprint
+from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
 
 COMPRESSION: dict[str, Any] = {
@@ -64,6 +65,7 @@ def create_app(
 
     app.register_blueprint(sync_blueprint(store, limits))
     app.register_blueprint(events_blueprint(store, limits))
+    app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(meta_blueprint(ready, limits))
     return app

@@ -18,7 +18,7 @@ from ..domain.errors import FoldlogError, InvalidRequest
 from .catalogue import example_of
 from .fields import CommaList
 from .logging import path_template
-from .operations import Operation
+from .operations import Lines, Operation
 from .problems import MEDIA_TYPE, InternalError, statuses_of
 from .queries import PATH_PARAMETERS
 from .schemas import ProblemSchema
@@ -36,6 +36,7 @@ sent compressed by gzip or zstd.\
 TAGS = {
     "sync": "Send changesets, and stay up to date.",
     "events": "The log: every event, in order.",
+    "snapshot": "All that a new device needs, without the whole log.",
     "records": "The master table: what the events add up to.",
     "meta": "The service itself.",
 }
@@ -109,6 +110,12 @@ def _component_name(schema: Any) -> str:
 
 def _answer(view: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {}
+    if isinstance(view.answer, Lines):
+        # OpenAPI 3.1 has no word for a sequence of documents: schema and examples are of a line.
+        kinds = view.answer.kinds
+        content["schema"] = {"oneOf": [schema for schema, _ in kinds.values()]}
+        content["examples"] = {name: {"value": example} for name, (_, example) in kinds.items()}
+        return {"description": view.answer.about, "content": {view.media_type: content}}
     if view.answer is not None:
         content["schema"] = view.answer
     if view.example is not None:

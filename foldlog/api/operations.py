@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,6 +28,14 @@ View = Callable[..., Response]
 NO_PARAMETERS = Parameters()
 
 
+@dataclass(frozen=True)
+class Lines:
+    """An answer of JSON lines, and what a line may be: {its name: (schema, example)}."""
+
+    about: str
+    kinds: Mapping[str, tuple[type[Schema], Any]]
+
+
 class Operation:
     """A view that reads what it documents."""
 
@@ -34,7 +43,7 @@ class Operation:
         self,
         view: View,
         *,
-        answer: type[Schema] | Schema | None,
+        answer: type[Schema] | Schema | Lines | None,
         example: Any,
         query: Parameters,
         body: JsonBody | None,
@@ -66,7 +75,7 @@ class Operation:
 
 def operation(
     *,
-    answer: type[Schema] | Schema | None = None,
+    answer: type[Schema] | Schema | Lines | None = None,
     example: Any = None,
     query: Parameters = NO_PARAMETERS,
     body: JsonBody | None = None,

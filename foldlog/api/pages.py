@@ -62,8 +62,9 @@ def _type_of(schema: dict[str, Any]) -> Markup:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REF)
         return Markup('<a href="#schema-{0}">{0}</a>').format(name)
-    if "anyOf" in schema:
-        return Markup(" or ").join(_type_of(part) for part in schema["anyOf"])
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return Markup(" or ").join(_type_of(part) for part in schema[several])
     if "enum" in schema:
         return Markup(" or ").join(
             Markup("<code>{}</code>").format(json.dumps(value)) for value in schema["enum"]

@@ -79,7 +79,7 @@ def events_query(limits: Limits) -> Parameters:
     return EventsQuery()
 
 
-class RecordQuery(Parameters):
+class MasterQuery(Parameters):
     at_least = QueryWhole(
         load_default=0,
         metadata={
@@ -90,7 +90,7 @@ class RecordQuery(Parameters):
 
 
 def records_query(limits: Limits) -> Parameters:
-    class RecordsQuery(RecordQuery):
+    class RecordsQuery(MasterQuery):
         collection = collection_name(metadata={"description": "Only records of this one."})
         id = record_id(
             metadata={
@@ -125,8 +125,14 @@ def records_query(limits: Limits) -> Parameters:
     return RecordsQuery()
 
 
+class SnapshotQuery(MasterQuery):
+    cursor = fields.String(
+        metadata={"description": "The last `cursor` of a download that was cut: goes on after it."}
+    )
+
+
 def conflicts_query(limits: Limits) -> Parameters:
-    class ConflictsQuery(Parameters):
+    class ConflictsQuery(MasterQuery):
         cursor = fields.String(metadata={"description": "The `cursor` of the page before."})
         limit = QueryWhole(
             1,

@@ -9,6 +9,7 @@ from flask import Blueprint, Response
 
 from ..domain.errors import (
     FoldlogError,
+    LogBehind,
     ProjectionBehind,
     StorageUnavailable,
     UnknownRecord,
@@ -18,7 +19,7 @@ from ..domain.limits import Limits
 from ..domain.ports import MasterTable, RecordsPage, RecordsQuery
 from . import examples
 from .operations import joined, json_answer, operation
-from .queries import RecordQuery, conflicts_query, records_query
+from .queries import MasterQuery, conflicts_query, records_query
 from .schemas import ConflictsPageSchema, LocalIdsSchema, RecordAnswerSchema, RecordsPageSchema
 
 READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
@@ -55,7 +56,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=records_query(limits),
         answer=RecordsPageSchema,
         example=examples.RECORDS_PAGE,
-        problems=(*READ_PROBLEMS, UnknownRecord, ProjectionBehind),
+        problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
     )
     def records(space: str, query: dict[str, Any]) -> Response:
         """Read the master table.
@@ -67,10 +68,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
     @operation(
-        query=RecordQuery(),
+        query=MasterQuery(),
         answer=RecordAnswerSchema,
         example=examples.RECORD_ANSWER,
-        problems=(*READ_PROBLEMS, UnknownRecord, ProjectionBehind),
+        problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
     )
     def record(space: str, collection: str, id: str, query: dict[str, Any]) -> Response:
         """Read one record.
@@ -89,7 +90,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=conflicts_query(limits),
         answer=ConflictsPageSchema,
         example=examples.CONFLICTS_PAGE,
-        problems=READ_PROBLEMS,
+        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
     def conflicts(space: str, query: dict[str, Any]) -> Response:
         """Read the conflict ledger.
@@ -97,7 +98,12 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         Every value that lost against a concurrent change, with what it lost to: nothing that a
         user typed disappears without a trace.
         """
-        page = master.conflicts(space, limit=query["limit"], cursor=query.get("cursor"))
+        page = master.conflicts(
+            space,
+            limit=query["limit"],
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        )
         return json_answer(
             ConflictsAnswer(
                 page.log, page.head, page.projected, joined(page.conflicts), page.cursor
@@ -106,16 +112,17 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/devices/<device>/ids")
     @operation(
+        query=MasterQuery(),
         answer=LocalIdsSchema,
         example=examples.LOCAL_IDS,
-        problems=READ_PROBLEMS,
+        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
-    def device_ids(space: str, device: str) -> Response:
+    def device_ids(space: str, device: str, query: dict[str, Any]) -> Response:
         """List the ids made from a device's own keys.
 
         A `local_id` always leads to the same id, so this can be asked again at any time.
         """
-        return json_answer({"ids": master.local_ids(space, device)})
+        return json_answer({"ids": master.local_ids(space, device, at_least=query["at_least"])})
 
     return bp
 

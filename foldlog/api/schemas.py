@@ -230,6 +230,47 @@ class RecordAnswerSchema(_Projected):
     record = fields.Nested(RecordSchema, required=True)
 
 
+class SnapshotHeaderSchema(Answer):
+    """The first line of a snapshot."""
+
+    log = _uuid("The id of this log.", required=True)
+    seq = Whole(
+        required=True, metadata=about("Follow the log from here; of a resumed one, the first's.")
+    )
+    mark = cursor_mark(required=True, metadata=about("The mark that goes with `seq`."))
+    records = Whole(required=True, metadata=about("About how many records are to come."))
+
+
+class SnapshotRecordSchema(RecordSchema):
+    """A record, live or a tombstone, with all that the merge needs to go on from it."""
+
+    writes = fields.List(
+        fields.List(fields.Raw()),
+        required=True,
+        metadata=about("`[seq, device, time, other, [the fields that this write set]]`"),
+    )
+    deleted = fields.List(
+        fields.Raw(),
+        required=True,
+        allow_none=True,
+        metadata=about("Its last delete, kept for ever: `[seq, device, time, other]`."),
+    )
+
+
+class SnapshotPageEndSchema(Answer):
+    """The line that closes a page of a snapshot."""
+
+    at = Whole(
+        required=True,
+        metadata=about("The records of this page are true at this seq: pass over events up to it."),
+    )
+    cursor = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=about("Goes on after this page if the download is cut; null: it is whole."),
+    )
+
+
 class ConflictsPageSchema(_Page):
     """A page of the conflict ledger, in the order of the decisions."""
 

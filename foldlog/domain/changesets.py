@@ -107,6 +107,8 @@ class Push(msgspec.Struct):
         return to_ms(self.sent_at)
 
 
+MESSAGE_LENGTH_MAX = 300
+
 _decode = msgspec.json.Decoder(list[Changeset], strict=True).decode
 _PATH_INDEX = re.compile(r"\$\[(\d+)\]")
 
@@ -124,7 +126,8 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         message, _, path = str(exc).rpartition(" - at `")
         found = _PATH_INDEX.match(path)
         where = {"index": int(found[1]), "pointer": _pointer(path)} if found else {}
-        raise InvalidChangeset(message or path, **where) from exc
+        # ... and however long that name is, it is not told back whole.
+        raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         index = _index_of_unreadable(bytes(raw))
         if index is None:
@@ -220,6 +223,17 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
             raise _At(f"/ops/{number}{exc.pointer}", str(exc)) from exc.__cause__
         if op.local_id is not UNSET:
             op.id = id_of_local(device, op.collection, op.local_id)
+
+
+def check_operation(op: Operation, limits: Limits) -> None:
+    """What `decode_changesets` checks, for an operation that was made here.
+
+    Raises `InvalidChangeset` or `LimitExceeded`.
+    """
+    try:
+        _check_operation(op, limits)
+    except _At as exc:
+        raise InvalidChangeset(str(exc), pointer=exc.pointer) from exc
 
 
 #: Which members each operation may have, besides those that name and guard a record.

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from . import proofs
 from .changesets import LocalIds, Operation, local_ids
+from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
 
 Verdict = Literal["stored", "refused"]
@@ -175,6 +176,12 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     end = b',"body":%b}' % joined if raw.ops is UNSET else b',"ops":[%b]}' % joined
     if state != proofs.header_of(state) + end:
         raise ValueError("an event ends with its ops or its body, without spaces")
+    if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
+        raise ValueError("the ids of an event and of a device are UUIDs in lower case")
+    for op in event.ops:
+        # Not all that a push is checked for: limits may have been others when it was stored.
+        if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
+            raise ValueError("an operation names a record by its collection and id")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,

@@ -16,13 +16,22 @@ A push is answered in this order of precedence:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
-from .errors import CounterGap, DeviceForked, IdReused, LimitExceeded, LogBehind, LogChanged
+from .errors import (
+    CounterGap,
+    DeviceForked,
+    IdReused,
+    LimitExceeded,
+    LogBehind,
+    LogChanged,
+    ProjectionBehind,
+)
 from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
 from .limits import LIMITS, Limits
 from .merge import Key, Record, RecordView, fold, view_of
@@ -80,7 +89,8 @@ class Intake:
 
     `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
     counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
-    of those that never were; `marks` the log's mark at each `after` that a push carries.
+    of those that never were, or `None` if that cannot be told now; `marks` the log's mark at
+    each `after` that a push carries.
     """
 
     def __init__(
@@ -91,7 +101,7 @@ class Intake:
         received_at: int,
         known: Mapping[str, bytes],
         counters: Mapping[str, int],
-        records: Mapping[Key, Record],
+        records: Mapping[Key, Record] | None,
         marks: Mapping[int, str],
         salt: Callable[[], bytes],
         limits: Limits = LIMITS,
@@ -105,7 +115,7 @@ class Intake:
         self._received_at = received_at
         self._known = {id: decode_event(state) for id, state in known.items()}
         self._counters = counters
-        self._records = dict(records)
+        self._records = None if records is None else dict(records)
         self._marks = marks
         self._salt = salt
         self._limits = limits
@@ -113,8 +123,9 @@ class Intake:
     def take(self, push: Push) -> list[Answer]:
         """Answers each changeset of a push; what is new of it is added to `entries`.
 
-        Raises `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap` or
-        `LimitExceeded`; then nothing of the push has happened.
+        Raises `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap`,
+        `LimitExceeded`, or `ProjectionBehind` for a guard on records that could not be loaded;
+        then nothing of the push has happened.
         """
         if push.after is not None:
             check_cursor(
@@ -123,12 +134,15 @@ class Intake:
         counter = self._check(push)
         entries: list[LogEntry] = []
         known: dict[str, Event] = {}
-        records = dict(self._records)
+        changed: dict[Key, Record] = {}  # by this push: what was loaded is not copied for each
+        records = ChainMap(changed, self._records or {})
         answers: list[Answer] = []
         for index, changeset in enumerate(push.changesets):
             event = self._known.get(changeset.id) or known.get(changeset.id)
             duplicate = event is not None
             if event is None:
+                if self._records is None and (changeset.is_guarded or push.wants_records):
+                    raise ProjectionBehind(head=self.head)
                 refusal = stale(changeset, push.device, records)
                 entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
                 if len(entry.state) > self._limits.event_bytes_max:
@@ -136,12 +150,12 @@ class Intake:
                         "event_bytes_max", self._limits.event_bytes_max, index=index
                     )
                 event = decode_event(entry.state)
-                if records:
-                    fold(records, event)
+                _fold_loaded(records, event)
                 entries.append(entry)
                 known[event.id] = event
             answer = _answer(event, duplicate)
-            if push.wants_records or event.verdict == "refused":
+            is_told_records = push.wants_records or event.verdict == "refused"
+            if is_told_records and self._records is not None:
                 answer.records = _views(changeset.ops, records)
             answers.append(answer)
         # Only here, where nothing can be refused any more, does the push leave a trace.
@@ -150,7 +164,8 @@ class Intake:
             self.entries += entries
             self.counters[push.device] = counter
             self._known |= known
-            self._records = records
+            if self._records is not None:
+                self._records |= changed
         return answers
 
     def _check(self, push: Push) -> int:
@@ -196,6 +211,13 @@ class Intake:
             ops=changeset.ops,
             salt=self._salt(),
         )
+
+
+def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
+    """Folds what an event does to the records that are at hand; the others are no matter here."""
+    ops = [op for op in event.ops if op.key in records]
+    if ops:
+        fold(records, msgspec.structs.replace(event, ops=ops))
 
 
 def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:

@@ -29,6 +29,8 @@ class Limits(msgspec.Struct, frozen=True):
     page_events_max: int = 1_000
     page_records_default: int = 500
     page_records_max: int = 1_000
+    #: how many records a snapshot reads, and closes with a cursor, at a time
+    page_snapshot_records: int = 1_000
     #: a page ends early, never empty, when it would grow beyond this
     page_bytes_max: int = 8 * 2**20
     #: a filtered page looks at no more events than this, and then answers with `more`

@@ -8,16 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .changesets import LocalIds, Push
-from .errors import InvalidRequest
+from .errors import InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .intake import Answer
 from .limits import INTEGER_MAX
 from .merge import Key
+from .snapshot import SnapshotHeader
 
 SpaceId = str
 
@@ -111,6 +112,48 @@ class ConflictsPage(msgspec.Struct):
     cursor: str | None
 
 
+class SnapshotPage(msgspec.Struct):
+    """`records` are `SnapshotRecord`s as JSON, in the order of keys, all of them true at seq `at`.
+
+    With `cursor` another snapshot goes on after them; it is `None` at the end.
+    """
+
+    records: list[bytes]
+    at: int
+    cursor: str | None
+
+
+class Snapshot(msgspec.Struct):
+    """`header.records` is for a progress bar: records come and go meanwhile."""
+
+    header: SnapshotHeader
+    pages: Iterator[SnapshotPage]
+
+
+class SnapshotPlace(NamedTuple):
+    """Where a snapshot goes on: after this record, on this log, and not before seq `at`."""
+
+    log: str = ""
+    at: int = 0
+    collection: str = ""
+    id: str = ""
+
+    @classmethod
+    def of(cls, cursor: str | None) -> SnapshotPlace:
+        return cls(*decode_cursor(cursor, str, int, str, str)) if cursor else cls()
+
+    @property
+    def cursor(self) -> str:
+        return encode_cursor(*self)
+
+    def check(self, log: str, head: int) -> None:
+        """Raises `LogChanged` or `LogBehind`: pages of two histories do not fit together."""
+        if self.log and self.log != log:
+            raise LogChanged("this snapshot was begun on another log", log=log, head=head)
+        if self.at > head:
+            raise LogBehind(f"this snapshot has come to {self.at}", log=log, head=head)
+
+
 class EventStore(ABC):
     """The append-only logs of all spaces."""
 
@@ -136,16 +179,30 @@ class MasterTable(ABC):
 
     @abstractmethod
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
-        """Raises `UnknownSpace`, `InvalidRequest` for a strange cursor, `ProjectionBehind`."""
+        """Raises `UnknownSpace`, `InvalidRequest` for a strange cursor, `ProjectionBehind`.
+
+        `at_least` beyond the log is `LogBehind`, here and in all that follows.
+        """
 
     @abstractmethod
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
         """A page of one record. Raises `UnknownRecord` if it never was, else as `page`."""
 
     @abstractmethod
-    def conflicts(self, space: SpaceId, *, limit: int, cursor: str | None) -> ConflictsPage:
+    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+        """What a new device loads: every record that ever was, tombstones too (domain/snapshot).
+
+        The first page is read before this returns, each further one when it is asked for; nothing
+        is held in between. Raises as `page`, and `LogBehind` or `LogChanged` if `cursor` is of
+        another history; so do the pages.
+        """
+
+    @abstractmethod
+    def conflicts(
+        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> ConflictsPage:
         """A page of the ledger, in the order in which the conflicts were decided."""
 
     @abstractmethod
-    def local_ids(self, space: SpaceId, device: str) -> LocalIds:
+    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
         """Every id that was made from one of this device's own keys."""

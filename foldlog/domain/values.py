@@ -46,9 +46,11 @@ def check_value(value: Any, nesting_max: int) -> None:
     elif kind is list:
         for item in value:
             check_value(item, nesting_max - 1)
-    else:
+    elif kind is dict:
         for item in value.values():
             check_value(item, nesting_max - 1)
+    else:
+        raise ValueError(f"a {kind.__name__} is no JSON value")
 
 
 def is_number(value: Any) -> bool:

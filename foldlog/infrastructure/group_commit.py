@@ -17,6 +17,7 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 GROUP_SIZE_MAX = 256  #: requests in a transaction
+GROUP_WEIGHT_MAX = 10_000  #: of its requests together, unless the first alone has more
 
 
 class _Waiting(Generic[Request, Reply]):
@@ -37,9 +38,13 @@ class GroupCommit(Generic[Request, Reply]):
         self,
         commit: Callable[[str, Sequence[Request]], Sequence[Reply | Exception]],
         *,
+        weigh: Callable[[Request], int] = lambda request: 1,
         group_size_max: int = GROUP_SIZE_MAX,
+        group_weight_max: int = GROUP_WEIGHT_MAX,
     ):
         self._commit = commit
+        self._weigh = weigh
+        self._group_weight_max = group_weight_max
         self._group_size_max = group_size_max
         self._lock = Lock()
         #: of each key that somebody leads just now: who waits for the next group
@@ -55,20 +60,31 @@ class GroupCommit(Generic[Request, Reply]):
             else:
                 queue.append(mine)
         if not leads:
-            mine.woken.wait()
+            self._wait(key, mine)
             leads = mine.outcome is None
         if leads:
             self._lead(key, mine)
         if isinstance(mine.outcome, BaseException):
-            raise mine.outcome
+            # One exception may be raised by a whole group; each begins its own traceback.
+            raise mine.outcome.with_traceback(None)
         assert mine.outcome is not None
         return mine.outcome
 
+    def _wait(self, key: str, mine: _Waiting[Request, Reply]) -> None:
+        try:
+            mine.woken.wait()
+        except BaseException:  # a killed greenlet: it must not take the lead with it
+            with self._lock:
+                queue = self._queues.get(key)
+                if queue is not None and mine in queue:
+                    queue.remove(mine)
+                elif mine.woken.is_set() and mine.outcome is None:
+                    self._hand_on(key)
+            raise
+
     def _lead(self, key: str, mine: _Waiting[Request, Reply]) -> None:
         with self._lock:
-            queue = self._queues[key]
-            others = min(len(queue), self._group_size_max - 1)
-            group = [mine, *(queue.popleft() for _ in range(others))]
+            group = self._gather(mine, self._queues[key])
         outcomes: Sequence[Reply | BaseException]
         try:
             outcomes = self._commit(key, [waiting.request for waiting in group])
@@ -78,10 +94,25 @@ class GroupCommit(Generic[Request, Reply]):
         for waiting, outcome in zip(group, outcomes, strict=True):
             waiting.outcome = outcome
         with self._lock:
-            successor = queue.popleft() if queue else None
-            if successor is None:
-                del self._queues[key]
-        if successor is not None:
-            successor.woken.set()
+            self._hand_on(key)
         for waiting in group:
             waiting.woken.set()
+
+    def _gather(
+        self, mine: _Waiting[Request, Reply], queue: deque[_Waiting[Request, Reply]]
+    ) -> list[_Waiting[Request, Reply]]:
+        group, weight = [mine], self._weigh(mine.request)
+        while queue and len(group) < self._group_size_max:
+            weight += self._weigh(queue[0].request)
+            if weight > self._group_weight_max:
+                break
+            group.append(queue.popleft())
+        return group
+
+    def _hand_on(self, key: str) -> None:
+        """Makes the first who waits the next leader. Called with the lock held."""
+        queue = self._queues[key]
+        if queue:
+            queue.popleft().woken.set()
+        else:
+            del self._queues[key]

@@ -11,10 +11,10 @@ import psycopg
 from ..domain.errors import StorageUnavailable
 from .embedded import EmbeddedPostgres
 from .postgres.datastore import Datastore
-from .postgres.errors import CONNECTION_ERRORS
+from .postgres.errors import DATABASE_ERRORS
 from .postgres.log import PostgresEventStore
 from .postgres.master import MasterProjection, PostgresMasterTable
-from .postgres.migrate import migrate, pending
+from .postgres.migrate import SchemaBehind, migrate, pending
 from .postgres.projector import Projector
 from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
@@ -33,7 +33,7 @@ class Services:
         try:
             with self.datastore.rows() as cursor:
                 missing = pending(cursor)
-        except CONNECTION_ERRORS as exc:
+        except DATABASE_ERRORS as exc:
             return {"database": str(exc).strip().splitlines()[0], "schema": "unknown"}
         return {
             "database": "ok",
@@ -42,16 +42,20 @@ class Services:
 
 
 @contextmanager
-def database(settings: Settings, *, exclusive: bool = False) -> Iterator[Database]:
-    """The URL of a migrated database, and the server that was started for it, if any.
+def database(
+    settings: Settings, *, migrates: bool = False, exclusive: bool = False
+) -> Iterator[Database]:
+    """The URL of a database of this version's schema, and the server that was started for it.
 
-    With `exclusive` the embedded server must be ours: two services on one folder are a mistake.
+    Whoever only looks must not change a schema: without `migrates` an older one is refused, as
+    `SchemaBehind`. With `exclusive` the embedded server must be ours: two services on one folder
+    are a mistake.
     """
     if settings.database_url is not None:
-        yield _migrated(settings.database_url, None)
+        yield _of_this_version(settings.database_url, None, migrates)
         return
     with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
-        yield _migrated(embedded.url, embedded)
+        yield _of_this_version(embedded.url, embedded, migrates)
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,14 @@ class Database:
     migrated: list[str]  #: the migrations that it got just now
 
 
-def _migrated(url: str, embedded: EmbeddedPostgres | None) -> Database:
+def _of_this_version(url: str, embedded: EmbeddedPostgres | None, migrates: bool) -> Database:
     try:
-        return Database(url, embedded, migrate(url))
+        if migrates:
+            return Database(url, embedded, migrate(url))
+        with psycopg.connect(url) as conn, conn.cursor() as cursor:
+            if missing := pending(cursor):
+                raise SchemaBehind(f"the database lacks {', '.join(missing)}: foldlog migrate")
+        return Database(url, embedded, [])
     except psycopg.OperationalError as exc:
         raise StorageUnavailable(f"cannot use the database: {exc}") from exc
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import NoReturn, ParamSpec, Protocol, TypeVar
 
 import click
-import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -40,12 +41,18 @@ err = Console(stderr=True)
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     # soft_wrap: a path or an id that is to be copied must not be broken into lines
-    err.print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True, highlight=False)
+    err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def _outside_errors() -> tuple[type[Exception], ...]:
+    """Faults of the database, the disk or a file, which need no traceback to be understood."""
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    with suppress(ModuleNotFoundError):  # of the service
+        from ..infrastructure.postgres.errors import DATABASE_ERRORS
+
+        errors += DATABASE_ERRORS
+    return errors
 
 
 def told(command: Callable[P, R]) -> Callable[P, R]:
@@ -59,6 +66,10 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
             fail(f"{exc} ({exc.code})")
         except BrokenPipeError:
             sys.exit(0)  # the reader of our output has seen enough
+        except Exception as exc:
+            if not isinstance(exc, _outside_errors()):
+                raise
+            fail(f"{type(exc).__name__}: {exc}")
 
     return wrapper
 
@@ -111,6 +122,8 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
 
 def quiet_logs() -> None:
     """Commands speak for themselves; of the log only what goes wrong."""
+    import structlog  # the service's; not there where an app installed the client alone
+
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "transfer",
     "import": "transfer",
     "migrate": "migrate",
+    "replica": "replica",
 }
 
 
@@ -30,7 +31,14 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
+        try:
+            module = importlib.import_module(f".{COMMANDS[cmd_name]}", __package__)
+        except ModuleNotFoundError as exc:
+            if (exc.name or "").startswith("foldlog"):
+                raise
+            raise click.ClickException(
+                f"{cmd_name} is of the service: pip install 'foldlog[server]' (no {exc.name})"
+            ) from exc
         command: Any = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command

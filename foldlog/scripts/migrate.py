@@ -19,7 +19,7 @@ def migrate_command(data: str | None, database_url: str | None) -> None:
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db:
+    with database(settings, migrates=True) as db:
         for name in db.migrated:
             click.echo(f"applied {name}")
         if not db.migrated:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import click
+from rich.markup import escape
 
 from ..infrastructure.postgres.datastore import Datastore
 from ..infrastructure.postgres.master import MasterProjection
@@ -52,7 +53,9 @@ def rebuild_command(
             try:
                 _rebuild(parts.datastore, space, verify, fresh)
             except RebuildDiffers as exc:
-                err.print(f"[red]differs:[/red] {exc}", soft_wrap=True, highlight=False)
+                err.print(
+                    f"[red]differs:[/red] {escape(str(exc))}", soft_wrap=True, highlight=False
+                )
                 differing.append(space)
             except Stopped as exc:
                 fail(f"{space}: an event cannot be processed: {exc}")

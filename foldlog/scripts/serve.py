@@ -53,7 +53,7 @@ def serve_command(
     configure_logging(settings.log_format)
     # Until the supervisor listens to signals itself, one of them must still unwind the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with database(settings, exclusive=True) as db:
+    with database(settings, migrates=True, exclusive=True) as db:
         supervisor = Supervisor(_children(db.url, settings), database=db.embedded)
         Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()

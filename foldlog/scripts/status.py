@@ -6,6 +6,7 @@ import json
 import sys
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from ..domain.errors import UnknownSpace
@@ -50,7 +51,7 @@ def _table(lines: list[ProjectionStatus]) -> Table:
     for line in lines:
         state = "live" if line.is_live else "being rebuilt"
         if line.stopped_at is not None:
-            state = f"[red]stopped at {line.stopped_at}: {line.stopped_why}[/red]"
+            state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(
             line.space,
             spaced(line.head),

@@ -92,7 +92,7 @@ def import_command(
         if not is_space(name):
             raise InvalidRequest(f"{name!r} cannot name a space")
         with (
-            database(settings) as db,
+            database(settings, migrates=True) as db,
             services(db.url, settings) as parts,
             progress(f"importing {name}", header.head) as report,
         ):

@@ -16,12 +16,16 @@ from foldlog.api.schemas import (
     EventSchema,
     OperationSchema,
     RecordSchema,
+    SnapshotHeaderSchema,
+    SnapshotPageEndSchema,
+    SnapshotRecordSchema,
     VerdictSchema,
 )
 from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import Event
 from foldlog.domain.intake import Answer
 from foldlog.domain.merge import RecordView
+from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.helpers import A, B, add, changeset, delete, put
 
 
@@ -127,6 +131,9 @@ def test_a_request_may_have_no_other_members(document):
         (VerdictSchema, Answer),
         (EventSchema, Event),
         (RecordSchema, RecordView),
+        (SnapshotHeaderSchema, SnapshotHeader),
+        (SnapshotRecordSchema, SnapshotRecord),
+        (SnapshotPageEndSchema, SnapshotPageEnd),
     ],
 )
 def test_a_documented_shape_has_the_members_of_the_domain_s(schema, struct):

@@ -21,7 +21,7 @@ from foldlog.domain.errors import (
     LogChanged,
     UnknownSpace,
 )
-from foldlog.domain.events import short_form
+from foldlog.domain.events import decode_event, short_form
 from foldlog.domain.ports import Range, RangeQuery
 from tests.helpers import A, B, C, add, changeset, delete, new_id, pull_all, push_of, put
 
@@ -530,3 +530,33 @@ def test_every_text_that_may_come_in_can_be_kept(store, space):
     assert [record.id for record in answer.records] == [odd, answer.ids["t"][odd]]
     with pytest.raises(InvalidRequest):
         push_of(changeset(put("\0")))
+
+
+@pytest.mark.parametrize("collections", [None, ["tasks"]])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_page_that_grows_too_large_ends_early_and_skips_nothing(store, space, collections, after):
+    """Neither what a filter leaves nor what a large event before it weighs moves `through` on."""
+    for n in range(4):
+        store.push(space, push_of(changeset(put(str(n), big="x" * 3_000_000))))
+    seen, through = [], after
+    for _ in range(10):
+        page = store.range_after(space, RangeQuery(through, 500, collections=collections))
+        assert sum(map(len, page.events)) < 12_000_000
+        seen += [decode_event(state).seq for state in page.events]
+        if not page.more:
+            break
+        assert page.through > through
+        through = page.through
+    assert seen == list(range(after + 1, 5))
+
+
+def test_a_refused_push_makes_no_space(store, space):
+    """A mistyped name must not become a space that answers."""
+    with pytest.raises(LogBehind):
+        store.push(space, push_of(changeset(), after=41, mark="0" * 16))
+    with pytest.raises(CounterGap):
+        store.push(space, push_of(changeset(counter=2)))
+    with pytest.raises(UnknownSpace):
+        store.range_after(space, RangeQuery(0, 1))
+    assert store.push(space, push_of()).head == 0
+    assert store.range_after(space, RangeQuery(0, 1)).head == 0

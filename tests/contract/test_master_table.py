@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foldlog.domain.errors import InvalidRequest, ProjectionBehind, UnknownRecord, UnknownSpace
+from foldlog.domain.errors import InvalidRequest, LogBehind, UnknownRecord, UnknownSpace
 from foldlog.domain.ports import RecordsQuery, encode_cursor
 from tests.helpers import (
     A,
@@ -385,8 +385,8 @@ def test_read_your_own_writes(store, space):
 
 def test_what_does_not_come_is_not_waited_for_without_end(store, space):
     """
-    A read that wants more than the log has is told to try later.
+    A read that wants more than the log has is told so at once.
     """
     head = sync(store, space, put())
-    with pytest.raises(ProjectionBehind):
+    with pytest.raises(LogBehind):
         store.page(space, RecordsQuery(1, at_least=head + 1))

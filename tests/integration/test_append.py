@@ -122,6 +122,41 @@ def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):
     assert plain.verdicts[0].seq == 6
 
 
+def test_a_duplicate_waits_for_no_projection(datastore, stores):
+    """Its answer is in the log already: neither its guard nor the lag is any matter."""
+    once = push_of(changeset(put("a"), guard="unchanged"))
+    stores.push("s", once)
+    stores.push("s", push_of(*(changeset(put(str(n))) for n in range(5))))
+    appender = Appender(datastore, Limits(guard_tail_events_max=3))
+    duplicate, gap = appender.append(
+        "s", [once, push_of(changeset(guard="unchanged", counter=9), device=B)]
+    )
+    assert duplicate.verdicts[0].duplicate and duplicate.verdicts[0].seq == 1
+    assert isinstance(gap, CounterGap)
+
+
+def test_a_restart_of_postgresql_costs_one_request(database_urls):
+    """Where one connection of the pool is dead, the others are not tried one by one."""
+    owner, superuser = database_urls
+    with Datastore(owner, pool_size_max=8) as datastore:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset()))
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: store.range_after("s", RangeQuery(0, 1)), range(64)))
+        with psycopg.connect(superuser, autocommit=True) as conn:
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        failed = 0
+        for _ in range(20):
+            try:
+                store.range_after("s", RangeQuery(0, 1))
+            except StorageUnavailable:
+                failed += 1
+        assert failed <= 1
+
+
 def test_a_database_that_is_not_there(tmp_path):
     """Nothing was stored, and the error says so."""
     with Datastore(f"postgresql:///x?host={tmp_path}") as datastore:

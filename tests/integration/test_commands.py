@@ -85,7 +85,7 @@ def _without(lines, number):
         (lambda lines: [lines[0].replace('"version":1', '"version":2'), *lines[1:]], "line 1"),
         (lambda _: [], "line 1"),
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_a_damaged_export_is_told(stores, run, tmp_path, damage, tells):
     """Which line, and what is wrong with it; exit code 3."""

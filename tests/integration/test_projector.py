@@ -16,6 +16,7 @@ from foldlog.infrastructure.postgres import projector as projector_module
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.master import MasterProjection, PostgresMasterTable
 from foldlog.infrastructure.postgres.projector import Projector
+from foldlog.infrastructure.postgres.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import status
 from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from foldlog.scripts.replay import fold_all, sorted_records
@@ -156,6 +157,48 @@ def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, store
     assert (lines["good"].lag, lines["good"].stopped_at) == (0, None)
     assert receipt.verdicts[0].seq == 4
     assert len(stores.page("bad", RecordsQuery(10)).records) == 2
+
+
+def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeypatch):
+    """psycopg calls a program limit or a timeout operational; the connection is fine."""
+    for space in ("a", "b"):
+        stores.push(space, push_of(changeset(put("x", n=1))))
+    apply = stores.projector._projection.apply
+
+    def too_much(cursor, space, generation, events):
+        if space == "a":
+            cursor.execute("SELECT repeat('x', 2147483647)")  # SQLSTATE 54000
+        apply(cursor, space, generation, events)
+
+    monkeypatch.setattr(stores.projector._projection, "apply", too_much)
+    stores.project()
+    lines = {line.space: line for line in status(datastore)}
+    assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
+
+
+def test_a_late_note_of_a_stop_is_not_taken(datastore, stores):
+    """What another worker has got past meanwhile has not stopped."""
+    stores.push("s", push_of(changeset(put("x", n=1))))
+    slow = Projector(datastore, MasterProjection())
+
+    def project_meanwhile(space):
+        stores.project()
+        raise projector_module.Stopped(1, 1, "no memory, just then")
+
+    slow.project = project_meanwhile
+    slow.project_or_stop("s")
+    assert status(datastore, "s")[0].stopped_at is None
+
+
+def test_what_other_code_folded_is_left_alone(datastore, stores):
+    """Half of one merge rule and half of another would be neither; a rebuild mends it."""
+    stores.push("s", push_of(changeset(put("x", n=1))))
+    with datastore.committed() as cursor:
+        cursor.execute("UPDATE projections SET fold_version = 0")
+    stores.project()
+    assert status(datastore, "s")[0].position == 0
+    Rebuilder(datastore, MasterProjection()).rebuild("s")
+    assert_equals_fresh_fold(stores, "s", 1)
 
 
 RIDDLE = b'{"seq":2,"kind":"riddle","id":"x","received_at":"now","body":1}'

@@ -12,7 +12,7 @@ from threading import Event, Thread
 import psycopg
 import pytest
 
-from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.errors import OperatorError, UnknownSpace
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.postgres import rebuild as rebuild_module
 from foldlog.infrastructure.postgres.master import MasterProjection
@@ -173,6 +173,49 @@ def test_clients_read_while_it_is_rebuilt_and_swapped(stores, datastore, rebuild
         reader.join()
     assert not wrong
     assert_equals_fresh_fold(stores, "s", 50)
+
+
+def test_verify_holds_while_pushes_go_on(stores, datastore):
+    """Both tables are compared at one seq, however quickly the log grows meanwhile."""
+    stores.push("s", push_of(changeset(put("0", n=0))))
+    done = Event()
+
+    def push() -> None:
+        n = 0
+        while not done.is_set():
+            n += 1
+            stores.push("s", push_of(changeset(put(str(n % 50), n=n))))
+            if n % 7 == 0:
+                stores.projector.project_or_stop("s")
+
+    pusher = Thread(target=push)
+    pusher.start()
+    try:
+        rebuilder = Rebuilder(datastore, MasterProjection())
+        for _ in range(8):
+            rebuilder.rebuild("s", verify=True)
+    finally:
+        done.set()
+        pusher.join()
+
+
+def test_one_rebuild_of_a_space_at_a_time(stores, datastore):
+    """A second one is told so, and begins nothing; another space's may go on beside it."""
+    random_history(stores, "s", seed=9)
+    random_history(stores, "t", seed=9)
+    told = []
+
+    def begin_another(space, position, head):
+        if position < head:
+            Rebuilder(datastore, MasterProjection()).rebuild("t")
+            with pytest.raises(OperatorError, match="under way") as caught:
+                Rebuilder(datastore, MasterProjection()).rebuild("s", fresh=True)
+            told.append(caught.value)
+
+    Rebuilder(datastore, MasterProjection(), report=begin_another, batch_events=20).rebuild(
+        "s", verify=True
+    )
+    assert told
 
 
 def test_an_event_that_cannot_be_processed_stops_the_rebuild(database, stores, rebuilder):

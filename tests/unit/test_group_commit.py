@@ -8,6 +8,7 @@ from threading import Barrier, Event, Lock
 
 import pytest
 
+from foldlog.infrastructure import group_commit as group_commit_module
 from foldlog.infrastructure.group_commit import GroupCommit
 
 
@@ -144,4 +145,56 @@ def test_under_load_everybody_is_answered_once():
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(work, range(16)))
+    assert not group_commit._queues
+
+
+def test_a_group_has_a_weight():
+    """Large requests do not end up in one transaction; one that is too heavy goes alone."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, weigh=lambda n: n, group_weight_max=10)
+    with ThreadPoolExecutor(6) as threads:
+        futures = [threads.submit(group_commit.submit, "s", 1)]
+        recorder.entered.wait(10)
+        for weight in (6, 4, 5, 50, 3):
+            before = len(group_commit._queues["s"])
+            futures.append(threads.submit(group_commit.submit, "s", weight))
+            wait_until(lambda before=before: len(group_commit._queues["s"]) > before)
+        recorder.gate.set()
+        assert [future.result() for future in futures] == [10, 60, 40, 50, 500, 30]
+    assert [requests for _, requests in recorder.groups] == [[1], [6, 4], [5], [50], [3]]
+
+
+@pytest.mark.parametrize("is_leader", [False, True], ids=["in the queue", "as next leader"])
+def test_who_is_killed_while_waiting_holds_up_nobody(monkeypatch, is_leader):
+    """A greenlet may be killed at any wait: it leaves the queue, or hands the lead on."""
+
+    class Killed(BaseException):
+        pass
+
+    class KillingEvent(Event):
+        def wait(self, timeout=None):
+            if is_leader:
+                super().wait(timeout)
+            raise Killed
+
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, group_size_max=1)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(group_commit.submit, "s", 1)
+        recorder.entered.wait(10)
+        with monkeypatch.context() as patch:
+            patch.setattr(group_commit_module, "Event", KillingEvent)
+            second = threads.submit(group_commit.submit, "s", 2)
+            if is_leader:
+                wait_until(lambda: len(group_commit._queues["s"]) == 1)
+            else:
+                with pytest.raises(Killed):
+                    second.result(10)
+        third = threads.submit(group_commit.submit, "s", 3)
+        wait_until(lambda: len(group_commit._queues["s"]) == 1 + is_leader)
+        recorder.gate.set()
+        assert first.result(10) == 10 and third.result(10) == 30
+        with pytest.raises(Killed):
+            second.result(10)
+    assert [requests for _, requests in recorder.groups] == [[1], [3]]
     assert not group_commit._queues

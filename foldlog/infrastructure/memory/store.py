@@ -12,12 +12,13 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from threading import Lock
 
 import msgspec
 
 from ...domain.changesets import LocalIds, Push, local_ids
-from ...domain.errors import ProjectionBehind, UnknownRecord, UnknownSpace
+from ...domain.errors import LogBehind, UnknownRecord, UnknownSpace
 from ...domain.events import LogEntry, decode_event, short_form
 from ...domain.intake import Intake, check_cursor, keys_to_load
 from ...domain.limits import LIMITS, Limits
@@ -31,11 +32,15 @@ from ...domain.ports import (
     Receipt,
     RecordsPage,
     RecordsQuery,
+    Snapshot,
+    SnapshotPage,
+    SnapshotPlace,
     SpaceId,
     decode_cursor,
     encode_cursor,
 )
 from ...domain.proofs import SALT_BYTES
+from ...domain.snapshot import SnapshotHeader, snapshot_view
 
 
 @dataclass
@@ -72,7 +77,7 @@ class MemoryStore(EventStore, MasterTable):
 
     def push(self, space: SpaceId, push: Push) -> Receipt:
         with self._lock:
-            here = self._spaces.setdefault(space, _Space())
+            here = self._spaces.get(space) or _Space()
             intake = Intake(
                 log=here.log,
                 head=here.head,
@@ -87,6 +92,7 @@ class MemoryStore(EventStore, MasterTable):
                 limits=self._limits,
             )
             verdicts = intake.take(push)
+            self._spaces[space] = here  # a space that nothing was stored in is none
             for entry in intake.entries:
                 here.entries.append(entry)
                 here.by_id[entry.event_id] = entry
@@ -153,8 +159,46 @@ class MemoryStore(EventStore, MasterTable):
             raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
         return self._page_of(here, [record], None)
 
-    def conflicts(self, space: SpaceId, *, limit: int, cursor: str | None) -> ConflictsPage:
-        here = self._space(space)
+    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+        place = SnapshotPlace.of(cursor)
+        here = self._space(space, at_least)
+        with self._lock:
+            place.check(here.log, here.head)
+            after = (place.collection, place.id)
+            count = sum(r.exists and key > after for key, r in here.records.items())
+            header = SnapshotHeader(here.log, here.head, here.mark(here.head), count)
+            first = self._snapshot_page(here, place)
+        return Snapshot(header, self._snapshot_pages(here, first))
+
+    def _snapshot_pages(self, here: _Space, page: SnapshotPage) -> Iterator[SnapshotPage]:
+        yield page
+        while page.cursor is not None:
+            with self._lock:
+                page = self._snapshot_page(here, SnapshotPlace.of(page.cursor))
+            yield page
+
+    def _snapshot_page(self, here: _Space, place: SnapshotPlace) -> SnapshotPage:
+        limit = self._limits.page_snapshot_records
+        after = (place.collection, place.id)
+        keys = nsmallest(
+            limit + 1, (key for key, r in here.records.items() if r.exists and key > after)
+        )
+        lines: list[bytes] = []
+        size = 0
+        for key in keys[:limit]:
+            line = msgspec.json.encode(snapshot_view(here.records[key]))
+            size += len(line)
+            if lines and size > self._limits.page_bytes_max:
+                break
+            lines.append(line)
+        more = len(keys) > len(lines)
+        last = SnapshotPlace(here.log, here.head, *keys[len(lines) - 1]) if more else None
+        return SnapshotPage(lines, here.head, last and last.cursor)
+
+    def conflicts(
+        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> ConflictsPage:
+        here = self._space(space, at_least)
         start = decode_cursor(cursor, int)[0] if cursor else 0
         page = here.conflicts[start : start + limit]
         end = start + len(page)
@@ -166,9 +210,9 @@ class MemoryStore(EventStore, MasterTable):
             encode_cursor(end) if end < len(here.conflicts) else None,
         )
 
-    def local_ids(self, space: SpaceId, device: str) -> LocalIds:
+    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
         ids: LocalIds = {}
-        for entry in self._space(space).entries:
+        for entry in self._space(space, at_least).entries:
             if entry.device == device:
                 for collection, found in local_ids(decode_event(entry.state).ops).items():
                     ids.setdefault(collection, {}).update(found)
@@ -179,10 +223,8 @@ class MemoryStore(EventStore, MasterTable):
         if here is None:
             raise UnknownSpace(f"there is no space {space!r}")
         if here.head < at_least:
-            raise ProjectionBehind(
-                f"the master table is at {here.head}, not yet at {at_least}",
-                projected=here.head,
-                head=here.head,
+            raise LogBehind(
+                f"at_least {at_least} is beyond the log's head {here.head}", head=here.head
             )
         return here
 

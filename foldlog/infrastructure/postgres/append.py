@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from psycopg import Connection, Cursor
+from psycopg import Connection, Cursor, Rollback
 from psycopg.rows import tuple_row
 
 from ...domain import proofs
@@ -17,7 +17,6 @@ from ...domain.changesets import Push
 from ...domain.errors import (
     FoldlogError,
     OutcomeUnknown,
-    ProjectionBehind,
     StorageUnavailable,
 )
 from ...domain.events import LogEntry
@@ -26,7 +25,7 @@ from ...domain.limits import Limits
 from ...domain.merge import FOLD_VERSION, Key, Record
 from ...domain.ports import Receipt
 from .datastore import Datastore
-from .errors import CONNECTION_ERRORS
+from .errors import DATABASE_ERRORS, is_connection_error
 from .guards import records_at_head
 from .recorder import LogRecorder
 
@@ -68,15 +67,16 @@ SELECT originator_version, state, ops_hash
 """
 
 CREATE_SPACE = """
-WITH created AS (
-    INSERT INTO spaces (space) VALUES (%(space)s)
+INSERT INTO spaces (space)
+VALUES (%(space)s)
     ON CONFLICT (space) DO NOTHING
-    RETURNING space
-)
-INSERT INTO projections (space, projection, generation, is_live, fold_version)
-SELECT space, %(projection)s, 1, true, %(fold_version)s
-  FROM created
 RETURNING space
+"""
+
+CREATE_PROJECTION = """
+INSERT INTO projections (space, projection, generation, is_live, fold_version)
+VALUES (%(space)s, %(projection)s, 1, true, %(fold_version)s)
+RETURNING generation
 """
 
 ADVANCE_SPACE = """
@@ -95,9 +95,6 @@ RETURNING device
 """
 
 
-FIRST_PROJECTION = {"projection": "master", "fold_version": FOLD_VERSION}
-
-
 class _Look(NamedTuple):
     """What the first round trip found."""
 
@@ -107,6 +104,16 @@ class _Look(NamedTuple):
     known: dict[str, bytes]
     counters: dict[str, int]
     marks: dict[int, str]
+    is_new: bool  #: the space was made just now
+
+
+def create_space(cursor: Cursor[Any], space: str) -> bool:
+    """Makes a space with its projections; `False` if there is one already."""
+    names = {"space": space, "projection": "master", "fold_version": FOLD_VERSION}
+    if cursor.execute(CREATE_SPACE, names).fetchone() is None:
+        return False
+    cursor.execute(CREATE_PROJECTION, names)
+    return True
 
 
 class Appender:
@@ -132,13 +139,23 @@ class Appender:
                 if intake.entries:
                     writing = True
                     self._write(cursor, space, intake)
-        except CONNECTION_ERRORS as exc:
+                elif look.is_new and all(isinstance(o, Exception) for o in outcomes):
+                    raise Rollback  # a space that nothing was stored in is none
+        except DATABASE_ERRORS as exc:
+            if not is_connection_error(exc):
+                raise
+            self._datastore.check_pool()
             # Once COMMIT may have been sent, a broken connection says nothing about it.
             raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
         return outcomes
 
     def _look(
-        self, conn: Connection[Any], cursor: Cursor[Any], space: str, pushes: Sequence[Push]
+        self,
+        conn: Connection[Any],
+        cursor: Cursor[Any],
+        space: str,
+        pushes: Sequence[Push],
+        is_new: bool = False,
     ) -> _Look:
         changesets = [changeset for push in pushes for changeset in push.changesets]
         names = {
@@ -162,10 +179,9 @@ class Appender:
         locked, now, known, counters, marks = cursors
         row = locked.fetchone()
         if row is None:
-            cursor.execute(CREATE_SPACE, {**names, **FIRST_PROJECTION})
-            row = cursor.execute(LOCK_SPACE, names).fetchone()
+            is_new = create_space(cursor, space)
             # Another may have made it, and appended, before we had the lock: look again.
-            return self._look(conn, cursor, space, pushes)
+            return self._look(conn, cursor, space, pushes, is_new)
         log, head, received_at = row
         (now_ms,) = now.fetchone() or (0,)
         return _Look(
@@ -181,19 +197,16 @@ class Appender:
                     for seq, state, ops_hash in marks.fetchall()
                 },
             },
+            is_new,
         )
 
     def _decide(
         self, cursor: Cursor[Any], space: str, pushes: Sequence[Push], look: _Look
     ) -> tuple[Intake, list[Receipt | Exception]]:
         keys = keys_to_load(pushes)
-        behind: ProjectionBehind | None = None
-        records: dict[Key, Record] = {}
+        records: dict[Key, Record] | None = {}
         if keys:
-            try:
-                records = records_at_head(cursor, space, look.head, keys, self._limits)
-            except ProjectionBehind as exc:
-                behind = exc  # concerns those alone that have guards
+            records = records_at_head(cursor, space, look.head, keys, self._limits)
         intake = Intake(
             log=look.log,
             head=look.head,
@@ -208,8 +221,6 @@ class Appender:
         outcomes: list[Receipt | Exception] = []
         for push in pushes:
             try:
-                if behind is not None and keys_to_load([push]):
-                    raise behind
                 outcomes.append(Receipt(look.log, 0, intake.take(push)))
             except FoldlogError as exc:
                 outcomes.append(exc)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from eventsourcing.postgres import PostgresDatastore
@@ -13,10 +13,13 @@ from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
 
+from .errors import DATABASE_ERRORS
+
 #: What every session is set to, whatever the server's defaults are. Append order rests on READ
 #: COMMITTED: each statement must see what was committed before it got the space's lock.
 SESSION_OPTIONS = "-c default_transaction_isolation=read\\ committed -c timezone=UTC"
 CONNECT_TIMEOUT_SECONDS = 5
+RECONNECT_SECONDS_MAX = 5.0
 #: A session that a stuck client left open must not hold a space's lock for ever.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
 
@@ -45,12 +48,19 @@ class Datastore(PostgresDatastore):
             max_overflow=pool_size_max - 1,
             originator_id_type="text",
         )
-        self.url = url
+        # psycopg's pool doubles the pause between attempts, up to this: no longer than it takes
+        # somebody to notice that the database is back.
+        self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         options = f"{parts.pop('options', '') or ''} {SESSION_OPTIONS}".strip()
         assert isinstance(self.pool.kwargs, dict)
         given = {name: value for name, value in self.pool.kwargs.items() if value != ""}
         # The rest of the URL (sslmode, application_name ...) counts as much as the host.
         self.pool.kwargs = {"application_name": "foldlog", **given, **parts, "options": options}
+
+    def check_pool(self) -> None:
+        """After a connection broke: the others of the pool may be as dead, so throw those away."""
+        with suppress(*DATABASE_ERRORS):
+            self.pool.check()
 
     def register_type_adapters(self) -> None:
         """None to register: rows travel as arrays of columns, not as composite types."""

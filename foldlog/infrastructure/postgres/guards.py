@@ -7,7 +7,6 @@ from typing import Any
 
 from psycopg import Cursor
 
-from ...domain.errors import ProjectionBehind
 from ...domain.events import decode_event
 from ...domain.limits import Limits
 from ...domain.merge import Key, Record, fold
@@ -37,25 +36,24 @@ SELECT state
  WHERE originator_id = %(space)s
    AND originator_version > %(position)s
    AND originator_version <= %(head)s
+   AND collections && %(collections)s::text[]
  ORDER BY originator_version
 """
 
 
 def records_at_head(
     cursor: Cursor[Any], space: str, head: int, keys: Collection[Key], limits: Limits
-) -> dict[Key, Record]:
+) -> dict[Key, Record] | None:
     """The records of `keys` at `head`, also of those that never were. The space must be locked.
 
-    Raises `ProjectionBehind` if the master table lacks more than `guard_tail_events_max` events.
+    `None` if the master table lacks more than `guard_tail_events_max` events.
     """
     collections, ids = zip(*keys, strict=True)
     names: dict[str, Any] = {"space": space, "collections": list(collections), "ids": list(ids)}
     rows = cursor.execute(SELECT_RECORDS_AND_POSITION, names, prepare=True).fetchall()
     position = rows[0][0]
     if head - position > limits.guard_tail_events_max:
-        raise ProjectionBehind(
-            f"the master table is at {position} of {head}: too far behind to decide guards"
-        )
+        return None
     records = {key: Record(*key) for key in keys}
     for _, *row in rows:
         if row[0] is not None:
@@ -63,7 +61,7 @@ def records_at_head(
             records[record.collection, record.id] = record
     if position < head:
         names |= {"position": position, "head": head}
-        for (state,) in cursor.execute(SELECT_TAIL, names, prepare=True).fetchall():
+        for (state,) in cursor.execute(SELECT_TAIL, names, prepare=True):
             event = decode_event(state)
             event.ops = [op for op in event.ops if op.key in records]
             fold(records, event)

@@ -27,37 +27,46 @@ SELECT log::text, head, mark
  WHERE space = %(space)s
 """
 
-# The event at `after` comes too, for its mark. The window stops a page that grows too large: it
-# adds up lengths alone, which are known without reading the states.
+# The event at `after` comes too, for its mark, and does not count. The window stops a page that
+# grows too large: it adds up lengths alone, which are known without reading the states. Whether
+# it has stopped it is told by `candidates`, which is then more than the rows that come.
 SELECT_PAGE = """
-SELECT seq, state, ops_hash, device
+SELECT seq, state, ops_hash, device, candidates
   FROM (
-       SELECT originator_version AS seq,
+       SELECT seq,
               state,
               ops_hash,
-              CASE WHEN topic LIKE 'changeset/%%' THEN device END AS device,
-              sum(octet_length(state)) OVER (
-                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
+              device,
+              count(*) OVER () AS candidates,
+              sum(octet_length(state)) FILTER (WHERE seq > %(after)s) OVER (
+                  ORDER BY seq ROWS UNBOUNDED PRECEDING
               ) - octet_length(state) AS bytes_before
-         FROM events
-        WHERE originator_id = %(space)s
-          AND originator_version >= %(after)s
-          AND originator_version <= %(through)s
-          AND (
-                  %(collections)s::text[] IS NULL
-                  OR collections IS NULL
-                  OR collections && %(collections)s::text[]
-                  OR originator_version = %(after)s
-              )
-        ORDER BY originator_version
-        LIMIT %(limit)s
+         FROM (
+              SELECT originator_version AS seq,
+                     state,
+                     ops_hash,
+                     CASE WHEN topic LIKE 'changeset/%%' THEN device END AS device
+                FROM events
+               WHERE originator_id = %(space)s
+                 AND originator_version >= %(after)s
+                 AND originator_version <= %(through)s
+                 AND (
+                         %(collections)s::text[] IS NULL
+                         OR collections IS NULL
+                         OR collections && %(collections)s::text[]
+                         OR originator_version = %(after)s
+                     )
+               ORDER BY originator_version
+               LIMIT %(limit)s
+              ) candidate
        ) page
  WHERE bytes_before <= %(bytes_max)s
+    OR seq = %(after)s
  ORDER BY seq
 """
 
 SELECT_AT = """
-SELECT originator_version, state, ops_hash, device
+SELECT originator_version, state, ops_hash, device, 1
   FROM events
  WHERE originator_id = %(space)s
    AND originator_version = ANY(%(seqs)s::bigint[])
@@ -83,10 +92,24 @@ class _Row(NamedTuple):
     state: bytes
     ops_hash: bytes
     device: Any
+    candidates: int
 
     @property
     def mark(self) -> str:
         return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
+
+
+def mark_at(conn: Connection[Any], space: SpaceId, seq: int) -> str:
+    """The mark of an event that is there."""
+    cursor = conn.cursor(row_factory=args_row(_Row))
+    names = {"space": space, "seqs": [seq]}
+    row = cursor.execute(SELECT_AT, names, prepare=True).fetchone()
+    assert row is not None
+    return row.mark
+
+
+def _operations(push: Push) -> int:
+    return sum(len(changeset.ops) for changeset in push.changesets)
 
 
 class PostgresEventStore(EventStore):
@@ -106,7 +129,9 @@ class PostgresEventStore(EventStore):
         self._limits = limits
         self._on_append = on_append
         self._appender = Appender(datastore, limits)
-        self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(self._append)
+        self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
+            self._append, weigh=_operations
+        )
 
     def push(self, space: SpaceId, push: Push) -> Receipt:
         return self._group_commit.submit(space, push)
@@ -120,7 +145,8 @@ class PostgresEventStore(EventStore):
             if len(pushes) == 1:
                 raise
             outcomes = [self._append_alone(space, push) for push in pushes]
-        self._on_append(space)
+        if any(isinstance(outcome, Receipt) for outcome in outcomes):
+            self._on_append(space)
         return outcomes
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
@@ -130,21 +156,23 @@ class PostgresEventStore(EventStore):
             return exc
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
-        with translated(), self._datastore.get_connection() as conn:
+        with translated(self._datastore), self._datastore.get_connection() as conn:
             log, head, head_mark, rows = self._read_page(conn, space, query)
-            at_after = rows.pop(0) if rows and rows[0].seq == query.after else None
-            check_cursor(
-                log, head, query.after, query.mark, at_after.mark if at_after is not None else ""
-            )
+            was_cut = bool(rows) and rows[0].candidates > len(rows)
+            rows = [row for row in rows if row.seq <= head]
+            mark = rows.pop(0).mark if rows and rows[0].seq == query.after else ""
+            check_cursor(log, head, query.after, query.mark, mark)
+            is_full = was_cut or len(rows) >= query.limit
             rows = rows[: query.limit]
-            through = self._through(query, rows, head)
-            if through == head:
-                mark = head_mark
-            elif through == query.after:
-                mark = at_after.mark if at_after is not None else ""
-            else:
-                mark = rows[-1].mark if rows and rows[-1].seq == through else ""
-                mark = mark or self._mark(conn, space, through)
+            through = query.after
+            if rows:
+                through, mark = rows[-1].seq, rows[-1].mark
+            if query.collections is not None and not is_full:
+                # What the filter passed over has been looked at, too.
+                scanned = min(query.after + self._limits.page_scan_max, head)
+                if scanned > through:
+                    through = scanned
+                    mark = head_mark if scanned == head else mark_at(conn, space, scanned)
         own = query.short_for_device
         events = [
             short_form(row.state) if own is not None and str(row.device) == own else row.state
@@ -155,7 +183,7 @@ class PostgresEventStore(EventStore):
     def _read_page(
         self, conn: Connection[Any], space: SpaceId, query: RangeQuery
     ) -> tuple[str, int, str, list[_Row]]:
-        """The space, and the event at `after` with those that follow it up to its head."""
+        """The space, and the event at `after` with those that follow it."""
         scan = self._limits.page_scan_max if query.collections is not None else INTEGER_MAX
         names = {
             "space": space,
@@ -173,30 +201,12 @@ class PostgresEventStore(EventStore):
             found = of_space.fetchone()
             if found is None:
                 raise UnknownSpace(f"there is no space {space!r}")
-            log, head, mark = found
-            return log, head, mark, [row for row in of_page.fetchall() if row.seq <= head]
-
-    def _through(self, query: RangeQuery, rows: Sequence[_Row], head: int) -> int:
-        """The last seq that a page has looked at."""
-        is_full = (
-            len(rows) == query.limit
-            or sum(len(row.state) for row in rows) >= self._limits.page_bytes_max
-        )
-        if query.collections is None or is_full:
-            return rows[-1].seq if rows else query.after
-        return min(query.after + self._limits.page_scan_max, head)
-
-    def _mark(self, conn: Connection[Any], space: SpaceId, seq: int) -> str:
-        cursor = conn.cursor(row_factory=args_row(_Row))
-        names = {"space": space, "seqs": [seq]}
-        row = cursor.execute(SELECT_AT, names, prepare=True).fetchone()
-        assert row is not None
-        return row.mark
+            return (*found, of_page.fetchall())
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         while after < through:
             names = {"space": space, "after": after, "through": through, "limit": ENTRIES_BATCH}
-            with translated(), self._datastore.rows() as cursor:
+            with translated(self._datastore), self._datastore.rows() as cursor:
                 rows = cursor.execute(SELECT_ENTRIES, names, prepare=True).fetchall()
             if not rows:
                 return

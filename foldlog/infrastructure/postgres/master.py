@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from psycopg import Cursor
+from psycopg.rows import tuple_row
 
 from ...domain.changesets import LocalIds
-from ...domain.errors import ProjectionBehind, UnknownRecord, UnknownSpace
+from ...domain.errors import LogBehind, ProjectionBehind, UnknownRecord, UnknownSpace
 from ...domain.events import Event
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, RecordView, conflict_document, fold
@@ -19,13 +20,18 @@ from ...domain.ports import (
     MasterTable,
     RecordsPage,
     RecordsQuery,
+    Snapshot,
+    SnapshotPage,
+    SnapshotPlace,
     SpaceId,
     decode_cursor,
     encode_cursor,
 )
+from ...domain.snapshot import SnapshotHeader, SnapshotRecord
 from ...domain.times import format_time, to_ms
 from .datastore import Datastore
 from .errors import translated
+from .log import mark_at
 from .record_rows import COLUMNS, UPSERT_RECORDS, columns_of, record_of
 
 SELECT_RECORDS = f"""
@@ -162,7 +168,7 @@ SELECT_LIVE = _PAGE.format(
          WHERE r.space = p.space
            AND r.generation = p.generation
            AND NOT is_deleted
-           AND created_seq > 0
+           AND created_seq <> 0
            AND collection BETWEEN %(first_collection)s AND %(last_collection)s
            AND (collection, id) > (%(after_collection)s, %(after_id)s)
          ORDER BY collection, id
@@ -200,6 +206,57 @@ SELECT_ONE = _PAGE.format(
     order="collection, id",
 )
 
+# One page of a snapshot: at most `limit` records, and `bytes_max` unless the first alone has more.
+# Large values are kept compressed and aside: the inner sum is of stored sizes, which are known
+# without reading them, so that the outer one, which has to read what it measures, reads no more
+# than about a page. `<> 0` is meant: with `> 0` the planner may take the index by seq, which has
+# only those, but in another order, and would read all of it for every page.
+SELECT_SNAPSHOT = _PAGE.format(
+    page=f"""
+        SELECT {_VIEW}, writes, deleted, candidates
+          FROM (
+               SELECT *,
+                      sum(octet_length(fields::text) + octet_length(writes::text))
+                          OVER (ORDER BY number) AS bytes_through
+                 FROM (
+                      SELECT *,
+                             count(*) OVER () AS candidates,
+                             row_number() OVER by_key AS number,
+                             sum(pg_column_size(fields) + pg_column_size(writes))
+                                 OVER by_key AS stored_through
+                        FROM (
+                             SELECT {_VIEW}, writes, deleted
+                               FROM records r
+                              WHERE r.space = p.space
+                                AND r.generation = p.generation
+                                AND created_seq <> 0
+                                AND (collection, id) > (%(after_collection)s, %(after_id)s)
+                              ORDER BY collection, id
+                              LIMIT %(limit)s
+                             ) candidate
+                      WINDOW by_key AS (ORDER BY collection, id)
+                      ) measured
+                WHERE stored_through <= %(bytes_max)s
+                   OR number = 1
+               ) read
+         WHERE bytes_through <= %(bytes_max)s
+            OR number = 1
+    """,
+    order="collection, id",
+)
+
+COUNT_SNAPSHOT = """
+SELECT count(*)
+  FROM records r
+  JOIN projections p
+    ON p.space = r.space AND p.generation = r.generation
+ WHERE r.space = %(space)s
+   AND p.projection = 'master'
+   AND p.is_live
+   AND r.created_seq > 0
+   AND (r.collection, r.id) > (%(after_collection)s, %(after_id)s)
+"""
+
 SELECT_CONFLICTS = _PAGE.format(
     page="""
         SELECT seq, number, document
@@ -231,7 +288,7 @@ _encode = msgspec.json.encode
 
 
 class PostgresMasterTable(MasterTable):
-    """Reads the live generation. `wait` sleeps; tests hand in something quicker."""
+    """Reads the live generation. `sleep` is between looks; tests hand in something quicker."""
 
     def __init__(
         self,
@@ -277,10 +334,49 @@ class PostgresMasterTable(MasterTable):
         documents = [_document(row) for row in found.rows]
         return RecordsPage(found.log, found.head, found.position, documents, None)
 
-    def conflicts(self, space: SpaceId, *, limit: int, cursor: str | None) -> ConflictsPage:
+    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+        place = SnapshotPlace.of(cursor)
+        names = {"space": space, "after_collection": place.collection, "after_id": place.id}
+        found, page = self._snapshot_page(space, place, at_least)
+        with translated(self._datastore), self._datastore.get_connection() as conn:
+            counted = conn.cursor(row_factory=tuple_row).execute(COUNT_SNAPSHOT, names).fetchone()
+            mark = mark_at(conn, space, page.at) if page.at else ""
+        assert counted is not None
+        header = SnapshotHeader(found.log, page.at, mark, records=counted[0])
+        return Snapshot(header, self._snapshot_pages(space, page))
+
+    def _snapshot_pages(self, space: SpaceId, page: SnapshotPage) -> Iterator[SnapshotPage]:
+        yield page
+        while page.cursor is not None:
+            _, page = self._snapshot_page(space, SnapshotPlace.of(page.cursor), 0)
+            yield page
+
+    def _snapshot_page(
+        self, space: SpaceId, place: SnapshotPlace, at_least: int
+    ) -> tuple[_Found, SnapshotPage]:
+        limit = self._limits.page_snapshot_records
+        names = {
+            "after_collection": place.collection,
+            "after_id": place.id,
+            "limit": limit + 1,
+            "bytes_max": self._limits.page_bytes_max,
+        }
+        found = self._select(SELECT_SNAPSHOT, space, names, at_least)
+        place.check(found.log, found.head)
+        if found.position < place.at:  # pages never go back in time
+            found = self._select(SELECT_SNAPSHOT, space, names, place.at)
+        rows = found.rows[:limit]
+        more = bool(rows) and rows[0][-1] > len(rows)
+        last = SnapshotPlace(found.log, found.position, *rows[-1][:2]) if more else None
+        lines = [_snapshot_document(row) for row in rows]
+        return found, SnapshotPage(lines, found.position, last and last.cursor)
+
+    def conflicts(
+        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> ConflictsPage:
         after = decode_cursor(cursor, int, int) if cursor else (0, 0)
         names = {"after_seq": after[0], "after_number": after[1], "limit": limit + 1}
-        found = self._select(SELECT_CONFLICTS, space, names)
+        found = self._select(SELECT_CONFLICTS, space, names, at_least)
         rows = found.rows[:limit]
         more = len(found.rows) > limit
         return ConflictsPage(
@@ -291,10 +387,10 @@ class PostgresMasterTable(MasterTable):
             encode_cursor(rows[-1][0], rows[-1][1]) if more else None,
         )
 
-    def local_ids(self, space: SpaceId, device: str) -> LocalIds:
+    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
         ids: LocalIds = {}
         for collection, local_id, id in self._select(
-            SELECT_LOCAL_IDS, space, {"device": device}
+            SELECT_LOCAL_IDS, space, {"device": device}, at_least
         ).rows:
             ids.setdefault(collection, {})[local_id] = id
         return ids
@@ -306,11 +402,13 @@ class PostgresMasterTable(MasterTable):
         deadline = time.monotonic() + self._limits.at_least_wait_seconds_max
         wait_ms = WAIT_MS_FIRST
         while True:
-            with translated(), self._datastore.rows() as cursor:
+            with translated(self._datastore), self._datastore.rows() as cursor:
                 rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
             if not rows:
                 raise UnknownSpace(f"there is no space {space!r}")
             log, head, position = rows[0][:3]
+            if at_least > head:
+                raise LogBehind(f"at_least {at_least} is beyond the log's head {head}", head=head)
             if position >= at_least:
                 return _Found(log, head, position, [r[3:] for r in rows if r[3] is not None])
             if time.monotonic() > deadline:
@@ -351,5 +449,22 @@ def _document(row: Any) -> bytes:
             format_time(to_ms(last_modified)),
             seq,
             created_seq,
+        )
+    )
+
+
+def _snapshot_document(row: Any) -> bytes:
+    collection, id, fields, is_deleted, last_modified, seq, created_seq, writes, deleted, _ = row
+    return _encode(
+        SnapshotRecord(
+            collection,
+            id,
+            msgspec.Raw(fields),
+            is_deleted,
+            format_time(to_ms(last_modified)),
+            seq,
+            created_seq,
+            msgspec.Raw(writes),
+            None if deleted is None else msgspec.Raw(deleted),
         )
     )

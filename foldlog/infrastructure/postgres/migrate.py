@@ -27,6 +27,18 @@ class UnknownSchema(OperatorError):
     code = "unknown-schema"
 
 
+class SchemaBehind(OperatorError):
+    """The database has an older schema than this version needs."""
+
+    code = "schema-behind"
+
+
+class NotUTF8(OperatorError):
+    """The database must be encoded in UTF8: it keeps what users write in all languages."""
+
+    code = "not-utf8"
+
+
 def migrations() -> dict[str, str]:
     """Name -> SQL, in the order in which they apply."""
     found = (_SQL / "migrations").iterdir()
@@ -45,6 +57,8 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
     known = migrations()
     with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        if conn.info.parameter_status("server_encoding") != "UTF8":
+            raise NotUTF8
         applied = _applied(cursor)
         if unknown := applied - known.keys():
             raise UnknownSchema(

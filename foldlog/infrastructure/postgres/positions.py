@@ -15,6 +15,7 @@ from eventsourcing.postgres import PostgresTrackingRecorder
 from psycopg import Cursor
 from psycopg.sql import SQL
 
+from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 
 ADVANCE = """
@@ -36,13 +37,15 @@ SELECT max(position) AS max
 """
 
 # SKIP LOCKED: a space that another worker projects just now is not waited for. One that stopped
-# rests until its time has come, however many appends announce it.
+# rests until its time has come, however many appends announce it. What other code folded is left
+# as it is until it is rebuilt: half of one rule and half of another would be neither.
 LOCK_LIVE = """
 SELECT generation, position
   FROM projections
  WHERE space = %(space)s
    AND projection = %(projection)s
    AND is_live
+   AND fold_version = %(fold_version)s
    AND (stopped_until IS NULL OR stopped_until < now())
    FOR UPDATE SKIP LOCKED
 """
@@ -74,7 +77,11 @@ class PositionRecorder(PostgresTrackingRecorder):
 
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int] | None:
         """The live generation and its position, or `None` if it is not to be had now."""
-        names = {"space": space, "projection": self._projection}
+        names = {
+            "space": space,
+            "projection": self._projection,
+            "fold_version": FOLD_VERSION,
+        }
         return cursor.execute(LOCK_LIVE, names, prepare=True).fetchone()
 
     def lock(self, cursor: Cursor[Any], space: str, generation: int) -> tuple[int, int] | None:

@@ -13,8 +13,9 @@ import structlog
 from psycopg import Cursor
 
 from ...domain.events import Event
+from ...domain.limits import INTEGER_MAX
 from .datastore import Datastore
-from .errors import CONNECTION_ERRORS
+from .errors import DATABASE_ERRORS, is_connection_error
 from .master import MasterProjection
 from .positions import PositionRecorder
 from .recorder import EventMapper
@@ -43,6 +44,7 @@ SELECT originator_version, topic, state
          FROM events
         WHERE originator_id = %(space)s
           AND originator_version > %(position)s
+          AND originator_version <= %(to)s
         ORDER BY originator_version
         LIMIT %(limit)s
        ) batch
@@ -50,6 +52,7 @@ SELECT originator_version, topic, state
  ORDER BY originator_version
 """
 
+# The one statement that looks at all spaces; on shards, one of them at a time.
 SELECT_LAGGING = """
 SELECT s.space
   FROM spaces s
@@ -71,6 +74,7 @@ UPDATE projections
  WHERE space = %(space)s
    AND projection = %(projection)s
    AND generation = %(generation)s
+   AND position = %(seq)s - 1  -- else another worker has got past it meanwhile
 RETURNING generation
 """
 
@@ -114,8 +118,10 @@ class Projector:
                     # A batch of each space in turn: a long log does not hold up the others.
                     if not self.project_or_stop(space):
                         waiting.discard(space)
-            except CONNECTION_ERRORS as exc:
+            except DATABASE_ERRORS as exc:
+                # Also what is no fault of the connection must not end the worker.
                 log.warning("database_unreachable", error=str(exc))
+                self._datastore.check_pool()
                 waiting.clear()
                 wakeups.sleep(RECONNECT_SECONDS)
                 continue
@@ -158,26 +164,34 @@ class Projector:
             generation, position = locked
             return self.advance(cursor, space, generation, position) > position
 
-    def advance(self, cursor: Cursor[Any], space: str, generation: int, position: int) -> int:
-        """Applies the events after `position` to a locked generation, up to one batch.
+    def advance(
+        self,
+        cursor: Cursor[Any],
+        space: str,
+        generation: int,
+        position: int,
+        to: int = INTEGER_MAX,
+    ) -> int:
+        """Applies the events after `position`, up to one batch and up to `to`, to a generation.
 
-        Returns the new position. Raises `Stopped` if already the first event cannot be processed.
+        The generation must be locked. Returns the new position. Raises `Stopped` if already the
+        first event cannot be processed.
         """
-        rows = self._read(cursor, space, position, self._batch_events)
+        rows = self._read(cursor, space, position, to)
         if not rows:
             return position
         try:
             return self._apply(cursor, space, generation, position, rows)
-        except CONNECTION_ERRORS:
-            raise
         except Exception as whole:
+            if is_connection_error(whole):
+                raise
             # Which one was it? Go on event by event, so that all before it are projected.
             for done, row in enumerate(rows):
                 try:
                     position = self._apply(cursor, space, generation, position, [row])
-                except CONNECTION_ERRORS:
-                    raise
                 except Exception as exc:
+                    if is_connection_error(exc):
+                        raise
                     if done == 0:
                         raise Stopped(generation, row[0], f"{type(exc).__name__}: {exc}") from exc
                     return position
@@ -185,12 +199,13 @@ class Projector:
             return position
 
     def _read(
-        self, cursor: Cursor[Any], space: str, position: int, limit: int
+        self, cursor: Cursor[Any], space: str, position: int, to: int
     ) -> list[tuple[int, str, bytes]]:
         names = {
             "space": space,
             "position": position,
-            "limit": limit,
+            "to": to,
+            "limit": self._batch_events,
             "bytes_max": BATCH_BYTES,
         }
         return cursor.execute(SELECT_BATCH, names, prepare=True, binary=True).fetchall()

@@ -6,7 +6,8 @@ position, so a rebuild that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from .projector import Projector
 
 #: with this few events left, the last ones are caught up under the lock that ends in the swap
 CATCH_UP_EVENTS = 2_000
+
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%(projection)s), hashtext(%(space)s))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtext(%(projection)s), hashtext(%(space)s))"
 
 SELECT_HEAD = """
 SELECT head
@@ -144,7 +148,7 @@ class Rebuilder:
         the live generation is then kept, and the new one too, for a `rebuild` without `verify`.
         `fresh` throws away what an interrupted rebuild left. Raises `UnknownSpace`, `Stopped`.
         """
-        with translated():
+        with translated(self._datastore), self._alone(space):
             self._head(space)
             self._drop_others(space, keep_unfinished=not fresh)
             generation, start = self._unfinished(space) or self._create(space)
@@ -156,6 +160,22 @@ class Rebuilder:
             self._report(space, head, head)
             self._drop_others(space, keep_unfinished=True)
             return Rebuilt(space, head - start, start, generation, verify)
+
+    @contextmanager
+    def _alone(self, space: str) -> Iterator[None]:
+        """One rebuild of a space at a time: two would drop, or compare, each other's rows.
+
+        The lock is the session's, so it goes with a rebuild that is killed.
+        """
+        with self._datastore.rows() as cursor:
+            names = self._names(space)
+            row = cursor.execute(TRY_LOCK, names).fetchone()
+            if row is None or not row[0]:
+                raise OperatorError(f"another rebuild of {space!r} is under way")
+            try:
+                yield
+            finally:
+                cursor.execute(UNLOCK, names)
 
     def _head(self, space: str) -> int:
         with self._datastore.rows() as cursor:
@@ -185,7 +205,7 @@ class Rebuilder:
         with self._datastore.committed() as cursor:
             locked = self._positions.lock(cursor, space, generation)
             if locked is None:
-                raise OperatorError(f"another rebuild of {space!r} has finished in the meantime")
+                raise OperatorError(f"the new generation of {space!r} has been dropped meanwhile")
             return self._projector.advance(cursor, space, *locked)
 
     def _swap(self, space: str, generation: int, verify: bool) -> None:
@@ -197,11 +217,14 @@ class Rebuilder:
             assert live is not None
             for number in (live, generation):
                 if self._positions.lock(cursor, space, number) is None:
-                    raise OperatorError(f"another rebuild of {space!r} has finished meanwhile")
-            self._advance_to_end(cursor, space, generation)
+                    raise OperatorError(f"a generation of {space!r} has been dropped meanwhile")
+            # Both locked, both come to the same seq, and appends may go on.
+            names = {"space": space}
+            (head,) = cursor.execute(SELECT_HEAD, names).fetchone() or (0,)
+            self._advance_to(head, cursor, space, generation)
             difference = None
             if verify:
-                self._advance_to_end(cursor, space, live)
+                self._advance_to(head, cursor, space, live)
                 difference = self._first_difference(cursor, space, live, generation)
             if difference is None:
                 cursor.execute(SET_LIVE, self._names(space, live) | {"is_live": False})
@@ -214,10 +237,10 @@ class Rebuilder:
                 row=difference.row,
             )
 
-    def _advance_to_end(self, cursor: Cursor[Any], space: str, generation: int) -> None:
+    def _advance_to(self, head: int, cursor: Cursor[Any], space: str, generation: int) -> None:
         (_, position) = self._positions.lock(cursor, space, generation) or (0, 0)
-        while (reached := self._projector.advance(cursor, space, generation, position)) > position:
-            position = reached
+        while position < head:
+            position = self._projector.advance(cursor, space, generation, position, head)
 
     def _first_difference(
         self, cursor: Cursor[Any], space: str, live: int, rebuilt: int

@@ -50,11 +50,11 @@ class ProjectionStatus(NamedTuple):
 
 def status(datastore: Datastore, space: str | None = None) -> list[ProjectionStatus]:
     """A line for each generation of each projection, of one space or of all."""
-    with translated(), datastore.rows() as cursor:
+    with translated(datastore), datastore.rows() as cursor:
         rows = cursor.execute(SELECT_STATUS, {"space": space}).fetchall()
     return [ProjectionStatus(*row) for row in rows]
 
 
 def spaces(datastore: Datastore) -> list[str]:
-    with translated(), datastore.rows() as cursor:
+    with translated(datastore), datastore.rows() as cursor:
         return [space for (space,) in cursor.execute(SELECT_SPACES).fetchall()]

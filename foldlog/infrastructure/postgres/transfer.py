@@ -12,7 +12,7 @@ from psycopg import Cursor
 
 from ...domain.errors import OperatorError
 from ...domain.events import LogEntry, decode_event
-from .append import ADVANCE_SPACE, CREATE_SPACE, FIRST_PROJECTION, LOCK_SPACE, UPSERT_DEVICES
+from .append import ADVANCE_SPACE, LOCK_SPACE, UPSERT_DEVICES, create_space
 from .datastore import Datastore
 from .errors import translated
 from .recorder import LogRecorder
@@ -66,7 +66,7 @@ class Importer:
         `report(seq)` is called after each batch. Raises `ImportConflict`, or `InvalidExport` if
         the entries are not 1, 2, 3 ... without a hole.
         """
-        with translated():
+        with translated(self._datastore):
             done = self._start(space, log)
             imported, expected = 0, 1
             iterator = iter(entries)
@@ -88,9 +88,9 @@ class Importer:
 
     def _start(self, space: str, log: str) -> tuple[int, str]:
         """Makes the space, or finds it part of the way; returns its head and mark."""
-        names = {"space": space, "log": log, **FIRST_PROJECTION}
+        names = {"space": space, "log": log}
         with self._datastore.committed() as cursor:
-            if cursor.execute(CREATE_SPACE, names).fetchone() is not None:
+            if create_space(cursor, space):
                 cursor.execute(SET_LOG, names)
             found = cursor.execute(SELECT_MARK, names).fetchone()
         if found is None:

@@ -14,7 +14,7 @@ import psycopg
 import structlog
 
 from .datastore import Datastore
-from .errors import CONNECTION_ERRORS
+from .errors import DATABASE_ERRORS
 
 log = structlog.get_logger("foldlog.wakeups")
 
@@ -74,7 +74,7 @@ class Announcer:
             spaces = self._pending.take(None)
             if spaces:
                 # Followers poll as well, so what cannot be sent now need not be sent later.
-                with suppress(*CONNECTION_ERRORS), self._datastore.rows() as cursor:
+                with suppress(*DATABASE_ERRORS), self._datastore.rows() as cursor:
                     cursor.execute(NOTIFY, {"channel": CHANNEL, "spaces": sorted(spaces)})
 
 

@@ -1,0 +1,119 @@
+"""Loading a snapshot: the records as they are, instead of the log that made them.
+
+A snapshot is a stream of lines (docs/protocol.md): a header with the seq that the device will
+follow from, records, and after each page the seq at which its records are true and a cursor. Each
+page is kept in one local transaction with its cursor, so a download that breaks goes on where it
+was, also after a kill. Until the last line the records that were there before are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from ..domain.merge import Key, Record
+from ..domain.snapshot import SnapshotHeader, SnapshotPageEnd, snapshot_header, snapshot_line
+from .database import Database, Meta
+from .errors import Unreachable
+from .queue import Queue, Sent
+from .server import Server
+from .view import View
+
+
+class SnapshotLoader:
+    """`report(done, total)` is called after each page, in records."""
+
+    def __init__(
+        self,
+        database: Database,
+        meta: Meta,
+        queue: Queue,
+        sent: Sent,
+        view: View,
+        server: Server,
+        report: Callable[[int, int], None],
+    ):
+        self._database = database
+        self._meta = meta
+        self._queue = queue
+        self._sent = sent
+        self._view = view
+        self._server = server
+        self._report = report
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._meta.get("snapshot") is not None
+
+    def is_shorter(self, events: int) -> bool:
+        """Whether the server has fewer records than the events that we lack."""
+        with closing(self._server.snapshot(None)) as lines:
+            return _header(lines).records < events
+
+    def begin(self) -> None:
+        """From now on `go_on` loads a snapshot, until it is whole."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
+            self._meta.set(snapshot={"cursor": None, "seq": None, "mark": None, "done": 0})
+
+    def go_on(self, now: int) -> list[Key]:
+        """Loads what is missing; returns the records that look different at the end."""
+        state = self._meta.get("snapshot")
+        with closing(self._server.snapshot(state["cursor"])) as lines:
+            header = _header(lines)
+            if state["seq"] is None:
+                # Of the first answer: what later pages know beyond it, `as_of` tells.
+                state |= {"seq": header.seq, "mark": header.mark, "log": header.log}
+            total = state["done"] + header.records
+            page: list[Record] = []
+            for line in map(snapshot_line, lines):
+                if isinstance(line, Record):
+                    page.append(line)
+                    continue
+                state["done"] += len(page)
+                changed = self._keep(page, line, state, now)
+                self._report(state["done"], max(total, state["done"]))
+                if line.cursor is None:
+                    return changed
+                page = []
+        raise Unreachable("the snapshot broke off")
+
+    def _keep(
+        self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any], now: int
+    ) -> list[Key]:
+        with self._database.transaction():
+            self._view.confirm(page, as_of=end.at)
+            state["cursor"] = end.cursor
+            self._meta.set(snapshot=state)
+            if end.cursor is None:
+                return self._finish(state, now)
+        return []
+
+    def _finish(self, state: dict[str, Any], now: int) -> list[Key]:
+        """What the snapshot does not have is gone; the cursor goes to where it begins."""
+        seq = state["seq"]
+        with self._database.transaction() as db:
+            db.execute("UPDATE records SET confirmed = NULL, as_of = 0 WHERE is_stale")
+            for queued in self._queue.select("stored"):
+                if queued.seq is not None and queued.seq <= seq:
+                    self._sent.keep(queued, queued.seq, now)
+                    self._queue.remove(queued.id)
+            self._meta.set(after=seq, mark=state["mark"], log=state["log"], head=seq, snapshot=None)
+            if seq:
+                db.execute(
+                    "INSERT OR REPLACE INTO marks (seq, mark) VALUES (?, ?)", (seq, state["mark"])
+                )
+            keys = db.execute(
+                "SELECT collection, id FROM records WHERE sync_status <> 2"
+            ).fetchall()
+            changed = self._view.refresh(keys)
+            db.execute("DELETE FROM records WHERE is_stale AND NOT is_there AND sync_status <> 2")
+            db.execute("UPDATE records SET is_stale = 0")
+        return changed
+
+
+def _header(lines: Iterator[bytes]) -> SnapshotHeader:
+    for line in lines:
+        return snapshot_header(line)
+    raise Unreachable("the snapshot broke off")

@@ -1,0 +1,343 @@
+"""One round of syncing, and how a device heals when histories part.
+
+`Synchroniser.run` pushes and pulls until there is nothing left to do. Each answer is applied in one
+local transaction: what the events made, what left the queue, and the cursor move together, so a
+kill at any point loses nothing and doubles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from ..domain.changesets import Operation
+from ..domain.events import Event
+from ..domain.merge import Conflict, Key, conflict_document, fold
+from ..domain.times import format_time, parse_time
+from .database import Database, Meta
+from .errors import ServerProblem
+from .queue import Queue, Queued, Sent
+from .server import Server
+from .snapshots import SnapshotLoader
+from .view import View
+
+#: changesets in a request; halved while the server says that it is too much
+PUSH_MAX = 200
+PAGE_EVENTS = 1_000
+#: rounds of one `run`; an end for a server that always says `more`
+ROUNDS_MAX = 100_000
+#: what is mended so often and still refused cannot be mended
+HEALS_MAX = 1_000
+#: how long acknowledged changesets are kept for a server that loses them, in ms
+KEEP_SENT_MS = 30 * 24 * 3_600_000
+#: marks of the way: all of the last so many, and of the rest the ever sparser
+MARKS_DENSE = 100
+#: further behind than this, a snapshot may be the shorter way
+SNAPSHOT_EVENTS_MIN = 2_000
+
+
+class Outcome(msgspec.Struct):
+    """What a run did."""
+
+    pushed: int = 0
+    pulled: int = 0
+    changed: list[Key] = []
+    refused: list[str] = []  #: ids of changesets that were refused or rejected
+    conflicts: list[Conflict] = []
+    healed: list[str] = []  #: what was mended on the way: codes
+
+
+class _Restored(Exception):
+    """An event of this device's own came, and the device does not know what it was."""
+
+
+class Synchroniser:
+    def __init__(
+        self,
+        database: Database,
+        meta: Meta,
+        queue: Queue,
+        view: View,
+        server: Server,
+        *,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self._database = database
+        self._meta = meta
+        self._queue = queue
+        self._sent = Sent(database)
+        self._view = view
+        self._server = server
+        self._now_ms = now_ms
+        self._new_id = new_id
+        self._snapshots = SnapshotLoader(database, meta, queue, self._sent, view, server, report)
+        self._push_max = PUSH_MAX
+        self._may_load_snapshot = True
+        self.outcome = Outcome()  #: of `run`, also of what was done before it raised
+
+    def run(self) -> Outcome:
+        """Pushes and pulls until nothing is left. Raises `ServerProblem` or `Unreachable`."""
+        outcome = self.outcome
+        self._may_load_snapshot = True
+        heals = 0
+        for _ in range(ROUNDS_MAX):
+            try:
+                if self._snapshots.is_under_way:
+                    outcome.changed += self._snapshots.go_on(self._now_ms())
+                if not self._round(outcome):
+                    break
+            except _Restored:
+                self._take_new_device(outcome, "restored")
+            except ServerProblem as exc:
+                heals += 1
+                if heals > HEALS_MAX or not self._heal(exc, outcome):
+                    raise
+        return outcome
+
+    def _round(self, outcome: Outcome) -> bool:
+        """One request and its answer. Returns whether there is more to do at once."""
+        after, device = self._meta.get("after", 0), self._meta.get("device")
+        batch = self._queue.select("waiting", limit=self._push_max)
+        sent_at = self._now_ms()
+        body: dict[str, Any] = {
+            "device": device,
+            "sent_at": format_time(sent_at),
+            "after": after,
+            "mark": self._meta.get("mark", ""),
+            "limit": PAGE_EVENTS,
+        }
+        if batch:
+            body["changesets"] = [queued.on_the_wire() for queued in batch]
+        answer = self._server.sync(body)
+        if self._goes_by_snapshot(answer["head"] - after):
+            self._note_verdicts(answer["verdicts"], sent_at, outcome)
+            self._snapshots.begin()
+            return True
+        self._apply(answer, after, device, sent_at, outcome)
+        outcome.pushed += len(batch)
+        self._push_max = min(PUSH_MAX, self._push_max * 2)
+        return bool(answer["more"]) or self._queue.count("waiting") > 0
+
+    def _goes_by_snapshot(self, lag: int) -> bool:
+        """Asked once a run: whether a snapshot is the shorter way to where the log is."""
+        if lag <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
+            return False
+        self._may_load_snapshot = False
+        return self._snapshots.is_shorter(lag)
+
+    def _note_verdicts(
+        self, verdicts: list[dict[str, Any]], sent_at: int, outcome: Outcome
+    ) -> set[Key]:
+        """Keeps what became of each changeset; returns the records that look different for it."""
+        keys: set[Key] = set()
+        with self._database.transaction():
+            for verdict in verdicts:
+                queued = self._queue.find(verdict["id"])
+                if queued is None or queued.state != "waiting":
+                    continue
+                keys |= self._settle(queued, verdict["verdict"], verdict, outcome)
+                if not verdict.get("duplicate"):
+                    # By how much this device's clock is off; only to foresee who wins a tie.
+                    self._meta.set(skew=parse_time(verdict["received_at"]) - sent_at)
+        return keys
+
+    def _settle(
+        self, queued: Queued, verdict: str, told: dict[str, Any], outcome: Outcome
+    ) -> set[Key]:
+        keys = {op.key for op in queued.ops}
+        if verdict == "refused":
+            self._queue.set_state(queued.id, "refused", told["seq"], told["refusal"])
+            outcome.refused.append(queued.id)
+        elif told["seq"] <= self._meta.get("after", 0):
+            self._leave(queued, told["seq"])  # the cursor, or a snapshot, has passed it already
+        else:
+            self._queue.set_state(queued.id, "stored", told["seq"])
+        return keys
+
+    def _leave(self, queued: Queued, seq: int) -> None:
+        self._sent.keep(queued, seq, self._now_ms())
+        self._queue.remove(queued.id)
+
+    def _apply(
+        self, answer: dict[str, Any], after: int, device: str, sent_at: int, outcome: Outcome
+    ) -> None:
+        events = [msgspec.convert(event, Event) for event in answer["events"]]
+        with self._database.transaction() as db:
+            if (self._meta.get("after", 0), self._meta.get("device")) != (after, device):
+                return  # another process was quicker; what this brought comes again
+            touched = self._note_verdicts(answer["verdicts"], sent_at, outcome)
+            touched |= self._fold(events, device, outcome)
+            self._meta.set(
+                after=answer["through"],
+                mark=answer["mark"],
+                head=answer["head"],
+                log=answer["log"],
+                synced_at=self._now_ms(),
+            )
+            if answer["through"] > after:
+                db.execute(
+                    "INSERT OR REPLACE INTO marks (seq, mark) VALUES (?, ?)",
+                    (answer["through"], answer["mark"]),
+                )
+                self._thin_marks()
+                self._sent.forget_before(self._now_ms() - KEEP_SENT_MS)
+            outcome.changed += self._view.refresh(touched)
+        outcome.pulled += len(events)
+
+    def _fold(self, events: list[Event], device: str, outcome: Outcome) -> set[Key]:
+        """Folds a page into the confirmed records; own changesets leave the queue."""
+        for event in events:
+            if event.kind == "changeset":
+                self._meet_own(event, device, outcome)
+        keys = {op.key for event in events if event.is_stored_changeset for op in event.ops}
+        records, as_of = self._view.confirmed(keys)
+        for event in events:
+            # A snapshot's records may be ahead of the cursor: those events are in them already.
+            event.ops = [op for op in event.ops if event.seq > as_of.get(op.key, 0)]
+            for conflict in fold(records, event):
+                self._keep_conflict(conflict, outcome)
+        self._view.confirm(records.values())
+        return keys
+
+    def _meet_own(self, event: Event, device: str, outcome: Outcome) -> None:
+        """If a changeset of our queue comes back: it leaves, and gives its operations back."""
+        queued = self._queue.find(event.id)
+        ops: list[Operation] | None = None if queued is None else list(queued.ops)
+        if event.device == device and not event.ops:
+            if ops is None:
+                ops = self._sent.ops_of(event.id)
+            if ops is None and event.verdict == "stored":
+                raise _Restored
+            event.ops = ops or []
+        if queued is None:
+            return
+        if event.verdict == "stored":
+            self._leave(queued, event.seq)
+        elif queued.state == "waiting":
+            assert event.refusal is not UNSET
+            why = msgspec.to_builtins(event.refusal)
+            self._settle(queued, "refused", {"seq": event.seq, "refusal": why}, outcome)
+
+    def _keep_conflict(self, conflict: Conflict, outcome: Outcome) -> None:
+        """What concerns this device is kept: what its user typed, or what that has beaten."""
+        own = {self._meta.get("device"), *self._meta.get("earlier_devices", [])}
+        if own.isdisjoint({conflict.lost.device, conflict.won.device}):
+            return
+        outcome.conflicts.append(conflict)
+        with self._database.transaction() as db:
+            document = msgspec.json.encode(conflict_document(conflict)).decode()
+            db.execute("INSERT INTO conflicts (document) VALUES (?)", (document,))
+
+    def _thin_marks(self) -> None:
+        """Of marks that lie far back, ever fewer are kept: one between 2^k and 2^(k+1) ago."""
+        with self._database.transaction() as db:
+            seqs = [
+                seq for (seq,) in db.execute("SELECT seq FROM marks ORDER BY seq DESC").fetchall()
+            ]
+            if len(seqs) <= 2 * MARKS_DENSE:
+                return
+            newest, kept = seqs[0], set()
+            for seq in seqs[MARKS_DENSE:]:
+                age = (newest - seq).bit_length()
+                if age in kept:
+                    db.execute("DELETE FROM marks WHERE seq = ?", (seq,))
+                kept.add(age)
+
+    # How a device heals. Each way changes local state so that the next round gets further.
+
+    def _heal(self, exc: ServerProblem, outcome: Outcome) -> bool:
+        """Mends what the server complained about. Returns False if only time can help."""
+        index = exc.document.get("index")
+        match exc.problem:
+            case "limit-exceeded" if exc.status == 413 and self._push_max > 1:
+                waiting = min(self._push_max, self._queue.count("waiting"))
+                self._push_max = max(1, waiting // 2)
+                return True
+            case "limit-exceeded" if exc.status == 413:
+                return self._set_aside(0, exc, outcome)
+            case "invalid-changeset" | "limit-exceeded" | "id-reused" if isinstance(index, int):
+                return self._set_aside(index, exc, outcome)
+            case "counter-gap":
+                return self._renumber(exc)
+            case "device-forked":
+                self._take_new_device(outcome, exc.problem)
+            case "log-behind" | "log-changed" | "invalid-request" if self._snapshots.is_under_way:
+                self._snapshots.begin()  # its cursor is of another history: from the beginning
+            case "log-behind" | "log-changed":
+                self._go_back(outcome, exc.problem)
+            case "unknown-space" if self._snapshots.is_under_way:
+                self._make_space()
+            case _:
+                return False
+        return True
+
+    def _set_aside(self, index: int, exc: ServerProblem, outcome: Outcome) -> bool:
+        """Takes a changeset that can never be stored out of the way, for the app to see."""
+        batch = self._queue.select("waiting", limit=self._push_max)
+        if index >= len(batch):
+            return False
+        why = {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
+        with self._database.transaction():
+            first = batch[0].counter or 1
+            self._queue.set_state(batch[index].id, "rejected", why=why)
+            self._queue.renumber(first)
+            outcome.refused.append(batch[index].id)
+            outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
+        return True
+
+    def _renumber(self, exc: ServerProblem) -> bool:
+        """Something was lost on the way, though not here: go on from what the server expects."""
+        index, expected = exc.document.get("index", 0), exc.document.get("expected")
+        batch = self._queue.select("waiting", limit=self._push_max)
+        if not isinstance(expected, int) or index >= len(batch):
+            return False
+        # The server came as far as `index`, so it knows the ones before.
+        self._queue.renumber(expected, known=index)
+        return True
+
+    def _take_new_device(self, outcome: Outcome, why: str) -> None:
+        """This installation was restored or cloned. Its changesets keep their ids and stay ours."""
+        with self._database.transaction():
+            earlier = [*self._meta.get("earlier_devices", []), self._meta.get("device")]
+            self._meta.set(device=self._new_id(), earlier_devices=earlier)
+            self._queue.renumber(1)
+        outcome.healed.append(why)
+
+    def _go_back(self, outcome: Outcome, why: str) -> None:
+        """The server has lost events that we have seen. We send again what was ours among them."""
+        shared = self._last_shared()
+        with self._database.transaction() as db:
+            lost = self._sent.take_after(shared)
+            first = next((queued.counter for queued in lost if queued.counter), None)
+            for queued in self._queue.select("stored"):
+                self._queue.set_state(queued.id, "waiting")
+            self._queue.put_first(lost)
+            self._queue.cut_bases(shared)
+            if first is not None:
+                self._queue.renumber(first)
+            db.execute("DELETE FROM marks WHERE seq > ?", (shared,))
+            self._snapshots.begin()
+        outcome.healed.append(why)
+
+    def _make_space(self) -> None:
+        """The server has lost all of it. A sync that brings nothing makes the space."""
+        device, sent_at = self._meta.get("device"), format_time(self._now_ms())
+        self._server.sync({"device": device, "sent_at": sent_at, "after": 0, "mark": ""})
+
+    def _last_shared(self) -> int:
+        """The last seq of our way that the server's log shares with us, by its mark."""
+        rows = self._database.connection.execute("SELECT seq, mark FROM marks ORDER BY seq")
+        trail = rows.fetchall()
+        low, high = 0, len(trail)  # what the server shares is a first part of the way
+        while low < high:
+            middle = (low + high) // 2
+            if self._server.shares(*trail[middle]):
+                low = middle + 1
+            else:
+                high = middle
+        return int(trail[low - 1][0]) if low else 0

@@ -1,0 +1,103 @@
+"""What a device shows: the fold of the events, and its own queue on top.
+
+Both by the functions of `domain/`. What the queue will come to is what the merge would make of it
+if it arrived now; the server's answer may differ, and then the events say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ..domain.merge import Key, Record, fold
+from .database import Database, Meta
+from .queue import Queue
+
+SYNCED, WAITING, TEMPORARY = 0, 1, 2
+
+_decode_record = msgspec.json.Decoder(Record).decode
+_encode = msgspec.json.encode
+
+
+class View:
+    def __init__(self, database: Database, meta: Meta, queue: Queue):
+        self._database = database
+        self._meta = meta
+        self._queue = queue
+
+    def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
+        """The records as the events made them; and up to which seq a snapshot has them already."""
+        records: dict[Key, Record] = {}
+        as_of: dict[Key, int] = {}
+        for key in keys:
+            row = self._database.connection.execute(
+                "SELECT confirmed, as_of FROM records WHERE collection = ? AND id = ?", key
+            ).fetchone()
+            if row is not None:
+                as_of[key] = row[1]
+                if row[0] is not None:
+                    records[key] = _decode_record(row[0])
+        return records, as_of
+
+    def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
+        """Keeps what the events, or a snapshot true at `as_of`, made of these records."""
+        with self._database.transaction() as db:
+            db.executemany(
+                "INSERT INTO records (collection, id, confirmed, as_of) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (collection, id) DO UPDATE SET confirmed = excluded.confirmed, "
+                "is_stale = 0, as_of = max(as_of, excluded.as_of)",
+                [(r.collection, r.id, _encode(r).decode(), as_of or 0) for r in records],
+            )
+
+    def refresh(self, keys: Iterable[Key]) -> list[Key]:
+        """Shows these records anew; returns those that look different now."""
+        changed = []
+        device, skew = self._meta.get("device"), self._meta.get("skew", 0)
+        with self._database.transaction() as db:
+            for key in keys:
+                before = db.execute(
+                    "SELECT fields, is_deleted, is_there FROM records "
+                    "WHERE collection = ? AND id = ?",
+                    key,
+                ).fetchone()
+                records, _ = self.confirmed([key])
+                confirmed = records.get(key)
+                waiting = self._queue.touching(key)
+                for queued in waiting:
+                    event = queued.as_event(device, max(0, queued.made_at + skew))
+                    event.ops = [op for op in event.ops if op.key == key]
+                    fold(records, event)
+                after = self._show(db, key, confirmed, records.get(key), bool(waiting))
+                if after != before:
+                    changed.append(key)
+        return changed
+
+    def _show(
+        self,
+        db: Any,
+        key: Key,
+        confirmed: Record | None,
+        shown: Record | None,
+        is_waiting: bool,
+    ) -> tuple[str, int, int]:
+        """Writes a record as it is shown."""
+        shown = shown or Record(*key)
+        looks = (_encode(shown.fields).decode(), int(shown.is_deleted), int(shown.exists))
+        db.execute(
+            "INSERT INTO records (collection, id, fields, is_deleted, is_there, sync_status, "
+            "last_modified, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (collection, id) DO UPDATE SET fields = excluded.fields, "
+            "is_deleted = excluded.is_deleted, is_there = excluded.is_there, "
+            "sync_status = excluded.sync_status, last_modified = excluded.last_modified, "
+            "seq = excluded.seq",
+            (
+                *key,
+                *looks,
+                WAITING if is_waiting else SYNCED,
+                confirmed.last_modified or None if confirmed else None,
+                confirmed.seq if confirmed else 0,
+            ),
+        )
+        return looks

@@ -1,0 +1,40 @@
+"""Devices of one space, on a service in memory behind the real HTTP door."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from foldlog.api.app import create_app
+from foldlog.client.replica import Replica
+from foldlog.client.server import HttpServer
+from foldlog.infrastructure.memory.store import MemoryStore
+
+SPACE = "home"
+
+
+@pytest.fixture
+def memory_store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def app(memory_store):
+    return create_app(store=memory_store, master=memory_store, ready=dict)
+
+
+@pytest.fixture
+def device(app, tmp_path):
+    """Makes a replica by a name; the same name opens the same file again."""
+    opened = []
+
+    def open_device(name: str, **options) -> Replica:
+        server = HttpServer("http://foldlog", SPACE, transport=httpx.WSGITransport(app=app))
+        options.setdefault("server", server)
+        replica = Replica(tmp_path / f"{name}.db", space=SPACE, **options)
+        opened.append(replica)
+        return replica
+
+    yield open_device
+    for replica in opened:
+        replica.close()
