@@ -46,6 +46,10 @@ class SnapshotLoader:
     def is_under_way(self) -> bool:
         return self._meta.get("snapshot") is not None
 
+    @property
+    def is_resumed(self) -> bool:
+        return self.is_under_way and self._meta.get("snapshot")["cursor"] is not None
+
     def is_shorter(self, events: int) -> bool:
         """Whether the server has fewer records than the events that we lack."""
         with closing(self._server.snapshot(None)) as lines:

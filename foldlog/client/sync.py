@@ -88,7 +88,7 @@ class Synchroniser:
         for _ in range(ROUNDS_MAX):
             try:
                 if self._snapshots.is_under_way:
-                    outcome.changed += self._snapshots.go_on(self._now_ms())
+                    outcome.changed += self._snapshots.go_on(self._server_ms())
                 if not self._round(outcome):
                     break
             except _Restored:
@@ -115,8 +115,10 @@ class Synchroniser:
             body["changesets"] = [queued.on_the_wire() for queued in batch]
         answer = self._server.sync(body)
         if self._goes_by_snapshot(answer["head"] - after):
-            self._note_verdicts(answer["verdicts"], sent_at, outcome)
-            self._snapshots.begin()
+            with self._database.transaction():
+                touched = self._note_verdicts(answer["verdicts"], sent_at, outcome)
+                outcome.changed += self._view.refresh(touched)
+                self._snapshots.begin()
             return True
         self._apply(answer, after, device, sent_at, outcome)
         outcome.pushed += len(batch)
@@ -140,10 +142,11 @@ class Synchroniser:
                 queued = self._queue.find(verdict["id"])
                 if queued is None or queued.state != "waiting":
                     continue
-                keys |= self._settle(queued, verdict["verdict"], verdict, outcome)
                 if not verdict.get("duplicate"):
+                    received_at = parse_time(verdict["received_at"])
                     # By how much this device's clock is off; only to foresee who wins a tie.
-                    self._meta.set(skew=parse_time(verdict["received_at"]) - sent_at)
+                    self._meta.set(server_ms=received_at, skew=received_at - sent_at)
+                keys |= self._settle(queued, verdict["verdict"], verdict, outcome)
         return keys
 
     def _settle(
@@ -160,18 +163,26 @@ class Synchroniser:
         return keys
 
     def _leave(self, queued: Queued, seq: int) -> None:
-        self._sent.keep(queued, seq, self._now_ms())
+        self._sent.keep(queued, seq, self._server_ms())
         self._queue.remove(queued.id)
+
+    def _server_ms(self) -> int:
+        """The last time that the server told. A clock of ours that jumps must forget nothing."""
+        return int(self._meta.get("server_ms") or self._now_ms())
 
     def _apply(
         self, answer: dict[str, Any], after: int, device: str, sent_at: int, outcome: Outcome
     ) -> None:
         events = [msgspec.convert(event, Event) for event in answer["events"]]
+        page = Outcome()  # nobody is told of what was rolled back
         with self._database.transaction() as db:
             if (self._meta.get("after", 0), self._meta.get("device")) != (after, device):
                 return  # another process was quicker; what this brought comes again
-            touched = self._note_verdicts(answer["verdicts"], sent_at, outcome)
-            touched |= self._fold(events, device, outcome)
+            if events:
+                self._meta.set(server_ms=parse_time(events[-1].received_at))
+            touched = self._note_verdicts(answer["verdicts"], sent_at, page)
+            touched |= self._fold(events, device, page)
+            self._send_again_what_is_not_there(answer["through"], answer["head"])
             self._meta.set(
                 after=answer["through"],
                 mark=answer["mark"],
@@ -185,9 +196,27 @@ class Synchroniser:
                     (answer["through"], answer["mark"]),
                 )
                 self._thin_marks()
-                self._sent.forget_before(self._now_ms() - KEEP_SENT_MS)
-            outcome.changed += self._view.refresh(touched)
+                self._sent.forget_before(self._server_ms() - KEEP_SENT_MS)
+            page.changed = self._view.refresh(touched)
+        outcome.changed += page.changed
+        outcome.refused += page.refused
+        outcome.conflicts += page.conflicts
         outcome.pulled += len(events)
+
+    def _send_again_what_is_not_there(self, through: int, head: int) -> None:
+        """A server that was restored has something else, or nothing, where it had stored ours.
+
+        Our cursor can be too old to notice.
+        """
+        lost = [
+            queued
+            for queued in self._queue.select("stored")
+            if queued.seq is not None and not through < queued.seq <= head
+        ]
+        for queued in lost:
+            self._queue.set_state(queued.id, "waiting")
+        if lost:
+            self._queue.renumber(lost[0].counter or 1)
 
     def _fold(self, events: list[Event], device: str, outcome: Outcome) -> set[Key]:
         """Folds a page into the confirmed records; own changesets leave the queue."""
@@ -266,8 +295,8 @@ class Synchroniser:
                 return self._renumber(exc)
             case "device-forked":
                 self._take_new_device(outcome, exc.problem)
-            case "log-behind" | "log-changed" | "invalid-request" if self._snapshots.is_under_way:
-                self._snapshots.begin()  # its cursor is of another history: from the beginning
+            case "invalid-request" if self._snapshots.is_resumed:
+                self._snapshots.begin()  # its cursor is of another server: from the beginning
             case "log-behind" | "log-changed":
                 self._go_back(outcome, exc.problem)
             case "unknown-space" if self._snapshots.is_under_way:
@@ -321,6 +350,9 @@ class Synchroniser:
             if first is not None:
                 self._queue.renumber(first)
             db.execute("DELETE FROM marks WHERE seq > ?", (shared,))
+            mark = db.execute("SELECT mark FROM marks WHERE seq = ?", (shared,)).fetchone()
+            # What is made before the snapshot is there builds on no more than this.
+            self._meta.set(after=shared, mark=mark[0] if mark else "")
             self._snapshots.begin()
         outcome.healed.append(why)
 

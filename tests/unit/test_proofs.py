@@ -153,7 +153,10 @@ def test_a_body_may_hold_ops_of_its_own(body):
     """
     The leaf of another kind of event is cut at `body`, whatever is in it.
     """
-    head = b'{"seq":1,"kind":"collection-defined","id":"00000000-0000-4000-8000-000000000001","received_at":"2026-11-23T09:00:00.000Z"'
+    head = (
+        b'{"seq":1,"kind":"collection-defined","id":"00000000-0000-4000-8000-000000000001",'
+        b'"received_at":"2026-11-23T09:00:00.000Z"'
+    )
     state = head + b',"body":' + msgspec.json.encode(body) + b"}"
     assert proofs.header_of(state) == head
     entry = restored_entry(state, SALT)

@@ -1,0 +1,84 @@
+"""The sketch of a client in JavaScript, run for real against the service."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from werkzeug.serving import make_server
+
+from foldlog.api.app import create_app
+from foldlog.infrastructure.memory.store import MemoryStore
+from tests.helpers import B, changeset, push_of, put
+
+SKETCH = Path(__file__).parents[2] / "docs" / "sketches" / "sync.mjs"
+
+#: The smallest local database that the sketch can work with: in memory, and a fold of last writes.
+DRIVER = """
+import { sync } from "%(sketch)s";
+const state = { device: crypto.randomUUID(), after: 0, mark: "", counter: 0 };
+const queue = [], records = {}, aside = [];
+const db = {
+  cursor: async () => state,
+  queue: async (wanted, limit) => queue.filter((c) => c.state === wanted).slice(0, limit),
+  find: async (id) => queue.find((c) => c.id === id),
+  transaction: async (work) => work(),
+  acknowledge: async (id) => { (await db.find(id)).state = "stored"; },
+  refuse: async (id, refusal) => {
+    aside.push(refusal.code);
+    (await db.find(id)).state = "refused";
+  },
+  leave: async (id) => {
+    const at = queue.findIndex((c) => c.id === id);
+    if (at >= 0) queue.splice(at, 1);
+  },
+  fold: async (event) => {
+    for (const op of event.ops) records[op.id] = { ...records[op.id], ...op.fields };
+  },
+  moveCursor: async (after, mark) => Object.assign(state, { after, mark }),
+  setAside: async (id, problem) => {
+    aside.push(problem.code);
+    await db.leave(id);
+    await db.renumber(0, 1);
+  },
+  renumber: async (from, expected) => {
+    const waiting = queue.filter((c) => c.state === "waiting").slice(from);
+    waiting.forEach((c, n) => { c.counter = expected + n; });
+  },
+  newDevice: async (device) => { state.device = device; await db.renumber(0, 1); },
+};
+const make = (fields) => queue.push({
+  id: crypto.randomUUID(), counter: ++state.counter, base: state.after, state: "waiting",
+  made_at: new Date().toISOString(),
+  ops: [{ op: "put", collection: "tasks", id: crypto.randomUUID(), fields }],
+});
+make({ n: 1 }); make({ n: 2 ** 60 }); make({ n: 3 });
+await sync(db, "%(url)s", "home");
+state.counter = 1; make({ n: 4 });   // as after a restore: an old counter
+await sync(db, "%(url)s", "home");
+console.log(JSON.stringify({
+  queue: queue.length, aside, values: Object.values(records).map((r) => r.n).sort(),
+}));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_the_javascript_sketch_syncs_and_heals(tmp_path):
+    """It pushes, pulls what others made, sets aside what cannot be read, and heals a fork."""
+    store = MemoryStore()
+    store.push("home", push_of(changeset(put("theirs", n=0)), device=B))
+    server = make_server("127.0.0.1", 0, create_app(store=store, master=store, ready=dict))
+    Thread(target=server.serve_forever, daemon=True).start()
+    driver = tmp_path / "driver.mjs"
+    url = f"http://127.0.0.1:{server.server_port}"
+    driver.write_text(DRIVER % {"sketch": SKETCH.as_posix(), "url": url})
+    try:
+        done = subprocess.run(["node", driver], capture_output=True, text=True, timeout=60)
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    expected = '{"queue":0,"aside":["invalid-changeset"],"values":[0,1,3,4]}'
+    assert done.stdout.strip() == expected
