@@ -46,14 +46,17 @@ class Workload:
         """Creates that many records, all of one device."""
         return self._push([self.uuid() for _ in range(changesets)], base=0)
 
-    def history(self, events: int, changesets_per_push: int) -> Iterator[bytes]:
-        """Half of the events create records; the others update each once, in another order.
+    def history(
+        self, events: int, changesets_per_push: int, *, writes_per_record: int = 2
+    ) -> Iterator[bytes]:
+        """Each record is created, and then updated so many times, each round in another order.
 
         Whoever updates has pulled all that is there, as apps do before their user edits.
         """
-        records = [self.uuid() for _ in range(events // 2)]
-        updated = self._random.sample(records, len(records))
-        everything = records + updated
+        records = [self.uuid() for _ in range(events // writes_per_record)]
+        everything = list(records)
+        for _ in range(writes_per_record - 1):
+            everything += self._random.sample(records, len(records))
         for base in range(0, len(everything), changesets_per_push):
             yield self._push(everything[base : base + changesets_per_push], base=base)
 
