@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ DOCS = HERE.parent / "docs"
 @click.option("--publish", is_flag=True, help="Put the figures of these rows into the docs.")
 def main(names: Sequence[str], quick: bool, rounds: int | None, publish: bool) -> None:
     """Measure all rows, or those named: push1 push100 pull rebuild poll."""
+    # Whoever ends us must not leave a service behind: this unwinds the stack.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     scale = QUICK if quick else FULL
     scale = replace(scale, rounds=rounds or scale.rounds)
     rows = [row for row in ROWS if not names or row.name in names]

@@ -12,7 +12,7 @@ from marshmallow import ValidationError, fields
 from marshmallow.validate import Range
 
 from ..domain.changesets import decode_changesets
-from ..domain.errors import InvalidChangeset
+from ..domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from ..domain.limits import INTEGER_MAX, Limits
 from ..domain.names import is_collection, is_record_id, is_space, is_uuid
 from ..domain.proofs import MARK_LENGTH
@@ -134,3 +134,8 @@ class ChangesetsField(fields.List[Any]):
             raise InvalidChangeset(
                 str(exc), **exc.extra | {"pointer": pointer, "errors": errors}
             ) from exc
+        except InvalidRequest as exc:
+            if isinstance(exc, LimitExceeded):
+                raise
+            errors = [{"pointer": f"/{attr}", "detail": str(exc)}]
+            raise InvalidRequest(str(exc), errors=errors) from exc

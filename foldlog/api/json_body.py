@@ -41,7 +41,7 @@ class JsonBody:
                 members = decode_members(body)
             except msgspec.DecodeError:
                 members = decode_members(_mark_half_pairs(body))
-            return self._load(members)
+            return self._load(members) | {"body_bytes": len(body)}
         except msgspec.ValidationError as exc:
             raise InvalidRequest("the body must be a JSON object") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

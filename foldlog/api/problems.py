@@ -73,7 +73,12 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
 }
 
 #: Over one of these, a smaller request is the cure: 413 lets a client halve its batch.
-LIMITS_OF_SIZE = {"body_bytes_max", "inflated_bytes_max", "changesets_per_push_max"}
+LIMITS_OF_SIZE = {
+    "body_bytes_max",
+    "inflated_bytes_max",
+    "changesets_per_push_max",
+    "page_bytes_max",
+}
 
 #: What Flask and Werkzeug refuse by themselves, in our words.
 ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {

@@ -131,4 +131,5 @@ def push_of(body: dict[str, Any]) -> Push:
         after=body.get("after"),
         mark=body.get("mark"),
         wants_records="return_" in body,
+        body_bytes=body["body_bytes"],
     )

@@ -49,10 +49,10 @@ class Pace:
         return max(self._jittered(self._poll), backoff_seconds)
 
     def after_failure(self, exc: Exception) -> float:
-        if isinstance(exc, ServerProblem) and exc.status in (401, 403):
-            return self._jittered(HELD_SECONDS)
         wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
         self._failures += 1
+        if isinstance(exc, ServerProblem) and exc.status in (401, 403):
+            return self._jittered(HELD_SECONDS)
         asked = exc.retry_after_seconds if isinstance(exc, ServerProblem) else None
         return max(self._jittered(wait), asked or 0.0)
 
@@ -110,6 +110,8 @@ class Background:
     def _run(self) -> None:
         while not self._ending.is_set():
             self._woken.clear()
+            if self._ending.is_set():
+                break  # `stop` had woken us just before
             self._next_at = None
             wait = self._try()
             self._next_at = self._now() + wait

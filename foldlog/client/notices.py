@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -54,17 +54,17 @@ class Loss:
     is_mine: bool
 
     @classmethod
-    def of(cls, conflict: Conflict, device: str) -> Loss:
-        return cls._from(None, conflict_document(conflict), device)
+    def of(cls, conflict: Conflict, own: Container[str]) -> Loss:
+        return cls._from(None, conflict_document(conflict), own)
 
     @classmethod
-    def read(cls, number: int, document: str, device: str) -> Loss:
-        return cls._from(number, msgspec.json.decode(document), device)
+    def read(cls, number: int, document: str, own: Container[str]) -> Loss:
+        return cls._from(number, msgspec.json.decode(document), own)
 
     @classmethod
-    def _from(cls, number: int | None, document: dict[str, Any], device: str) -> Loss:
+    def _from(cls, number: int | None, document: dict[str, Any], own: Container[str]) -> Loss:
         members = {name: value for name, value in document.items() if name != "op"}
-        return cls(number, **members, is_mine=document["lost"]["device"] == device)
+        return cls(number, **members, is_mine=document["lost"]["device"] in own)
 
 
 class Notices:

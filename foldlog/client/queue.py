@@ -182,24 +182,22 @@ class Queue:
         with self._database.transaction() as db:
             db.execute("DELETE FROM queue WHERE id = ?", (id,))
 
-    def renumber(self, first: int, *, known: int = 0) -> None:
+    def renumber(self, first: int, *, skip: int = 0) -> None:
         """Gives those that wait the counters `first`, `first + 1` ..., in order.
 
-        The first `known` of them are in the server's log already and need no counter any more.
+        The first `skip` of them keep theirs.
         """
         with self._database.transaction() as db:
             waiting = db.execute(
-                "SELECT position FROM queue WHERE state = 'waiting' ORDER BY position"
+                "SELECT position FROM queue WHERE state = 'waiting' ORDER BY position "
+                "LIMIT -1 OFFSET ?",
+                (skip,),
             ).fetchall()
-            counters = [None] * known + list(range(first, first + len(waiting) - known))
             db.executemany(
                 "UPDATE queue SET counter = ? WHERE position = ?",
-                [
-                    (counter, position)
-                    for counter, (position,) in zip(counters, waiting, strict=True)
-                ],
+                [(counter, position) for counter, (position,) in enumerate(waiting, first)],
             )
-            self._meta.set(counter=first + len(waiting) - known - 1)
+            self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
         """What follows `seq` is not known to the server any more, so nothing can build on it."""

@@ -218,7 +218,7 @@ class Replica:
             if queued is not None:
                 self.notices.tell_refusal(_refusal(queued))
         for conflict in outcome.conflicts:
-            self.notices.tell_loss(Loss.of(conflict, self._meta.get("device")))
+            self.notices.tell_loss(Loss.of(conflict, self._own_devices()))
 
     def _backoff_seconds(self) -> float:
         return 0.0 if self._server is None else self._server.backoff_seconds
@@ -295,8 +295,12 @@ class Replica:
         rows = self._database.connection.execute(
             "SELECT number, document FROM conflicts WHERE number > ? ORDER BY number", (after,)
         )
-        device = self.device
-        return [Loss.read(number, document, device) for number, document in rows]
+        own = self._own_devices()
+        return [Loss.read(number, document, own) for number, document in rows]
+
+    def _own_devices(self) -> set[str]:
+        """This device, and those that it was before it healed."""
+        return {self.device, *self._meta.get("earlier_devices", [])}
 
     def unsent(self) -> list[dict[str, Any]]:
         """Every changeset that is not in the log or was refused, as JSON, to be saved elsewhere."""

@@ -16,7 +16,7 @@ from ..domain.merge import Key, Record
 from ..domain.snapshot import SnapshotHeader, SnapshotPageEnd, snapshot_header, snapshot_line
 from .database import Database, Meta
 from .errors import Unreachable
-from .queue import Queue, Sent
+from .queue import Queue
 from .server import Server
 from .view import View
 
@@ -29,7 +29,6 @@ class SnapshotLoader:
         database: Database,
         meta: Meta,
         queue: Queue,
-        sent: Sent,
         view: View,
         server: Server,
         report: Callable[[int, int], None],
@@ -37,7 +36,6 @@ class SnapshotLoader:
         self._database = database
         self._meta = meta
         self._queue = queue
-        self._sent = sent
         self._view = view
         self._server = server
         self._report = report
@@ -50,10 +48,11 @@ class SnapshotLoader:
     def is_resumed(self) -> bool:
         return self.is_under_way and self._meta.get("snapshot")["cursor"] is not None
 
-    def is_shorter(self, events: int) -> bool:
-        """Whether the server has fewer records than the events that we lack."""
+    def is_shorter(self, after: int) -> bool:
+        """Whether the server has fewer records than events that we lack, up to its snapshot."""
         with closing(self._server.snapshot(None)) as lines:
-            return _header(lines).records < events
+            header = _header(lines)
+        return header.records < header.seq - after
 
     def begin(self) -> None:
         """From now on `go_on` loads a snapshot, until it is whole."""
@@ -61,7 +60,7 @@ class SnapshotLoader:
             db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
             self._meta.set(snapshot={"cursor": None, "seq": None, "mark": None, "done": 0})
 
-    def go_on(self, now: int) -> list[Key]:
+    def go_on(self) -> list[Key]:
         """Loads what is missing; returns the records that look different at the end."""
         state = self._meta.get("snapshot")
         with closing(self._server.snapshot(state["cursor"])) as lines:
@@ -76,33 +75,32 @@ class SnapshotLoader:
                     page.append(line)
                     continue
                 state["done"] += len(page)
-                changed = self._keep(page, line, state, now)
+                changed = self._keep(page, line, state)
                 self._report(state["done"], max(total, state["done"]))
                 if line.cursor is None:
                     return changed
                 page = []
         raise Unreachable("the snapshot broke off")
 
-    def _keep(
-        self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any], now: int
-    ) -> list[Key]:
+    def _keep(self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]) -> list[Key]:
         with self._database.transaction():
             self._view.confirm(page, as_of=end.at)
             state["cursor"] = end.cursor
             self._meta.set(snapshot=state)
             if end.cursor is None:
-                return self._finish(state, now)
+                return self._finish(state)
         return []
 
-    def _finish(self, state: dict[str, Any], now: int) -> list[Key]:
+    def _finish(self, state: dict[str, Any]) -> list[Key]:
         """What the snapshot does not have is gone; the cursor goes to where it begins."""
         seq = state["seq"]
         with self._database.transaction() as db:
             db.execute("UPDATE records SET confirmed = NULL, as_of = 0 WHERE is_stale")
             for queued in self._queue.select("stored"):
                 if queued.seq is not None and queued.seq <= seq:
-                    self._sent.keep(queued, queued.seq, now)
-                    self._queue.remove(queued.id)
+                    # It should be in these records, but no event tells, and a server that was
+                    # restored meanwhile has lost it: it is sent again, to be told.
+                    self._queue.set_state(queued.id, "waiting", queued.seq)
             self._meta.set(after=seq, mark=state["mark"], log=state["log"], head=seq, snapshot=None)
             if seq:
                 db.execute(

@@ -75,7 +75,7 @@ class Synchroniser:
         self._server = server
         self._now_ms = now_ms
         self._new_id = new_id
-        self._snapshots = SnapshotLoader(database, meta, queue, self._sent, view, server, report)
+        self._snapshots = SnapshotLoader(database, meta, queue, view, server, report)
         self._push_max = PUSH_MAX
         self._may_load_snapshot = True
         self.outcome = Outcome()  #: of `run`, also of what was done before it raised
@@ -88,13 +88,13 @@ class Synchroniser:
         for _ in range(ROUNDS_MAX):
             try:
                 if self._snapshots.is_under_way:
-                    outcome.changed += self._snapshots.go_on(self._server_ms())
+                    outcome.changed += self._snapshots.go_on()
                 if not self._round(outcome):
                     break
             except _Restored:
                 self._take_new_device(outcome, "restored")
             except ServerProblem as exc:
-                heals += 1
+                heals += exc.status != 413  # a batch cannot be halved for ever
                 if heals > HEALS_MAX or not self._heal(exc, outcome):
                     raise
         return outcome
@@ -130,7 +130,10 @@ class Synchroniser:
         if lag <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False
         self._may_load_snapshot = False
-        return self._snapshots.is_shorter(lag)
+        try:
+            return self._snapshots.is_shorter(self._meta.get("after", 0))
+        except ServerProblem:
+            return False  # a master table that is behind must not keep us from the events
 
     def _note_verdicts(
         self, verdicts: list[dict[str, Any]], sent_at: int, outcome: Outcome
@@ -265,17 +268,16 @@ class Synchroniser:
     def _thin_marks(self) -> None:
         """Of marks that lie far back, ever fewer are kept: one between 2^k and 2^(k+1) ago."""
         with self._database.transaction() as db:
-            seqs = [
-                seq for (seq,) in db.execute("SELECT seq FROM marks ORDER BY seq DESC").fetchall()
-            ]
+            seqs = [seq for (seq,) in db.execute("SELECT seq FROM marks ORDER BY seq").fetchall()]
             if len(seqs) <= 2 * MARKS_DENSE:
                 return
-            newest, kept = seqs[0], set()
-            for seq in seqs[MARKS_DENSE:]:
-                age = (newest - seq).bit_length()
-                if age in kept:
+            ages = set()
+            # The oldest of each: a younger one would be thrown away before it grows that old.
+            for seq in seqs[:-MARKS_DENSE]:
+                age = (seqs[-1] - seq).bit_length()
+                if age in ages:
                     db.execute("DELETE FROM marks WHERE seq = ?", (seq,))
-                kept.add(age)
+                ages.add(age)
 
     # How a device heals. Each way changes local state so that the next round gets further.
 
@@ -325,8 +327,8 @@ class Synchroniser:
         batch = self._queue.select("waiting", limit=self._push_max)
         if not isinstance(expected, int) or index >= len(batch):
             return False
-        # The server came as far as `index`, so it knows the ones before.
-        self._queue.renumber(expected, known=index)
+        # The server came as far as `index`: those before fit, or are in the log already.
+        self._queue.renumber(expected, skip=index)
         return True
 
     def _take_new_device(self, outcome: Outcome, why: str) -> None:
@@ -335,6 +337,10 @@ class Synchroniser:
             earlier = [*self._meta.get("earlier_devices", []), self._meta.get("device")]
             self._meta.set(device=self._new_id(), earlier_devices=earlier)
             self._queue.renumber(1)
+            # What the old device had done without seeing each other is now of two devices.
+            queue = self._queue.select("waiting", "stored")
+            changed = self._view.refresh({op.key for queued in queue for op in queued.ops})
+        outcome.changed += changed
         outcome.healed.append(why)
 
     def _go_back(self, outcome: Outcome, why: str) -> None:

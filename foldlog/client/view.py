@@ -62,10 +62,12 @@ class View:
                     "WHERE collection = ? AND id = ?",
                     key,
                 ).fetchone()
-                records, _ = self.confirmed([key])
+                records, as_of = self.confirmed([key])
                 confirmed = records.get(key)
                 waiting = self._queue.touching(key)
                 for queued in waiting:
+                    if queued.seq is not None and queued.seq <= as_of.get(key, 0):
+                        continue  # a snapshot's record has it already
                     event = queued.as_event(device, max(0, queued.made_at + skew))
                     event.ops = [op for op in event.ops if op.key == key]
                     fold(records, event)

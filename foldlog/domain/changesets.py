@@ -101,6 +101,8 @@ class Push(msgspec.Struct):
     mark: str | None = None
     #: answer each changeset with the records that it touched, as they are after it
     wants_records: bool = False
+    #: of the body that it came in; what it weighs in a group commit
+    body_bytes: int = 0
 
     @property
     def sent_at_ms(self) -> int:
@@ -125,7 +127,9 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         # From the right: the message may quote a name that the sender chose.
         message, _, path = str(exc).rpartition(" - at `")
         found = _PATH_INDEX.match(path)
-        where = {"index": int(found[1]), "pointer": _pointer(path)} if found else {}
+        if found is None:
+            raise InvalidRequest("the changesets of a push are an array") from exc
+        where = {"index": int(found[1]), "pointer": _pointer(path)}
         # ... and however long that name is, it is not told back whole.
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

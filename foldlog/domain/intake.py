@@ -137,6 +137,7 @@ class Intake:
         changed: dict[Key, Record] = {}  # by this push: what was loaded is not copied for each
         records = ChainMap(changed, self._records or {})
         answers: list[Answer] = []
+        room = self._limits.page_bytes_max  # for records: a few bytes may ask for many large ones
         for index, changeset in enumerate(push.changesets):
             event = self._known.get(changeset.id) or known.get(changeset.id)
             duplicate = event is not None
@@ -156,7 +157,12 @@ class Intake:
             answer = _answer(event, duplicate)
             is_told_records = push.wants_records or event.verdict == "refused"
             if is_told_records and self._records is not None:
-                answer.records = _views(changeset.ops, records)
+                views = _views(changeset.ops, records)
+                room -= sum(len(msgspec.json.encode(view)) for view in views)
+                if room >= 0:
+                    answer.records = views
+                elif push.wants_records:
+                    raise LimitExceeded("page_bytes_max", self._limits.page_bytes_max)
             answers.append(answer)
         # Only here, where nothing can be refused any more, does the push leave a trace.
         if entries:

@@ -20,6 +20,8 @@ workers = int(os.environ.get("FOLDLOG_WEB_WORKERS", "2"))
 worker_connections = 20_000
 backlog = 2_048
 keepalive = 75
+#: the longest that gunicorn can; a filter of many collections takes some of it
+limit_request_line = 8_190
 #: a worker that does not answer its master for this long is replaced
 timeout = 60
 graceful_timeout = 20

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import click
 import msgspec
 
+from ..domain.errors import OperatorError
 from ..domain.events import decode_event
 from ..domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from ..domain.ports import EventStore, RangeQuery
@@ -45,10 +46,15 @@ def replay_command(
     """
     if is_folded and wants_conflicts:
         raise click.UsageError("--fold and --conflicts are two answers; ask for one")
+    if last is not None and first > max(last, 1):
+        raise click.UsageError(f"--from {first} is after --to {last}")
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
-        through = head_of(parts.store, space) if last is None else last
+        head = head_of(parts.store, space)
+        through = head if last is None else last
+        if through > head:
+            raise OperatorError(f"the log of {space!r} ends at seq {head}, before {through}")
         states = _states(parts.store, space, first, through)
         if is_folded:
             _print(msgspec.json.encode(view_of(r)) for r in sorted_records(fold_all(states)[0]))
@@ -77,8 +83,6 @@ def sorted_records(records: dict[Key, Record]) -> list[Record]:
 
 
 def _states(store: EventStore, space: str, first: int, last: int) -> Iterator[bytes]:
-    head = head_of(store, space)
-    last = min(last, head)
     with progress(f"replaying {space}", max(0, last - first + 1)) as report:
         for number, entry in enumerate(store.entries(space, after=first - 1, through=last), 1):
             yield entry.state

@@ -26,7 +26,7 @@ def status_command(
 ) -> None:
     """Head, position and lag of each projection, of SPACE or of all.
 
-    Exit code 1 if a projection has stopped.
+    Exit code 1 if a projection has stopped, or needs a rebuild.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
@@ -39,7 +39,7 @@ def status_command(
             click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
     else:
         out.print(_table(lines))
-    if any(line.stopped_at is not None for line in lines):
+    if any(line.stopped_at is not None or line.needs_rebuild for line in lines):
         sys.exit(EXIT_NO)
 
 
@@ -50,6 +50,8 @@ def _table(lines: list[ProjectionStatus]) -> Table:
         table.add_column(name, justify="right" if is_number else "left")
     for line in lines:
         state = "live" if line.is_live else "being rebuilt"
+        if line.needs_rebuild:
+            state = "[red]of another merge rule: foldlog rebuild[/red]"
         if line.stopped_at is not None:
             state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(

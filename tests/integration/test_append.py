@@ -11,6 +11,7 @@ import pytest
 
 from foldlog.domain.errors import (
     CounterGap,
+    LimitExceeded,
     OutcomeUnknown,
     ProjectionBehind,
     StorageUnavailable,
@@ -219,3 +220,47 @@ def _terminate(superuser: str, statement: str, but_not: int) -> None:
                 return
             time.sleep(0.01)
     raise AssertionError(f"nobody waits in {statement}")
+
+
+@pytest.mark.parametrize("code", ["53100", "53200", "55P03", "57014", "40P01", "58030", "25006"])
+def test_a_server_that_says_not_now_has_stored_nothing(database, datastore, code):
+    """A full disk, a lock, a timeout, a failover: try again later, and only those who met it."""
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{code}'; END$$"
+        )
+        conn.execute(
+            "CREATE TRIGGER not_now BEFORE INSERT ON events FOR EACH ROW "
+            f"WHEN (NEW.device = '{B}') EXECUTE FUNCTION not_now()"
+        )
+    store = PostgresEventStore(datastore)
+    with pytest.raises(StorageUnavailable):
+        store.push("s", push_of(changeset(), device=B))
+    good, bad = store._append("s", [push_of(changeset(), device=A), push_of(changeset(), device=B)])
+    assert good.verdicts[0].seq == 1
+    assert isinstance(bad, StorageUnavailable)
+
+
+def test_few_bytes_do_not_ask_for_many(stores):
+    """Records in answers are bounded as a page is; the push is refused, not answered in part."""
+    stores.push("s", push_of(changeset(put("big", text="x" * 3_000_000))))
+    stores.project()
+    many = [changeset(put("big", n=n), base=1) for n in range(4)]
+    with pytest.raises(LimitExceeded, match="page_bytes_max"):
+        stores.push("s", push_of(*many, wants_records=True))
+    assert len(pull_all(stores, "s")) == 1
+    receipt = stores.push("s", push_of(*many[:2], wants_records=True))
+    assert [len(verdict.records) for verdict in receipt.verdicts] == [1, 1]
+
+
+def test_what_is_acknowledged_is_on_the_disk(database_urls):
+    """Also if the role, or the server, is set to answer before it is."""
+    owner, _ = database_urls
+    with psycopg.connect(owner, autocommit=True) as conn:
+        conn.execute(
+            "ALTER ROLE foldlog IN DATABASE " + conn.info.dbname + " SET synchronous_commit = off"
+        )
+    with Datastore(owner) as datastore, datastore.rows() as cursor:
+        assert cursor.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        assert cursor.execute("SHOW transaction_isolation").fetchone() == ("read committed",)

@@ -43,6 +43,17 @@ def test_the_log_cannot_be_changed(database_urls, who, statement):
         assert list(stores.entries("s", through=3)) == before
 
 
+def test_not_even_with_triggers_off_for_a_replica(database_urls):
+    """`session_replication_role` turns ordinary triggers off; this one is no ordinary one."""
+    owner, superuser = database_urls
+    with Datastore(owner) as datastore:
+        PostgresStores(datastore).push("s", push_of(changeset()))
+    with psycopg.connect(superuser) as conn:
+        conn.execute("SET session_replication_role = replica")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute("DELETE FROM events")
+
+
 @pytest.mark.parametrize(
     ("seq", "event_id", "constraint"),
     [

@@ -139,6 +139,27 @@ def test_replay_folds_as_of_any_seq(stores, run):
         assert [json.loads(line) for line in folded] == [json.loads(page.records[0])]
 
 
+def test_replay_of_what_is_not_there_yet_is_told(stores, run):
+    """An auditor who asks for seq 99 must not be shown seq 3 as if it were that."""
+    stores.push("s", push_of(changeset(), changeset(), changeset()))
+    result = run("replay", "s", "--fold", "--to", "99", code=3)
+    assert "ends at seq 3" in result.stderr and result.stdout == ""
+
+
+def test_an_import_into_a_space_that_a_device_just_made(stores, run, tmp_path):
+    """After a disaster some device may sync first; an empty space takes the exported log."""
+    stores.push("s", push_of(changeset()))
+    file = str(tmp_path / "log.jsonl")
+    run("export", "s", "-o", file)
+    stores.push("t", push_of())
+    run("import", file, "--space", "t")
+    assert pull_all(stores, "t") == pull_all(stores, "s")
+    assert (
+        stores.range_after("t", RangeQuery(0, 1)).log
+        == stores.range_after("s", RangeQuery(0, 1)).log
+    )
+
+
 def test_replay_prints_what_lost(stores, run):
     random_history(stores, "s", seed=5)
     head = stores.range_after("s", RangeQuery(0, 1)).head
@@ -191,6 +212,7 @@ def test_rebuild_as_a_command(stores, run):
         (("rebuild", "s", "--all"), 2, "--all"),
         (("replay", "s", "--fold", "--conflicts"), 2, "--fold"),
         (("replay", "s", "--from", "0"), 2, "--from"),
+        (("replay", "s", "--from", "3", "--to", "2"), 2, "--from 3"),
         (("import", "/no/such/file"), 2, "does not exist"),
         (("migrate",), 0, "nothing to do"),
     ],

@@ -176,6 +176,26 @@ def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeyp
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
 
 
+def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkeypatch):
+    """A batch that is too much for the server ends its session; the next space has its turn."""
+    for space in ("a", "b"):
+        stores.push(space, push_of(changeset(put("x", n=1))))
+    with Datastore(database) as datastore:
+        worker = Projector(datastore, MasterProjection())
+        apply = worker._projection.apply
+
+        def breaks(cursor, space, generation, events):
+            if space == "a":
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            apply(cursor, space, generation, events)
+
+        monkeypatch.setattr(worker._projection, "apply", breaks)
+        for space in worker.lagging():
+            worker._project_or_note(space)
+        lines = {line.space: line for line in status(datastore)}
+    assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
+
+
 def test_a_late_note_of_a_stop_is_not_taken(datastore, stores):
     """What another worker has got past meanwhile has not stopped."""
     stores.push("s", push_of(changeset(put("x", n=1))))
@@ -196,7 +216,8 @@ def test_what_other_code_folded_is_left_alone(datastore, stores):
     with datastore.committed() as cursor:
         cursor.execute("UPDATE projections SET fold_version = 0")
     stores.project()
-    assert status(datastore, "s")[0].position == 0
+    (line,) = status(datastore, "s")
+    assert line.position == 0 and line.needs_rebuild
     Rebuilder(datastore, MasterProjection()).rebuild("s")
     assert_equals_fresh_fold(stores, "s", 1)
 

@@ -25,7 +25,7 @@ from ...domain.limits import Limits
 from ...domain.merge import FOLD_VERSION, Key, Record
 from ...domain.ports import Receipt
 from .datastore import Datastore
-from .errors import DATABASE_ERRORS, is_connection_error
+from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
 from .recorder import LogRecorder
 
@@ -142,11 +142,13 @@ class Appender:
                 elif look.is_new and all(isinstance(o, Exception) for o in outcomes):
                     raise Rollback  # a space that nothing was stored in is none
         except DATABASE_ERRORS as exc:
-            if not is_connection_error(exc):
-                raise
-            self._datastore.check_pool()
-            # Once COMMIT may have been sent, a broken connection says nothing about it.
-            raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
+            if is_connection_error(exc):
+                self._datastore.check_pool()
+                # Once COMMIT may have been sent, a broken connection says nothing about it.
+                raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
+            if is_temporary(exc) and len(pushes) == 1:
+                raise StorageUnavailable() from exc
+            raise  # a group is tried one by one, see `PostgresEventStore`
         return outcomes
 
     def _look(

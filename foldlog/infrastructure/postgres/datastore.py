@@ -17,9 +17,25 @@ from .errors import DATABASE_ERRORS
 
 #: What every session is set to, whatever the server's defaults are. Append order rests on READ
 #: COMMITTED: each statement must see what was committed before it got the space's lock.
-SESSION_OPTIONS = "-c default_transaction_isolation=read\\ committed -c timezone=UTC"
+SESSION_OPTIONS = (
+    "-c default_transaction_isolation=read\\ committed -c timezone=UTC "
+    # A space that statistics do not know yet looks empty to the planner, which would then scan all
+    # of it for each value; our statements are written for one plan, by their indexes.
+    "-c plan_cache_mode=force_generic_plan"
+)
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_SECONDS_MAX = 5.0
+#: A network that fell silent must not hold a space's queue until TCP gives up, which takes hours.
+CONNECTION: dict[str, Any] = {
+    "application_name": "foldlog",
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+#: What was acknowledged must be on the disk, whatever a role or a server is set to.
+DURABLE = "SET synchronous_commit = on"
 #: A session that a stuck client left open must not hold a space's lock for ever.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
 
@@ -55,7 +71,8 @@ class Datastore(PostgresDatastore):
         assert isinstance(self.pool.kwargs, dict)
         given = {name: value for name, value in self.pool.kwargs.items() if value != ""}
         # The rest of the URL (sslmode, application_name ...) counts as much as the host.
-        self.pool.kwargs = {"application_name": "foldlog", **given, **parts, "options": options}
+        self.url = url
+        self.pool.kwargs = {**CONNECTION, **given, **parts, "options": options}
 
     def check_pool(self) -> None:
         """After a connection broke: the others of the pool may be as dead, so throw those away."""
@@ -70,6 +87,8 @@ class Datastore(PostgresDatastore):
 
         def after_connect(conn: Connection[Any]) -> None:
             base(conn)
+            if conn.execute("SHOW synchronous_commit").fetchall()[0]["synchronous_commit"] == "off":
+                conn.execute(DURABLE)
             conn.adapters.register_loader("json", _JsonAsBytes)
 
         return after_connect

@@ -13,23 +13,41 @@ from ...domain.errors import StorageUnavailable
 
 DATABASE_ERRORS = (persistence.PersistenceError, psycopg.Error)
 
-#: SQLSTATE classes and codes of a server that cannot serve just now: connection exceptions,
-#: operator intervention but for a cancelled query, too many connections, a server that only reads
-#: (after a failover). Everything else is the statement's own fault, whatever class of Python's it
-#: comes as: psycopg calls a timeout or a full program limit operational, too.
-_UNAVAILABLE = ("08", "57P", "53300", "25006")
+#: SQLSTATE classes of a connection that is gone: connection exceptions, and a server that shuts
+#: down or crashed. Only these leave open what became of a COMMIT.
+_BROKEN = ("08", "57P")
+#: ... and of what may pass by itself: a conflict of transactions, no resources (a full disk, too
+#: many connections), an object in use, a cancelled statement, trouble with the system, a server
+#: that only reads after a failover. The server has said no, so nothing is stored.
+_TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", "25006")
 
 
 def is_connection_error(exc: BaseException) -> bool:
-    """Whether nothing is wrong with what was asked: the database could not be asked."""
+    """Whether the connection is gone, so that nobody can tell what became of what was sent.
+
+    By SQLSTATE, not by class: psycopg calls a timeout or a full program limit operational, too.
+    """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
+    state = _sqlstate(exc)
+    if state is not None:
+        return state.startswith(_BROKEN)
+    broken = (
+        *(persistence.OperationalError, persistence.InterfaceError),
+        *(psycopg.OperationalError, psycopg.InterfaceError),
+    )
+    return isinstance(exc, broken) or isinstance(exc.__cause__, broken)
+
+
+def is_temporary(exc: BaseException) -> bool:
+    """Whether the same may go well a little later."""
+    state = _sqlstate(exc)
+    return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
+
+
+def _sqlstate(exc: BaseException) -> str | None:
     cause = exc if isinstance(exc, psycopg.Error) else exc.__cause__
-    if isinstance(cause, psycopg.Error) and cause.sqlstate is not None:
-        return cause.sqlstate.startswith(_UNAVAILABLE)
-    operational = (psycopg.OperationalError, psycopg.InterfaceError)
-    mapped = (persistence.OperationalError, persistence.InterfaceError)
-    return isinstance(exc, mapped) or isinstance(cause, operational)
+    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
 
 
 class Pool(Protocol):
@@ -39,12 +57,13 @@ class Pool(Protocol):
 
 @contextmanager
 def translated(pool: Pool) -> Iterator[None]:
-    """The database cannot be reached: the caller may try again later."""
+    """The database cannot serve just now: the caller may try again later."""
     try:
         yield
     except DATABASE_ERRORS as exc:
         if is_connection_error(exc):
             # Where one connection of the pool is dead, the others probably are.
             pool.check_pool()
+        if is_temporary(exc):
             raise StorageUnavailable() from exc
         raise

@@ -108,8 +108,16 @@ def mark_at(conn: Connection[Any], space: SpaceId, seq: int) -> str:
     return row.mark
 
 
-def _operations(push: Push) -> int:
-    return sum(len(changeset.ops) for changeset in push.changesets)
+#: Of the pushes of one group: a transaction that is quick to decide, and a message to PostgreSQL
+#: that is far from its limit of 1 GB.
+GROUP_BYTES_MAX = 32 * 2**20
+#: what an operation costs at least, however few bytes it came in
+OPERATION_BYTES = 200
+
+
+def _weight(push: Push) -> int:
+    operations = sum(len(changeset.ops) for changeset in push.changesets)
+    return max(push.body_bytes, operations * OPERATION_BYTES)
 
 
 class PostgresEventStore(EventStore):
@@ -130,7 +138,7 @@ class PostgresEventStore(EventStore):
         self._on_append = on_append
         self._appender = Appender(datastore, limits)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
-            self._append, weigh=_operations
+            self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX
         )
 
     def push(self, space: SpaceId, push: Push) -> Receipt:

@@ -89,8 +89,8 @@ class MasterProjection:
         conflicts: list[tuple[int, Conflict]] = []
         for event in events:
             conflicts += enumerate(fold(records, event))
-        if records:
-            cursor.execute(UPSERT_RECORDS, {**where, **columns_of(records.values())}, prepare=True)
+        for columns in columns_of(records.values()):
+            cursor.execute(UPSERT_RECORDS, {**where, **columns}, prepare=True)
         if conflicts:
             self._insert_conflicts(cursor, where, conflicts)
         self._insert_local_ids(cursor, where, events)

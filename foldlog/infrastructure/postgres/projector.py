@@ -14,6 +14,7 @@ from psycopg import Cursor
 
 from ...domain.events import Event
 from ...domain.limits import INTEGER_MAX
+from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error
 from .master import MasterProjection
@@ -61,6 +62,7 @@ SELECT s.space
  WHERE p.projection = %(projection)s
    AND p.is_live
    AND p.position < s.head
+   AND p.fold_version = %(fold_version)s
    AND (p.stopped_until IS NULL OR p.stopped_until < now())
  ORDER BY s.space
  LIMIT %(limit)s
@@ -75,6 +77,18 @@ UPDATE projections
    AND projection = %(projection)s
    AND generation = %(generation)s
    AND position = %(seq)s - 1  -- else another worker has got past it meanwhile
+RETURNING generation
+"""
+
+
+NOTE_FAILED = """
+UPDATE projections
+   SET stopped_at = position + 1,
+       stopped_why = %(why)s,
+       stopped_until = now() + %(seconds)s * interval '1 second'
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND is_live
 RETURNING generation
 """
 
@@ -116,19 +130,38 @@ class Projector:
                     if wakeups.closed:
                         return
                     # A batch of each space in turn: a long log does not hold up the others.
-                    if not self.project_or_stop(space):
+                    if not self._project_or_note(space):
                         waiting.discard(space)
             except DATABASE_ERRORS as exc:
                 # Also what is no fault of the connection must not end the worker.
-                log.warning("database_unreachable", error=str(exc))
+                log.warning("projector_waits_for_the_database", error=str(exc))
                 self._datastore.check_pool()
                 waiting.clear()
                 wakeups.sleep(RECONNECT_SECONDS)
                 continue
             waiting |= wakeups.wait(0 if waiting else POLL_SECONDS)
 
+    def _project_or_note(self, space: str) -> bool:
+        """Whatever happens with one space, the next one has its turn: if there is a database."""
+        try:
+            return self.project_or_stop(space)
+        except DATABASE_ERRORS as exc:
+            self._datastore.check_pool()
+            # Raises if the database is gone. If it is not, something about this space is too much
+            # for it: a batch that breaks the connection each time, say.
+            with self._datastore.committed() as cursor:
+                names = {"space": space, "projection": self._projection.name}
+                why = f"{type(exc).__name__}: {exc}"
+                cursor.execute(NOTE_FAILED, {**names, "why": why, "seconds": RETRY_SECONDS})
+            log.error("projection_failed", space=space, why=why)
+            return False
+
     def lagging(self) -> list[str]:
-        names = {"projection": self._projection.name, "limit": SPACES_PER_ROUND}
+        names = {
+            "projection": self._projection.name,
+            "fold_version": FOLD_VERSION,
+            "limit": SPACES_PER_ROUND,
+        }
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
 

@@ -7,16 +7,17 @@ position, so a rebuild that was killed goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
 from ...domain.errors import OperatorError, UnknownSpace
 from ...domain.merge import FOLD_VERSION
-from .datastore import Datastore
+from .datastore import CONNECTION, Datastore
 from .errors import translated
 from .master import MasterProjection
 from .projector import Projector
@@ -25,6 +26,7 @@ from .projector import Projector
 CATCH_UP_EVENTS = 2_000
 
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%(projection)s), hashtext(%(space)s))"
+
 UNLOCK = "SELECT pg_advisory_unlock(hashtext(%(projection)s), hashtext(%(space)s))"
 
 SELECT_HEAD = """
@@ -167,15 +169,16 @@ class Rebuilder:
 
         The lock is the session's, so it goes with a rebuild that is killed.
         """
-        with self._datastore.rows() as cursor:
-            names = self._names(space)
-            row = cursor.execute(TRY_LOCK, names).fetchone()
+        with psycopg.connect(self._datastore.url, autocommit=True, **CONNECTION) as conn:
+            row = conn.execute(TRY_LOCK, self._names(space)).fetchone()
             if row is None or not row[0]:
                 raise OperatorError(f"another rebuild of {space!r} is under way")
             try:
                 yield
             finally:
-                cursor.execute(UNLOCK, names)
+                # A closed session lets go of it too, but a moment later than we return.
+                with suppress(psycopg.Error):
+                    conn.execute(UNLOCK, self._names(space))
 
     def _head(self, space: str) -> int:
         with self._datastore.rows() as cursor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,9 @@ SELECT %(space)s, %(generation)s, {COLUMNS}
 RETURNING id
 """
 
+STATEMENT_BYTES = 32 * 2**20
+STATEMENT_RECORDS = 5_000
+
 _encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_writes = msgspec.json.Decoder(PackedWrites).decode
@@ -65,12 +68,25 @@ def record_of(row: Sequence[Any]) -> Record:
     )
 
 
-def columns_of(records: Iterable[Record]) -> dict[str, list[Any]]:
-    """The parameters of `UPSERT_RECORDS`, but for space and generation.
+def columns_of(records: Iterable[Record]) -> Iterator[dict[str, list[Any]]]:
+    """The parameters of `UPSERT_RECORDS`, but for space and generation; in parts of some MB.
 
     In the order of keys, so that two writers of the same rows could never wait in a circle.
     """
-    rows = sorted(records, key=lambda record: (record.collection, record.id))
+    part: list[Record] = []
+    size = 0
+    for record in sorted(records, key=lambda record: (record.collection, record.id)):
+        # A guess is enough: a message to PostgreSQL may have 1 GB.
+        size += sum(len(value) for value in record.fields.values() if isinstance(value, str))
+        part.append(record)
+        if size > STATEMENT_BYTES or len(part) == STATEMENT_RECORDS:
+            yield _columns(part)
+            part, size = [], 0
+    if part:
+        yield _columns(part)
+
+
+def _columns(rows: list[Record]) -> dict[str, list[Any]]:
     return {
         "collection": [r.collection for r in rows],
         "id": [r.id for r in rows],

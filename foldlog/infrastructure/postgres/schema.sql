@@ -49,6 +49,9 @@ CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
+-- ALWAYS: also for who has set session_replication_role.
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
+
 REVOKE UPDATE, DELETE, TRUNCATE ON events FROM PUBLIC, CURRENT_USER;
 
 -- Who pushes, and the last counter that each used up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import translated
 
@@ -16,7 +17,8 @@ SELECT s.space,
        p.is_live,
        p.position,
        p.stopped_at,
-       p.stopped_why
+       p.stopped_why,
+       p.fold_version
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
@@ -41,6 +43,12 @@ class ProjectionStatus(NamedTuple):
     position: int
     stopped_at: int | None
     stopped_why: str | None
+    fold_version: int
+
+    @property
+    def needs_rebuild(self) -> bool:
+        """Another version's merge rule made it, so this one does not go on with it."""
+        return self.is_live and self.fold_version != FOLD_VERSION
 
     @property
     def lag(self) -> int:

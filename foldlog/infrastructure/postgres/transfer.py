@@ -90,8 +90,8 @@ class Importer:
         """Makes the space, or finds it part of the way; returns its head and mark."""
         names = {"space": space, "log": log}
         with self._datastore.committed() as cursor:
-            if create_space(cursor, space):
-                cursor.execute(SET_LOG, names)
+            create_space(cursor, space)
+            cursor.execute(SET_LOG, names)  # if it is empty: a device's first sync may have made it
             found = cursor.execute(SELECT_MARK, names).fetchone()
         if found is None:
             raise ImportConflict(f"the space {space!r} exists and holds another log")

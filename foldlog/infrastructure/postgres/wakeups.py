@@ -1,6 +1,6 @@
 """Telling projectors at once that a log has grown.
 
-A notification is sent after the append's commit, on a connection of its own and several spaces at
+A notification is sent after the append's commit, in a transaction of its own and several spaces at
 a time, because NOTIFY takes a lock that is global at commit. One that is lost costs a follower one
 poll interval, never an event: what is to be done is read from the tables.
 """
@@ -13,7 +13,7 @@ from threading import Condition, Event, Thread
 import psycopg
 import structlog
 
-from .datastore import Datastore
+from .datastore import CONNECTION, Datastore
 from .errors import DATABASE_ERRORS
 
 log = structlog.get_logger("foldlog.wakeups")
@@ -106,7 +106,7 @@ class Wakeups:
     def _run(self) -> None:
         while not self.closed:
             try:
-                with psycopg.connect(self._url, autocommit=True, connect_timeout=5) as conn:
+                with psycopg.connect(self._url, autocommit=True, **CONNECTION) as conn:
                     conn.execute(f"LISTEN {CHANNEL}")
                     while not self.closed:
                         for notice in conn.notifies(timeout=LISTEN_SECONDS):
