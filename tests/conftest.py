@@ -16,7 +16,8 @@ from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.log import PostgresEventStore
-from foldlog.infrastructure.postgres.master import MasterProjection, PostgresMasterTable
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.postgres.projector import Projector
 

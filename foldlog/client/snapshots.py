@@ -21,6 +21,10 @@ from .server import Server
 from .view import View
 
 
+class OtherHistory(Exception):
+    """The server does not share the events that this device has."""
+
+
 class SnapshotLoader:
     """`report(done, total)` is called after each page, in records."""
 
@@ -75,12 +79,26 @@ class SnapshotLoader:
                     page.append(line)
                     continue
                 state["done"] += len(page)
-                changed = self._keep(page, line, state)
-                self._report(state["done"], max(total, state["done"]))
                 if line.cursor is None:
-                    return changed
+                    break
+                self._keep(page, line, state)
+                self._report(state["done"], max(total, state["done"]))
                 page = []
-        raise Unreachable("the snapshot broke off")
+            else:
+                raise Unreachable("the snapshot broke off")
+        self._check_history()
+        changed = self._keep(page, line, state)
+        self._report(state["done"], state["done"])
+        return changed
+
+    def _check_history(self) -> None:
+        """Our cursor is about to be replaced: the last time to notice that the server lost events.
+
+        Raises `OtherHistory`.
+        """
+        after, mark = self._meta.get("after", 0), self._meta.get("mark", "")
+        if after and not self._server.shares(after, mark):
+            raise OtherHistory
 
     def _keep(self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]) -> list[Key]:
         with self._database.transaction():

@@ -21,7 +21,7 @@ from .database import Database, Meta
 from .errors import ServerProblem
 from .queue import Queue, Queued, Sent
 from .server import Server
-from .snapshots import SnapshotLoader
+from .snapshots import OtherHistory, SnapshotLoader
 from .view import View
 
 #: changesets in a request; halved while the server says that it is too much
@@ -93,6 +93,8 @@ class Synchroniser:
                     break
             except _Restored:
                 self._take_new_device(outcome, "restored")
+            except OtherHistory:
+                self._go_back(outcome, "log-changed")
             except ServerProblem as exc:
                 heals += exc.status != 413  # a batch cannot be halved for ever
                 if heals > HEALS_MAX or not self._heal(exc, outcome):
@@ -223,9 +225,10 @@ class Synchroniser:
 
     def _fold(self, events: list[Event], device: str, outcome: Outcome) -> set[Key]:
         """Folds a page into the confirmed records; own changesets leave the queue."""
+        touched: set[Key] = set()
         for event in events:
             if event.kind == "changeset":
-                self._meet_own(event, device, outcome)
+                touched |= self._meet_own(event, device, outcome)
         keys = {op.key for event in events if event.is_stored_changeset for op in event.ops}
         records, as_of = self._view.confirmed(keys)
         for event in events:
@@ -234,10 +237,13 @@ class Synchroniser:
             for conflict in fold(records, event):
                 self._keep_conflict(conflict, outcome)
         self._view.confirm(records.values())
-        return keys
+        return keys | touched
 
-    def _meet_own(self, event: Event, device: str, outcome: Outcome) -> None:
-        """If a changeset of our queue comes back: it leaves, and gives its operations back."""
+    def _meet_own(self, event: Event, device: str, outcome: Outcome) -> set[Key]:
+        """If a changeset of our queue comes back: it leaves, and gives its operations back.
+
+        Returns the records that look different for it, besides those that the event changes.
+        """
         queued = self._queue.find(event.id)
         ops: list[Operation] | None = None if queued is None else list(queued.ops)
         if event.device == device and not event.ops:
@@ -247,13 +253,14 @@ class Synchroniser:
                 raise _Restored
             event.ops = ops or []
         if queued is None:
-            return
+            return set()
         if event.verdict == "stored":
             self._leave(queued, event.seq)
         elif queued.state == "waiting":
             assert event.refusal is not UNSET
             why = msgspec.to_builtins(event.refusal)
-            self._settle(queued, "refused", {"seq": event.seq, "refusal": why}, outcome)
+            return self._settle(queued, "refused", {"seq": event.seq, "refusal": why}, outcome)
+        return set()
 
     def _keep_conflict(self, conflict: Conflict, outcome: Outcome) -> None:
         """What concerns this device is kept: what its user typed, or what that has beaten."""

@@ -13,7 +13,8 @@ from .embedded import EmbeddedPostgres
 from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
 from .postgres.log import PostgresEventStore
-from .postgres.master import MasterProjection, PostgresMasterTable
+from .postgres.master import MasterProjection
+from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
 from .postgres.projector import Projector
 from .postgres.wakeups import Announcer, Wakeups

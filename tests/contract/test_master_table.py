@@ -390,3 +390,23 @@ def test_what_does_not_come_is_not_waited_for_without_end(store, space):
     head = sync(store, space, put())
     with pytest.raises(LogBehind):
         store.page(space, RecordsQuery(1, at_least=head + 1))
+
+
+@pytest.mark.parametrize("changed_after", [None, 0])
+def test_pages_are_bounded_by_bytes_and_lose_nothing(store, space, changed_after):
+    """A page ends early when it would grow too large; one seq that is too large comes whole."""
+    for n in range(7):
+        store.push(space, push_of(changeset(put(f"r{n}", text="x" * 1_900_000))))
+    store.push(space, push_of(changeset(*(put(f"s{n}", text="y" * 1_900_000) for n in range(2)))))
+    large = [changeset(put(f"r{n}", text="z" * 1_900_000), base=8) for n in range(3)]
+    head = store.push(space, push_of(*large)).head
+    seen, cursor = [], None
+    for _ in range(20):
+        query = RecordsQuery(100, changed_after=changed_after, cursor=cursor, at_least=head)
+        page = store.page(space, query)
+        assert 0 < sum(map(len, page.records)) < 12_000_000
+        seen += [json.loads(document)["id"] for document in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(seen) == sorted([*(f"r{n}" for n in range(7)), "s0", "s1"])

@@ -14,7 +14,8 @@ from foldlog.domain.merge import conflict_document, view_of
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.postgres import projector as projector_module
 from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import MasterProjection, PostgresMasterTable
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
 from foldlog.infrastructure.postgres.projector import Projector
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import status

@@ -6,7 +6,8 @@ from psycopg.rows import tuple_row
 
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import SELECT_SNAPSHOT, MasterProjection
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.master_table import SELECT_SNAPSHOT
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, push_of, put

@@ -137,7 +137,7 @@ class MemoryStore(EventStore, MasterTable):
                 (r for r in chosen if not r.is_deleted and (r.collection, r.id) > after),
                 key=lambda r: (r.collection, r.id),
             )
-            page = live[: query.limit]
+            page = self._within_bytes(live[: query.limit])
             more = len(live) > len(page)
             cursor = encode_cursor(page[-1].collection, page[-1].id) if more else None
         else:
@@ -145,7 +145,7 @@ class MemoryStore(EventStore, MasterTable):
             changed = sorted(
                 (r for r in chosen if r.seq > seq), key=lambda r: (r.seq, r.collection, r.id)
             )
-            page = changed[: query.limit]
+            page = self._within_bytes(changed[: query.limit])
             if page:
                 page = changed[: bisect_right(changed, page[-1].seq, key=lambda r: r.seq)]
             more = len(changed) > len(page)
@@ -227,6 +227,15 @@ class MemoryStore(EventStore, MasterTable):
                 f"at_least {at_least} is beyond the log's head {here.head}", head=here.head
             )
         return here
+
+    def _within_bytes(self, records: list[Record]) -> list[Record]:
+        """As many as a page may hold, and one in any case."""
+        size = 0
+        for number, record in enumerate(records):
+            size += len(msgspec.json.encode(record.fields))
+            if number and size > self._limits.page_bytes_max:
+                return records[:number]
+        return records
 
     def _page_of(self, here: _Space, records: list[Record], cursor: str | None) -> RecordsPage:
         documents = [msgspec.json.encode(view_of(record)) for record in records]
