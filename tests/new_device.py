@@ -106,7 +106,7 @@ def lines_of(snapshot: Snapshot) -> Iterator[bytes]:
     yield msgspec.json.encode(snapshot.header)
     for page in snapshot.pages:
         yield from page.records
-        yield msgspec.json.encode(SnapshotPageEnd(page.at, page.cursor))
+        yield msgspec.json.encode(SnapshotPageEnd(page.at, page.mark, page.cursor))
 
 
 def with_limits(store: Any, limits: Limits) -> Any:

@@ -98,6 +98,6 @@ SNAPSHOT_RECORD = {
     "writes": [[42, DEVICE, 1795424402481, 0, ["done", "title"]]],
     "deleted": None,
 }
-SNAPSHOT_PAGE_END = {"at": 42, "cursor": None}
+SNAPSHOT_PAGE_END = {"at": 42, "mark": "9f86d081884c7d65", "cursor": None}
 CONFLICTS_PAGE = {"log": LOG, "head": 42, "projected": 42, "conflicts": [CONFLICT], "cursor": None}
 LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}

@@ -264,6 +264,9 @@ class SnapshotPageEndSchema(Answer):
         required=True,
         metadata=about("The records of this page are true at this seq: pass over events up to it."),
     )
+    mark = cursor_mark(
+        required=True, metadata=about("The mark of `at`: another one there is another history.")
+    )
     cursor = fields.String(
         required=True,
         allow_none=True,

@@ -69,7 +69,7 @@ def _pieces(space: str, snapshot: Snapshot) -> Iterator[bytes]:
     yield _line(snapshot.header)
     try:
         for page in snapshot.pages:
-            end = _line(SnapshotPageEnd(page.at, page.cursor))
+            end = _line(SnapshotPageEnd(page.at, page.mark, page.cursor))
             yield b"\n".join([*page.records, end])
     except Exception as exc:
         # The answer has begun and was promised to be well: all that can be done is to end it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,13 @@ class Collection:
             if self.get(new) is not None:
                 raise RecordExists(f"there is a record {self.name}/{new} already")
             self._apply(Operation("put", self.name, new, fields={**(fields or {}), **more}))
-            return self[new]
+            return self._as_it_is(new)
 
     def put(self, id: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
         """Sets fields of a record, which is made if there is none."""
         with self._replica.changeset():
             self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
-            return self[id]
+            return self._as_it_is(id)
 
     def update(
         self,
@@ -97,19 +97,16 @@ class Collection:
         fields: Mapping[str, Any] | None = None,
         /,
         *,
-        unset: tuple[str, ...] | list[str] = (),
+        unset: str | Sequence[str] = (),
         **more: Any,
     ) -> Record:
         """Sets and removes fields of a record. Raises `RecordNotFound` if there is none."""
         changed = {**(fields or {}), **more}
+        removed = [unset] if isinstance(unset, str) else list(unset)
         with self._replica.changeset():
             self[id]
-            self._apply(
-                Operation(
-                    "put", self.name, id, fields=changed, unset=list(unset) if unset else UNSET
-                )
-            )
-            return self[id]
+            self._apply(Operation("put", self.name, id, fields=changed, unset=removed or UNSET))
+            return self._as_it_is(id)
 
     def increment(self, id: str, **numbers: float) -> Record:
         """Adds numbers to fields: increments of several devices all count.
@@ -119,7 +116,7 @@ class Collection:
         with self._replica.changeset():
             self[id]
             self._apply(Operation("add", self.name, id, fields=dict(numbers)))
-            return self[id]
+            return self._as_it_is(id)
 
     def delete(self, id: str) -> None:
         """Deletes a record. Raises `RecordNotFound` if there is none."""
@@ -133,7 +130,7 @@ class Collection:
         """Makes a record that stays on this device and may be purged, until it is kept."""
         key = self.name, self._replica._new_id()
         self._replica._put_temporary(key, {**(fields or {}), **more})
-        return self[key[1]]
+        return self._as_it_is(key[1])
 
     def keep(self, id: str) -> Record:
         """Makes a temporary record an ordinary one, which is sent like the others."""
@@ -142,7 +139,7 @@ class Collection:
             if record.sync_status == TEMPORARY:
                 self._replica._drop_temporary((self.name, id))
                 self._apply(Operation("put", self.name, id, fields=dict(record.fields)))
-            return self[id]
+            return self._as_it_is(id)
 
     def get(self, id: str, *, deleted: bool = False) -> Record | None:
         """The record, or `None`; with `deleted`, also its tombstone."""
@@ -171,6 +168,12 @@ class Collection:
         also finds records without the field.
         """
         return self._replica._query(self.name, where or {}, order_by, limit, offset, deleted)
+
+    def _as_it_is(self, id: str) -> Record:
+        """What a change has come to: a tombstone, if it lost to a delete that was not seen."""
+        record = self.get(id, deleted=True)
+        assert record is not None
+        return record
 
     def _apply(self, op: Operation) -> None:
         record = self._replica._find(op.key)

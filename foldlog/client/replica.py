@@ -18,7 +18,7 @@ from ..domain.changesets import Operation, check_operation
 from ..domain.errors import InvalidRequest
 from ..domain.limits import LIMITS
 from ..domain.merge import Key
-from ..domain.names import is_collection, is_space
+from ..domain.names import is_collection, is_record_id, is_space
 from ..domain.values import is_number, sum_of
 from .background import Background, TurnTaken, turn
 from .database import Database, Meta
@@ -323,6 +323,8 @@ class Replica:
     # What collections are made of.
 
     def _find(self, key: Key) -> Record | None:
+        if not is_record_id(key[1]):
+            return None
         row = self._database.connection.execute(
             f"SELECT {COLUMNS} FROM records WHERE collection = ? AND id = ? AND is_there", key
         ).fetchone()

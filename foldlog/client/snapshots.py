@@ -62,7 +62,9 @@ class SnapshotLoader:
         """From now on `go_on` loads a snapshot, until it is whole."""
         with self._database.transaction() as db:
             db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
-            self._meta.set(snapshot={"cursor": None, "seq": None, "mark": None, "done": 0})
+            self._meta.set(
+                snapshot={"cursor": None, "seq": None, "mark": None, "done": 0}, ahead=None
+            )
 
     def go_on(self) -> list[Key]:
         """Loads what is missing; returns the records that look different at the end."""
@@ -79,6 +81,9 @@ class SnapshotLoader:
                     page.append(line)
                     continue
                 state["done"] += len(page)
+                if line.at > state["seq"]:
+                    # `at` never goes back within a history, so this one is the furthest.
+                    state["ahead"] = {"seq": line.at, "mark": line.mark}
                 if line.cursor is None:
                     break
                 self._keep(page, line, state)
@@ -100,6 +105,23 @@ class SnapshotLoader:
         if after and not self._server.shares(after, mark):
             raise OtherHistory
 
+    @property
+    def ahead(self) -> dict[str, Any] | None:
+        """Seq and mark of the last page, as long as the cursor is before it."""
+        ahead: dict[str, Any] | None = self._meta.get("ahead")
+        return ahead
+
+    def check_ahead(self, answer: dict[str, Any]) -> None:
+        """Raises `OtherHistory` if the log is not the one that the records ahead are of."""
+        ahead = self.ahead
+        if ahead is None:
+            return
+        is_there = answer["through"] == ahead["seq"]
+        if answer["head"] < ahead["seq"] or (is_there and answer["mark"] != ahead["mark"]):
+            raise OtherHistory
+        if is_there:
+            self._meta.set(ahead=None)
+
     def _keep(self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]) -> list[Key]:
         with self._database.transaction():
             self._view.confirm(page, as_of=end.at)
@@ -119,7 +141,14 @@ class SnapshotLoader:
                     # It should be in these records, but no event tells, and a server that was
                     # restored meanwhile has lost it: it is sent again, to be told.
                     self._queue.set_state(queued.id, "waiting", queued.seq)
-            self._meta.set(after=seq, mark=state["mark"], log=state["log"], head=seq, snapshot=None)
+            self._meta.set(
+                after=seq,
+                mark=state["mark"],
+                log=state["log"],
+                head=seq,
+                snapshot=None,
+                ahead=state.get("ahead"),
+            )
             if seq:
                 db.execute(
                     "INSERT OR REPLACE INTO marks (seq, mark) VALUES (?, ?)", (seq, state["mark"])

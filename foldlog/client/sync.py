@@ -26,7 +26,8 @@ from .view import View
 
 #: changesets in a request; halved while the server says that it is too much
 PUSH_MAX = 200
-PAGE_EVENTS = 1_000
+#: events asked for at once where the server's own choice could be too many
+PAGE_AHEAD = 100
 #: rounds of one `run`; an end for a server that always says `more`
 ROUNDS_MAX = 100_000
 #: what is mended so often and still refused cannot be mended
@@ -111,8 +112,11 @@ class Synchroniser:
             "sent_at": format_time(sent_at),
             "after": after,
             "mark": self._meta.get("mark", ""),
-            "limit": PAGE_EVENTS,
         }
+        ahead = self._snapshots.ahead
+        if ahead is not None:
+            # No further than the snapshot knew, so that the marks there can be compared.
+            body["limit"] = min(PAGE_AHEAD, ahead["seq"] - after)
         if batch:
             body["changesets"] = [queued.on_the_wire() for queued in batch]
         answer = self._server.sync(body)
@@ -183,6 +187,7 @@ class Synchroniser:
         with self._database.transaction() as db:
             if (self._meta.get("after", 0), self._meta.get("device")) != (after, device):
                 return  # another process was quicker; what this brought comes again
+            self._snapshots.check_ahead(answer)
             if events:
                 self._meta.set(server_ms=parse_time(events[-1].received_at))
             touched = self._note_verdicts(answer["verdicts"], sent_at, page)

@@ -120,6 +120,7 @@ class SnapshotPage(msgspec.Struct):
 
     records: list[bytes]
     at: int
+    mark: str  #: of event `at`: which history the records are of
     cursor: str | None
 
 
@@ -131,27 +132,33 @@ class Snapshot(msgspec.Struct):
 
 
 class SnapshotPlace(NamedTuple):
-    """Where a snapshot goes on: after this record, on this log, and not before seq `at`."""
+    """Where a snapshot goes on: after this record, on this history, and not before seq `at`."""
 
     log: str = ""
     at: int = 0
+    mark: str = ""
     collection: str = ""
     id: str = ""
 
     @classmethod
     def of(cls, cursor: str | None) -> SnapshotPlace:
-        return cls(*decode_cursor(cursor, str, int, str, str)) if cursor else cls()
+        return cls(*decode_cursor(cursor, str, int, str, str, str)) if cursor else cls()
 
     @property
     def cursor(self) -> str:
         return encode_cursor(*self)
 
-    def check(self, log: str, head: int) -> None:
-        """Raises `LogChanged` or `LogBehind`: pages of two histories do not fit together."""
+    def check(self, log: str, head: int, mark_there: str) -> None:
+        """Raises `LogChanged` or `LogBehind`: pages of two histories do not fit together.
+
+        `mark_there` is the log's own mark at `at`.
+        """
         if self.log and self.log != log:
             raise LogChanged("this snapshot was begun on another log", log=log, head=head)
         if self.at > head:
             raise LogBehind(f"this snapshot has come to {self.at}", log=log, head=head)
+        if self.mark != mark_there:
+            raise LogChanged(f"the mark at {self.at} is another one here", log=log, head=head)
 
 
 class EventStore(ABC):

@@ -5,15 +5,19 @@ JSON lines: a header, then pages of records, each page closed by a line of its o
     {"log": "...", "seq": 42, "mark": "9f86d081884c7d65", "records": 3}
     {"collection": "tasks", "id": "a", "fields": {...}, ..., "writes": [...], "deleted": null}
     {"collection": "tasks", "id": "b", ...}
-    {"at": 42, "cursor": "WyJ0YXNrcyIs..."}
+    {"at": 42, "mark": "9f86d081884c7d65", "cursor": "WyJ0YXNrcyIs..."}
     {"collection": "tasks", "id": "c", ...}
-    {"at": 44, "cursor": null}
+    {"at": 44, "mark": "2c26b46b68ffc68f", "cursor": null}
 
 Nobody holds the log still meanwhile, so each page is true at a seq of its own: the `at` that closes
 it, which is never less than the header's `seq`. The pages fit together all the same: follow the log
 from the `seq` (and `mark`) of the *first* header, and pass over, record by record, the events with
 `seq <= at` of that record's page. A record that came in no page needs no such care: until its page
 was read it had never been, so every event on it up to then changed nothing.
+
+Records that are ahead of the header are of a history of which the `mark` of their page is the last
+word. Having followed the log to the largest `at`, compare: another mark there means that the server
+was restored in between, and the snapshot is to be thrown away.
 
 A stream whose last line is not one with `"cursor": null` was cut. What came after the last closing
 line is then of no known seq and is thrown away; the rest is kept, and `?cursor=` goes on after it.
@@ -41,6 +45,7 @@ class SnapshotPageEnd(msgspec.Struct):
     """The line after each page: the seq that its records are true at, and how to go on."""
 
     at: int
+    mark: str
     cursor: str | None
 
 
@@ -67,6 +72,7 @@ class _Line(msgspec.Struct):
     writes: PackedWrites = []
     deleted: Write | None = None
     at: int | None = None
+    mark: str = ""
     cursor: str | None = None
 
 
@@ -101,7 +107,7 @@ def snapshot_record(line: bytes) -> Record:
 def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
     """Reads any line after the first."""
     read = _decode_line(line)
-    return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.cursor)
+    return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.mark, read.cursor)
 
 
 def _record_of(line: _Line) -> Record:

@@ -115,7 +115,7 @@ def test_the_exact_form(client):
             "writes": [],
             "deleted": [2, B, two["time"], 0],
         },
-        {"at": 2, "cursor": cursor},
+        {"at": 2, "mark": header["mark"], "cursor": cursor},
         {
             "collection": "tasks",
             "id": "c",
@@ -125,7 +125,7 @@ def test_the_exact_form(client):
             "writes": [[1, A, one["time"], 0, ["n"]]],
             "deleted": None,
         },
-        {"at": 2, "cursor": None},
+        {"at": 2, "mark": header["mark"], "cursor": None},
     ]
 
 
@@ -225,7 +225,8 @@ def test_each_page_is_compressed_and_arrives_when_it_is_ready(client, accepted, 
     assert len(texts) == 1 + 4
     assert all(text.endswith(b"\n") for text in texts)
     assert [len(text.splitlines()) for text in texts] == [1, 3, 3, 3, 2]
-    assert json.loads(texts[-1].splitlines()[-1]) == {"at": 1, "cursor": None}
+    mark = json.loads(texts[0])["mark"]
+    assert json.loads(texts[-1].splitlines()[-1]) == {"at": 1, "mark": mark, "cursor": None}
     if encoding:
         assert sum(map(len, pieces)) < sum(map(len, texts)) / 2
 
@@ -311,8 +312,8 @@ def test_a_cursor_of_another_history_is_refused(client):
     Pages of two histories do not fit together: the device begins without a cursor.
     """
     log = client.filled(put())["log"]
-    ahead = SnapshotPlace(log, 5, "tasks", "r").cursor
-    other = SnapshotPlace("another", 1, "tasks", "r").cursor
+    ahead = SnapshotPlace(log, 5, "", "tasks", "r").cursor
+    other = SnapshotPlace("another", 1, "", "tasks", "r").cursor
 
     assert_problem(client.get(f"snapshot?cursor={ahead}"), 409, "log-behind", log=log, head=1)
     assert_problem(client.get(f"snapshot?cursor={other}"), 409, "log-changed", log=log, head=1)

@@ -30,7 +30,7 @@ def test_what_is_written_is_shown_at_once(replica, tasks):
     """Before any server was asked: the record, its status, and the queue."""
     milk = tasks.create(title="Milk", done=False)
     assert (milk["title"], milk.sync_status, milk.last_modified) == ("Milk", foldlog.WAITING, None)
-    assert tasks.update(milk.id, {"done": True}, unset=["title"]).fields == {"done": True}
+    assert tasks.update(milk.id, {"done": True}, unset="title").fields == {"done": True}
     assert tasks.increment(milk.id, n=2, m=0.5).fields == {"done": True, "n": 2, "m": 0.5}
     assert tasks.increment(milk.id, n=1)["n"] == 3
     tasks.delete(milk.id)
@@ -138,6 +138,17 @@ def test_what_is_not_there_is_told(tasks):
     with pytest.raises(foldlog.NotARecord):
         tasks.increment("x", n=True)
     assert tasks.put("x", m=2).fields == {"n": 1, "m": 2}
+
+
+@pytest.mark.parametrize("id", ["", "\0", "x" * 129, "\ud83d"])
+def test_ids_that_cannot_be_are_refused(tasks, id):
+    assert tasks.get(id) is None
+    for change in (
+        lambda: tasks.put(id, n=1),
+        lambda: tasks.create(id=id) if id else tasks.put(id),
+    ):
+        with pytest.raises(foldlog.NotARecord):
+            change()
 
 
 def test_temporary_records_stay_here(replica, tasks):

@@ -104,7 +104,7 @@ def test_a_line_has_these_members(store, space):
         names = ["id", "fields", "is_deleted", "last_modified", "seq", "created_seq", "writes"]
         pairs = zip([*names, "deleted"], expected, strict=True)
         assert list(record.items()) == [("collection", "tasks"), *pairs]
-    assert list(end.items()) == [("at", 2), ("cursor", None)]
+    assert list(end.items()) == [("at", 2), ("mark", header["mark"]), ("cursor", None)]
 
 
 def test_values_come_as_they_are_stored(store, space):
@@ -123,7 +123,10 @@ def test_a_space_without_records(store, space):
     store.push(space, push_of())
     log = store.push(space, push_of()).log
     lines = [json.loads(line) for line in lines_of(store.snapshot(space))]
-    assert lines == [{"log": log, "seq": 0, "mark": "", "records": 0}, {"at": 0, "cursor": None}]
+    assert lines == [
+        {"log": log, "seq": 0, "mark": "", "records": 0},
+        {"at": 0, "mark": "", "cursor": None},
+    ]
     sync(store, space, {**put(), "if_seq": 9})
     head = sync(store, space, delete("never"))
     device = NewDevice()
@@ -284,9 +287,9 @@ def test_a_cursor_of_another_history(store, lived_in):  # noqa: F811
     """
     log = store.snapshot(lived_in, at_least=HEAD).header.log
     with pytest.raises(LogBehind):
-        store.snapshot(lived_in, cursor=SnapshotPlace(log, HEAD + 1, "tasks", "a").cursor)
+        store.snapshot(lived_in, cursor=SnapshotPlace(log, HEAD + 1, "", "tasks", "a").cursor)
     with pytest.raises(LogChanged):
-        store.snapshot(lived_in, cursor=SnapshotPlace("other", 1, "tasks", "a").cursor)
+        store.snapshot(lived_in, cursor=SnapshotPlace("other", 1, "", "tasks", "a").cursor)
 
 
 def test_it_has_what_was_answered(store, space):

@@ -163,7 +163,7 @@ class MemoryStore(EventStore, MasterTable):
         place = SnapshotPlace.of(cursor)
         here = self._space(space, at_least)
         with self._lock:
-            place.check(here.log, here.head)
+            place.check(here.log, here.head, here.mark(place.at))
             after = (place.collection, place.id)
             count = sum(r.exists and key > after for key, r in here.records.items())
             header = SnapshotHeader(here.log, here.head, here.mark(here.head), count)
@@ -192,8 +192,10 @@ class MemoryStore(EventStore, MasterTable):
                 break
             lines.append(line)
         more = len(keys) > len(lines)
-        last = SnapshotPlace(here.log, here.head, *keys[len(lines) - 1]) if more else None
-        return SnapshotPage(lines, here.head, last and last.cursor)
+        last = None
+        if more:
+            last = SnapshotPlace(here.log, here.head, here.mark(here.head), *keys[len(lines) - 1])
+        return SnapshotPage(lines, here.head, here.mark(here.head), last and last.cursor)
 
     def conflicts(
         self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0

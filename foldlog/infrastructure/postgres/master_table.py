@@ -250,9 +250,8 @@ class PostgresMasterTable(MasterTable):
         found, page = self._snapshot_page(space, place, at_least)
         with translated(self._datastore), self._datastore.get_connection() as conn:
             counted = conn.cursor(row_factory=tuple_row).execute(COUNT_SNAPSHOT, names).fetchone()
-            mark = mark_at(conn, space, page.at) if page.at else ""
         assert counted is not None
-        header = SnapshotHeader(found.log, page.at, mark, records=counted[0])
+        header = SnapshotHeader(found.log, page.at, page.mark, records=counted[0])
         return Snapshot(header, self._snapshot_pages(space, page))
 
     def _snapshot_pages(self, space: SpaceId, page: SnapshotPage) -> Iterator[SnapshotPage]:
@@ -267,14 +266,21 @@ class PostgresMasterTable(MasterTable):
         limit = self._limits.page_snapshot_records
         names = {"after_collection": place.collection, "after_id": place.id}
         found = self._page(SELECT_SNAPSHOT, space, names, limit, at_least)
-        place.check(found.log, found.head)
+        place.check(found.log, found.head, self._mark(space, min(place.at, found.head)))
         if found.position < place.at:  # pages never go back in time
             found = self._page(SELECT_SNAPSHOT, space, names, limit, place.at)
         rows = found.rows[:limit]
         more = found.candidates > len(rows)
-        last = SnapshotPlace(found.log, found.position, *rows[-1][:2]) if more else None
+        mark = self._mark(space, found.position)
+        last = SnapshotPlace(found.log, found.position, mark, *rows[-1][:2]) if more else None
         lines = [_snapshot_document(row) for row in rows]
-        return found, SnapshotPage(lines, found.position, last and last.cursor)
+        return found, SnapshotPage(lines, found.position, mark, last and last.cursor)
+
+    def _mark(self, space: SpaceId, seq: int) -> str:
+        if seq == 0:
+            return ""
+        with translated(self._datastore), self._datastore.get_connection() as conn:
+            return mark_at(conn, space, seq)
 
     def conflicts(
         self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0

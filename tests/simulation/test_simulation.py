@@ -1,0 +1,50 @@
+"""The seeded simulation: whatever goes wrong on the way, in the end all are equal.
+
+A seed that fails is run again with `FOLDLOG_SEED=123 pytest tests/simulation -k one_seed`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from .world import World
+
+SEEDS_A_TEST = 10
+
+
+def run(seed: int, *, over_http: bool = False) -> None:
+    with tempfile.TemporaryDirectory(prefix="foldlog-") as folder:
+        try:
+            World(seed, Path(folder), over_http=over_http).run()
+        except BaseException as exc:
+            door = " FOLDLOG_HTTP=1" if over_http else ""
+            exc.add_note(f"again: FOLDLOG_SEED={seed}{door} pytest tests/simulation -k one_seed")
+            raise
+
+
+@pytest.mark.parametrize("first", range(0, 300, SEEDS_A_TEST))
+def test_all_are_equal_in_the_end(first):
+    for seed in range(first, first + SEEDS_A_TEST):
+        run(seed)
+
+
+def test_also_over_http():
+    for seed in range(1_000_000, 1_000_005):
+        run(seed, over_http=True)
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10_000, 15_000, 50))
+def test_thousands_of_seeds(first):
+    for seed in range(first, first + 50):
+        run(seed)
+
+
+@pytest.mark.skipif("FOLDLOG_SEED" not in os.environ, reason="FOLDLOG_SEED says which")
+def test_one_seed():
+    run(int(os.environ["FOLDLOG_SEED"]), over_http="FOLDLOG_HTTP" in os.environ)

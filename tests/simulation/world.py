@@ -1,0 +1,275 @@
+"""A world of devices around one service, in which everything goes wrong and in the end heals.
+
+All that happens is drawn from one `random.Random(seed)`, time included, so that a seed that fails
+fails again. What can happen is in three tables, with how often: STEPS here, FATES of a request in
+network.py, EDITS in device.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
+
+import httpx
+
+from foldlog.api.app import create_app
+from foldlog.client import database, sync
+from foldlog.client.errors import ServerProblem
+from foldlog.client.server import HttpServer, Server
+from foldlog.domain.limits import Limits
+from foldlog.infrastructure.memory.store import MemoryStore
+
+from .checks import check_all
+from .device import SPACE, Device
+from .network import DirectServer, Wire
+
+Choice = TypeVar("Choice")
+BEGINNING_MS = 1_795_424_400_000
+HOUR_MS = 3_600_000
+#: rounds in which all devices must have come to rest
+HEALING_ROUNDS_MAX = 12
+
+
+class Backup(NamedTuple):
+    device: Device
+    path: Path
+    acknowledged: set[str]
+    made: set[str]
+
+
+class World:
+    def __init__(self, seed: int, folder: Path, *, over_http: bool = False):
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.folder = folder
+        self.now = BEGINNING_MS
+        self.is_chaotic = True
+        self.late: list[Callable[[], Any]] = []  #: deliveries that are still under way
+        self.limits = Limits(
+            changesets_per_push_max=self.rng.choice([1, 2, 3, 1_000]),
+            event_bytes_max=2_000,
+            field_name_length_max=20,
+            nesting_max=4,
+            page_bytes_max=self.rng.choice([300, 1_500, 8 * 2**20]),
+            page_snapshot_records=self.rng.choice([1, 2, 3, 1_000]),
+        )
+        self.ids = [f"r{n}" for n in range(self.rng.choice([2, 4, 10]))]
+        self.names = ["a", "b", "c"][: self.rng.choice([1, 2, 3])]
+        self.store = MemoryStore(now_ms=lambda: self.now, limits=self.limits)
+        self.service_copy = copy_of(self.store)  #: of nothing, at first
+        self.was_restored = False
+        self._app = self._make_app() if over_http else None
+        self._depth = 0
+        self.devices: list[Device] = []
+        self.backups: list[Backup] = []
+        #: acknowledged ever, also to a device that has forgotten it by a restore
+        self.acknowledged: set[str] = set()
+
+    def _make_app(self) -> Any:
+        return create_app(store=self.store, master=self.store, ready=dict, limits=self.limits)
+
+    def service(self) -> Server:
+        if self._app is None:
+            return DirectServer(self.store, SPACE, self.limits)
+        transport = httpx.WSGITransport(app=self._app)
+        return HttpServer("http://foldlog", SPACE, transport=transport)
+
+    def wire(self, device: Device) -> Server:
+        return Wire(self, device, self.service())
+
+    def run(self) -> None:
+        with self._small_numbers():
+            try:
+                for _ in range(self.rng.choice([2, 2, 3, 3, 4, 5, 8, 12, 20])):
+                    self.join()
+                for _ in range(self.rng.choice([30, 60, 120])):
+                    self.step()
+                self.heal()
+                check_all(self)
+            finally:
+                for device in self.devices:
+                    device.replica._database.close()
+
+    @contextmanager
+    def _small_numbers(self) -> Iterator[None]:
+        """What takes thousands of events in life takes a few here."""
+        small = {
+            "SNAPSHOT_EVENTS_MIN": self.rng.choice([1, 5, 15, 2_000]),
+            "PUSH_MAX": self.rng.choice([2, 5, 200]),
+            "MARKS_DENSE": self.rng.choice([2, 10]),
+        }
+        with (
+            mock.patch.multiple(sync, **small),
+            mock.patch.object(database, "SYNCHRONOUS", "OFF"),
+        ):
+            yield
+
+    # Chance.
+
+    def draw(self, table: Mapping[Choice, int]) -> Choice:
+        if table is not STEPS and not self.is_chaotic:
+            return next(iter(table))  # the first of each table is the good one
+        return self.rng.choices(list(table), list(table.values()))[0]
+
+    def may(self, probability: float) -> bool:
+        return self.is_chaotic and self.rng.random() < probability
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def any_device(self) -> Device:
+        return self.rng.choice(self.devices)
+
+    # What can happen.
+
+    def step(self) -> None:
+        self.draw(STEPS)(self)
+        self.now += self.rng.choice([0, 1, 1_000, 60_000])
+
+    def edit(self) -> None:
+        self.any_device().edit()
+
+    def sync(self) -> None:
+        device = self.any_device()
+        device.sync()
+        device.check_told()
+
+    def somebody_else_syncs(self, device: Device) -> None:
+        """While another one's request is under way."""
+        others = [other for other in self.devices if other is not device]
+        if self._depth == 0 and others:
+            self._depth += 1
+            other = self.rng.choice(others)
+            other.edit()
+            other.sync()
+            self._depth -= 1
+
+    def go_offline(self) -> None:
+        self.any_device().is_online = False
+
+    def come_online(self) -> None:
+        device = self.any_device()
+        device.is_online = True
+        device.sync()
+
+    def wait(self) -> None:
+        self.now += self.rng.randint(0, 5 * HOUR_MS)
+
+    def jump_clock(self) -> None:
+        self.any_device().jump()
+
+    def kill(self) -> None:
+        self.any_device().reopen()
+
+    def mend(self) -> None:
+        self.any_device().mend()
+
+    def keep_temporary(self) -> None:
+        self.any_device().keep_temporary()
+
+    def deliver_late(self) -> None:
+        if self.late:
+            with suppress(ServerProblem):
+                self.late.pop(self.rng.randrange(len(self.late)))()
+
+    def back_up(self) -> None:
+        device = self.any_device()
+        path = self.folder / f"backup-{len(self.backups)}"
+        device.copy_to(path)
+        self.backups.append(Backup(device, path, set(device.acknowledged), set(device.made)))
+
+    def restore(self) -> None:
+        if self.backups:
+            backup = self.rng.choice(self.backups)
+            self.acknowledged |= backup.device.acknowledged
+            backup.device.acknowledged = set(backup.acknowledged)
+            backup.device.made = set(backup.made)
+            backup.device.put_back(backup.path)
+
+    def clone(self) -> None:
+        original = self.any_device()
+        path = self._new_path()
+        original.copy_to(path)
+        clone = Device(self, path.name, path)
+        clone.acknowledged = set(original.acknowledged)
+        self.devices.append(clone)
+
+    def join(self) -> None:
+        path = self._new_path()
+        self.devices.append(Device(self, path.name, path))
+
+    def _new_path(self) -> Path:
+        return self.folder / f"device-{len(self.devices)}"
+
+    def copy_service(self) -> None:
+        if not self.was_restored:
+            self.service_copy = copy_of(self.store)
+
+    def restore_service(self) -> None:
+        if not self.was_restored:
+            self.was_restored = True
+            self.store._spaces.clear()
+            self.store._spaces.update(self.service_copy)
+
+    # The end.
+
+    def heal(self) -> None:
+        """Everything goes well from now on, and after a few rounds nothing happens any more."""
+        self.is_chaotic = False
+        while self.late:
+            self.deliver_late()
+        for _ in range(2):
+            self.join()
+        for _ in range(HEALING_ROUNDS_MAX):
+            before = self.state()
+            for device in self.devices:
+                device.is_online = True
+                device.sync()
+                device.check_told()
+            if self.state() == before:
+                return
+        raise AssertionError("the devices do not come to rest")
+
+    def state(self) -> Any:
+        head = self.store._space(SPACE).head if self.store._spaces else 0
+        return head, [
+            (device.replica.device, device.replica.status().after, device.is_loading)
+            for device in self.devices
+        ]
+
+
+#: What can happen, and how often.
+STEPS: dict[Callable[[World], None], int] = {
+    World.edit: 45,
+    World.sync: 35,
+    World.go_offline: 3,
+    World.come_online: 4,
+    World.wait: 3,
+    World.jump_clock: 2,
+    World.kill: 2,
+    World.mend: 2,
+    World.keep_temporary: 1,
+    World.deliver_late: 3,
+    World.back_up: 3,
+    World.restore: 1,
+    World.clone: 1,
+    World.join: 1,
+    World.copy_service: 2,
+    World.restore_service: 1,
+}
+
+
+def copy_of(store: MemoryStore) -> dict[str, Any]:
+    """A backup of the service."""
+    spaces = {}
+    for name, space in store._spaces.items():
+        spaces[name] = copy.copy(space)
+        for member, value in vars(space).items():
+            setattr(spaces[name], member, copy.copy(value))
+    return spaces
