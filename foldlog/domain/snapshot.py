@@ -29,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_writes
+from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_writes, view_of
 
 
 class SnapshotHeader(msgspec.Struct):
@@ -81,17 +81,8 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def snapshot_view(record: Record) -> SnapshotRecord:
-    return SnapshotRecord(
-        record.collection,
-        record.id,
-        record.fields,
-        record.is_deleted,
-        record.last_modified,
-        record.seq,
-        record.created_seq,
-        pack_writes(record.writes),
-        record.deleted,
-    )
+    view = msgspec.structs.asdict(view_of(record))
+    return SnapshotRecord(**view, writes=pack_writes(record.writes), deleted=record.deleted)
 
 
 def snapshot_header(line: bytes) -> SnapshotHeader:

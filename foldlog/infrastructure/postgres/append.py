@@ -27,6 +27,7 @@ from ...domain.ports import Receipt
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
+from .marks import SELECT_FOR_MARKS, marks_of
 from .recorder import LogRecorder
 
 # The row lock is what makes seq order commit order: without FOR UPDATE two appends could take the
@@ -56,14 +57,6 @@ SELECT device::text, counter
  WHERE space = %(space)s
    AND device = ANY(%(devices)s::uuid[])
  ORDER BY device
-"""
-
-SELECT_FOR_MARKS = """
-SELECT originator_version, state, ops_hash
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version = ANY(%(seqs)s::bigint[])
- ORDER BY originator_version
 """
 
 CREATE_SPACE = """
@@ -192,13 +185,7 @@ class Appender:
             max(received_at, now_ms),
             dict(known.fetchall()),
             dict(counters.fetchall()),
-            {
-                0: "",
-                **{
-                    seq: proofs.mark_of(proofs.header_of(state), ops_hash)
-                    for seq, state, ops_hash in marks.fetchall()
-                },
-            },
+            marks_of(marks.fetchall()),
             is_new,
         )
 

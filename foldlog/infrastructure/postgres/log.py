@@ -20,6 +20,7 @@ from ..group_commit import GroupCommit
 from .append import Appender
 from .datastore import Datastore
 from .errors import translated
+from .marks import mark_at
 
 SELECT_SPACE = """
 SELECT log::text, head, mark
@@ -65,14 +66,6 @@ SELECT seq, state, ops_hash, device, candidates
  ORDER BY seq
 """
 
-SELECT_AT = """
-SELECT originator_version, state, ops_hash, device, 1
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version = ANY(%(seqs)s::bigint[])
- ORDER BY originator_version
-"""
-
 SELECT_ENTRIES = """
 SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::text,
        received_at_ms, collections, state, salt, ops_hash
@@ -97,15 +90,6 @@ class _Row(NamedTuple):
     @property
     def mark(self) -> str:
         return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
-
-
-def mark_at(conn: Connection[Any], space: SpaceId, seq: int) -> str:
-    """The mark of an event that is there."""
-    cursor = conn.cursor(row_factory=args_row(_Row))
-    names = {"space": space, "seqs": [seq]}
-    row = cursor.execute(SELECT_AT, names, prepare=True).fetchone()
-    assert row is not None
-    return row.mark
 
 
 #: Of the pushes of one group: a transaction that is quick to decide, and a message to PostgreSQL

@@ -29,7 +29,7 @@ from ...domain.snapshot import SnapshotHeader, SnapshotRecord
 from ...domain.times import format_time, to_ms
 from .datastore import Datastore
 from .errors import translated
-from .log import mark_at
+from .marks import mark_at
 
 # Every page is one statement and so one snapshot: `projected` is true of its rows.
 _PAGE = """
@@ -277,8 +277,6 @@ class PostgresMasterTable(MasterTable):
         return found, SnapshotPage(lines, found.position, mark, last and last.cursor)
 
     def _mark(self, space: SpaceId, seq: int) -> str:
-        if seq == 0:
-            return ""
         with translated(self._datastore), self._datastore.get_connection() as conn:
             return mark_at(conn, space, seq)
 

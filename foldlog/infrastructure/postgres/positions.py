@@ -73,6 +73,7 @@ class PositionRecorder(PostgresTrackingRecorder):
         super().__init__(datastore, tracking_table_name="projections")
         assert projection.isidentifier()
         self._projection = projection
+        # For the library's own `max_tracking_id`, whose statement knows no generations.
         self.max_tracking_id_statement = SQL(MAX_POSITION).format(projection=SQL(projection))
 
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int] | None:
