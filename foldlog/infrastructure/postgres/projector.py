@@ -6,6 +6,7 @@ after a while; neither the other spaces nor appends notice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ BATCH_EVENTS = 1_000
 BATCH_BYTES = 8 * 2**20
 #: how long a space that stopped rests before it is tried again
 RETRY_SECONDS = 30
+#: so often in a row a space may fail before it is not the database's trouble any more
+BREAKS_MAX = 3
 #: a lost notification costs this at most
 POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
@@ -117,6 +120,7 @@ class Projector:
         self._projection = projection
         self._batch_events = batch_events
         self._mapper = EventMapper()
+        self._breaks: Counter[str] = Counter()  #: of each space, how often in a row it has failed
         self.positions = PositionRecorder(datastore, projection.name)
 
     def run(self, wakeups: Wakeups) -> None:
@@ -142,10 +146,16 @@ class Projector:
             waiting |= wakeups.wait(0 if waiting else POLL_SECONDS)
 
     def _project_or_note(self, space: str) -> bool:
-        """Whatever happens with one space, the next one has its turn: if there is a database."""
+        """Whatever happens with one space, the next one has its turn: if there is a database.
+
+        Raises what the database raised, as long as it may be the database's trouble alone.
+        """
         try:
-            return self.project_or_stop(space)
+            more = self.project_or_stop(space)
         except DATABASE_ERRORS as exc:
+            self._breaks[space] += 1
+            if self._breaks[space] < BREAKS_MAX:
+                raise
             self._datastore.check_pool()
             # Raises if the database is gone. If it is not, something about this space is too much
             # for it: a batch that breaks the connection each time, say.
@@ -154,7 +164,9 @@ class Projector:
                 why = f"{type(exc).__name__}: {exc}"
                 cursor.execute(NOTE_FAILED, {**names, "why": why, "seconds": RETRY_SECONDS})
             log.error("projection_failed", space=space, why=why)
-            return False
+            more = False
+        del self._breaks[space]
+        return more
 
     def lagging(self) -> list[str]:
         names = {
