@@ -16,13 +16,14 @@ from foldlog.domain.errors import (
     ProjectionBehind,
     StorageUnavailable,
 )
+from foldlog.domain.intake import Intake
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.infrastructure.postgres.append import Appender
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.log import PostgresEventStore
-from tests.helpers import A, B, changeset, new_id, pull_all, push_of, put
+from tests.helpers import A, B, C, changeset, new_id, pull_all, push_of, put
 
 
 def test_pushes_that_wait_together_are_committed_together(database, stores):
@@ -90,6 +91,24 @@ def test_what_the_database_refuses_takes_no_other_along(database, datastore):
         assert futures[A].result().verdicts[0].seq == 2
         with pytest.raises(Exception, match="odd"):
             futures[B].result()
+
+
+def test_a_fault_of_ours_takes_no_other_along(stores, monkeypatch):
+    """If deciding one push fails in a way that nobody foresaw, its neighbours are stored."""
+    take = Intake.take
+
+    def fails_for_b(self, push):
+        assert push.device != B, "a fault of ours"
+        return take(self, push)
+
+    monkeypatch.setattr(Intake, "take", fails_for_b)
+    outcomes = stores.log._append("s", [push_of(changeset(), device=d) for d in (A, B, C)])
+    assert [type(outcome).__name__ for outcome in outcomes] == [
+        "Receipt",
+        "AssertionError",
+        "Receipt",
+    ]
+    assert len(pull_all(stores, "s")) == 2
 
 
 def test_leaves_are_cut_from_stored_bytes(stores):

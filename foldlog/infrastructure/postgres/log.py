@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import args_row, tuple_row
 
 from ...domain import proofs
 from ...domain.changesets import Push
-from ...domain.errors import UnknownSpace
+from ...domain.errors import Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
@@ -131,9 +130,11 @@ class PostgresEventStore(EventStore):
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         try:
             outcomes = self._appender.append(space, pushes)
-        except PersistenceError:
-            # The database refused what we thought was fine. Who is to blame must not take the
-            # others along, so each goes alone.
+        except Unavailable:
+            raise
+        except Exception:
+            # The database refused what we thought was fine, or the fault is ours. Who is to blame
+            # must not take the others along, so each goes alone.
             if len(pushes) == 1:
                 raise
             outcomes = [self._append_alone(space, push) for push in pushes]
