@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Flask, Response
@@ -10,7 +10,7 @@ from flask_compress import Compress
 from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
-from ..domain.ports import EventStore, MasterTable
+from ..domain.ports import EventStore, Gauge, MasterTable
 from .events import events_blueprint
 from .logging import register_request_log
 from .meta import meta_blueprint
@@ -45,11 +45,13 @@ def create_app(
     store: EventStore,
     master: MasterTable,
     ready: Callable[[], dict[str, str]],
+    gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
 ) -> Flask:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
-    `ready` names what the service stands on, each with `ok` or what is wrong.
+    `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
+    monitoring reads.
     """
     app = Flask(__name__, static_folder=None)
     app.config.update(COMPRESSION)
@@ -67,7 +69,7 @@ def create_app(
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
-    app.register_blueprint(meta_blueprint(ready, limits))
+    app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, current_app, request
 
-from ..domain.errors import NotFound
+from ..domain.errors import NotFound, StorageUnavailable
 from ..domain.limits import Limits
+from ..domain.ports import Gauge
 from .catalogue import BY_CODE, CATALOGUE, example_of
+from .metrics import CONTENT_TYPE_PLAIN_0_0_4, exposition
 from .openapi import openapi_document
 from .operations import json_answer, operation
 from .pages import docs_page, problem_page, register_filters
@@ -23,7 +25,9 @@ HTML_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsaf
 DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
 
 
-def meta_blueprint(ready: Callable[[], dict[str, str]], limits: Limits) -> Blueprint:
+def meta_blueprint(
+    ready: Callable[[], dict[str, str]], gauges: Callable[[], Iterable[Gauge]], limits: Limits
+) -> Blueprint:
     bp = Blueprint("meta", __name__)
     register_filters(bp)
 
@@ -54,6 +58,15 @@ def meta_blueprint(ready: Callable[[], dict[str, str]], limits: Limits) -> Bluep
         if broken:
             raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
         return json_answer({"status": "ready", "checks": checks})
+
+    @bp.get("/metrics")
+    @operation(media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
+    def metrics() -> Response:
+        """Read what to watch, for Prometheus.
+
+        How much there is, how far the projections are behind, and which stand still.
+        """
+        return Response(exposition(gauges()), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
     @operation(answer=LimitsSchema, example=msgspec.to_builtins(limits))

@@ -161,6 +161,15 @@ class SnapshotPlace(NamedTuple):
             raise LogChanged(f"the mark at {self.at} is another one here", log=log, head=head)
 
 
+class Gauge(NamedTuple):
+    """A number that an operator watches. Its name says its unit, and is for ever."""
+
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = {}
+
+
 class EventStore(ABC):
     """The append-only logs of all spaces."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psycopg
 
 from ..domain.errors import StorageUnavailable
+from ..domain.ports import Gauge
 from .embedded import EmbeddedPostgres
 from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
@@ -17,6 +18,7 @@ from .postgres.master import MasterProjection
 from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
 from .postgres.projector import Projector
+from .postgres.status import gauges
 from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
 
@@ -40,6 +42,9 @@ class Services:
             "database": "ok",
             "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
         }
+
+    def gauges(self) -> list[Gauge]:
+        return gauges(self.datastore)
 
 
 @contextmanager

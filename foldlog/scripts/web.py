@@ -22,4 +22,6 @@ def create() -> Flask:
     stack = ExitStack()
     parts = stack.enter_context(services(settings.database_url, settings))
     atexit.register(stack.close)
-    return create_app(store=parts.store, master=parts.master, ready=parts.ready)
+    return create_app(
+        store=parts.store, master=parts.master, ready=parts.ready, gauges=parts.gauges
+    )

@@ -11,6 +11,7 @@ import pytest
 from foldlog.api.catalogue import BY_CODE, CATALOGUE
 from foldlog.domain import errors
 from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.ports import Gauge
 
 from .conftest import assert_problem
 
@@ -147,3 +148,24 @@ def test_the_links_of_the_page_lead_somewhere(http):
 
     linked = set(re.findall(r'href="#([^"]+)"', page))
     assert linked <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_metrics_are_what_prometheus_reads(app_with):
+    """
+    One line a gauge, with its help and labels; nothing of this process.
+    """
+    gauges = [
+        Gauge("foldlog_spaces", "Spaces.", 3),
+        Gauge("foldlog_lag_events", "Events not projected yet.", 7, {"projection": "master"}),
+    ]
+    answer = app_with(gauges=lambda: gauges).http.get("/metrics")
+
+    assert answer.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.text.splitlines() == [
+        "# HELP foldlog_spaces Spaces.",
+        "# TYPE foldlog_spaces gauge",
+        "foldlog_spaces 3.0",
+        "# HELP foldlog_lag_events Events not projected yet.",
+        "# TYPE foldlog_lag_events gauge",
+        'foldlog_lag_events{projection="master"} 7.0',
+    ]

@@ -20,7 +20,7 @@ from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
 from foldlog.infrastructure.postgres.projector import Projector
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
-from foldlog.infrastructure.postgres.status import status
+from foldlog.infrastructure.postgres.status import gauges, status
 from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from foldlog.scripts.replay import fold_all, sorted_records
 from tests.conftest import LIMITS
@@ -155,6 +155,14 @@ def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, store
     stores.project()
 
     lines = {line.space: line for line in status(stores.datastore)}
+    assert {gauge.name: gauge.value for gauge in gauges(stores.datastore)} == {
+        "foldlog_spaces": 2,
+        "foldlog_events": 5,
+        "foldlog_lag_events": 2,
+        "foldlog_lag_events_max": 2,
+        "foldlog_stopped_spaces": 1,
+        "foldlog_stale_spaces": 0,
+    }
     assert (lines["bad"].position, lines["bad"].stopped_at) == (2, 3)
     assert "DecodeError" in lines["bad"].stopped_why
     assert (lines["good"].lag, lines["good"].stopped_at) == (0, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...domain.merge import FOLD_VERSION
+from ...domain.ports import Gauge
 from .datastore import Datastore
 from .errors import translated
 
@@ -30,6 +31,24 @@ SELECT_SPACES = """
 SELECT space
   FROM spaces
  ORDER BY space
+"""
+
+
+# Over all spaces: a label a space would be more series than anybody can keep.
+SELECT_GAUGES = """
+SELECT p.projection,
+       count(*),
+       sum(s.head),
+       sum(s.head - p.position),
+       max(s.head - p.position),
+       count(p.stopped_at),
+       count(*) FILTER (WHERE p.fold_version <> %(fold_version)s)
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space
+ WHERE p.is_live
+ GROUP BY p.projection
+ ORDER BY p.projection
 """
 
 
@@ -61,6 +80,31 @@ def status(datastore: Datastore, space: str | None = None) -> list[ProjectionSta
     with translated(datastore), datastore.rows() as cursor:
         rows = cursor.execute(SELECT_STATUS, {"space": space}).fetchall()
     return [ProjectionStatus(*row) for row in rows]
+
+
+def gauges(datastore: Datastore) -> list[Gauge]:
+    """What monitoring asks: how much there is, how far projections are, which stand still."""
+    with translated(datastore), datastore.rows() as cursor:
+        rows = cursor.execute(SELECT_GAUGES, {"fold_version": FOLD_VERSION}).fetchall()
+    found: list[Gauge] = []
+    for projection, count, events, lag, lag_max, stopped, stale in rows:
+        labels = {"projection": projection}
+        if not found:
+            found += [
+                Gauge("foldlog_spaces", "Spaces.", count),
+                Gauge("foldlog_events", "Events of all spaces.", float(events)),
+            ]
+        found += [
+            Gauge("foldlog_lag_events", "Events not projected yet.", float(lag), labels),
+            Gauge(
+                "foldlog_lag_events_max", "The same of the space furthest behind.", lag_max, labels
+            ),
+            Gauge(
+                "foldlog_stopped_spaces", "Spaces whose projection stands still.", stopped, labels
+            ),
+            Gauge("foldlog_stale_spaces", "Spaces that need a rebuild.", stale, labels),
+        ]
+    return found
 
 
 def spaces(datastore: Datastore) -> list[str]:
