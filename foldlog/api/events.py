@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +31,17 @@ class RangeAnswer(msgspec.Struct):
     more: bool
 
 
+def range_query(asked: Mapping[str, Any], device: str | None) -> RangeQuery:
+    """What a pull asks for, in a query or in the body of a sync; `device` is who pulls."""
+    return RangeQuery(
+        after=asked["after"],
+        limit=asked["limit"],
+        mark=asked.get("mark"),
+        collections=asked.get("collections"),
+        short_for_device=None if asked.get("own") == "full" else device,
+    )
+
+
 def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("events", __name__)
 
@@ -46,16 +58,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         In the order of the log, without a hole. Nothing new is an empty list. While `more` is
         true, go on after `through` with its `mark`.
         """
-        page = store.range_after(
-            space,
-            RangeQuery(
-                after=query["after"],
-                limit=query["limit"],
-                mark=query.get("mark"),
-                collections=query.get("collections"),
-                short_for_device=None if query.get("own") == "full" else query.get("device"),
-            ),
-        )
+        page = store.range_after(space, range_query(query, query.get("device")))
         return json_answer(
             RangeAnswer(
                 page.log, page.head, joined(page.events), page.through, page.mark, page.more

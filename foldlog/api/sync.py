@@ -24,8 +24,9 @@ from ..domain.errors import (
 )
 from ..domain.intake import Answer
 from ..domain.limits import Limits
-from ..domain.ports import EventStore, RangeQuery
+from ..domain.ports import EventStore
 from . import examples
+from .events import range_query
 from .json_body import JsonBody
 from .operations import joined, json_answer, operation
 from .problems import UnsupportedMediaType
@@ -90,13 +91,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         events after the cursor answered; the device's own come without `ops`, as their
         acknowledgement, unless `own` is `full`. While `more` is true, sync again after `through`.
         """
-        query = RangeQuery(
-            after=body["after"],
-            limit=body["limit"],
-            mark=body.get("mark"),
-            collections=body.get("collections"),
-            short_for_device=None if body.get("own") == "full" else body["device"],
-        )
+        query = range_query(body, body["device"])
         verdicts: list[Answer] = []
         if body["changesets"]:
             verdicts = store.push(space, push_of(body)).verdicts

@@ -90,13 +90,11 @@ def snapshot_header(line: bytes) -> SnapshotHeader:
     return _decode_header(line)
 
 
-def snapshot_record(line: bytes) -> Record:
-    """Reads the line of a record, as the fold knows it; who touched it is the server's business."""
-    return _record_of(_decode_line(line))
-
-
 def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
-    """Reads any line after the first."""
+    """Reads any line after the first: a record as the fold knows it, or the end of a page.
+
+    Who touched a record is the server's business, and does not come.
+    """
     read = _decode_line(line)
     return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.mark, read.cursor)
 

@@ -17,7 +17,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
 )
 from foldlog.domain.ports import RangeQuery, RecordsQuery, SnapshotPlace
-from foldlog.domain.snapshot import snapshot_record
+from foldlog.domain.snapshot import snapshot_line
 from tests.conftest import LIMITS
 from tests.helpers import A, B, C, add, delete, push_of, put
 from tests.new_device import NewDevice, fold_of, lines_of, states_of, with_limits
@@ -48,7 +48,7 @@ def test_it_is_the_fold_of_the_log_whatever_the_page_size(store, lived_in):  # n
     for size in [*range(1, len(expected) + 2), 1_000]:
         snapshot = paged(store, size).snapshot(lived_in, at_least=HEAD)
         pages = list(snapshot.pages)
-        records = [snapshot_record(line) for page in pages for line in page.records]
+        records = [snapshot_line(line) for page in pages for line in page.records]
         keys = [(record.collection, record.id) for record in records]
         assert keys == list(expected)
         assert states_of(dict(zip(keys, records, strict=True))) == expected

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Snapshot
-from foldlog.domain.snapshot import snapshot_record, snapshot_view
+from foldlog.domain.snapshot import snapshot_line, snapshot_view
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import A, B, C, changeset, push_of
 from tests.new_device import NewDevice, fold_of, lines_of, states_of
@@ -90,7 +90,7 @@ def test_a_line_holds_all_that_the_merge_needs(history):
     """
     records, _ = folded(history)
     read = {
-        key: snapshot_record(msgspec.json.encode(snapshot_view(record)))
+        key: snapshot_line(msgspec.json.encode(snapshot_view(record)))
         for key, record in records.items()
     }
     assert states_of(read) == states_of(records)

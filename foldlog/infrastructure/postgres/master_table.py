@@ -233,7 +233,7 @@ class PostgresMasterTable(MasterTable):
             rows = [row for row in rows if row[5] != rows[-1][5]]
         if not rows and found.rows:
             # One seq alone is larger than a page: it comes whole all the same.
-            found = self._page(SELECT_CHANGED, space, names, 0, query.at_least, bytes_max=None)
+            found = self._page(SELECT_CHANGED, space, names, 0, query.at_least, is_bounded=False)
             rows = found.rows
         return _records_page(found, rows, encode_cursor(rows[-1][5]) if more else None)
 
@@ -310,11 +310,11 @@ class PostgresMasterTable(MasterTable):
         names: dict[str, Any],
         limit: int,
         at_least: int,
-        bytes_max: int | None = 0,
+        *,
+        is_bounded: bool = True,
     ) -> _Found:
         """One row more than `limit`, which tells whether another page follows."""
-        if bytes_max == 0:
-            bytes_max = self._limits.page_bytes_max
+        bytes_max = self._limits.page_bytes_max if is_bounded else None
         names = {**names, "limit": limit + 1, "bytes_max": bytes_max}
         return self._select(statement, space, names, at_least)
 
