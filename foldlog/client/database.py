@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -71,7 +72,7 @@ class Database:
                 isolation_level=None,
                 check_same_thread=False,  # used by its own thread alone, but closed by `close`
             )
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as exc:
@@ -132,6 +133,21 @@ class Meta:
 
     def add(self, **amounts: int) -> None:
         self.set(**{name: self.get(name, 0) + amount for name, amount in amounts.items()})
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Waits for who opens the file at the same moment: SQLite's own busy timeout does not cover
+    the change of the journal mode, which fails at once."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _statements(script: str) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Thread
 
 import pytest
 
 import foldlog
+from foldlog.client.database import Database
 from foldlog.client.replica import Replica
 
 
@@ -186,6 +188,20 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
         foldlog.open(tmp_path / "d.db")
     with pytest.raises(foldlog.ClientError), foldlog.open(tmp_path / "a.db") as replica:
         replica.sync()
+
+
+def test_a_new_file_is_opened_by_many_at_once(tmp_path):
+    """Whoever comes second waits; SQLite alone would refuse the change to WAL at once."""
+    for number in range(60):
+        path, start = tmp_path / f"{number}.db", Barrier(8)
+
+        def opens(path=path, start=start):
+            start.wait()
+            Database(path).close()
+
+        with ThreadPoolExecutor(8) as pool:
+            for opening in [pool.submit(opens) for _ in range(8)]:
+                opening.result()
 
 
 def test_threads_take_turns(replica, tasks):
