@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import msgspec
@@ -173,17 +174,35 @@ class Gauge(NamedTuple):
 class EventStore(ABC):
     """The append-only logs of all spaces."""
 
-    @abstractmethod
     def push(self, space: SpaceId, push: Push) -> Receipt:
         """Appends what is new of a push, and answers all of it. Makes the space if there is none.
 
         Returns after the commit. Raises what `Intake.take` raises, `StorageUnavailable`,
         `OutcomeUnknown`, and `ProjectionBehind` if guards cannot be decided now.
         """
+        return self.submit(space, push).result()
+
+    @abstractmethod
+    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
+        """Begins a `push`, without waiting for it."""
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         """A page of the log. Raises `UnknownSpace`, `LogBehind` or `LogChanged`."""
+
+    @abstractmethod
+    def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
+        """The same without waiting for anything, or `None`: then it must be asked for.
+
+        It may lack, for moments, what another process appended; it never refuses a cursor.
+        """
+
+    @abstractmethod
+    def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
+        """Has `on_growth` called, from any thread, when the space's log has grown.
+
+        Soon after, and perhaps once in vain. Returns what ends it.
+        """
 
     @abstractmethod
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:

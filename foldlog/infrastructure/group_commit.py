@@ -1,16 +1,19 @@
 """Group commit: pushes to a space that wait at the same time are appended in one transaction.
 
 A space is one total order, so its appends take turns; with a transaction each, a space could take
-one push a disk flush. Here the first push to come leads: it appends itself alone. Whatever arrives
-meanwhile waits, and when the leader is done, the first of those leads all of them. There is no
-thread of its own, and no push waits longer than for the group before its own.
+one push a disk flush. Here the first push to come is appended at once, alone. Whatever arrives
+meanwhile waits, and is the next group. Spaces do not wait for each other, and no push waits longer
+than for the group before its own.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from threading import Event, Lock
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
@@ -18,17 +21,13 @@ Reply = TypeVar("Reply")
 
 GROUP_SIZE_MAX = 256  #: requests in a transaction
 GROUP_WEIGHT_MAX = 10_000  #: of its requests together, unless the first alone has more
-
-
-class _Waiting(Generic[Request, Reply]):
-    def __init__(self, request: Request):
-        self.request = request
-        self.woken = Event()
-        self.outcome: Reply | BaseException | None = None  #: None when woken: lead the next group
+#: groups, of as many keys, that are committed at the same time
+COMMITTERS = 4
+CLOSE_POLL_SECONDS = 0.005
 
 
 class GroupCommit(Generic[Request, Reply]):
-    """Calls `commit(key, requests)` for one group after another of each key.
+    """Calls `commit(key, requests)` for one group after another of each key, in its own threads.
 
     `commit` returns an outcome for each request: its reply, or the exception that it raises. If
     `commit` itself raises, every request of the group raises that.
@@ -41,78 +40,83 @@ class GroupCommit(Generic[Request, Reply]):
         weigh: Callable[[Request], int] = lambda request: 1,
         group_size_max: int = GROUP_SIZE_MAX,
         group_weight_max: int = GROUP_WEIGHT_MAX,
+        committers: int = COMMITTERS,
     ):
         self._commit = commit
         self._weigh = weigh
         self._group_weight_max = group_weight_max
         self._group_size_max = group_size_max
         self._lock = Lock()
-        #: of each key that somebody leads just now: who waits for the next group
-        self._queues: dict[str, deque[_Waiting[Request, Reply]]] = {}
+        #: of each key that has its turn, or waits for it: who waits to be committed
+        self._queues: dict[str, deque[tuple[Request, Future[Reply]]]] = {}
+        #: the keys that wait for a thread; each thread takes one group of one key at a time
+        self._turns: SimpleQueue[str | None] = SimpleQueue()
+        self._committers = committers
+        self._threads: list[Thread] = []
 
-    def submit(self, key: str, request: Request) -> Reply:
-        mine: _Waiting[Request, Reply] = _Waiting(request)
+    def submit(self, key: str, request: Request) -> Future[Reply]:
+        """What becomes of the request, after its group's commit. One that is cancelled before it
+        has its turn is not committed."""
+        mine: Future[Reply] = Future()
         with self._lock:
+            if not self._threads:
+                self._start()
             queue = self._queues.get(key)
-            leads = queue is None
             if queue is None:
-                self._queues[key] = deque()
-            else:
-                queue.append(mine)
-        if not leads:
-            self._wait(key, mine)
-            leads = mine.outcome is None
-        if leads:
-            self._lead(key, mine)
-        if isinstance(mine.outcome, BaseException):
-            # One exception may be raised by a whole group; each begins its own traceback.
-            raise mine.outcome.with_traceback(None)
-        assert mine.outcome is not None
-        return mine.outcome
+                queue = self._queues[key] = deque()
+                self._turns.put(key)
+            queue.append((request, mine))
+        return mine
 
-    def _wait(self, key: str, mine: _Waiting[Request, Reply]) -> None:
-        try:
-            mine.woken.wait()
-        except BaseException:  # a killed greenlet: it must not take the lead with it
+    def close(self) -> None:
+        """Returns when everything that was submitted is answered; then nobody may submit any more."""
+        while self._queues:
+            time.sleep(CLOSE_POLL_SECONDS)
+        for _ in self._threads:
+            self._turns.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self) -> None:
+        for number in range(self._committers):
+            name = f"foldlog-committer-{number}"
+            self._threads.append(Thread(target=self._run, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def _run(self) -> None:
+        while (key := self._turns.get()) is not None:
             with self._lock:
-                queue = self._queues.get(key)
-                if queue is not None and mine in queue:
-                    queue.remove(mine)
-                elif mine.woken.is_set() and mine.outcome is None:
-                    self._hand_on(key)
-            raise
+                group = self._gather(self._queues[key])
+                if not group:
+                    del self._queues[key]
+            if group:
+                self._commit_group(key, group)
+                self._turns.put(key)  # behind the other keys that wait
 
-    def _lead(self, key: str, mine: _Waiting[Request, Reply]) -> None:
-        with self._lock:
-            group = self._gather(mine, self._queues[key])
+    def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
         outcomes: Sequence[Reply | BaseException]
         try:
-            outcomes = self._commit(key, [waiting.request for waiting in group])
+            outcomes = self._commit(key, [request for request, _ in group])
             assert len(outcomes) == len(group)
         except BaseException as exc:
             outcomes = [exc] * len(group)
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            waiting.outcome = outcome
-        with self._lock:
-            self._hand_on(key)
-        for waiting in group:
-            waiting.woken.set()
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                # One exception may be raised by a whole group; each begins its own traceback.
+                future.set_exception(outcome.with_traceback(None))
+            else:
+                future.set_result(outcome)
 
     def _gather(
-        self, mine: _Waiting[Request, Reply], queue: deque[_Waiting[Request, Reply]]
-    ) -> list[_Waiting[Request, Reply]]:
-        group, weight = [mine], self._weigh(mine.request)
+        self, queue: deque[tuple[Request, Future[Reply]]]
+    ) -> list[tuple[Request, Future[Reply]]]:
+        group: list[tuple[Request, Future[Reply]]] = []
+        weight = 0
         while queue and len(group) < self._group_size_max:
-            weight += self._weigh(queue[0].request)
-            if weight > self._group_weight_max:
+            weight += self._weigh(queue[0][0])
+            if group and weight > self._group_weight_max:
                 break
-            group.append(queue.popleft())
+            waiting = queue.popleft()
+            if waiting[1].set_running_or_notify_cancel():
+                group.append(waiting)
         return group
-
-    def _hand_on(self, key: str) -> None:
-        """Makes the first who waits the next leader. Called with the lock held."""
-        queue = self._queues[key]
-        if queue:
-            queue.popleft().woken.set()
-        else:
-            del self._queues[key]

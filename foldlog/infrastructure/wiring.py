@@ -13,6 +13,7 @@ from ..domain.ports import Gauge
 from .embedded import EmbeddedPostgres
 from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
+from .postgres.following import Follower
 from .postgres.log import PostgresEventStore
 from .postgres.master import MasterProjection
 from .postgres.master_table import PostgresMasterTable
@@ -29,6 +30,7 @@ class Services:
 
     datastore: Datastore
     store: PostgresEventStore
+    follower: Follower  #: to be started by who serves
     master: PostgresMasterTable
 
     def ready(self) -> dict[str, str]:
@@ -90,13 +92,18 @@ def services(url: str, settings: Settings) -> Iterator[Services]:
     """The parts on one database, with a pool of connections of their own."""
     with Datastore(url, pool_size_max=settings.pool_size_max) as datastore:
         announcer = Announcer(datastore)
+        store = PostgresEventStore(datastore, on_append=announcer.announce)
+        follower = Follower(datastore, store.tails, store.read_on)
         try:
             yield Services(
                 datastore=datastore,
-                store=PostgresEventStore(datastore, on_append=announcer.announce),
+                store=store,
+                follower=follower,
                 master=PostgresMasterTable(datastore),
             )
         finally:
+            follower.close()
+            store.close()
             announcer.close()
 
 

@@ -11,11 +11,13 @@ import pytest
 
 from foldlog.domain.errors import (
     CounterGap,
+    DeviceForked,
     LimitExceeded,
     OutcomeUnknown,
     ProjectionBehind,
     StorageUnavailable,
 )
+from foldlog.domain.events import decode_event
 from foldlog.domain.intake import Intake
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery
@@ -57,7 +59,7 @@ def test_one_that_is_refused_takes_no_other_along(datastore, stores):
         push_of(changeset(counter=9), device=B),
         push_of(changeset()),
     ]
-    good, bad, also_good = Appender(datastore, Limits()).append("s", pushes)
+    good, bad, also_good = Appender(datastore, Limits()).append("s", pushes).outcomes
     assert isinstance(bad, CounterGap)
     assert [good.verdicts[0].seq, also_good.verdicts[0].seq] == [1, 2]
     assert len(pull_all(stores, "s")) == 2
@@ -121,12 +123,13 @@ def test_leaves_are_cut_from_stored_bytes(stores):
     assert page.mark == leaf_hash(leaf).hex()[:16]
 
 
-def test_time_never_goes_back(database, stores):
+def test_time_never_goes_back(database, datastore, stores):
     """If the server's clock is set back, `received_at` stands still until it has caught up."""
     stores.push("s", push_of(changeset()))
     with psycopg.connect(database) as conn:
         conn.execute("UPDATE spaces SET received_at_ms = 4102444800000")  # the year 2100
-    (verdict,) = stores.push("s", push_of(changeset())).verdicts
+    # Another process's: what has seen another head keeps what it has seen.
+    (verdict,) = PostgresEventStore(datastore).push("s", push_of(changeset())).verdicts
     assert verdict.received_at == "2100-01-01T00:00:00.000Z"
 
 
@@ -137,7 +140,7 @@ def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):
     stores.push("s", push_of(*(changeset(put(str(n))) for n in range(5))))
     guarded, plain = appender.append(
         "s", [push_of(changeset(guard="unchanged", base=5)), push_of(changeset())]
-    )
+    ).outcomes
     assert isinstance(guarded, ProjectionBehind)
     assert plain.verdicts[0].seq == 6
 
@@ -150,9 +153,83 @@ def test_a_duplicate_waits_for_no_projection(datastore, stores):
     appender = Appender(datastore, Limits(guard_tail_events_max=3))
     duplicate, gap = appender.append(
         "s", [once, push_of(changeset(guard="unchanged", counter=9), device=B)]
-    )
+    ).outcomes
     assert duplicate.verdicts[0].duplicate and duplicate.verdicts[0].seq == 1
     assert isinstance(gap, CounterGap)
+
+
+def looks_of(store):
+    """A list that grows whenever the store locks and looks at a space."""
+    looks = []
+    look = store._appender._look
+
+    def counted(*args, **kwargs):
+        looks.append(args)
+        return look(*args, **kwargs)
+
+    store._appender._look = counted
+    return looks
+
+
+def test_the_space_is_looked_at_once(datastore):
+    """As long as nobody else appends, one statement is all that a push takes; also a large one."""
+    store = PostgresEventStore(datastore)
+    looks = looks_of(store)
+    store.push("s", push_of(changeset(counter=1)))
+    looks.clear()
+    for number, size in enumerate((1, 100, 3), start=1):
+        store.push("s", push_of(*(changeset(put(f"{number}-{n}")) for n in range(size))))
+    assert not looks
+    assert [decode_event(event).seq for event in pull_all(store, "s")] == list(range(1, 106))
+
+
+def test_what_another_process_appended_is_seen(datastore):
+    """Two processes that each keep what they saw: no seq twice, no counter twice, no id twice."""
+    one, other = PostgresEventStore(datastore), PostgresEventStore(datastore)
+    sent = [changeset(put(str(n)), counter=n + 1) for n in range(40)]
+    for number, each in enumerate(sent):
+        store = (one, other)[number % 3 == 0]
+        assert store.push("s", push_of(each)).head == number + 1
+    for store in (one, other):
+        for number, each in enumerate(sent):
+            (verdict,) = store.push("s", push_of(each)).verdicts
+            assert (verdict.seq, verdict.duplicate) == (number + 1, True)
+        with pytest.raises(DeviceForked):
+            store.push("s", push_of(changeset(counter=40)))
+    assert [decode_event(event).counter for event in pull_all(one, "s")] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("size", [2, 200])
+def test_a_large_push_with_something_known_in_it(datastore, size):
+    """Half of it is in the log already: answered as such, and the rest is stored."""
+    store = PostgresEventStore(datastore)
+    first = [changeset(put(str(n))) for n in range(size)]
+    store.push("s", push_of(*first))
+    rest = [changeset(put(str(n))) for n in range(size)]
+    verdicts = store.push("s", push_of(*first, *rest)).verdicts
+    assert [v.duplicate for v in verdicts] == [True] * size + [False] * size
+    assert [v.seq for v in verdicts] == list(range(1, 2 * size + 1))
+
+
+def test_a_log_that_was_put_back_is_noticed(database_urls):
+    """The head is where it was, but another event is there: nothing is decided on the old one."""
+    owner, superuser = database_urls
+    with Datastore(owner) as datastore:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset(put("a"), counter=1)))
+        store.push("s", push_of(changeset(put("b"), counter=2)))
+        with psycopg.connect(superuser, autocommit=True) as conn:
+            conn.execute("ALTER TABLE events DISABLE TRIGGER events_are_append_only")
+            conn.execute("DELETE FROM events WHERE originator_version = 2")
+            conn.execute(
+                "UPDATE spaces SET head = 1, mark = %s",
+                (next(iter(store.entries("s", through=1))).mark,),
+            )
+            conn.execute("UPDATE devices SET counter = 1")
+        other = PostgresEventStore(datastore)
+        other.push("s", push_of(changeset(put("c")), device=B))
+        (verdict,) = store.push("s", push_of(changeset(put("b"), counter=2))).verdicts
+        assert (verdict.seq, verdict.duplicate) == (3, False)
 
 
 def test_a_restart_of_postgresql_costs_one_request(database_urls):
@@ -191,8 +268,8 @@ def test_a_connection_that_breaks_before_the_write_has_stored_nothing(database_u
     """Cut while it waits for the lock: known to have stored nothing."""
     owner, superuser = database_urls
     with Datastore(owner) as datastore, ThreadPoolExecutor(1) as threads:
-        store = PostgresEventStore(datastore)
-        store.push("s", push_of(changeset()))
+        PostgresEventStore(datastore).push("s", push_of(changeset()))
+        store = PostgresEventStore(datastore)  # which must look before it writes
         with psycopg.connect(owner) as blocker:
             blocker.execute("SELECT 1 FROM spaces FOR UPDATE")
             waiting = threads.submit(store.push, "s", push_of(changeset()))

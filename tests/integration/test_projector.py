@@ -272,7 +272,7 @@ def test_a_running_projector_is_woken_at_once(database, datastore, stores):
     try:
         for n in range(1, 6):
             receipt = stores.push("s", push_of(changeset(put(str(n), x=n))))
-            announcer.announce("s")
+            announcer.announce("s", 1)
             # `at_least` waits up to a second; a poll alone would take two
             master = PostgresMasterTable(datastore, limits=LIMITS)
             page = master.page("s", RecordsQuery(10, at_least=receipt.head))

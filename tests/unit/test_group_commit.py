@@ -8,7 +8,6 @@ from threading import Barrier, Event, Lock
 
 import pytest
 
-from foldlog.infrastructure import group_commit as group_commit_module
 from foldlog.infrastructure.group_commit import GroupCommit
 
 
@@ -45,13 +44,12 @@ def test_what_waits_while_one_commits_goes_together():
     """The first goes alone; the nine that came meanwhile are one group; all get their own."""
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit)
-    with ThreadPoolExecutor(10) as threads:
-        first = threads.submit(group_commit.submit, "s", 0)
-        recorder.entered.wait(10)
-        others = [threads.submit(group_commit.submit, "s", n) for n in range(1, 10)]
-        wait_until(lambda: len(group_commit._queues["s"]) == 9)
-        recorder.gate.set()
-        assert [future.result() for future in [first, *others]] == [n * 10 for n in range(10)]
+    first = group_commit.submit("s", 0)
+    recorder.entered.wait(10)
+    others = [group_commit.submit("s", n) for n in range(1, 10)]
+    wait_until(lambda: len(group_commit._queues["s"]) == 9)
+    recorder.gate.set()
+    assert [future.result() for future in [first, *others]] == [n * 10 for n in range(10)]
     assert recorder.groups[0] == ("s", [0])
     assert sorted(recorder.groups[1][1]) == list(range(1, 10)) and len(recorder.groups) == 2
     assert not group_commit._queues
@@ -62,8 +60,8 @@ def test_one_that_fails_takes_no_other_along():
     recorder.gate.set()
     group_commit = GroupCommit(recorder.commit)
     with pytest.raises(ValueError, match="-1"):
-        group_commit.submit("s", -1)
-    assert group_commit.submit("s", 1) == 10
+        group_commit.submit("s", -1).result()
+    assert group_commit.submit("s", 1).result() == 10
 
 
 def test_keys_do_not_wait_for_each_other():
@@ -78,25 +76,23 @@ def test_keys_do_not_wait_for_each_other():
         return list(requests)
 
     group_commit = GroupCommit(commit)
-    with ThreadPoolExecutor(2) as threads:
-        slow = threads.submit(group_commit.submit, "slow", 1)
-        recorder.entered.wait(10)
-        assert group_commit.submit("quick", 2) == 2
-        assert not slow.done()
-        hangs.set()
-        assert slow.result() == 1
+    slow = group_commit.submit("slow", 1)
+    recorder.entered.wait(10)
+    assert group_commit.submit("quick", 2).result() == 2
+    assert not slow.done()
+    hangs.set()
+    assert slow.result() == 1
 
 
 def test_a_group_has_a_limit():
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit, group_size_max=4)
-    with ThreadPoolExecutor(10) as threads:
-        futures = [threads.submit(group_commit.submit, "s", 0)]
-        recorder.entered.wait(10)
-        futures += [threads.submit(group_commit.submit, "s", n) for n in range(1, 10)]
-        wait_until(lambda: len(group_commit._queues["s"]) == 9)
-        recorder.gate.set()
-        assert [future.result() for future in futures] == [n * 10 for n in range(10)]
+    futures = [group_commit.submit("s", 0)]
+    recorder.entered.wait(10)
+    futures += [group_commit.submit("s", n) for n in range(1, 10)]
+    wait_until(lambda: len(group_commit._queues["s"]) == 9)
+    recorder.gate.set()
+    assert [future.result() for future in futures] == [n * 10 for n in range(10)]
     assert [len(requests) for _, requests in recorder.groups] == [1, 4, 4, 1]
 
 
@@ -116,15 +112,14 @@ def test_a_commit_that_raises_fails_its_group_and_not_the_next(failure):
         return list(requests)
 
     group_commit = GroupCommit(commit)
-    with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(group_commit.submit, "s", 1)
-        recorder.entered.wait(10)
-        second = threads.submit(group_commit.submit, "s", 2)
-        wait_until(lambda: len(group_commit._queues["s"]) == 1)
-        recorder.gate.set()
-        assert second.result(10) == 2
-        with pytest.raises(failure):
-            first.result(10)
+    first = group_commit.submit("s", 1)
+    recorder.entered.wait(10)
+    second = group_commit.submit("s", 2)
+    wait_until(lambda: len(group_commit._queues["s"]) == 1)
+    recorder.gate.set()
+    assert second.result(10) == 2
+    with pytest.raises(failure):
+        first.result(10)
 
 
 def test_under_load_everybody_is_answered_once():
@@ -141,7 +136,7 @@ def test_under_load_everybody_is_answered_once():
         together.wait(10)
         for n in range(100):
             key = "abc"[(number + n) % 3]
-            assert group_commit.submit(key, (number, n)) == (key, (number, n))
+            assert group_commit.submit(key, (number, n)).result() == (key, (number, n))
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(work, range(16)))
@@ -152,49 +147,38 @@ def test_a_group_has_a_weight():
     """Large requests do not end up in one transaction; one that is too heavy goes alone."""
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit, weigh=lambda n: n, group_weight_max=10)
-    with ThreadPoolExecutor(6) as threads:
-        futures = [threads.submit(group_commit.submit, "s", 1)]
-        recorder.entered.wait(10)
-        for weight in (6, 4, 5, 50, 3):
-            before = len(group_commit._queues["s"])
-            futures.append(threads.submit(group_commit.submit, "s", weight))
-            wait_until(lambda before=before: len(group_commit._queues["s"]) > before)
-        recorder.gate.set()
-        assert [future.result() for future in futures] == [10, 60, 40, 50, 500, 30]
+    futures = [group_commit.submit("s", 1)]
+    recorder.entered.wait(10)
+    for weight in (6, 4, 5, 50, 3):
+        before = len(group_commit._queues["s"])
+        futures.append(group_commit.submit("s", weight))
+        wait_until(lambda before=before: len(group_commit._queues["s"]) > before)
+    recorder.gate.set()
+    assert [future.result() for future in futures] == [10, 60, 40, 50, 500, 30]
     assert [requests for _, requests in recorder.groups] == [[1], [6, 4], [5], [50], [3]]
 
 
-@pytest.mark.parametrize("is_leader", [False, True], ids=["in the queue", "as next leader"])
-def test_who_is_killed_while_waiting_holds_up_nobody(monkeypatch, is_leader):
-    """A greenlet may be killed at any wait: it leaves the queue, or hands the lead on."""
-
-    class Killed(BaseException):
-        pass
-
-    class KillingEvent(Event):
-        def wait(self, timeout=None):
-            if is_leader:
-                super().wait(timeout)
-            raise Killed
-
+def test_who_went_away_while_waiting_is_not_committed():
+    """A client that is gone before its turn holds up nobody; one whose turn it is stays in."""
     recorder = Recorder()
-    group_commit = GroupCommit(recorder.commit, group_size_max=1)
-    with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(group_commit.submit, "s", 1)
-        recorder.entered.wait(10)
-        with monkeypatch.context() as patch:
-            patch.setattr(group_commit_module, "Event", KillingEvent)
-            second = threads.submit(group_commit.submit, "s", 2)
-            if is_leader:
-                wait_until(lambda: len(group_commit._queues["s"]) == 1)
-            else:
-                with pytest.raises(Killed):
-                    second.result(10)
-        third = threads.submit(group_commit.submit, "s", 3)
-        wait_until(lambda: len(group_commit._queues["s"]) == 1 + is_leader)
-        recorder.gate.set()
-        assert first.result(10) == 10 and third.result(10) == 30
-        with pytest.raises(Killed):
-            second.result(10)
+    group_commit = GroupCommit(recorder.commit)
+    first = group_commit.submit("s", 1)
+    recorder.entered.wait(10)
+    second, third = group_commit.submit("s", 2), group_commit.submit("s", 3)
+    assert second.cancel() and not first.cancel()
+    recorder.gate.set()
+    assert first.result(10) == 10 and third.result(10) == 30
     assert [requests for _, requests in recorder.groups] == [[1], [3]]
-    assert not group_commit._queues
+
+
+def test_closing_waits_for_what_was_submitted():
+    """Nothing that was taken is left without its answer."""
+
+    def commit(key, requests):
+        time.sleep(0.002)
+        return list(requests)
+
+    group_commit = GroupCommit(commit, group_size_max=2)
+    futures = [group_commit.submit(f"s{n % 7}", n) for n in range(100)]
+    group_commit.close()
+    assert [future.result(0) for future in futures] == list(range(100))

@@ -11,6 +11,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from threading import Lock
@@ -18,7 +19,7 @@ from threading import Lock
 import msgspec
 
 from ...domain.changesets import LocalIds, Push, local_ids
-from ...domain.errors import LogBehind, UnknownRecord, UnknownSpace
+from ...domain.errors import FoldlogError, LogBehind, UnknownRecord, UnknownSpace
 from ...domain.events import LogEntry, decode_event, short_form
 from ...domain.intake import Intake, check_cursor, keys_to_load
 from ...domain.limits import LIMITS, Limits
@@ -74,8 +75,20 @@ class MemoryStore(EventStore, MasterTable):
         self._limits = limits
         self._lock = Lock()
         self._spaces: dict[SpaceId, _Space] = {}
+        self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
 
-    def push(self, space: SpaceId, push: Push) -> Receipt:
+    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
+        outcome: Future[Receipt] = Future()
+        try:
+            outcome.set_result(self._push(space, push))
+        except Exception as exc:
+            outcome.set_exception(exc)
+        else:
+            for on_growth in list(self._watchers.get(space, ())):
+                on_growth()
+        return outcome
+
+    def _push(self, space: SpaceId, push: Push) -> Receipt:
         with self._lock:
             here = self._spaces.get(space) or _Space()
             intake = Intake(
@@ -100,6 +113,17 @@ class MemoryStore(EventStore, MasterTable):
                 here.conflicts += fold(here.records, decode_event(entry.state))
             here.counters |= intake.counters
             return Receipt(here.log, here.head, verdicts)
+
+    def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
+        try:
+            return self.range_after(space, query)
+        except FoldlogError:
+            return None
+
+    def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
+        watchers = self._watchers.setdefault(space, [])
+        watchers.append(on_growth)
+        return lambda: watchers.remove(on_growth)
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         here = self._space(space)

@@ -1,12 +1,19 @@
-"""One append transaction: the waiting pushes of one space, decided under its lock.
+"""Appending the waiting pushes of one space, all in one transaction.
 
-Two round trips to the database: lock and look, then write and commit.
+What was true after this process's last append of a space is kept. If nobody else has appended
+since, the next group is decided on that and written in one round trip, on the condition that the
+head still is where it was; the head moves with everything that an append decides on, so this one
+comparison is enough. Else, and for whatever needs more than what is kept, the space is locked,
+looked at, and decided under the lock. Nothing is ever refused on what is kept: it may be old.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from psycopg import Connection, Cursor, Rollback
@@ -30,11 +37,8 @@ from .guards import records_at_head
 from .marks import SELECT_FOR_MARKS, marks_of
 from .recorder import LogRecorder
 
-# The row lock is what makes seq order commit order: without FOR UPDATE two appends could take the
-# same numbers, or commit in another order than their numbers, and a reader would miss events.
-# tests/integration/test_nothing_is_skipped.py fails without it.
 LOCK_SPACE = """
-SELECT log::text, head, received_at_ms
+SELECT log::text, head, mark, received_at_ms
   FROM spaces
  WHERE space = %(space)s
    FOR UPDATE
@@ -72,20 +76,11 @@ VALUES (%(space)s, %(projection)s, 1, true, %(fold_version)s)
 RETURNING generation
 """
 
-ADVANCE_SPACE = """
-UPDATE spaces
-   SET head = %(head)s, mark = %(mark)s, received_at_ms = %(received_at)s
- WHERE space = %(space)s
-"""
-
-UPSERT_DEVICES = """
-INSERT INTO devices (space, device, counter, last_seen_ms)
-SELECT %(space)s, device, counter, %(received_at)s
-  FROM unnest(%(devices)s::uuid[], %(counters)s::bigint[]) AS seen (device, counter)
-    ON CONFLICT (space, device) DO UPDATE
-   SET counter = excluded.counter, last_seen_ms = excluded.last_seen_ms
-RETURNING device
-"""
+#: of so many spaces, and devices of each, is kept what was true after the last append
+SPACES_KEPT_MAX = 1_000
+DEVICES_KEPT_MAX = 10_000
+#: after so long a space is looked at again, if only for the database's clock
+KEPT_SECONDS_MAX = 60.0
 
 
 class _Look(NamedTuple):
@@ -93,11 +88,41 @@ class _Look(NamedTuple):
 
     log: str
     head: int
+    mark: str
     received_at: int
+    now_ms: int  #: the database's clock, and ours at that moment
+    looked_at: float
     known: dict[str, bytes]
     counters: dict[str, int]
     marks: dict[int, str]
     is_new: bool  #: the space was made just now
+
+
+@dataclass
+class _Kept:
+    """What was true of a space after our last append, at its head."""
+
+    log: str
+    head: int
+    mark: str
+    received_at: int
+    counters: dict[str, int]
+    #: the database's clock, in ms, less ours that only counts up
+    clock_offset: float
+    until: float
+
+    def now_ms(self) -> int:
+        return int(time.monotonic() * 1000 + self.clock_offset)
+
+
+@dataclass
+class Appended:
+    """What became of a group: an outcome for each push, and what was appended."""
+
+    outcomes: list[Receipt | Exception]
+    log: str
+    mark_before: str  #: of the event before `entries`
+    entries: list[LogEntry]
 
 
 def create_space(cursor: Cursor[Any], space: str) -> bool:
@@ -110,31 +135,45 @@ def create_space(cursor: Cursor[Any], space: str) -> bool:
 
 
 class Appender:
-    """Appends groups of pushes; the `commit` of a `GroupCommit`."""
+    """Appends groups of pushes, one of a space at a time.
 
-    def __init__(self, datastore: Datastore, limits: Limits):
+    `mark_at_hand(space, seq)` tells the mark of an event without asking the database, if it can.
+    """
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        limits: Limits,
+        mark_at_hand: Callable[[str, int], str | None] = lambda space, seq: None,
+    ):
         self._datastore = datastore
         self._recorder = LogRecorder(datastore)
         self._limits = limits
+        self._mark_at_hand = mark_at_hand
+        self._kept: dict[str, _Kept] = {}
 
-    def append(self, space: str, pushes: Sequence[Push]) -> list[Receipt | Exception]:
-        """An outcome for each push. Raises `StorageUnavailable` or `OutcomeUnknown` for all."""
+    def append(self, space: str, pushes: Sequence[Push]) -> Appended:
+        """Raises `StorageUnavailable` or `OutcomeUnknown` for all pushes."""
         writing = False
         try:
-            with (
-                self._datastore.get_connection() as conn,
-                conn.cursor(row_factory=tuple_row) as cursor,
-                conn.pipeline(),
-                conn.transaction(),
-            ):
-                look = self._look(conn, cursor, space, pushes)
-                intake, outcomes = self._decide(cursor, space, pushes, look)
-                if intake.entries:
-                    writing = True
-                    self._write(cursor, space, intake)
-                elif look.is_new and all(isinstance(o, Exception) for o in outcomes):
-                    raise Rollback  # a space that nothing was stored in is none
+            with self._datastore.get_connection() as conn:
+                writing = True
+                appended = self._append_quickly(conn, space, pushes)
+                writing = False
+                if appended is not None:
+                    return appended
+                self._kept.pop(space, None)
+                with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
+                    look = self._look(conn, cursor, space, pushes)
+                    intake, outcomes = self._decide(cursor, space, pushes, look)
+                    if intake.entries:
+                        writing = True
+                        fits = self._write(conn, space, look.mark, intake)
+                        assert fits, "decided under the lock"
+                    elif look.is_new and all(isinstance(o, Exception) for o in outcomes):
+                        raise Rollback  # a space that nothing was stored in is none
         except DATABASE_ERRORS as exc:
+            self._kept.pop(space, None)
             if is_connection_error(exc):
                 self._datastore.check_pool()
                 # Once COMMIT may have been sent, a broken connection says nothing about it.
@@ -142,7 +181,68 @@ class Appender:
             if is_temporary(exc) and len(pushes) == 1:
                 raise StorageUnavailable() from exc
             raise  # a group is tried one by one, see `PostgresEventStore`
-        return outcomes
+        self._keep(space, look, intake)
+        return Appended(outcomes, look.log, look.mark, intake.entries)
+
+    def _append_quickly(
+        self, conn: Connection[Any], space: str, pushes: Sequence[Push]
+    ) -> Appended | None:
+        """Appends on what is kept; `None` if that is not enough, or not true any more."""
+        kept = self._kept.get(space)
+        if kept is None or time.monotonic() > kept.until or keys_to_load(pushes):
+            return None
+        if any(push.device not in kept.counters for push in pushes):
+            return None
+        marks = {kept.head: kept.mark, 0: ""}
+        for seq in {push.after for push in pushes if push.after} - marks.keys():
+            mark = self._mark_at_hand(space, seq)
+            if mark is None:
+                return None
+            marks[seq] = mark
+        intake = Intake(
+            log=kept.log,
+            head=kept.head,
+            received_at=max(kept.received_at, kept.now_ms()),
+            known={},  # an id that is stored already keeps the statement from appending
+            counters=kept.counters,
+            marks=marks,
+            records={},
+            salt=_salt,
+            limits=self._limits,
+        )
+        outcomes = _take_all(intake, pushes)
+        if not intake.entries or any(isinstance(outcome, Exception) for outcome in outcomes):
+            return None
+        if not self._write(conn, space, kept.mark, intake):
+            return None
+        appended = Appended(outcomes, kept.log, kept.mark, intake.entries)
+        self._advance(kept, intake)
+        return appended
+
+    def _keep(self, space: str, look: _Look, intake: Intake) -> None:
+        now = time.monotonic()
+        kept = _Kept(
+            log=look.log,
+            head=look.head,
+            mark=look.mark,
+            received_at=look.received_at,
+            counters=look.counters,
+            clock_offset=look.now_ms - look.looked_at * 1000,
+            until=now + KEPT_SECONDS_MAX,
+        )
+        self._advance(kept, intake)
+        while len(self._kept) >= SPACES_KEPT_MAX:
+            with suppress(KeyError):  # another thread's
+                del self._kept[next(iter(self._kept))]
+        self._kept[space] = kept
+
+    def _advance(self, kept: _Kept, intake: Intake) -> None:
+        if intake.entries:
+            last = intake.entries[-1]
+            kept.head, kept.mark, kept.received_at = last.seq, last.mark, last.received_at
+            kept.counters |= intake.counters
+            if len(kept.counters) > DEVICES_KEPT_MAX:
+                kept.counters = dict(intake.counters)
 
     def _look(
         self,
@@ -162,27 +262,32 @@ class Appender:
         cursors = []
         # Sent one after another without waiting; each statement sees what is committed when it
         # runs, and so all but the first see what is true under the lock.
-        for statement in (
-            LOCK_SPACE,
-            SELECT_NOW,
-            SELECT_KNOWN,
-            SELECT_COUNTERS,
-            SELECT_FOR_MARKS,
-        ):
-            cursors.append(conn.cursor(row_factory=tuple_row))
-            cursors[-1].execute(statement, names, prepare=True)
+        with conn.pipeline():
+            for statement in (
+                LOCK_SPACE,
+                SELECT_NOW,
+                SELECT_KNOWN,
+                SELECT_COUNTERS,
+                SELECT_FOR_MARKS,
+            ):
+                cursors.append(conn.cursor(row_factory=tuple_row))
+                cursors[-1].execute(statement, names, prepare=True)
         locked, now, known, counters, marks = cursors
+        looked_at = time.monotonic()
         row = locked.fetchone()
         if row is None:
             is_new = create_space(cursor, space)
             # Another may have made it, and appended, before we had the lock: look again.
             return self._look(conn, cursor, space, pushes, is_new)
-        log, head, received_at = row
+        log, head, mark, received_at = row
         (now_ms,) = now.fetchone() or (0,)
         return _Look(
             log,
             head,
+            mark,
             max(received_at, now_ms),
+            now_ms,
+            looked_at,
             dict(known.fetchall()),
             dict(counters.fetchall()),
             marks_of(marks.fetchall()),
@@ -204,34 +309,31 @@ class Appender:
             counters=look.counters,
             marks=look.marks,
             records=records,
-            salt=lambda: secrets.token_bytes(proofs.SALT_BYTES),
+            salt=_salt,
             limits=self._limits,
         )
-        outcomes: list[Receipt | Exception] = []
-        for push in pushes:
-            try:
-                outcomes.append(Receipt(look.log, 0, intake.take(push)))
-            except FoldlogError as exc:
-                outcomes.append(exc)
-        for outcome in outcomes:
-            if isinstance(outcome, Receipt):
-                outcome.head = intake.head
-        return intake, outcomes
+        return intake, _take_all(intake, pushes)
 
-    def _write(self, cursor: Cursor[Any], space: str, intake: Intake) -> None:
-        last: LogEntry = intake.entries[-1]
-        assert [e.seq for e in intake.entries] == list(
-            range(last.seq - len(intake.entries) + 1, last.seq + 1)
+    def _write(
+        self, conn: Connection[Any], space: str, mark_before: str, intake: Intake
+    ) -> bool:
+        return self._recorder.append(
+            conn, space, intake.log, mark_before, intake.entries, intake.counters
         )
-        self._recorder.append(cursor, space, intake.entries)
-        values = {"space": space, "received_at": last.received_at}
-        cursor.execute(ADVANCE_SPACE, {**values, "head": last.seq, "mark": last.mark}, prepare=True)
-        cursor.execute(
-            UPSERT_DEVICES,
-            {
-                **values,
-                "devices": list(intake.counters),
-                "counters": list(intake.counters.values()),
-            },
-            prepare=True,
-        )
+
+
+def _take_all(intake: Intake, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+    outcomes: list[Receipt | Exception] = []
+    for push in pushes:
+        try:
+            outcomes.append(Receipt(intake.log, 0, intake.take(push)))
+        except FoldlogError as exc:
+            outcomes.append(exc)
+    for outcome in outcomes:
+        if isinstance(outcome, Receipt):
+            outcome.head = intake.head
+    return outcomes
+
+
+def _salt() -> bytes:
+    return secrets.token_bytes(proofs.SALT_BYTES)

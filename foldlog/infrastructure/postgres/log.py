@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -16,6 +18,7 @@ from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.ports import EventStore, Range, RangeQuery, Receipt, SpaceId
 from ..group_commit import GroupCommit
+from ..tails import Tails
 from .append import Appender
 from .datastore import Datastore
 from .errors import translated
@@ -103,10 +106,14 @@ def _weight(push: Push) -> int:
     return max(push.body_bytes, operations * OPERATION_BYTES)
 
 
-class PostgresEventStore(EventStore):
-    """Appends by group commit, reads without any lock.
+#: how far back a tail begins that had to be read
+TAIL_EVENTS = 500
 
-    `on_append(space)` is called after each commit, to wake whoever follows the log.
+
+class PostgresEventStore(EventStore):
+    """Appends by group commit, reads without any lock; what is kept in `tails`, from there.
+
+    `on_append(space, head)` is called after each commit, to wake whoever follows the log.
     """
 
     def __init__(
@@ -114,22 +121,34 @@ class PostgresEventStore(EventStore):
         datastore: Datastore,
         *,
         limits: Limits = LIMITS,
-        on_append: Callable[[SpaceId], None] = lambda space: None,
+        on_append: Callable[[SpaceId, int], None] = lambda space, head: None,
+        tails: Tails | None = None,
     ):
         self._datastore = datastore
         self._limits = limits
         self._on_append = on_append
-        self._appender = Appender(datastore, limits)
+        self.tails = tails or Tails(limits=limits)
+        self._appender = Appender(datastore, limits, self.tails.mark_at)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
             self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX
         )
 
-    def push(self, space: SpaceId, push: Push) -> Receipt:
+    def close(self) -> None:
+        """Returns when every push is answered."""
+        self._group_commit.close()
+
+    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
         return self._group_commit.submit(space, push)
+
+    def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
+        return self.tails.range_after(space, query)
+
+    def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
+        return self.tails.watch(space, on_growth)
 
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         try:
-            outcomes = self._appender.append(space, pushes)
+            return self._append_group(space, pushes)
         except Unavailable:
             raise
         except Exception:
@@ -137,18 +156,31 @@ class PostgresEventStore(EventStore):
             # must not take the others along, so each goes alone.
             if len(pushes) == 1:
                 raise
-            outcomes = [self._append_alone(space, push) for push in pushes]
-        if any(isinstance(outcome, Receipt) for outcome in outcomes):
-            self._on_append(space)
-        return outcomes
+            return [self._append_alone(space, push) for push in pushes]
+
+    def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+        appended = self._appender.append(space, pushes)
+        if appended.entries:
+            head = appended.entries[-1].seq
+            self.tails.put(
+                space,
+                appended.log,
+                appended.mark_before,
+                appended.entries,
+                head=head,
+                confirmed_at=time.monotonic(),
+            )
+            self._on_append(space, head)
+        return appended.outcomes
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
         try:
-            return self._appender.append(space, [push])[0]
+            return self._append_group(space, [push])[0]
         except Exception as exc:
             return exc
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        now = time.monotonic()
         with translated(self._datastore), self._datastore.get_connection() as conn:
             log, head, head_mark, rows = self._read_page(conn, space, query)
             was_cut = bool(rows) and rows[0].candidates > len(rows)
@@ -166,12 +198,28 @@ class PostgresEventStore(EventStore):
                 if scanned > through:
                     through = scanned
                     mark = head_mark if scanned == head else mark_at(conn, space, scanned)
+        if through == head:
+            self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
         own = query.short_for_device
         events = [
             short_form(row.state) if own is not None and str(row.device) == own else row.state
             for row in rows
         ]
         return Range(log, head, events, through, mark)
+
+    def read_on(self, space: SpaceId) -> None:
+        """Brings the space's tail to the head, for who waits for it."""
+        now = time.monotonic()
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            found = cursor.execute(SELECT_SPACE, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            return
+        log, head, mark = found
+        start, mark_before = self.tails.head_and_mark(space) or (head, mark)
+        if not head - TAIL_EVENTS <= start < head:
+            start, mark_before = head, mark  # whoever is further behind asks the database
+        entries = list(self.entries(space, after=start, through=head))
+        self.tails.put(space, log, mark_before, entries, head=head, confirmed_at=now)
 
     def _read_page(
         self, conn: Connection[Any], space: SpaceId, query: RangeQuery

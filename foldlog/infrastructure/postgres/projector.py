@@ -143,7 +143,7 @@ class Projector:
                 waiting.clear()
                 wakeups.sleep(RECONNECT_SECONDS)
                 continue
-            waiting |= wakeups.wait(0 if waiting else POLL_SECONDS)
+            waiting.update(wakeups.wait(0 if waiting else POLL_SECONDS))
 
     def _project_or_note(self, space: str) -> bool:
         """Whatever happens with one space, the next one has its turn: if there is a database.

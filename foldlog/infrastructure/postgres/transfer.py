@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
 
 from eventsourcing.persistence import IntegrityError
 from msgspec import UNSET
-from psycopg import Cursor
 
 from ...domain.errors import OperatorError
 from ...domain.events import LogEntry, decode_event
-from .append import ADVANCE_SPACE, LOCK_SPACE, UPSERT_DEVICES, create_space
+from .append import create_space
 from .datastore import Datastore
 from .errors import translated
 from .recorder import LogRecorder
@@ -68,7 +66,7 @@ class Importer:
         """
         with translated(self._datastore):
             done = self._start(space, log)
-            imported, expected = 0, 1
+            imported, expected, mark = 0, 1, done[1]
             iterator = iter(entries)
             while batch := list(islice(iterator, BATCH_EVENTS)):
                 for entry in batch:
@@ -79,8 +77,9 @@ class Importer:
                         raise ImportConflict(f"seq {entry.seq} of {space!r} is another event")
                 new = [entry for entry in batch if entry.seq > done[0]]
                 if new:
-                    self._append(space, new)
+                    self._append(space, log, mark, new)
                     imported += len(new)
+                    mark = new[-1].mark
                 report(batch[-1].seq)
             if expected <= done[0]:
                 raise ImportConflict(f"{space!r} has {done[0]} events, the export {expected - 1}")
@@ -97,39 +96,29 @@ class Importer:
             raise ImportConflict(f"the space {space!r} exists and holds another log")
         return found
 
-    def _append(self, space: str, entries: list[LogEntry]) -> None:
-        last = entries[-1]
+    def _append(
+        self, space: str, log: str, mark: str, entries: list[LogEntry]
+    ) -> None:
         try:
-            with self._datastore.committed() as cursor:
-                row = cursor.execute(LOCK_SPACE, {"space": space}).fetchone()
-                if row is None or row[1] != entries[0].seq - 1:
-                    raise ImportConflict(f"somebody else writes to {space!r}")
-                self._recorder.append(cursor, space, entries)
-                cursor.execute(
-                    ADVANCE_SPACE,
-                    {
-                        "space": space,
-                        "head": last.seq,
-                        "mark": last.mark,
-                        "received_at": last.received_at,
-                    },
+            with self._datastore.get_connection() as conn:
+                done = self._recorder.append(
+                    conn, space, log, mark, entries, _counters_of(entries)
                 )
-                self._keep_counters(cursor, space, entries)
-        except IntegrityError as exc:
-            raise InvalidExport(f"an id comes twice at or before seq {last.seq}") from exc
+        except IntegrityError:
+            done = False
+        if not done:
+            with self._datastore.rows() as cursor:
+                names = {"space": space, "log": log}
+                found = cursor.execute(SELECT_MARK, names).fetchone()
+            if found is None or found[0] != entries[0].seq - 1:
+                raise ImportConflict(f"somebody else writes to {space!r}")
+            raise InvalidExport(f"an id comes twice at or before seq {entries[-1].seq}")
 
-    def _keep_counters(self, cursor: Cursor[Any], space: str, entries: list[LogEntry]) -> None:
-        counters: dict[str, int] = {}
-        for entry in entries:
-            counter = decode_event(entry.state).counter
-            if entry.device is not None and counter is not UNSET:
-                counters[entry.device] = counter
-        cursor.execute(
-            UPSERT_DEVICES,
-            {
-                "space": space,
-                "received_at": entries[-1].received_at,
-                "devices": list(counters),
-                "counters": list(counters.values()),
-            },
-        )
+
+def _counters_of(entries: list[LogEntry]) -> dict[str, int]:
+    counters: dict[str, int] = {}
+    for entry in entries:
+        counter = decode_event(entry.state).counter
+        if entry.device is not None and counter is not UNSET:
+            counters[entry.device] = counter
+    return counters

@@ -1,4 +1,4 @@
-"""Telling projectors at once that a log has grown.
+"""Telling every process at once that a log has grown.
 
 A notification is sent after the append's commit, in a transaction of its own and several spaces at
 a time, because NOTIFY takes a lock that is global at commit. One that is lost costs a follower one
@@ -19,29 +19,32 @@ from .errors import DATABASE_ERRORS
 log = structlog.get_logger("foldlog.wakeups")
 
 CHANNEL = "foldlog_appended"
-NOTIFY = "SELECT pg_notify(%(channel)s, space) FROM unnest(%(spaces)s::text[]) AS grown (space)"
+NOTIFY = """
+SELECT pg_notify(%(channel)s, space || ' ' || head)
+  FROM unnest(%(spaces)s::text[], %(heads)s::bigint[]) AS grown (space, head)
+"""
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 1.0  #: how long `close` may have to wait for the listener
 
 
 class _Pending:
-    """A set of spaces that one thread fills and another empties."""
+    """Heads of spaces that one thread notes and another takes."""
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._spaces: set[str] = set()
+        self._heads: dict[str, int] = {}
         self.closed = False
 
-    def add(self, *spaces: str) -> None:
+    def add(self, space: str, head: int) -> None:
         with self._changed:
-            self._spaces.update(spaces)
+            self._heads[space] = max(head, self._heads.get(space, 0))
             self._changed.notify()
 
-    def take(self, timeout_seconds: float | None) -> set[str]:
+    def take(self, timeout_seconds: float | None) -> dict[str, int]:
         with self._changed:
-            if not self._spaces and not self.closed:
+            if not self._heads and not self.closed:
                 self._changed.wait(timeout_seconds)
-            taken, self._spaces = self._spaces, set()
+            taken, self._heads = self._heads, {}
             return taken
 
     def close(self) -> None:
@@ -58,11 +61,11 @@ class Announcer:
         self._pending = _Pending()
         self._thread: Thread | None = None
 
-    def announce(self, space: str) -> None:
+    def announce(self, space: str, head: int) -> None:
         if self._thread is None:
             self._thread = Thread(target=self._run, name="foldlog-announcer", daemon=True)
             self._thread.start()
-        self._pending.add(space)
+        self._pending.add(space, head)
 
     def close(self) -> None:
         self._pending.close()
@@ -71,11 +74,12 @@ class Announcer:
 
     def _run(self) -> None:
         while not self._pending.closed:
-            spaces = self._pending.take(None)
-            if spaces:
+            heads = self._pending.take(None)
+            if heads:
+                names = {"channel": CHANNEL, "spaces": list(heads), "heads": list(heads.values())}
                 # Followers poll as well, so what cannot be sent now need not be sent later.
                 with suppress(*DATABASE_ERRORS), self._datastore.rows() as cursor:
-                    cursor.execute(NOTIFY, {"channel": CHANNEL, "spaces": sorted(spaces)})
+                    cursor.execute(NOTIFY, names)
 
 
 class Wakeups:
@@ -92,8 +96,8 @@ class Wakeups:
     def closed(self) -> bool:
         return self._closing.is_set()
 
-    def wait(self, timeout_seconds: float) -> set[str]:
-        """The spaces that have grown; returns early when there are some, or when closed."""
+    def wait(self, timeout_seconds: float) -> dict[str, int]:
+        """The spaces that have grown, with their heads; early when there are some, or closed."""
         return self._pending.take(timeout_seconds)
 
     def sleep(self, seconds: float) -> None:
@@ -110,7 +114,8 @@ class Wakeups:
                     conn.execute(f"LISTEN {CHANNEL}")
                     while not self.closed:
                         for notice in conn.notifies(timeout=LISTEN_SECONDS):
-                            self._pending.add(notice.payload)
+                            space, _, head = notice.payload.partition(" ")
+                            self._pending.add(space, int(head))
             except psycopg.Error as exc:
                 log.warning("listener_disconnected", error=str(exc))
                 self.sleep(RECONNECT_SECONDS)
