@@ -14,17 +14,17 @@ PACKAGE = ROOT / "foldlog"
 FORBIDDEN = {
     "domain": {
         *("foldlog.infrastructure", "foldlog.api", "foldlog.client", "foldlog.scripts"),
-        *("psycopg", "eventsourcing", "flask", "marshmallow", "httpx", "click", "gevent"),
+        *("psycopg", "eventsourcing", "flask", "marshmallow", "httpx", "click", "uvicorn"),
         *("time", "random", "secrets", "os", "socket", "pathlib", "threading"),
     },
     "infrastructure": {"foldlog.api", "foldlog.client", "foldlog.scripts", "flask", "marshmallow"},
     "api": {
         *("foldlog.infrastructure", "foldlog.client", "foldlog.scripts"),
-        *("psycopg", "eventsourcing", "gevent"),
+        *("psycopg", "eventsourcing", "uvicorn"),
     },
     "client": {
         *("foldlog.infrastructure", "foldlog.api", "foldlog.scripts"),
-        *("psycopg", "eventsourcing", "flask", "marshmallow", "gevent"),
+        *("psycopg", "eventsourcing", "flask", "marshmallow", "uvicorn"),
     },
 }
 MODULES = [path for layer in FORBIDDEN for path in sorted((PACKAGE / layer).rglob("*.py"))]

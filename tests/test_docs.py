@@ -26,7 +26,7 @@ ABSTRACT = {"error", "push-conflict", "unavailable"}
 def all_errors() -> set[type[FoldlogError]]:
     for module in pkgutil.walk_packages(foldlog.__path__, "foldlog."):
         # Importing these runs or configures something.
-        if not module.name.endswith(("__main__", "gunicorn_config")):
+        if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 
     def below(error: type[FoldlogError]) -> set[type[FoldlogError]]:

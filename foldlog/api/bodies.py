@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from typing import Protocol
 
-from flask import g, request
+from werkzeug.http import parse_options_header
 
 from ..domain.errors import InvalidRequest, LimitExceeded
 from ..domain.limits import Limits
 from .problems import UnsupportedMediaType
+from .requests import Request
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-PIECE_BYTES = 64 * 2**10
+CONTENT_TYPE_LENGTH_MAX = 200
 #: RFC 9659: what a decoder of the content coding must hold, and all that ours will.
 ZSTD_WINDOW_LOG_MAX = 23
 
@@ -49,48 +51,56 @@ def _zstd() -> Inflater:
 INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, "zstd": _zstd}
 
 
-def read_body(limits: Limits) -> bytearray:
+async def read_body(request: Request, limits: Limits) -> bytearray:
     """The request's body, inflated. Raises `LimitExceeded`, `InvalidRequest`, or 415."""
-    _check_media_type()
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    _check_media_type(request.header("content-type"))
+    encoding = request.header("content-encoding").strip().lower()
     if encoding in ("", "identity"):
         body = bytearray()
-        for piece in _pieces(limits):
+        async for piece in _pieces(request, limits):
             body += piece
         return body
     if encoding not in INFLATERS:
         raise UnsupportedMediaType("a body may be sent as it is, or by gzip or zstd")
-    return _inflated(INFLATERS[encoding](), limits)
+    return await _inflated(INFLATERS[encoding](), request, limits)
 
 
-def _check_media_type() -> None:
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
+@lru_cache(maxsize=64)
+def _is_json(content_type: str) -> bool:
+    media_type, parameters = parse_options_header(content_type)
+    charset = parameters.get("charset", "utf-8").lower()
+    return media_type.lower() == "application/json" and charset in ("utf-8", "utf8")
+
+
+def _check_media_type(content_type: str) -> None:
+    # What is remembered must not be as long as a stranger likes.
+    if len(content_type) > CONTENT_TYPE_LENGTH_MAX or not _is_json(content_type):
         raise UnsupportedMediaType("a body must be application/json, in UTF-8")
 
 
-def _pieces(limits: Limits) -> Iterator[bytes]:
+async def _pieces(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     """The body as it comes over the wire, to its end or to the limit."""
-    if (request.content_length or 0) > limits.body_bytes_max:
+    length = request.header("content-length")
+    if length.isdecimal() and int(length) > limits.body_bytes_max:
         raise LimitExceeded("body_bytes_max", limits.body_bytes_max)
-    g.bytes_in = 0
+    pieces = request.pieces()
     while True:
         try:
-            piece = request.stream.read(PIECE_BYTES)
+            piece = await anext(pieces, b"")
         except Exception as exc:
             # Each server has errors of its own for a body that breaks off or is badly chunked.
             raise InvalidRequest("the body could not be read to its end") from exc
         if not piece:
             return
-        g.bytes_in += len(piece)
-        if g.bytes_in > limits.body_bytes_max:
+        request.bytes_in += len(piece)
+        if request.bytes_in > limits.body_bytes_max:
             raise LimitExceeded("body_bytes_max", limits.body_bytes_max)
         yield piece
 
 
-def _inflated(inflater: Inflater, limits: Limits) -> bytearray:
+async def _inflated(inflater: Inflater, request: Request, limits: Limits) -> bytearray:
     body = bytearray()
-    for piece in _pieces(limits):
+    async for piece in _pieces(request, limits):
         if inflater.eof:
             raise InvalidRequest("the compressed body has something after its end")
         # One more byte than allowed, to tell what just fits from what does not.

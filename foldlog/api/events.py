@@ -1,25 +1,40 @@
-"""Pulling: the events after a cursor."""
+"""Pulling: the events after a cursor, and those to come."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from ..domain.errors import (
+    FoldlogError,
     LogBehind,
     LogChanged,
     StorageUnavailable,
     UnknownSpace,
 )
 from ..domain.limits import Limits
-from ..domain.ports import EventStore, RangeQuery
+from ..domain.ports import EventStore, Range, RangeQuery
 from . import examples
-from .operations import joined, json_answer, operation
-from .queries import events_query
+from .operations import Lines, operation
+from .problems import problem_reply
+from .queries import events_query, read_last_event_id, stream_query
+from .replies import Reply, joined, json_reply
+from .requests import Request
 from .schemas import RangeSchema
+
+PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, LogBehind, LogChanged, StorageUnavailable)
+STREAM = Lines(
+    "Server-Sent Events. The `data` of each message is a page of the log.",
+    {"data of a message": (RangeSchema, examples.RANGE)},
+)
+EVENT_STREAM = "text/event-stream"
+#: how long a client shall wait before it connects again, in ms
+RECONNECT_MS = 1_000
 
 
 class RangeAnswer(msgspec.Struct):
@@ -42,27 +57,103 @@ def range_query(asked: Mapping[str, Any], device: str | None) -> RangeQuery:
     )
 
 
+async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
+    page = store.range_at_hand(space, query)
+    return await request.run(store.range_after, space, query) if page is None else page
+
+
 def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("events", __name__)
 
     @bp.get("/v1/spaces/<space>/events")
     @operation(
-        query=events_query(limits),
-        answer=RangeSchema,
-        example=examples.RANGE,
-        problems=(UnknownSpace, LogBehind, LogChanged, StorageUnavailable),
+        query=events_query(limits), answer=RangeSchema, example=examples.RANGE, problems=PROBLEMS
     )
-    def events(space: str, query: dict[str, Any]) -> Response:
+    async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
         In the order of the log, without a hole. Nothing new is an empty list. While `more` is
-        true, go on after `through` with its `mark`.
+        true, go on after `through` with its `mark`. With `wait`, the answer is held back until
+        there is something, or so many seconds are over.
         """
-        page = store.range_after(space, range_query(query, query.get("device")))
-        return json_answer(
-            RangeAnswer(
-                page.log, page.head, joined(page.events), page.through, page.mark, page.more
-            )
-        )
+        asked = range_query(query, query.get("device"))
+        if not query["wait"]:
+            return json_reply(range_answer(await read_range(request, store, space, asked)))
+        deadline = time.monotonic() + query["wait"]
+        with request.watch(store, space) as growth:
+            page = await read_range(request, store, space, asked)
+            while not page.events and not page.more and not growth.is_over:
+                if not await growth.wait(deadline - time.monotonic()):
+                    break
+                asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
+                page = await read_range(request, store, space, asked)
+        return json_reply(range_answer(page))
+
+    @bp.get("/v1/spaces/<space>/events/stream")
+    @operation(
+        query=stream_query(limits),
+        answer=STREAM,
+        media_type=EVENT_STREAM,
+        problems=PROBLEMS,
+    )
+    async def stream(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Follow the log as Server-Sent Events.
+
+        First what is there after the cursor, then what comes, as it comes. Each message is a page
+        as a pull would get it; its `id` is the cursor after it, and who connects again with it as
+        `Last-Event-ID` misses nothing. A comment comes when nothing else does, so that a broken
+        connection is noticed. The stream ends now and then, in good order: connect again. A
+        message of the type `problem` holds a problem document, and ends it for good.
+        """
+        asked = range_query(query, query.get("device"))
+        last_id = read_last_event_id(request.header("last-event-id"))
+        if last_id is not None:
+            asked = msgspec.structs.replace(asked, after=last_id, mark=None)
+        first = await read_range(request, store, space, asked)
+        body = _messages(request, store, space, asked, first, limits)
+        return Reply(body, EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 
     return bp
+
+
+async def _messages(
+    request: Request,
+    store: EventStore,
+    space: str,
+    asked: RangeQuery,
+    page: Range,
+    limits: Limits,
+) -> AsyncIterator[bytes]:
+    # Streams that began together, after a restart, shall not all end together.
+    lifetime = limits.stream_seconds_max * random.uniform(0.8, 1.0)
+    deadline = time.monotonic() + lifetime
+    with request.watch(store, space) as growth:
+        yield b"retry: %d\n\n" % RECONNECT_MS
+        is_watched = False  # the first page was read before the watching began
+        try:
+            while not growth.is_over:
+                if page.through > asked.after:
+                    yield _message(page)
+                    asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
+                if is_watched and not page.more:
+                    rest = deadline - time.monotonic()
+                    if rest <= 0:
+                        return
+                    if not await growth.wait(min(limits.stream_heartbeat_seconds, rest)):
+                        yield b":\n\n"
+                        continue
+                page = await read_range(request, store, space, asked)
+                is_watched = True
+        except Exception as exc:
+            # The answer has begun and was promised to be well: what went wrong is a message.
+            document = problem_reply(exc, request).body
+            assert isinstance(document, bytes)
+            yield b"event: problem\ndata: %b\n\n" % document
+
+
+def _message(page: Range) -> bytes:
+    return b"id: %d\ndata: %b\n\n" % (page.through, msgspec.json.encode(range_answer(page)))
+
+
+def range_answer(page: Range) -> RangeAnswer:
+    return RangeAnswer(page.log, page.head, joined(page.events), page.through, page.mark, page.more)

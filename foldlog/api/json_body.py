@@ -18,6 +18,7 @@ from ..domain.limits import Limits
 from .bodies import read_body
 from .fields import ChangesetsField
 from .queries import flat
+from .requests import Request
 
 MEMBERS_MAX = 50
 #: of each member but `changesets`
@@ -34,8 +35,8 @@ class JsonBody:
         self._limits = limits
         self._fields = {field.data_key or name: field for name, field in schema.fields.items()}
 
-    def read(self) -> dict[str, Any]:
-        body = read_body(self._limits)
+    async def read(self, request: Request) -> dict[str, Any]:
+        body = await read_body(request, self._limits)
         try:
             try:
                 members = decode_members(body)

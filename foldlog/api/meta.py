@@ -7,7 +7,9 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, current_app
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from ..domain.errors import NotFound, StorageUnavailable
 from ..domain.limits import Limits
@@ -15,13 +17,16 @@ from ..domain.ports import Gauge
 from .catalogue import BY_CODE, CATALOGUE, example_of
 from .metrics import CONTENT_TYPE_PLAIN_0_0_4, exposition
 from .openapi import openapi_document
-from .operations import json_answer, operation
+from .operations import operation
 from .pages import docs_page, problem_page, register_filters
 from .problems import NotReady, statuses_of, title_of
+from .replies import Reply, json_reply
+from .requests import Request
 from .schemas import HealthSchema, LimitsSchema, ReadinessSchema
 
 #: A page that runs nothing and loads nothing, whatever may ever get into it.
 HTML_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+HTML = "text/html"
 DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
 
 
@@ -38,12 +43,12 @@ def meta_blueprint(
 
     @bp.get("/healthz")
     @operation(answer=HealthSchema, example={"status": "ok"})
-    def healthz() -> Response:
+    def healthz() -> Reply:
         """Tell that the process lives.
 
         Asks nobody else: a database that is down is no reason to restart this process.
         """
-        return json_answer({"status": "ok"})
+        return json_reply({"status": "ok"})
 
     @bp.get("/readyz")
     @operation(
@@ -51,45 +56,45 @@ def meta_blueprint(
         example={"status": "ready", "checks": {"database": "ok"}},
         problems=(NotReady,),
     )
-    def readyz() -> Response:
+    def readyz() -> Reply:
         """Tell whether requests can be taken."""
         checks = ready()
         broken = sorted(name for name, found in checks.items() if found != "ok")
         if broken:
             raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
-        return json_answer({"status": "ready", "checks": checks})
+        return json_reply({"status": "ready", "checks": checks})
 
     @bp.get("/metrics")
     @operation(media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
-    def metrics() -> Response:
+    def metrics() -> Reply:
         """Read what to watch, for Prometheus.
 
         How much there is, how far the projections are behind, and which stand still.
         """
-        return Response(exposition(gauges()), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
     @operation(answer=LimitsSchema, example=msgspec.to_builtins(limits))
-    def get_limits() -> Response:
+    def get_limits() -> Reply:
         """Read every limit that requests are held to."""
-        return json_answer(limits)
+        return json_reply(limits)
 
     @bp.get("/openapi.json")
     @operation()
-    def openapi() -> Response:
+    def openapi() -> Reply:
         """Read the OpenAPI document of this service."""
-        return json_answer(document(), DOCUMENT_HEADERS)
+        return json_reply(document(), DOCUMENT_HEADERS)
 
     @bp.get("/docs")
     @operation(media_type="text/html")
-    def docs() -> Response:
+    def docs() -> Reply:
         """Read the same document as a page."""
         page = docs_page(document(), [_about(code) for code in BY_CODE])
-        return Response(page, mimetype="text/html", headers=DOCUMENT_HEADERS | HTML_HEADERS)
+        return Reply(page.encode(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS)
 
     @bp.get("/problems/<code>")
     @operation(problems=(NotFound,))
-    def problem(code: str) -> Response:
+    async def problem(request: Request, code: str) -> Reply:
         """Read about a problem, by its stable code.
 
         As a page if the request prefers `text/html`, else as JSON.
@@ -97,13 +102,13 @@ def meta_blueprint(
         if code not in BY_CODE:
             raise NotFound(f"there is no problem called {code!r}")
         about = _about(code)
-        if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-            response = Response(problem_page(about), mimetype="text/html", headers=HTML_HEADERS)
+        accepted = parse_accept_header(request.header("accept"), MIMEAccept)
+        if accepted.best_match(["application/json", HTML]) == HTML:
+            reply = Reply(problem_page(about).encode(), HTML, headers=dict(HTML_HEADERS))
         else:
-            response = json_answer(about)
-        response.headers.update(DOCUMENT_HEADERS)
-        response.vary.add("Accept")
-        return response
+            reply = json_reply(about)
+        reply.headers |= DOCUMENT_HEADERS | {"Vary": "Accept"}
+        return reply
 
     return bp
 

@@ -1,7 +1,7 @@
 """Every refusal as a problem document (RFC 9457), and the one table of its status.
 
-A problem's `code` is the stable name that clients match on; its `type` is a page about it. Flask's
-own refusals and what nobody expected come in the same form.
+A problem's `code` is the stable name that clients match on; its `type` is a page about it. What a
+server refuses by itself and what nobody expected come in the same form.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from flask import Flask, Response, g
-from werkzeug.exceptions import HTTPException
 
 from ..domain.errors import (
     FoldlogError,
@@ -23,6 +21,8 @@ from ..domain.errors import (
     PushConflict,
     Unavailable,
 )
+from .replies import Reply
+from .requests import Request
 
 log = structlog.get_logger("foldlog.api")
 
@@ -80,13 +80,6 @@ LIMITS_OF_SIZE = {
     "page_bytes_max",
 }
 
-#: What Flask and Werkzeug refuse by themselves, in our words.
-ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {
-    HTTPStatus.NOT_FOUND: NoSuchPath,
-    HTTPStatus.METHOD_NOT_ALLOWED: MethodNotAllowed,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: UnsupportedMediaType,
-}
-
 
 def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
     """Every status that this error may be answered with."""
@@ -120,43 +113,25 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
     }
 
 
-def register_problems(app: Flask) -> None:
-    app.register_error_handler(FoldlogError, _answer)
-    app.register_error_handler(HTTPException, _answer_http)
-    app.register_error_handler(Exception, _answer_unexpected)
-
-
-def _answer(error: FoldlogError) -> Response:
-    status = status_of(error)
-    if status == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, InternalError):
-        return _answer_unexpected(error)
-    if error.__cause__ is not None and isinstance(error, Unavailable):
+def problem_reply(error: Exception, request: Request) -> Reply:
+    """The answer to what was raised; whatever nobody foresaw is noted, and told as no more."""
+    if not isinstance(error, FoldlogError) or _is_unforeseen(error):
+        # Says nothing of what happened, but under which id it can be found in our logs.
+        log.error("unexpected-error", exc_info=error)
+        error = InternalError(request_id=request.id)
+    elif error.__cause__ is not None and isinstance(error, Unavailable):
         log.warning("unavailable", problem=error.code, exc_info=error)
-    g.problem = error.code
-    response = Response(msgspec.json.encode(document_of(error)), status, mimetype=MEDIA_TYPE)
+    request.problem = error.code
+    reply = Reply(msgspec.json.encode(document_of(error)), MEDIA_TYPE, status_of(error).value)
     if isinstance(error, Unavailable):
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
+        reply.headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, UnsupportedMediaType):
         # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
-        response.headers["Accept"] = "application/json"
-        response.headers["Accept-Encoding"] = "gzip, zstd"
-    return response
+        reply.headers["Accept"] = "application/json"
+        reply.headers["Accept-Encoding"] = "gzip, zstd"
+    return reply
 
 
-def _answer_http(error: HTTPException) -> Response:
-    """A refusal of Flask's own. Its headers are kept: 405 says what is allowed."""
-    if error.code is None or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _answer_unexpected(error)
-    kind = ERROR_OF_STATUS.get(error.code, InvalidRequest)
-    response = _answer(kind() if error.code in ERROR_OF_STATUS else kind(error.description))
-    response.status_code = error.code
-    for name, value in error.get_headers():
-        if name != "Content-Type":
-            response.headers[name] = value
-    return response
-
-
-def _answer_unexpected(error: Exception) -> Response:
-    """Says nothing of what happened, but under which id it can be found in our logs."""
-    log.error("unexpected-error", exc_info=error)
-    return _answer(InternalError(request_id=g.get("request_id")))
+def _is_unforeseen(error: FoldlogError) -> bool:
+    is_fault = status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR
+    return is_fault and not isinstance(error, InternalError)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import request
 from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Length, OneOf
 
@@ -46,7 +47,7 @@ class Parameters(Schema):
     error_messages = {"unknown": "there is no such parameter"}
 
 
-def events_query(limits: Limits) -> Parameters:
+def _range_query(limits: Limits) -> type[Parameters]:
     class EventsQuery(Parameters):
         after = QueryWhole(
             load_default=0, metadata={"description": "The cursor: the last seq you have."}
@@ -76,7 +77,25 @@ def events_query(limits: Limits) -> Parameters:
             metadata={"description": "`full`: the device's own changesets come whole, too."},
         )
 
+    return EventsQuery
+
+
+def events_query(limits: Limits) -> Parameters:
+    class EventsQuery(_range_query(limits)):  # type: ignore[misc]
+        wait = QueryWhole(
+            0,
+            limits.wait_seconds_max,
+            load_default=0,
+            metadata={
+                "description": "Seconds to hold the request open, until there is something new."
+            },
+        )
+
     return EventsQuery()
+
+
+def stream_query(limits: Limits) -> Parameters:
+    return _range_query(limits)()
 
 
 class MasterQuery(Parameters):
@@ -146,11 +165,6 @@ def conflicts_query(limits: Limits) -> Parameters:
 
 def read_path(parts: Mapping[str, str]) -> None:
     """Raises `InvalidRequest` if a part of the path cannot be what the path says it is."""
-    try:
-        # WSGI hands us the path's bytes as Latin-1; Werkzeug would put U+FFFD for a bad one.
-        request.environ.get("PATH_INFO", "").encode("latin-1").decode()
-    except UnicodeDecodeError as exc:
-        raise InvalidRequest("the path is not UTF-8") from exc
     errors = []
     for name, value in parts.items():
         try:
@@ -161,13 +175,24 @@ def read_path(parts: Mapping[str, str]) -> None:
         raise InvalidRequest("the path names what cannot be", errors=errors)
 
 
-def read_query(schema: Parameters) -> dict[str, Any]:
-    """The request's parameters. Raises `InvalidRequest`, naming each that is wrong."""
-    if not schema.fields and not request.query_string:
+#: of a query string that is remembered with what it says
+QUERY_LENGTH_KEPT_MAX = 500
+QUERIES_KEPT_MAX = 4_096
+
+
+def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
+    """A request's parameters. Raises `InvalidRequest`, naming each that is wrong."""
+    if not schema.fields and not query_string:
         return {}
+    if len(query_string) > QUERY_LENGTH_KEPT_MAX:
+        return _read_query(schema, query_string)
+    return _read_query_again(schema, query_string)
+
+
+def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
     try:
         pairs = parse_qsl(
-            request.query_string.decode(),
+            query_string.decode(),
             keep_blank_values=True,
             errors="strict",
             max_num_fields=PARAMETERS_MAX,
@@ -188,7 +213,22 @@ def read_query(schema: Parameters) -> dict[str, Any]:
         ]
     if errors:
         raise InvalidRequest("a query parameter is wrong", errors=errors)
-    return query
+    return MappingProxyType(query)
+
+
+#: A poller asks the same again and again; a schema takes longer to read it than all the rest.
+_read_query_again = lru_cache(maxsize=QUERIES_KEPT_MAX)(_read_query)
+
+
+def read_last_event_id(text: str) -> int | None:
+    """The header in which a stream's client says where it was. Raises `InvalidRequest`."""
+    if not text:
+        return None
+    try:
+        return QueryWhole().deserialize(text)
+    except ValidationError as exc:
+        error = {"header": "Last-Event-ID", "detail": str(exc.messages[0])}
+        raise InvalidRequest("Last-Event-ID is the id of a message", errors=[error]) from exc
 
 
 def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:

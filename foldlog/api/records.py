@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from ..domain.errors import (
     FoldlogError,
@@ -18,8 +19,9 @@ from ..domain.errors import (
 from ..domain.limits import Limits
 from ..domain.ports import MasterTable, RecordsPage, RecordsQuery
 from . import examples
-from .operations import joined, json_answer, operation
+from .operations import operation
 from .queries import MasterQuery, conflicts_query, records_query
+from .replies import Reply, joined, json_reply
 from .schemas import ConflictsPageSchema, LocalIdsSchema, RecordAnswerSchema, RecordsPageSchema
 
 READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
@@ -58,13 +60,13 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.RECORDS_PAGE,
         problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
     )
-    def records(space: str, query: dict[str, Any]) -> Response:
+    def records(space: str, query: Mapping[str, Any]) -> Reply:
         """Read the master table.
 
         The live records by collection and id; or, with `changed_after`, every record that changed
         since that seq, once, as it is now, deleted ones too. Go on with `cursor` until it is null.
         """
-        return json_answer(_records_answer(_page(master, space, query)))
+        return json_reply(_records_answer(_page(master, space, query)))
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
     @operation(
@@ -73,7 +75,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.RECORD_ANSWER,
         problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
     )
-    def record(space: str, collection: str, id: str, query: dict[str, Any]) -> Response:
+    def record(space: str, collection: str, id: str, query: Mapping[str, Any]) -> Reply:
         """Read one record.
 
         A deleted one is answered as a tombstone. Everything after the collection is the id; encode
@@ -81,7 +83,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         `/records?collection=...&id=...`.
         """
         page = master.record(space, (collection, id), at_least=query["at_least"])
-        return json_answer(
+        return json_reply(
             RecordAnswer(page.log, page.head, page.projected, msgspec.Raw(page.records[0]))
         )
 
@@ -92,7 +94,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.CONFLICTS_PAGE,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
-    def conflicts(space: str, query: dict[str, Any]) -> Response:
+    def conflicts(space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
 
         Every value that lost against a concurrent change, with what it lost to: nothing that a
@@ -104,7 +106,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
             cursor=query.get("cursor"),
             at_least=query["at_least"],
         )
-        return json_answer(
+        return json_reply(
             ConflictsAnswer(
                 page.log, page.head, page.projected, joined(page.conflicts), page.cursor
             )
@@ -117,17 +119,17 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.LOCAL_IDS,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
-    def device_ids(space: str, device: str, query: dict[str, Any]) -> Response:
+    def device_ids(space: str, device: str, query: Mapping[str, Any]) -> Reply:
         """List the ids made from a device's own keys.
 
         A `local_id` always leads to the same id, so this can be asked again at any time.
         """
-        return json_answer({"ids": master.local_ids(space, device, at_least=query["at_least"])})
+        return json_reply({"ids": master.local_ids(space, device, at_least=query["at_least"])})
 
     return bp
 
 
-def _page(master: MasterTable, space: str, query: dict[str, Any]) -> RecordsPage:
+def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsPage:
     if "id" in query:
         key = (query["collection"], query["id"])
         return master.record(space, key, at_least=query["at_least"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 import structlog
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from ..domain.errors import (
     LogBehind,
@@ -21,8 +21,8 @@ from ..domain.snapshot import SnapshotPageEnd
 from . import examples
 from .operations import Lines, operation
 from .queries import SnapshotQuery
+from .replies import Reply
 from .schemas import SnapshotHeaderSchema, SnapshotPageEndSchema, SnapshotRecordSchema
-from .streams import streamed
 
 log = structlog.get_logger("foldlog.api")
 
@@ -48,7 +48,7 @@ def snapshot_blueprint(master: MasterTable) -> Blueprint:
         media_type=MEDIA_TYPE,
         problems=(UnknownSpace, LogBehind, LogChanged, ProjectionBehind, StorageUnavailable),
     )
-    def snapshot(space: str, query: dict[str, Any]) -> Response:
+    def snapshot(space: str, query: Mapping[str, Any]) -> Reply:
         """Load all records, to follow the log from there.
 
         Tombstones too, each with its writes, as the merge needs them. Each page is true at the
@@ -59,7 +59,7 @@ def snapshot_blueprint(master: MasterTable) -> Blueprint:
         last one, ask again with that `cursor`, and keep the `seq` and `mark` of the first header.
         """
         found = master.snapshot(space, cursor=query.get("cursor"), at_least=query["at_least"])
-        return streamed(_pieces(space, found), MEDIA_TYPE)
+        return Reply(_pieces(space, found), MEDIA_TYPE)
 
     return bp
 

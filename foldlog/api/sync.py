@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from ..domain.changesets import Push
 from ..domain.errors import (
@@ -26,10 +26,12 @@ from ..domain.intake import Answer
 from ..domain.limits import Limits
 from ..domain.ports import EventStore
 from . import examples
-from .events import range_query
+from .events import range_query, read_range
 from .json_body import JsonBody
-from .operations import joined, json_answer, operation
+from .operations import operation
 from .problems import UnsupportedMediaType
+from .replies import Reply, joined, json_reply
+from .requests import Request
 from .schemas import ReceiptSchema, SyncAnswerSchema, push_body, sync_body
 
 PUSH_PROBLEMS: tuple[type[FoldlogError], ...] = (
@@ -67,14 +69,14 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         example=examples.RECEIPT,
         problems=PUSH_PROBLEMS,
     )
-    def push(space: str, body: dict[str, Any]) -> Response:
+    async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets.
 
         Appends what is new and answers every changeset in order. Sending the same again is safe:
         it is answered as the first time, as a `duplicate`. All or nothing is stored. The first
         push makes the space.
         """
-        return json_answer(store.push(space, push_of(body)))
+        return json_reply(await request.outcome(store.submit(space, push_of(body))))
 
     @bp.post("/v1/spaces/<space>/sync")
     @operation(
@@ -84,7 +86,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         example=examples.SYNC_ANSWER,
         problems=(*PUSH_PROBLEMS, LogChanged),
     )
-    def sync(space: str, body: dict[str, Any]) -> Response:
+    async def sync(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push and pull in one round trip.
 
         The cursor is checked before anything is stored. Then the changesets are appended, and the
@@ -94,16 +96,16 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         query = range_query(body, body["device"])
         verdicts: list[Answer] = []
         if body["changesets"]:
-            verdicts = store.push(space, push_of(body)).verdicts
-            page = store.range_after(space, query)
+            verdicts = (await request.outcome(store.submit(space, push_of(body)))).verdicts
+            page = await read_range(request, store, space, query)
         else:
             # Most syncs have nothing to say. Those must not take the space's lock.
             try:
-                page = store.range_after(space, query)
+                page = await read_range(request, store, space, query)
             except UnknownSpace:
-                store.push(space, push_of(body))
-                page = store.range_after(space, query)
-        return json_answer(
+                await request.outcome(store.submit(space, push_of(body)))
+                page = await read_range(request, store, space, query)
+        return json_reply(
             SyncAnswer(
                 page.log,
                 page.head,

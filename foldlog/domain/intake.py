@@ -35,6 +35,7 @@ from .errors import (
 from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
 from .limits import LIMITS, Limits
 from .merge import Key, Record, RecordView, fold, view_of
+from .times import format_time
 from .values import ABSENT, same
 
 
@@ -114,6 +115,7 @@ class Intake:
         self.counters: dict[str, int] = {}  #: of the devices whose pushes brought something new
         self._received_at = received_at
         self._known = {id: decode_event(state) for id, state in known.items()}
+        self._new: dict[str, LogEntry] = {}  #: by id
         self._counters = counters
         self._records = None if records is None else dict(records)
         self._marks = marks
@@ -133,15 +135,16 @@ class Intake:
             )
         counter = self._check(push)
         entries: list[LogEntry] = []
-        known: dict[str, Event] = {}
+        new: dict[str, LogEntry] = {}
         changed: dict[Key, Record] = {}  # by this push: what was loaded is not copied for each
         records = ChainMap(changed, self._records or {})
         answers: list[Answer] = []
         room = self._limits.page_bytes_max  # for records: a few bytes may ask for many large ones
         for index, changeset in enumerate(push.changesets):
-            event = self._known.get(changeset.id) or known.get(changeset.id)
-            duplicate = event is not None
-            if event is None:
+            first = self._event(changeset.id, new)
+            if first is not None:
+                answer = _answer(first)
+            else:
                 if self._records is None and (changeset.is_guarded or push.wants_records):
                     raise ProjectionBehind(head=self.head)
                 refusal = stale(changeset, push.device, records)
@@ -150,12 +153,12 @@ class Intake:
                     raise LimitExceeded(
                         "event_bytes_max", self._limits.event_bytes_max, index=index
                     )
-                event = decode_event(entry.state)
-                _fold_loaded(records, event)
+                if self._records:
+                    _fold_loaded(records, decode_event(entry.state))
                 entries.append(entry)
-                known[event.id] = event
-            answer = _answer(event, duplicate)
-            is_told_records = push.wants_records or event.verdict == "refused"
+                new[changeset.id] = entry
+                answer = self._first_answer(push, changeset, entry, refusal)
+            is_told_records = push.wants_records or answer.verdict == "refused"
             if is_told_records and self._records is not None:
                 views = _views(changeset.ops, records)
                 room -= sum(len(msgspec.json.encode(view)) for view in views)
@@ -169,17 +172,25 @@ class Intake:
             self.head += len(entries)
             self.entries += entries
             self.counters[push.device] = counter
-            self._known |= known
+            self._new |= new
             if self._records is not None:
                 self._records |= changed
         return answers
+
+    def _event(self, id: str, new: Mapping[str, LogEntry]) -> Event | None:
+        """The event of a changeset id that is stored already, or will be with `new`."""
+        event = self._known.get(id)
+        if event is None and (entry := new.get(id) or self._new.get(id)) is not None:
+            # Few come again in one transaction: those alone are decoded.
+            event = decode_event(entry.state)
+        return event
 
     def _check(self, push: Push) -> int:
         """Finds that all of a push fits the log, and returns its device's counter after it."""
         first: dict[str, Event | Changeset] = {}
         counter = self.counters.get(push.device, self._counters.get(push.device, 0))
         for index, changeset in enumerate(push.changesets):
-            before = self._known.get(changeset.id) or first.get(changeset.id)
+            before = first.get(changeset.id) or self._event(changeset.id, {})
             if before is not None:
                 if not same_content(changeset, before):
                     raise IdReused(index=index, id=changeset.id)
@@ -199,6 +210,19 @@ class Intake:
                 if changeset.counter > counter:
                     raise CounterGap(index=index, counter=changeset.counter, expected=counter)
         return counter
+
+    def _first_answer(
+        self, push: Push, changeset: Changeset, entry: LogEntry, refusal: Refusal | UnsetType
+    ) -> Answer:
+        return Answer(
+            id=changeset.id,
+            verdict="stored" if refusal is UNSET else "refused",
+            seq=entry.seq,
+            received_at=format_time(self._received_at),
+            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            refusal=refusal,
+            ids=local_ids(changeset.ops) or UNSET,
+        )
 
     def _entry(
         self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType
@@ -257,7 +281,8 @@ def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Reco
     return None
 
 
-def _answer(event: Event, duplicate: bool) -> Answer:
+def _answer(event: Event) -> Answer:
+    """The first answer again."""
     assert event.verdict is not UNSET
     return Answer(
         id=event.id,
@@ -265,7 +290,7 @@ def _answer(event: Event, duplicate: bool) -> Answer:
         seq=event.seq,
         received_at=event.received_at,
         time=event.time,
-        duplicate=duplicate,
+        duplicate=True,
         refusal=event.refusal,
         ids=local_ids(event.ops) or UNSET,
     )

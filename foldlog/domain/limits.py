@@ -39,6 +39,12 @@ class Limits(msgspec.Struct, frozen=True):
     collections_per_filter_max: int = 100
     #: longest wait of a read for its projection (`at_least`), in seconds
     at_least_wait_seconds_max: int = 10
+    #: longest that a pull is held open until there is something (`wait`), in seconds
+    wait_seconds_max: int = 60
+    #: a stream says that it lives at least so often ...
+    stream_heartbeat_seconds: int = 15
+    #: ... and ends in good order before this, to be asked for again, ahead of any proxy's limit
+    stream_seconds_max: int = 600
     #: a guard is decided on the master table and the events after it, of which there may be no more
     guard_tail_events_max: int = 20_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -37,6 +38,7 @@ def parse_time(text: str) -> int:
         ) from exc
 
 
+@lru_cache(maxsize=4_096)  # a push has few moments, and writes each of them many times
 def format_time(ms: int) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-23T09:00:02.481Z`."""
     at = _EPOCH + timedelta(milliseconds=ms)

@@ -69,7 +69,7 @@ class GroupCommit(Generic[Request, Reply]):
         return mine
 
     def close(self) -> None:
-        """Returns when everything that was submitted is answered; then nobody may submit any more."""
+        """Returns when everything that was submitted is answered; nobody may submit any more."""
         while self._queues:
             time.sleep(CLOSE_POLL_SECONDS)
         for _ in self._threads:

@@ -14,13 +14,12 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -56,6 +55,7 @@ class Child:
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)  #: added to the parent's own
+    fds: Sequence[int] = ()  #: open files that it inherits
     stop_timeout_seconds: float = STOP_TIMEOUT_SECONDS
 
 
@@ -187,7 +187,7 @@ class _Kept:
             self.child.argv,
             env=os.environ | self.child.env | {PARENT_PIPE: str(self._pipe_read)},
             stdin=subprocess.DEVNULL,
-            pass_fds=[self._pipe_read],
+            pass_fds=[self._pipe_read, *self.child.fds],
             start_new_session=True,
         )
         self._started_at = time.monotonic()
@@ -283,22 +283,12 @@ def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     if PARENT_PIPE not in os.environ:
         return
     fd = int(os.environ[PARENT_PIPE])
-    # A real thread and a real sleep: gevent's would block, or wait for, its event loop.
-    start_thread = _unpatched("_thread", "start_new_thread")
-    sleep = _unpatched("time", "sleep")
 
     def wait() -> None:
         while os.read(fd, 1):
             pass  # nobody writes; the end is what we wait for
         os.kill(os.getpid(), signal.SIGTERM)
-        sleep(grace_seconds)
+        time.sleep(grace_seconds)
         os._exit(1)
 
-    start_thread(wait, ())
-
-
-def _unpatched(module: str, name: str) -> Any:
-    """A function as it was before gevent replaced it, if gevent is in use here."""
-    if monkey := sys.modules.get("gevent.monkey"):
-        return monkey.get_original(module, name)
-    return getattr(sys.modules[module], name)
+    threading.Thread(target=wait, name="parent-watcher", daemon=True).start()

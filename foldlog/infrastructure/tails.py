@@ -61,11 +61,13 @@ class _Tail:
             self.entries.append(entry)
             self.size += len(entry.state) + ENTRY_BYTES
         self.head, self.mark = entries[-1].seq, entries[-1].mark
+        gone = None
         while len(self.entries) > TAIL_EVENTS_MAX or (
             self.size > TAIL_BYTES_MAX and len(self.entries) > 1
         ):
             gone = self.entries.popleft()
             self.size -= len(gone.state) + ENTRY_BYTES
+        if gone is not None:
             self.mark_before = gone.mark
 
 
@@ -156,33 +158,29 @@ class Tails:
         assert not entries or entries[-1].seq == head
         with self._lock:
             tail = self._tails.get(space)
-            if tail is not None and (tail.log != log or not entries or tail.head < entries[0].seq - 1):
-                if tail.log == log and tail.head >= head:
-                    tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
-                    return
-                told_head = tail.told_head if tail.log == log else 0
-                self._drop(space)
+            if tail is not None and tail.log == log and tail.head >= head:
+                tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
+                return
+            if tail is not None and (tail.log != log or tail.head < head - len(entries)):
+                self._drop(space)  # between its end and what comes now something is missing
+                if tail.log == log:
+                    self._told[space] = tail.told_head
                 tail = None
-            else:
-                told_head = 0
             if tail is None:
-                told_head = max(told_head, self._told.pop(space, 0))
-                tail = _Tail(log, head, mark_before, mark_before, confirmed_at, told_head=told_head)
+                start = head - len(entries)
+                tail = _Tail(log, start, mark_before, mark_before, confirmed_at)
+                tail.told_head = self._told.pop(space, 0)
                 self._tails[space] = tail
                 self._size += tail.size
-                has_grown = True
-                new = entries
-            else:
-                new = [entry for entry in entries if entry.seq > tail.head]
-                has_grown = bool(new)
-                tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
+            tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
+            new = [entry for entry in entries if entry.seq > tail.head]
             if new:
                 before = tail.size
                 tail.add(new)
                 self._size += tail.size - before
             self._tails.move_to_end(space)
             self._make_room()
-            watchers = list(self._watchers.get(space, ())) if has_grown else []
+            watchers = list(self._watchers.get(space, ()))
         for on_growth in watchers:
             on_growth()
 
@@ -201,9 +199,7 @@ class Tails:
                     self._told.popitem(last=False)
             return space in self._watchers
 
-    def confirm(
-        self, space: SpaceId, log: str, head: int, mark: str, confirmed_at: float
-    ) -> bool:
+    def confirm(self, space: SpaceId, log: str, head: int, mark: str, confirmed_at: float) -> bool:
         """The database was looked at. Whether there is more to read that someone waits for."""
         with self._lock:
             tail = self._tails.get(space)

@@ -12,6 +12,7 @@ from .. import __version__
 #: command -> module, imported when it is called: a shell waits for `foldlog --help` every time
 COMMANDS = {
     "serve": "serve",
+    "web": "web",
     "projector": "serve",
     "demo": "demo",
     "status": "status",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from socket import socket
 from threading import Thread
 from typing import Any
 
@@ -16,9 +17,10 @@ from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
 from ..infrastructure.wiring import database, projector
 from .console import err, told, with_database
 from .process import POLL_SECONDS, is_ready
+from .web import listen
 
 PROJECTOR_STOP_SECONDS = 10.0
-#: gunicorn's own deadline is shorter, see gunicorn_config
+#: a worker's own deadline is shorter, see web.py
 WEB_STOP_SECONDS = 30.0
 
 
@@ -53,37 +55,42 @@ def serve_command(
     configure_logging(settings.log_format)
     # Until the supervisor listens to signals itself, one of them must still unwind the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    sockets = listen(settings.host, settings.port, settings.web_workers)
     with database(settings, migrates=True, exclusive=True) as db:
-        supervisor = Supervisor(_children(db.url, settings), database=db.embedded)
+        supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
         Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()
     sys.exit(code)
 
 
-def _children(url: str, settings: Settings) -> list[Child]:
-    env = {DATABASE_URL: url, "FOLDLOG_LOG_FORMAT": settings.log_format}
-    config = "python:foldlog.scripts.gunicorn_config"
+def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child]:
+    env = {
+        DATABASE_URL: url,
+        "FOLDLOG_LOG_FORMAT": settings.log_format,
+        "FOLDLOG_POOL_SIZE_MAX": str(settings.pool_size_max),
+    }
+    foldlog = [sys.executable, "-m", "foldlog"]
     projectors = [
         Child(
             name=f"projector-{number}",
-            argv=[sys.executable, "-m", "foldlog", "projector"],
+            argv=[*foldlog, "projector"],
             env=env,
             stop_timeout_seconds=PROJECTOR_STOP_SECONDS,
         )
         for number in range(1, settings.projectors + 1)
     ]
-    web = Child(
-        name="web",
-        argv=[sys.executable, "-m", "gunicorn", "--config", config],
-        env={
-            **env,
-            "FOLDLOG_BIND": _bind(settings),
-            "FOLDLOG_WEB_WORKERS": str(settings.web_workers),
-            "FOLDLOG_POOL_SIZE_MAX": str(settings.pool_size_max),
-        },
-        stop_timeout_seconds=WEB_STOP_SECONDS,
-    )
-    return [*projectors, web]
+    # A worker that died is started again on the same socket; who connects meanwhile waits there.
+    workers = [
+        Child(
+            name=f"web-{number}",
+            argv=[*foldlog, "web", "--fd", str(listening.fileno())],
+            env=env,
+            fds=[listening.fileno()],
+            stop_timeout_seconds=WEB_STOP_SECONDS,
+        )
+        for number, listening in enumerate(sockets, start=1)
+    ]
+    return [*projectors, *workers]
 
 
 def _bind(settings: Settings) -> str:

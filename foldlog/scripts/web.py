@@ -1,27 +1,126 @@
-"""What gunicorn serves: the app on the services of this process."""
+"""A web worker: the service on one event loop. `foldlog serve` runs some of them on one address."""
 
 from __future__ import annotations
 
-import atexit
-from contextlib import ExitStack
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
+import click
+import uvicorn
+from a2wsgi import WSGIMiddleware
 from flask import Flask
 
 from ..api.app import create_app
+from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging
-from ..infrastructure.settings import InvalidSettings, read_settings
-from ..infrastructure.wiring import services
+from ..domain.errors import OperatorError
+from ..infrastructure.settings import Settings, read_settings
+from ..infrastructure.supervisor import exit_with_parent
+from ..infrastructure.wiring import database, services
+from .console import told, with_database
+
+#: connections that wait to be accepted; ten thousand clients may come back at once
+BACKLOG = 4_096
+KEEP_ALIVE_SECONDS = 75
+#: how long requests that have begun may take to end when the service stops
+STOP_SECONDS = 20
+#: requests to Flask that are answered at the same time
+FLASK_THREADS = 64
+#: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
+#: wait for the other for longer than a whole request takes.
+SWITCH_SECONDS = 0.0005
 
 
-def create() -> Flask:
-    """The app of one worker. The database is the one of `FOLDLOG_DATABASE_URL`."""
-    settings = read_settings()
-    configure_logging(settings.log_format)
-    if settings.database_url is None:
-        raise InvalidSettings("a web worker needs FOLDLOG_DATABASE_URL; `foldlog serve` sets it")
-    stack = ExitStack()
-    parts = stack.enter_context(services(settings.database_url, settings))
-    atexit.register(stack.close)
-    return create_app(
-        store=parts.store, master=parts.master, ready=parts.ready, gauges=parts.gauges
+def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
+    """Sockets on one address, one for each worker. The kernel shares new connections between them;
+    one socket for all would give most of them to whoever wakes first.
+
+    Raises `OperatorError` if the address is not to be had, or somebody else listens there.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        # What shares with its brothers would share with a second service, too: so look first.
+        with socket.create_server(address[:2], family=family):
+            pass
+        return [
+            socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=True)
+            for _ in range(count)
+        ]
+    except OSError as exc:
+        raise OperatorError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, which lets everybody who waits go before it waits for the last requests."""
+
+    def __init__(self, config: uvicorn.Config, door: EventLoopDoor | None = None):
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._door is not None:
+            self._door.end_waiting()
+        await super().shutdown(sockets)
+
+
+def run(app: AsgiApp, listening: socket.socket) -> None:
+    """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    config = uvicorn.Config(
+        cast(Any, app),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,  # our own log has a line for each request
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
     )
+    Server(config, app if isinstance(app, EventLoopDoor) else None).run([listening])
+
+
+def behind_threads(app: Flask) -> AsgiApp:
+    """A Flask app as an ASGI app: each of its requests takes a thread."""
+    wsgi = cast(Any, app.wsgi_app)
+    return cast(AsgiApp, WSGIMiddleware(wsgi, workers=FLASK_THREADS, send_queue_size=1))
+
+
+@click.command("web")
+@click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
+@click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
+@click.option("--fd", type=int, help="A socket that listens already, handed down by a parent.")
+@with_database
+@told
+def web_command(
+    host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
+) -> None:
+    """Run a web worker alone; `serve` runs some already.
+
+    Any number of them, each on an address of its own, serve the same spaces.
+    """
+    exit_with_parent()
+    settings = read_settings(data=data, database_url=database_url, host=host, port=port)
+    configure_logging(settings.log_format)
+    with database(settings) as db:
+        [listening] = (
+            listen(settings.host, settings.port) if fd is None else [socket.socket(fileno=fd)]
+        )
+        serve(db.url, settings, listening)
+
+
+def serve(url: str, settings: Settings, listening: socket.socket) -> None:
+    with (
+        services(url, settings) as parts,
+        ThreadPoolExecutor(settings.pool_size_max, thread_name_prefix="foldlog-web") as threads,
+    ):
+        parts.follower.start()
+        app = create_app(
+            store=parts.store, master=parts.master, ready=parts.ready, gauges=parts.gauges
+        )
+        run(EventLoopDoor(app, behind_threads(app), threads), listening)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from a2wsgi import ASGIMiddleware
+from flask import Response
+from werkzeug.test import Client
 
 from foldlog.api.app import create_app
+from foldlog.api.asgi import EventLoopDoor
+from foldlog.scripts.web import behind_threads
 from tests.helpers import A, changeset, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -15,10 +24,34 @@ def app(store):
     return create_app(store=store, master=store, ready=lambda: {"database": "ok"})
 
 
+@pytest.fixture(scope="session")
+def event_loop_thread():
+    """The loop that the second door runs on, and the threads beside it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    with ThreadPoolExecutor(4) as threads:
+        yield loop, threads
+        loop.call_soon_threadsafe(loop.stop)
+
+
+@pytest.fixture(params=["flask", "event loop"])
+def client_of(request, event_loop_thread):
+    """Makes a client of an app: through Flask's door, or through the one in front of it."""
+    loop, threads = event_loop_thread
+
+    def client(app):
+        if request.param == "flask":
+            return app.test_client()
+        door = EventLoopDoor(app, behind_threads(app), threads)
+        return Client(ASGIMiddleware(door, loop=loop), Response)
+
+    return client
+
+
 @pytest.fixture
-def http(app):
-    """Flask's test client, for what is beside a space."""
-    return app.test_client()
+def http(app, client_of):
+    """A client of what is beside a space."""
+    return client_of(app)
 
 
 @pytest.fixture
@@ -28,12 +61,12 @@ def client(http):
 
 
 @pytest.fixture
-def app_with(store):
+def app_with(store, client_of):
     """Makes a client of an app with other parts than usual."""
 
     def make(**parts) -> SpaceClient:
         usual = {"store": store, "master": store, "ready": lambda: {"database": "ok"}}
-        return SpaceClient(create_app(**usual | parts).test_client())
+        return SpaceClient(client_of(create_app(**usual | parts)))
 
     return make
 

@@ -222,6 +222,7 @@ def test_a_body_over_the_limit_is_refused_unread(app_with):
     assert_problem(answer, 413, "limit-exceeded", limit="body_bytes_max", value=1_000)
 
 
+@pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_a_body_of_unsaid_length_is_bounded(app_with):
     """
     A chunked body says no length: it is counted as it comes, and read no further.
@@ -266,6 +267,7 @@ class Endless(io.RawIOBase):
         return len(buffer)
 
 
+@pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_a_chunked_body_is_read(client):
     """
     Some clients stream what they send.

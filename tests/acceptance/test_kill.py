@@ -61,8 +61,8 @@ class Service:
             except psutil.NoSuchProcess:
                 continue
             is_direct = parent == self.process.pid
-            if "gunicorn" in command:
-                kinds.setdefault("web master" if is_direct else "web worker", []).append(process)
+            if "foldlog web" in command:
+                kinds.setdefault("web worker", []).append(process)
             elif "projector" in command:
                 kinds.setdefault("projector", []).append(process)
             elif "postgres" in command:

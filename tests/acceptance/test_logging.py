@@ -83,6 +83,9 @@ def test_a_fault_of_ours_is_logged_with_its_traceback(app_with, lines):
     """
 
     class Broken:
+        def range_at_hand(self, *_):
+            return None
+
         def range_after(self, *_):
             raise RuntimeError("what happened")
 
@@ -101,6 +104,9 @@ def test_why_the_storage_is_away_is_logged(app_with, lines):
     """
 
     class Away:
+        def range_at_hand(self, *_):
+            return None
+
         def range_after(self, *_):
             raise StorageUnavailable from OSError("no route to host")
 

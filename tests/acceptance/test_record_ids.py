@@ -112,6 +112,7 @@ def test_what_cannot_be_an_id_is_refused(client, id):
 
 
 @pytest.mark.parametrize("bytes", ["%FF", "%C3", "%ED%A0%80"])
+@pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_a_path_that_is_not_utf8_is_refused(client, bytes):
     """
     Werkzeug would put U+FFFD in its place and so lead to another record.

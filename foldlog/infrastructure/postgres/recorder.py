@@ -13,6 +13,7 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from ...domain.events import Event, LogEntry, decode_event
+from .arrays import bigint_array, bytea_array, optional_text_array, text_array, uuid_array
 
 # Appending is moving the head, if it is still where the decision saw it: the row's lock makes seq
 # order commit order, and whoever decided on an older head, or on an id that is stored already,
@@ -60,9 +61,9 @@ SELECT space, seq, topic, state,
        event_id, device, received_at_ms, string_to_array(collections, ','), salt, ops_hash
   FROM moved,
        unnest(
-           %(seqs)s::bigint[], %(topics)s::text[], %(states)b::bytea[],
+           %(seqs)s::bigint[], %(topics)s::text[], %(states)s::bytea[],
            %(event_ids)s::uuid[], %(devices)s::uuid[], %(times)s::bigint[],
-           %(collections)s::text[], %(salts)b::bytea[], %(hashes)b::bytea[]
+           %(collections)s::text[], %(salts)s::bytea[], %(hashes)s::bytea[]
        ) AS new (
            seq, topic, state, event_id, device, received_at_ms, collections, salt, ops_hash
        )
@@ -140,24 +141,24 @@ class LogRecorder(PostgresAggregateRecorder):
             "head": last.seq,
             "mark": last.mark,
             "received_at": last.received_at,
-            "event_ids": [entry.event_id for entry in entries],
-            "counting": list(counters),
-            "counters": list(counters.values()),
+            "event_ids": uuid_array(entry.event_id for entry in entries),
+            "counting": uuid_array(counters),
+            "counters": bigint_array(counters.values()),
         }
         if len(entries) >= COPY_EVENTS_MIN:
             return self._copy(conn, space, entries, names)
         names |= {
-            "seqs": [entry.seq for entry in entries],
-            "topics": [topic_of(entry.kind) for entry in entries],
-            "states": [entry.state for entry in entries],
-            "devices": [entry.device for entry in entries],
-            "times": [entry.received_at for entry in entries],
-            "collections": [
+            "seqs": bigint_array(entry.seq for entry in entries),
+            "topics": text_array(topic_of(entry.kind) for entry in entries),
+            "states": bytea_array(entry.state for entry in entries),
+            "devices": uuid_array(entry.device for entry in entries),
+            "times": bigint_array(entry.received_at for entry in entries),
+            "collections": optional_text_array(
                 None if entry.collections is None else ",".join(entry.collections)
                 for entry in entries
-            ],
-            "salts": [entry.salt for entry in entries],
-            "hashes": [entry.ops_hash for entry in entries],
+            ),
+            "salts": bytea_array(entry.salt for entry in entries),
+            "hashes": bytea_array(entry.ops_hash for entry in entries),
         }
         cursor = conn.cursor(row_factory=tuple_row)
         return cursor.execute(APPEND, names, prepare=True).fetchone() is not None

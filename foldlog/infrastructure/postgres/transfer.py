@@ -96,14 +96,10 @@ class Importer:
             raise ImportConflict(f"the space {space!r} exists and holds another log")
         return found
 
-    def _append(
-        self, space: str, log: str, mark: str, entries: list[LogEntry]
-    ) -> None:
+    def _append(self, space: str, log: str, mark: str, entries: list[LogEntry]) -> None:
         try:
             with self._datastore.get_connection() as conn:
-                done = self._recorder.append(
-                    conn, space, log, mark, entries, _counters_of(entries)
-                )
+                done = self._recorder.append(conn, space, log, mark, entries, _counters_of(entries))
         except IntegrityError:
             done = False
         if not done:

@@ -7,6 +7,7 @@ poll interval, never an event: what is to be done is read from the tables.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from threading import Condition, Event, Thread
 
@@ -23,6 +24,8 @@ NOTIFY = """
 SELECT pg_notify(%(channel)s, space || ' ' || head)
   FROM unnest(%(spaces)s::text[], %(heads)s::bigint[]) AS grown (space, head)
 """
+#: between two notifications of a process: a busy one tells of many appends at once
+PAUSE_SECONDS = 0.005
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 1.0  #: how long `close` may have to wait for the listener
 
@@ -80,6 +83,7 @@ class Announcer:
                 # Followers poll as well, so what cannot be sent now need not be sent later.
                 with suppress(*DATABASE_ERRORS), self._datastore.rows() as cursor:
                     cursor.execute(NOTIFY, names)
+                time.sleep(PAUSE_SECONDS)
 
 
 class Wakeups:

@@ -1,0 +1,280 @@
+"""The door on an event loop: the calls that are made most, and those that wait.
+
+In front of Flask, whose routing and request objects take longer than all that a push needs, and
+which would need a thread for each client that waits. It knows a few paths; whatever is not exactly
+one of those goes on to Flask, a wrong name or method too. What a call does is said once, in the
+`Operation` that both doors call, with the same reading, the same refusals and the same log.
+
+ASGI 3, as uvicorn speaks it: https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+from flask import Flask
+
+from ..domain.names import is_space
+from ..domain.ports import EventStore
+from .compression import deflated, deflated_pieces, encoding_for
+from .flask_door import HEADERS
+from .logging import log_request
+from .operations import Operation
+from .problems import problem_reply
+from .replies import Reply
+from .requests import Growth, Request
+
+T = TypeVar("T")
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: (method, what follows the space in a path) -> Flask's name of the operation
+CALLS = {
+    ("POST", "changesets"): "sync.push",
+    ("POST", "sync"): "sync.sync",
+    ("GET", "events"): "events.events",
+    ("GET", "events/stream"): "events.stream",
+    ("GET", "snapshot"): "snapshot.snapshot",
+}
+_PATH = re.compile(r"/v1/spaces/([^/]+)/(changesets|sync|events(?:/stream)?|snapshot)")
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+#: smaller answers are compressed at once, larger ones in a thread while the loop goes on
+COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
+
+
+class EventLoopDoor:
+    """An ASGI app that answers `CALLS`, and hands on all else to `others`."""
+
+    def __init__(self, app: Flask, others: AsgiApp, threads: ThreadPoolExecutor):
+        self._others = others
+        self._threads = threads
+        self._waiters = Waiters()
+        self._calls = {
+            (method, name): (
+                cast(Operation, app.view_functions[endpoint]),
+                f"/v1/spaces/{{space}}/{name}",
+            )
+            for (method, name), endpoint in CALLS.items()
+        }
+
+    def end_waiting(self) -> None:
+        """The service stops: everybody who waits is answered, and every stream ends."""
+        self._waiters.end()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        call = self._calls.get((scope["method"], found[2])) if found else None
+        if found is None or call is None or not is_space(found[1]):
+            await self._others(scope, receive, send)
+            return
+        operation, template = call
+        request = LoopRequest(scope, receive, self._threads, self._waiters)
+        try:
+            reply = await operation(request, {"space": found[1]})
+        except Exception as exc:
+            reply = problem_reply(exc, request)
+        if isinstance(reply.body, bytes):
+            body = await self._compressed(request, reply)
+            # Before it is sent: whoever has the answer finds its line in the log.
+            self._log(request, template, found[1], reply, len(body))
+            await send(_start(request, reply, len(body)))
+            await send({"type": "http.response.body", "body": body})
+        else:
+            pieces = self._pieces(request, reply)
+            await send(_start(request, reply))
+            await self._send_pieces(request, pieces, send)
+            self._log(request, template, found[1], reply, None)
+
+    def _log(
+        self, request: Request, path: str, space: str, reply: Reply, bytes_out: int | None
+    ) -> None:
+        log_request(request, path=path, space=space, status=reply.status, bytes_out=bytes_out)
+
+    async def _compressed(self, request: Request, reply: Reply) -> bytes:
+        body = reply.body
+        assert isinstance(body, bytes)
+        encoding = encoding_for(reply, request.header("accept-encoding"))
+        if encoding is None:
+            return body
+        if len(body) <= COMPRESSED_AT_ONCE_BYTES:
+            return deflated(body, encoding)
+        return await request.run(deflated, body, encoding)
+
+    def _pieces(self, request: Request, reply: Reply) -> AsyncIterator[bytes]:
+        assert not isinstance(reply.body, bytes)
+        if isinstance(reply.body, AsyncIterator):
+            return reply.body
+        encoding = encoding_for(reply, request.header("accept-encoding"))
+        pieces = reply.body if encoding is None else deflated_pieces(reply.body, encoding)
+        return _read_in_threads(request, pieces)
+
+    async def _send_pieces(
+        self, request: Request, pieces: AsyncIterator[bytes], send: Send
+    ) -> None:
+        try:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except Exception as exc:
+            problem_reply(exc, request)  # it has begun well: all that can be done is to note it
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_in_threads(request: Request, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """No thread is held while a slow client takes its time with a piece."""
+    while piece := await request.run(next, pieces, b""):
+        yield piece
+
+
+def _start(request: Request, reply: Reply, length: int | None = None) -> Message:
+    headers = [
+        (b"content-type", reply.media_type.encode()),
+        *_HEADERS,
+        (b"x-request-id", request.id.encode()),
+        *((name.lower().encode(), value.encode()) for name, value in reply.headers.items()),
+    ]
+    if length is not None:
+        headers.append((b"content-length", b"%d" % length))
+    return {"type": "http.response.start", "status": reply.status, "headers": headers}
+
+
+class LoopRequest(Request):
+    """A request that waits on the event loop; what takes a thread goes to a few of them."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, threads: ThreadPoolExecutor, waiters: Waiters
+    ):
+        self.method = scope["method"]
+        self.query_string = scope["query_string"]
+        self._headers = dict(scope["headers"])
+        self._receive = receive
+        self._threads = threads
+        self._waiters = waiters
+        super().__init__()
+
+    def header(self, name: str) -> str:
+        value: bytes = self._headers.get(name.encode(), b"")
+        return value.decode("latin-1")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client has gone")
+            if piece := message.get("body", b""):
+                yield piece
+            more = message.get("more_body", False)
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        context = contextvars.copy_context()  # what is logged there, too, says whose way it is
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, context.run, function, *args)
+
+    async def outcome(self, future: Future[T]) -> T:
+        return await asyncio.wrap_future(future)
+
+    def watch(self, store: EventStore, space: str) -> Growth:
+        return _LoopGrowth(self._waiters, store, space, self._receive)
+
+
+class Waiters:
+    """Who waits on this loop for which space: one watch of the store for all of a space."""
+
+    def __init__(self) -> None:
+        self._spaces: dict[str, _Space] = {}
+        self.is_ending = False
+
+    def join(self, store: EventStore, space: str, waiter: _LoopGrowth) -> _Space:
+        joined = self._spaces.get(space)
+        if joined is None:
+            joined = self._spaces[space] = _Space(store, space)
+        joined.waiters.add(waiter)
+        return joined
+
+    def leave(self, joined: _Space, waiter: _LoopGrowth) -> None:
+        joined.waiters.discard(waiter)
+        if not joined.waiters:
+            joined.unwatch()
+            del self._spaces[joined.space]
+
+    def end(self) -> None:
+        self.is_ending = True
+        for joined in self._spaces.values():
+            joined.wake()
+
+
+class _Space:
+    def __init__(self, store: EventStore, space: str):
+        self.space = space
+        self.waiters: set[_LoopGrowth] = set()
+        self.version = 0
+        self._loop = asyncio.get_running_loop()
+        self._is_called = False
+        self.unwatch = store.watch(space, self._call)
+
+    def _call(self) -> None:
+        """From any thread. However often it grows before the loop's next turn, it wakes once."""
+        if not self._is_called:
+            self._is_called = True
+            self._loop.call_soon_threadsafe(self._called)
+
+    def _called(self) -> None:
+        self._is_called = False
+        self.wake()
+
+    def wake(self) -> None:
+        self.version += 1
+        for waiter in list(self.waiters):
+            waiter.wake()
+
+
+class _LoopGrowth(Growth):
+    def __init__(self, waiters: Waiters, store: EventStore, space: str, receive: Receive):
+        self._waiters = waiters
+        self._joined = waiters.join(store, space, self)
+        self._seen = self._joined.version
+        self._waiting: asyncio.Future[None] | None = None
+        self._gone = asyncio.ensure_future(_gone(receive))
+        self._gone.add_done_callback(lambda _: self.wake())
+
+    async def wait(self, seconds: float) -> bool:
+        if self._seen == self._joined.version and not self.is_over and seconds > 0:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            timer = loop.call_later(seconds, self.wake)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+                self._waiting = None
+        grown = self._seen != self._joined.version
+        self._seen = self._joined.version
+        return grown
+
+    def wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    @property
+    def is_over(self) -> bool:
+        return self._gone.done() or self._waiters.is_ending
+
+    def close(self) -> None:
+        self._gone.cancel()
+        self._waiters.leave(self._joined, self)
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,170 @@
+"""The door of Flask: every operation, a thread for each request.
+
+It is what describes the service (routes, OpenAPI) and all that a WSGI server needs; in front of it
+asgi.py takes the calls that are made most. Both answer alike: tests/acceptance asks both.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from flask import Flask, Response, g
+from flask import request as flask_request
+from werkzeug.exceptions import HTTPException
+
+from ..domain.errors import FoldlogError, InvalidRequest
+from ..domain.names import is_space
+from ..domain.ports import EventStore
+from .compression import deflated, deflated_pieces, encoding_for
+from .logging import log_request, path_template
+from .operations import Operation
+from .problems import (
+    MethodNotAllowed,
+    NoSuchPath,
+    UnsupportedMediaType,
+    problem_reply,
+)
+from .replies import Reply
+from .requests import Growth, Request, run_now
+
+T = TypeVar("T")
+
+PIECE_BYTES = 64 * 2**10
+#: Answers are what users wrote: no cache keeps them, and no browser guesses what they are.
+HEADERS = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+
+#: What Flask and Werkzeug refuse by themselves, in our words.
+ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {
+    HTTPStatus.NOT_FOUND: NoSuchPath,
+    HTTPStatus.METHOD_NOT_ALLOWED: MethodNotAllowed,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: UnsupportedMediaType,
+}
+
+
+class FlaskRequest(Request):
+    """The request of this thread, which waits by itself."""
+
+    def __init__(self) -> None:
+        self.method = flask_request.method
+        self.query_string = flask_request.query_string
+        super().__init__()
+
+    def header(self, name: str) -> str:
+        return flask_request.headers.get(name, "")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while piece := flask_request.stream.read(PIECE_BYTES):
+            yield piece
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    async def outcome(self, future: Future[T]) -> T:
+        return future.result()
+
+    def watch(self, store: EventStore, space: str) -> Growth:
+        return _ThreadGrowth(store, space)
+
+
+class _ThreadGrowth(Growth):
+    def __init__(self, store: EventStore, space: str):
+        self._grown = threading.Event()
+        self._unwatch = store.watch(space, self._grown.set)
+
+    async def wait(self, seconds: float) -> bool:
+        grown = self._grown.wait(max(0.0, seconds))
+        self._grown.clear()
+        return grown
+
+    @property
+    def is_over(self) -> bool:
+        return False  # the server closes the answer's iterator
+
+    def close(self) -> None:
+        self._unwatch()
+
+
+class FlaskDoor(Flask):
+    """Calls operations, and answers every refusal in our form."""
+
+    def __init__(self, import_name: str):
+        super().__init__(import_name, static_folder=None)
+        self.before_request(_begin)
+        self.after_request(_end)
+        self.register_error_handler(HTTPException, _answer_http)
+        self.register_error_handler(Exception, _answer_error)
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(_call, func) if isinstance(func, Operation) else super().ensure_sync(func)
+
+
+def _call(operation: Operation, **path: str) -> Response:
+    try:
+        # WSGI hands us the path's bytes as Latin-1; Werkzeug would put U+FFFD for a bad one.
+        flask_request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the path is not UTF-8") from exc
+    return _answer(run_now(operation(g.call, path)))
+
+
+def _begin() -> None:
+    g.call = FlaskRequest()
+
+
+def _answer(reply: Reply) -> Response:
+    encoding = encoding_for(reply, g.call.header("accept-encoding"))
+    body = reply.body
+    if isinstance(body, AsyncIterator):
+        body = _in_thread(body)
+    if encoding is not None:
+        body = (
+            deflated(body, encoding) if isinstance(body, bytes) else deflated_pieces(body, encoding)
+        )
+    return Response(body, reply.status, reply.headers, content_type=reply.media_type)
+
+
+def _in_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
+    try:
+        while piece := run_now(anext(pieces, b"")):
+            yield piece
+    finally:
+        run_now(pieces.aclose())  # type: ignore[attr-defined]
+
+
+def _answer_error(error: Exception) -> Response:
+    return _answer(problem_reply(error, g.call))
+
+
+def _answer_http(error: HTTPException) -> Response:
+    """A refusal of Flask's own. Its headers are kept: 405 says what is allowed."""
+    if error.code is None or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _answer(problem_reply(error, g.call))
+    kind = ERROR_OF_STATUS.get(error.code, InvalidRequest)
+    problem = kind() if error.code in ERROR_OF_STATUS else kind(error.description)
+    response = _answer(problem_reply(problem, g.call))
+    response.status_code = error.code
+    for name, value in error.get_headers():
+        if name != "Content-Type":
+            response.headers[name] = value
+    return response
+
+
+def _end(response: Response) -> Response:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["X-Request-Id"] = g.call.id
+    space = (flask_request.view_args or {}).get("space", "")
+    rule = flask_request.url_rule
+    log_request(
+        g.call,
+        path=path_template(rule.rule) if rule else None,
+        space=space if is_space(space) else None,
+        status=response.status_code,
+        bytes_out=None if response.is_streamed else response.calculate_content_length(),
+    )
+    return response
