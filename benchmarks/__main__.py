@@ -14,11 +14,12 @@ import click
 
 from . import report
 from .bench import FULL, QUICK, Bench, running
-from .cells import NAMES, ROWS, Measure, Row
+from .cells import Measure, Row
 from .chart import chart
-from .errors import BenchmarkFailed
+from .errors import BenchmarkFailed, Skipped
 from .figures import Figure, Result, Run
 from .noise import quietly
+from .rows import NAMES, chosen
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -30,14 +31,17 @@ DOCS = HERE.parent / "docs"
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[ROW]...")
 @click.option("--quick", is_flag=True, help="A second a row: shows that the suite works.")
 @click.option("--rounds", type=click.IntRange(min=1), help="[default: 3]")
+@click.option("--events", type=click.IntRange(min=20_000), help="In the log of `growth`.")
 @click.option("--publish", is_flag=True, help="Put the figures of these rows into the docs.")
-def main(names: Sequence[str], quick: bool, rounds: int | None, publish: bool) -> None:
-    """Measure all rows, or those named: push1 push100 pull rebuild poll."""
+def main(
+    names: Sequence[str], quick: bool, rounds: int | None, events: int | None, publish: bool
+) -> None:
+    """Measure what is named, or all but what takes long: see docs/benchmarks.md."""
     # Whoever ends us must not leave a service behind: this unwinds the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     scale = QUICK if quick else FULL
-    scale = replace(scale, rounds=rounds or scale.rounds)
-    rows = [row for row in ROWS if not names or row.name in names]
+    scale = replace(scale, rounds=rounds or scale.rounds, grown=events or scale.grown)
+    rows = chosen(names)
     with tempfile.TemporaryDirectory(prefix="foldlog-bench-") as folder:
         try:
             with running(scale, Path(folder)) as bench:
@@ -59,22 +63,46 @@ def main(names: Sequence[str], quick: bool, rounds: int | None, publish: bool) -
 def measure(bench: Bench, rows: Sequence[Row]) -> list[Result]:
     """Round by round, so that an hour's mood of the machine falls on all rows alike."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    results = [Result(row.name, row.title, row.unit, now) for row in rows]
+    results = [
+        Result(
+            row.name,
+            row.title,
+            row.unit,
+            now,
+            less_is_better=row.less_is_better,
+            is_bare=row.is_bare,
+        )
+        for row in rows
+    ]
+    skipped: set[str] = set()
     for number in range(1, bench.scale.rounds + 1):
-        limits: dict[str, Figure] = {}
+        limits: dict[Measure, Figure | None] = {}  # what several rows share is measured once
         for row, result in zip(rows, results, strict=True):
             for title, limit in row.limits.items():
-                if title not in limits:
-                    limits[title] = _measured(bench, limit, number, title)
-                result.limits.setdefault(title, []).append(limits[title])
-            result.figures.append(_measured(bench, row.measure, number, row.title))
-    return results
+                if limit not in limits:
+                    limits[limit] = _measured(bench, row, limit, number, title, skipped)
+                if (figure := limits[limit]) is not None:
+                    result.limits.setdefault(title, []).append(figure)
+            if (own := _measured(bench, row, row.measure, number, row.title, skipped)) is not None:
+                result.figures.append(own)
+    return [result for result in results if result.figures]
 
 
-def _measured(bench: Bench, measure: Measure, number: int, title: str) -> Figure:
-    figure = quietly(lambda: measure(bench), bench.scale.tries)
+def _measured(
+    bench: Bench, row: Row, measure: Measure, number: int, title: str, skipped: set[str]
+) -> Figure | None:
+    try:
+        if row.is_counted:
+            figure = measure(bench)
+        else:
+            figure = quietly(lambda: measure(bench), bench.scale.tries)
+    except Skipped as exc:
+        if str(exc) not in skipped:
+            click.echo(f"skipped  {title}: {exc}", err=True)
+            skipped.add(str(exc))
+        return None
     foreign = "" if figure.foreign is None else f"  (others: {figure.foreign:.0%})"
-    click.echo(f"round {number}  {title}: {figure.rate:,.0f}/s{foreign}", err=True)
+    click.echo(f"round {number}  {title}: {report.number(figure.value)} {foreign}", err=True)
     return figure
 
 

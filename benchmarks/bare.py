@@ -15,7 +15,7 @@ from .bench import Bench
 from .connection import request
 from .errors import BenchmarkFailed
 from .figures import Figure
-from .load import drive
+from .load import Load, drive
 
 INSERT = "INSERT INTO bare_log VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 COPY = "COPY bare_log FROM STDIN (FORMAT binary)"
@@ -44,15 +44,25 @@ COPY (
 """
 
 
-def echo(bench: Bench, bodies: list[bytes], connections: int) -> Figure:
-    """Flask hands the body back, under the same gunicorn: HTTP alone."""
-    requests = [request("POST", "/echo", body) for body in bodies]
-    load = drive(bench.echo_port, requests, connections=connections, seconds=bench.scale.seconds)
+def figure_of(load: Load) -> Figure:
     return Figure(
         load.answers_per_second,
         p50_ms=load.p50_ms,
         p99_ms=load.p99_ms,
         generator_cpu=load.generator_cpu,
+    )
+
+
+def echo(bench: Bench, path: str, bodies: list[bytes], connections: int) -> Figure:
+    """The body handed back, under the same server: HTTP alone."""
+    return figure_of(
+        drive(
+            bench.echo_port,
+            [request("POST", path, body) for body in bodies],
+            connections=connections,
+            seconds=bench.scale.seconds,
+            again=True,
+        )
     )
 
 

@@ -9,15 +9,16 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+import psutil
 import psycopg
 from psycopg.conninfo import make_conninfo
 
@@ -25,17 +26,21 @@ from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.settings import read_settings
 from foldlog.scripts.process import environment, free_port, serving
+from foldlog.scripts.web import listen
 
 from .connection import fetch, request
 from .errors import BenchmarkFailed
-from .workload import Workload
+from .workload import Workload, push_of
+
+T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "foldlog")
 SETTLE_SECONDS_MAX = 600.0
-ECHO_SECONDS_MAX = 30.0
 #: of one device; so a page has several devices in it, as a page of real life
 LOG_CHANGESETS_PER_PUSH = 200
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+
+COUNT = "SELECT count(*) FROM events WHERE originator_id = %s AND originator_version > %s"
 
 SELECT_LAG = """
 SELECT s.head - p.position
@@ -54,12 +59,46 @@ class Scale:
     seconds: float  #: of each load
     events: int  #: in the log that is pulled and rebuilt
     tries: int  #: of a measurement that others disturb
+    items: int  #: in the logs of other systems, and in ours beside them
+    followed: int  #: events that the projector is told of at once
+    small: int  #: events of a young log
+    grown: int  #: events of an old one
+    held: int  #: streams that one worker holds open
+    following: int  #: streams that are open while somebody pushes
+    counted_calls: int  #: of each kind, whose instructions are counted
+    counted_events: int  #: in the log that is pulled and rebuilt meanwhile
     page: int = 1_000
 
 
-FULL = Scale(rounds=3, seconds=5, events=200_000, tries=2)
+FULL = Scale(
+    rounds=3,
+    seconds=5,
+    events=200_000,
+    tries=2,
+    items=20_000,
+    followed=50_000,
+    small=10_000,
+    grown=10_000_000,
+    held=10_000,
+    following=1_000,
+    counted_calls=300,
+    counted_events=10_000,
+)
 #: shows that the suite works, and no more
-QUICK = Scale(rounds=1, seconds=0.8, events=4_000, tries=1)
+QUICK = Scale(
+    rounds=1,
+    seconds=0.8,
+    events=4_000,
+    tries=1,
+    items=2_000,
+    followed=4_000,
+    small=2_000,
+    grown=20_000,
+    held=400,
+    following=100,
+    counted_calls=20,
+    counted_events=2_000,
+)
 
 
 class Bench:
@@ -72,10 +111,11 @@ class Bench:
         self.data = data
         self.port = port
         self.echo_port = echo_port
-        self._stack = ExitStack()
-        self.database = self._connect(postgres.superuser_url, dbname="foldlog")
-        self.database.execute("CREATE DATABASE bare")
-        bare_url = make_conninfo(postgres.superuser_url, dbname="bare")
+        self.stack = ExitStack()  #: of what rows start and use again; closed before the service
+        self._url = postgres.superuser_url
+        self.url = make_conninfo(self._url, dbname="foldlog")
+        self.database = self._connect(self.url)
+        bare_url = self.new_database("bare")
         migrate(bare_url)
         self.bare = self._connect(bare_url)
         # The same row, in a table with nothing but its key.
@@ -84,13 +124,26 @@ class Bench:
             "ALTER TABLE bare_log ADD PRIMARY KEY (originator_id, originator_version)"
         )
         self._spaces = 0
+        self._made: dict[Callable[[Bench], Any], Any] = {}
         self._check_durable()
 
-    def _connect(self, url: str, **given: Any) -> psycopg.Connection[Any]:
-        return self._stack.enter_context(psycopg.connect(url, autocommit=True, **given))
+    def _connect(self, url: str) -> psycopg.Connection[Any]:
+        return self.stack.enter_context(psycopg.connect(url, autocommit=True))
 
     def close(self) -> None:
-        self._stack.close()
+        self.stack.close()
+
+    def once(self, make: Callable[[Bench], T]) -> T:
+        """What rows need and share, made when the first of them needs it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
+
+    def new_database(self, name: str) -> str:
+        """The URL of an empty one on the same PostgreSQL."""
+        self.database.execute(f'CREATE DATABASE "{name}"')
+        return make_conninfo(self._url, dbname=name)
 
     def new_space(self) -> str:
         self._spaces += 1
@@ -99,8 +152,8 @@ class Bench:
     @cached_property
     def log(self) -> str:
         """The space whose log is pulled and rebuilt: as many events as the scale says."""
-        pushes = Workload(seed=7).history(self.scale.events, LOG_CHANGESETS_PER_PUSH)
-        self._fill("log", pushes)
+        history = Workload(seed=7).history(self.scale.events, LOG_CHANGESETS_PER_PUSH)
+        self._fill("log", (push_of(items) for items in history))
         self.database.execute("VACUUM ANALYZE")
         return "log"
 
@@ -117,20 +170,29 @@ class Bench:
         fetch(self.port, (request("POST", path, body) for body in pushes))
         self.settle(space)
 
-    def settle(self, space: str) -> float:
+    def settle(self, space: str, seconds_max: float = SETTLE_SECONDS_MAX) -> float:
         """Waits until the master table has caught up, and says for how long."""
         started = time.monotonic()
-        while time.monotonic() < started + SETTLE_SECONDS_MAX:
+        while time.monotonic() < started + seconds_max:
             found = self.database.execute(SELECT_LAG, (space,)).fetchone()
             if found is not None and found[0] == 0:
                 return time.monotonic() - started
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise BenchmarkFailed(f"the master table of {space} does not catch up")
 
-    def stored(self, space: str) -> int:
+    def head(self, space: str) -> int:
+        found = self.database.execute("SELECT head FROM spaces WHERE space = %s", (space,))
+        return int((found.fetchone() or (0,))[0])
+
+    def stored(self, space: str, after: int = 0) -> int:
         """Counted in the log itself, not taken from the head."""
-        statement = "SELECT count(*) FROM events WHERE originator_id = %s"
-        return int((self.database.execute(statement, (space,)).fetchone() or (0,))[0])
+        found = self.database.execute(COUNT, (space, after))
+        return int((found.fetchone() or (0,))[0])
+
+    @property
+    def workers_mb(self) -> float:
+        """Resident memory of the web workers of the service, all together."""
+        return sum(resident_mb(worker) for worker in web_workers(self.data))
 
     def checkpoint(self) -> None:
         """So that every measurement begins with the same work ahead of PostgreSQL."""
@@ -176,51 +238,67 @@ def running(scale: Scale, data: Path) -> Iterator[Bench]:
     """Everything that is measured, started, and stopped at the end."""
     with (
         serving(COMMAND, str(data)) as url,
-        _echo() as echo_port,
+        echoing() as echo,
         EmbeddedPostgres(data) as postgres,  # joins the one of the service
     ):
-        port = urlsplit(url).port
-        assert port is not None
-        bench = Bench(scale, data, port, echo_port, postgres)
+        bench = Bench(scale, data, port_of(url), echo.port, postgres)
         try:
             yield bench
         finally:
             bench.close()
 
 
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def web_workers(data: Path) -> list[psutil.Process]:
+    """The processes that answer for the service on this folder."""
+    for process in psutil.Process().children(recursive=True):
+        if {"serve", str(data)} <= set(process.cmdline()):
+            return [child for child in process.children() if "web" in child.cmdline()]
+    raise BenchmarkFailed(f"no service runs on {data}")
+
+
+def resident_mb(process: psutil.Process) -> float:
+    return float(process.memory_info().rss / 1e6)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """The echoes of `echo.py`, running."""
+
+    port: int
+    workers: list[psutil.Process]
+
+
 @contextmanager
-def _echo() -> Iterator[int]:
-    """The echo app, served just as the service is: same server, settings and number of workers."""
+def echoing(workers: int | None = None) -> Iterator[Echo]:
+    """The echoes, served just as the service is: same server, and as many workers."""
     port = free_port()
-    config = "python:foldlog.scripts.gunicorn_config"
-    workers = str(read_settings({}).web_workers)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--config", config, "benchmarks.echo:app"],
-        env={
-            **environment(),
-            "FOLDLOG_BIND": f"127.0.0.1:{port}",
-            "FOLDLOG_WEB_WORKERS": workers,
-        },
-        cwd=Path(__file__).parents[1],
-    )
+    sockets = listen("127.0.0.1", port, workers or read_settings({}).web_workers)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.echo", str(each.fileno())],
+            env=environment(),
+            cwd=Path(__file__).parents[1],
+            pass_fds=[each.fileno()],
+        )
+        for each in sockets
+    ]
+    for each in sockets:
+        each.close()
     try:
-        _wait_for(port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + ECHO_SECONDS_MAX
-    while True:
-        try:
+        for _ in range(4 * len(sockets)):  # each waits until one has come up; hardly always one
             fetch(port, [request("POST", "/echo", b"{}")])
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+        yield Echo(port, [psutil.Process(process.pid) for process in processes])
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
 
 
 def decode(body: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,7 @@ from foldlog.scripts.process import environment
 from . import bare
 from .bench import COMMAND, Bench, decode
 from .connection import Answer, fetch, request
+from .echo import BARE, FLASK
 from .errors import BenchmarkFailed
 from .figures import Figure
 from .load import RAMP_SECONDS, drive
@@ -30,8 +31,8 @@ else:
 Measure = Callable[[Bench], Figure]
 
 #: more than any machine answers, so that a load never runs out of requests that nobody has sent
-REQUESTS_PER_SECOND_MAX = 12_000
-CHANGESETS_PER_SECOND_MAX = 60_000
+REQUESTS_PER_SECOND_MAX = 20_000
+CHANGESETS_PER_SECOND_MAX = 100_000
 STORED = b'"verdict":"stored"'
 
 DECODERS: dict[str, Callable[[bytes], bytes]] = {
@@ -50,41 +51,49 @@ class Row:
     title: str
     unit: str
     measure: Measure
-    #: by title; one that several rows share is measured once a round
-    limits: dict[str, Measure] = field(default_factory=dict)
+    #: by title; one and the same measure of several rows is made once a round
+    limits: Mapping[str, Measure] = field(default_factory=dict)
+    less_is_better: bool = False
+    is_bare: bool = True  #: beside it are bare limits, not other systems or other sizes
+    is_long: bool = False  #: measured only when it is named
+    is_counted: bool = False  #: not timed: others on the machine do not matter
 
 
-def push(bench: Bench, changesets: int, connections: int) -> Figure:
-    """New changesets of many devices into an empty space, so many a request."""
-    space = bench.new_space()
+def push(bench: Bench, changesets: int, connections: int, space: str = "") -> Figure:
+    """New changesets of many devices, so many a request; into an empty space, or that one."""
+    space = space or bench.new_space()
+    before = bench.head(space)
     path = f"/v1/spaces/{space}/changesets"
-    requests = [request("POST", path, body) for body in _bodies(bench, changesets)]
+    # Devices and ids of their own each time: a space may get several of these loads.
+    made = bodies(bench, changesets, seed=f"{space} {before}")
+    requests = [request("POST", path, body) for body in made]
     bench.checkpoint()
     load = drive(
         bench.port, requests, connections=connections, seconds=bench.scale.seconds, count=STORED
     )
     catch_up = bench.settle(space)
-    stored = bench.stored(space)
+    stored = bench.stored(space, after=before)
     if stored != load.counted:
         raise BenchmarkFailed(f"{load.counted} were acknowledged, {stored} are stored")
-    return Figure(
-        load.answers_per_second * changesets,
-        p50_ms=load.p50_ms,
-        p99_ms=load.p99_ms,
-        generator_cpu=load.generator_cpu,
-        catch_up_seconds=catch_up,
-    )
+    figure = bare.figure_of(load)
+    figure.value *= changesets
+    figure.catch_up_seconds = catch_up
+    return figure
 
 
-def _bodies(bench: Bench, changesets: int) -> list[bytes]:
-    workload = Workload(seed=changesets)
+def bodies(bench: Bench, changesets: int, seed: str) -> list[bytes]:
+    workload = Workload(seed)
+    return [workload.push(changesets) for _ in range(requests_max(bench, changesets))]
+
+
+def requests_max(bench: Bench, changesets: int) -> int:
     a_second = min(REQUESTS_PER_SECOND_MAX, CHANGESETS_PER_SECOND_MAX // changesets)
-    number = round(a_second * (bench.scale.seconds + RAMP_SECONDS))
-    return [workload.push(changesets) for _ in range(number)]
+    return round(a_second * (bench.scale.seconds + RAMP_SECONDS))
 
 
-def echo_of_push(bench: Bench, connections: int) -> Figure:
-    return bare.echo(bench, _bodies(bench, 1), connections)
+def echo_of_push(bench: Bench, path: str, connections: int) -> Figure:
+    workload = Workload("echo")
+    return bare.echo(bench, path, [workload.push() for _ in range(1_000)], connections)
 
 
 def pull(bench: Bench, encoding: str) -> Figure:
@@ -119,30 +128,26 @@ def _check_pages(bench: Bench, answers: list[Answer], encoding: str) -> None:
 
 def poll(bench: Bench, connections: int) -> Figure:
     """Clients that have everything ask whether there is more."""
-    load = drive(
-        bench.port,
-        [request("GET", _idle_path(bench))],
-        connections=connections,
-        seconds=bench.scale.seconds,
-        count=b'"events":[]',
-    )
-    return Figure(
-        load.answers_per_second,
-        p50_ms=load.p50_ms,
-        p99_ms=load.p99_ms,
-        generator_cpu=load.generator_cpu,
+    return bare.figure_of(
+        drive(
+            bench.port,
+            [request("GET", idle_path(bench))],
+            connections=connections,
+            seconds=bench.scale.seconds,
+            again=True,
+        )
     )
 
 
-def _idle_path(bench: Bench) -> str:
+def idle_path(bench: Bench) -> str:
     path = f"/v1/spaces/{bench.log}/events"
     [answer] = fetch(bench.port, [request("GET", f"{path}?after={bench.scale.events}")])
     return f"{path}?after={bench.scale.events}&mark={decode(answer.body)['mark']}"
 
 
-def echo_of_poll(bench: Bench, connections: int) -> Figure:
-    [answer] = fetch(bench.port, [request("GET", _idle_path(bench))])
-    return bare.echo(bench, [answer.body], connections)
+def echo_of_poll(bench: Bench, path: str, connections: int) -> Figure:
+    [answer] = fetch(bench.port, [request("GET", idle_path(bench))])
+    return bare.echo(bench, path, [answer.body], connections)
 
 
 def rebuild(bench: Bench, *options: str) -> Figure:
@@ -159,6 +164,14 @@ def rebuild(bench: Bench, *options: str) -> Figure:
     return Figure(bench.scale.events / seconds)
 
 
+BARE_ECHO_OF_PUSH = {
+    connections: partial(echo_of_push, path=BARE, connections=connections)
+    for connections in (1, 8, 32)
+}
+BARE_ECHO_OF_POLL = partial(echo_of_poll, path=BARE, connections=32)
+COPY_HUNDRED = partial(bare.copy, rows_per_commit=100)
+
+
 def _push_one(connections: int) -> Row:
     return Row(
         "push1",
@@ -167,8 +180,9 @@ def _push_one(connections: int) -> Row:
         partial(push, changesets=1, connections=connections),
         {
             f"Flask echo, {_connections(connections)}": partial(
-                echo_of_push, connections=connections
+                echo_of_push, path=FLASK, connections=connections
             ),
+            f"bare ASGI echo, {_connections(connections)}": BARE_ECHO_OF_PUSH[connections],
             "INSERT, 1 a commit": bare.insert,
         },
     )
@@ -180,7 +194,7 @@ def _push_hundred(connections: int) -> Row:
         f"push, 100 a request, {_connections(connections)}",
         "changesets/s",
         partial(push, changesets=100, connections=connections),
-        {"COPY, 100 a commit": partial(bare.copy, rows_per_commit=100)},
+        {"COPY, 100 a commit": COPY_HUNDRED},
     )
 
 
@@ -222,7 +236,9 @@ ROWS = (
         "idle poll, 32 connections",
         "requests/s",
         partial(poll, connections=32),
-        {"Flask echo of the answer": partial(echo_of_poll, connections=32)},
+        {
+            "Flask echo of the answer": partial(echo_of_poll, path=FLASK, connections=32),
+            "bare ASGI echo of the answer": BARE_ECHO_OF_POLL,
+        },
     ),
 )
-NAMES = tuple(dict.fromkeys(row.name for row in ROWS))

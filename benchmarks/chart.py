@@ -25,7 +25,13 @@ STYLE = """
 
 
 def chart(results: Sequence[Result]) -> str:
-    bars = [(result, limit) for result in results for limit in result.limits]
+    bars = [
+        (result, limit, ratio)
+        for result in results
+        if result.is_bare and not result.less_is_better
+        for limit in result.limits
+        if (ratio := result.ratio(limit)) is not None
+    ]
     height = TOP + len(bars) * (BAR + GAP) + GAP
     unit = (WIDTH - LABELS - FIGURES) / RATIO_MAX
     parts = [
@@ -39,12 +45,11 @@ def chart(results: Sequence[Result]) -> str:
         f'y1="{TOP - 16}" y2="{height - GAP}"/>',
     ]
     title = ""
-    for number, (result, limit) in enumerate(bars):
+    for number, (result, limit, ratio) in enumerate(bars):
         y = TOP + number * (BAR + GAP)
         if result.title != title:
             title = result.title
             parts.append(_text(LABELS - 10, y + 12, title, "end"))
-        ratio = result.ratio(limit)
         length = min(ratio, RATIO_MAX) * unit
         name, _, _ = limit.partition(",")
         parts += [

@@ -23,7 +23,7 @@ from foldlog.scripts.process import serving
 
 from .bench import COMMAND, FULL, Bench
 from .connection import fetch, request
-from .workload import COLLECTION, Workload
+from .workload import COLLECTION, Workload, push_of
 
 SPACE = "first-sync"
 BEGIN, END = "<!-- device -->", "<!-- /device -->"
@@ -70,7 +70,7 @@ def fill(bench: Bench, port: int, events: int, writes_per_record: int) -> None:
         events, LIMITS.changesets_per_push_max, writes_per_record=writes_per_record
     )
     path = f"/v1/spaces/{SPACE}/changesets"
-    fetch(port, (request("POST", path, body) for body in pushes))
+    fetch(port, (request("POST", path, push_of(items)) for items in pushes))
     bench.settle(SPACE)
 
 

@@ -1,12 +1,92 @@
-"""The least that a Flask app can do: hand back what it was sent."""
+"""The least that the server of the service can do: hand back what it was sent.
+
+Twice: by Flask, called as the service calls its own, and by a bare ASGI callable, without even
+that. And a stream that a line is sent down now and then: the least of a client that waits.
+
+`python -m benchmarks.echo FD` serves it on a socket that listens already.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import sys
+from itertools import count
+from typing import Any
+
 from flask import Flask, Response, request
 
-app = Flask(__name__, static_folder=None)
+from foldlog.scripts.web import behind_threads, run
+
+FLASK, BARE, STREAM, ANNOUNCE = "/echo", "/bare", "/stream", "/announce"
+
+flask = Flask(__name__, static_folder=None)
 
 
-@app.post("/echo")
+@flask.post(FLASK)
 def echo() -> Response:
     return Response(request.get_data(), mimetype="application/json")
+
+
+_by_flask = behind_threads(flask)
+_streams: set[asyncio.Future[bytes]] = set()
+_numbers = count(1)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    if scope["path"] == FLASK:
+        await _by_flask(scope, receive, send)
+    elif scope["path"] == STREAM:
+        await _stream(receive, send)
+    else:
+        body = await _body(receive)
+        if scope["path"] == ANNOUNCE:
+            _announce(body)
+        await _answer(send, body)
+
+
+def _announce(body: bytes) -> None:
+    piece = b"id: %d\ndata: %b\n\n" % (next(_numbers), body)
+    for waiting in _streams:
+        waiting.set_result(piece)
+    _streams.clear()
+
+
+async def _body(receive: Any) -> bytes:
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _answer(send: Any, body: bytes) -> None:
+    length = str(len(body)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _stream(receive: Any, send: Any) -> None:
+    """Server-Sent Events: what is announced, as it is."""
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b": open\n\n", "more_body": True})
+    await receive()  # the request, which is empty
+    gone = asyncio.ensure_future(receive())
+    while not gone.done():
+        waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        _streams.add(waiting)
+        await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            message = {"type": "http.response.body", "body": waiting.result(), "more_body": True}
+            await send(message)
+        else:
+            _streams.discard(waiting)
+
+
+if __name__ == "__main__":
+    run(app, socket.socket(fileno=int(sys.argv[1])))

@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from .chart import chart
-from .figures import Result, Run
+from .figures import Figure, Result, Run, median
 from .noise import FOREIGN_SHARE_MAX
 
-HEADINGS = ("what", "median", "spread", "p50 / p99 ms", "bare limit beside it", "ratio", "more")
+HEADINGS = ("what", "median", "spread", "p50 / p99 ms", "beside it", "ratio", "more")
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def lines_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """A line for each bare limit; what is the same as in the line above is left out."""
+    """A line for each limit; what is the same as in the line above is left out."""
     lines: list[tuple[str, ...]] = []
     for result in results:
         own = _own(result)
+        if not result.limits:
+            lines.append((*own[:4], "", "", own[4]))
         for limit, figures in result.limits.items():
-            beside = f"{limit}: {_number(Result('', '', '', '', figures).rate)}"
-            lines.append((*own[:4], beside, f"{result.ratio(limit):.0%}", own[4]))
+            lines.append((*own[:4], _beside(limit, figures), _ratio(result, limit), own[4]))
             own = ("",) * 5
     return lines
 
 
 def _own(result: Result) -> tuple[str, ...]:
     low, high = result.spread
-    p50, p99 = result.median("p50_ms"), result.median("p99_ms")
     noisy = " *" if result.foreign > FOREIGN_SHARE_MAX else ""
-    more = []
-    if (size := result.median("bytes_each")) is not None:
-        more.append(f"{size:.0f} bytes an event")
-    if (seconds := result.median("catch_up_seconds")) is not None:
-        more.append(f"master table {seconds:.1f} s behind")
-    if (cpu := result.median("generator_cpu")) is not None:
-        more.append(f"generator {cpu:.0%} of a core")
     return (
         result.title,
-        f"{_number(result.rate)} {result.unit}{noisy}",
-        f"{_number(low)}–{_number(high)}",
-        "" if p50 is None or p99 is None else f"{p50:.1f} / {p99:.1f}",
-        ", ".join(more),
+        f"{number(result.value)} {result.unit}{noisy}",
+        f"{number(low)}–{number(high)}",
+        _latency(result.figures),
+        ", ".join(_more(result.figures)),
     )
 
 
-def _number(value: float) -> str:
+def _beside(limit: str, figures: list[Figure]) -> str:
+    value = statistics.median(figure.value for figure in figures)
+    about = [text for text in _more(figures) if not text.startswith("generator")]
+    return f"{limit}: {number(value)}" + (f" ({', '.join(about)})" if about else "")
+
+
+def _ratio(result: Result, limit: str) -> str:
+    ratio = result.ratio(limit)
+    if ratio is None:
+        return ""
+    return f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f} ×"
+
+
+def _latency(figures: list[Figure]) -> str:
+    p50, p99 = median(figures, "p50_ms"), median(figures, "p99_ms")
+    return "" if p50 is None or p99 is None else f"{p50:.1f} / {p99:.1f}"
+
+
+def _more(figures: list[Figure]) -> list[str]:
+    more = [figures[-1].note] if figures[-1].note else []
+    if (size := median(figures, "bytes_each")) is not None:
+        more.append(f"{size:.0f} bytes each")
+    if (seconds := median(figures, "catch_up_seconds")) is not None:
+        more.append(f"master table {seconds:.1f} s behind")
+    if (memory := median(figures, "workers_mb")) is not None:
+        more.append(f"web workers {memory:.0f} MB")
+    if missing := median(figures, "missing"):
+        more.append(f"{missing:.0%} of it not stored")
+    if (cpu := median(figures, "generator_cpu")) is not None:
+        more.append(f"generator {cpu:.0%} of a core")
+    return more
+
+
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -91,7 +118,7 @@ def load(path: Path) -> Run:
 
 def merged(old: Run, new: Run) -> Run:
     """The new rows in the place of the old ones, so that a disturbed row can be measured again."""
-    rows = {result.title: result for result in [*old.results, *new.results]}
+    rows = {(result.row, result.title): result for result in [*old.results, *new.results]}
     return Run(new.machine, list(rows.values()))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _TEXT = (
     "buy milk bread call Anna about the invoice fix garden fence write report send parcel "
@@ -24,15 +25,26 @@ NOW = "2026-11-23T09:00:00.123Z"
 _PUSH = '{"device":"%s","sent_at":"' + NOW + '","changesets":[%s]}'
 _CHANGESET = (
     '{"id":"%s","counter":%d,"base":%d,"made_at":"' + NOW + '",'
-    '"ops":[{"op":"put","collection":"' + COLLECTION + '","id":"%s",'
-    '"fields":{"title":"%s","priority":%d,"estimate":%s,"done":%s,"notes":"%s"}}]}'
+    '"ops":[{"op":"put","collection":"' + COLLECTION + '","id":"%s","fields":{%s}}]}'
 )
+_FIELDS = '"title":"%s","priority":%d,"estimate":%s,"done":%s,"notes":"%s"'
+
+
+class Item(NamedTuple):
+    """A changeset as its parts: what every system is given, each in a form of its own."""
+
+    device: str
+    id: str
+    counter: int
+    base: int
+    record: str
+    fields: str  #: members of a JSON object, without its braces
 
 
 class Workload:
     """Makes pushes whose changesets nobody has made before; the same ones for the same seed."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int | str):
         self._random = random.Random(seed)
         self._devices = [self.uuid() for _ in range(DEVICES)]
         self._counters = [0] * DEVICES
@@ -44,13 +56,18 @@ class Workload:
 
     def push(self, changesets: int = 1) -> bytes:
         """Creates that many records, all of one device."""
-        return self._push([self.uuid() for _ in range(changesets)], base=0)
+        return push_of(self.items(changesets))
+
+    def items(self, number: int) -> list[Item]:
+        """The parts of such a push."""
+        return self._items([self.uuid() for _ in range(number)], base=0)
 
     def history(
         self, events: int, changesets_per_push: int, *, writes_per_record: int = 2
-    ) -> Iterator[bytes]:
-        """Each record is created, and then updated so many times, each round in another order.
+    ) -> Iterator[list[Item]]:
+        """The items of one push after another.
 
+        Each record is created, and then updated so many times, each round in another order.
         Whoever updates has pulled all that is there, as apps do before their user edits.
         """
         records = [self.uuid() for _ in range(events // writes_per_record)]
@@ -58,26 +75,31 @@ class Workload:
         for _ in range(writes_per_record - 1):
             everything += self._random.sample(records, len(records))
         for base in range(0, len(everything), changesets_per_push):
-            yield self._push(everything[base : base + changesets_per_push], base=base)
+            yield self._items(everything[base : base + changesets_per_push], base=base)
 
-    def _push(self, records: list[str], base: int) -> bytes:
+    def _items(self, records: list[str], base: int) -> list[Item]:
         device = self._turn % DEVICES
         self._turn += 1
-        changesets = [self._changeset(device, base, record) for record in records]
-        return (_PUSH % (self._devices[device], ",".join(changesets))).encode()
+        return [self._item(device, base, record) for record in records]
 
-    def _changeset(self, device: int, base: int, record: str) -> str:
+    def _item(self, device: int, base: int, record: str) -> Item:
         self._counters[device] += 1
         pick = self._random.random
         words = [WORDS[int(pick() * len(WORDS))] for _ in range(5)]
-        return _CHANGESET % (
-            self.uuid(),
-            self._counters[device],
-            base,
-            record,
+        fields = _FIELDS % (
             " ".join(words[:4]),
             int(pick() * 10),
             int(pick() * 400) / 4,
             "true" if pick() < 0.5 else "false",
             words[4],
         )
+        counter = self._counters[device]
+        return Item(self._devices[device], self.uuid(), counter, base, record, fields)
+
+
+def push_of(items: list[Item]) -> bytes:
+    """The body of a push."""
+    changesets = ",".join(
+        [_CHANGESET % (i.id, i.counter, i.base, i.record, i.fields) for i in items]
+    )
+    return (_PUSH % (items[0].device, changesets)).encode()

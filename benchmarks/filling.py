@@ -1,0 +1,81 @@
+"""Long logs in a short time: events made by the domain and copied in by the log's own recorder.
+
+No request, no decision: the space is ours alone, and what is stored is what a push would have
+stored. The projectors fold it as they fold everything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import count, islice
+
+import msgspec
+from psycopg import Connection
+
+from foldlog.domain import proofs
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import LogEntry, changeset_entry
+from foldlog.domain.times import parse_time
+from foldlog.infrastructure.postgres.append import create_space
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.recorder import LogRecorder
+from foldlog.infrastructure.postgres.wakeups import CHANNEL, NOTIFY
+
+from .errors import BenchmarkFailed
+from .workload import COLLECTION, NOW, Item, Workload
+
+BATCH_EVENTS = 10_000
+WRITES_PER_RECORD = 10
+#: of one device, one after another
+CHANGESETS_PER_DEVICE = 100
+
+
+def fill(url: str, space: str, events: int, *, batch: int = BATCH_EVENTS) -> None:
+    """A space of so many events; a batch is a transaction."""
+    history = Workload(space).history(
+        events, CHANGESETS_PER_DEVICE, writes_per_record=WRITES_PER_RECORD
+    )
+    entries = _entries(item for items in history for item in items)
+    with Datastore(url, pool_size_max=1) as datastore:
+        recorder = LogRecorder(datastore)
+        with datastore.committed() as cursor:
+            create_space(cursor, space)
+            found = cursor.execute("SELECT log::text FROM spaces WHERE space = %s", (space,))
+            [log] = found.fetchone() or [""]
+        mark, done = "", 0
+        while made := list(islice(entries, batch)):
+            counters = {item.device: item.counter for item, _ in made}
+            added = [entry for _, entry in made]
+            with datastore.get_connection() as conn:
+                if not recorder.append(conn, space, log, mark, added, counters):
+                    raise BenchmarkFailed(f"{space} was not empty")
+            mark, done = added[-1].mark, done + len(added)
+    if done != events:
+        raise BenchmarkFailed(f"{done} events were made, not {events}")
+
+
+def announce(database: Connection, space: str, head: int) -> None:
+    """Tells the projectors, as whoever appends does."""
+    database.execute(NOTIFY, {"channel": CHANNEL, "spaces": [space], "heads": [head]})
+
+
+def _entries(items: Iterator[Item]) -> Iterator[tuple[Item, LogEntry]]:
+    now, salts = parse_time(NOW), random.Random(1)
+    for seq, item in zip(count(1), items):
+        fields = msgspec.json.decode(f"{{{item.fields}}}")
+        entry = changeset_entry(
+            seq=seq,
+            id=item.id,
+            device=item.device,
+            counter=item.counter,
+            base=item.base,
+            made_at=now,
+            received_at=now + seq,
+            time=now,
+            guard=msgspec.UNSET,
+            refusal=msgspec.UNSET,
+            ops=[Operation("put", COLLECTION, id=item.record, fields=fields)],
+            salt=salts.randbytes(proofs.SALT_BYTES),
+        )
+        yield item, entry
