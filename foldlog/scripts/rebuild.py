@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
+from typing import IO
 
 import click
 from rich.markup import escape
 
-from ..infrastructure.postgres.datastore import Datastore
-from ..infrastructure.postgres.master import MasterProjection
-from ..infrastructure.postgres.projector import Stopped
-from ..infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
 from ..infrastructure.postgres.status import spaces as all_spaces
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import EXIT_NO, err, fail, progress, quiet_logs, spaced, told, with_database
+from .console import (
+    EXIT_FAILED,
+    EXIT_NO,
+    err,
+    progress,
+    quiet_logs,
+    spaced,
+    told,
+    with_database,
+)
+from .rebuild_many import Outcome, heads, rebuild_many
 
 
 @click.command("rebuild")
@@ -28,6 +35,12 @@ from .console import EXIT_NO, err, fail, progress, quiet_logs, spaced, told, wit
     "difference, keep the live table, and exit with 1.",
 )
 @click.option("--fresh", is_flag=True, help="Throw away what an interrupted rebuild left.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rebuild so many spaces at a time, each in a process. [default: the number of cores]",
+)
 @with_database
 @told
 def rebuild_command(
@@ -35,6 +48,7 @@ def rebuild_command(
     wants_all: bool,
     verify: bool,
     fresh: bool,
+    jobs: int | None,
     data: str | None,
     database_url: str | None,
 ) -> None:
@@ -47,39 +61,52 @@ def rebuild_command(
         raise click.UsageError("name the spaces to rebuild, or say --all")
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    differing = []
-    with database(settings) as db, services(db.url, settings) as parts:
-        for space in spaces or all_spaces(parts.datastore):
-            try:
-                _rebuild(parts.datastore, space, verify, fresh)
-            except RebuildDiffers as exc:
-                err.print(
-                    f"[red]differs:[/red] {escape(str(exc))}", soft_wrap=True, highlight=False
-                )
-                differing.append(space)
-            except Stopped as exc:
-                fail(f"{space}: an event cannot be processed: {exc}")
+    outcomes: list[Outcome] = []
+    with database(settings) as db:
+        with services(db.url, settings) as parts:
+            logs = heads(parts.datastore, spaces or all_spaces(parts.datastore))
+        title = f"{len(logs)} spaces" if len(logs) != 1 else next(iter(logs))
+        positions = dict.fromkeys(logs, 0)
+        answers = None if sys.stdout.isatty() else sys.stdout  # else they would go with the bar
+        with progress(f"rebuilding {title}", sum(logs.values())) as told_so_far:
+
+            def report(space: str, position: int, head: int) -> None:
+                positions[space], logs[space] = position, head
+                told_so_far(sum(positions.values()), sum(logs.values()))
+
+            for outcome in rebuild_many(
+                db.url,
+                list(logs),
+                jobs=jobs or os.cpu_count() or 1,
+                verify=verify,
+                fresh=fresh,
+                report=report,
+            ):
+                outcomes.append(outcome)
+                _tell(outcome, answers)
+    differing = [outcome.space for outcome in outcomes if outcome.differs]
     if differing:
         err.print(
             f"kept the live tables; `foldlog rebuild {' '.join(differing)}` without --verify "
             "swaps the rebuilt ones in"
         )
+    if any(outcome.failed for outcome in outcomes):
+        sys.exit(EXIT_FAILED)
+    if differing:
         sys.exit(EXIT_NO)
 
 
-def _rebuild(datastore: Datastore, space: str, verify: bool, fresh: bool) -> None:
-    started = time.monotonic()
-    with progress(f"rebuilding {space}", None) as report:
-        rebuilder = Rebuilder(
-            datastore,
-            MasterProjection(),
-            report=lambda _, position, head: report(position, head),
-        )
-        rebuilt = rebuilder.rebuild(space, verify=verify, fresh=fresh)
-    seconds = time.monotonic() - started
+def _tell(outcome: Outcome, answers: IO[str] | None) -> None:
+    rebuilt = outcome.rebuilt
+    if rebuilt is None:
+        what = "differs" if outcome.differs else "error"
+        why = escape(outcome.differs or outcome.failed)
+        err.print(f"[red]{what}:[/red] {why}", soft_wrap=True, highlight=False)
+        return
     compared = ", equal to the live table" if rebuilt.is_compared else ""
     resumed = f" (resumed at {spaced(rebuilt.resumed_at)})" if rebuilt.resumed_at else ""
     click.echo(
-        f"{space}: {spaced(rebuilt.events)} events{resumed} in {seconds:.1f} s{compared}; "
-        f"generation {rebuilt.generation} is live"
+        f"{rebuilt.space}: {spaced(rebuilt.events)} events{resumed} in {rebuilt.seconds:.1f} s"
+        f"{compared}; generation {rebuilt.generation} is live",
+        file=answers,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
 from ..infrastructure.wiring import database, services
 from .console import told, with_database
+from .protocol import BoundedProtocol
 
 #: connections that wait to be accepted; ten thousand clients may come back at once
 BACKLOG = 4_096
@@ -69,10 +71,17 @@ class Server(uvicorn.Server):
 def run(app: AsgiApp, listening: socket.socket) -> None:
     """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    # Uvicorn ends by raising the signal again that it was stopped by; whatever is open around us
+    # must then still be closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server_of(app).run([listening])
+
+
+def server_of(app: AsgiApp) -> Server:
     config = uvicorn.Config(
         cast(Any, app),
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,  # our own log has a line for each request
@@ -82,7 +91,7 @@ def run(app: AsgiApp, listening: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    Server(config, app if isinstance(app, EventLoopDoor) else None).run([listening])
+    return Server(config, app if isinstance(app, EventLoopDoor) else None)
 
 
 def behind_threads(app: Flask) -> AsgiApp:

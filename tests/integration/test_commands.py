@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
+import psycopg
 import pytest
 from click.testing import CliRunner
 
 from foldlog.domain.ports import RangeQuery
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
+from foldlog.scripts.rebuild_many import rebuild_many
 from tests.helpers import A, changeset, delete, pull_all, push_of, put
-from tests.integration.test_projector import assert_equals_fresh_fold, random_history
+from tests.integration.test_projector import assert_equals_fresh_fold, poison, random_history
 
 
 @pytest.fixture
@@ -199,6 +204,85 @@ def test_rebuild_as_a_command(stores, run):
     assert "t: " in result.stderr and "s: 60 events" in result.stdout
     run("rebuild", "t")
     run("rebuild", "t", "--verify")
+
+
+def test_rebuild_of_many_spaces(stores, run, database):
+    """By several processes; what is wrong with one is told, and the others are rebuilt."""
+    heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=5 * n) for n in range(1, 7)}
+    stores.project()
+    poison(database, "s2", heads["s2"] + 1)
+    with stores.datastore.committed() as cursor:
+        cursor.execute("DELETE FROM records WHERE space = 's4' AND id = 'a'")
+
+    result = run("rebuild", *heads, "nowhere", "--verify", "--jobs", "3", code=3)
+
+    told = " ".join(result.stderr.split())
+    assert f"s2: an event cannot be processed: seq {heads['s2'] + 1}" in told
+    assert "no space 'nowhere' (unknown-space)" in told
+    assert "differs: s4: the rebuilt table has in records" in told
+    assert "`foldlog rebuild s4` without --verify" in told
+    lines = result.stdout.splitlines()
+    assert sorted(line.split(":")[0] for line in lines) == ["s1", "s3", "s5", "s6"]
+    assert all("equal to the live table; generation 2 is live" in line for line in lines)
+    assert "events" in run("rebuild", "s4", "--jobs", "1").stdout
+    for space in ("s1", "s3", "s4", "s5", "s6"):
+        assert_equals_fresh_fold(stores, space, heads[space])
+
+
+def test_progress_of_many_spaces_is_one_sum(stores, database):
+    """Each worker tells how far its space is; in the end all of it is done."""
+    heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=10 + n) for n in range(3)}
+    told = {}
+    outcomes = rebuild_many(
+        database,
+        list(heads),
+        jobs=3,
+        verify=False,
+        fresh=False,
+        report=lambda space, position, head: told.update({space: (position, head)}),
+    )
+    assert {outcome.space: outcome.rebuilt.events for outcome in outcomes} == heads
+    assert told == {space: (head, head) for space, head in heads.items()}
+
+
+@pytest.mark.parametrize("who", ["the command", "a worker"])
+def test_kill_9_of_a_rebuild_of_many_spaces(stores, database, run, who):
+    """Nobody is left behind who would hold a space, and the next one goes on and is right."""
+    heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=20) for n in range(4)}
+    stores.project()
+    command = [sys.executable, "-m", "foldlog", "rebuild", "--all", "--jobs", "2"]
+    with psycopg.connect(database) as held:
+        # No new generation comes to be, so the workers wait and can be found.
+        held.execute("LOCK TABLE projections IN EXCLUSIVE MODE")
+        process = subprocess.Popen(
+            [*command, "--database-url", database], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert _waiting_for_locks(database, 2)
+            family = psutil.Process(process.pid).children(recursive=True)
+            workers = [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+            assert len(workers) == 2
+            (process if who == "the command" else workers[0]).send_signal(signal.SIGKILL)
+            assert process.wait(30) == (-signal.SIGKILL if who == "the command" else 3)
+            assert psutil.wait_procs(family, timeout=10)[1] == []
+        finally:
+            process.kill()
+            told = process.communicate()[1]
+    assert ("a worker process died" in told) == (who == "a worker")
+    run("rebuild", "--all", "--verify")
+    for space, head in heads.items():
+        assert_equals_fresh_fold(stores, space, head)
+
+
+def _waiting_for_locks(database: str, number: int) -> bool:
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    deadline = time.monotonic() + 30
+    with psycopg.connect(database, autocommit=True) as conn:
+        while conn.execute(statement).fetchone() != (number,):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return True
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,13 @@ def assert_equals_fresh_fold(stores, space: str, head: int) -> None:
     ]
 
 
-@pytest.mark.parametrize("batch_events", [1, 2, 7, 1_000])
-def test_batch_sizes_do_not_matter(datastore, stores, batch_events):
-    """However the log is cut into batches, the master table is the fold of the log."""
-    head = random_history(stores, "s", seed=batch_events)
-    stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
+@pytest.mark.parametrize("turn_events", [1, 2, 7, 1_000])
+@pytest.mark.parametrize("batch_events", [1, 3, 1_000])
+def test_batch_sizes_do_not_matter(datastore, stores, monkeypatch, turn_events, batch_events):
+    """However the log is cut into transactions and batches, the table is the fold of the log."""
+    monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch_events)
+    head = random_history(stores, "s", seed=turn_events)
+    stores.projector = Projector(datastore, MasterProjection(), turn_events=turn_events)
 
     stores.project()
 
@@ -88,7 +90,7 @@ def test_many_workers_share_the_spaces(database, stores):
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=30) for n in range(6)}
 
     with Datastore(database, pool_size_max=9) as datastore, ThreadPoolExecutor(8) as threads:
-        workers = [Projector(datastore, MasterProjection(), batch_events=3) for _ in range(8)]
+        workers = [Projector(datastore, MasterProjection(), turn_events=3) for _ in range(8)]
 
         def work(worker: Projector) -> None:
             while spaces := worker.lagging():
@@ -111,8 +113,8 @@ def test_a_crash_in_a_batch_leaves_all_or_nothing_of_it(datastore, stores, monke
     def dies(*_, **__):
         raise Killed
 
-    for batch_events in (5, 11):
-        stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
+    for turn_events in (5, 11):
+        stores.projector = Projector(datastore, MasterProjection(), turn_events=turn_events)
         with monkeypatch.context() as patch:
             # After the rows are written, before the position is.
             patch.setattr(stores.projector.positions, "advance", dies)
@@ -176,10 +178,10 @@ def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeyp
         stores.push(space, push_of(changeset(put("x", n=1))))
     apply = stores.projector._projection.apply
 
-    def too_much(cursor, space, generation, events):
-        if space == "a":
-            cursor.execute("SELECT repeat('x', 2147483647)")  # SQLSTATE 54000
-        apply(cursor, space, generation, events)
+    def too_much(to, events):
+        if to.space == "a":
+            to.cursor.execute("SELECT repeat('x', 2147483647)")  # SQLSTATE 54000
+        apply(to, events)
 
     monkeypatch.setattr(stores.projector._projection, "apply", too_much)
     stores.project()
@@ -195,10 +197,10 @@ def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkey
         worker = Projector(datastore, MasterProjection())
         apply = worker._projection.apply
 
-        def breaks(cursor, space, generation, events):
-            if space == "a":
-                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-            apply(cursor, space, generation, events)
+        def breaks(to, events):
+            if to.space == "a":
+                to.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            apply(to, events)
 
         monkeypatch.setattr(worker._projection, "apply", breaks)
         for number in range(1, projector_module.BREAKS_MAX + 1):

@@ -13,9 +13,12 @@ import psycopg
 import pytest
 
 from foldlog.domain.errors import OperatorError, UnknownSpace
+from foldlog.domain.merge import Record
 from foldlog.domain.ports import RecordsQuery
+from foldlog.infrastructure.postgres import master as master_module
+from foldlog.infrastructure.postgres import projector as projector_module
 from foldlog.infrastructure.postgres import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.master import Known, MasterProjection
 from foldlog.infrastructure.postgres.projector import Stopped
 from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
 from foldlog.infrastructure.postgres.status import status
@@ -30,7 +33,7 @@ from tests.integration.test_projector import (
 
 @pytest.fixture
 def rebuilder(datastore):
-    return Rebuilder(datastore, MasterProjection(), batch_events=7)
+    return Rebuilder(datastore, MasterProjection(), turn_events=7)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +67,7 @@ def test_it_reports_progress(stores, datastore):
     random_history(stores, "s", seed=1)
     reports = []
     rebuilder = Rebuilder(
-        datastore, MasterProjection(), report=lambda *args: reports.append(args), batch_events=10
+        datastore, MasterProjection(), report=lambda *args: reports.append(args), turn_events=10
     )
     rebuilder.rebuild("s")
     assert reports[0] == ("s", 10, 60) and reports[-1] == ("s", 60, 60)
@@ -126,7 +129,7 @@ def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebu
 
     def interrupt() -> None:
         with pytest.raises(Killed):
-            Rebuilder(datastore, MasterProjection(), report=die_at_21, batch_events=7).rebuild("s")
+            Rebuilder(datastore, MasterProjection(), report=die_at_21, turn_events=7).rebuild("s")
 
     interrupt()
     assert [(s.generation, s.position, s.is_live) for s in status(datastore)] == [
@@ -212,7 +215,7 @@ def test_one_rebuild_of_a_space_at_a_time(stores, datastore):
                 Rebuilder(datastore, MasterProjection()).rebuild("s", fresh=True)
             told.append(caught.value)
 
-    Rebuilder(datastore, MasterProjection(), report=begin_another, batch_events=20).rebuild(
+    Rebuilder(datastore, MasterProjection(), report=begin_another, turn_events=20).rebuild(
         "s", verify=True
     )
     assert told
@@ -236,16 +239,17 @@ def test_a_space_that_is_not_there(rebuilder):
 
 SLOW_REBUILD = """
 import sys, time
-from foldlog.infrastructure.postgres import rebuild
+from foldlog.infrastructure.postgres import projector, rebuild
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.master import MasterProjection
 rebuild.CATCH_UP_EVENTS = 5
+projector.BATCH_EVENTS = 2
 
 def report(space, position, head):
     print(position, flush=True)
     time.sleep(0.02)
 
-rebuild.Rebuilder(Datastore(sys.argv[1]), MasterProjection(), report=report, batch_events=3
+rebuild.Rebuilder(Datastore(sys.argv[1]), MasterProjection(), report=report, turn_events=5
 ).rebuild("s", verify=True)
 """
 
@@ -282,3 +286,80 @@ def test_owner_may_drop_a_projection_by_hand(database, stores, rebuilder):
         conn.execute("TRUNCATE records, conflicts, local_ids")
     rebuilder.rebuild("s")
     assert_equals_fresh_fold(stores, "s", head)
+
+
+@pytest.mark.parametrize("known_bytes", [0, 600, 1_500, 2**20])
+@pytest.mark.parametrize("batch_events", [1, 4])
+def test_what_is_kept_in_memory_does_not_matter(
+    stores, datastore, monkeypatch, known_bytes, batch_events
+):
+    """However little of it is kept, what was forgotten is read again, and the table is the same."""
+    head = random_history(stores, "s", seed=8, pushes=120)
+    stores.project()
+    monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch_events)
+    monkeypatch.setattr(master_module.Known.__init__, "__kwdefaults__", {"bytes_max": known_bytes})
+    Rebuilder(datastore, MasterProjection(), turn_events=9).rebuild("s", verify=True)
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_a_turn_ends_when_it_has_written_much(stores, datastore, monkeypatch):
+    """What is not committed is kept in memory, so there must not be too much of it."""
+    random_history(stores, "s", seed=8, pushes=40)
+    monkeypatch.setattr(projector_module, "BATCH_EVENTS", 4)
+    monkeypatch.setattr(projector_module, "WRITTEN_BYTES", 1)
+    reports = []
+    Rebuilder(datastore, MasterProjection(), report=lambda *args: reports.append(args[1])).rebuild(
+        "s", verify=True
+    )
+    assert reports == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]
+
+
+def test_known_records_are_bounded_and_right_at_their_position():
+    """The ones touched lately stay; at another position nothing is known."""
+    known = Known(0, bytes_max=400)
+    records = {("tasks", str(n)): Record("tasks", str(n)) for n in range(1, 9)}
+    for n, (key, record) in enumerate(records.items(), start=1):
+        assert known.find({key}) == {}
+        known.note({key: record}, 100, n)
+        assert known.find(records.keys()).keys() >= {key}
+        known.committed()
+        assert len(known.find(records.keys())) <= 6
+    assert not known.is_all and known.find({("tasks", "8")}) and not known.find({("tasks", "1")})
+    known.forget(3)
+    assert (known.position, known.is_all, known.find(records.keys())) == (3, False, {})
+
+
+def test_what_is_not_committed_is_known_whatever_it_takes():
+    known = Known(0, bytes_max=1)
+    for n in range(1, 5):
+        known.note({("tasks", str(n)): Record("tasks", str(n))}, 1_000, n)
+    assert len(known.find({("tasks", str(n)) for n in range(1, 5)})) == 4
+    assert known.bytes_uncommitted == 4_000
+
+
+def test_a_generation_that_was_brought_on_by_another_is_read_anew(stores, datastore):
+    """Its lock was lost on the way, say: what is known of an older position is not believed."""
+    head = random_history(stores, "s", seed=8)
+    rebuilder = Rebuilder(datastore, MasterProjection(), turn_events=9)
+    generation, start = rebuilder._create("s")
+    known = Known(start)
+    rebuilder._turn("s", generation, known)
+    rebuilder._turn("s", generation, Known(9))
+    rebuilder._turn("s", generation, known)
+    assert known.position == 27
+    assert rebuilder.rebuild("s", verify=True).resumed_at == 27
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+@pytest.mark.parametrize("seq", [11, 24, 40])
+def test_all_before_an_event_that_cannot_be_processed_is_rebuilt(
+    database, stores, datastore, monkeypatch, seq
+):
+    """In however large a turn it is: the next rebuild, by code that can, goes on right there."""
+    monkeypatch.setattr(projector_module, "BATCH_EVENTS", 4)
+    random_history(stores, "s", seed=5, pushes=seq - 1)
+    poison(database, "s", seq)
+    random_history(stores, "s", seed=6, pushes=20)
+    with pytest.raises(Stopped, match=f"seq {seq}"):
+        Rebuilder(datastore, MasterProjection(), turn_events=50).rebuild("s")
+    assert [(s.generation, s.position) for s in status(datastore)] == [(1, 0), (2, seq - 1)]

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from psycopg import Connection
-from psycopg.rows import args_row, tuple_row
+from psycopg.rows import tuple_row
 
 from ...domain import proofs
 from ...domain.changesets import Push
@@ -22,7 +22,7 @@ from ..tails import Tails
 from .append import Appender
 from .datastore import Datastore
 from .errors import translated
-from .marks import mark_at
+from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 
 SELECT_SPACE = """
 SELECT log::text, head, mark
@@ -30,43 +30,35 @@ SELECT log::text, head, mark
  WHERE space = %(space)s
 """
 
-# The event at `after` comes too, for its mark, and does not count. The window stops a page that
-# grows too large: it adds up lengths alone, which are known without reading the states. Whether
-# it has stopped it is told by `candidates`, which is then more than the rows that come.
-SELECT_PAGE = """
-SELECT seq, state, ops_hash, device, candidates
+# The window stops a page that grows too large: it adds up lengths alone, which are known without
+# reading the states. The event that crosses the limit still comes, so that a page is never empty.
+_SELECT_PAGE = """
+SELECT seq, state, ops_hash, is_own
   FROM (
-       SELECT seq,
+       SELECT originator_version AS seq,
               state,
               ops_hash,
-              device,
-              count(*) OVER () AS candidates,
-              sum(octet_length(state)) FILTER (WHERE seq > %(after)s) OVER (
-                  ORDER BY seq ROWS UNBOUNDED PRECEDING
+              device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
+              sum(octet_length(state)) OVER (
+                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
               ) - octet_length(state) AS bytes_before
-         FROM (
-              SELECT originator_version AS seq,
-                     state,
-                     ops_hash,
-                     CASE WHEN topic LIKE 'changeset/%%' THEN device END AS device
-                FROM events
-               WHERE originator_id = %(space)s
-                 AND originator_version >= %(after)s
-                 AND originator_version <= %(through)s
-                 AND (
-                         %(collections)s::text[] IS NULL
-                         OR collections IS NULL
-                         OR collections && %(collections)s::text[]
-                         OR originator_version = %(after)s
-                     )
-               ORDER BY originator_version
-               LIMIT %(limit)s
-              ) candidate
+         FROM events
+        WHERE originator_id = %(space)s
+          AND originator_version > %(after)s
+          AND originator_version <= %(through)s{filter}
+        ORDER BY originator_version
+        LIMIT %(limit)s
        ) page
  WHERE bytes_before <= %(bytes_max)s
-    OR seq = %(after)s
  ORDER BY seq
 """
+
+SELECT_PAGE = _SELECT_PAGE.format(filter="")
+
+SELECT_FILTERED_PAGE = _SELECT_PAGE.format(
+    filter="""
+          AND (collections IS NULL OR collections && %(collections)s::text[])"""
+)
 
 SELECT_ENTRIES = """
 SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::text,
@@ -82,16 +74,14 @@ SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::te
 ENTRIES_BATCH = 500
 
 
-class _Row(NamedTuple):
-    seq: int
-    state: bytes
-    ops_hash: bytes
-    device: Any
-    candidates: int
+class _Found(NamedTuple):
+    """What one round trip found of a space."""
 
-    @property
-    def mark(self) -> str:
-        return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
+    log: str
+    head: int
+    head_mark: str
+    mark_at_cursor: str | None  #: `None`: not asked for
+    rows: list[tuple[int, bytes, bytes, bool | None]]  #: of `SELECT_PAGE`
 
 
 #: Of the pushes of one group: a transaction that is quick to decide, and a message to PostgreSQL
@@ -182,30 +172,57 @@ class PostgresEventStore(EventStore):
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()
         with translated(self._datastore), self._datastore.get_connection() as conn:
-            log, head, head_mark, rows = self._read_page(conn, space, query)
-            was_cut = bool(rows) and rows[0].candidates > len(rows)
-            rows = [row for row in rows if row.seq <= head]
-            mark = rows.pop(0).mark if rows and rows[0].seq == query.after else ""
-            check_cursor(log, head, query.after, query.mark, mark)
-            is_full = was_cut or len(rows) >= query.limit
-            rows = rows[: query.limit]
-            through = query.after
+            log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
+            check_cursor(log, head, query.after, query.mark, mark_at_cursor)
+            size = sum(len(state) for _, state, _, _ in rows)
+            is_full = len(rows) == query.limit or size > self._limits.page_bytes_max
+            while rows and rows[-1][0] > head:
+                rows.pop()  # appended since the head was read
+            through, mark = query.after, query.mark
             if rows:
-                through, mark = rows[-1].seq, rows[-1].mark
+                through, state, ops_hash, _ = rows[-1]
+                mark = proofs.mark_of(proofs.header_of(state), ops_hash)
             if query.collections is not None and not is_full:
                 # What the filter passed over has been looked at, too.
-                scanned = min(query.after + self._limits.page_scan_max, head)
-                if scanned > through:
-                    through = scanned
-                    mark = head_mark if scanned == head else mark_at(conn, space, scanned)
-        if through == head:
-            self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
-        own = query.short_for_device
-        events = [
-            short_form(row.state) if own is not None and str(row.device) == own else row.state
-            for row in rows
-        ]
+                through = max(through, min(query.after + self._limits.page_scan_max, head))
+                mark = None
+            if through == head:
+                mark = head_mark
+                self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
+            if mark is None:
+                mark = mark_at(conn, space, through)
+        events = [short_form(state) if is_own else state for _, state, _, is_own in rows]
         return Range(log, head, events, through, mark)
+
+    def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Found:
+        is_filtered = query.collections is not None
+        scan = self._limits.page_scan_max if is_filtered else INTEGER_MAX
+        names = {
+            "space": space,
+            "after": query.after,
+            "through": min(query.after + scan, INTEGER_MAX),
+            "collections": list(query.collections or ()),
+            "own": query.short_for_device,
+            "limit": query.limit,
+            "bytes_max": self._limits.page_bytes_max,
+            "seqs": [query.after],
+        }
+        with conn.pipeline():  # one round trip; the head is read before the events
+            of_space = conn.cursor(row_factory=tuple_row)
+            of_space.execute(SELECT_SPACE, names, prepare=True)
+            of_cursor = None
+            if query.mark is not None:
+                of_cursor = conn.cursor(row_factory=tuple_row)
+                of_cursor.execute(SELECT_FOR_MARKS, names, prepare=True)
+            of_page = conn.cursor(row_factory=tuple_row, binary=True)
+            statement = SELECT_FILTERED_PAGE if is_filtered else SELECT_PAGE
+            of_page.execute(statement, names, prepare=True)
+            found = of_space.fetchone()
+            if found is None:
+                raise UnknownSpace(f"there is no space {space!r}")
+            marks = {} if of_cursor is None else marks_of(of_cursor.fetchall())
+            log, head, mark = found
+            return _Found(log, head, mark, marks.get(query.after), of_page.fetchall())
 
     def read_on(self, space: SpaceId) -> None:
         """Brings the space's tail to the head, for who waits for it."""
@@ -220,29 +237,6 @@ class PostgresEventStore(EventStore):
             start, mark_before = head, mark  # whoever is further behind asks the database
         entries = list(self.entries(space, after=start, through=head))
         self.tails.put(space, log, mark_before, entries, head=head, confirmed_at=now)
-
-    def _read_page(
-        self, conn: Connection[Any], space: SpaceId, query: RangeQuery
-    ) -> tuple[str, int, str, list[_Row]]:
-        """The space, and the event at `after` with those that follow it."""
-        scan = self._limits.page_scan_max if query.collections is not None else INTEGER_MAX
-        names = {
-            "space": space,
-            "after": query.after,
-            "through": min(query.after + scan, INTEGER_MAX),
-            "collections": None if query.collections is None else list(query.collections),
-            "limit": query.limit + 1,
-            "bytes_max": self._limits.page_bytes_max,
-        }
-        with conn.pipeline():  # one round trip; the head is read before the events
-            of_space = conn.cursor(row_factory=tuple_row)
-            of_space.execute(SELECT_SPACE, names, prepare=True)
-            of_page = conn.cursor(row_factory=args_row(_Row), binary=True)
-            of_page.execute(SELECT_PAGE, names, prepare=True)
-            found = of_space.fetchone()
-            if found is None:
-                raise UnknownSpace(f"there is no space {space!r}")
-            return (*found, of_page.fetchall())
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         while after < through:

@@ -40,7 +40,9 @@ SELECT max(position) AS max
 # rests until its time has come, however many appends announce it. What other code folded is left
 # as it is until it is rebuilt: half of one rule and half of another would be neither.
 LOCK_LIVE = """
-SELECT generation, position
+SELECT generation,
+       position,
+       (SELECT head FROM spaces WHERE space = %(space)s) - position
   FROM projections
  WHERE space = %(space)s
    AND projection = %(projection)s
@@ -76,8 +78,8 @@ class PositionRecorder(PostgresTrackingRecorder):
         # For the library's own `max_tracking_id`, whose statement knows no generations.
         self.max_tracking_id_statement = SQL(MAX_POSITION).format(projection=SQL(projection))
 
-    def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int] | None:
-        """The live generation and its position, or `None` if it is not to be had now."""
+    def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int, int] | None:
+        """The live generation, its position, and its lag; `None` if it is not to be had now."""
         names = {
             "space": space,
             "projection": self._projection,

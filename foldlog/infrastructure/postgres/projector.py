@@ -7,26 +7,29 @@ after a while; neither the other spaces nor appends notice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
 
 import structlog
-from psycopg import Cursor
+from psycopg.generators import send
 
-from ...domain.events import Event
 from ...domain.limits import INTEGER_MAX
 from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error
-from .master import MasterProjection
+from .master import Generation, Known, MasterProjection
 from .positions import PositionRecorder
 from .recorder import EventMapper
 from .wakeups import Wakeups
 
 log = structlog.get_logger("foldlog.projector")
 
+#: so many events are folded and written together ...
 BATCH_EVENTS = 1_000
 BATCH_BYTES = 8 * 2**20
+#: ... and so many in one transaction of the live generation: others wait for theirs
+TURN_EVENTS = 4_000
+#: a transaction that has written so much ends, for what it wrote is kept in memory until then
+WRITTEN_BYTES = 64 * 2**20
 #: how long a space that stopped rests before it is tried again
 RETRY_SECONDS = 30
 #: so often in a row a space may fail before it is not the database's trouble any more
@@ -48,7 +51,6 @@ SELECT originator_version, topic, state
          FROM events
         WHERE originator_id = %(space)s
           AND originator_version > %(position)s
-          AND originator_version <= %(to)s
         ORDER BY originator_version
         LIMIT %(limit)s
        ) batch
@@ -114,11 +116,11 @@ class Projector:
         datastore: Datastore,
         projection: MasterProjection,
         *,
-        batch_events: int = BATCH_EVENTS,
+        turn_events: int = TURN_EVENTS,
     ):
         self._datastore = datastore
         self._projection = projection
-        self._batch_events = batch_events
+        self._turn_events = turn_events
         self._mapper = EventMapper()
         self._breaks: Counter[str] = Counter()  #: of each space, how often in a row it has failed
         self.positions = PositionRecorder(datastore, projection.name)
@@ -133,7 +135,7 @@ class Projector:
                 for space in sorted(waiting):
                     if wakeups.closed:
                         return
-                    # A batch of each space in turn: a long log does not hold up the others.
+                    # A turn of each space: a long log does not hold up the others.
                     if not self._project_or_note(space):
                         waiting.discard(space)
             except DATABASE_ERRORS as exc:
@@ -178,7 +180,7 @@ class Projector:
             return [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
 
     def project_or_stop(self, space: str) -> bool:
-        """Projects a batch of the live generation; notes where a space stops.
+        """Projects a turn of the live generation; notes where a space stops.
 
         Returns whether there may be more to do at once.
         """
@@ -201,74 +203,70 @@ class Projector:
             return False
 
     def project(self, space: str) -> bool:
-        """Projects a batch of the live generation, if no other worker is at it."""
+        """Projects a turn of the live generation, if no other worker is at it."""
         with self._datastore.committed() as cursor:
             locked = self.positions.lock_live(cursor, space)
             if locked is None:
                 return False
-            generation, position = locked
-            return self.advance(cursor, space, generation, position) > position
+            number, position, lag = locked
+            # With more than a batch to do, one is written while the next one is read and folded.
+            another = self._datastore.rows() if lag > BATCH_EVENTS else nullcontext(cursor)
+            with another as reader:
+                to = Generation(space, number, cursor, reader, Known(position))
+                return self.advance(to) > position
 
-    def advance(
-        self,
-        cursor: Cursor[Any],
-        space: str,
-        generation: int,
-        position: int,
-        to: int = INTEGER_MAX,
-    ) -> int:
-        """Applies the events after `position`, up to one batch and up to `to`, to a generation.
+    def advance(self, to: Generation, until: int = INTEGER_MAX) -> int:
+        """Applies the events after a generation's position, as many as one turn may, to it.
 
         The generation must be locked. Returns the new position. Raises `Stopped` if already the
         first event cannot be processed.
         """
-        rows = self._read(cursor, space, position, to)
-        if not rows:
-            return position
-        try:
-            return self._apply(cursor, space, generation, position, rows)
-        except Exception as whole:
-            if is_connection_error(whole):
-                raise
-            # Which one was it? Go on event by event, so that all before it are projected.
-            for done, row in enumerate(rows):
-                try:
-                    position = self._apply(cursor, space, generation, position, [row])
-                except Exception as exc:
-                    if is_connection_error(exc):
-                        raise
-                    if done == 0:
-                        raise Stopped(generation, row[0], f"{type(exc).__name__}: {exc}") from exc
-                    return position
-            log.warning("batch_failed_but_not_its_events", space=space, error=str(whole))
-            return position
+        start, connection = to.known.position, to.cursor.connection
+        until = min(until, start + self._turn_events)
+        failed: Exception | None = None
+        while True:
+            try:
+                # A savepoint: what fails leaves nothing behind.
+                with connection.transaction(), connection.pipeline():
+                    position = self._apply(to, start, until)
+                break
+            except Exception as exc:
+                if is_connection_error(exc):
+                    raise
+                if until <= start + 1:
+                    raise Stopped(to.number, start + 1, f"{type(exc).__name__}: {exc}") from exc
+                # Which one was it? Half as many, so that all before it are projected in the end.
+                until = start + (until - start) // 2
+                failed = exc
+                to.known.forget(start)
+        if failed is not None:
+            log.warning("projected_a_part", space=to.space, to=position, error=str(failed))
+        return position
 
-    def _read(
-        self, cursor: Cursor[Any], space: str, position: int, to: int
-    ) -> list[tuple[int, str, bytes]]:
+    def _apply(self, to: Generation, start: int, until: int) -> int:
+        position, connection = start, to.cursor.connection
+        while position < until and to.known.bytes_uncommitted < WRITTEN_BYTES:
+            limit = min(BATCH_EVENTS, until - position)
+            rows = self._read(to, position, limit)
+            if rows:
+                first, last = rows[0][0], rows[-1][0]
+                assert (first, last) == (position + 1, position + len(rows)), "a hole in the log"
+                events = [self._mapper.decode(topic, state) for _, topic, state in rows]
+                self._projection.apply(to, events)
+                # Or else PostgreSQL would have the end of it only when we turn to it again.
+                connection.wait(send(connection.pgconn))
+                position = last
+            if len(rows) < limit:
+                break
+        if position > start:
+            self.positions.advance(to.cursor, to.space, to.number, expected=start, to=position)
+        return position
+
+    def _read(self, of: Generation, position: int, limit: int) -> list[tuple[int, str, bytes]]:
         names = {
-            "space": space,
+            "space": of.space,
             "position": position,
-            "to": to,
-            "limit": self._batch_events,
+            "limit": limit,
             "bytes_max": BATCH_BYTES,
         }
-        return cursor.execute(SELECT_BATCH, names, prepare=True, binary=True).fetchall()
-
-    def _apply(
-        self,
-        cursor: Cursor[Any],
-        space: str,
-        generation: int,
-        position: int,
-        rows: Sequence[tuple[int, str, bytes]],
-    ) -> int:
-        last = rows[-1][0]
-        assert rows[0][0] == position + 1 and last == position + len(rows), "a hole in the log"
-        with cursor.connection.transaction():  # a savepoint: what fails leaves nothing behind
-            self._projection.apply(cursor, space, generation, self._decode(rows))
-            self.positions.advance(cursor, space, generation, expected=position, to=last)
-        return last
-
-    def _decode(self, rows: Sequence[tuple[int, str, bytes]]) -> list[Event]:
-        return [self._mapper.decode(topic, state) for _, topic, state in rows]
+        return of.reader.execute(SELECT_BATCH, names, prepare=True, binary=True).fetchall()

@@ -6,6 +6,7 @@ position, so a rebuild that was killed goes on where it stopped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from ...domain.errors import OperatorError, UnknownSpace
 from ...domain.merge import FOLD_VERSION
 from .datastore import CONNECTION, Datastore
 from .errors import translated
-from .master import MasterProjection
+from .master import Generation, Known, MasterProjection
 from .projector import Projector
 
+#: in one transaction: what a rebuild that is killed does anew
+TURN_EVENTS = 40_000
 #: with this few events left, the last ones are caught up under the lock that ends in the swap
 CATCH_UP_EVENTS = 2_000
 
@@ -121,12 +124,13 @@ class Rebuilt:
     resumed_at: int
     generation: int
     is_compared: bool
+    seconds: float
 
 
 class Rebuilder:
     """Rebuilds a projection of one space after another.
 
-    `report(space, position, head)` is called after each batch.
+    `report(space, position, head)` is called after each turn.
     """
 
     def __init__(
@@ -135,12 +139,12 @@ class Rebuilder:
         projection: MasterProjection,
         *,
         report: Callable[[str, int, int], None] = lambda space, position, head: None,
-        batch_events: int = 2_000,
+        turn_events: int = TURN_EVENTS,
     ):
         self._datastore = datastore
         self._projection = projection
         self._report = report
-        self._projector = Projector(datastore, projection, batch_events=batch_events)
+        self._projector = Projector(datastore, projection, turn_events=turn_events)
         self._positions = self._projector.positions
 
     def rebuild(self, space: str, *, verify: bool = False, fresh: bool = False) -> Rebuilt:
@@ -150,18 +154,20 @@ class Rebuilder:
         the live generation is then kept, and the new one too, for a `rebuild` without `verify`.
         `fresh` throws away what an interrupted rebuild left. Raises `UnknownSpace`, `Stopped`.
         """
+        began = time.monotonic()
         with translated(self._datastore), self._alone(space):
             self._head(space)
             self._drop_others(space, keep_unfinished=not fresh)
             generation, start = self._unfinished(space) or self._create(space)
-            position = start
-            while (head := self._head(space)) - position > CATCH_UP_EVENTS:
-                position = self._step(space, generation)
-                self._report(space, position, head)
+            known = Known(start)
+            while (head := self._head(space)) - known.position > CATCH_UP_EVENTS:
+                self._turn(space, generation, known)
+                self._report(space, known.position, head)
             self._swap(space, generation, verify)
             self._report(space, head, head)
             self._drop_others(space, keep_unfinished=True)
-            return Rebuilt(space, head - start, start, generation, verify)
+            seconds = time.monotonic() - began
+            return Rebuilt(space, head - start, start, generation, verify, seconds)
 
     @contextmanager
     def _alone(self, space: str) -> Iterator[None]:
@@ -204,12 +210,16 @@ class Rebuilder:
             cursor.execute(CREATE_GENERATION, names)
             return newest + 1, 0
 
-    def _step(self, space: str, generation: int) -> int:
-        with self._datastore.committed() as cursor:
+    def _turn(self, space: str, generation: int, known: Known) -> None:
+        # Two connections: one writes what was folded, while we read from the other and fold on.
+        with self._datastore.committed() as cursor, self._datastore.rows() as reader:
             locked = self._positions.lock(cursor, space, generation)
             if locked is None:
                 raise OperatorError(f"the new generation of {space!r} has been dropped meanwhile")
-            return self._projector.advance(cursor, space, *locked)
+            if locked[1] != known.position:
+                known.forget(locked[1])
+            self._projector.advance(Generation(space, generation, cursor, reader, known))
+        known.committed()
 
     def _swap(self, space: str, generation: int, verify: bool) -> None:
         """Brings both generations to the same seq, compares them, and makes the new one live."""
@@ -240,10 +250,11 @@ class Rebuilder:
                 row=difference.row,
             )
 
-    def _advance_to(self, head: int, cursor: Cursor[Any], space: str, generation: int) -> None:
-        (_, position) = self._positions.lock(cursor, space, generation) or (0, 0)
+    def _advance_to(self, head: int, cursor: Cursor[Any], space: str, number: int) -> None:
+        (_, position) = self._positions.lock(cursor, space, number) or (0, 0)
         while position < head:
-            position = self._projector.advance(cursor, space, generation, position, head)
+            to = Generation(space, number, cursor, cursor, Known(position))
+            position = self._projector.advance(to, until=head)
 
     def _first_difference(
         self, cursor: Cursor[Any], space: str, live: int, rebuilt: int

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from ...domain.merge import PackedWrites, Record, Write, pack_writes, unpack_writes
-from ...domain.times import format_time, to_ms
+from ...domain.merge import Key, PackedWrites, Record, Write, pack_writes, unpack_writes
+from ...domain.times import format_time, parse_time, to_ms
+from .arrays import Array, bigint_array, bool_array, json_array, text_array, time_array, uuid_array
 
 #: In this order in every statement that reads or writes whole records.
 COLUMNS = (
@@ -68,36 +70,43 @@ def record_of(row: Sequence[Any]) -> Record:
     )
 
 
-def columns_of(records: Iterable[Record]) -> Iterator[dict[str, list[Any]]]:
+@lru_cache(maxsize=4_096)  # records that came together were received at one time
+def _ms_of(time: str) -> int | None:
+    return parse_time(time) if time else None
+
+
+def columns_of(records: Mapping[Key, Record]) -> Iterator[dict[str, Array]]:
     """The parameters of `UPSERT_RECORDS`, but for space and generation; in parts of some MB.
 
     In the order of keys, so that two writers of the same rows could never wait in a circle.
     """
     part: list[Record] = []
+    fields: list[bytes] = []
     size = 0
-    for record in sorted(records, key=lambda record: (record.collection, record.id)):
-        # A guess is enough: a message to PostgreSQL may have 1 GB.
-        size += sum(len(value) for value in record.fields.values() if isinstance(value, str))
+    for key in sorted(records):
+        record = records[key]
         part.append(record)
+        fields.append(_encode(record.fields))
+        size += len(fields[-1])
         if size > STATEMENT_BYTES or len(part) == STATEMENT_RECORDS:
-            yield _columns(part)
-            part, size = [], 0
+            yield _columns(part, fields)
+            part, fields, size = [], [], 0
     if part:
-        yield _columns(part)
+        yield _columns(part, fields)
 
 
-def _columns(rows: list[Record]) -> dict[str, list[Any]]:
+def _columns(rows: list[Record], fields: list[bytes]) -> dict[str, Array]:
     return {
-        "collection": [r.collection for r in rows],
-        "id": [r.id for r in rows],
-        "fields": [_encode(r.fields).decode() for r in rows],
-        "is_deleted": [r.is_deleted for r in rows],
-        "seq": [r.seq for r in rows],
-        "created_seq": [r.created_seq for r in rows],
-        "last_modified": [r.last_modified or None for r in rows],
-        "writes": [_encode(pack_writes(r.writes)).decode() for r in rows],
-        "deleted": [None if r.deleted is None else _encode(r.deleted).decode() for r in rows],
-        "touched_seq": [r.touched_seq for r in rows],
-        "touched_by": [r.touched_by for r in rows],
-        "touched_seq_other": [r.touched_seq_other for r in rows],
+        "collection": text_array([r.collection for r in rows]),
+        "id": text_array([r.id for r in rows]),
+        "fields": json_array(fields),
+        "is_deleted": bool_array([r.is_deleted for r in rows]),
+        "seq": bigint_array([r.seq for r in rows]),
+        "created_seq": bigint_array([r.created_seq for r in rows]),
+        "last_modified": time_array([_ms_of(r.last_modified) for r in rows]),
+        "writes": json_array([_encode(pack_writes(r.writes)) for r in rows]),
+        "deleted": json_array([None if r.deleted is None else _encode(r.deleted) for r in rows]),
+        "touched_seq": bigint_array([r.touched_seq for r in rows]),
+        "touched_by": uuid_array([r.touched_by for r in rows]),
+        "touched_seq_other": bigint_array([r.touched_seq_other for r in rows]),
     }
