@@ -23,7 +23,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-ZSTD_LEVEL = 3
+#: on pages of events it is quicker than the next levels, and no larger
+ZSTD_LEVEL = 1
 BROTLI_QUALITY = 4
 #: 2^20 bytes: pages of a snapshot are alike, a larger window costs memory and gains little
 BROTLI_WINDOW_LOG = 20

@@ -87,29 +87,22 @@ class Queue:
         self._database = database
         self._meta = meta
 
-    def append(
-        self, id: str, base: int, made_at: int, ops: list[Operation], guard: str | None
-    ) -> Queued:
-        """Adds a changeset at the end, with the next counter."""
-        counter = self._meta.get("counter", 0) + 1
-        self._meta.set(counter=counter)
-        with self._database.transaction() as db:
-            (last,) = db.execute("SELECT coalesce(max(position), 0) FROM queue").fetchone()
-            queued = Queued(last + 1, id, counter, base, made_at, guard, ops, "waiting")
-            self._insert(db, queued)
-        return queued
+    def begin(self, id: str, base: int, made_at: int, guard: str | None) -> Queued:
+        """A changeset without operations, and not in the queue before it is appended.
 
-    def replace_ops(self, queued: Queued, ops: list[Operation]) -> None:
-        """A changeset that is still being made has got another operation."""
+        Within one transaction with that, so that its place and its counter stay its own.
+        """
+        (last,) = self._database.connection.execute(
+            "SELECT coalesce(max(position), 0) FROM queue"
+        ).fetchone()
+        counter = self._meta.get("counter", 0) + 1
+        return Queued(last + 1, id, counter, base, made_at, guard, [], "waiting")
+
+    def append(self, queued: Queued) -> None:
+        """Adds a changeset that was begun at the end, whole."""
         with self._database.transaction() as db:
-            db.execute(
-                "UPDATE queue SET ops = ? WHERE position = ?",
-                (msgspec.json.encode(ops).decode(), queued.position),
-            )
-            db.execute(
-                "INSERT OR IGNORE INTO queue_records (collection, id, position) VALUES (?, ?, ?)",
-                (*ops[-1].key, queued.position),
-            )
+            self._meta.set(counter=queued.counter)
+            self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
         """Puts changesets before all others, in their order: the server has lost them."""

@@ -29,7 +29,7 @@ from .records import COLUMNS, TEMPORARY, Collection, Record, condition, json_pat
 from .server import HttpServer, Server
 from .status import Status
 from .sync import Outcome, Synchroniser
-from .view import View
+from .view import Making, View
 
 
 def _now_ms() -> int:
@@ -127,38 +127,34 @@ class Replica:
         it if another device has changed one of its records meanwhile. Blocks inside a block are
         part of it.
         """
-        if getattr(self._own, "ops", None) is not None:
+        if getattr(self._own, "is_making", False):
             yield
             return
         with self._database.transaction():
-            ops: list[Operation] = []
-            self._own.ops = ops
-            self._own.queued = None
+            self._own.is_making = True
+            self._own.making = None
             self._own.guard = guard
             try:
                 yield
             finally:
-                self._own.ops = None
-            is_made = bool(ops)
-        if is_made:
+                self._own.is_making = False
+            making: Making | None = self._own.making
+            if making is not None:
+                self._queue.append(making.queued)
+        if making is not None:
             self._background.wake()
 
     def _apply(self, op: Operation) -> None:
         """Adds an operation to the changeset that is being made, and shows what it does."""
         op = _checked(op)
         with self.changeset():
-            ops: list[Operation] = self._own.ops
-            ops.append(op)
-            if self._own.queued is None:
+            if self._own.making is None:
                 # A changeset builds on what this device had seen when it was begun.
                 base = self._meta.get("after", 0)
-                made_at = self._now_ms()
-                self._own.queued = self._queue.append(
-                    self._new_id(), base, made_at, ops, self._own.guard
+                self._own.making = Making(
+                    self._queue.begin(self._new_id(), base, self._now_ms(), self._own.guard)
                 )
-            else:
-                self._queue.replace_ops(self._own.queued, ops)
-            self._view.refresh([op.key])
+            self._view.add(self._own.making, op)
 
     def sync(self) -> Outcome:
         """Pushes and pulls until nothing is left to do.

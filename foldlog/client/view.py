@@ -6,19 +6,40 @@ if it arrived now; the server's answer may differ, and then the events say so.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
+from ..domain.changesets import Operation
+from ..domain.events import Event
 from ..domain.merge import Key, Record, fold
 from .database import Database, Meta
-from .queue import Queue
+from .queue import Queue, Queued
 
 SYNCED, WAITING, TEMPORARY = 0, 1, 2
 
 _decode_record = msgspec.json.Decoder(Record).decode
 _encode = msgspec.json.encode
+
+
+class _Looks(msgspec.Struct):
+    """What one record comes to."""
+
+    records: dict[Key, Record]  #: the record as it is shown, by its key, if there is one
+    confirmed: Record | None
+    is_waiting: bool = False
+
+
+class Making(msgspec.Struct):
+    """A changeset that is being made: in memory until its block ends, and then in the queue.
+
+    With what its records have come to. So an operation costs the same however many there were
+    before it; read from the queue, each would be the work of all.
+    """
+
+    queued: Queued
+    looks: dict[Key, _Looks] = {}
 
 
 class View:
@@ -54,7 +75,6 @@ class View:
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
         """Shows these records anew; returns those that look different now."""
         changed = []
-        device, skew = self._meta.get("device"), self._meta.get("skew", 0)
         with self._database.transaction() as db:
             for key in keys:
                 before = db.execute(
@@ -62,31 +82,45 @@ class View:
                     "WHERE collection = ? AND id = ?",
                     key,
                 ).fetchone()
-                records, as_of = self.confirmed([key])
-                confirmed = records.get(key)
-                waiting = self._queue.touching(key)
-                for queued in waiting:
-                    if queued.seq is not None and queued.seq <= as_of.get(key, 0):
-                        continue  # a snapshot's record has it already
-                    event = queued.as_event(device, max(0, queued.made_at + skew))
-                    event.ops = [op for op in event.ops if op.key == key]
-                    fold(records, event)
-                after = self._show(db, key, confirmed, records.get(key), bool(waiting))
+                after = self._show(db, key, self._with_queue(key))
                 if after != before:
                     changed.append(key)
         return changed
 
-    def _show(
-        self,
-        db: Any,
-        key: Key,
-        confirmed: Record | None,
-        shown: Record | None,
-        is_waiting: bool,
-    ) -> tuple[str, int, int]:
+    def add(self, making: Making, op: Operation) -> None:
+        """Adds an operation to the changeset that is being made, and shows what it does."""
+        looks = making.looks.get(op.key)
+        if looks is None:
+            looks = making.looks[op.key] = self._with_queue(op.key)
+        event = self._as_event(making.queued)
+        event.ops = [op]
+        fold(looks.records, event)
+        looks.is_waiting = True
+        making.queued.ops.append(op)
+        with self._database.transaction() as db:
+            self._show(db, op.key, looks)
+
+    def _with_queue(self, key: Key) -> _Looks:
+        """A record as the events and the queue make it."""
+        records, as_of = self.confirmed([key])
+        looks = _Looks(records, records.get(key))
+        for queued in self._queue.touching(key):
+            looks.is_waiting = True
+            if queued.seq is not None and queued.seq <= as_of.get(key, 0):
+                continue  # a snapshot's record has it already
+            event = self._as_event(queued)
+            event.ops = [op for op in event.ops if op.key == key]
+            fold(records, event)
+        return looks
+
+    def _as_event(self, queued: Queued) -> Event:
+        skew = self._meta.get("skew", 0)
+        return queued.as_event(self._meta.get("device"), max(0, queued.made_at + skew))
+
+    def _show(self, db: sqlite3.Connection, key: Key, looks: _Looks) -> tuple[str, int, int]:
         """Writes a record as it is shown."""
-        shown = shown or Record(*key)
-        looks = (_encode(shown.fields).decode(), int(shown.is_deleted), int(shown.exists))
+        confirmed, shown = looks.confirmed, looks.records.get(key) or Record(*key)
+        written = (_encode(shown.fields).decode(), int(shown.is_deleted), int(shown.exists))
         db.execute(
             "INSERT INTO records (collection, id, fields, is_deleted, is_there, sync_status, "
             "last_modified, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -96,10 +130,10 @@ class View:
             "seq = excluded.seq",
             (
                 *key,
-                *looks,
-                WAITING if is_waiting else SYNCED,
+                *written,
+                WAITING if looks.is_waiting else SYNCED,
                 confirmed.last_modified or None if confirmed else None,
                 confirmed.seq if confirmed else 0,
             ),
         )
-        return looks
+        return written
