@@ -8,11 +8,12 @@ it leaves to its request. In a thread that waits by itself, so its coroutine nev
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from itertools import count
 from typing import Any, TypeVar
 
 import structlog
@@ -20,6 +21,11 @@ import structlog
 from ..domain.ports import EventStore
 
 T = TypeVar("T")
+
+#: Ids of requests: where and when this process began, by chance, and a number. A random one each
+#: would be a system call each, at which Python's other threads take their turn.
+_ID_START = secrets.token_hex(8)
+_numbers = count(1)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -58,7 +64,7 @@ class Request(ABC):
     def __init__(self) -> None:
         self.started = time.perf_counter()
         given = self.header("x-request-id")
-        self.id = given if given and _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given if given and _SANE_ID.fullmatch(given) else f"{_ID_START}{next(_numbers):08x}"
         # Of the thread, or of the task: whatever is logged on the way says whose way it is.
         structlog.contextvars.bind_contextvars(request_id=self.id)
         self.bytes_in = 0

@@ -25,7 +25,8 @@ from .values import check_value, is_number, same
 LocalIds = dict[str, dict[str, str]]
 
 
-class Operation(msgspec.Struct, omit_defaults=True):
+# JSON has no cycles, so the garbage collector need not look for any in what is decoded from it.
+class Operation(msgspec.Struct, omit_defaults=True, gc=False):
     """One edit of one record. The order of these members is the order in the stored bytes."""
 
     op: Literal["put", "add", "delete"]
@@ -71,7 +72,7 @@ class WireOperation(Operation, forbid_unknown_fields=True):
     """An operation as a device sends it."""
 
 
-class Changeset(msgspec.Struct, forbid_unknown_fields=True):
+class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What one device changed at one go, named by an id that it saved before sending."""
 
     id: str

@@ -8,6 +8,7 @@ golden event of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -28,7 +29,7 @@ class Refusal(msgspec.Struct):
     detail: str
 
 
-class Event(msgspec.Struct, omit_defaults=True):
+class Event(msgspec.Struct, omit_defaults=True, gc=False):
     """An event as readers decode it. Unknown members and kinds are kept from, not refused.
 
     A changeset has `ops`, every other kind has a `body`; that one is the last key.
@@ -61,7 +62,7 @@ class Event(msgspec.Struct, omit_defaults=True):
         return parse_time(self.made_at)
 
 
-class _Header(msgspec.Struct, omit_defaults=True):
+class _Header(msgspec.Struct, omit_defaults=True, gc=False):
     """The order of keys before `ops`; it is part of what is proven."""
 
     seq: int
@@ -78,7 +79,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     refusal: Refusal | UnsetType = UNSET
 
 
-class LogEntry(msgspec.Struct, frozen=True):
+class LogEntry(msgspec.Struct, frozen=True, gc=False):
     """An event as the log keeps it: its bytes, and what the log looks it up by."""
 
     seq: int
@@ -93,7 +94,12 @@ class LogEntry(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> str:
-        return proofs.mark_of(proofs.header_of(self.state), self.ops_hash)
+        return _mark_of(self.state, self.ops_hash)
+
+
+@lru_cache(maxsize=1_024)  # the last event of a group is asked again and again
+def _mark_of(state: bytes, ops_hash: bytes) -> str:
+    return proofs.mark_of(proofs.header_of(state), ops_hash)
 
 
 _encode = msgspec.json.encode

@@ -39,7 +39,7 @@ from .times import format_time
 from .values import ABSENT, same
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
+class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     """What became of one changeset. A repeat is answered as the first time."""
 
     id: str

@@ -67,7 +67,9 @@ def _folder(text: str) -> Path:
 
 
 def _default_workers() -> str:
-    return str(min(4, max(2, os.cpu_count() or 1)))
+    """Half of the cores: PostgreSQL and the projector need the others. One is enough for many
+    clients; and a space's appends are quickest where one process makes them all."""
+    return str(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
 #: setting -> (variable, default, reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
 from ..infrastructure.wiring import database, projector
 from .console import err, told, with_database
 from .process import POLL_SECONDS, is_ready
-from .web import listen
+from .web import GC_THRESHOLD, listen
 
 PROJECTOR_STOP_SECONDS = 10.0
 #: a worker's own deadline is shorter, see web.py
@@ -123,4 +124,6 @@ def projector_command(data: str | None, database_url: str | None) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         worker.run(wakeups)

@@ -201,7 +201,7 @@ class Appender:
             counters=kept.counters,
             marks=marks,
             records={},
-            salt=_salt,
+            salt=salts(pushes),
             limits=self._limits,
         )
         outcomes = _take_all(intake, pushes)
@@ -335,7 +335,7 @@ class Appender:
             counters=look.counters,
             marks=look.marks,
             records=records,
-            salt=_salt,
+            salt=salts(pushes),
             limits=self._limits,
         )
         return intake, _take_all(intake, pushes)
@@ -359,5 +359,18 @@ def _take_all(intake: Intake, pushes: Sequence[Push]) -> list[Receipt | Exceptio
     return outcomes
 
 
-def _salt() -> bytes:
-    return secrets.token_bytes(proofs.SALT_BYTES)
+def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
+    """Gives as many salts as these pushes can need.
+
+    Drawn at once: each drawing is a system call, at which Python's other threads take their turn,
+    and a group of pushes would wait for that as often as it has changesets.
+    """
+    size = proofs.SALT_BYTES
+    drawn = secrets.token_bytes(size * sum(len(push.changesets) for push in pushes))
+    parts = iter(range(0, len(drawn), size))
+
+    def salt() -> bytes:
+        start = next(parts)
+        return drawn[start : start + size]
+
+    return salt

@@ -14,6 +14,7 @@ from threading import Thread
 
 import structlog
 
+from ...domain.errors import Unavailable
 from ..tails import Tails
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS
@@ -68,7 +69,7 @@ class Follower:
                 if time.monotonic() >= look_at:
                     self._look()
                     look_at = time.monotonic() + LOOK_SECONDS
-            except DATABASE_ERRORS as exc:
+            except (*DATABASE_ERRORS, Unavailable) as exc:
                 # Nothing is confirmed meanwhile, so nothing will be answered from what is kept.
                 log.warning("follower_waits_for_the_database", error=str(exc))
                 self._tails.clear()

@@ -25,7 +25,7 @@ SELECT pg_notify(%(channel)s, space || ' ' || head)
   FROM unnest(%(spaces)s::text[], %(heads)s::bigint[]) AS grown (space, head)
 """
 #: between two notifications of a process: a busy one tells of many appends at once
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.01
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 1.0  #: how long `close` may have to wait for the listener
 
