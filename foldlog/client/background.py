@@ -1,92 +1,67 @@
 """Syncing in the background, never in the caller's way.
 
-One thread: it syncs when something was changed here, and else polls, quickly after something
-happened and ever slower when nothing does. Trouble makes it wait longer each time; what the
-server asks for is heeded. All waits are jittered, so that devices do not come in step.
+One thread: it syncs when something was changed here, takes what the live channel brings where
+there is one, and else polls, quickly after something happened and ever slower when nothing does.
+Trouble makes it wait longer each time; what the server asks for is heeded.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from threading import Event, Thread
-from typing import IO
 
 from .errors import ServerProblem, Unreachable
+from .live import Live
+from .pace import POLL_SECONDS_MIN, Pace
 from .sync import Outcome
+from .turn import TurnTaken
 
 log = logging.getLogger("foldlog")
 
-POLL_SECONDS_MIN = 1.0
-POLL_SECONDS_MAX = 60.0
-RETRY_SECONDS_MIN = 1.0
-RETRY_SECONDS_MAX = 300.0
-#: somebody must sign in first: asking more often wears the battery alone
-HELD_SECONDS = 300.0
 #: a moment for changes that come together to go together
 GATHER_SECONDS = 0.02
-JITTER = 0.2
-
-
-class Pace:
-    """How long to wait before the next round, in seconds."""
-
-    def __init__(self, rng: random.Random | None = None):
-        self._rng = rng or random.Random()
-        self._poll = POLL_SECONDS_MIN
-        self._failures = 0
-
-    def after_success(self, outcome: Outcome, backoff_seconds: float) -> float:
-        self._failures = 0
-        if outcome.pushed or outcome.pulled:
-            self._poll = POLL_SECONDS_MIN
-        else:
-            self._poll = min(POLL_SECONDS_MAX, self._poll * 1.5)
-        return max(self._jittered(self._poll), backoff_seconds)
-
-    def after_failure(self, exc: Exception) -> float:
-        wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
-        self._failures += 1
-        if isinstance(exc, ServerProblem) and exc.status in (401, 403):
-            return self._jittered(HELD_SECONDS)
-        asked = exc.retry_after_seconds if isinstance(exc, ServerProblem) else None
-        return max(self._jittered(wait), asked or 0.0)
-
-    @property
-    def is_failing(self) -> bool:
-        return self._failures > 0
-
-    def _jittered(self, seconds: float) -> float:
-        return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)
+#: while the live channel is open, somebody looks nevertheless: what if it were deaf?
+SAFETY_SECONDS = 300.0
+#: a stream that has ended mostly goes on within this, and then nothing needs to be polled
+GRACE_SECONDS = 5.0
 
 
 class Background:
+    """`sync` raises `TurnTaken` while somebody else does it. Without `live` it only polls."""
+
     def __init__(
         self,
         sync: Callable[[], Outcome],
         backoff_seconds: Callable[[], float],
         now: Callable[[], float],
+        woken: Event,
+        live: Live | None,
     ):
         self._sync = sync
         self._backoff_seconds = backoff_seconds
         self._now = now
-        self._woken = Event()
+        self._woken = woken
+        self._live = live
+        self._is_wanted = False
         self._ending = Event()
         self._thread: Thread | None = None
         self._pace = Pace()
-        self._next_at: float | None = None
+        self._poll_at: float | None = None  #: when to sync next; `None` while it does
+        self._look_at = 0.0  #: ... and when, as long as the live channel is open
 
     @property
     def is_running(self) -> bool:
         return self._thread is not None
 
     @property
+    def is_live(self) -> bool:
+        return self._live is not None and self._live.is_live
+
+    @property
     def next_try_seconds(self) -> float | None:
-        return None if self._next_at is None else max(0.0, self._next_at - self._now())
+        due_at = self._due_at
+        return None if due_at is None else max(0.0, due_at - self._now())
 
     def start(self) -> None:
         if self._thread is None:
@@ -99,66 +74,83 @@ class Background:
             self._ending.set()
             self._woken.set()
             self._thread.join()
+            if self._live is not None:
+                self._live.close()
             self._thread = None
-            self._next_at = None
+            self._poll_at = None
 
     def wake(self) -> None:
         """Something was changed here. While the server is in trouble, that changes no wait."""
         if not self._pace.is_failing:
+            self._is_wanted = True
             self._woken.set()
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            self._woken.clear()
-            if self._ending.is_set():
-                break  # `stop` had woken us just before
-            self._next_at = None
+            self._poll_at = None
+            self._is_wanted = False
             wait = self._try()
-            self._next_at = self._now() + wait
-            if self._woken.wait(wait):
-                self._ending.wait(GATHER_SECONDS)
+            self._listen(self._now() + wait)
 
     def _try(self) -> float:
+        """Syncs; returns how long to wait."""
         try:
-            return self._pace.after_success(self._sync(), self._backoff_seconds())
-        except (ServerProblem, Unreachable) as exc:
-            return self._pace.after_failure(exc)
+            outcome = self._sync()
+        except TurnTaken:
+            # What it does may not be all that there is to do here.
+            self._look_at = self._now()
+            return self._pace.jittered(POLL_SECONDS_MIN)
         except Exception as exc:
-            # A full disk, a locked file: the app must not lose its syncing for good over it.
-            log.exception("syncing failed")
+            if not isinstance(exc, ServerProblem | Unreachable):
+                # A full disk, a locked file: the app must not lose its syncing for good over it.
+                log.exception("syncing failed")
+            self._may_connect_from(None)
             return self._pace.after_failure(exc)
+        backoff = self._backoff_seconds()
+        self._may_connect_from(self._now() + backoff)
+        self._look_at = self._now() + max(self._pace.jittered(SAFETY_SECONDS), backoff)
+        return self._pace.after_success(outcome, backoff)
 
+    def _may_connect_from(self, at: float | None) -> None:
+        if self._live is not None:
+            self._live.may_connect_from = at
 
-class TurnTaken(Exception):
-    """Another process, or thread, is syncing this file."""
+    @property
+    def _due_at(self) -> float | None:
+        if self._poll_at is not None and self.is_live and not self._pace.is_failing:
+            return max(self._poll_at, self._look_at)
+        return self._poll_at
 
+    def _listen(self, poll_at: float) -> None:
+        """Takes what the live channel brings. Returns when it is time to sync."""
+        self._poll_at = poll_at
+        was_live = self.is_live
+        while not self._ending.is_set():
+            self._woken.clear()
+            if self._ending.is_set():
+                return  # `stop` had woken us just before
+            if self._is_wanted:
+                self._ending.wait(GATHER_SECONDS)
+                return
+            if self._live is not None and self._live.attend() and not self._pace.is_failing:
+                return
+            if was_live and not self.is_live:
+                self._poll_at = max(self._poll_at, self._after_stream())
+            was_live = self.is_live
+            wait = self._next_at - self._now()
+            if wait > 0:
+                self._woken.wait(wait)
+            elif self._now() >= (self._due_at or 0.0):
+                return
 
-@contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """The turn to sync the replica at `path`. The system gives it back if its holder dies.
+    def _after_stream(self) -> float:
+        """When to poll if no other stream begins before. But never put off for ever."""
+        if self._live is None or not self._live.goes_on:
+            return self._now()
+        return min(self._look_at, self._now() + self._pace.jittered(GRACE_SECONDS))
 
-    Raises `TurnTaken` if somebody else has it.
-    """
-    with path.with_name(path.name + "-sync").open("ab") as file:
-        _lock(file)
-        yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: IO[bytes]) -> None:
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as exc:
-            raise TurnTaken from exc
-
-else:
-    import fcntl
-
-    def _lock(file: IO[bytes]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise TurnTaken from exc
+    @property
+    def _next_at(self) -> float:
+        """When there is something to do, if nobody wakes us before."""
+        times = [self._due_at, self._live.next_at if self._live is not None else None]
+        return min(at for at in times if at is not None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from threading import local
+from threading import Event, local
 from types import TracebackType
 from typing import Any, Literal
 
@@ -20,15 +21,18 @@ from ..domain.limits import LIMITS
 from ..domain.merge import Key
 from ..domain.names import is_collection, is_record_id, is_space
 from ..domain.values import is_number, sum_of
-from .background import Background, TurnTaken, turn
+from .background import Background
 from .database import Database, Meta
 from .errors import ClientError, NotARecord, ServerProblem, Unreachable, WrongReplica
+from .live import Live
 from .notices import Change, Loss, Notices, Refusal
 from .queue import Queue, Queued
 from .records import COLUMNS, TEMPORARY, Collection, Record, condition, json_path, record_of
 from .server import HttpServer, Server
 from .status import Status
-from .sync import Outcome, Synchroniser
+from .stream import Page, Stream, Traffic
+from .sync import Fit, Outcome, Synchroniser
+from .turn import TurnTaken, turn
 from .view import Making, View
 
 
@@ -55,6 +59,7 @@ class Replica:
         now_ms: Callable[[], int] = _now_ms,
         new_id: Callable[[], str] = _new_id,
         keep_syncing: bool = False,
+        live: bool = True,
     ):
         self.notices = Notices()
         self._now_ms = now_ms
@@ -71,7 +76,15 @@ class Replica:
         except WrongReplica:
             self._database.close()
             raise
-        self._background = Background(self.sync, self._backoff_seconds, time.monotonic)
+        self._counted = Traffic()  # of what was streamed, what is in the file
+        woken = Event()
+        self._background = Background(
+            self._sync_in_turn,
+            self._backoff_seconds,
+            time.monotonic,
+            woken,
+            Live(self._database.path, self._follow, self._take, woken) if live else None,
+        )
         if keep_syncing and server is not None:
             self._background.start()
 
@@ -103,7 +116,7 @@ class Replica:
 
     def close(self) -> None:
         """Ends the syncing and closes the file. What is queued stays queued."""
-        self._background.stop()
+        self.stop()
         if self._server is not None:
             self._server.close()
         self._database.close()
@@ -163,26 +176,36 @@ class Replica:
         there is to do. If another process of this file is syncing, it does the work, and this
         returns at once.
         """
-        if self._server is None:
-            raise ClientError("this replica was opened without a server")
         try:
-            with turn(self._database.path):
-                return self._sync(self._server)
+            return self._sync_in_turn()
         except TurnTaken:
             return Outcome()
 
-    def _sync(self, server: Server) -> Outcome:
-        before = msgspec.structs.replace(server.traffic)
-        synchroniser = Synchroniser(
+    def _sync_in_turn(self) -> Outcome:
+        server = self._needed_server()
+        with turn(self._database.path):
+            return self._sync(server)
+
+    def _needed_server(self) -> Server:
+        if self._server is None:
+            raise ClientError("this replica was opened without a server")
+        return self._server
+
+    def _synchroniser(self) -> Synchroniser:
+        return Synchroniser(
             self._database,
             self._meta,
             self._queue,
             self._view,
-            server,
+            self._needed_server(),
             now_ms=self._now_ms,
             new_id=self._new_id,
             report=self._report,
         )
+
+    def _sync(self, server: Server) -> Outcome:
+        before = msgspec.structs.replace(server.traffic)
+        synchroniser = self._synchroniser()
         problem: dict[str, Any] | None = None
         try:
             outcome = synchroniser.run()
@@ -193,14 +216,37 @@ class Replica:
         finally:
             self._progress = None
             self._meta.set(problem=problem, tried_at=self._now_ms())
-            self._meta.add(
-                requests=server.traffic.requests - before.requests,
-                bytes_sent=server.traffic.bytes_sent - before.bytes_sent,
-                bytes_received=server.traffic.bytes_received - before.bytes_received,
-            )
+            self._meta.add(**server.traffic.since(before))
+            self._count_streamed()
             # What arrived before something went wrong has arrived.
             self._tell(synchroniser.outcome)
         return outcome
+
+    def _follow(self) -> Stream:
+        """The live channel from where this replica is."""
+        meta = self._meta
+        return self._needed_server().follow(self.device, meta.get("after", 0), meta.get("mark", ""))
+
+    def _take(self, page: Page) -> Fit:
+        """Applies a page of the live channel, as if a sync had brought it. Raises `TurnTaken`."""
+        with turn(self._database.path):
+            synchroniser = self._synchroniser()
+            try:
+                fit = synchroniser.take(page)
+            finally:
+                self._tell(synchroniser.outcome)
+        if self._queue.count("waiting"):
+            self._background.wake()  # who wanted to send it meanwhile had found the turn taken
+        return fit
+
+    def _count_streamed(self) -> None:
+        """Not at once: to write down each sign of life would be a flush of the disk each time."""
+        if self._server is not None:
+            streamed = msgspec.structs.replace(self._server.streamed)
+            news = streamed.since(self._counted)
+            if any(news.values()):
+                self._meta.add(**news)
+                self._counted = streamed
 
     def _report(self, done: int, total: int) -> None:
         self._progress = done, total
@@ -221,17 +267,19 @@ class Replica:
 
     def start(self) -> None:
         """Keeps syncing in the background from now on."""
-        if self._server is None:
-            raise ClientError("this replica was opened without a server")
+        self._needed_server()
         self._background.start()
 
     def stop(self) -> None:
         """Ends the syncing in the background; what is under way is finished first."""
         self._background.stop()
+        with suppress(sqlite3.Error):  # a full disk: no reason not to end
+            self._count_streamed()
 
     def status(self) -> Status:
         """How it stands with syncing: what is unsent, what was refused, why nothing moves."""
         meta = self._meta
+        streamed = self._server.streamed.since(self._counted) if self._server else {}
         return Status(
             device=self.device,
             space=self.space,
@@ -243,11 +291,12 @@ class Replica:
             last_sync_ms=meta.get("synced_at"),
             problem=meta.get("problem"),
             is_syncing=self._background.is_running,
+            live=self._background.is_live,
             next_try_seconds=self._background.next_try_seconds,
             snapshot_progress=self._progress,
-            requests=meta.get("requests", 0),
-            bytes_sent=meta.get("bytes_sent", 0),
-            bytes_received=meta.get("bytes_received", 0),
+            requests=meta.get("requests", 0) + streamed.get("requests", 0),
+            bytes_sent=meta.get("bytes_sent", 0) + streamed.get("bytes_sent", 0),
+            bytes_received=meta.get("bytes_received", 0) + streamed.get("bytes_received", 0),
         )
 
     def refused(self) -> list[Refusal]:
@@ -416,12 +465,14 @@ def open(
     server: str | Server | None = None,
     token: str | None = None,
     keep_syncing: bool = True,
+    live: bool = True,
 ) -> Replica:
     """Opens the replica in the file `path`, which is made if there is none.
 
     `server` is the URL of a Foldlog service; without one the replica works, and queues. Space and
     URL are kept in the file and need not be given again. With `keep_syncing` a thread of its own
-    keeps the replica in sync for as long as it is open.
+    keeps the replica in sync for as long as it is open: at once if the service has a live channel,
+    else, or without `live`, by asking now and then.
 
         with foldlog.open("app.db", server="http://localhost:3653", space="home") as replica:
             tasks = replica.collection("tasks")
@@ -438,4 +489,4 @@ def open(
         url = server or meta.get("server")
     if isinstance(url, str):
         url = HttpServer(url, space or "", token=token)
-    return Replica(path, space=space, server=url, keep_syncing=keep_syncing)
+    return Replica(path, space=space, server=url, keep_syncing=keep_syncing, live=live)

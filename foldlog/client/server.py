@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any
 
 import httpx
 import msgspec
 
-from .errors import ServerProblem, Unreachable
+from .answers import not_ours, problem_of, reaching, seconds
+from .errors import ServerProblem
+from .stream import HttpStream, Stream, Traffic
 
 #: below this, compressing a body saves nothing that the headers do not cost
 COMPRESS_BYTES_MIN = 1_024
@@ -20,19 +21,13 @@ _decode = msgspec.json.decode
 _encode = msgspec.json.encode
 
 
-class Traffic(msgspec.Struct):
-    """What went over the wire: bodies, in bytes as they travelled."""
-
-    requests: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
 class Server(ABC):
     """Each call raises `ServerProblem`, or `Unreachable` if there was no answer."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+        #: of the live channel, by the thread that reads it
+        self.streamed = Traffic()
         #: seconds that the server asks everybody to leave it alone, also when it answers
         self.backoff_seconds = 0.0
 
@@ -47,6 +42,10 @@ class Server(ABC):
     @abstractmethod
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
         """The lines of a snapshot. A stream that breaks raises `Unreachable`."""
+
+    def follow(self, device: str, after: int, mark: str) -> Stream:
+        """The live channel from this cursor on. Not every server has one."""
+        raise ServerProblem(404, {"code": "no-such-path", "detail": "no live channel"}, None)
 
     @abstractmethod
     def close(self) -> None:
@@ -88,17 +87,20 @@ class HttpServer(Server):
 
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
         params = {} if cursor is None else {"cursor": cursor}
-        with _reaching(), self._http.stream("GET", "snapshot", params=params) as response:
+        with reaching(), self._http.stream("GET", "snapshot", params=params) as response:
             self.traffic.requests += 1
             if response.is_error:
                 response.read()
-                self._raise(response)
+                raise problem_of(response)
             counted, rest = 0, b""
             for piece in response.iter_bytes():
                 self.traffic.bytes_received += response.num_bytes_downloaded - counted
                 counted = response.num_bytes_downloaded
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
+
+    def follow(self, device: str, after: int, mark: str) -> Stream:
+        return HttpStream(self._http, self.streamed, device, after, mark)
 
     def close(self) -> None:
         self._http.close()
@@ -117,44 +119,18 @@ class HttpServer(Server):
             if len(content) >= COMPRESS_BYTES_MIN:
                 content = gzip.compress(content, 6, mtime=0)
                 headers["Content-Encoding"] = "gzip"
-        with _reaching():
+        with reaching():
             response = self._http.request(
                 method, path, content=content, params=params, headers=headers
             )
         self.traffic.requests += 1
         self.traffic.bytes_sent += len(content or b"")
         self.traffic.bytes_received += response.num_bytes_downloaded
-        self.backoff_seconds = _seconds(response.headers.get("Backoff")) or 0.0
+        self.backoff_seconds = seconds(response.headers.get("Backoff")) or 0.0
         if response.is_error:
-            self._raise(response)
+            raise problem_of(response)
         try:
             answer: dict[str, Any] = _decode(response.content)
         except msgspec.DecodeError as exc:
-            raise Unreachable("what answered is not Foldlog") from exc
+            raise not_ours() from exc
         return answer
-
-    def _raise(self, response: httpx.Response) -> None:
-        try:
-            document = _decode(response.content)
-        except msgspec.DecodeError:
-            document = None
-        if not isinstance(document, dict):
-            document = {"code": "unknown", "detail": f"status {response.status_code}"}
-        retry_after = _seconds(response.headers.get("Retry-After"))
-        raise ServerProblem(response.status_code, document, retry_after)
-
-
-@contextmanager
-def _reaching() -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as exc:
-        raise Unreachable(str(exc) or type(exc).__name__) from exc
-
-
-def _seconds(text: str | None) -> float | None:
-    """A header that may be a number of seconds. A date is not worth a calendar here."""
-    try:
-        return max(0.0, float(text)) if text else None
-    except ValueError:
-        return None

@@ -28,6 +28,7 @@ class Status:
     last_sync_ms: int | None  #: ms since 1970, when an answer was applied last
     problem: dict[str, str] | None
     is_syncing: bool  #: whether it is kept in sync in the background
+    live: bool  #: whether the server tells what is new as it comes; else it is asked now and then
     next_try_seconds: float | None
     snapshot_progress: tuple[int, int] | None  #: records loaded, and all of them
     requests: int

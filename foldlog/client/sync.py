@@ -8,6 +8,7 @@ kill at any point loses nothing and doubles nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from .errors import ServerProblem
 from .queue import Queue, Queued, Sent
 from .server import Server
 from .snapshots import OtherHistory, SnapshotLoader
+from .stream import Page
 from .view import View
 
 #: changesets in a request; halved while the server says that it is too much
@@ -49,6 +51,15 @@ class Outcome(msgspec.Struct):
     refused: list[str] = []  #: ids of changesets that were refused or rejected
     conflicts: list[Conflict] = []
     healed: list[str] = []  #: what was mended on the way: codes
+
+
+class Fit(Enum):
+    """What became of a page of the live channel."""
+
+    APPLIED = "it went on from the cursor, and was applied"
+    KNOWN = "the cursor has passed it"
+    OVERLAPS = "the cursor has passed a part of it"
+    ODD = "only a sync can tell what is the matter"
 
 
 class _Restored(Exception):
@@ -101,6 +112,48 @@ class Synchroniser:
                 if heals > HEALS_MAX or not self._heal(exc, outcome):
                     raise
         return outcome
+
+    def take(self, page: Page) -> Fit:
+        """Applies a page of the live channel, if it is what a sync would bring.
+
+        Whatever is odd about it is left to a sync, which asks the server and heals.
+        """
+        try:
+            events = [msgspec.convert(event, Event) for event in page.answer["events"]]
+            fit = self._fit_of(page, [event.seq for event in events])
+            if fit is Fit.APPLIED:
+                answer = {**page.answer, "verdicts": []}
+                self._apply(answer, page.after, page.device, self._now_ms(), self.outcome)
+        except (_Restored, OtherHistory, msgspec.ValidationError):
+            return Fit.ODD
+        return fit
+
+    def _fit_of(self, page: Page, seqs: list[int]) -> Fit:
+        """The checks that the server makes when a sync asks, and those of what is in between.
+
+        An answer belongs to a request; a page goes on from the page before.
+        """
+        meta, answer = self._meta, page.answer
+        after, through = meta.get("after", 0), answer["through"]
+        is_ours = (page.device, answer["log"]) == (meta.get("device"), meta.get("log"))
+        is_whole = seqs == list(range(page.after + 1, through + 1))
+        is_loading = self._snapshots.is_under_way or self._snapshots.ahead is not None
+        if not is_ours or not is_whole or is_loading or page.after > after:
+            return Fit.ODD
+        if through <= after:
+            return Fit.KNOWN if self._is_shared(through, answer["mark"]) else Fit.ODD
+        if page.after < after:
+            return Fit.OVERLAPS
+        is_next = page.mark == meta.get("mark", "") and answer["head"] >= meta.get("head", 0)
+        is_near = answer["head"] - after <= SNAPSHOT_EVENTS_MIN
+        return Fit.APPLIED if is_next and is_near else Fit.ODD
+
+    def _is_shared(self, seq: int, mark: str) -> bool:
+        """Whether this is the mark of our way there, as far as we know."""
+        row = self._database.connection.execute(
+            "SELECT mark FROM marks WHERE seq = ?", (seq,)
+        ).fetchone()
+        return row is None or row[0] == mark
 
     def _round(self, outcome: Outcome) -> bool:
         """One request and its answer. Returns whether there is more to do at once."""

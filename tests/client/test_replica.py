@@ -9,6 +9,7 @@ from threading import Barrier, Thread
 import pytest
 
 import foldlog
+from foldlog.client import view
 from foldlog.client.database import Database
 from foldlog.client.replica import Replica
 
@@ -151,6 +152,49 @@ def test_ids_that_cannot_be_are_refused(tasks, id):
     ):
         with pytest.raises(foldlog.NotARecord):
             change()
+
+
+@pytest.mark.parametrize("records", [1, 400])
+def test_an_operation_costs_the_same_however_large_its_changeset(tmp_path, monkeypatch, records):
+    """In statements, in bytes that go to the file, and in operations that are folded."""
+
+    def cost(count: int) -> tuple[float, float, float]:
+        statements, folded = [], []
+        real = view.fold
+        monkeypatch.setattr(
+            view, "fold", lambda known, event: folded.extend(event.ops) or real(known, event)
+        )
+        with Replica(tmp_path / f"{count}.db", space="home") as replica:
+            replica._database.connection.set_trace_callback(statements.append)
+            with replica.changeset():
+                for number in range(count):
+                    replica.collection("tasks").put(f"r{number % records}", n=number)
+            (changeset,) = replica.unsent()
+        assert len(changeset["ops"]) == count
+        monkeypatch.undo()
+        written = sum(map(len, statements))
+        return len(statements) / count, written / count, len(folded) / count
+
+    few, many = cost(40), cost(400)
+    assert all(after <= before * 1.05 for before, after in zip(few, many, strict=True)), (few, many)
+    assert many[1] > 200, "parameters are counted, too"
+
+
+def test_a_block_shows_what_it_has_come_to(replica, tasks):
+    """Each read inside sees all operations before it, on top of the queue; also of one record."""
+    tasks.put("n", count=1, title="one")
+    with replica.changeset():
+        assert tasks.increment("n", count=2).fields == {"count": 3, "title": "one"}
+        assert tasks.update("n", title="two")["title"] == "two"
+        tasks.delete("n")
+        assert tasks.get("n") is None
+        assert tasks.create(id="n", count=5).fields == {"count": 5}
+        assert tasks.increment("n", count=2)["count"] == 7
+        shown = tasks["n"]
+    assert tasks["n"] == shown
+    replica._view.refresh([("tasks", "n")])
+    assert tasks["n"] == shown, "read from the queue it comes to the same"
+    assert [len(changeset["ops"]) for changeset in replica.unsent()] == [1, 5]
 
 
 def test_temporary_records_stay_here(replica, tasks):

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 import foldlog
-from foldlog.client.background import (
+from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.pace import (
     HELD_SECONDS,
     POLL_SECONDS_MAX,
     RETRY_SECONDS_MAX,
     Pace,
 )
-from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.server import HttpServer
 from foldlog.client.sync import Outcome
 

@@ -8,12 +8,18 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
+from foldlog.api.events import range_answer
 from foldlog.client.errors import RecordExists, RecordNotFound, ServerProblem, Unreachable
 from foldlog.client.notices import Change, Loss, Refusal
 from foldlog.client.records import Collection, Record
 from foldlog.client.replica import Replica
-from foldlog.client.sync import Outcome
+from foldlog.client.stream import Page
+from foldlog.client.sync import Fit, Outcome
+from foldlog.domain.errors import FoldlogError
 from foldlog.domain.merge import Key
+from foldlog.domain.ports import RangeQuery
 
 if TYPE_CHECKING:
     from .world import World
@@ -121,6 +127,31 @@ class Device:
                 if exc.problem not in ("storage-unavailable", "outcome-unknown", "unauthorized"):
                     raise
         return outcome
+
+    def next_page(self) -> Page | None:
+        """What the live channel would bring, which is open in good times."""
+        meta = self.replica._meta
+        query = RangeQuery(
+            meta.get("after", 0),
+            self.world.rng.choice([1, 2, 500]),
+            meta.get("mark") or None,
+            short_for_device=self.replica.device,
+        )
+        try:
+            found = self.world.store.range_after(SPACE, query)
+        except FoldlogError:
+            return None
+        answer = msgspec.json.decode(msgspec.json.encode(range_answer(found)))
+        return Page(self.replica.device, query.after, query.mark or "", answer)
+
+    def take(self, page: Page) -> None:
+        fit = None
+        with self.living():
+            if self.world.may(0.05):
+                self.fuse = self.world.rng.randint(1, 3)
+            fit = self.replica._take(page)
+        if fit is Fit.ODD:
+            self.sync()
 
     def edit(self) -> None:
         world = self.world

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from foldlog.api.replies import joined
 from foldlog.api.problems import document_of, status_of
+from foldlog.api.replies import joined
 from foldlog.api.sync import SyncAnswer
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.server import Server

@@ -17,10 +17,10 @@ from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
 from foldlog.client import sync
-from foldlog.client.background import turn
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
+from foldlog.client.turn import turn
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore

@@ -140,6 +140,18 @@ class World:
         device.sync()
         device.check_told()
 
+    def listen(self) -> None:
+        """A page of the live channel comes: at once, or late, when much may have happened."""
+        device = self.any_device()
+        page = device.next_page()
+        if page is None:
+            return
+        if self.may(0.4):
+            self.late.append(lambda: device.take(page))
+        if self.may(0.8):
+            device.take(page)
+            device.check_told()
+
     def somebody_else_syncs(self, device: Device) -> None:
         """While another one's request is under way."""
         others = [other for other in self.devices if other is not device]
@@ -248,6 +260,7 @@ class World:
 STEPS: dict[Callable[[World], None], int] = {
     World.edit: 45,
     World.sync: 35,
+    World.listen: 12,
     World.go_offline: 3,
     World.come_online: 4,
     World.wait: 3,

@@ -1,0 +1,530 @@
+"""The live channel on a real server, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import msgspec
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldlog.api.app import create_app
+from foldlog.api.asgi import EventLoopDoor
+from foldlog.client import background, pace, sse, stream
+from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.live import Live
+from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX
+from foldlog.client.replica import Replica
+from foldlog.client.server import HttpServer
+from foldlog.client.stream import Page, Stream
+from foldlog.client.sync import Fit
+from foldlog.client.turn import turn
+from foldlog.domain.events import decode_event
+from foldlog.domain.limits import Limits
+from foldlog.domain.merge import fold
+from foldlog.infrastructure.memory.store import MemoryStore
+from foldlog.scripts.web import behind_threads
+from tests.simulation.world import copy_of
+
+SPACE = "home"
+STREAM = f"/v1/spaces/{SPACE}/events/stream"
+SYNC = f"/v1/spaces/{SPACE}/sync"
+PROMPT_SECONDS = 1.0
+
+
+class Service:
+    """The service in this process, and what a test puts between it and its clients."""
+
+    def __init__(self, store: MemoryStore, door: EventLoopDoor):
+        self.store = store
+        self._door = door
+        self.asked: list[str] = []
+        #: what answers in place of the stream, or changes what it sends
+        self.instead: Callable | None = None
+        self.on_the_way: Callable | None = None
+        self.url = ""
+
+    async def __call__(self, scope, receive, send):
+        self.asked.append(scope["path"])
+        if scope["path"] == STREAM and self.instead is not None:
+            await self.instead(send)
+            return
+        if scope["path"] == STREAM and self.on_the_way is not None:
+            send = self.on_the_way(send)
+        await self._door(scope, receive, send)
+
+    def count(self, path: str) -> int:
+        return self.asked.count(path)
+
+
+@contextmanager
+def serving(app) -> Iterator[str]:
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def service():
+    store = MemoryStore(limits=Limits(stream_heartbeat_seconds=1))
+    app = create_app(
+        store=store, master=store, ready=dict, limits=Limits(stream_heartbeat_seconds=1)
+    )
+    with ThreadPoolExecutor(4) as threads:
+        service = Service(store, EventLoopDoor(app, behind_threads(app), threads))
+        with serving(service) as service.url:
+            yield service
+
+
+@pytest.fixture
+def device(service, tmp_path):
+    """Makes a replica by the name of its file, which keeps in sync if not told otherwise."""
+    opened = []
+
+    def open_device(name: str, **options) -> Replica:
+        options.setdefault("keep_syncing", True)
+        server = HttpServer(service.url, SPACE)
+        replica = Replica(tmp_path / f"{name}.db", space=SPACE, server=server, **options)
+        opened.append(replica)
+        return replica
+
+    yield open_device
+    for replica in opened:
+        replica.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What takes seconds in life takes a moment."""
+    monkeypatch.setattr(pace, "RETRY_SECONDS_MIN", 0.02)
+    monkeypatch.setattr(background, "GRACE_SECONDS", 0.2)
+
+
+def until(is_so: Callable[[], object], seconds: float = 10.0) -> float:
+    """Waits until something is so; returns how long it took."""
+    begun = time.monotonic()
+    while not is_so():
+        assert time.monotonic() < begun + seconds, "it never came to that"
+        time.sleep(0.005)
+    return time.monotonic() - begun
+
+
+def is_live(replica: Replica) -> bool:
+    return replica.status().live
+
+
+def tasks(replica: Replica):
+    return replica.collection("tasks")
+
+
+def looks(replica: Replica) -> dict:
+    return {record.id: (record.fields, record.seq) for record in tasks(replica)}
+
+
+def folded(store: MemoryStore) -> dict:
+    """What the log comes to."""
+    records: dict = {}
+    for entry in store._space(SPACE).entries:
+        fold(records, decode_event(entry.state))
+    return {key[1]: (record.fields, record.seq) for key, record in records.items()}
+
+
+def test_what_one_device_does_another_one_shows_at_once(service, device):
+    """Told, as it comes; nobody asks. And a local change is sent as before."""
+    phone, tablet = device("phone"), device("tablet")
+    until(lambda: is_live(phone) and is_live(tablet))
+    before, told = service.count(SYNC), []
+    tablet.notices.on_change(told.append)
+    received = tablet.status().bytes_received
+
+    milk = tasks(phone).create(title="Milk")
+    assert until(lambda: tasks(tablet).get(milk.id)) < PROMPT_SECONDS
+    until(lambda: tasks(phone)[milk.id].sync_status == 0)
+
+    until(lambda: told)
+    assert [(change.id, change.record["title"]) for change in told] == [(milk.id, "Milk")]
+    assert service.count(SYNC) == before + 1
+    assert looks(tablet) == looks(phone) == folded(service.store)
+    status = tablet.status()
+    assert status.bytes_received > received + 100 and status.lag == 0
+    assert status.next_try_seconds > POLL_SECONDS_MAX
+    tablet.stop()
+    assert not is_live(tablet) and tablet._meta.get("bytes_received") >= status.bytes_received
+
+
+def test_it_can_be_left_off(service, device):
+    """`live=False` polls alone."""
+    phone = device("phone", live=False)
+    until(lambda: service.count(SYNC) >= 2)
+    assert service.count(STREAM) == 0 and not is_live(phone)
+
+
+async def no_such_path(send):
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b"<h1>Not found</h1>"})
+
+
+def test_an_older_service_is_polled(service, device):
+    """It is asked for its live channel once, and not again soon."""
+    service.instead = no_such_path
+    phone, tablet = device("phone", keep_syncing=False), device("tablet")
+    until(lambda: service.count(STREAM))
+    milk = tasks(phone).create(title="Milk")
+    phone.sync()
+    until(lambda: tasks(tablet).get(milk.id))
+    assert service.count(STREAM) == 1 and not is_live(tablet)
+    assert tablet.status().why_not is None
+
+
+async def silence(send):
+    """Says that all is well, and nothing more."""
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"retry: 20\n\n", "more_body": True})
+    await asyncio.sleep(2)
+
+
+async def no_answer(send):
+    await asyncio.sleep(2)
+
+
+@pytest.mark.parametrize("instead", [silence, no_answer])
+def test_a_silent_stream_is_given_up(service, device, quick, monkeypatch, instead):
+    """Also what a proxy keeps back: then it polls."""
+    monkeypatch.setattr(stream, "SILENCE_SECONDS", 0.3)
+    service.instead = instead
+    phone, tablet = device("phone", keep_syncing=False), device("tablet")
+    until(lambda: service.count(STREAM))
+    milk = tasks(phone).create(title="Milk")
+    phone.sync()
+    until(lambda: tasks(tablet).get(milk.id))
+    until(lambda: service.count(STREAM) >= 2)  # and tries again
+    until(lambda: not is_live(tablet))
+
+
+@pytest.mark.parametrize("instead", [None, silence, no_answer])
+def test_closing_is_prompt(service, device, instead):
+    """Whatever the stream does, or does not."""
+    service.instead = instead
+    phone = device("phone")
+    until(lambda: service.count(STREAM))
+    if instead is not no_answer:
+        until(lambda: is_live(phone))
+    begun = time.monotonic()
+    phone.close()
+    assert time.monotonic() < begun + PROMPT_SECONDS
+    if instead is not no_answer:
+        assert "foldlog-live" not in {thread.name for thread in threading.enumerate()}
+
+
+class Cut(Exception):
+    """The connection is gone."""
+
+
+def cutting(rng: random.Random):
+    """Streams arrive in crumbs, and break off somewhere."""
+
+    def on_the_way(send):
+        left = int(2 ** rng.uniform(0, 14))
+
+        async def crumbs(message):
+            nonlocal left
+            body = message.get("body", b"").replace(b"retry: 1000", b"retry: 10")
+            while body:
+                size = min(rng.randint(1, 400), left)
+                if not size:
+                    raise Cut
+                await send({**message, "body": body[:size], "more_body": True})
+                body, left = body[size:], left - size
+            if message["type"] == "http.response.start" or not message.get("more_body"):
+                await send(message)
+
+        return crumbs
+
+    return on_the_way
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
+    service, device, quick, monkeypatch, seed
+):
+    monkeypatch.setattr(background, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(pace, "RETRY_SECONDS_MAX", 0.05)  # never gives up for long
+    rng = random.Random(seed)
+    service.on_the_way = cutting(rng)
+    phone, tablet = device("phone", keep_syncing=False), device("tablet")
+    tasks(phone).create(id="n")
+    phone.sync()
+    until(lambda: tasks(tablet).get("n"))
+    taken = []
+    take = tablet._background._live._take
+    tablet._background._live._take = lambda page: taken.append(take(page)) or taken[-1]
+
+    def is_enough() -> bool:
+        return taken.count(Fit.APPLIED) >= 5 and service.count(STREAM) >= 8
+
+    number = 0
+    while not is_enough():
+        number += 1
+        assert number < 500, "too little happens"
+        tasks(phone).increment("n", count=1)
+        tasks(phone).create(id=f"r{number}", title="x" * rng.randrange(300))
+        if rng.random() < 0.2:
+            tasks(tablet).increment("n", count=1)
+        phone.sync()
+        time.sleep(rng.choice([0, 0.01, 0.05]))
+    until(lambda: tablet.status().unsent == 0)
+    phone.sync()
+    until(lambda: looks(tablet) == folded(service.store))
+    assert looks(phone) == looks(tablet)
+    ids = [decode_event(entry.state).id for entry in service.store._space(SPACE).entries]
+    assert len(ids) == len(set(ids))
+
+
+def problem(code: str, status: int):
+    async def instead(send):
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        body = b'event: problem\ndata: {"code": "%b", "status": %d}\n\n' % (code.encode(), status)
+        await send({"type": "http.response.body", "body": body})
+
+    return instead
+
+
+@pytest.mark.parametrize("code", ["storage-unavailable", "log-changed"])
+def test_a_problem_on_the_stream_is_like_one_of_an_answer(service, device, quick, code):
+    """Time helps with the one; for the other a sync is made, which finds nothing wrong."""
+    service.instead = problem(code, 503)
+    phone = device("phone")
+    until(lambda: service.count(STREAM) >= 3)
+    service.instead = None
+    until(lambda: is_live(phone))
+    assert phone.status().problem is None
+    assert service.count(SYNC) >= (4 if code == "log-changed" else 1)
+
+
+def test_a_service_that_lost_events_is_noticed_on_the_stream(service, device, quick):
+    """And healed as a sync heals: both have all in the end."""
+    phone, tablet = device("phone", keep_syncing=False), device("tablet")
+    tasks(phone).create(id="one")
+    phone.sync()
+    until(lambda: tasks(tablet).get("one") and is_live(tablet))
+    backup = copy_of(service.store)
+    tasks(tablet).create(id="two")
+    until(lambda: tasks(tablet)["two"].sync_status == 0)
+
+    service.store._spaces.update(backup)
+    tasks(phone).create(id="three")
+    tasks(phone).create(id="four")
+    phone.sync()
+    until(lambda: {"one", "two", "three", "four"} == set(looks(tablet)) and is_live(tablet))
+    until(lambda: looks(tablet) == folded(service.store))
+    phone.sync()
+    assert looks(phone) == looks(tablet)
+
+
+def test_a_lost_stream_is_followed_by_the_next(service, device, quick):
+    """Also when the connection just breaks; what came in between is not missed."""
+    broken = []
+
+    def on_the_way(send):
+        async def breaks(message):
+            if b"data" in message.get("body", b"") and not broken:
+                broken.append(message)
+                raise Cut
+            await send(message)
+
+        return breaks
+
+    service.on_the_way = on_the_way
+    phone, tablet = device("phone", keep_syncing=False), device("tablet")
+    until(lambda: is_live(tablet))
+    milk = tasks(phone).create(title="Milk")
+    phone.sync()
+    until(lambda: tasks(tablet).get(milk.id) and is_live(tablet))
+    assert broken and service.count(STREAM) >= 2
+
+
+def test_of_several_on_one_file_one_follows(service, device):
+    """And all show what it brings."""
+    one = device("phone")
+    until(lambda: is_live(one))
+    other, tablet = device("phone"), device("tablet")
+    until(lambda: is_live(tablet))
+    milk = tasks(tablet).create(title="Milk")
+    assert until(lambda: tasks(other).get(milk.id)) < PROMPT_SECONDS
+    assert is_live(one) and not is_live(other)
+    assert service.count(STREAM) == 2
+
+
+def test_what_is_made_while_a_page_is_applied_is_sent(service, device):
+    """Who wants to sync meanwhile finds the turn taken, and leaves it to the holder."""
+    phone, tablet = device("phone"), device("tablet", keep_syncing=False)
+    until(lambda: is_live(phone))
+    again = device("phone", keep_syncing=False)
+    tasks(tablet).create(id="milk")
+    with turn(phone._database.path):
+        tablet.sync()
+        tasks(again).create(id="bread")
+        assert again.sync().pushed == 0
+        assert tasks(phone).get("milk") is None
+    assert until(lambda: tasks(phone).get("milk")) < PROMPT_SECONDS
+    assert until(lambda: again.status().unsent == 0) < PROMPT_SECONDS
+
+
+# The pages, without a network.
+
+
+@pytest.fixture
+def page(service, device):
+    """Makes a replica, and the page that comes next; both with what is told."""
+    phone, tablet = device("phone", keep_syncing=False), device("tablet", keep_syncing=False)
+    tasks(phone).create(id="one")
+    phone.sync()
+    tablet.sync()
+    tasks(phone).create(id="two")
+    tasks(phone).create(id="three")
+    phone.sync()
+    with closing(HttpServer(service.url, SPACE)) as server:
+        following = server.follow(tablet.device, 1, tablet._meta.get("mark"))
+        with closing(following.pages()) as pages:
+            return tablet, next(page for page in pages if page)
+
+
+def changed(page: Page, **members) -> Page:
+    """With other members: of the page, or of the answer in it."""
+    own = {name: value for name, value in members.items() if name in Page.__struct_fields__}
+    answer = {**page.answer, **{name: members[name] for name in members.keys() - own.keys()}}
+    return msgspec.structs.replace(page, **own, answer=answer)
+
+
+def test_a_page_is_applied_once(page):
+    tablet, page = page
+    assert tablet._take(page) is Fit.APPLIED
+    assert tablet._take(page) is Fit.KNOWN
+    assert set(looks(tablet)) == {"one", "two", "three"}
+    assert (tablet.status().after, tablet.status().head) == (3, 3)
+
+
+def test_a_page_that_the_cursor_is_within_overlaps(page):
+    tablet, page = page
+    assert tablet._take(page) is Fit.APPLIED
+    tablet._meta.set(after=2)
+    assert tablet._take(page) is Fit.OVERLAPS
+
+
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        lambda page: changed(page, log="another"),
+        lambda page: changed(page, device="another"),
+        lambda page: changed(page, mark="another"),
+        lambda page: changed(page, after=2),
+        lambda page: changed(page, head=0),
+        lambda page: changed(page, head=1_000_000),
+        lambda page: changed(page, through=4),
+        lambda page: changed(page, events=page.answer["events"][1:]),
+        lambda page: changed(page, events=page.answer["events"][::-1]),
+        lambda page: changed(page, events=[{"seq": 2}, {"seq": 3}]),
+        lambda page: changed(page, after=0, through=1, events=page.answer["events"][:1]),
+    ],
+)
+def test_whatever_is_odd_is_left_to_a_sync(page, oddity):
+    tablet, page = page
+    if oddity(page).answer["head"] == 0:
+        tablet._meta.set(head=2)
+    assert tablet._take(oddity(page)) is Fit.ODD
+    assert set(looks(tablet)) == {"one"} and tablet.status().after == 1
+    assert tablet.sync().pulled == 2
+
+
+# When to ask for the next stream.
+
+
+class Ends(Stream):
+    """A stream that ends as it is told."""
+
+    def __init__(self, why: Exception | None):
+        super().__init__()
+        self._why = why
+
+    def pages(self):
+        yield None
+        if self._why is not None:
+            raise self._why
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("why", "at_least", "at_most", "is_odd"),
+    [
+        (None, 0.8, 1.2, False),  # too soon to be in good order
+        (Unreachable(), 0.8, 1.2, False),
+        (ServerProblem(404, {"code": "no-such-path"}, None), 240, 360, False),
+        (ServerProblem(405, {}, None), 240, 360, False),
+        (ServerProblem(401, {}, None), HELD_SECONDS * 0.8, HELD_SECONDS * 1.2, False),
+        (ServerProblem(403, {}, None), HELD_SECONDS * 0.8, HELD_SECONDS * 1.2, False),
+        (ServerProblem(503, {}, 77.0), 77, 77, False),
+        (ServerProblem(409, {"code": "log-changed"}, None), 0.8, 1.2, True),
+        (ServerProblem(404, {"code": "unknown-space"}, None), 0.8, 1.2, True),
+    ],
+)
+def test_how_long_to_leave_a_service_alone(tmp_path, why, at_least, at_most, is_odd):
+    now, woken = [1_000.0], threading.Event()
+    live = Live(tmp_path / "a.db", lambda: Ends(why), lambda page: Fit.KNOWN, woken, lambda: now[0])
+
+    def end_one() -> bool:
+        assert live.attend() is False
+        until(lambda: live.next_at is not None)
+        return live.attend()
+
+    assert live.next_at is None and not live.attend()  # nothing is known yet of the service
+    live.may_connect_from = 1_000.0
+    assert end_one() is is_odd
+    assert 1_000 + at_least <= live.next_at <= 1_000 + at_most
+    assert live.attend() is False and live._reader is None  # not before its time
+    for _ in range(10):
+        now[0] = live.next_at
+        assert end_one() is is_odd
+    assert 240 <= live.next_at - now[0] <= 360, "ever longer"
+
+
+# Server-Sent Events.
+
+TEXT = (
+    b"retry: 1000\n\n: hello\n\nid: 3\ndata: {}\n\n:\n\nevent: problem\r\ndata: 1\r\ndata:2\r\n\r\n"
+    b"id: 4\n\nunknown\ndata\n\nevent: later\n\ndata: \xc3\xa9\n\n"
+)
+MESSAGES = [("", b"{}"), ("problem", b"1\n2"), ("", b""), ("", "é".encode())]
+
+
+@given(st.lists(st.integers(0, len(TEXT))))
+def test_wherever_a_stream_is_cut_its_messages_are_the_same(places):
+    reader, messages = sse.Reader(), []
+    for begin, end in zip([0, *sorted(places)], [*sorted(places), len(TEXT)], strict=True):
+        messages += reader.read(TEXT[begin:end])
+    assert messages == MESSAGES and reader.retry_seconds == 1
+
+
+@given(st.integers(0, len(TEXT)))
+def test_of_a_stream_that_breaks_off_no_message_is_half_read(length):
+    messages = sse.Reader().read(TEXT[:length])
+    assert messages == MESSAGES[: len(messages)]
