@@ -28,6 +28,7 @@ from foldlog.infrastructure.embedded import (
     PostgresStopped,
     PostgresTooSlow,
     WrongPostgresVersion,
+    server,
 )
 from foldlog.infrastructure.embedded.account import account_for
 from foldlog.infrastructure.embedded.folder import FolderLock, Holder
@@ -502,10 +503,13 @@ def test_a_failed_start_says_what_postgres_said(folder: Path) -> None:
         assert ask(db.url, "SELECT 1") == 1
 
 
-def test_a_start_has_a_time_limit_and_leaves_nothing_behind(folder: Path) -> None:
+def test_a_start_has_a_time_limit_and_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     Otherwise a server nobody waits for would keep the folder.
     """
+    monkeypatch.setattr(server, "says_ready", lambda *_: False)
     with pytest.raises(PostgresTooSlow):
         quick(folder, start_timeout_seconds=0).start()
     assert not leftovers(folder / "postgres")
