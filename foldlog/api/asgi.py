@@ -108,13 +108,13 @@ class EventLoopDoor:
             return deflated(body, encoding)
         return await request.run(deflated, body, encoding)
 
-    def _pieces(self, request: Request, reply: Reply) -> AsyncIterator[bytes]:
+    def _pieces(self, request: LoopRequest, reply: Reply) -> AsyncIterator[bytes]:
         assert not isinstance(reply.body, bytes)
         if isinstance(reply.body, AsyncIterator):
             return reply.body
         encoding = encoding_for(reply, request.header("accept-encoding"))
         pieces = reply.body if encoding is None else deflated_pieces(reply.body, encoding)
-        return _read_in_threads(request, pieces)
+        return request.read_in_threads(pieces)
 
     async def _send_pieces(
         self, request: Request, pieces: AsyncIterator[bytes], send: Send
@@ -127,12 +127,6 @@ class EventLoopDoor:
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _read_in_threads(request: Request, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """No thread is held while a slow client takes its time with a piece."""
-    while piece := await request.run(next, pieces, b""):
-        yield piece
 
 
 def _start(request: Request, reply: Reply, length: int | None = None) -> Message:
@@ -182,6 +176,16 @@ class LoopRequest(Request):
 
     async def outcome(self, future: Future[T]) -> T:
         return await asyncio.wrap_future(future)
+
+    async def read_in_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """No thread is held while a slow client takes its time with a piece, and nothing more is
+        read for one that has gone."""
+        gone = asyncio.ensure_future(_gone(self._receive))
+        try:
+            while not gone.done() and (piece := await self.run(next, pieces, b"")):
+                yield piece
+        finally:
+            gone.cancel()
 
     def watch(self, store: EventStore, space: str) -> Growth:
         return _LoopGrowth(self._waiters, store, space, self._receive)

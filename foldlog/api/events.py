@@ -77,13 +77,14 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         there is something, or so many seconds are over.
         """
         asked = range_query(query, query.get("device"))
-        if not query["wait"]:
+        if not query["wait"] or request.method == "HEAD":
             return json_reply(range_answer(await read_range(request, store, space, asked)))
         deadline = time.monotonic() + query["wait"]
         with request.watch(store, space) as growth:
             page = await read_range(request, store, space, asked)
             while not page.events and not page.more and not growth.is_over:
-                if not await growth.wait(deadline - time.monotonic()):
+                rest = deadline - time.monotonic()
+                if rest <= 0 or not await growth.wait(rest):
                     break
                 asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
                 page = await read_range(request, store, space, asked)
@@ -135,13 +136,13 @@ async def _messages(
                 if page.through > asked.after:
                     yield _message(page)
                     asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
-                if is_watched and not page.more:
-                    rest = deadline - time.monotonic()
-                    if rest <= 0:
-                        return
-                    if not await growth.wait(min(limits.stream_heartbeat_seconds, rest)):
-                        yield b":\n\n"
-                        continue
+                rest = deadline - time.monotonic()
+                if rest <= 0:
+                    return
+                pause = min(limits.stream_heartbeat_seconds, rest)
+                if is_watched and not page.more and not await growth.wait(pause):
+                    yield b":\n\n"
+                    continue
                 page = await read_range(request, store, space, asked)
                 is_watched = True
         except Exception as exc:

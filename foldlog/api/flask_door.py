@@ -7,11 +7,12 @@ asgi.py takes the calls that are made most. Both answer alike: tests/acceptance 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response, g
 from flask import request as flask_request
@@ -105,11 +106,19 @@ class FlaskDoor(Flask):
 
 def _call(operation: Operation, **path: str) -> Response:
     try:
-        # WSGI hands us the path's bytes as Latin-1; Werkzeug would put U+FFFD for a bad one.
-        flask_request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+        # Werkzeug would put U+FFFD for a byte that is none of UTF-8's.
+        _path_bytes(flask_request.environ).decode()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the path is not UTF-8") from exc
     return _answer(run_now(operation(g.call, path)))
+
+
+def _path_bytes(environ: Mapping[str, Any]) -> bytes:
+    raw: bytes | None = environ.get("asgi.scope", {}).get("raw_path")
+    if raw is not None:  # the path of a request that came by way of ASGI was decoded there
+        return unquote_to_bytes(raw)
+    path: str = environ.get("PATH_INFO", "")
+    return path.encode("latin-1")  # as WSGI hands us bytes
 
 
 def _begin() -> None:

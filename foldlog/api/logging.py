@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -88,7 +89,7 @@ class _Lines:
     """Lines on their way to stderr; without a pause, each is written at once."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
         self._writing = threading.Lock()
         self._is_filled = threading.Event()
         self.pause_seconds = 0.0
@@ -102,7 +103,8 @@ class _Lines:
 
     def flush(self) -> None:
         with self._writing:
-            lines, self._lines = self._lines, []
+            # One by one, because others append meanwhile.
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
             sys.stderr.write("".join(f"{line}\n" for line in lines))
             sys.stderr.flush()
 

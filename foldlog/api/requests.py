@@ -64,7 +64,9 @@ class Request(ABC):
     def __init__(self) -> None:
         self.started = time.perf_counter()
         given = self.header("x-request-id")
-        self.id = given if given and _SANE_ID.fullmatch(given) else f"{_ID_START}{next(_numbers):08x}"
+        self.id = (
+            given if given and _SANE_ID.fullmatch(given) else f"{_ID_START}{next(_numbers):08x}"
+        )
         # Of the thread, or of the task: whatever is logged on the way says whose way it is.
         structlog.contextvars.bind_contextvars(request_id=self.id)
         self.bytes_in = 0

@@ -49,6 +49,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[431] + b"connection: close\r\n\r\n" + _TOO_LARGE)
         self.transport.close()
 
+    def cut_off_if_stalled(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
@@ -64,7 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         app = self.app
         if size > HEAD_BYTES_MAX:
-            self.app = _too_large  # type: ignore[assignment]
+            self.app, self.url = _too_large, b"/"  # a longer one could not even be parsed
         super().on_headers_complete()
         self.app = app
         while self._cycles and self._cycles[0].response_complete:

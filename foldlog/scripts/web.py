@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+import asyncio
 import gc
+import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ KEEP_ALIVE_SECONDS = 75
 SILENT_SECONDS = 60
 #: how long requests that have begun may take to end when the service stops
 STOP_SECONDS = 20
+#: ... and how long of that if their clients read nothing of what they are sent
+STALLED_STOP_SECONDS = 5
 #: requests to Flask that are answered at the same time
 FLASK_THREADS = 64
 #: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
@@ -87,7 +90,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._door is not None:
             self._door.end_waiting()
+        asyncio.get_running_loop().call_later(STALLED_STOP_SECONDS, self._cut_off_the_stalled)
         await super().shutdown(sockets)
+
+    def _cut_off_the_stalled(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.cut_off_if_stalled()
 
 
 def run(app: AsgiApp, listening: socket.socket) -> None:

@@ -119,7 +119,8 @@ class Wakeups:
                     while not self.closed:
                         for notice in conn.notifies(timeout=LISTEN_SECONDS):
                             space, _, head = notice.payload.partition(" ")
-                            self._pending.add(space, int(head))
+                            if head.isdecimal():  # anybody with rights on the database can notify
+                                self._pending.add(space, int(head))
             except psycopg.Error as exc:
                 log.warning("listener_disconnected", error=str(exc))
                 self.sleep(RECONNECT_SECONDS)

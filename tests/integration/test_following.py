@@ -1,0 +1,244 @@
+"""Several web workers on one database: what one appends reaches who waits at another.
+
+Each worker here has its own connections, tails and follower, as a process of its own would.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+
+from foldlog.domain.errors import StorageUnavailable
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.following import LOOK_SECONDS, Follower
+from foldlog.infrastructure.postgres.wakeups import Announcer
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.tails import Tails
+from foldlog.infrastructure.wiring import services
+from tests.acceptance.live import Connection, Served, Space, request_of, served, until
+from tests.acceptance.test_live import follow_all, numbered, waiters
+from tests.helpers import changeset
+
+#: within the way of a notification, on a machine that does other things besides
+SOON_SECONDS = 1.0
+#: what a look takes at most, with the pause before it
+LOOKED_SECONDS = LOOK_SECONDS + SOON_SECONDS
+
+
+@pytest.fixture
+def urls(database_urls):
+    return database_urls
+
+
+@pytest.fixture
+def workers(urls):
+    """Two of them, and a space with one event."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(2):
+            parts = stack.enter_context(services(urls[0], read_settings({})))
+            found.append(stack.enter_context(served(parts.store)))
+            parts.follower.start()
+        yield found
+
+
+@pytest.fixture
+def here(workers):
+    space = Space(workers[0].port)
+    space.push(changeset())
+    return space
+
+
+@pytest.fixture
+def there(workers, here):
+    return Space(workers[1].port, here.name)
+
+
+@pytest.fixture
+def notifications_are_lost(monkeypatch):
+    monkeypatch.setattr(Announcer, "announce", lambda self, space, head: None)
+
+
+def arrival(workers: list[Served], here: Space, there: Space) -> float:
+    """Seconds until a stream and a wait at one worker have what was pushed through the other."""
+    stream = there.stream("after=1")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(there.http.get, "events?after=1&wait=9")
+        until(lambda: waiters(workers[1], there) == 2)
+        time.sleep(0.1)  # both have read that there is nothing yet
+        began = time.monotonic()
+        here.push(changeset())
+        assert stream.seqs(1) == [2]
+        assert waiting.result().json()["through"] == 2
+    stream.close()
+    return time.monotonic() - began
+
+
+def test_what_one_worker_appends_comes_to_another_at_once(workers, here, there):
+    assert arrival(workers, here, there) < SOON_SECONDS
+
+
+def test_a_lost_notification_costs_a_moment_and_no_event(
+    notifications_are_lost, workers, here, there
+):
+    assert arrival(workers, here, there) < LOOKED_SECONDS
+
+
+@pytest.mark.slow
+def test_everybody_who_follows_sees_each_event_once(workers, here):
+    """
+    Pushes through both, and each who follows connects now to this one and now to that.
+    """
+    follow_all(here, [worker.port for worker in workers], writers=4, pushes=40)
+    for worker in workers:
+        until(worker.is_idle)
+        assert not worker.store.tails._watchers
+
+
+@pytest.mark.slow
+def test_everybody_who_follows_sees_each_event_once_without_notifications(
+    notifications_are_lost, workers, here
+):
+    follow_all(here, [worker.port for worker in workers], writers=4, pushes=10)
+
+
+def test_an_old_end_never_refuses_a_cursor(notifications_are_lost, workers, here, there):
+    """
+    Whoever was at another worker may know more than this one does.
+    """
+    assert there.http.get("events").json()["through"] == 1
+    for n in range(2, 12):
+        here.push(changeset())
+        page = here.http.get(f"events?after={n - 1}").json()
+        for query in (f"events?after={n}", f"events?after={n}&mark={page['mark']}"):
+            assert there.http.get(query).json()["through"] == n
+        stream = there.stream(headers={"Last-Event-ID": str(n)})
+        assert stream.head.status == 200
+        stream.abort()
+        again = there.http.get(f"events?after={n - 1}&mark={page['mark']}")
+        assert again.status_code == 409, "that mark is of another event"
+
+
+def test_who_asks_in_vain_does_not_trouble_the_database(monkeypatch, workers, here):
+    """
+    Polls and waits at the end of a log are most of what is ever asked.
+    """
+    page = here.http.get("events").json()
+    counted = []
+    get_connection = Datastore.get_connection
+
+    def counting(self):
+        if threading.current_thread().name != "foldlog-follower":
+            counted.append(threading.current_thread().name)
+        return get_connection(self)
+
+    monkeypatch.setattr(Datastore, "get_connection", counting)
+    query = f"events?after={page['through']}&mark={page['mark']}"
+    until_seconds = time.monotonic() + LOOK_SECONDS + 0.5  # past a look
+    while time.monotonic() < until_seconds:
+        assert here.http.get(query).json()["events"] == []
+        time.sleep(0.05)
+    assert here.http.get(f"{query}&wait=1").json()["events"] == []
+    assert here.http.post("sync", json=idle_sync(page)).json()["events"] == []
+    assert counted == []
+
+
+def idle_sync(page: dict) -> dict:
+    sent_at = "2026-11-23T09:00:00.000Z"
+    device = "00000000-0000-4000-8000-00000000000a"
+    return {"device": device, "sent_at": sent_at, "after": page["through"], "mark": page["mark"]}
+
+
+@pytest.mark.slow
+def test_who_waits_lives_through_a_restart_of_the_database(urls, workers, here, there):
+    """
+    Every connection breaks; nobody who waits is told of it, and nothing is lost.
+    """
+    stream = there.stream("after=1")
+    until(lambda: waiters(workers[1], there))
+    time.sleep(0.1)
+    break_connections(urls[1])
+    until(lambda: here.http.post("changesets", json=push_body()).status_code == 200)
+    assert stream.seqs(1) == [2]
+
+
+def push_body() -> dict:
+    sent_at = "2026-11-23T09:00:00.000Z"
+    device = "00000000-0000-4000-8000-00000000000a"
+    return {"device": device, "sent_at": sent_at, "changesets": numbered(1)}
+
+
+def break_connections(superuser_url: str) -> None:
+    with psycopg.connect(superuser_url, autocommit=True) as conn:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
+    """
+    Its thread must not end with the database: nobody at this worker would hear of anything again.
+    """
+    monkeypatch.setattr("foldlog.infrastructure.postgres.following.LOOK_SECONDS", 0.05)
+    attempts = []
+
+    def read_on(space: str) -> None:
+        attempts.append(space)
+        if len(attempts) < 3:
+            raise StorageUnavailable
+
+    with Datastore(database) as datastore:
+        with datastore.committed() as cursor:
+            cursor.execute("INSERT INTO spaces (space) VALUES ('s')")
+        tails = Tails()
+        follower = Follower(datastore, tails, read_on)
+        tails.watch("s", lambda: None)
+        follower.start()
+        until(lambda: len(attempts) > 3)
+        follower.close()
+
+
+def test_a_database_that_was_restored_is_told_to_who_follows(urls, workers, here, there):
+    """
+    An older backup under a running service: a stream that waits must not wait for ever.
+    """
+    here.push(*numbered(3))
+    stream = there.stream()
+    assert stream.seqs(4) == [1, 2, 3, 4]
+    mark = there.http.get("events?limit=2").json()["mark"]
+    with psycopg.connect(urls[1]) as conn:
+        conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        conn.execute("DELETE FROM events WHERE originator_version > 2")
+        conn.execute("UPDATE spaces SET head = 2, mark = %s", [mark])
+    problem = stream.next()
+    assert problem.kind == "problem"
+    assert json.loads(problem.data)["code"] == "log-behind"
+    assert there.http.get("events?after=2").json()["head"] == 2
+
+
+def test_many_spaces_are_followed_at_a_time(workers, here):
+    """
+    A device waits for its own alone, and is not woken by others.
+    """
+    spaces = [Space(workers[n % 2].port) for n in range(20)]
+    for space in spaces:
+        space.push(changeset())
+    streams = []
+    for n, space in enumerate(spaces):
+        path = f"/v1/spaces/{space.name}/events/stream?after=1"
+        client = Connection(workers[(n + 1) % 2].port)
+        client.send(request_of(path))
+        client.close()
+        streams.append(space.stream("after=1", port=workers[(n + 1) % 2].port))
+    began = time.monotonic()
+    for space, stream in zip(spaces, streams, strict=True):
+        space.push(changeset())
+        assert stream.seqs(1) == [2]
+    assert time.monotonic() - began < 10
