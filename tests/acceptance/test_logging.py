@@ -121,6 +121,8 @@ def configured(monkeypatch):
     """Sets logging up as a process does, and puts it back."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", root.handlers[:])
+    # The clients of other tests leave tasks behind, of which it tells whenever they are collected.
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)
     level = root.level
     yield configure_logging
     structlog.reset_defaults()
