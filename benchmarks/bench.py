@@ -25,8 +25,8 @@ from psycopg.conninfo import make_conninfo
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.settings import read_settings
+from foldlog.scripts.listening import listen
 from foldlog.scripts.process import environment, free_port, serving
-from foldlog.scripts.web import listen
 
 from .connection import fetch, request
 from .errors import BenchmarkFailed

@@ -44,7 +44,7 @@ CALLS = {
     ("GET", "events/stream"): "events.stream",
     ("GET", "snapshot"): "snapshot.snapshot",
 }
-_PATH = re.compile(r"/v1/spaces/([^/]+)/(changesets|sync|events(?:/stream)?|snapshot)")
+_PATH = re.compile(r"/v1/spaces/([^/]+)/(.+)")
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 #: smaller answers are compressed at once, larger ones in a thread while the loop goes on
 COMPRESSED_AT_ONCE_BYTES = 16 * 2**10

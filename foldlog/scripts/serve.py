@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 import time
@@ -17,8 +16,8 @@ from ..infrastructure.settings import DATABASE_URL, Settings, read_settings
 from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
 from ..infrastructure.wiring import database, projector
 from .console import err, told, with_database
-from .process import POLL_SECONDS, is_ready
-from .web import GC_THRESHOLD, listen
+from .listening import listen
+from .process import POLL_SECONDS, collect_seldom, is_ready
 
 PROJECTOR_STOP_SECONDS = 10.0
 #: a worker's own deadline is shorter, see web.py
@@ -124,6 +123,5 @@ def projector_command(data: str | None, database_url: str | None) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
+        collect_seldom()
         worker.run(wakeups)

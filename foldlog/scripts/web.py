@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -18,18 +17,15 @@ from flask import Flask
 from ..api.app import create_app
 from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
-from ..domain.errors import OperatorError
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
 from ..infrastructure.wiring import database, services
 from .console import told, with_database
+from .listening import listen
+from .process import collect_seldom
 from .protocol import BoundedProtocol
 
-#: connections that wait to be accepted; ten thousand clients may come back at once
-BACKLOG = 4_096
 KEEP_ALIVE_SECONDS = 75
-#: how long a client may take nothing of what it is sent, and say nothing when it is asked
-SILENT_SECONDS = 60
 #: how long requests that have begun may take to end when the service stops
 STOP_SECONDS = 20
 #: ... and how long of that if their clients read nothing of what they are sent
@@ -39,45 +35,6 @@ FLASK_THREADS = 64
 #: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
 #: wait for the other for longer than a whole request takes.
 SWITCH_SECONDS = 0.0005
-#: objects made before Python looks for cycles among them
-GC_THRESHOLD = 20_000
-
-
-def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Sockets on one address, one for each worker. The kernel shares new connections between them;
-    one socket for all would give most of them to whoever wakes first.
-
-    Raises `OperatorError` if the address is not to be had, or somebody else listens there.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        # What shares with its brothers would share with a second service, too: so look first.
-        with socket.create_server(address[:2], family=family):
-            pass
-        sockets = [
-            socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=True)
-            for _ in range(count)
-        ]
-    except OSError as exc:
-        raise OperatorError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
-    for listening in sockets:
-        _give_up_on_the_silent(listening)
-    return sockets
-
-
-def _give_up_on_the_silent(listening: socket.socket) -> None:
-    """What is accepted here closes by itself, as far as the system can, when a client has gone
-    without a word, or reads nothing of what it is sent."""
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", SILENT_SECONDS),
-        ("TCP_KEEPINTVL", max(1, SILENT_SECONDS // 4)),
-        ("TCP_KEEPCNT", 4),
-        ("TCP_USER_TIMEOUT", SILENT_SECONDS * 1000),
-    ):
-        if hasattr(socket, name):
-            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Server(uvicorn.Server):
@@ -102,9 +59,7 @@ class Server(uvicorn.Server):
 def run(app: AsgiApp, listening: socket.socket) -> None:
     """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    # What is there by now stays; and of what comes nearly nothing is in a cycle.
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    collect_seldom()
     # Uvicorn ends by raising the signal again that it was stopped by; whatever is open around us
     # must then still be closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import structlog
 from a2wsgi import ASGIMiddleware
 from flask import Response
 from werkzeug.test import Client
@@ -69,6 +70,15 @@ def app_with(store, client_of):
         return SpaceClient(client_of(create_app(**usual | parts)))
 
     return make
+
+
+@pytest.fixture
+def lines():
+    """What is logged."""
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        yield lines
 
 
 class SpaceClient:

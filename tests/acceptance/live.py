@@ -18,7 +18,8 @@ from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
-from foldlog.scripts.web import behind_threads, listen, server_of
+from foldlog.scripts.listening import listen
+from foldlog.scripts.web import behind_threads, server_of
 from tests.helpers import A, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"

@@ -16,12 +16,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import structlog
 
 from foldlog.domain.errors import StorageUnavailable
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts import protocol, web
+from foldlog.scripts import listening, protocol, web
 from foldlog.scripts.process import environment, free_port, is_ready
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
@@ -257,14 +256,6 @@ def test_a_log_that_is_restored_under_a_stream_is_told(live_with):
     space.push(changeset())
     [problem] = stream.all()
     assert json.loads(problem.data)["code"] == "log-behind"
-
-
-@pytest.fixture
-def lines():
-    with structlog.testing.capture_logs(
-        processors=[structlog.contextvars.merge_contextvars]
-    ) as lines:
-        yield lines
 
 
 def streamed(lines) -> list[dict]:
@@ -547,7 +538,7 @@ def test_a_reader_that_stalls_for_long_is_given_up(monkeypatch):
     """
     By the system: else it would be kept for as long as its machine answers.
     """
-    monkeypatch.setattr(web, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(listening, "SILENT_SECONDS", 1)
     with served(MemoryStore()) as live:
         space = Space(live.port)
         space.push(changeset(put(text="x" * 3_000_000)), changeset(put(text="x" * 3_000_000)))

@@ -13,14 +13,6 @@ from foldlog.domain.errors import StorageUnavailable
 from tests.helpers import changeset, put
 
 
-@pytest.fixture
-def lines():
-    with structlog.testing.capture_logs(
-        processors=[structlog.contextvars.merge_contextvars]
-    ) as lines:
-        yield lines
-
-
 def test_a_request_is_one_line(client, lines):
     """
     With the template of the path, so that lines can be counted by operation.

@@ -9,7 +9,6 @@ import zlib
 import brotli
 import msgspec
 import pytest
-import structlog
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -60,14 +59,6 @@ class BreakingMaster:
                 raise self.error
             self.pages_left -= 1
             yield page
-
-
-@pytest.fixture
-def lines():
-    with structlog.testing.capture_logs(
-        processors=[structlog.contextvars.merge_contextvars]
-    ) as lines:
-        yield lines
 
 
 def lines_of(answer) -> list[bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -166,7 +166,7 @@ class Appender:
                 self._kept.pop(space, None)
                 with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
                     look = self._look(conn, cursor, space, pushes)
-                    intake, outcomes = self._decide(cursor, space, pushes, look)
+                    intake, outcomes = self._decide_locked(cursor, space, pushes, look)
                     if intake.entries:
                         writing = True
                         fits = self._write(conn, space, look.mark, intake)
@@ -193,18 +193,14 @@ class Appender:
         if kept is None or time.monotonic() > kept.until or keys_to_load(pushes):
             return None
         marks = self._load_missing(conn, space, kept, pushes)
-        intake = Intake(
-            log=kept.log,
-            head=kept.head,
+        intake, outcomes = self._decide(
+            kept,
+            pushes,
             received_at=max(kept.received_at, kept.now_ms()),
             known={},  # an id that is stored already keeps the statement from appending
-            counters=kept.counters,
             marks=marks,
             records={},
-            salt=salts(pushes),
-            limits=self._limits,
         )
-        outcomes = _take_all(intake, pushes)
         if not intake.entries or any(isinstance(outcome, Exception) for outcome in outcomes):
             return None
         if not self._write(conn, space, kept.mark, intake):
@@ -320,43 +316,58 @@ class Appender:
             is_new,
         )
 
-    def _decide(
+    def _decide_locked(
         self, cursor: Cursor[Any], space: str, pushes: Sequence[Push], look: _Look
     ) -> tuple[Intake, list[Receipt | Exception]]:
         keys = keys_to_load(pushes)
         records: dict[Key, Record] | None = {}
         if keys:
             records = records_at_head(cursor, space, look.head, keys, self._limits)
-        intake = Intake(
-            log=look.log,
-            head=look.head,
+        return self._decide(
+            look,
+            pushes,
             received_at=look.received_at,
             known=look.known,
-            counters=look.counters,
             marks=look.marks,
+            records=records,
+        )
+
+    def _decide(
+        self,
+        seen: _Look | _Kept,
+        pushes: Sequence[Push],
+        *,
+        received_at: int,
+        known: Mapping[str, bytes],
+        marks: Mapping[int, str],
+        records: Mapping[Key, Record] | None,
+    ) -> tuple[Intake, list[Receipt | Exception]]:
+        intake = Intake(
+            log=seen.log,
+            head=seen.head,
+            received_at=received_at,
+            known=known,
+            counters=seen.counters,
+            marks=marks,
             records=records,
             salt=salts(pushes),
             limits=self._limits,
         )
-        return intake, _take_all(intake, pushes)
+        outcomes: list[Receipt | Exception] = []
+        for push in pushes:
+            try:
+                outcomes.append(Receipt(intake.log, 0, intake.take(push)))
+            except FoldlogError as exc:
+                outcomes.append(exc)
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt):
+                outcome.head = intake.head
+        return intake, outcomes
 
     def _write(self, conn: Connection[Any], space: str, mark_before: str, intake: Intake) -> bool:
         return self._recorder.append(
             conn, space, intake.log, mark_before, intake.entries, intake.counters
         )
-
-
-def _take_all(intake: Intake, pushes: Sequence[Push]) -> list[Receipt | Exception]:
-    outcomes: list[Receipt | Exception] = []
-    for push in pushes:
-        try:
-            outcomes.append(Receipt(intake.log, 0, intake.take(push)))
-        except FoldlogError as exc:
-            outcomes.append(exc)
-    for outcome in outcomes:
-        if isinstance(outcome, Receipt):
-            outcome.head = intake.head
-    return outcomes
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:

@@ -8,7 +8,7 @@ notification costs, notices a database that was restored, and confirms what has 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from threading import Thread
 
@@ -85,11 +85,9 @@ class Follower:
         with self._datastore.rows() as cursor:
             rows = cursor.execute(SELECT_HEADS, {"spaces": spaces}, prepare=True).fetchall()
         found = {space: rest for space, *rest in rows}
-        self._forget(space for space in spaces if space not in found)
+        for space in spaces:
+            if space not in found:
+                self._tails.forget(space)
         for space, (of_log, head, mark) in found.items():
             if self._tails.confirm(space, of_log, head, mark, now):
                 self._read_on(space)
-
-    def _forget(self, spaces: Iterable[str]) -> None:
-        for space in spaces:
-            self._tails.forget(space)

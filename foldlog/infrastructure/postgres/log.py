@@ -112,12 +112,11 @@ class PostgresEventStore(EventStore):
         *,
         limits: Limits = LIMITS,
         on_append: Callable[[SpaceId, int], None] = lambda space, head: None,
-        tails: Tails | None = None,
     ):
         self._datastore = datastore
         self._limits = limits
         self._on_append = on_append
-        self.tails = tails or Tails(limits=limits)
+        self.tails = Tails(limits=limits)
         self._appender = Appender(datastore, limits, self.tails.mark_at)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
             self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX

@@ -193,7 +193,6 @@ _NULL = b"\xff\xff\xff\xff"
 _int2, _int4, _int8 = (Struct(form).pack for form in ("!h", "!i", "!q"))
 _LENGTH_OF_INT8 = _int4(8)
 _LENGTH_OF_UUID = _int4(16)
-_TEXT_OID = 25
 
 
 def copy_rows(space: str, entries: Sequence[LogEntry]) -> bytes:
@@ -238,8 +237,4 @@ def _uuid(text: str) -> bytes:
 
 @lru_cache(maxsize=1_024)
 def _text_array(*texts: str) -> bytes:
-    """One dimension, no nulls, of text, so many, counted from 1."""
-    if not texts:
-        return _value(_int4(0) + _int4(0) + _int4(_TEXT_OID))
-    shape = (1, 0, _TEXT_OID, len(texts), 1)
-    return _value(b"".join([*map(_int4, shape), *(_value(text.encode()) for text in texts)]))
+    return _value(text_array(texts))
