@@ -30,34 +30,55 @@ SELECT log::text, head, mark
  WHERE space = %(space)s
 """
 
-# The window stops a page that grows too large: it adds up lengths alone, which are known without
-# reading the states. The event that crosses the limit still comes, so that a page is never empty.
+# A page ends before it grows too large. That it cannot is known of most spaces by their largest
+# event; only of the others lengths are added up, by a window that costs half as much as the page.
+# The event that crosses the limit still comes, so that a page is never empty.
 _SELECT_PAGE = """
-SELECT seq, state, ops_hash, is_own
-  FROM (
-       SELECT originator_version AS seq,
-              state,
-              ops_hash,
-              device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
-              sum(octet_length(state)) OVER (
-                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-              ) - octet_length(state) AS bytes_before
-         FROM events
-        WHERE originator_id = %(space)s
-          AND originator_version > %(after)s
-          AND originator_version <= %(through)s{filter}
-        ORDER BY originator_version
-        LIMIT %(limit)s
-       ) page
- WHERE bytes_before <= %(bytes_max)s
- ORDER BY seq
+SELECT {columns}
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version > %(after)s
+   AND originator_version <= %(through)s{filter}
+ ORDER BY originator_version
+ LIMIT (
+       SELECT CASE
+              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
+              ELSE (
+                   SELECT count(*)
+                     FROM (
+                          SELECT sum(octet_length(state)) OVER (
+                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
+                                 ) - octet_length(state) AS bytes_before
+                            FROM events
+                           WHERE originator_id = %(space)s
+                             AND originator_version > %(after)s
+                             AND originator_version <= %(through)s{filter}
+                           ORDER BY originator_version
+                           LIMIT %(limit)s
+                          ) measured
+                    WHERE bytes_before <= %(bytes_max)s
+                   )
+              END
+         FROM spaces
+        WHERE space = %(space)s
+       )
 """
 
-SELECT_PAGE = _SELECT_PAGE.format(filter="")
 
-SELECT_FILTERED_PAGE = _SELECT_PAGE.format(
+def select_page(columns: str, filter: str = "") -> str:
+    """Events after a seq, within a number of them and of bytes."""
+    return _SELECT_PAGE.format(columns=columns, filter=filter)
+
+
+_PAGE_COLUMNS = """originator_version, state, ops_hash,
+       device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own"""
+
+SELECT_PAGE = select_page(_PAGE_COLUMNS)
+
+SELECT_FILTERED_PAGE = select_page(
+    _PAGE_COLUMNS,
     filter="""
-          AND (collections IS NULL OR collections && %(collections)s::text[])"""
+   AND (collections IS NULL OR collections && %(collections)s::text[])""",
 )
 
 SELECT_ENTRIES = """

@@ -16,6 +16,7 @@ from ...domain.limits import INTEGER_MAX
 from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error
+from .log import select_page
 from .master import Generation, Known, MasterProjection
 from .positions import PositionRecorder
 from .recorder import EventMapper
@@ -30,6 +31,9 @@ BATCH_BYTES = 8 * 2**20
 TURN_EVENTS = 4_000
 #: a transaction that has written so much ends, for what it wrote is kept in memory until then
 WRITTEN_BYTES = 64 * 2**20
+#: between the turns of a space the records are kept that the last one touched, within these bounds
+KNOWN_BYTES = 16 * 2**20
+KNOWN_SPACES = 4
 #: how long a space that stopped rests before it is tried again
 RETRY_SECONDS = 30
 #: so often in a row a space may fail before it is not the database's trouble any more
@@ -39,24 +43,7 @@ POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
 SPACES_PER_ROUND = 1_000
 
-SELECT_BATCH = """
-SELECT originator_version, topic, state
-  FROM (
-       SELECT originator_version,
-              topic,
-              state,
-              sum(octet_length(state)) OVER (
-                  ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-              ) - octet_length(state) AS bytes_before
-         FROM events
-        WHERE originator_id = %(space)s
-          AND originator_version > %(position)s
-        ORDER BY originator_version
-        LIMIT %(limit)s
-       ) batch
- WHERE bytes_before <= %(bytes_max)s
- ORDER BY originator_version
-"""
+SELECT_BATCH = select_page("originator_version, topic, state")
 
 # The one statement that looks at all spaces; on shards, one of them at a time.
 SELECT_LAGGING = """
@@ -123,6 +110,8 @@ class Projector:
         self._turn_events = turn_events
         self._mapper = EventMapper()
         self._breaks: Counter[str] = Counter()  #: of each space, how often in a row it has failed
+        #: generation, and its records that the next turn need not read, of spaces far behind
+        self._known: dict[str, tuple[int, Known]] = {}
         self.positions = PositionRecorder(datastore, projection.name)
 
     def run(self, wakeups: Wakeups) -> None:
@@ -209,11 +198,18 @@ class Projector:
             if locked is None:
                 return False
             number, position, lag = locked
+            of, known = self._known.pop(space, (number, Known(position, bytes_max=KNOWN_BYTES)))
+            if (of, known.position) != (number, position):
+                known = Known(position, bytes_max=KNOWN_BYTES)
             # With more than a batch to do, one is written while the next one is read and folded.
             another = self._datastore.rows() if lag > BATCH_EVENTS else nullcontext(cursor)
             with another as reader:
-                to = Generation(space, number, cursor, reader, Known(position))
-                return self.advance(to) > position
+                to = Generation(space, number, cursor, reader, known)
+                reached = self.advance(to)
+        known.committed()
+        if reached - position < lag and len(self._known) < KNOWN_SPACES:
+            self._known[space] = number, known
+        return reached > position
 
     def advance(self, to: Generation, until: int = INTEGER_MAX) -> int:
         """Applies the events after a generation's position, as many as one turn may, to it.
@@ -265,7 +261,8 @@ class Projector:
     def _read(self, of: Generation, position: int, limit: int) -> list[tuple[int, str, bytes]]:
         names = {
             "space": of.space,
-            "position": position,
+            "after": position,
+            "through": INTEGER_MAX,
             "limit": limit,
             "bytes_max": BATCH_BYTES,
         }

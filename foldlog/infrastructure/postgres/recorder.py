@@ -21,7 +21,10 @@ from .arrays import bigint_array, bytea_array, optional_text_array, text_array, 
 # tests/integration/test_nothing_is_skipped.py fails without the condition.
 MOVE_HEAD = """
 UPDATE spaces
-   SET head = %(head)s, mark = %(mark)s, received_at_ms = %(received_at)s
+   SET head = %(head)s,
+       mark = %(mark)s,
+       received_at_ms = %(received_at)s,
+       event_bytes_max = greatest(event_bytes_max, %(bytes_max)s)
  WHERE space = %(space)s
    AND head = %(expected)s
    AND log = %(log)s
@@ -141,6 +144,7 @@ class LogRecorder(PostgresAggregateRecorder):
             "head": last.seq,
             "mark": last.mark,
             "received_at": last.received_at,
+            "bytes_max": max(len(entry.state) for entry in entries),
             "event_ids": uuid_array(entry.event_id for entry in entries),
             "counting": uuid_array(counters),
             "counters": bigint_array(counters.values()),

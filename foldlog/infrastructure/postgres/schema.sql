@@ -7,11 +7,12 @@
 
 -- One row a space. Appending takes this row FOR UPDATE, so seq order is commit order.
 CREATE TABLE spaces (
-    space          text   COLLATE "C" PRIMARY KEY,
-    log            uuid   NOT NULL DEFAULT gen_random_uuid(), -- changes only when history forked
-    head           bigint NOT NULL DEFAULT 0,                 -- seq of the last event
-    mark           text   NOT NULL DEFAULT '',                -- its mark
-    received_at_ms bigint NOT NULL DEFAULT 0                  -- its time; never goes back
+    space           text   COLLATE "C" PRIMARY KEY,
+    log             uuid   NOT NULL DEFAULT gen_random_uuid(), -- changes only when history forked
+    head            bigint NOT NULL DEFAULT 0,                 -- seq of the last event
+    mark            text   NOT NULL DEFAULT '',                -- its mark
+    received_at_ms  bigint NOT NULL DEFAULT 0,                 -- its time; never goes back
+    event_bytes_max bigint NOT NULL DEFAULT 0                  -- the largest `state` so far
 );
 
 -- The log: the aggregate stream of the eventsourcing library (its four columns, its key), and
