@@ -157,6 +157,37 @@ def changeset_entry(
     )
 
 
+class _BodyHeader(msgspec.Struct):
+    """The order of keys before `body`; it is part of what is proven."""
+
+    seq: int
+    kind: str
+    id: str
+    received_at: str
+
+
+def body_entry(
+    *, seq: int, kind: str, id: str, received_at: int, body: Any, salt: bytes
+) -> LogEntry:
+    """Makes the bytes of an event that is no changeset; its body is committed to as one operation.
+
+    `received_at` is in ms since 1970.
+    """
+    header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
+    encoded = _encode(body)
+    return LogEntry(
+        seq=seq,
+        kind=kind,
+        event_id=id,
+        device=None,
+        received_at=received_at,
+        collections=None,
+        state=b'%b,"body":%b}' % (header, encoded),
+        salt=salt,
+        ops_hash=proofs.ops_hash(salt, [encoded]),
+    )
+
+
 class _RawOps(msgspec.Struct):
     ops: list[msgspec.Raw] | UnsetType = UNSET
     body: msgspec.Raw | UnsetType = UNSET

@@ -25,6 +25,7 @@ from ...domain.errors import (
     FoldlogError,
     OutcomeUnknown,
     StorageUnavailable,
+    UnknownSpace,
 )
 from ...domain.events import LogEntry
 from ...domain.intake import Intake, keys_to_load
@@ -116,6 +117,15 @@ class _Kept:
         return int(time.monotonic() * 1000 + self.clock_offset)
 
 
+class Locked(NamedTuple):
+    """A space whose row is locked: what whoever decides an event of our own goes by."""
+
+    log: str
+    head: int
+    mark: str
+    received_at: int  #: ms since 1970; what the next event is stamped with
+
+
 @dataclass
 class Appended:
     """What became of a group: an outcome for each push, and what was appended."""
@@ -184,6 +194,49 @@ class Appender:
             raise  # a group is tried one by one, see `PostgresEventStore`
         self._keep(space, look, intake)
         return Appended(outcomes, look.log, look.mark, intake.entries)
+
+    def append_own(
+        self,
+        space: str,
+        decide: Callable[[Cursor[Any], Locked], LogEntry | None],
+        *,
+        makes_space: bool = False,
+    ) -> tuple[Locked, LogEntry | None]:
+        """Appends one event that is no changeset: what `decide` makes of the locked space.
+
+        `decide` runs in the transaction of the append and may write what belongs to the event; if
+        it returns `None` or raises, nothing has happened. Raises `UnknownSpace`, unless it
+        `makes_space`, `StorageUnavailable`, `OutcomeUnknown`.
+        """
+        writing = False
+        try:
+            with self._datastore.get_connection() as conn:
+                with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
+                    if makes_space:
+                        create_space(cursor, space)
+                    locked = self._lock(cursor, space)
+                    entry = decide(cursor, locked)
+                    if entry is None:
+                        raise Rollback
+                    writing = True
+                    fits = self._recorder.append(conn, space, locked.log, locked.mark, [entry], {})
+                    assert fits, "decided under the lock"
+                return locked, entry
+        except DATABASE_ERRORS as exc:
+            if is_connection_error(exc):
+                self._datastore.check_pool()
+                raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
+            if is_temporary(exc):
+                raise StorageUnavailable() from exc
+            raise
+
+    def _lock(self, cursor: Cursor[Any], space: str) -> Locked:
+        found = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        log, head, mark, received_at = found
+        (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
+        return Locked(log, head, mark, max(received_at, now_ms))
 
     def _append_quickly(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.rows import tuple_row
 
 from ...domain import proofs
@@ -19,7 +19,7 @@ from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.ports import EventStore, Range, RangeQuery, Receipt, SpaceId
 from ..group_commit import GroupCommit
 from ..tails import Tails
-from .append import Appender
+from .append import Appender, Locked
 from .datastore import Datastore
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
@@ -171,23 +171,35 @@ class PostgresEventStore(EventStore):
     def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         appended = self._appender.append(space, pushes)
         if appended.entries:
-            head = appended.entries[-1].seq
-            self.tails.put(
-                space,
-                appended.log,
-                appended.mark_before,
-                appended.entries,
-                head=head,
-                confirmed_at=time.monotonic(),
-            )
-            self._on_append(space, head)
+            self._appended(space, appended.log, appended.mark_before, appended.entries)
         return appended.outcomes
+
+    def _appended(
+        self, space: SpaceId, log: str, mark_before: str, entries: Sequence[LogEntry]
+    ) -> None:
+        head, now = entries[-1].seq, time.monotonic()
+        self.tails.put(space, log, mark_before, entries, head=head, confirmed_at=now)
+        self._on_append(space, head)
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
         try:
             return self._append_group(space, [push])[0]
         except Exception as exc:
             return exc
+
+    def append_own(
+        self,
+        space: SpaceId,
+        decide: Callable[[Cursor[Any], Locked], LogEntry | None],
+        *,
+        makes_space: bool = False,
+    ) -> LogEntry | None:
+        """Appends an event of the service's own, as `Appender.append_own`, and tells of it."""
+        with translated(self._datastore):
+            locked, entry = self._appender.append_own(space, decide, makes_space=makes_space)
+        if entry is not None:
+            self._appended(space, locked.log, locked.mark, [entry])
+        return entry
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()
