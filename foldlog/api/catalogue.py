@@ -12,6 +12,7 @@ from ..domain.errors import (
     CounterGap,
     DeviceForked,
     FoldlogError,
+    Forbidden,
     IdReused,
     InvalidChangeset,
     InvalidRequest,
@@ -22,6 +23,7 @@ from ..domain.errors import (
     OutcomeUnknown,
     ProjectionBehind,
     StorageUnavailable,
+    Unauthenticated,
     UnknownRecord,
     UnknownSpace,
 )
@@ -102,6 +104,14 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     LogChanged: Entry(
         "The server has another history than yours since some seq. Do as for `log-behind`.",
         LogChanged("the mark at 41 is another one here", log=LOG, head=42),
+    ),
+    Unauthenticated: Entry(
+        "Send `Authorization: Bearer <token>` with a token that is valid. Keep the queue.",
+        Unauthenticated(),
+    ),
+    Forbidden: Entry(
+        "Ask whoever operates the service. Keep the queue.",
+        Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN"),
     ),
     NotFound: Entry("Nothing to be done.", NotFound("there is no problem called 'teapot'")),
     NoSuchPath: Entry("A fault of the program that sends; `/docs` lists every path.", NoSuchPath()),

@@ -14,7 +14,7 @@ from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
 from .. import __version__
-from ..domain.errors import FoldlogError, InvalidRequest
+from ..domain.errors import FoldlogError, Forbidden, InvalidRequest, Unauthenticated
 from .catalogue import example_of
 from .fields import CommaList
 from .logging import path_template
@@ -42,6 +42,13 @@ TAGS = {
 }
 
 
+ADMIN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "The admin's token, as the service was started with.",
+}
+
+
 class _Converter(OpenAPIConverter):
     def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
         described: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
@@ -63,6 +70,7 @@ def openapi_document(app: Flask) -> dict[str, Any]:
         servers=[{"url": "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
+    spec.components.security_scheme("admin", ADMIN)
     assert plugin.converter is not None
     plugin.converter.add_parameter_attribute_function(_by_comma)
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
@@ -85,8 +93,10 @@ def _operation(view: Operation, rule: Rule, converter: OpenAPIConverter) -> dict
             *_parameters(path, "path", converter),
             *_parameters(view.query.fields, "query", converter),
         ],
-        "responses": {"200": _answer(view), **_refusals(view.problems)},
+        "responses": {"200": _answer(view), **_refusals(_problems(view))},
     }
+    if view.access is not None:
+        described["security"] = [{"admin": []}]
     if view.body is not None:
         content = {"schema": view.body.schema, "example": view.body_example}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -127,6 +137,11 @@ def _answer(view: Operation) -> dict[str, Any]:
 def _text_of(schema: type[Schema] | Schema) -> str:
     kind = schema if isinstance(schema, type) else type(schema)
     return (kind.__doc__ or "").strip()
+
+
+def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
+    of_access = () if view.access is None else (Unauthenticated, Forbidden)
+    return (*of_access, *view.problems)
 
 
 def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:

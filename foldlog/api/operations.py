@@ -20,6 +20,7 @@ from typing import Any
 from marshmallow import Schema
 
 from ..domain.errors import FoldlogError
+from .access import Access
 from .json_body import JsonBody
 from .queries import Parameters, read_path, read_query
 from .replies import Reply
@@ -52,6 +53,7 @@ class Operation:
         body_example: Any,
         problems: tuple[type[FoldlogError], ...],
         media_type: str,
+        access: Access | None,
     ):
         self.__name__ = view.__name__
         self.view = view
@@ -64,9 +66,12 @@ class Operation:
         self.body_example = body_example
         self.problems = problems
         self.media_type = media_type
+        self.access = access
 
     async def __call__(self, request: Request, path: Mapping[str, str]) -> Reply:
-        """Raises what the view raises, and `InvalidRequest`."""
+        """Raises what the view raises, and `InvalidRequest`; first what `access` raises."""
+        if self.access is not None:
+            self.access(request)
         read_path(path)
         arguments: dict[str, Any] = dict(path)
         query = read_query(self.query, request.query_string)
@@ -88,6 +93,7 @@ def operation(
     body_example: Any = None,
     problems: tuple[type[FoldlogError], ...] = (),
     media_type: str = "application/json",
+    access: Access | None = None,
 ) -> Callable[[View], Any]:
     # `Any`, because Flask's types know no view but one that answers in Flask's own way.
     def decorate(view: View) -> Any:
@@ -100,6 +106,7 @@ def operation(
             body_example=body_example,
             problems=problems,
             media_type=media_type,
+            access=access,
         )
 
     return decorate

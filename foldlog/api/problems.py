@@ -14,11 +14,13 @@ import structlog
 
 from ..domain.errors import (
     FoldlogError,
+    Forbidden,
     InvalidChangeset,
     InvalidRequest,
     LimitExceeded,
     NotFound,
     PushConflict,
+    Unauthenticated,
     Unavailable,
 )
 from .replies import Reply
@@ -67,6 +69,8 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     PushConflict: HTTPStatus.CONFLICT,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -125,6 +129,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     reply = Reply(msgspec.json.encode(document_of(error)), MEDIA_TYPE, status_of(error).value)
     if isinstance(error, Unavailable):
         reply.headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthenticated):
+        reply.headers["WWW-Authenticate"] = "Bearer"  # RFC 6750 section 3
     if isinstance(error, UnsupportedMediaType):
         # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
         reply.headers["Accept"] = "application/json"

@@ -13,6 +13,8 @@
   + NotFound
     - UnknownSpace
     - UnknownRecord
+  + Forbidden                 the caller may not do this
+    - Unauthenticated         it is not known who calls
   + Unavailable               try again later
     - StorageUnavailable      the database cannot be reached; nothing was stored
     - OutcomeUnknown          the commit's answer was lost: send the same again
@@ -110,6 +112,18 @@ class UnknownRecord(NotFound):
     """There is no such record, and never was."""
 
     code = "unknown-record"
+
+
+class Forbidden(FoldlogError):
+    """The caller may not do this."""
+
+    code = "forbidden"
+
+
+class Unauthenticated(Forbidden):
+    """This call needs a token, and the one that came is missing or wrong."""
+
+    code = "unauthenticated"
 
 
 class Unavailable(FoldlogError):

@@ -14,6 +14,8 @@ LogFormat = Literal["json", "console"]
 
 DATA = "FOLDLOG_DATA"
 DATABASE_URL = "FOLDLOG_DATABASE_URL"
+ADMIN_TOKEN = "FOLDLOG_ADMIN_TOKEN"
+ADMIN_TOKEN_LENGTH_MIN = 16
 DEFAULT_PORT = 3653  # FOLD on a telephone
 
 
@@ -40,6 +42,8 @@ class Settings:
     #: connections of one process to the database
     pool_size_max: int
     log_format: LogFormat
+    #: what an admin's calls must carry; `None`: there are none
+    admin_token: str | None
 
 
 def _count(text: str) -> int:
@@ -62,6 +66,12 @@ def _log_format(text: str) -> LogFormat:
     return cast(LogFormat, text)
 
 
+def _token(text: str) -> str:
+    if len(text) < ADMIN_TOKEN_LENGTH_MIN or not text.isascii() or not text.isprintable():
+        raise ValueError(f"not {ADMIN_TOKEN_LENGTH_MIN} or more printable characters of ASCII")
+    return text
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -82,6 +92,7 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "projectors": ("FOLDLOG_PROJECTORS", "1", _count),
     "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
+    "admin_token": (ADMIN_TOKEN, None, _token),
 }
 
 
@@ -99,7 +110,8 @@ def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Sett
         try:
             values[name] = None if text is None else read(str(text))
         except ValueError as exc:
-            problems.append(f"{name} ({variable}) = {text!r}: {exc}")
+            told = "..." if variable == ADMIN_TOKEN else repr(text)  # no secret in any log
+            problems.append(f"{name} ({variable}) = {told}: {exc}")
     if problems:
         raise InvalidSettings("; ".join(problems))
     return Settings(**values)
