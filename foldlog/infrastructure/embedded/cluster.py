@@ -25,7 +25,7 @@ SUPERUSER = "postgres"
 ROLE = "foldlog"
 DATABASE = "foldlog"
 
-SHARED_BUFFERS_MB_MAX = 256
+SHARED_BUFFERS_MB_MAX = 2_048
 SHARED_BUFFERS_MB_MIN = 32
 
 log = structlog.get_logger(__name__)
