@@ -20,7 +20,7 @@ from foldlog.scripts.main import COMMANDS
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
 #: bases that are never raised themselves
-ABSTRACT = {"error", "push-conflict", "unavailable"}
+ABSTRACT = {"error", "push-conflict", "unavailable", "definition-conflict"}
 
 
 def all_errors() -> set[type[FoldlogError]]:

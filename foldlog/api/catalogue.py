@@ -16,16 +16,21 @@ from ..domain.errors import (
     IdReused,
     InvalidChangeset,
     InvalidRequest,
+    InvalidSchema,
     LimitExceeded,
     LogBehind,
     LogChanged,
     NotFound,
     OutcomeUnknown,
     ProjectionBehind,
+    SchemaNotAdditive,
+    SchemaViolated,
     StorageUnavailable,
     Unauthenticated,
+    UnknownCollection,
     UnknownRecord,
     UnknownSpace,
+    VersionConflict,
 )
 from .examples import CHANGESET_ID, LOG
 from .problems import (
@@ -123,6 +128,38 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     UnknownRecord: Entry(
         "A deleted record would have been answered as a tombstone: this one never was.",
         UnknownRecord("there is no record tasks/8f0c, and never was"),
+    ),
+    UnknownCollection: Entry(
+        "Nothing to be done: its records have any fields, until somebody defines it.",
+        UnknownCollection("the collection 'tasks' is not defined"),
+    ),
+    InvalidSchema: Entry(
+        "Mend the schema at `pointer`. It is JSON Schema, draft 2020-12, with every keyword known "
+        "and every `$ref` inside of it.",
+        InvalidSchema("requird is no keyword that is checked", pointer="/properties/owner/requird"),
+    ),
+    SchemaNotAdditive: Entry(
+        "Devices of older versions would have changesets refused. Widen the schema at each of "
+        "`reasons`; or say `force`, which looks for stored records that do not fit and goes on.",
+        SchemaNotAdditive(
+            version=1,
+            reasons=[{"path": "/required", "reason": "requires due, which may be missing so far"}],
+        ),
+    ),
+    SchemaViolated: Entry(
+        "Mend the records (`first` names some, with what is wrong) or the schema; or say `force`: "
+        "they stay as they are, and changesets are judged by what they break.",
+        SchemaViolated(
+            "1 of 3 stored records do not fit",
+            checked=3,
+            violating=1,
+            first=[{"id": "8f0c", "path": "/done", "reason": 'does not fit type "boolean"'}],
+            is_complete=True,
+        ),
+    ),
+    VersionConflict: Entry(
+        "Somebody else has defined the collection meanwhile. Read `version`, and decide again.",
+        VersionConflict("the version is 2, not 1", version=2),
     ),
     StorageUnavailable: Entry(
         "Try again after `Retry-After` seconds. Nothing was stored; keep the queue.",

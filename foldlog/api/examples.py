@@ -100,4 +100,27 @@ SNAPSHOT_RECORD = {
 }
 SNAPSHOT_PAGE_END = {"at": 42, "mark": "9f86d081884c7d65", "cursor": None}
 CONFLICTS_PAGE = {"log": LOG, "head": 42, "projected": 42, "conflicts": [CONFLICT], "cursor": None}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"title": {"type": "string", "maxLength": 200}, "done": {"type": "boolean"}},
+    "required": ["title"],
+    "additionalProperties": False,
+}
+VERSION = {
+    "collection": "tasks",
+    "version": 1,
+    "seq": 43,
+    "defined_at": "2026-11-23T09:05:00.000Z",
+    "by": "ada",
+}
+COLLECTIONS = {"collections": [VERSION]}
+COLLECTION = {**VERSION, "schema": SCHEMA, "versions": [VERSION]}
+DEFINING = {"schema": SCHEMA, "if_version": 0, "by": "ada"}
+DEFINED = {
+    "collection": "tasks",
+    "version": 1,
+    "seq": 43,
+    "reasons": [],
+    "check": {"checked": 1, "violating": 0, "first": [], "is_complete": True},
+}
 LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}

@@ -13,10 +13,12 @@ import msgspec
 import structlog
 
 from ..domain.errors import (
+    DefinitionConflict,
     FoldlogError,
     Forbidden,
     InvalidChangeset,
     InvalidRequest,
+    InvalidSchema,
     LimitExceeded,
     NotFound,
     PushConflict,
@@ -66,9 +68,11 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
     LimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InvalidSchema: HTTPStatus.UNPROCESSABLE_ENTITY,
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     PushConflict: HTTPStatus.CONFLICT,
+    DefinitionConflict: HTTPStatus.CONFLICT,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,

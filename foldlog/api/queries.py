@@ -163,6 +163,10 @@ def conflicts_query(limits: Limits) -> Parameters:
     return ConflictsQuery()
 
 
+class CollectionQuery(Parameters):
+    version = QueryWhole(1, metadata={"description": "This version, instead of the last one."})
+
+
 def read_path(parts: Mapping[str, str]) -> None:
     """Raises `InvalidRequest` if a part of the path cannot be what the path says it is."""
     errors = []

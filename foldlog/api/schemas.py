@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, fields
-from marshmallow.validate import Length, OneOf
+from marshmallow.validate import Length, OneOf, Regexp
 
 from ..domain.limits import LIMITS, Limits
 from .fields import (
@@ -286,6 +286,75 @@ class LocalIdsSchema(Answer):
     ids = _local_ids(required=True)
 
 
+class VersionSchema(Answer):
+    """That a collection was defined."""
+
+    collection = fields.String(required=True)
+    version = Whole(1, required=True, metadata=about("1, 2, 3 ... of this collection."))
+    seq = Whole(1, required=True, metadata=about("The event that says so."))
+    defined_at = _time("By the server's clock.", required=True)
+    by = fields.String(metadata=about("Who defined it, as was said."))
+    forced = fields.Boolean(metadata=about("Although it may refuse what was allowed before."))
+
+
+class CollectionsSchema(Answer):
+    """The collections that are defined; records of others have any fields."""
+
+    collections = fields.List(fields.Nested(VersionSchema), required=True)
+
+
+class DefinitionSchema(VersionSchema):
+    """What the records of a collection must be like."""
+
+    schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
+    versions = fields.List(fields.Nested(VersionSchema), required=True)
+
+
+class ReasonSchema(Answer):
+    """A place of the new schema."""
+
+    path = fields.String(required=True, metadata=about("A JSON pointer (RFC 6901)."))
+    reason = fields.String(required=True)
+
+
+class FoundSchema(ReasonSchema):
+    """A stored record that does not fit, and where."""
+
+    id = fields.String(required=True)
+
+
+class CheckSchema(Answer):
+    """What a look through the stored records has found."""
+
+    checked = Whole(required=True)
+    violating = Whole(required=True, metadata=about("How many of these do not fit."))
+    first = fields.List(fields.Nested(FoundSchema), required=True)
+    is_complete = fields.Boolean(
+        required=True, metadata=about("false: there were more than there was time for.")
+    )
+
+
+class OutcomeSchema(Answer):
+    """What became of a definition, or would become of it."""
+
+    collection = fields.String(required=True)
+    version = Whole(1, required=True)
+    seq = Whole(
+        1, required=True, allow_none=True, metadata=about("Its event; null after a dry run.")
+    )
+    reasons = fields.List(
+        fields.Nested(ReasonSchema),
+        required=True,
+        metadata=about("Where it may refuse what the version before allowed."),
+    )
+    check = fields.Nested(
+        CheckSchema,
+        required=True,
+        allow_none=True,
+        metadata=about("null: what fitted the version before fits, so nobody looked."),
+    )
+
+
 class HealthSchema(Answer):
     """The process lives."""
 
@@ -345,6 +414,30 @@ class _Body(Schema):
         data_key="return",
         validate=OneOf(["records"]),
         metadata=about("`records`: each verdict with the records that it touched."),
+    )
+
+
+class DefineBody(Schema):
+    """A collection's schema."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "there is no such member"}
+
+    schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
+    dry_run = fields.Boolean(
+        load_default=False, truthy={True}, falsy={False}, metadata=about("Only tell.")
+    )
+    force = fields.Boolean(
+        load_default=False,
+        truthy={True},
+        falsy={False},
+        metadata=about("Although it may refuse what was allowed, or what is stored."),
+    )
+    if_version = Whole(metadata=about("Refuse unless this is the version so far; 0: none."))
+    by = fields.String(
+        validate=[Length(1, 200), Regexp(r"[^\x00-\x1f\x7f]+\Z")], metadata=about("Who defines it.")
     )
 
 

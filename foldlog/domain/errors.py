@@ -4,15 +4,21 @@
   + InvalidRequest            the request cannot be read; nothing was stored
     - InvalidChangeset        ... because of one changeset, named by its index
     - LimitExceeded           ... because it is over a published limit
+    - InvalidSchema           ... because the schema in it is none that we take
   + PushConflict              the push contradicts the log; nothing of it was stored
     - IdReused                the id names a changeset with other content
     - CounterGap              something was lost between the device and the log
     - DeviceForked            two installations use one device id
     - LogBehind               the caller knows more than the log holds
     - LogChanged              the caller knows another history
+  + DefinitionConflict        a collection cannot be defined like that; nothing was stored
+    - SchemaNotAdditive       the schema may refuse what the one before it allowed
+    - SchemaViolated          records that are stored do not fit the schema
+    - VersionConflict         the collection has another version than expected
   + NotFound
     - UnknownSpace
     - UnknownRecord
+    - UnknownCollection
   + Forbidden                 the caller may not do this
     - Unauthenticated         it is not known who calls
   + Unavailable               try again later
@@ -60,6 +66,12 @@ class LimitExceeded(InvalidRequest):
         )
 
 
+class InvalidSchema(InvalidRequest):
+    """This is not a JSON Schema (draft 2020-12) that a collection can have."""
+
+    code = "invalid-schema"
+
+
 class PushConflict(FoldlogError):
     """The push contradicts the log; nothing of it was stored."""
 
@@ -96,6 +108,30 @@ class LogChanged(PushConflict):
     code = "log-changed"
 
 
+class DefinitionConflict(FoldlogError):
+    """A collection cannot be defined like that; nothing was stored."""
+
+    code = "definition-conflict"
+
+
+class SchemaNotAdditive(DefinitionConflict):
+    """The schema cannot be shown to allow all that the one before it allowed."""
+
+    code = "schema-not-additive"
+
+
+class SchemaViolated(DefinitionConflict):
+    """Records that are stored do not fit the schema."""
+
+    code = "schema-violated"
+
+
+class VersionConflict(DefinitionConflict):
+    """The collection has another version than the one expected."""
+
+    code = "version-conflict"
+
+
 class NotFound(FoldlogError):
     """There is no such thing."""
 
@@ -112,6 +148,12 @@ class UnknownRecord(NotFound):
     """There is no such record, and never was."""
 
     code = "unknown-record"
+
+
+class UnknownCollection(NotFound):
+    """The collection is not defined: its records have any fields."""
+
+    code = "unknown-collection"
 
 
 class Forbidden(FoldlogError):

@@ -11,7 +11,7 @@ A push is answered in this order of precedence:
    a. its id is known: the first answer again, or `id-reused`
    b. its base is beyond the log: `log-behind`
    c. its counter does not follow: `device-forked`, `counter-gap`
-3. for each new changeset, in order: stored, or refused as `stale`
+3. for each new changeset, in order: stored, or refused as `stale`, or for its `schema`
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
+from .collections import Schemas, needs_records, violated
 from .errors import (
     CounterGap,
     DeviceForked,
@@ -73,7 +74,11 @@ def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: 
         raise LogChanged(f"the mark at {after} is another one here", log=log, head=head)
 
 
-def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
+#: of a space where no collection is defined
+NO_SCHEMAS: Schemas = {}
+
+
+def keys_to_load(pushes: Iterable[Push], schemas: Schemas = NO_SCHEMAS) -> set[Key]:
     """The records whose current state decides these pushes, or is asked for with the answer."""
     return {
         op.key
@@ -81,7 +86,9 @@ def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
         for changeset in push.changesets
         for op in changeset.ops
         # Of a guarded one all: the answer to a stale one carries every record that it names.
-        if push.wants_records or changeset.is_guarded
+        if push.wants_records
+        or changeset.is_guarded
+        or (schemas and needs_records(changeset.ops, schemas))
     }
 
 
@@ -91,7 +98,7 @@ class Intake:
     `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
     counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
     of those that never were, or `None` if that cannot be told now; `marks` the log's mark at
-    each `after` that a push carries.
+    each `after` that a push carries; `schemas` are those of the space's defined collections.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class Intake:
         marks: Mapping[int, str],
         salt: Callable[[], bytes],
         limits: Limits = LIMITS,
+        schemas: Schemas = NO_SCHEMAS,
     ):
         self.log = log
         self.head = head
@@ -121,13 +129,14 @@ class Intake:
         self._marks = marks
         self._salt = salt
         self._limits = limits
+        self._schemas = schemas
 
     def take(self, push: Push) -> list[Answer]:
         """Answers each changeset of a push; what is new of it is added to `entries`.
 
         Raises `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap`,
-        `LimitExceeded`, or `ProjectionBehind` for a guard on records that could not be loaded;
-        then nothing of the push has happened.
+        `LimitExceeded`, or `ProjectionBehind` for a guard, or a schema, on records that could not
+        be loaded; then nothing of the push has happened.
         """
         if push.after is not None:
             check_cursor(
@@ -145,9 +154,14 @@ class Intake:
             if first is not None:
                 answer = _answer(first)
             else:
-                if self._records is None and (changeset.is_guarded or push.wants_records):
+                is_judged = bool(self._schemas) and needs_records(changeset.ops, self._schemas)
+                if self._records is None and (
+                    is_judged or changeset.is_guarded or push.wants_records
+                ):
                     raise ProjectionBehind(head=self.head)
                 refusal = stale(changeset, push.device, records)
+                if is_judged and refusal is UNSET:
+                    refusal = self._violated(push, changeset, self.head + len(entries) + 1, records)
                 entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
                 if len(entry.state) > self._limits.event_bytes_max:
                     raise LimitExceeded(
@@ -223,6 +237,22 @@ class Intake:
             refusal=refusal,
             ids=local_ids(changeset.ops) or UNSET,
         )
+
+    def _violated(
+        self, push: Push, changeset: Changeset, seq: int, records: Mapping[Key, Record]
+    ) -> Refusal | UnsetType:
+        event = Event(
+            seq=seq,
+            kind="changeset",
+            id=changeset.id,
+            received_at=format_time(self._received_at),
+            verdict="stored",
+            device=push.device,
+            base=changeset.base,
+            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            ops=list(changeset.ops),
+        )
+        return violated(event, records, self._schemas)
 
     def _entry(
         self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType

@@ -47,6 +47,13 @@ class Limits(msgspec.Struct, frozen=True):
     stream_seconds_max: int = 600
     #: a guard is decided on the master table and the events after it, of which there may be no more
     guard_tail_events_max: int = 20_000
+    #: of a collection's schema, as it is stored
+    schema_bytes_max: int = 32 * 2**10
+    schema_nesting_max: int = 32
+    #: how many collections of a space have a schema
+    collections_per_space_max: int = 200
+    #: how long a definition by HTTP looks through the records that are stored, in seconds
+    schema_check_seconds_max: int = 20
 
 
 LIMITS = Limits()

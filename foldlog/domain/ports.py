@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .changesets import LocalIds, Push
+from .collections import Definition, Outcome, Version, Wanted
 from .errors import InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .intake import Answer
@@ -207,6 +208,37 @@ class EventStore(ABC):
     @abstractmethod
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         """The log's entries with `after < seq <= through`, in order, in constant memory."""
+
+    @abstractmethod
+    def collections(self, space: SpaceId) -> list[Version]:
+        """The collections that are defined, by name. Raises `UnknownSpace`."""
+
+    @abstractmethod
+    def collection(
+        self, space: SpaceId, collection: str, version: int | None = None
+    ) -> tuple[Definition, list[Version]]:
+        """A version of a collection's definition, the last one by default; and which there are.
+
+        Raises `UnknownSpace`, `UnknownCollection`.
+        """
+
+    @abstractmethod
+    def define(
+        self,
+        space: SpaceId,
+        collection: str,
+        wanted: Wanted,
+        *,
+        seconds_max: float | None = None,
+        report: Callable[[int], None] = lambda checked: None,
+    ) -> Outcome:
+        """Defines a collection; makes the space if there is none. A known schema changes nothing.
+
+        Looks through what is stored, for so many seconds at most, where the schema alone does not
+        tell that all of it fits; `report` is told how many records that were. Raises
+        `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
+        `ProjectionBehind`, `StorageUnavailable`, `OutcomeUnknown`.
+        """
 
 
 class MasterTable(ABC):

@@ -20,6 +20,8 @@ COMMANDS = {
     "rebuild": "rebuild",
     "export": "transfer",
     "import": "transfer",
+    "collections": "collections",
+    "define": "collections",
     "migrate": "migrate",
     "replica": "replica",
 }

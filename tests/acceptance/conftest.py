@@ -18,11 +18,14 @@ from foldlog.scripts.web import behind_threads
 from tests.helpers import A, changeset, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
+ADMIN_TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture
 def app(store):
-    return create_app(store=store, master=store, ready=lambda: {"database": "ok"})
+    return create_app(
+        store=store, master=store, ready=lambda: {"database": "ok"}, admin_token=ADMIN_TOKEN
+    )
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +113,13 @@ class SpaceClient:
         if changesets:
             body["changesets"] = list(changesets)
         return self.post("sync", body)
+
+    def define(self, collection: str, schema: dict, *, token: str = ADMIN_TOKEN, **members):
+        return self.http.put(
+            f"/v1/admin/spaces/{self.space}/collections/{collection}",
+            json={"schema": schema, **members},
+            headers={"Authorization": f"Bearer {token}"},
+        )
 
     def filled(self, *ops: dict, **members) -> dict:
         """Pushes one changeset, waits until it is projected, and gives the push's answer."""

@@ -76,6 +76,7 @@ def test_every_error_of_the_domain_has_its_page():
 
     #: Never raised themselves, only as one of their kinds; and one that HTTP never answers with.
     abstract = {errors.FoldlogError, errors.PushConflict, errors.Unavailable}
+    abstract |= {errors.DefinitionConflict}
     ours = {e for e in below(errors.FoldlogError) if e.__module__.startswith("foldlog.")}
     of_http_or_domain = {e for e in ours if ".domain." in e.__module__ or ".api." in e.__module__}
 

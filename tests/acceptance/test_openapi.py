@@ -159,7 +159,11 @@ def test_real_answers_are_what_the_document_says(client, document):
         **{"return": "records"},
     )
     client.filled(delete("x"))
+    client.define("notes", {"required": ["text"]}, by="ada")
+    client.filled(put("n", "notes", text=1))
+    narrower = {"properties": {"text": {"type": "string"}}, "required": ["text"]}
     one_space = "/v1/spaces/{space}"
+    one_collection = "/spaces/{space}/collections/{collection}"
     answers = {
         ("post", f"{one_space}/changesets"): pushed,
         ("post", f"{one_space}/sync"): client.sync(changeset(put("z", deep={"a": [1, "2", None]}))),
@@ -168,11 +172,16 @@ def test_real_answers_are_what_the_document_says(client, document):
         ("get", f"{one_space}/records/{{collection}}/{{id}}"): client.get("records/tasks/x"),
         ("get", f"{one_space}/conflicts"): client.get("conflicts"),
         ("get", f"{one_space}/devices/{{device}}/ids"): client.get(f"devices/{A}/ids"),
+        ("get", f"{one_space}/collections"): client.get("collections"),
+        ("get", f"/v1{one_collection}"): client.get("collections/notes"),
+        ("put", f"/v1/admin{one_collection}"): client.define("notes", narrower, dry_run=True),
         ("get", "/v1/limits"): client.http.get("/v1/limits"),
         ("get", "/healthz"): client.http.get("/healthz"),
         ("get", "/readyz"): client.http.get("/readyz"),
     }
     assert answers["get", f"{one_space}/conflicts"].json["conflicts"]
+    told = answers["put", f"/v1/admin{one_collection}"].json
+    assert told["reasons"] and told["check"]["first"]
 
     for method, path, described in operations(document):
         content = described["responses"]["200"]["content"].get("application/json", {})

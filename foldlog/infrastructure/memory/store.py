@@ -19,7 +19,25 @@ from threading import Lock
 import msgspec
 
 from ...domain.changesets import LocalIds, Push, local_ids
-from ...domain.errors import FoldlogError, LogBehind, UnknownRecord, UnknownSpace
+from ...domain.collections import (
+    Check,
+    Definition,
+    Outcome,
+    Plan,
+    RecordSchema,
+    Version,
+    Wanted,
+    check_room,
+    definition_entry,
+    definition_of,
+)
+from ...domain.errors import (
+    FoldlogError,
+    LogBehind,
+    UnknownCollection,
+    UnknownRecord,
+    UnknownSpace,
+)
 from ...domain.events import LogEntry, decode_event, short_form
 from ...domain.intake import Intake, check_cursor, keys_to_load
 from ...domain.limits import LIMITS, Limits
@@ -53,6 +71,8 @@ class _Space:
     received_at: int = 0
     records: dict[Key, Record] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
+    definitions: dict[str, list[Definition]] = field(default_factory=dict)
+    schemas: dict[str, RecordSchema] = field(default_factory=dict)
 
     @property
     def head(self) -> int:
@@ -98,11 +118,13 @@ class MemoryStore(EventStore, MasterTable):
                 known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
                 counters=here.counters,
                 records={
-                    key: here.records.get(key) or Record(*key) for key in keys_to_load([push])
+                    key: here.records.get(key) or Record(*key)
+                    for key in keys_to_load([push], here.schemas)
                 },
                 marks={} if push.after is None else {push.after: here.mark(push.after)},
                 salt=lambda: secrets.token_bytes(SALT_BYTES),
                 limits=self._limits,
+                schemas=here.schemas,
             )
             verdicts = intake.take(push)
             self._spaces[space] = here  # a space that nothing was stored in is none
@@ -113,6 +135,70 @@ class MemoryStore(EventStore, MasterTable):
                 here.conflicts += fold(here.records, decode_event(entry.state))
             here.counters |= intake.counters
             return Receipt(here.log, here.head, verdicts)
+
+    def collections(self, space: SpaceId) -> list[Version]:
+        definitions = self._space(space).definitions
+        return [_version(definitions[name][-1]) for name in sorted(definitions)]
+
+    def collection(
+        self, space: SpaceId, collection: str, version: int | None = None
+    ) -> tuple[Definition, list[Version]]:
+        versions = self._space(space).definitions.get(collection, [])
+        for definition in reversed(versions):
+            if version in (None, definition.version):
+                return definition, list(map(_version, versions))
+        raise UnknownCollection(f"the collection {collection!r} is not defined like that")
+
+    def define(
+        self,
+        space: SpaceId,
+        collection: str,
+        wanted: Wanted,
+        *,
+        seconds_max: float | None = None,
+        report: Callable[[int], None] = lambda checked: None,
+    ) -> Outcome:
+        with self._lock:
+            here = self._spaces.get(space) or _Space()
+            versions = here.definitions.get(collection, [])
+            plan = Plan(collection, wanted, versions[-1] if versions else None)
+            plan.check_version()
+            plan.check_additive()
+            if plan.is_known:
+                return plan.outcome(versions[-1].seq, None)
+            check = None
+            if plan.needs_check:
+                check = self._look(here, plan)
+                report(check.checked)
+                plan.check_stored(check)
+            if wanted.is_dry_run:
+                return plan.outcome(None, check)
+            check_room(here.definitions, collection, self._limits)
+            entry = definition_entry(
+                seq=here.head + 1,
+                id=str(uuid.uuid4()),
+                received_at=max(here.received_at, self._now_ms()),
+                body=plan.body(),
+                salt=secrets.token_bytes(SALT_BYTES),
+            )
+            self._spaces[space] = here
+            here.entries.append(entry)
+            here.by_id[entry.event_id] = entry
+            here.received_at = entry.received_at
+            definition = definition_of(decode_event(entry.state))
+            here.definitions[collection] = [*versions, definition]
+            here.schemas[collection] = RecordSchema.of(definition.schema)
+        for on_growth in list(self._watchers.get(space, ())):
+            on_growth()
+        return plan.outcome(entry.seq, check)
+
+    def _look(self, here: _Space, plan: Plan) -> Check:
+        schema, check = RecordSchema(plan.wanted.schema), Check()
+        for key in sorted(here.records):
+            record = here.records[key]
+            if record.collection == plan.collection and record.is_live:
+                check.add(record.id, schema.violation(record.fields))
+        return check
 
     def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
         try:
@@ -266,3 +352,9 @@ class MemoryStore(EventStore, MasterTable):
     def _page_of(self, here: _Space, records: list[Record], cursor: str | None) -> RecordsPage:
         documents = [msgspec.json.encode(view_of(record)) for record in records]
         return RecordsPage(here.log, here.head, here.head, documents, cursor)
+
+
+def _version(definition: Definition) -> Version:
+    members = msgspec.structs.asdict(definition)
+    del members["schema"]
+    return Version(**members)

@@ -21,6 +21,7 @@ from psycopg.rows import tuple_row
 
 from ...domain import proofs
 from ...domain.changesets import Push
+from ...domain.collections import Schemas
 from ...domain.errors import (
     FoldlogError,
     OutcomeUnknown,
@@ -32,12 +33,14 @@ from ...domain.intake import Intake, keys_to_load
 from ...domain.limits import Limits
 from ...domain.merge import FOLD_VERSION, Key, Record
 from ...domain.ports import Receipt
+from ...domain.upcasts import FORMS
 from .arrays import bigint_array, uuid_array
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
 from .marks import SELECT_FOR_MARKS, marks_of
 from .recorder import LogRecorder
+from .schemas import SELECT_DIGESTS, SchemaCache
 
 LOCK_SPACE = """
 SELECT log::text, head, mark, received_at_ms
@@ -50,7 +53,7 @@ SELECT log::text, head, mark, received_at_ms
 SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 SELECT_KNOWN = """
-SELECT event_id::text, state
+SELECT event_id::text, topic, state
   FROM events
  WHERE originator_id = %(space)s
    AND event_id = ANY(%(ids)s::uuid[])
@@ -98,6 +101,7 @@ class _Look(NamedTuple):
     counters: dict[str, int]
     marks: dict[int, str]
     is_new: bool  #: the space was made just now
+    schemas: Schemas
 
 
 @dataclass
@@ -112,6 +116,7 @@ class _Kept:
     #: the database's clock, in ms, less ours that only counts up
     clock_offset: float
     until: float
+    schemas: Schemas  #: a definition moves the head, so these are right as long as it is
 
     def now_ms(self) -> int:
         return int(time.monotonic() * 1000 + self.clock_offset)
@@ -162,6 +167,7 @@ class Appender:
         self._limits = limits
         self._mark_at_hand = mark_at_hand
         self._kept: dict[str, _Kept] = {}
+        self._schemas = SchemaCache()
 
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
         """Raises `StorageUnavailable` or `OutcomeUnknown` for all pushes."""
@@ -243,7 +249,9 @@ class Appender:
     ) -> Appended | None:
         """Appends on what is kept; `None` if that is not enough, or not true any more."""
         kept = self._kept.get(space)
-        if kept is None or time.monotonic() > kept.until or keys_to_load(pushes):
+        if kept is None or time.monotonic() > kept.until:
+            return None
+        if keys_to_load(pushes, kept.schemas):
             return None
         marks = self._load_missing(conn, space, kept, pushes)
         intake, outcomes = self._decide(
@@ -304,6 +312,7 @@ class Appender:
             counters=look.counters,
             clock_offset=look.now_ms - look.looked_at * 1000,
             until=now + KEPT_SECONDS_MAX,
+            schemas=look.schemas,
         )
         self._advance(kept, intake)
         while len(self._kept) >= SPACES_KEPT_MAX:
@@ -344,10 +353,11 @@ class Appender:
                 SELECT_KNOWN,
                 SELECT_COUNTERS,
                 SELECT_FOR_MARKS,
+                SELECT_DIGESTS,
             ):
                 cursors.append(conn.cursor(row_factory=tuple_row))
                 cursors[-1].execute(statement, names, prepare=True)
-        locked, now, known, counters, marks = cursors
+        locked, now, known, counters, marks, digests = cursors
         looked_at = time.monotonic()
         row = locked.fetchone()
         if row is None:
@@ -363,16 +373,17 @@ class Appender:
             max(received_at, now_ms),
             now_ms,
             looked_at,
-            dict(known.fetchall()),
+            {id: FORMS.of_today(topic, state) for id, topic, state in known.fetchall()},
             dict(counters.fetchall()),
             marks_of(marks.fetchall()),
             is_new,
+            self._schemas.load(cursor, space, digests.fetchall()),
         )
 
     def _decide_locked(
         self, cursor: Cursor[Any], space: str, pushes: Sequence[Push], look: _Look
     ) -> tuple[Intake, list[Receipt | Exception]]:
-        keys = keys_to_load(pushes)
+        keys = keys_to_load(pushes, look.schemas)
         records: dict[Key, Record] | None = {}
         if keys:
             records = records_at_head(cursor, space, look.head, keys, self._limits)
@@ -405,6 +416,7 @@ class Appender:
             records=records,
             salt=salts(pushes),
             limits=self._limits,
+            schemas=seen.schemas,
         )
         outcomes: list[Receipt | Exception] = []
         for push in pushes:

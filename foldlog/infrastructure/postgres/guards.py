@@ -7,9 +7,9 @@ from typing import Any
 
 from psycopg import Cursor
 
-from ...domain.events import decode_event
 from ...domain.limits import Limits
 from ...domain.merge import Key, Record, fold
+from ...domain.upcasts import FORMS
 from .record_rows import COLUMNS, record_of
 
 # One statement, so one snapshot: position and records always fit each other.
@@ -31,7 +31,7 @@ SELECT p.position, {COLUMNS}
 """
 
 SELECT_TAIL = """
-SELECT state
+SELECT topic, state
   FROM events
  WHERE originator_id = %(space)s
    AND originator_version > %(position)s
@@ -61,8 +61,8 @@ def records_at_head(
             records[record.collection, record.id] = record
     if position < head:
         names |= {"position": position, "head": head}
-        for (state,) in cursor.execute(SELECT_TAIL, names, prepare=True):
-            event = decode_event(state)
+        for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
+            event = FORMS.decode(topic, state)
             event.ops = [op for op in event.ops if op.key in records]
             fold(records, event)
     return records

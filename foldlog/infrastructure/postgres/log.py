@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 
 from ...domain import proofs
 from ...domain.changesets import Push
+from ...domain.collections import Definition, Outcome, Version, Wanted
 from ...domain.errors import Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
@@ -20,6 +21,7 @@ from ...domain.ports import EventStore, Range, RangeQuery, Receipt, SpaceId
 from ..group_commit import GroupCommit
 from ..tails import Tails
 from .append import Appender, Locked
+from .collections import Collections
 from .datastore import Datastore
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
@@ -139,6 +141,7 @@ class PostgresEventStore(EventStore):
         self._on_append = on_append
         self.tails = Tails(limits=limits)
         self._appender = Appender(datastore, limits, self.tails.mark_at)
+        self._collections = Collections(datastore, self.append_own, limits)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
             self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX
         )
@@ -200,6 +203,27 @@ class PostgresEventStore(EventStore):
         if entry is not None:
             self._appended(space, locked.log, locked.mark, [entry])
         return entry
+
+    def collections(self, space: SpaceId) -> list[Version]:
+        return self._collections.current(space)
+
+    def collection(
+        self, space: SpaceId, collection: str, version: int | None = None
+    ) -> tuple[Definition, list[Version]]:
+        return self._collections.definition(space, collection, version)
+
+    def define(
+        self,
+        space: SpaceId,
+        collection: str,
+        wanted: Wanted,
+        *,
+        seconds_max: float | None = None,
+        report: Callable[[int], None] = lambda checked: None,
+    ) -> Outcome:
+        return self._collections.define(
+            space, collection, wanted, seconds_max=seconds_max, report=report
+        )
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from ...domain.events import Event, LogEntry, decode_event
+from ...domain.upcasts import FORMS, Forms
 from .arrays import bigint_array, bytea_array, optional_text_array, text_array, uuid_array
 
 # Appending is moving the head, if it is still where the decision saw it: the row's lock makes seq
@@ -78,9 +79,6 @@ COPY = f"COPY events ({COLUMNS}) FROM STDIN (FORMAT binary)"
 #: from so many on, COPY and its further round trips are quicker than arrays in one statement
 COPY_EVENTS_MIN = 64
 
-#: Version of the stored form. A new one gets an upcast in `EventMapper`, never a rewrite.
-STORED_FORM = 1
-
 
 class _NoTranscoder(Transcoder):
     """`state` is bytes that are made once, when the event is; there is nothing to transcode.
@@ -96,19 +94,18 @@ class _NoTranscoder(Transcoder):
 
 
 class EventMapper(Mapper[str]):
-    """Between the log's entries and rows. Topics are `<kind>/<version of the stored form>`."""
+    """Between the log's rows and events, whatever form they were stored in."""
 
-    def __init__(self) -> None:
+    def __init__(self, forms: Forms = FORMS) -> None:
         super().__init__(_NoTranscoder())
+        self._forms = forms
 
     def to_domain_event(self, stored_event: StoredEvent) -> Event:  # type: ignore[override]
         return self.decode(stored_event.topic, stored_event.state)
 
     def decode(self, topic: str, state: bytes) -> Event:
-        kind, _, version = topic.rpartition("/")
-        if not kind or int(version) > STORED_FORM:
-            raise ValueError(f"an event of the unknown form {topic!r}: a newer version wrote it")
-        event: Event = self.transcoder.decode(state)
+        """Raises `UnknownForm`."""
+        event: Event = self.transcoder.decode(self._forms.of_today(topic, state))
         return event
 
 
@@ -153,7 +150,7 @@ class LogRecorder(PostgresAggregateRecorder):
             return self._copy(conn, space, entries, names)
         names |= {
             "seqs": bigint_array(entry.seq for entry in entries),
-            "topics": text_array(topic_of(entry.kind) for entry in entries),
+            "topics": text_array(FORMS.topic_of(entry.kind) for entry in entries),
             "states": bytea_array(entry.state for entry in entries),
             "devices": uuid_array(entry.device for entry in entries),
             "times": bigint_array(entry.received_at for entry in entries),
@@ -183,10 +180,6 @@ class LogRecorder(PostgresAggregateRecorder):
         return True
 
 
-def topic_of(kind: str) -> str:
-    return f"{kind}/{STORED_FORM}"
-
-
 # PostgreSQL's binary COPY format ("COPY", section "Binary Format"): a row is the number of its
 # columns, and of each the length and the bytes. Made by hand, a row costs a fifth of what psycopg
 # needs, and these are most of what a large append costs here.
@@ -207,7 +200,7 @@ def copy_rows(space: str, entries: Sequence[LogEntry]) -> bytes:
         parts += (
             start,
             _int8(entry.seq),
-            _text(topic_of(entry.kind)),
+            _text(FORMS.topic_of(entry.kind)),
             _int4(len(entry.state)),
             entry.state,
             _LENGTH_OF_UUID,

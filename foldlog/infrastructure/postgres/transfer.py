@@ -14,6 +14,7 @@ from .append import create_space
 from .datastore import Datastore
 from .errors import translated
 from .recorder import LogRecorder
+from .schemas import write_definitions
 
 BATCH_EVENTS = 500
 
@@ -98,8 +99,11 @@ class Importer:
 
     def _append(self, space: str, log: str, mark: str, entries: list[LogEntry]) -> None:
         try:
-            with self._datastore.get_connection() as conn:
+            # One transaction: what pushes are decided by comes with the events that say it.
+            with self._datastore.get_connection() as conn, conn.transaction():
                 done = self._recorder.append(conn, space, log, mark, entries, _counters_of(entries))
+                if done:
+                    write_definitions(conn.cursor(), space, entries)
         except IntegrityError:
             done = False
         if not done:

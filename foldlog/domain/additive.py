@@ -1,0 +1,438 @@
+"""Whether a new schema allows all that the old one allowed, so that nobody has to change with it.
+
+Decided by the schemas alone, never by documents, and carefully: what cannot be shown is not so.
+A new schema is a list of demands; each is met if something in the old schema demands as much, or
+if it is about a type that the old schema does not let in. Demands that look into a value (its
+properties, its items) are shown by what the old schema says of the same place.
+
+Recognised, here and below: types, `const` and `enum`, ranges and lengths, `multipleOf`, `pattern`
+and `format` (unchanged or gone), `required`, `dependentRequired`, properties by name, by pattern
+and all others, `propertyNames`, items, `$ref` (also in circles), `allOf`, `anyOf`. Of `oneOf`,
+`not`, `if`, `contains`, `dependentSchemas` and `unevaluated...` no more than that they are gone,
+or the same as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+
+from .json_schema import (
+    ANNOTATIONS,
+    BY_NAME,
+    OF_MANY,
+    OF_ONE,
+    JsonSchema,
+    Schema,
+    Violation,
+    compiled,
+    escaped,
+    name_of,
+    words,
+)
+
+#: of comparisons; who needs more has a schema that nobody can read either
+STEPS_MAX = 20_000
+REASONS_MAX = 10
+
+TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+#: keyword -> the only types that it says something about
+ABOUT: Mapping[str, frozenset[str]] = {
+    keyword: frozenset(types.split())
+    for types, keywords in {
+        "integer number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
+        "string": "minLength maxLength pattern format",
+        "array": "items prefixItems minItems maxItems uniqueItems contains minContains maxContains "
+        "unevaluatedItems",
+        "object": "properties patternProperties additionalProperties propertyNames required "
+        "dependentRequired dependentSchemas minProperties maxProperties unevaluatedProperties",
+    }.items()
+    for keyword in keywords.split()
+}
+#: keywords that are judged by each other
+TOGETHER: Mapping[str, tuple[str, ...]] = {
+    "if": ("if", "then", "else"),
+    "then": ("if", "then", "else"),
+    "else": ("if", "then", "else"),
+    "contains": ("contains", "minContains", "maxContains"),
+    "minContains": ("contains", "minContains", "maxContains"),
+    "maxContains": ("contains", "minContains", "maxContains"),
+}
+#: nothing is said of these but that they are the same as before
+OPAQUE = words("oneOf not dependentSchemas") | TOGETHER.keys()
+OBJECTS = words("properties patternProperties additionalProperties")
+
+
+def why_not_additive(old: JsonSchema, new: JsonSchema) -> list[Violation]:
+    """Where the new schema cannot be shown to allow what the old one allows; empty if it does."""
+    try:
+        return list(_Comparison(old.schema, new.schema).reasons())[:REASONS_MAX]
+    except _TooMuch:
+        return [Violation("", "cannot be shown to be additive: there is too much to compare")]
+
+
+class _TooMuch(Exception):
+    pass
+
+
+_encode = msgspec.json.encode
+
+
+class _Comparison:
+    """Of two checked schemas. In all methods the first schema is a part of the old one."""
+
+    def __init__(self, old: Schema, new: Schema):
+        self.old, self.new = old, new
+        self._old_definitions = old.get("$defs", {})
+        self._new_definitions = new.get("$defs", {})
+        #: definitions that may be named by both in the same words
+        self._same_definitions = _same(
+            {"$defs": self._old_definitions}, {"$defs": self._new_definitions}
+        )
+        self._under_way: list[tuple[bytes, bytes]] = []
+        self._steps = 0
+
+    def reasons(self) -> Iterator[Violation]:
+        yield from self._unmet("", [self.old], self.new)
+
+    # -- Old and new, as a whole ------------------------------------------------------------------
+
+    def _implies(self, old: list[Any], new: Any) -> bool:
+        """Whether what fits all of `old` fits `new`."""
+        return next(self._unmet("", old, new), None) is None
+
+    def _unmet(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
+        self._steps += 1
+        if self._steps > STEPS_MAX:
+            raise _TooMuch
+        old = _distinct(old)
+        pair = (_encode(old), _encode(new))
+        if pair in self._under_way:
+            # Met again on the way down: each time round takes a value apart, and values end.
+            return
+        self._under_way.append(pair)
+        try:
+            yield from self._compare(pointer, old, new)
+        finally:
+            self._under_way.pop()
+
+    def _compare(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
+        parts = self._flat(old)
+        if parts is None or new is True:
+            return  # nothing fits the old one, or everything the new one
+        if new is False:
+            if types_of(parts):
+                yield Violation(pointer, "allows nothing any more")
+            return
+        values = self._few_values(parts)
+        if values is not None:
+            yield from self._unfit(pointer, values, new)
+            return
+        for keyword in new:
+            if keyword not in ANNOTATIONS and not keyword.startswith("x-"):
+                yield from self._demand(pointer, parts, new, keyword)
+
+    def _flat(self, old: Iterable[Any]) -> list[Any] | None:
+        """All that the old schema demands of a value, references followed; `None`: nothing fits."""
+        parts: list[Any] = []
+        for part in old:
+            if part is False:
+                return None
+            if part is not True:
+                parts.append(part)
+                below = list(part.get("allOf", ()))
+                if "$ref" in part:
+                    below.append(self._old_definitions[name_of(part["$ref"])])
+                further = self._flat(below)
+                if further is None:
+                    return None
+                parts += further
+        return _distinct(parts)
+
+    def _few_values(self, parts: list[Any]) -> list[Any] | None:
+        """The values that fit, if the old schema lists them."""
+        for part in parts:
+            listed = [part["const"]] if "const" in part else part.get("enum")
+            if listed is not None:
+                fitting = [self._validator(p, self._old_definitions) for p in parts]
+                return [v for v in listed if all(f.is_valid(v) for f in fitting)]
+        return None
+
+    def _unfit(self, pointer: str, values: list[Any], new: Schema) -> Iterator[Violation]:
+        validator = self._validator(new, self._new_definitions)
+        for value in values:
+            if not validator.is_valid(value):
+                yield Violation(pointer, f"does not allow {_told(value)} any more")
+
+    def _validator(self, part: Schema, definitions: Schema) -> jsonschema_rs.Validator:
+        return compiled({**part, "$defs": definitions})
+
+    # -- One keyword of the new schema ------------------------------------------------------------
+
+    def _demand(
+        self, pointer: str, parts: list[Any], new: Schema, keyword: str
+    ) -> Iterator[Violation]:
+        about = ABOUT.get(keyword)
+        if about is not None and types_of(parts).isdisjoint(about):
+            return
+        value = new[keyword]
+        where = f"{pointer}/{keyword}"
+        if keyword == "$ref":
+            yield from self._unmet(where, parts, self._new_definitions[name_of(value)])
+        elif keyword == "allOf":
+            for index, branch in enumerate(value):
+                yield from self._unmet(f"{where}/{index}", parts, branch)
+        elif keyword in OBJECTS:
+            if keyword == next(name for name in new if name in OBJECTS):  # all three at once
+                yield from self._objects(pointer, parts, new)
+        elif keyword in ("items", "prefixItems"):
+            if keyword == next(name for name in new if name in ("items", "prefixItems")):
+                yield from self._arrays(pointer, parts, new)
+        elif not self._is_met(parts, new, keyword):
+            yield Violation(where, self._why(parts, keyword, value))
+
+    def _is_met(self, parts: list[Any], new: Schema, keyword: str) -> bool:
+        if keyword in OPAQUE or keyword.startswith("unevaluated"):
+            return self._is_unchanged(parts, new, keyword)
+        met = _MET.get(keyword)
+        if met is not None:
+            if any(met(part, new[keyword]) for part in parts):
+                return True
+        elif keyword == "type":
+            if types_of(parts) <= _types(new):
+                return True
+        elif keyword == "propertyNames":
+            old = [part[keyword] for part in parts if keyword in part]
+            if self._implies([*old, {"type": "string"}], new[keyword]):
+                return True
+        elif keyword == "required":
+            if set(new[keyword]) <= _required(parts):
+                return True
+        elif keyword == "dependentRequired":
+            if all(set(names) <= _needed(parts, name) for name, names in new[keyword].items()):
+                return True
+        elif keyword in ("const", "enum"):
+            pass  # the old schema lists no values, or they were compared already
+        elif keyword == "anyOf" and any(self._implies(parts, branch) for branch in new[keyword]):
+            return True
+        # Each way that the old schema leaves open must lead there by itself.
+        demand = {keyword: new[keyword]}
+        return any(
+            all(self._implies([branch], demand) for branch in part[several])
+            for part in parts
+            for several in ("anyOf", "oneOf")
+            if several in part
+        )
+
+    def _is_unchanged(self, parts: list[Any], new: Schema, keyword: str) -> bool:
+        names = TOGETHER.get(keyword, (keyword,))
+
+        def taken(part: Schema) -> Schema:
+            if keyword.startswith("unevaluated"):
+                return part  # what it leaves over is told by all that stands beside it
+            return {name: part[name] for name in names if name in part}
+
+        wanted = taken(new)
+        if not self._same_definitions and b'"$ref"' in _encode(wanted):
+            return False
+        return any(_same(taken(part), wanted) for part in parts)
+
+    def _why(self, parts: list[Any], keyword: str, value: Any) -> str:
+        if keyword == "required":
+            missing = sorted(set(value) - _required(parts))
+            return f"requires {', '.join(missing)}, which may be missing so far"
+        before = [part[keyword] for part in parts if keyword in part]
+        if keyword == "type":
+            kinds = ", ".join(sorted(types_of(parts) - _types({"type": value})))
+            return f"does not allow {kinds} any more"
+        if not before:
+            return f"{_told(value)} is not demanded so far"
+        if keyword in OPAQUE or keyword.startswith("unevaluated"):
+            return "cannot be shown to be additive: it is not the same as before"
+        return f"{_told(value)} is not shown to allow all that {_told(before[0])} did"
+
+    # -- Into objects and arrays ------------------------------------------------------------------
+
+    def _objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
+        """Whatever property the old schema lets in, the new one must let in with all its values."""
+        named = new.get("properties", {})
+        by_pattern = new.get("patternProperties", {})
+        others = new.get("additionalProperties", True)
+        olds = [part for part in parts if OBJECTS & part.keys()]
+        for name, demanded in named.items():
+            where = f"{pointer}/properties/{escaped(name)}"
+            yield from self._unmet(where, [p for o in olds for p in _of_name(o, name)], demanded)
+        known = {name for old in olds for name in old.get("properties", ())}
+        for pattern, demanded in by_pattern.items():
+            where = f"{pointer}/patternProperties/{escaped(pattern)}"
+            same = [o["patternProperties"][pattern] for o in olds if pattern in _patterns(o)]
+            if same and self._implies(same, demanded):
+                continue
+            for name in sorted(known):
+                if _matches(pattern, name):
+                    found = [p for o in olds for p in _of_name(o, name)]
+                    yield from self._unmet(where, found, demanded)
+            yield from self._unnamed(where, olds, demanded)
+        if others is True:
+            return
+        where = f"{pointer}/additionalProperties"
+        for name in sorted(known - named.keys()):
+            if not any(_matches(pattern, name) for pattern in by_pattern):
+                found = [p for o in olds for p in _of_name(o, name)]
+                for why in self._unmet(where, found, others):
+                    yield Violation(why.path, f"{name}: {why.reason}")
+        yield from self._unnamed(where, olds, others, patterns_known=frozenset(by_pattern))
+
+    def _unnamed(
+        self,
+        where: str,
+        olds: list[Any],
+        demanded: Any,
+        patterns_known: frozenset[str] = frozenset(),
+    ) -> Iterator[Violation]:
+        """Properties that the old schema does not name, wherever one of its parts bounds them.
+
+        One part is enough; its own names are looked at where all names are.
+        """
+        first: list[Violation] = []
+        for old in olds or [{}]:
+            found = list(self._unmet(where, [old.get("additionalProperties", True)], demanded))
+            for pattern, schema in _patterns(old).items():
+                if pattern not in patterns_known:
+                    found += self._unmet(where, [schema], demanded)
+            if not found:
+                return
+            first = first or found
+        yield from first
+
+    def _arrays(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
+        olds = [part for part in parts if "items" in part or "prefixItems" in part]
+        first = new.get("prefixItems", [])
+        for index, demanded in enumerate(first):
+            where = f"{pointer}/prefixItems/{index}"
+            yield from self._unmet(where, [_item(old, index) for old in olds], demanded)
+        longest = max((len(old.get("prefixItems", ())) for old in olds), default=0)
+        if "items" in new:
+            for index in range(len(first), max(longest, len(first)) + 1):
+                found = [_item(old, index) for old in olds]
+                yield from self._unmet(f"{pointer}/items", found, new["items"])
+
+
+def _distinct(schemas: Iterable[Any]) -> list[Any]:
+    """Each once, so that circles are known for what they are."""
+    return list({_encode(schema): schema for schema in schemas}.values())
+
+
+def _told(value: Any) -> str:
+    text = _encode(value).decode()
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _same(a: Any, b: Any) -> bool:
+    return _encode(_plain(a), order="sorted") == _encode(_plain(b), order="sorted")
+
+
+def _plain(schema: Any) -> Any:
+    """A map of keywords without what only describes; values are left as they are."""
+    if not isinstance(schema, dict):
+        return schema
+    plain: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in OF_ONE:
+            plain[keyword] = _plain(value)
+        elif keyword in OF_MANY:
+            plain[keyword] = [_plain(item) for item in value]
+        elif keyword in BY_NAME:
+            plain[keyword] = {name: _plain(item) for name, item in value.items()}
+        elif keyword not in ANNOTATIONS:
+            plain[keyword] = value
+    return plain
+
+
+def _types(schema: Schema) -> frozenset[str]:
+    kinds = schema.get("type", TYPES)
+    found = frozenset([kinds] if isinstance(kinds, str) else kinds)
+    return found | {"integer"} if "number" in found else found
+
+
+def types_of(parts: Iterable[Schema]) -> frozenset[str]:
+    """The types that fit all of these."""
+    return TYPES.intersection(*map(_types, parts))
+
+
+def _required(parts: Iterable[Schema]) -> set[str]:
+    return {name for part in parts for name in part.get("required", ())}
+
+
+def _needed(parts: list[Any], name: str) -> set[str]:
+    """The properties that are there where this one is."""
+    depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
+    return _required(parts).union(*depending)
+
+
+def _patterns(schema: Schema) -> Mapping[str, Any]:
+    patterns: Mapping[str, Any] = schema.get("patternProperties", {})
+    return patterns
+
+
+@lru_cache(maxsize=1_024)
+def _matches(pattern: str, name: str) -> bool:
+    return compiled({"pattern": pattern}).is_valid(name)
+
+
+def _of_name(schema: Schema, name: str) -> list[Any]:
+    """What a schema says of a property."""
+    found = [s for pattern, s in _patterns(schema).items() if _matches(pattern, name)]
+    if name in schema.get("properties", {}):
+        found.append(schema["properties"][name])
+    return found or [schema.get("additionalProperties", True)]
+
+
+def _item(schema: Schema, index: int) -> Any:
+    first = schema.get("prefixItems", [])
+    return first[index] if index < len(first) else schema.get("items", True)
+
+
+def _is_above(old: Schema, bound: Any, *, is_strict: bool) -> bool:
+    at_least, above = old.get("minimum"), old.get("exclusiveMinimum")
+    if above is not None and above >= bound:
+        return True
+    return at_least is not None and (at_least > bound if is_strict else at_least >= bound)
+
+
+def _is_below(old: Schema, bound: Any, *, is_strict: bool) -> bool:
+    at_most, below = old.get("maximum"), old.get("exclusiveMaximum")
+    if below is not None and below <= bound:
+        return True
+    return at_most is not None and (at_most < bound if is_strict else at_most <= bound)
+
+
+def _is_multiple(old: Schema, step: Any) -> bool:
+    before = old.get("multipleOf", 1 if old.get("type") == "integer" else None)
+    if before is None:
+        return False
+    whole = float(before).is_integer() and float(step).is_integer()
+    return bool(before == step or (whole and before % step == 0))
+
+
+_MET: Mapping[str, Callable[[Schema, Any], bool]] = {
+    "minimum": lambda old, bound: _is_above(old, bound, is_strict=False),
+    "exclusiveMinimum": lambda old, bound: _is_above(old, bound, is_strict=True),
+    "maximum": lambda old, bound: _is_below(old, bound, is_strict=False),
+    "exclusiveMaximum": lambda old, bound: _is_below(old, bound, is_strict=True),
+    "multipleOf": _is_multiple,
+    "pattern": lambda old, pattern: old.get("pattern") == pattern,
+    "format": lambda old, name: old.get("format") == name,
+    "uniqueItems": lambda old, wanted: not wanted or old.get("uniqueItems", False),
+    "minLength": lambda old, least: old.get("minLength", 0) >= least,
+    "minItems": lambda old, least: old.get("minItems", 0) >= least,
+    "minProperties": lambda old, least: old.get("minProperties", 0) >= least,
+    "maxLength": lambda old, most: old.get("maxLength", inf) <= most,
+    "maxItems": lambda old, most: old.get("maxItems", inf) <= most,
+    "maxProperties": lambda old, most: old.get("maxProperties", inf) <= most,
+}

@@ -1,0 +1,198 @@
+"""What is called additive is: whatever the old schema allows, the new one does."""
+
+from __future__ import annotations
+
+import jsonschema_rs
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+
+from foldlog.domain.additive import why_not_additive
+from foldlog.domain.errors import InvalidSchema
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import LIMITS
+
+NAMES = ("a", "b", "ab", "c")
+numbers = st.sampled_from([-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4])
+strings = st.sampled_from(["", "a", "b", "ab", "ba", "2026-11-23", "aaa"])
+scalars = st.one_of(st.none(), st.booleans(), numbers, strings)
+documents = st.recursive(
+    scalars,
+    lambda below: st.one_of(
+        st.lists(below, max_size=3), st.dictionaries(st.sampled_from(NAMES), below, max_size=4)
+    ),
+    max_leaves=8,
+)
+counts = st.integers(0, 3)
+types = st.sampled_from(["null", "boolean", "integer", "number", "string", "array", "object"])
+references = st.sampled_from(["#/$defs/one", "#/$defs/two"])
+
+
+def keywords(below, *, may_refer: bool, at_least: int = 0):
+    """The keywords of one schema; each may be there or not."""
+    names = st.sampled_from(NAMES)
+    optional = {
+        "type": st.one_of(types, st.lists(types, min_size=1, max_size=3, unique=True)),
+        "enum": st.lists(scalars, min_size=1, max_size=3, unique_by=repr),
+        "const": scalars,
+        "minimum": numbers,
+        "exclusiveMinimum": numbers,
+        "maximum": numbers,
+        "exclusiveMaximum": numbers,
+        "multipleOf": st.sampled_from([0.5, 1, 2, 4]),
+        "minLength": counts,
+        "maxLength": counts,
+        "pattern": st.sampled_from(["a", "^a", "b$"]),
+        "format": st.just("date"),
+        "minItems": counts,
+        "maxItems": counts,
+        "uniqueItems": st.booleans(),
+        "minProperties": counts,
+        "maxProperties": counts,
+        "required": st.lists(names, max_size=2, unique=True),
+        "dependentRequired": st.dictionaries(
+            names, st.lists(names, max_size=2, unique=True), max_size=2
+        ),
+        "properties": st.dictionaries(names, below, max_size=3),
+        "patternProperties": st.dictionaries(st.sampled_from(["a", "^b", "b$"]), below, max_size=2),
+        "additionalProperties": below,
+        "propertyNames": below,
+        "items": below,
+        "prefixItems": st.lists(below, min_size=1, max_size=2),
+        "contains": below,
+        "minContains": counts,
+        "allOf": st.lists(below, min_size=1, max_size=2),
+        "anyOf": st.lists(below, min_size=1, max_size=2),
+        "oneOf": st.lists(below, min_size=1, max_size=2),
+        "not": below,
+        "if": below,
+        "then": below,
+        "else": below,
+        "dependentSchemas": st.dictionaries(names, below, max_size=1),
+        "unevaluatedProperties": below,
+        "unevaluatedItems": below,
+        "title": st.just("a title"),
+    }
+    if may_refer:
+        optional["$ref"] = references
+    return st.lists(
+        st.sampled_from(sorted(optional)), min_size=at_least, max_size=5, unique=True
+    ).flatmap(lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen}))
+
+
+schemas = st.recursive(
+    st.one_of(st.booleans(), keywords(st.booleans(), may_refer=True)),
+    lambda below: keywords(below, may_refer=True),
+    max_leaves=8,
+)
+
+
+def is_map(part):
+    return isinstance(part, dict)
+
+
+@st.composite
+def edited(draw, part):
+    """The schema with a few things changed: most pairs of strangers are not additive at all."""
+    if not is_map(part):
+        return draw(st.one_of(st.just(part), schemas))
+    changed = {}
+    for name, value in part.items():
+        what = draw(st.sampled_from(["keep", "keep", "keep", "drop", "change"]))
+        if what == "drop":
+            continue
+        changed[name] = value if what == "keep" else draw(edited_value(name, value))
+    if draw(st.integers(0, 3)) == 0:
+        changed |= draw(keywords(schemas, may_refer=True, at_least=1).map(first_of))
+    return changed
+
+
+def first_of(part):
+    name = next(iter(part))
+    return {name: part[name]}
+
+
+def edited_value(name, value):
+    if name in ("properties", "patternProperties", "dependentSchemas"):
+        return st.fixed_dictionaries({key: edited(item) for key, item in value.items()})
+    if name in ("allOf", "anyOf", "oneOf", "prefixItems"):
+        return st.tuples(*map(edited, value)).map(list)
+    if name in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"):
+        return counts
+    if name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        return numbers
+    if name == "enum":
+        return st.lists(scalars, max_size=2).map(lambda more: distinct([*value, *more]))
+    if name == "type":
+        before = [value] if isinstance(value, str) else value
+        return types.map(lambda more: distinct([*before, more]))
+    if name == "required":
+        return st.sampled_from([value[:-1], [*value, "z"]])
+    if is_map(value) or isinstance(value, bool):
+        return edited(value) if name != "uniqueItems" else st.booleans()
+    return st.just(value)
+
+
+def distinct(values):
+    return list({repr(value): value for value in values}.values())
+
+
+@st.composite
+def pairs(draw):
+    old = {
+        "allOf": [draw(schemas)],
+        "$defs": {"one": draw(schemas), "two": draw(schemas)},
+    }
+    new = {
+        "allOf": [draw(edited(old["allOf"][0]))],
+        "$defs": {name: draw(edited(part)) for name, part in old["$defs"].items()},
+    }
+    return old, new
+
+
+def checked(schema):
+    try:
+        return JsonSchema.checked(schema, LIMITS)
+    except InvalidSchema:
+        assume(False)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pairs(), st.lists(documents, min_size=20, max_size=20))
+def test_what_was_valid_stays_valid(pair, values):
+    old, new = map(checked, pair)
+    if why_not_additive(old, new):
+        event("not additive")
+        return
+    event("additive")
+    for value in values:
+        if old.fits(value):
+            event("a document that counts")
+            assert new.fits(value), value
+
+
+@settings(max_examples=200, deadline=None)
+@given(pairs())
+def test_others_find_nothing_against_it(pair):
+    """
+    The validator has a comparison of its own, which proves less and tells no reasons.
+    """
+    old, new = map(checked, pair)
+    if not why_not_additive(old, new):
+        try:
+            covers = canonical_of(new).covers(canonical_of(old))
+        except jsonschema_rs.canonical.UnsupportedOperand:
+            return  # it cannot tell
+        assert covers is not jsonschema_rs.canonical.Containment.NO
+
+
+def canonical_of(schema):
+    return jsonschema_rs.canonicalize(
+        dict(schema.schema), draft=jsonschema_rs.Draft202012, validate_formats=True, offline=True
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.builds(dict, schemas.filter(is_map)))
+def test_a_schema_is_additive_to_itself(part):
+    schema = checked({"allOf": [part], "$defs": {"one": True, "two": {"items": True}}})
+    assert why_not_additive(schema, schema) == []
