@@ -12,7 +12,7 @@ to, so that nothing a user typed disappears without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +25,9 @@ from .values import ABSENT, is_number, same, sum_of
 
 Key = tuple[str, str]  #: (collection, id)
 
-#: Moves when the same log would fold into other records; what older code folded is then rebuilt.
-FOLD_VERSION = 1
+#: Moves when the same log would fold into other records, or into more than records; what older
+#: code folded is then rebuilt. 2: every version of a record is kept.
+FOLD_VERSION = 2
 
 
 # No member of these refers back to them, so the garbage collector need not follow them: it would
@@ -215,6 +216,15 @@ def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
             _touch(record, cause)
             records[key] = record
     return conflicts
+
+
+def touched_by(event: Event) -> Collection[Key]:
+    """The records that an event names, each once, in order; `fold` makes another one of each."""
+    if not event.is_stored_changeset:
+        return ()
+    if len(event.ops) == 1 and event.ops[0].erased is UNSET:  # as of most events
+        return (event.ops[0].key,)
+    return dict.fromkeys(op.key for op in event.ops if op.erased is UNSET)
 
 
 _copy = msgspec.structs.replace

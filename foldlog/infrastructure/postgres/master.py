@@ -1,4 +1,4 @@
-"""The projection that writes the master table, the conflict ledger and the local ids."""
+"""The projection that writes the master table, its versions, the conflict ledger, the local ids."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from msgspec import UNSET
 from psycopg import Cursor
 
 from ...domain.events import Event
-from ...domain.merge import Conflict, Key, Record, conflict_document, fold
-from .arrays import bigint_array, integer_array, json_array, text_array, uuid_array
-from .record_rows import COLUMNS, UPSERT_RECORDS, columns_of, record_of
+from ...domain.merge import Conflict, Key, Record, conflict_document, fold, touched_by
+from .arrays import bigint_array, bytea_array, integer_array, json_array, text_array, uuid_array
+from .record_rows import COLUMNS, WRITE_STATES, States, record_of
 
 SELECT_RECORDS = f"""
 SELECT {COLUMNS}
@@ -26,12 +26,15 @@ SELECT {COLUMNS}
 """
 
 INSERT_CONFLICTS = """
-INSERT INTO conflicts (space, generation, seq, number, collection, id, document)
-SELECT %(space)s, %(generation)s, seq, number, collection, id, document
+INSERT INTO conflicts (
+           space, generation, seq, number, collection, id, document, field, lost_by, won_by
+       )
+SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, lost_by, won_by
   FROM unnest(
            %(seqs)s::bigint[], %(numbers)s::integer[],
-           %(collections)s::text[], %(ids)s::text[], %(documents)s::json[]
-       ) AS new (seq, number, collection, id, document)
+           %(collections)s::text[], %(ids)s::text[], %(documents)s::json[],
+           %(fields)s::bytea[], %(losers)s::uuid[], %(winners)s::uuid[]
+       ) AS new (seq, number, collection, id, document, field, lost_by, won_by)
 RETURNING seq
 """
 
@@ -115,7 +118,7 @@ class MasterProjection:
     """Folds events into one generation of the master table.
 
     The records that a batch touches are read once, folded in memory, and written once, however
-    often it touches them. What is executed is not waited for, if the connection is in pipeline
+    often it touches them; only their versions are as many as the events that touched them. What is executed is not waited for, if the connection is in pipeline
     mode: PostgreSQL writes one batch while the next one is folded.
     """
 
@@ -123,20 +126,24 @@ class MasterProjection:
     #: what a generation consists of, each with the columns by which its rows are told apart
     tables = {
         "records": "collection, id",
+        "versions": "collection, id, seq",
         "conflicts": "seq, number",
         "local_ids": "device, collection, local_id",
     }
 
     def apply(self, to: Generation, events: Sequence[Event]) -> None:
-        keys = {op.key for event in events if event.is_stored_changeset for op in event.ops}
-        records = self._load(to, keys)
+        touched = [touched_by(event) for event in events]
+        records = self._load(to, {key for keys in touched for key in keys})
         conflicts: list[tuple[int, Conflict]] = []
-        for event in events:
+        states = States(records)
+        for event, keys in zip(events, touched, strict=True):
             conflicts += enumerate(fold(records, event))
+            for key in keys:
+                states.note(key, records[key])
         size = 0
-        for columns in columns_of(records):
+        for columns in states.columns():
             size += sum(map(len, columns.values()))
-            to.cursor.execute(UPSERT_RECORDS, {**to.names, **columns}, prepare=True)
+            to.cursor.execute(WRITE_STATES, {**to.names, **columns}, prepare=True)
         if conflicts:
             self._insert_conflicts(to, conflicts)
         self._insert_local_ids(to, events)
@@ -163,6 +170,9 @@ class MasterProjection:
             "documents": json_array(
                 msgspec.json.encode(conflict_document(conflict)) for _, conflict in conflicts
             ),
+            "fields": bytea_array(conflict.field.encode() for _, conflict in conflicts),
+            "losers": uuid_array(conflict.lost.device for _, conflict in conflicts),
+            "winners": uuid_array(conflict.won.device for _, conflict in conflicts),
         }
         to.cursor.execute(INSERT_CONFLICTS, {**to.names, **names}, prepare=True)
 

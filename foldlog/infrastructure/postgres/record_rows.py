@@ -1,4 +1,4 @@
-"""Records as rows of the master table, and back."""
+"""Records as rows of the master table and of their versions, and back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,34 @@ COLUMNS = (
     "writes, deleted, touched_seq, touched_by, touched_seq_other"
 )
 
-UPSERT_RECORDS = f"""
-INSERT INTO records (space, generation, {COLUMNS})
-SELECT %(space)s, %(generation)s, {COLUMNS}
+# A row for each record after each event that touched it: every one is a version, the last one is
+# the record as it is. What never was (`created_seq` 0) has no versions.
+WRITE_STATES = f"""
+WITH states AS MATERIALIZED (
+SELECT *
   FROM unnest(
            %(collection)s::text[], %(id)s::text[], %(fields)s::json[], %(is_deleted)s::boolean[],
            %(seq)s::bigint[], %(created_seq)s::bigint[], %(last_modified)s::timestamptz[],
            %(writes)s::json[], %(deleted)s::json[], %(touched_seq)s::bigint[],
-           %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[]
-       ) AS new ({COLUMNS})
+           %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[],
+           %(is_first)s::boolean[], %(is_last)s::boolean[]
+       ) AS state ({COLUMNS}, is_first, is_last)
+),
+kept AS (
+INSERT INTO versions (
+           space, generation, collection, id, seq,
+           fields, is_deleted, state_seq, created_seq, last_modified, is_first
+       )
+SELECT %(space)s, %(generation)s, collection, id, touched_seq,
+       fields, is_deleted, seq, created_seq, last_modified, is_first
+  FROM states
+ WHERE created_seq > 0
+RETURNING id
+)
+INSERT INTO records (space, generation, {COLUMNS})
+SELECT %(space)s, %(generation)s, {COLUMNS}
+  FROM states
+ WHERE is_last
     ON CONFLICT (space, generation, collection, id) DO UPDATE
    SET fields = excluded.fields,
        is_deleted = excluded.is_deleted,
@@ -75,27 +94,60 @@ def _ms_of(time: str) -> int | None:
     return parse_time(time) if time else None
 
 
-def columns_of(records: Mapping[Key, Record]) -> Iterator[dict[str, Array]]:
-    """The parameters of `UPSERT_RECORDS`, but for space and generation; in parts of some MB.
+class States:
+    """What became of the records of a batch: each one after each event that touched it, in order.
 
-    In the order of keys, so that two writers of the same rows could never wait in a circle.
+    `records` are those that were there before.
     """
-    part: list[Record] = []
-    fields: list[bytes] = []
-    size = 0
-    for key in sorted(records):
-        record = records[key]
-        part.append(record)
-        fields.append(_encode(record.fields))
-        size += len(fields[-1])
-        if size > STATEMENT_BYTES or len(part) == STATEMENT_RECORDS:
-            yield _columns(part, fields)
-            part, fields, size = [], [], 0
-    if part:
-        yield _columns(part, fields)
+
+    def __init__(self, records: Mapping[Key, Record]):
+        self._by_key: dict[Key, list[Record]] = {}
+        self._existing = {key for key, record in records.items() if record.created_seq}
+        self._made: dict[Key, int] = {}  #: at which event, for the first time
+
+    def note(self, key: Key, record: Record) -> None:
+        """`record`, as the event left it that touched it last."""
+        states = self._by_key.get(key)
+        if states is None:
+            self._by_key[key] = [record]
+        else:
+            states.append(record)
+        if record.created_seq and key not in self._existing:
+            self._existing.add(key)
+            self._made[key] = record.touched_seq
+
+    def columns(self) -> Iterator[dict[str, Array]]:
+        """The parameters of `WRITE_STATES`, but for space and generation; in parts of some MB.
+
+        In the order of keys, so that two writers of the same rows could never wait in a circle.
+        """
+        rows: list[Record] = []
+        is_first: list[bool] = []
+        is_last: list[bool] = []
+        for key in sorted(self._by_key):
+            states, made = self._by_key[key], self._made.get(key)
+            rows += states
+            is_first += [state.touched_seq == made for state in states]
+            is_last += [False] * (len(states) - 1) + [True]
+        fields = [_encode(row.fields) for row in rows]
+        for part in _parts(fields):
+            yield _columns(rows[part], fields[part], is_first[part], is_last[part])
 
 
-def _columns(rows: list[Record], fields: list[bytes]) -> dict[str, Array]:
+def _parts(fields: list[bytes]) -> Iterator[slice]:
+    start = size = 0
+    for end, value in enumerate(fields, start=1):
+        size += len(value)
+        if size > STATEMENT_BYTES or end - start == STATEMENT_RECORDS or end == len(fields):
+            yield slice(start, end)
+            start, size = end, 0
+
+
+def _columns(
+    rows: list[Record], fields: list[bytes], is_first: list[bool], is_last: list[bool]
+) -> dict[str, Array]:
+    # What the merge needs of a record is kept of its last state alone.
+    kept = [row if last else None for row, last in zip(rows, is_last, strict=True)]
     return {
         "collection": text_array([r.collection for r in rows]),
         "id": text_array([r.id for r in rows]),
@@ -104,9 +156,11 @@ def _columns(rows: list[Record], fields: list[bytes]) -> dict[str, Array]:
         "seq": bigint_array([r.seq for r in rows]),
         "created_seq": bigint_array([r.created_seq for r in rows]),
         "last_modified": time_array([_ms_of(r.last_modified) for r in rows]),
-        "writes": json_array([_encode(pack_writes(r.writes)) for r in rows]),
-        "deleted": json_array([None if r.deleted is None else _encode(r.deleted) for r in rows]),
+        "writes": json_array([r and _encode(pack_writes(r.writes)) for r in kept]),
+        "deleted": json_array([r and r.deleted and _encode(r.deleted) for r in kept]),
         "touched_seq": bigint_array([r.touched_seq for r in rows]),
         "touched_by": uuid_array([r.touched_by for r in rows]),
         "touched_seq_other": bigint_array([r.touched_seq_other for r in rows]),
+        "is_first": bool_array(is_first),
+        "is_last": bool_array(is_last),
     }

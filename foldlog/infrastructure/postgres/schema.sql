@@ -93,6 +93,7 @@ CREATE TABLE projections (
     stopped_at     bigint,            -- the seq of an event that could not be processed
     stopped_why    text,
     stopped_until  timestamptz,       -- when it is tried again
+    has_history    boolean NOT NULL DEFAULT true,  -- it has the versions of all events
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
@@ -120,6 +121,27 @@ CREATE TABLE records (
 CREATE INDEX records_by_seq ON records (space, generation, seq, collection, id)
     WHERE created_seq > 0;
 
+-- Every state that each record ever had: a row for each event that touched it, also one that lost
+-- altogether. The last row up to a seq is the record as it was right after that seq.
+CREATE TABLE versions (
+    space         text    COLLATE "C" NOT NULL,
+    generation    integer NOT NULL,
+    collection    text    COLLATE "C" NOT NULL,
+    id            text    COLLATE "C" NOT NULL,
+    seq           bigint  NOT NULL,  -- of the event that touched it
+    fields        json    NOT NULL,
+    is_deleted    boolean NOT NULL,
+    state_seq     bigint  NOT NULL,  -- the `seq` of the record: of the event that moved its state
+    created_seq   bigint  NOT NULL,
+    last_modified timestamptz NOT NULL,
+    is_first      boolean NOT NULL,  -- before it there was no such record
+    PRIMARY KEY (space, generation, collection, id, seq)
+);
+
+-- In which order they came to be: what a page of an early moment is read by, without the later ones.
+CREATE INDEX versions_first ON versions (space, generation, collection, seq, id)
+    WHERE is_first;
+
 -- The conflict ledger: every value that lost, and what it lost to.
 CREATE TABLE conflicts (
     space      text    COLLATE "C" NOT NULL,
@@ -129,10 +151,13 @@ CREATE TABLE conflicts (
     collection text    COLLATE "C" NOT NULL,
     id         text    COLLATE "C" NOT NULL,
     document   json    NOT NULL,
+    field      bytea,              -- its name in UTF-8, which may hold NUL
+    lost_by    uuid,
+    won_by     uuid,
     PRIMARY KEY (space, generation, seq, number)
 );
 
-CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id);
+CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id, seq, number);
 
 -- Which id became of a device's own key. It follows from the key; this lists it.
 CREATE TABLE local_ids (
