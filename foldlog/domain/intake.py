@@ -32,6 +32,7 @@ from .errors import (
     LogChanged,
     ProjectionBehind,
 )
+from .erasure import erased_entry
 from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
 from .limits import LIMITS, Limits
 from .merge import Key, Record, RecordView, fold, view_of
@@ -85,13 +86,19 @@ def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
     }
 
 
+def keys_of(pushes: Iterable[Push]) -> set[Key]:
+    """The records that these pushes name."""
+    return {op.key for push in pushes for changeset in push.changesets for op in changeset.ops}
+
+
 class Intake:
     """One space, locked, while the pushes that arrived together are decided.
 
     `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
     counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
     of those that never were, or `None` if that cannot be told now; `marks` the log's mark at
-    each `after` that a push carries.
+    each `after` that a push carries; `erasures` the seq of the last erasure of each record that
+    the pushes name and that was erased.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class Intake:
         records: Mapping[Key, Record] | None,
         marks: Mapping[int, str],
         salt: Callable[[], bytes],
+        erasures: Mapping[Key, int] | None = None,
         limits: Limits = LIMITS,
     ):
         self.log = log
@@ -120,6 +128,7 @@ class Intake:
         self._records = None if records is None else dict(records)
         self._marks = marks
         self._salt = salt
+        self._erasures = erasures or {}
         self._limits = limits
 
     def take(self, push: Push) -> list[Answer]:
@@ -143,12 +152,13 @@ class Intake:
         for index, changeset in enumerate(push.changesets):
             first = self._event(changeset.id, new)
             if first is not None:
-                answer = _answer(first)
+                answer = _answer(first, changeset)
             else:
                 if self._records is None and (changeset.is_guarded or push.wants_records):
                     raise ProjectionBehind(head=self.head)
                 refusal = stale(changeset, push.device, records)
                 entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
+                entry = self._without_erased(entry, changeset)
                 if len(entry.state) > self._limits.event_bytes_max:
                     raise LimitExceeded(
                         "event_bytes_max", self._limits.event_bytes_max, index=index
@@ -243,6 +253,16 @@ class Intake:
         )
 
 
+    def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
+        """What has not seen a record's erasure is stored without what it says of that record."""
+        if not self._erasures:
+            return entry
+        keys = {op.key for op in changeset.ops}
+        return erased_entry(
+            entry, {key for key in keys if self._erasures.get(key, 0) > changeset.base}
+        )
+
+
 def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
     """Folds what an event does to the records that are at hand; the others are no matter here."""
     ops = [op for op in event.ops if op.key in records]
@@ -281,9 +301,12 @@ def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Reco
     return None
 
 
-def _answer(event: Event) -> Answer:
+def _answer(event: Event, changeset: Changeset) -> Answer:
     """The first answer again."""
     assert event.verdict is not UNSET
+    # An erased operation has forgotten its device's own key; who sends it again still knows it.
+    erased = {op.key for op in event.ops if op.erased is not UNSET}
+    ids = local_ids([*event.ops, *(op for op in changeset.ops if op.key in erased)])
     return Answer(
         id=event.id,
         verdict=event.verdict,
@@ -292,7 +315,7 @@ def _answer(event: Event) -> Answer:
         time=event.time,
         duplicate=True,
         refusal=event.refusal,
-        ids=local_ids(event.ops) or UNSET,
+        ids=ids or UNSET,
     )
 
 

@@ -19,14 +19,15 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from .changesets import Key as Key
 from .changesets import Operation
 from .events import Event
+from .times import parse_time
 from .values import ABSENT, is_number, same, sum_of
 
-Key = tuple[str, str]  #: (collection, id)
-
 #: Moves when the same log would fold into other records; what older code folded is then rebuilt.
-FOLD_VERSION = 1
+#: 2: `record-erased`. What 1 had folded when 2 came holds none, so a migration calls it 2.
+FOLD_VERSION = 2
 
 
 # No member of these refers back to them, so the garbage collector need not follow them: it would
@@ -197,10 +198,13 @@ def conflict_document(conflict: Conflict) -> dict[str, Any]:
 def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
     """Applies one event to `records`, and returns what lost.
 
-    `records` must hold every record of `event`'s keys that ever was touched; others are made.
+    `records` must hold every record of `event.keys` that ever was touched; others are made.
     Refused changesets, erased operations and kinds that we do not know change nothing.
     """
     if not event.is_stored_changeset:
+        erased = event.erased_key
+        if erased is not None:
+            records[erased] = _tombstone(erased, event)
         return []
     assert event.device is not UNSET
     cause = Cause(event.seq, event.device, event.base, event.time, event.received_at)
@@ -218,6 +222,20 @@ def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
 
 
 _copy = msgspec.structs.replace
+
+
+def _tombstone(key: Key, event: Event) -> Record:
+    """What is left of an erased record. Nothing of it depends on what it was: the operations that
+    made it are erased too, and the log must fold into the same without them."""
+    return Record(
+        *key,
+        deleted=Write(event.seq, None, parse_time(event.received_at)),
+        is_deleted=True,
+        seq=event.seq,
+        last_modified=event.received_at,
+        created_seq=event.seq,
+        touched_seq=event.seq,
+    )
 
 
 def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
