@@ -86,9 +86,15 @@ def keys_to_load(pushes: Iterable[Push]) -> set[Key]:
     }
 
 
-def keys_of(pushes: Iterable[Push]) -> set[Key]:
-    """The records that these pushes name."""
-    return {op.key for push in pushes for changeset in push.changesets for op in changeset.ops}
+def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
+    """The records that these pushes name in changesets which have not seen event `seq`."""
+    return {
+        op.key
+        for push in pushes
+        for changeset in push.changesets
+        if changeset.base < seq
+        for op in changeset.ops
+    }
 
 
 class Intake:

@@ -30,7 +30,7 @@ from ...domain.erasure import (
 )
 from ...domain.errors import FoldlogError, LogBehind, UnknownRecord, UnknownSpace
 from ...domain.events import LogEntry, decode_event, short_form
-from ...domain.intake import Intake, check_cursor, keys_of, keys_to_load
+from ...domain.intake import Intake, check_cursor, keys_to_load, keys_unseen
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from ...domain.ports import (
@@ -114,7 +114,9 @@ class MemoryStore(EventStore, MasterTable):
                 marks={} if push.after is None else {push.after: here.mark(push.after)},
                 salt=lambda: secrets.token_bytes(SALT_BYTES),
                 erasures={
-                    key: here.erasures[key] for key in keys_of([push]) if key in here.erasures
+                    key: here.erasures[key]
+                    for key in keys_unseen([push], here.head)
+                    if key in here.erasures
                 },
                 limits=self._limits,
             )
