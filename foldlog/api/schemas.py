@@ -156,6 +156,9 @@ class EventSchema(Answer):
         metadata=about("Of a changeset; not of the puller's own, unless `own` is `full`."),
     )
     ids = _local_ids()
+    erased = fields.List(
+        Whole(), metadata=about("Instead of `ops`: which of them are erased, counted from 0.")
+    )
     body = fields.Raw(metadata=about("Of every other kind."))
 
 
@@ -254,6 +257,9 @@ class SnapshotRecordSchema(RecordSchema):
         required=True,
         allow_none=True,
         metadata=about("Its last delete, kept for ever: `[seq, device, time, other]`."),
+    )
+    erased = Whole(
+        1, metadata=about("By which event it was erased last: forget your copies of before.")
     )
 
 

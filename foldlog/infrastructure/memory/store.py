@@ -290,7 +290,7 @@ class MemoryStore(EventStore, MasterTable):
         lines: list[bytes] = []
         size = 0
         for key in keys[:limit]:
-            line = msgspec.json.encode(snapshot_view(here.records[key]))
+            line = msgspec.json.encode(snapshot_view(here.records[key], here.erasures.get(key)))
             size += len(line)
             if lines and size > self._limits.page_bytes_max:
                 break
