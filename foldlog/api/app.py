@@ -9,6 +9,7 @@ from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
 from ..domain.ports import EventStore, Gauge, MasterTable
+from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
 from .meta import meta_blueprint
@@ -36,6 +37,7 @@ def create_app(
     ready: Callable[[], dict[str, str]],
     gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
+    admin_token: str | None = None,
 ) -> Flask:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
@@ -51,5 +53,6 @@ def create_app(
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
+    app.register_blueprint(erasure_blueprint(store, limits, admin_token))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

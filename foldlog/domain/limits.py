@@ -47,6 +47,8 @@ class Limits(msgspec.Struct, frozen=True):
     stream_seconds_max: int = 600
     #: a guard is decided on the master table and the events after it, of which there may be no more
     guard_tail_events_max: int = 20_000
+    #: of one call; `foldlog erase` knows no such limit
+    erase_records_max: int = 100
 
 
 LIMITS = Limits()
