@@ -12,6 +12,8 @@ Where the text can be read in two ways, this is how it is read here:
 * `created_seq` is the seq at which the record was made, and moves when it is made anew.
 * A delete of a record that never was leaves no tombstone, but it has touched it.
 * A delete forgets the writes of the fields.
+* `record-erased` makes a tombstone of which nothing depends on what the record was: as if it had been
+  made, deleted and touched by that event alone, of no device.
 * An unset field is one with a write and without a value; an unset that loses is in the ledger too,
   without a value.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 Key = tuple[str, str]
@@ -31,7 +34,7 @@ class Stamp(NamedTuple):
     """One operation's part in a write."""
 
     seq: int
-    device: str
+    device: str | None  #: none: an erasure
     time: int
 
 
@@ -110,11 +113,28 @@ class Oracle:
                 for op in event["ops"]:
                     if "erased" not in op:
                         self._operation(event, op)
+            if event["kind"] == "record-erased":
+                self._erase(event)
         return self
 
     def views(self) -> dict[Key, dict[str, Any]]:
         """The records as apps read them, tombstones too."""
         return {key: row.view(key) for key, row in sorted(self.rows.items()) if row.made_at}
+
+    def _erase(self, event: dict[str, Any]) -> None:
+        """Nothing of the record is left but that it was erased, then."""
+        key = event["body"]["collection"], event["body"]["id"]
+        at = datetime.fromisoformat(event["received_at"])
+        stamp = Stamp(event["seq"], None, round(at.timestamp() * 1000))
+        self.rows[key] = Row(
+            last_delete=[stamp],
+            made_at=event["seq"],
+            is_deleted=True,
+            moved_at=event["seq"],
+            moved_when=event["received_at"],
+            touches=[stamp],
+        )
+        self.ledger = [c for c in self.ledger if (c["collection"], c["id"]) != key]
 
     def _operation(self, event: dict[str, Any], op: dict[str, Any]) -> None:
         row = self.rows.setdefault((op["collection"], op["id"]), Row())

@@ -10,6 +10,7 @@ from werkzeug.routing import BaseConverter
 from ..domain.limits import LIMITS, Limits
 from ..domain.ports import EventStore, Gauge, MasterTable
 from .collections import collections_blueprint
+from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
 from .meta import meta_blueprint
@@ -54,5 +55,6 @@ def create_app(
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(collections_blueprint(store, limits, admin_token))
+    app.register_blueprint(erasure_blueprint(store, limits, admin_token))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

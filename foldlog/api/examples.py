@@ -124,3 +124,13 @@ DEFINED = {
     "check": {"checked": 1, "violating": 0, "first": [], "is_complete": True},
 }
 LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}
+
+ERASE = {
+    "records": [{"collection": "tasks", "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f"}],
+    "reason": "request 2026-117",
+    "by": "data protection officer",
+}
+ERASURE_ANSWER: dict[str, Any] = {
+    "dry_run": False,
+    "records": [{**ERASE["records"][0], "events": 1, "seq": 43}],  # type: ignore[dict-item]
+}

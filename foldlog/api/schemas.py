@@ -156,6 +156,9 @@ class EventSchema(Answer):
         metadata=about("Of a changeset; not of the puller's own, unless `own` is `full`."),
     )
     ids = _local_ids()
+    erased = fields.List(
+        Whole(), metadata=about("Instead of `ops`: which of them are erased, counted from 0.")
+    )
     body = fields.Raw(metadata=about("Of every other kind."))
 
 
@@ -255,6 +258,9 @@ class SnapshotRecordSchema(RecordSchema):
         allow_none=True,
         metadata=about("Its last delete, kept for ever: `[seq, device, time, other]`."),
     )
+    erased = Whole(
+        1, metadata=about("By which event it was erased last: forget your copies of before.")
+    )
 
 
 class SnapshotPageEndSchema(Answer):
@@ -353,6 +359,22 @@ class OutcomeSchema(Answer):
         allow_none=True,
         metadata=about("null: what fitted the version before fits, so nobody looked."),
     )
+
+
+class ErasedRecordSchema(Answer):
+    """A record, and how many events hold values of it, or held: those were erased just now."""
+
+    collection = fields.String(required=True)
+    id = fields.String(required=True)
+    events = Whole(required=True, metadata=about("0: it was erased before."))
+    seq = Whole(1, metadata=about("The event that says so; not there with `dry_run`."))
+
+
+class ErasureAnswerSchema(Answer):
+    """What was erased, or with `dry_run` would be."""
+
+    dry_run = fields.Boolean(required=True)
+    records = fields.List(fields.Nested(ErasedRecordSchema), required=True)
 
 
 class HealthSchema(Answer):
@@ -474,3 +496,46 @@ def sync_body(limits: Limits) -> Schema:
         changesets = ChangesetsField(fields.Nested(ChangesetSchema), limits, load_default=list)
 
     return SyncBody()
+
+
+def erase_body(limits: Limits) -> Schema:
+    class NamedRecord(Schema):
+        """One record."""
+
+        class Meta:
+            unknown = RAISE
+
+        collection = collection_name(required=True)
+        id = record_id(required=True)
+
+    class EraseBody(Schema):
+        """Either `records`, or `collection` and `where`, or all three."""
+
+        class Meta:
+            unknown = RAISE
+
+        error_messages = {"unknown": "there is no such member"}
+
+        records = fields.List(
+            fields.Nested(NamedRecord),
+            validate=Length(1, limits.erase_records_max),
+            load_default=list,
+        )
+        collection = collection_name(metadata=about("Whose records `where` asks for."))
+        where = _values(
+            "Fields and their values: records of which the log ever said all of these at once.",
+            validate=Length(1, limits.fields_per_operation_max),
+            load_default=dict,
+        )
+        reason = fields.String(
+            required=True, metadata=about("Why. It stays in the log for ever: name no person.")
+        )
+        by = fields.String(metadata=about("Who decided it. It stays as well."))
+        dry_run = fields.Boolean(
+            truthy={True},
+            falsy={False},
+            load_default=False,
+            metadata=about("Only tell what would be erased."),
+        )
+
+    return EraseBody()

@@ -75,6 +75,7 @@ class Database:
             _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
         except sqlite3.DatabaseError as exc:
             raise WrongReplica(f"cannot open {self.path}: {exc}") from exc
         with self._opening:
@@ -97,6 +98,18 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+    def scrub(self) -> bool:
+        """Empties the write-ahead log, which holds pages as they were. `False`: somebody reads."""
+        connection = self.connection
+        connection.execute("PRAGMA busy_timeout = 0")  # whoever reads is not waited for
+        try:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:  # somebody else does the same
+            return False
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
+        return not busy
 
     def close(self) -> None:
         with self._opening:

@@ -13,6 +13,7 @@ from ..domain.events import Event
 from ..domain.merge import Key
 from ..domain.times import format_time
 from .database import Database, Meta
+from .forgetting import to_send
 
 #: waiting: to be sent. stored: acknowledged, and on its way back. refused: a guard did not hold.
 #: rejected: the server cannot read it, or it is over a limit. The last two wait for the app.
@@ -43,7 +44,7 @@ class Queued(msgspec.Struct):
             "id": self.id,
             "base": self.base,
             "made_at": format_time(self.made_at),
-            "ops": self.ops,
+            "ops": [to_send(op) for op in self.ops],
         }
         if self.counter is not None:
             changeset["counter"] = self.counter

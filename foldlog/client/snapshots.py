@@ -13,9 +13,16 @@ from contextlib import closing
 from typing import Any
 
 from ..domain.merge import Key, Record
-from ..domain.snapshot import SnapshotHeader, SnapshotPageEnd, snapshot_header, snapshot_line
+from ..domain.snapshot import (
+    SnapshotHeader,
+    SnapshotPageEnd,
+    snapshot_erasure,
+    snapshot_header,
+    snapshot_line,
+)
 from .database import Database, Meta
 from .errors import Unreachable
+from .forgetting import Forgetting
 from .queue import Queue
 from .server import Server
 from .view import View
@@ -35,6 +42,7 @@ class SnapshotLoader:
         queue: Queue,
         view: View,
         server: Server,
+        forgetting: Forgetting,
         report: Callable[[int, int], None],
     ):
         self._database = database
@@ -42,6 +50,7 @@ class SnapshotLoader:
         self._queue = queue
         self._view = view
         self._server = server
+        self._forgetting = forgetting
         self._report = report
 
     @property
@@ -76,9 +85,12 @@ class SnapshotLoader:
                 state |= {"seq": header.seq, "mark": header.mark, "log": header.log}
             total = state["done"] + header.records
             page: list[Record] = []
-            for line in map(snapshot_line, lines):
+            for raw in lines:
+                line = snapshot_line(raw)
                 if isinstance(line, Record):
                     page.append(line)
+                    if erased_seq := snapshot_erasure(raw):
+                        self._forgetting.forget((line.collection, line.id), erased_seq)
                     continue
                 state["done"] += len(page)
                 if line.at > state["seq"]:

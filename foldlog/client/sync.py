@@ -20,6 +20,7 @@ from ..domain.merge import Conflict, Key, conflict_document, fold
 from ..domain.times import format_time, parse_time
 from .database import Database, Meta
 from .errors import ServerProblem
+from .forgetting import Forgetting, without_values
 from .queue import Queue, Queued, Sent
 from .server import Server
 from .snapshots import OtherHistory, SnapshotLoader
@@ -87,13 +88,22 @@ class Synchroniser:
         self._server = server
         self._now_ms = now_ms
         self._new_id = new_id
-        self._snapshots = SnapshotLoader(database, meta, queue, view, server, report)
+        self._forgetting = Forgetting(database, meta)
+        self._snapshots = SnapshotLoader(
+            database, meta, queue, view, server, self._forgetting, report
+        )
         self._push_max = PUSH_MAX
         self._may_load_snapshot = True
         self.outcome = Outcome()  #: of `run`, also of what was done before it raised
 
     def run(self) -> Outcome:
         """Pushes and pulls until nothing is left. Raises `ServerProblem` or `Unreachable`."""
+        try:
+            return self._run()
+        finally:
+            self._forgetting.scrub()
+
+    def _run(self) -> Outcome:
         outcome = self.outcome
         self._may_load_snapshot = True
         heals = 0
@@ -124,6 +134,7 @@ class Synchroniser:
             if fit is Fit.APPLIED:
                 answer = {**page.answer, "verdicts": []}
                 self._apply(answer, page.after, page.device, self._now_ms(), self.outcome)
+                self._forgetting.scrub()
         except (_Restored, OtherHistory, msgspec.ValidationError):
             return Fit.ODD
         return fit
@@ -285,13 +296,19 @@ class Synchroniser:
         """Folds a page into the confirmed records; own changesets leave the queue."""
         touched: set[Key] = set()
         for event in events:
+            if event.erased_key is not None:
+                # Before anything is folded: what it takes away need not be made first.
+                self._forgetting.forget(event.erased_key, event.seq)
+        for event in events:
             if event.kind == "changeset":
                 touched |= self._meet_own(event, device, outcome)
-        keys = {op.key for event in events if event.is_stored_changeset for op in event.ops}
+        keys = {key for event in events for key in event.keys}
         records, as_of = self._view.confirmed(keys)
         for event in events:
             # A snapshot's records may be ahead of the cursor: those events are in them already.
             event.ops = [op for op in event.ops if event.seq > as_of.get(op.key, 0)]
+            if event.erased_key is not None and event.seq <= as_of.get(event.erased_key, 0):
+                continue
             for conflict in fold(records, event):
                 self._keep_conflict(conflict, outcome)
         self._view.confirm(records.values())
@@ -310,8 +327,13 @@ class Synchroniser:
             if ops is None and event.verdict == "stored":
                 raise _Restored
             event.ops = ops or []
+            for number in event.erased or ():
+                if number < len(event.ops):
+                    event.ops[number] = without_values(event.ops[number])
         if queued is None:
             return set()
+        erased = {op.key for op in event.ops if op.erased is not UNSET}
+        queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
         if event.verdict == "stored":
             self._leave(queued, event.seq)
         elif queued.state == "waiting":
@@ -377,6 +399,8 @@ class Synchroniser:
         batch = self._queue.select("waiting", limit=self._push_max)
         if index >= len(batch):
             return False
+        if exc.problem == "id-reused" and any(op.erased is not UNSET for op in batch[index].ops):
+            return self._drop_known(batch, index)
         why = {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
         with self._database.transaction():
             first = batch[0].counter or 1
@@ -384,6 +408,13 @@ class Synchroniser:
             self._queue.renumber(first)
             outcome.refused.append(batch[index].id)
             outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
+        return True
+
+    def _drop_known(self, batch: list[Queued], index: int) -> bool:
+        """The server has it with the values that we have erased, so it has lost the erasure."""
+        with self._database.transaction():
+            self._queue.remove(batch[index].id)
+            self._queue.renumber(batch[0].counter or 1)
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:

@@ -21,6 +21,8 @@ from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .times import Moment, to_ms
 from .values import check_value, is_number, same
 
+Key = tuple[str, str]  #: (collection, id)
+
 #: {collection: {local id: id}}. A device's own keys are unique in a collection, not beyond it.
 LocalIds = dict[str, dict[str, str]]
 
@@ -46,7 +48,7 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
     erased: str | UnsetType = UNSET
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """(collection, id): the record that this operation edits, once `id` is resolved."""
         assert self.id is not UNSET
         return self.collection, self.id

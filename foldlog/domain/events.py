@@ -7,7 +7,7 @@ golden event of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from . import proofs
-from .changesets import LocalIds, Operation, local_ids
+from .changesets import Key, LocalIds, Operation, local_ids
 from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
 
 Verdict = Literal["stored", "refused"]
+
+RECORD_ERASED = "record-erased"
 
 
 class Refusal(msgspec.Struct):
@@ -51,10 +53,29 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     body: Any = UNSET
     #: only in the short form in which a device receives its own changesets
     ids: LocalIds | UnsetType = UNSET
+    #: there as well: which of the operations, counted from 0, are erased
+    erased: list[int] | UnsetType = UNSET
 
     @property
     def is_stored_changeset(self) -> bool:
         return self.kind == "changeset" and self.verdict == "stored"
+
+    @property
+    def erased_key(self) -> Key | None:
+        """The record that this event erases, if it does."""
+        if self.kind != RECORD_ERASED:
+            return None
+        return self.body["collection"], self.body["id"]
+
+    @property
+    def keys(self) -> Collection[Key]:
+        """The records that this event may change, each once, in order; `fold` makes each anew."""
+        if self.is_stored_changeset:
+            if len(self.ops) == 1 and self.ops[0].erased is UNSET:  # as of most events
+                return (self.ops[0].key,)
+            return dict.fromkeys(op.key for op in self.ops if op.erased is UNSET)
+        key = self.erased_key
+        return () if key is None else (key,)
 
     @property
     def made_at_ms(self) -> int:
@@ -94,12 +115,14 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def mark(self) -> str:
-        return _mark_of(self.state, self.ops_hash)
+        return _mark_of(proofs.header_of(self.state), self.ops_hash)
 
 
-@lru_cache(maxsize=1_024)  # the last event of a group is asked again and again
-def _mark_of(state: bytes, ops_hash: bytes) -> str:
-    return proofs.mark_of(proofs.header_of(state), ops_hash)
+# The last event of a group is asked again and again. By its header: what is kept here outlives
+# the event, and must hold no values that may be erased.
+@lru_cache(maxsize=1_024)
+def _mark_of(header: bytes, ops_hash: bytes) -> str:
+    return proofs.mark_of(header, ops_hash)
 
 
 _encode = msgspec.json.encode
@@ -196,6 +219,13 @@ class _RawOps(msgspec.Struct):
 _decode_raw_ops = msgspec.json.Decoder(_RawOps).decode
 
 
+def raw_ops(state: bytes) -> list[bytes]:
+    """The exact bytes of each operation of a stored changeset."""
+    raw = _decode_raw_ops(state).ops
+    assert raw is not UNSET
+    return [bytes(op) for op in raw]
+
+
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """The log's entry of an event that was exported: the same bytes, and what follows from them.
 
@@ -206,8 +236,8 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ValueError(f"not an event: {exc}") from exc
     committed = [raw.body] if raw.ops is UNSET else raw.ops
-    if len(salt) != proofs.SALT_BYTES or committed == [UNSET]:
-        raise ValueError("an event has ops or a body, and a salt of 32 bytes")
+    if committed == [UNSET]:
+        raise ValueError("an event has ops or a body")
     joined = b",".join(bytes(part) for part in committed)  # type: ignore[arg-type]
     end = b',"body":%b}' % joined if raw.ops is UNSET else b',"ops":[%b]}' % joined
     if state != proofs.header_of(state) + end:
@@ -218,6 +248,12 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
         # Not all that a push is checked for: limits may have been others when it was stored.
         if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
             raise ValueError("an operation names a record by its collection and id")
+    if raw.ops is not UNSET:
+        are_erased = [own is None for own in proofs.salts_of(salt, len(raw.ops))]
+        if are_erased != [op.erased is not UNSET for op in event.ops]:
+            raise ValueError("an erased operation has no salt, and every other one has")
+    elif len(salt) != proofs.SALT_BYTES:
+        raise ValueError("a body has a salt of 32 bytes")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,
@@ -234,10 +270,15 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 def short_form(state: bytes) -> bytes:
     """A device's own changeset as it comes back to it: whole but for `ops`, with its `ids`.
 
-    The device has the operations; a few bytes are enough to acknowledge them.
+    The device has the operations; a few bytes are enough to acknowledge them. Which of them are
+    erased it may not know yet.
     """
     header = proofs.header_of(state)
-    if b'"local_id":' not in state:
+    if b'"local_id":' not in state and b'"erased":' not in state:
         return header + b"}"
-    ids = local_ids(_decode(state).ops)
-    return b'%b,"ids":%b}' % (header, _encode(ids)) if ids else header + b"}"
+    ops = _decode(state).ops
+    ids, erased = local_ids(ops), [n for n, op in enumerate(ops) if op.erased is not UNSET]
+    told = b',"ids":%b' % _encode(ids) if ids else b""
+    if erased:
+        told += b',"erased":%b' % _encode(erased)
+    return header + told + b"}"

@@ -24,6 +24,7 @@ from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
 from .collections import Schemas, needs_records, violated
+from .erasure import erased_entry
 from .errors import (
     CounterGap,
     DeviceForked,
@@ -92,13 +93,25 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas = NO_SCHEMAS) -> set[K
     }
 
 
+def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
+    """The records that these pushes name in changesets which have not seen event `seq`."""
+    return {
+        op.key
+        for push in pushes
+        for changeset in push.changesets
+        if changeset.base < seq
+        for op in changeset.ops
+    }
+
+
 class Intake:
     """One space, locked, while the pushes that arrived together are decided.
 
     `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
     counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
     of those that never were, or `None` if that cannot be told now; `marks` the log's mark at
-    each `after` that a push carries; `schemas` are those of the space's defined collections.
+    each `after` that a push carries; `schemas` are those of the space's defined collections;
+    `erasures` the seq of the last erasure of each record that the pushes name and that was erased.
     """
 
     def __init__(
@@ -112,6 +125,7 @@ class Intake:
         records: Mapping[Key, Record] | None,
         marks: Mapping[int, str],
         salt: Callable[[], bytes],
+        erasures: Mapping[Key, int] | None = None,
         limits: Limits = LIMITS,
         schemas: Schemas = NO_SCHEMAS,
     ):
@@ -128,6 +142,7 @@ class Intake:
         self._records = None if records is None else dict(records)
         self._marks = marks
         self._salt = salt
+        self._erasures = erasures or {}
         self._limits = limits
         self._schemas = schemas
 
@@ -152,7 +167,7 @@ class Intake:
         for index, changeset in enumerate(push.changesets):
             first = self._event(changeset.id, new)
             if first is not None:
-                answer = _answer(first)
+                answer = _answer(first, changeset)
             else:
                 is_judged = bool(self._schemas) and needs_records(changeset.ops, self._schemas)
                 if self._records is None and (
@@ -163,6 +178,7 @@ class Intake:
                 if is_judged and refusal is UNSET:
                     refusal = self._violated(push, changeset, self.head + len(entries) + 1, records)
                 entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
+                entry = self._without_erased(entry, changeset)
                 if len(entry.state) > self._limits.event_bytes_max:
                     raise LimitExceeded(
                         "event_bytes_max", self._limits.event_bytes_max, index=index
@@ -272,6 +288,15 @@ class Intake:
             salt=self._salt(),
         )
 
+    def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
+        """What has not seen a record's erasure is stored without what it says of that record."""
+        if not self._erasures:
+            return entry
+        keys = {op.key for op in changeset.ops}
+        return erased_entry(
+            entry, {key for key in keys if self._erasures.get(key, 0) > changeset.base}
+        )
+
 
 def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
     """Folds what an event does to the records that are at hand; the others are no matter here."""
@@ -311,9 +336,12 @@ def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Reco
     return None
 
 
-def _answer(event: Event) -> Answer:
+def _answer(event: Event, changeset: Changeset) -> Answer:
     """The first answer again."""
     assert event.verdict is not UNSET
+    # An erased operation has forgotten its device's own key; who sends it again still knows it.
+    erased = {op.key for op in event.ops if op.erased is not UNSET}
+    ids = local_ids([*event.ops, *(op for op in changeset.ops if op.key in erased)])
     return Answer(
         id=event.id,
         verdict=event.verdict,
@@ -322,7 +350,7 @@ def _answer(event: Event) -> Answer:
         time=event.time,
         duplicate=True,
         refusal=event.refusal,
-        ids=local_ids(event.ops) or UNSET,
+        ids=ids or UNSET,
     )
 
 

@@ -54,6 +54,8 @@ class Limits(msgspec.Struct, frozen=True):
     collections_per_space_max: int = 200
     #: how long a definition by HTTP looks through the records that are stored, in seconds
     schema_check_seconds_max: int = 20
+    #: of one call; `foldlog erase` knows no such limit
+    erase_records_max: int = 100
 
 
 LIMITS = Limits()

@@ -12,21 +12,21 @@ to, so that nothing a user typed disappears without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
+from .changesets import Key as Key
 from .changesets import Operation
 from .events import Event
+from .times import parse_time
 from .values import ABSENT, is_number, same, sum_of
 
-Key = tuple[str, str]  #: (collection, id)
-
 #: Moves when the same log would fold into other records, or into more than records; what older
-#: code folded is then rebuilt. 2: every version of a record is kept.
+#: code folded is then rebuilt. 2: every version of a record is kept; and `record-erased`.
 FOLD_VERSION = 2
 
 
@@ -198,10 +198,13 @@ def conflict_document(conflict: Conflict) -> dict[str, Any]:
 def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
     """Applies one event to `records`, and returns what lost.
 
-    `records` must hold every record of `event`'s keys that ever was touched; others are made.
+    `records` must hold every record of `event.keys` that ever was touched; others are made.
     Refused changesets, erased operations and kinds that we do not know change nothing.
     """
     if not event.is_stored_changeset:
+        erased = event.erased_key
+        if erased is not None:
+            records[erased] = _tombstone(erased, event)
         return []
     assert event.device is not UNSET
     cause = Cause(event.seq, event.device, event.base, event.time, event.received_at)
@@ -218,16 +221,21 @@ def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
     return conflicts
 
 
-def touched_by(event: Event) -> Collection[Key]:
-    """The records that an event names, each once, in order; `fold` makes another one of each."""
-    if not event.is_stored_changeset:
-        return ()
-    if len(event.ops) == 1 and event.ops[0].erased is UNSET:  # as of most events
-        return (event.ops[0].key,)
-    return dict.fromkeys(op.key for op in event.ops if op.erased is UNSET)
-
-
 _copy = msgspec.structs.replace
+
+
+def _tombstone(key: Key, event: Event) -> Record:
+    """What is left of an erased record. Nothing of it depends on what it was: the operations that
+    made it are erased too, and the log must fold into the same without them."""
+    return Record(
+        *key,
+        deleted=Write(event.seq, None, parse_time(event.received_at)),
+        is_deleted=True,
+        seq=event.seq,
+        last_modified=event.received_at,
+        created_seq=event.seq,
+        touched_seq=event.seq,
+    )
 
 
 def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:

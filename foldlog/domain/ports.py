@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ import msgspec
 
 from .changesets import LocalIds, Push
 from .collections import Definition, Outcome, Version, Wanted
+from .erasure import Erasable, Erased
+from .erasure import Wanted as WantedErased
 from .errors import InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .intake import Answer
@@ -23,6 +25,7 @@ from .merge import Key
 from .snapshot import SnapshotHeader
 
 SpaceId = str
+Progress = Callable[[int, int], None]  #: told how far it has come, and of how much
 
 
 def encode_cursor(*parts: str | int) -> str:
@@ -238,6 +241,32 @@ class EventStore(ABC):
         tell that all of it fits; `report` is told how many records that were. Raises
         `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
         `ProjectionBehind`, `StorageUnavailable`, `OutcomeUnknown`.
+        """
+
+    @abstractmethod
+    def find_erasable(
+        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+    ) -> list[Erasable]:
+        """The records that are asked for. Goes over the whole log, and reports seqs.
+
+        Raises `UnknownSpace`, `InvalidRequest`, and `UnknownRecord` for a key of no event.
+        """
+
+    @abstractmethod
+    def erase(
+        self,
+        space: SpaceId,
+        keys: Collection[Key],
+        *,
+        reason: str,
+        by: str | None = None,
+        report: Progress = lambda done, of: None,
+    ) -> list[Erased]:
+        """Erases records: their values leave the log and all that is made of it (domain/erasure).
+
+        Each one wholly or not at all. What is erased already is answered as done. Goes over the
+        whole log, reporting seqs. Raises as `find_erasable`, then nothing is erased;
+        `StorageUnavailable` or `OutcomeUnknown`: erase again, which goes on.
         """
 
 

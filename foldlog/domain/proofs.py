@@ -12,11 +12,21 @@ import re
 from collections.abc import Iterable
 
 SALT_BYTES = 32
+#: What stands in the salt's place once an operation was erased: this byte, then the salt of each
+#: operation by itself, zeros for an erased one. So it is never as long as a salt.
+SALTS_TAG = b"\x01"
+NO_SALT = bytes(SALT_BYTES)
 MARK_LENGTH = 16  #: hex digits of a leaf hash that a cursor carries
 #: An entry bundle of C2SP tlog-tiles counts an entry's bytes with 16 bits.
 LEAF_BYTES_MAX = 65_535
 
 _LAST_KEY = re.compile(rb',"(?:ops|body)":')
+_ERASED = re.compile(rb',"erased":"([0-9a-f]{64})"\}\Z')
+
+
+def derived_salt(salt: bytes, index: int) -> bytes:
+    """The salt of one operation of an event, counted from 0."""
+    return hmac.digest(salt, index.to_bytes(4, "big"), "sha256")
 
 
 def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
@@ -25,15 +35,55 @@ def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
     Each operation has a salt of its own, derived from the event's, so that one can be erased and
     the others still be opened.
     """
-    own_salt = hmac.digest(salt, index.to_bytes(4, "big"), "sha256")
-    return hmac.digest(own_salt, operation, "sha256")
+    return hmac.digest(derived_salt(salt, index), operation, "sha256")
+
+
+def erased_form(operation: bytes, commitment: bytes) -> bytes:
+    """What is left of an operation, given without its values: `{"op", "collection", "id"}`."""
+    assert operation.endswith(b'"}')
+    return b'%b,"erased":"%b"}' % (operation[:-1], commitment.hex().encode())
+
+
+def salts_of(salt: bytes, count: int) -> list[bytes | None]:
+    """The salt of each operation of an event; `None` for one that was erased.
+
+    Raises `ValueError` if these are no salts of so many operations.
+    """
+    if len(salt) == SALT_BYTES:
+        return [derived_salt(salt, index) for index in range(count)]
+    if not salt.startswith(SALTS_TAG) or len(salt) != len(SALTS_TAG) + count * SALT_BYTES:
+        raise ValueError("neither an event's salt nor those of its operations")
+    starts = range(len(SALTS_TAG), len(salt), SALT_BYTES)
+    parts = (salt[start : start + SALT_BYTES] for start in starts)
+    return [None if part == NO_SALT else part for part in parts]
+
+
+def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
+    """The commitments of an event's operations (or its body), erased ones too, in order.
+
+    The one place that knows how they come from what is stored. An erased operation states its
+    own; whether that is the one that was made, only the leaf can tell. Raises `ValueError` if the
+    salts and the operations do not belong together.
+    """
+    if len(salt) == SALT_BYTES:
+        return [commitment(salt, index, op) for index, op in enumerate(operations)]
+    operations = list(operations)
+    return [
+        _stated(operation) if own is None else hmac.digest(own, operation, "sha256")
+        for own, operation in zip(salts_of(salt, len(operations)), operations, strict=True)
+    ]
+
+
+def _stated(operation: bytes) -> bytes:
+    found = _ERASED.search(operation)
+    if found is None:
+        raise ValueError("an operation without a salt is an erased one, and states its commitment")
+    return bytes.fromhex(found[1].decode())
 
 
 def ops_hash(salt: bytes, operations: Iterable[bytes]) -> bytes:
     """SHA-256 over the commitments of an event's operations, in order."""
-    assert len(salt) == SALT_BYTES
-    joined = b"".join(commitment(salt, i, op) for i, op in enumerate(operations))
-    return hashlib.sha256(joined).digest()
+    return hashlib.sha256(b"".join(commitments(salt, operations))).digest()
 
 
 def header_of(state: bytes) -> bytes:

@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_writes, view_of
 
@@ -57,6 +58,8 @@ class SnapshotRecord(RecordView):
 
     writes: PackedWrites | msgspec.Raw
     deleted: Write | msgspec.Raw | None
+    #: by which event it was erased last: who starts here does not pull that one
+    erased: int | UnsetType = UNSET
 
 
 class _Line(msgspec.Struct):
@@ -71,6 +74,7 @@ class _Line(msgspec.Struct):
     created_seq: int = 0
     writes: PackedWrites = []
     deleted: Write | None = None
+    erased: int = 0
     at: int | None = None
     mark: str = ""
     cursor: str | None = None
@@ -80,9 +84,14 @@ _decode_header = msgspec.json.Decoder(SnapshotHeader).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-def snapshot_view(record: Record) -> SnapshotRecord:
+def snapshot_view(record: Record, erased_seq: int | None = None) -> SnapshotRecord:
     view = msgspec.structs.asdict(view_of(record))
-    return SnapshotRecord(**view, writes=pack_writes(record.writes), deleted=record.deleted)
+    return SnapshotRecord(
+        **view,
+        writes=pack_writes(record.writes),
+        deleted=record.deleted,
+        erased=erased_seq or UNSET,
+    )
 
 
 def snapshot_header(line: bytes) -> SnapshotHeader:
@@ -97,6 +106,11 @@ def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
     """
     read = _decode_line(line)
     return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.mark, read.cursor)
+
+
+def snapshot_erasure(line: bytes) -> int:
+    """The seq by which the record of a line was erased last; 0: never."""
+    return _decode_line(line).erased if b'"erased":' in line else 0
 
 
 def _record_of(line: _Line) -> Record:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
-from ..domain.events import LogEntry, short_form
+from ..domain.events import RECORD_ERASED, LogEntry, short_form
 from ..domain.limits import LIMITS, Limits
 from ..domain.ports import Range, RangeQuery, SpaceId
 
@@ -58,6 +58,11 @@ class _Tail:
 
     def add(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
+            if entry.kind == RECORD_ERASED and self.entries:
+                # What came before it may hold values that are erased now.
+                self.mark_before = self.entries[-1].mark
+                self.entries.clear()
+                self.size = TAIL_BYTES
             self.entries.append(entry)
             self.size += len(entry.state) + ENTRY_BYTES
         self.head, self.mark = entries[-1].seq, entries[-1].mark

@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "status",
     "replay": "replay",
     "rebuild": "rebuild",
+    "erase": "erase",
     "export": "transfer",
     "import": "transfer",
     "collections": "collections",

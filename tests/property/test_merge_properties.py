@@ -62,16 +62,19 @@ STAMPS = [
     for time in range(5)
     for kind in ["stored"] * 8 + ["refused", "stranger"]
 ]
+WITH_ERASURES = STAMPS + [(A, 0, "erasure")] * (len(STAMPS) // 8)
 
 
 @st.composite
-def histories(draw: st.DrawFn, ops: st.SearchStrategy[Any] | None = None) -> list[Json]:
+def histories(
+    draw: st.DrawFn, ops: st.SearchStrategy[Any] | None = None, *, erasures: bool = False
+) -> list[Json]:
     """A log of a few devices. Bases are anything that a device may claim, times are skewed."""
     if ops is None:
         ops = st.sampled_from(OPERATIONS).map(dict)
     shapes = st.lists(
         st.tuples(
-            st.sampled_from(STAMPS),
+            st.sampled_from(WITH_ERASURES if erasures else STAMPS),
             st.integers(0, EVENTS_MAX - 1),
             st.lists(ops, min_size=1, max_size=3),
         ),
@@ -96,8 +99,26 @@ def histories(draw: st.DrawFn, ops: st.SearchStrategy[Any] | None = None) -> lis
         if kind == "stranger":
             event = {k: event[k] for k in ("seq", "id", "received_at")}
             event |= {"kind": "not-invented-yet", "body": {"ops": []}}
+        if kind == "erasure":
+            erased = {name: changes[0][name] for name in ("collection", "id")}
+            event = {k: event[k] for k in ("seq", "id", "received_at")}
+            event |= {"kind": "record-erased", "body": erased}
+            _erase_unseen(events, erased, seq)
         events.append(event)
+    for event in events:
+        if event["kind"] == "record-erased":
+            _erase_unseen(events[event["seq"] :], event["body"], event["seq"])
     return events
+
+
+def _erase_unseen(events: list[Json], record: Json, seq: int) -> None:
+    """The operations on an erased record are erased, before it and where they have not seen it."""
+    for event in events:
+        if event["seq"] < seq or event.get("base", seq) < seq:
+            event["ops"] = [
+                {**record, "op": op["op"], "erased": "00"} if record.items() <= op.items() else op
+                for op in event.get("ops", [])
+            ]
 
 
 def read(event: Json) -> Event:
@@ -128,7 +149,7 @@ def texts(documents: dict[Key, Json]) -> dict[Key, str]:
 
 
 @thorough
-@given(histories())
+@given(histories(erasures=True))
 def test_the_fold_does_what_the_design_says(history):
     """
     Records, ledger and the writes that decide later merges are those of the oracle, which was
@@ -154,7 +175,7 @@ def test_the_fold_does_what_the_design_says(history):
 
 
 @quick
-@given(histories())
+@given(histories(erasures=True))
 def test_the_guard_knows_who_else_touched_a_record(history):
     """
     What `unchanged` asks for: the last operation of any other device, the losers too.
@@ -166,7 +187,7 @@ def test_the_guard_knows_who_else_touched_a_record(history):
 
 
 @quick
-@given(histories(), st.data())
+@given(histories(erasures=True), st.data())
 def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
     """
     The same bytes come out of one fold, and of any split with the records put away as JSON and
@@ -180,7 +201,7 @@ def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
     while rest:
         size = data.draw(st.integers(1, len(rest)))
         batch, rest = [read(event) for event in rest[:size]], rest[size:]
-        wanted = {op.key for event in batch for op in event.ops} & table.keys()
+        wanted = {key for event in batch for key in event.keys} & table.keys()
         loaded = {key: msgspec.json.decode(table[key], type=Record) for key in wanted}
         for record in loaded.values():
             record.writes = unpack_writes(pack_writes(record.writes))
@@ -201,7 +222,7 @@ def parsed(record: bytes) -> list[Any]:
 
 
 @quick
-@given(histories())
+@given(histories(erasures=True))
 def test_the_fold_is_deterministic_and_changes_nothing_that_it_was_handed(history):
     """
     Whoever holds an earlier record, or an event, still holds the same afterwards.
@@ -219,7 +240,7 @@ def test_the_fold_is_deterministic_and_changes_nothing_that_it_was_handed(histor
 
 
 @quick
-@given(histories())
+@given(histories(erasures=True))
 def test_seq_and_last_modified_move_together_and_only_with_the_state(history):
     """
     A client that has a record at its seq has all of it: an operation that moves neither fields
@@ -238,7 +259,7 @@ def test_seq_and_last_modified_move_together_and_only_with_the_state(history):
             )
             assert record.seq in (was.seq, event.seq)
             assert same_state or record.seq == event.seq
-            if [op.key for op in event.ops].count(key) == 1:
+            if event.erased_key is None and [op.key for op in event.ops].count(key) == 1:
                 assert (record.seq == event.seq) != same_state
             assert (record.seq == event.seq) == (record.last_modified == event.received_at)
             assert record.created_seq <= record.seq

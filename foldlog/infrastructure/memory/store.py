@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -31,6 +31,15 @@ from ...domain.collections import (
     definition_entry,
     definition_of,
 )
+from ...domain.erasure import (
+    Erasable,
+    Erased,
+    Traces,
+    check_reason,
+    erased_entry,
+    record_erased_entry,
+)
+from ...domain.erasure import Wanted as WantedErased
 from ...domain.errors import (
     FoldlogError,
     LogBehind,
@@ -39,13 +48,14 @@ from ...domain.errors import (
     UnknownSpace,
 )
 from ...domain.events import LogEntry, decode_event, short_form
-from ...domain.intake import Intake, check_cursor, keys_to_load
+from ...domain.intake import Intake, check_cursor, keys_to_load, keys_unseen
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from ...domain.ports import (
     ConflictsPage,
     EventStore,
     MasterTable,
+    Progress,
     Range,
     RangeQuery,
     Receipt,
@@ -73,6 +83,7 @@ class _Space:
     conflicts: list[Conflict] = field(default_factory=list)
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     schemas: dict[str, RecordSchema] = field(default_factory=dict)
+    erasures: dict[Key, int] = field(default_factory=dict)
 
     @property
     def head(self) -> int:
@@ -123,6 +134,11 @@ class MemoryStore(EventStore, MasterTable):
                 },
                 marks={} if push.after is None else {push.after: here.mark(push.after)},
                 salt=lambda: secrets.token_bytes(SALT_BYTES),
+                erasures={
+                    key: here.erasures[key]
+                    for key in keys_unseen([push], here.head)
+                    if key in here.erasures
+                },
                 limits=self._limits,
                 schemas=here.schemas,
             )
@@ -234,6 +250,70 @@ class MemoryStore(EventStore, MasterTable):
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         yield from self._space(space).entries[after:through]
 
+    def find_erasable(
+        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+    ) -> list[Erasable]:
+        wanted.check()
+        here = self._space(space)
+        with self._lock:
+            found = {
+                op.key
+                for entry in here.entries
+                for op in decode_event(entry.state).ops
+                if wanted.names(op)
+            }
+            return self._traces(here, {*wanted.keys, *found}, report).erasable()
+
+    def erase(
+        self,
+        space: SpaceId,
+        keys: Collection[Key],
+        *,
+        reason: str,
+        by: str | None = None,
+        report: Progress = lambda done, of: None,
+    ) -> list[Erased]:
+        check_reason(reason, by)
+        here = self._space(space)
+        with self._lock:
+            traces = self._traces(here, keys, report)
+            erased = [self._erase(here, key, traces.seqs[key], reason, by) for key in sorted(keys)]
+        for on_growth in list(self._watchers.get(space, ())):
+            on_growth()
+        return erased
+
+    def _traces(self, here: _Space, keys: Collection[Key], report: Progress) -> Traces:
+        traces = Traces(keys)
+        for entry in here.entries:
+            traces.note(entry.seq, entry.state)
+        traces.check_all_named()
+        report(here.head, here.head)
+        return traces
+
+    def _erase(
+        self, here: _Space, key: Key, seqs: list[int], reason: str, by: str | None
+    ) -> Erased:
+        if seqs:
+            for seq in seqs:
+                entry = erased_entry(here.entries[seq - 1], {key})
+                here.entries[seq - 1] = here.by_id[entry.event_id] = entry
+            here.received_at = max(here.received_at, self._now_ms())
+            entry = record_erased_entry(
+                seq=here.head + 1,
+                id=str(uuid.uuid4()),
+                received_at=here.received_at,
+                key=key,
+                reason=reason,
+                by=by,
+                salt=secrets.token_bytes(SALT_BYTES),
+            )
+            here.entries.append(entry)
+            here.by_id[entry.event_id] = entry
+            here.erasures[key] = entry.seq
+            here.conflicts = [c for c in here.conflicts if (c.collection, c.id) != key]
+            fold(here.records, decode_event(entry.state))
+        return Erased(*key, here.erasures[key], len(seqs))
+
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)
         chosen = [
@@ -296,7 +376,7 @@ class MemoryStore(EventStore, MasterTable):
         lines: list[bytes] = []
         size = 0
         for key in keys[:limit]:
-            line = msgspec.json.encode(snapshot_view(here.records[key]))
+            line = msgspec.json.encode(snapshot_view(here.records[key], here.erasures.get(key)))
             size += len(line)
             if lines and size > self._limits.page_bytes_max:
                 break

@@ -29,12 +29,12 @@ from ...domain.errors import (
     UnknownSpace,
 )
 from ...domain.events import LogEntry
-from ...domain.intake import Intake, keys_to_load
+from ...domain.intake import Intake, keys_to_load, keys_unseen
 from ...domain.limits import Limits
 from ...domain.merge import FOLD_VERSION, Key, Record
 from ...domain.ports import Receipt
 from ...domain.upcasts import FORMS
-from .arrays import bigint_array, uuid_array
+from .arrays import bigint_array, text_array, uuid_array
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
@@ -43,7 +43,7 @@ from .recorder import LogRecorder
 from .schemas import SELECT_DIGESTS, SchemaCache
 
 LOCK_SPACE = """
-SELECT log::text, head, mark, received_at_ms
+SELECT log::text, head, mark, received_at_ms, erased_seq
   FROM spaces
  WHERE space = %(space)s
    FOR UPDATE
@@ -66,6 +66,15 @@ SELECT device::text, counter
  WHERE space = %(space)s
    AND device = ANY(%(devices)s::uuid[])
  ORDER BY device
+"""
+
+SELECT_ERASURES = """
+SELECT collection, id, seq
+  FROM erasures
+  JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS named (collection, id)
+ USING (collection, id)
+ WHERE space = %(space)s
+ ORDER BY collection, id
 """
 
 CREATE_SPACE = """
@@ -95,6 +104,7 @@ class _Look(NamedTuple):
     head: int
     mark: str
     received_at: int
+    erased_seq: int
     now_ms: int  #: the database's clock, and ours at that moment
     looked_at: float
     known: dict[str, bytes]
@@ -112,6 +122,7 @@ class _Kept:
     head: int
     mark: str
     received_at: int
+    erased_seq: int  #: of the last `record-erased`; it moves with the head
     counters: dict[str, int]
     #: the database's clock, in ms, less ours that only counts up
     clock_offset: float
@@ -207,17 +218,23 @@ class Appender:
         decide: Callable[[Cursor[Any], Locked], LogEntry | None],
         *,
         makes_space: bool = False,
+        prepare: Callable[[Cursor[Any]], None] | None = None,
+        finish: Callable[[Cursor[Any], LogEntry], None] | None = None,
     ) -> tuple[Locked, LogEntry | None]:
         """Appends one event that is no changeset: what `decide` makes of the locked space.
 
         `decide` runs in the transaction of the append and may write what belongs to the event; if
-        it returns `None` or raises, nothing has happened. Raises `UnknownSpace`, unless it
+        it returns `None` or raises, nothing has happened. `prepare` runs before the space is
+        locked, to wait for what pushes must not wait for; `finish` when the event is in the log.
+        Raises `UnknownSpace`, unless it
         `makes_space`, `StorageUnavailable`, `OutcomeUnknown`.
         """
         writing = False
         try:
             with self._datastore.get_connection() as conn:
                 with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
+                    if prepare is not None:
+                        prepare(cursor)
                     if makes_space:
                         create_space(cursor, space)
                     locked = self._lock(cursor, space)
@@ -227,6 +244,8 @@ class Appender:
                     writing = True
                     fits = self._recorder.append(conn, space, locked.log, locked.mark, [entry], {})
                     assert fits, "decided under the lock"
+                    if finish is not None:
+                        finish(cursor, entry)
                 return locked, entry
         except DATABASE_ERRORS as exc:
             if is_connection_error(exc):
@@ -240,7 +259,7 @@ class Appender:
         found = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
         if found is None:
             raise UnknownSpace(f"there is no space {space!r}")
-        log, head, mark, received_at = found
+        log, head, mark, received_at, _ = found
         (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
         return Locked(log, head, mark, max(received_at, now_ms))
 
@@ -261,6 +280,7 @@ class Appender:
             known={},  # an id that is stored already keeps the statement from appending
             marks=marks,
             records={},
+            erasures=self._erasures(conn, space, kept.erased_seq, pushes),
         )
         if not intake.entries or any(isinstance(outcome, Exception) for outcome in outcomes):
             return None
@@ -309,6 +329,7 @@ class Appender:
             head=look.head,
             mark=look.mark,
             received_at=look.received_at,
+            erased_seq=look.erased_seq,
             counters=look.counters,
             clock_offset=look.now_ms - look.looked_at * 1000,
             until=now + KEPT_SECONDS_MAX,
@@ -364,13 +385,14 @@ class Appender:
             is_new = create_space(cursor, space)
             # Another may have made it, and appended, before we had the lock: look again.
             return self._look(conn, cursor, space, pushes, is_new)
-        log, head, mark, received_at = row
+        log, head, mark, received_at, erased_seq = row
         (now_ms,) = now.fetchone() or (0,)
         return _Look(
             log,
             head,
             mark,
             max(received_at, now_ms),
+            erased_seq,
             now_ms,
             looked_at,
             {id: FORMS.of_today(topic, state) for id, topic, state in known.fetchall()},
@@ -394,6 +416,7 @@ class Appender:
             known=look.known,
             marks=look.marks,
             records=records,
+            erasures=self._erasures(cursor.connection, space, look.erased_seq, pushes),
         )
 
     def _decide(
@@ -405,6 +428,7 @@ class Appender:
         known: Mapping[str, bytes],
         marks: Mapping[int, str],
         records: Mapping[Key, Record] | None,
+        erasures: Mapping[Key, int],
     ) -> tuple[Intake, list[Receipt | Exception]]:
         intake = Intake(
             log=seen.log,
@@ -415,6 +439,7 @@ class Appender:
             marks=marks,
             records=records,
             salt=salts(pushes),
+            erasures=erasures,
             limits=self._limits,
             schemas=seen.schemas,
         )
@@ -428,6 +453,19 @@ class Appender:
             if isinstance(outcome, Receipt):
                 outcome.head = intake.head
         return intake, outcomes
+
+    def _erasures(
+        self, conn: Connection[Any], space: str, erased_seq: int, pushes: Sequence[Push]
+    ) -> dict[Key, int]:
+        """The erasures that some of these changesets have not seen. Mostly there can be none, and
+        nothing is asked. Another erasure moves the head, so what is read here holds as long."""
+        keys = keys_unseen(pushes, erased_seq)
+        if not keys:
+            return {}
+        collections, ids = zip(*keys, strict=True)
+        names = {"space": space, "collections": text_array(collections), "ids": text_array(ids)}
+        found = conn.cursor(row_factory=tuple_row).execute(SELECT_ERASURES, names, prepare=True)
+        return {(collection, id): seq for collection, id, seq in found.fetchall()}
 
     def _write(self, conn: Connection[Any], space: str, mark_before: str, intake: Intake) -> bool:
         return self._recorder.append(

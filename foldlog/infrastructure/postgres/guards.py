@@ -36,7 +36,7 @@ SELECT topic, state
  WHERE originator_id = %(space)s
    AND originator_version > %(position)s
    AND originator_version <= %(head)s
-   AND collections && %(collections)s::text[]
+   AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%')
  ORDER BY originator_version
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -13,64 +13,29 @@ from psycopg.rows import tuple_row
 from ...domain import proofs
 from ...domain.changesets import Push
 from ...domain.collections import Definition, Outcome, Version, Wanted
+from ...domain.erasure import Erasable, Erased
+from ...domain.erasure import Wanted as WantedErased
 from ...domain.errors import Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
-from ...domain.ports import EventStore, Range, RangeQuery, Receipt, SpaceId
+from ...domain.merge import Key
+from ...domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
 from ..group_commit import GroupCommit
 from ..tails import Tails
 from .append import Appender, Locked
 from .collections import Collections
 from .datastore import Datastore
+from .erasure import Eraser
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
+from .pages import select_page
 
 SELECT_SPACE = """
 SELECT log::text, head, mark
   FROM spaces
  WHERE space = %(space)s
 """
-
-# A page ends before it grows too large. That it cannot is known of most spaces by their largest
-# event; only of the others lengths are added up, by a window that costs half as much as the page.
-# The event that crosses the limit still comes, so that a page is never empty.
-_SELECT_PAGE = """
-SELECT {columns}
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(after)s
-   AND originator_version <= %(through)s{filter}
- ORDER BY originator_version
- LIMIT (
-       SELECT CASE
-              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
-              ELSE (
-                   SELECT count(*)
-                     FROM (
-                          SELECT sum(octet_length(state)) OVER (
-                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-                                 ) - octet_length(state) AS bytes_before
-                            FROM events
-                           WHERE originator_id = %(space)s
-                             AND originator_version > %(after)s
-                             AND originator_version <= %(through)s{filter}
-                           ORDER BY originator_version
-                           LIMIT %(limit)s
-                          ) measured
-                    WHERE bytes_before <= %(bytes_max)s
-                   )
-              END
-         FROM spaces
-        WHERE space = %(space)s
-       )
-"""
-
-
-def select_page(columns: str, filter: str = "") -> str:
-    """Events after a seq, within a number of them and of bytes."""
-    return _SELECT_PAGE.format(columns=columns, filter=filter)
-
 
 _PAGE_COLUMNS = """originator_version, state, ops_hash,
        device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own"""
@@ -196,10 +161,14 @@ class PostgresEventStore(EventStore):
         decide: Callable[[Cursor[Any], Locked], LogEntry | None],
         *,
         makes_space: bool = False,
+        prepare: Callable[[Cursor[Any]], None] | None = None,
+        finish: Callable[[Cursor[Any], LogEntry], None] | None = None,
     ) -> LogEntry | None:
         """Appends an event of the service's own, as `Appender.append_own`, and tells of it."""
         with translated(self._datastore):
-            locked, entry = self._appender.append_own(space, decide, makes_space=makes_space)
+            locked, entry = self._appender.append_own(
+                space, decide, makes_space=makes_space, prepare=prepare, finish=finish
+            )
         if entry is not None:
             self._appended(space, locked.log, locked.mark, [entry])
         return entry
@@ -224,6 +193,22 @@ class PostgresEventStore(EventStore):
         return self._collections.define(
             space, collection, wanted, seconds_max=seconds_max, report=report
         )
+
+    def find_erasable(
+        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+    ) -> list[Erasable]:
+        return Eraser(self._datastore, self.append_own).find(space, wanted, report)
+
+    def erase(
+        self,
+        space: SpaceId,
+        keys: Collection[Key],
+        *,
+        reason: str,
+        by: str | None = None,
+        report: Progress = lambda done, of: None,
+    ) -> list[Erased]:
+        return Eraser(self._datastore, self.append_own).erase(space, keys, reason, by, report)
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()

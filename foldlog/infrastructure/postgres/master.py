@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 from psycopg import Cursor
+from psycopg.sql import SQL, Identifier
 
 from ...domain.events import Event
-from ...domain.merge import Conflict, Key, Record, conflict_document, fold, touched_by
+from ...domain.merge import Conflict, Key, Record, conflict_document, fold
 from .arrays import bigint_array, bytea_array, integer_array, json_array, text_array, uuid_array
 from .record_rows import COLUMNS, WRITE_STATES, States, record_of
 
@@ -36,6 +38,44 @@ SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, 
            %(fields)s::bytea[], %(losers)s::uuid[], %(winners)s::uuid[]
        ) AS new (seq, number, collection, id, document, field, lost_by, won_by)
 RETURNING seq
+"""
+
+# What lost on an erased record goes, and what lost in the same events on others is numbered as if it
+# had never been: a rebuild finds it so. Those rows are deleted and inserted again by one statement;
+# the sort for their numbers has every one deleted before the first is inserted.
+FORGET_CONFLICTS = """
+WITH affected AS (
+SELECT DISTINCT generation, seq
+  FROM conflicts
+ WHERE space = %(space)s
+   AND generation = ANY(%(generations)s::integer[])
+   AND collection = %(collection)s
+   AND id = %(id)s
+),
+gone AS (
+DELETE FROM conflicts c
+ USING affected a
+ WHERE c.space = %(space)s
+   AND c.generation = a.generation
+   AND c.seq = a.seq
+RETURNING c.*
+)
+INSERT INTO conflicts (space, generation, seq, number, collection, id, document)
+SELECT space, generation, seq,
+       row_number() OVER (PARTITION BY generation, seq ORDER BY number) - 1,
+       collection, id, document
+  FROM gone
+ WHERE (collection, id) <> (%(collection)s, %(id)s)
+RETURNING seq
+"""
+
+FORGET_ROWS = """
+DELETE FROM {table}
+ WHERE space = %(space)s
+   AND generation = ANY(%(generations)s::integer[])
+   AND collection = %(collection)s
+   AND id = %(id)s
+RETURNING id
 """
 
 INSERT_LOCAL_IDS = """
@@ -87,6 +127,11 @@ class Known:
         self.bytes_uncommitted += size
         self.position = position
 
+    def drop(self, key: Key) -> None:
+        """A record that is about to be replaced, and must not be kept here as it was."""
+        self._late.pop(key, None)
+        self._early.pop(key, None)
+
     def committed(self) -> None:
         """Keeps within the bounds. Of two parts the one that was not touched lately goes."""
         self._bytes += self.bytes_uncommitted
@@ -132,7 +177,29 @@ class MasterProjection:
     }
 
     def apply(self, to: Generation, events: Sequence[Event]) -> None:
-        touched = [touched_by(event) for event in events]
+        for part in _parts(events):
+            self._apply(to, part)
+
+    def forget(self, cursor: Cursor[Any], space: str, generations: list[int], key: Key) -> None:
+        """Takes what is kept of a record out of these generations, which must be locked."""
+        names = {
+            "space": space,
+            "generations": integer_array(generations),
+            "collection": key[0],
+            "id": key[1],
+        }
+        for table in self.tables:
+            if table == "conflicts":
+                cursor.execute(FORGET_CONFLICTS, names)
+            else:
+                cursor.execute(SQL(FORGET_ROWS).format(table=Identifier(table)), names)
+
+    def _apply(self, to: Generation, events: Sequence[Event]) -> None:
+        erased = events[0].erased_key
+        if erased is not None:
+            to.known.drop(erased)
+            self.forget(to.cursor, to.space, [to.number], erased)
+        touched = [event.keys for event in events]
         records = self._load(to, {key for keys in touched for key in keys})
         conflicts: list[tuple[int, Conflict]] = []
         states = States(records)
@@ -192,3 +259,14 @@ class MasterProjection:
                 "ids": text_array(ids),
             }
             to.cursor.execute(INSERT_LOCAL_IDS, {**to.names, **names}, prepare=True)
+
+
+def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """Parts of which each begins with an erasure, but the first perhaps: what an erasure takes
+    away must have been written before it."""
+    starts = [n for n, event in enumerate(events) if event.erased_key is not None]
+    if not starts:
+        yield events
+        return
+    for start, end in pairwise(sorted({0, *starts, len(events)})):
+        yield events[start:end]

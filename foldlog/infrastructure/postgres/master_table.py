@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from psycopg.rows import tuple_row
 
 from ...domain.changesets import LocalIds
@@ -130,10 +131,18 @@ SELECT_ONE = _PAGE.format(
 )
 
 SELECT_SNAPSHOT = _bounded(
-    f"{_VIEW}, writes, deleted",
+    f"{_VIEW}, writes, deleted, erased_seq",
     ("fields", "writes"),
     f"""
-        SELECT {_VIEW}, writes, deleted
+        SELECT {_VIEW}, writes, deleted,
+               (
+                   SELECT x.seq
+                     FROM erasures x
+                    WHERE s.erased_seq > 0
+                      AND x.space = r.space
+                      AND x.collection = r.collection
+                      AND x.id = r.id
+               ) AS erased_seq
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -376,7 +385,8 @@ def _document(row: Any) -> bytes:
 
 
 def _snapshot_document(row: Any) -> bytes:
-    collection, id, fields, is_deleted, last_modified, seq, created_seq, writes, deleted = row[:9]
+    collection, id, fields, is_deleted, last_modified, seq, created_seq, *rest = row
+    writes, deleted, erased_seq = rest
     return _encode(
         SnapshotRecord(
             collection,
@@ -388,5 +398,6 @@ def _snapshot_document(row: Any) -> bytes:
             created_seq,
             msgspec.Raw(writes),
             None if deleted is None else msgspec.Raw(deleted),
+            UNSET if erased_seq is None else erased_seq,
         )
     )

@@ -16,8 +16,8 @@ from ...domain.limits import INTEGER_MAX
 from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error
-from .log import select_page
 from .master import Generation, Known, MasterProjection
+from .pages import select_page
 from .positions import PositionRecorder
 from .recorder import EventMapper
 from .wakeups import Wakeups

@@ -12,6 +12,7 @@ from eventsourcing.postgres import PostgresAggregateRecorder
 from psycopg import Connection
 from psycopg.rows import tuple_row
 
+from ...domain.erasure import erasures_of
 from ...domain.events import Event, LogEntry, decode_event
 from ...domain.upcasts import FORMS, Forms
 from .arrays import bigint_array, bytea_array, optional_text_array, text_array, uuid_array
@@ -75,6 +76,23 @@ SELECT space, seq, topic, state,
 SELECT space FROM moved
 """
 
+NOTE_ERASURES = """
+INSERT INTO erasures (space, collection, id, seq)
+SELECT %(space)s, collection, id, seq
+  FROM unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
+       AS new (collection, id, seq)
+    ON CONFLICT (space, collection, id) DO UPDATE
+   SET seq = excluded.seq
+RETURNING seq
+"""
+
+NOTE_LAST_ERASURE = """
+UPDATE spaces
+   SET erased_seq = %(seq)s
+ WHERE space = %(space)s
+RETURNING erased_seq
+"""
+
 COPY = f"COPY events ({COLUMNS}) FROM STDIN (FORMAT binary)"
 #: from so many on, COPY and its further round trips are quicker than arrays in one statement
 COPY_EVENTS_MIN = 64
@@ -131,6 +149,34 @@ class LogRecorder(PostgresAggregateRecorder):
         of one is stored already.
         Commits, unless a transaction is under way.
         """
+        erasures = erasures_of(entries)
+        if not erasures:
+            return self._append(conn, space, log, mark_before, entries, counters)
+        # However an erasure comes to the log, what has not seen it must be told by it.
+        with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+            fits = self._append(conn, space, log, mark_before, entries, counters)
+            if fits:
+                collections, ids = zip(*erasures, strict=True)
+                names = {
+                    "space": space,
+                    "collections": text_array(collections),
+                    "ids": text_array(ids),
+                    "seqs": bigint_array(erasures.values()),
+                    "seq": max(erasures.values()),
+                }
+                cursor.execute(NOTE_ERASURES, names)
+                cursor.execute(NOTE_LAST_ERASURE, names)
+            return fits
+
+    def _append(
+        self,
+        conn: Connection[Any],
+        space: str,
+        log: str,
+        mark_before: str,
+        entries: Sequence[LogEntry],
+        counters: Mapping[str, int],
+    ) -> bool:
         last = entries[-1]
         assert entries[0].seq == last.seq - len(entries) + 1
         names = {

@@ -1,0 +1,195 @@
+"""Erasing a record: its values leave the log, and everything that was proven stays proven.
+
+Each operation on the record is replaced by its commitment, and the event's salt by the salts of
+the operations that remain, so that nobody can find the erased values by guessing them. Header and
+remaining operations keep their bytes; the leaf does not change (DESIGN section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from . import proofs
+from .changesets import Key, Operation
+from .errors import InvalidRequest, UnknownRecord
+from .events import RECORD_ERASED, LogEntry, body_entry, decode_event, raw_ops
+from .values import ABSENT, same
+
+REASON_LENGTH_MAX = 500
+BY_LENGTH_MAX = 200
+
+_encode = msgspec.json.encode
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    """The body of a `record-erased` event, in the order of the stored bytes."""
+
+    collection: str
+    id: str
+    reason: str
+    by: str | None = None
+
+
+def check_reason(reason: str, by: str | None) -> None:
+    """Raises `InvalidRequest`. Both stay in the log for ever: there is no erasing them."""
+    texts = (("reason", reason, REASON_LENGTH_MAX), ("by", by or "-", BY_LENGTH_MAX))
+    for name, text, length_max in texts:
+        try:
+            is_text = bool(text.strip()) and b"\0" not in text.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            is_text = False
+        if not is_text or len(text) > length_max:
+            raise InvalidRequest(f"`{name}` is text of 1-{length_max} characters")
+
+
+def record_erased_entry(
+    *, seq: int, id: str, received_at: int, key: Key, reason: str, by: str | None, salt: bytes
+) -> LogEntry:
+    """The event that says that a record was erased, and why."""
+    return body_entry(
+        seq=seq,
+        kind=RECORD_ERASED,
+        id=id,
+        received_at=received_at,
+        body=_Body(*key, reason, by),
+        salt=salt,
+    )
+
+
+def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
+    """{record: seq of its last `record-erased` among these}."""
+    found: dict[Key, int] = {}
+    for entry in entries:
+        if entry.kind == RECORD_ERASED:
+            key = decode_event(entry.state).erased_key
+            assert key is not None
+            found[key] = entry.seq
+    return found
+
+
+def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
+    """A stored changeset and its salt with the operations on these records erased.
+
+    `None` if there is nothing to erase.
+    """
+    event = decode_event(state)
+    chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
+    if not chosen:
+        return None
+    operations = raw_ops(state)
+    made = proofs.commitments(salt, operations)
+    salts = proofs.salts_of(salt, len(operations))
+    for n in chosen:
+        op = event.ops[n]
+        left = _encode(Operation(op.op, op.collection, op.id))
+        operations[n] = proofs.erased_form(left, made[n])
+        salts[n] = None
+    header = proofs.header_of(state)
+    return (
+        b'%b,"ops":[%b]}' % (header, b",".join(operations)),
+        proofs.SALTS_TAG + b"".join(own or proofs.NO_SALT for own in salts),
+    )
+
+
+def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
+    """The log's entry without what it says of these records."""
+    erased = without(entry.state, entry.salt, keys) if entry.collections is not None else None
+    if erased is None:
+        return entry
+    state, salt = erased
+    return msgspec.structs.replace(entry, state=state, salt=salt)
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which records to erase: these, and with `where` every record of `collection` of which some
+    operation ever said that these fields are these values, be it long overwritten, lost or refused.
+    """
+
+    keys: tuple[Key, ...] = ()
+    collection: str | None = None
+    where: Mapping[str, Any] = {}
+
+    def names(self, op: Operation) -> bool:
+        """Whether an operation is on a record that `where` asks for."""
+        if op.collection != self.collection or op.erased is not UNSET:
+            return False
+        said = [values for values in (op.fields, op.expect) if isinstance(values, dict)]
+        return any(
+            all(same(values.get(name, ABSENT), value) for name, value in self.where.items())
+            for values in said
+        )
+
+    def check(self) -> None:
+        """Raises `InvalidRequest` if nothing is asked for, or all of a collection."""
+        if bool(self.where) != (self.collection is not None) or not (self.keys or self.where):
+            raise InvalidRequest("name records, or a collection and `where`")
+
+
+class Erasable(msgspec.Struct):
+    """A record that the log knows, and how many events hold values of it; 0: erased already."""
+
+    collection: str
+    id: str
+    events: int
+
+    @property
+    def key(self) -> Key:
+        return self.collection, self.id
+
+
+class Erased(msgspec.Struct):
+    """A record that is erased now: by the event `seq`, and in how many other events just now."""
+
+    collection: str
+    id: str
+    seq: int
+    events: int
+
+
+class _NamedOperation(msgspec.Struct, gc=False):
+    """What of an operation tells whether it is to be erased; the values are passed over."""
+
+    collection: str
+    id: str
+    erased: str | None = None
+
+
+class _Named(msgspec.Struct, gc=False):
+    ops: list[_NamedOperation] = []
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
+
+
+class Traces:
+    """Goes over a log and notes which events name these records."""
+
+    def __init__(self, keys: Iterable[Key]):
+        #: the events that hold values of each, in order
+        self.seqs: dict[Key, list[int]] = {key: [] for key in keys}
+        self.named: set[Key] = set()
+
+    @property
+    def collections(self) -> list[str]:
+        return sorted({collection for collection, _ in self.seqs})
+
+    def note(self, seq: int, state: bytes) -> None:
+        for op in _decode_named(state).ops:
+            seqs = self.seqs.get((op.collection, op.id))
+            if seqs is not None:
+                self.named.add((op.collection, op.id))
+                if op.erased is None and seqs[-1:] != [seq]:
+                    seqs.append(seq)
+
+    def check_all_named(self) -> None:
+        """Raises `UnknownRecord` for the first record that no event names."""
+        for collection, id in self.seqs:
+            if (collection, id) not in self.named:
+                raise UnknownRecord(f"there is no record {collection}/{id}, and never was")
+
+    def erasable(self) -> list[Erasable]:
+        return [Erasable(*key, len(seqs)) for key, seqs in sorted(self.seqs.items())]

@@ -1,0 +1,230 @@
+"""Devices erase their copies when they pull: from the records, the queue, and the file's bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+from unittest import mock
+
+import pytest
+
+from foldlog.client import database as database_module
+from foldlog.client import sync as sync_module
+from foldlog.client.replica import Replica
+from tests.client.conftest import SPACE
+from tests.new_device import states_of
+
+R = ("tasks", "r")
+
+
+def erase(store, *keys):
+    return store.erase(SPACE, keys or [R], reason="asked to")
+
+
+def bytes_of(replica: Replica) -> bytes:
+    """All that is on the disk of a replica that is open."""
+    path = replica._database.path
+    return b"".join(file.read_bytes() for file in sorted(path.parent.glob(f"{path.name}*")))
+
+
+def put(replica, id="r", **fields):
+    replica.collection("tasks").put(id, fields)
+
+
+def confirmed(replica):
+    rows = replica._database.connection.execute(
+        "SELECT collection, id FROM records WHERE confirmed IS NOT NULL"
+    ).fetchall()
+    return states_of(replica._view.confirmed(rows)[0])
+
+
+def same_everywhere(store, *replicas):
+    expected = states_of(
+        {key: record for key, record in store._space(SPACE).records.items() if record.exists}
+    )
+    for replica in replicas:
+        assert confirmed(replica) == expected
+
+
+@pytest.fixture(autouse=True)
+def _no_flushes(monkeypatch):
+    """Nobody cuts the power here."""
+    monkeypatch.setattr(database_module, "SYNCHRONOUS", "OFF")
+
+
+@pytest.fixture
+def phone(device):
+    return device("phone")
+
+
+@pytest.fixture
+def tablet(device):
+    return device("tablet")
+
+
+def test_what_was_synced(phone, tablet, memory_store):
+    """The record, what is kept of what was sent, and the ledger, on both sides."""
+    put(phone, title="secret one", other="secret")
+    phone.sync()
+    tablet.sync()
+    put(phone, title="secret two")
+    put(tablet, title="secret three")
+    phone.sync()
+    tablet.sync()
+    phone.sync()
+    assert phone.conflicts() and tablet.conflicts()
+    put(phone, "s", title="kept")
+    phone.sync()
+    erase(memory_store)
+
+    for replica in (phone, tablet):
+        assert b"secret" in bytes_of(replica)
+        outcome = replica.sync()
+        assert R in outcome.changed
+        assert b"secret" not in bytes_of(replica)
+        assert replica.conflicts() == []
+        assert replica.collection("tasks").get("r") is None
+        assert replica.collection("tasks")["s"].fields == {"title": "kept"}
+    same_everywhere(memory_store, phone, tablet)
+
+
+@pytest.mark.parametrize("guard", [None, "unchanged"])
+def test_what_waits_in_the_queue(phone, tablet, memory_store, guard, monkeypatch):
+    """The changeset goes up all the same, with its counter, and its other operations with it."""
+    put(phone, title="first")
+    phone.sync()
+    tablet.sync()
+    erase(memory_store)
+    with tablet.changeset(guard=guard):
+        put(tablet, title="secret")
+        put(tablet, "s", title="kept")
+    server, tablet._server = tablet._server, None
+    [before] = tablet.unsent()
+    tablet._server = server
+    pulled = mock.patch.object(tablet._queue, "select", return_value=[])
+    monkeypatch.setattr(sync_module, "ROUNDS_MAX", 1)
+    with pulled:  # as if it had been made just after the request was
+        tablet.sync()
+    monkeypatch.undo()
+    assert b"secret" not in bytes_of(tablet)
+    [waiting] = tablet.unsent()
+    assert (waiting["id"], waiting["counter"]) == (before["id"], before["counter"])
+    assert waiting["ops"][0] == {"op": "delete", "collection": "tasks", "id": "r"}
+
+    tablet.sync()
+    phone.sync()
+
+    assert tablet.status().unsent == 0
+    if guard is None:
+        assert phone.collection("tasks")["s"].fields == {"title": "kept"}
+        assert tablet.collection("tasks")["s"].fields == {"title": "kept"}
+    else:
+        [refusal] = tablet.refused()
+        assert refusal.code == "stale" and "fields" not in refusal.operations[0]
+    states = [entry.state for entry in memory_store._space(SPACE).entries]
+    assert b"secret" not in b"".join(states)
+    same_everywhere(memory_store, phone, tablet)
+
+
+def test_what_was_sent_and_not_acknowledged(phone, tablet, memory_store):
+    """It is in the log, or comes there, after the erasure that it has not seen."""
+    put(phone, title="first")
+    phone.sync()
+    tablet.sync()
+    erase(memory_store)
+    put(tablet, title="secret")
+    put(tablet, title="secret too")
+    tablet.sync()  # pushes and pulls at once: the erasure, and its own behind it
+    phone.sync()
+    assert b"secret" not in bytes_of(tablet)
+    assert tablet.conflicts() == []
+    assert tablet.status().unsent == tablet.status().unacknowledged == 0
+    same_everywhere(memory_store, phone, tablet)
+
+
+def test_a_repeat_after_a_lost_answer(phone, memory_store):
+    """What was stored before it was erased is known by its id, though its operations differ now."""
+    put(phone, title="secret")
+    server = phone._server
+    with mock.patch.object(server, "sync", side_effect=_then_lose(server.sync)):
+        with pytest.raises(ConnectionError):
+            phone.sync()
+    erase(memory_store)
+    outcome = phone.sync()
+    assert not outcome.refused and phone.status().unacknowledged == 0
+    assert b"secret" not in bytes_of(phone)
+    same_everywhere(memory_store, phone)
+
+
+def _then_lose(send):
+    def lost(body):
+        send(body)
+        raise ConnectionError
+
+    return lost
+
+
+def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, monkeypatch):
+    """It never pulls the event; and the record was made anew and deleted again meanwhile."""
+    put(phone, title="secret")
+    put(phone, "s", title="kept")
+    phone.sync()
+    put(phone, "q", title="secret, and waiting")
+    monkeypatch.setattr(sync_module, "SNAPSHOT_EVENTS_MIN", 2)
+    tablet.sync()
+    tablet.collection("tasks").put("q", {"title": "theirs"})
+    tablet.sync()
+    erase(memory_store, R, ("tasks", "q"))
+    tablet.sync()
+    put(tablet, title="anew")
+    tablet.sync()
+    tablet.collection("tasks").delete("r")
+    tablet.sync()
+    for n in range(9):
+        put(tablet, "s", n=n)
+        tablet.sync()
+    loaded = mock.Mock(wraps=phone._server.snapshot)
+    with mock.patch.object(phone._server, "snapshot", loaded):
+        phone.sync()
+    assert loaded.call_count > 1
+    assert b"secret" not in bytes_of(phone)
+    same_everywhere(memory_store, phone, tablet)
+
+
+def test_a_reader_puts_it_off(phone, device, memory_store):
+    """Who reads just then sees the file as it was; the next sync tidies up."""
+    put(phone, title="secret")
+    phone.sync()
+    erase(memory_store)
+    reader = device("phone")
+    connection = reader._database.connection
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM records").fetchone()
+    began = time.monotonic()
+    phone.sync()
+    assert time.monotonic() - began < 5
+    assert phone.collection("tasks").get("r") is None
+    connection.execute("COMMIT")
+    phone.sync()
+    assert b"secret" not in bytes_of(phone)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_byte_of_many_is_left(phone, memory_store, seed):
+    """Values of all sizes, on pages that were split and joined, some of them beside the row."""
+    rng = random.Random(seed)
+    planted = {}
+    for n in range(120):
+        id = f"r{rng.randrange(40)}"
+        text = f"planted-{n}-{rng.getrandbits(64):x}"
+        planted.setdefault(id, []).append(text)
+        put(phone, id, **{rng.choice("ab"): text * rng.choice([1, 5, 60, 400])})
+        if rng.random() < 0.3:
+            phone.sync()
+    phone.sync()
+    chosen = rng.sample(sorted(planted), 15)
+    erase(memory_store, *(("tasks", id) for id in chosen))
+    phone.sync()
+    left = bytes_of(phone)
+    assert not [text for id in chosen for text in planted[id] if text.encode() in left]
+    same_everywhere(memory_store, phone)

@@ -1,0 +1,313 @@
+"""Erasing on PostgreSQL: beside projectors, rebuilds and other processes, and what is left behind."""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from foldlog.domain.events import decode_event
+from foldlog.domain.merge import FOLD_VERSION
+from foldlog.domain.ports import RangeQuery
+from foldlog.infrastructure.postgres import erasure as erasure_module
+from foldlog.infrastructure.postgres import migrate as migrate_module
+from foldlog.infrastructure.postgres import rebuild as rebuild_module
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.erasure import Eraser, vacuum
+from foldlog.infrastructure.postgres.following import Follower
+from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.migrate import migrate, migrations
+from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.transfer import Importer
+from tests.conftest import PostgresStores, create_database
+from tests.erasing import Life, check_log, check_records
+from tests.helpers import A, B, changeset, pull_all, push_of, put
+from tests.integration.test_projector import assert_equals_fresh_fold
+
+R, S = ("tasks", "r"), ("tasks", "s")
+
+
+def everything(url: str) -> str:
+    """All that the database says of all tables of ours, and of its own statistics of them."""
+    with psycopg.connect(url) as conn:
+        conn.execute("ANALYZE")
+        tables = conn.execute(
+            "SELECT table_schema, table_name FROM information_schema.tables "
+            "WHERE table_schema = 'public' OR table_name IN ('pg_stats', 'pg_statistic_ext_data')"
+        ).fetchall()
+        assert ("public", "events") in tables and ("pg_catalog", "pg_stats") in tables
+        found = []
+        for table in tables:
+            columns = conn.execute(
+                "SELECT column_name, data_type FROM information_schema.columns "
+                "WHERE (table_schema, table_name) = (%s, %s)",
+                table,
+            ).fetchall()
+            for name, type in columns:
+                text = "encode({}, 'escape')" if type == "bytea" else "{}::text"
+                column = SQL(text).format(Identifier(name))
+                rows = conn.execute(SQL("SELECT {} FROM {}").format(column, Identifier(*table)))
+                found += [value for (value,) in rows if value is not None]
+    return "\n".join(found)
+
+
+def erase(stores, *keys, **parts):
+    return stores.erase("s", keys or [R], reason="asked to", **parts)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_proofs_hold_and_values_are_nowhere(database_urls, seed, monkeypatch):
+    """A life with a projector that lags, in which erasures take one transaction or several."""
+    url, superuser = database_urls
+    monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 0)
+    with Datastore(url) as datastore:
+        stores = PostgresStores(datastore)
+        life = Life(stores, "s", seed, between=stores.project)
+        if seed % 3 == 0:
+            # The log of a record is not longer than one transaction in life; here it is.
+            monkeypatch.setattr(
+                stores.log, "erase", lambda *args, **more: _in_small_steps(stores, *args, **more)
+            )
+        life.live(60)
+        check_log(life)
+        check_records(life)
+        assert life.erased_values and life.kept_values
+        told = everything(superuser)
+        assert not [value for value in life.erased_values if value in told]
+        assert all(value in told for value in life.kept_values)
+        Rebuilder(datastore, MasterProjection(), turn_events=7).rebuild("s", verify=True)
+        check_import(stores, life)
+
+
+def _in_small_steps(stores, space, keys, *, reason):
+    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=2)
+    return eraser.erase(space, keys, reason, None, lambda done, of: None)
+
+
+def check_import(stores, life):
+    """What is exported comes to the same log elsewhere, and knows there what was erased."""
+    entries = list(stores.entries("s", through=life.head))
+    log = stores.range_after("s", RangeQuery(0, 1)).log
+    Importer(stores.datastore).run("copy", log, entries)
+    assert list(stores.entries("copy", through=life.head)) == entries
+    stores.project()
+    assert_equals_fresh_fold(stores, "copy", life.head)
+    for key, seq in life.erasures.items():
+        late = changeset(put(key[1], key[0], a="too late"), base=seq - 1)
+        stores.push("copy", push_of(late, device=B))
+    assert b"too late" not in b"".join(pull_all(stores, "copy"))
+
+
+def test_what_a_projector_remembers_between_its_turns(stores):
+    """It keeps records in memory; those of an erased one must not come back from there."""
+    stores.push("s", push_of(changeset(put("r", x="secret"), put("s", x=1))))
+    stores.project()
+    erase(stores)
+    stores.push("s", push_of(changeset(put("r", y=1), put("s", y=1), base=2)))
+    stores.project()
+    with stores.datastore.rows() as cursor:
+        rows = cursor.execute("SELECT id, fields::text FROM records ORDER BY id").fetchall()
+    assert rows == [("r", '{"y":1}'), ("s", '{"x":1,"y":1}')]
+    Rebuilder(stores.datastore, MasterProjection()).rebuild("s", verify=True)
+
+
+def test_an_erasure_waits_for_a_turn_that_is_under_way(stores, database):
+    """The turn has read the values already, and will write them: only then they are taken away."""
+    stores.push("s", push_of(changeset(put("r", x="secret"))))
+    done = threading.Event()
+
+    def erasing():
+        erase(stores)
+        done.set()
+
+    with psycopg.connect(database) as turn:
+        turn.execute("SELECT 1 FROM projections WHERE space = 's' FOR UPDATE")
+        thread = threading.Thread(target=erasing)
+        thread.start()
+        assert not done.wait(0.3)
+        # Nobody who pushes waits for that.
+        stores.push("s", push_of(changeset(put("t"))))
+        turn.execute(
+            "INSERT INTO records (space, generation, collection, id, fields, is_deleted, seq, "
+            "created_seq, writes, touched_seq, touched_seq_other) "
+            "VALUES ('s', 1, 'tasks', 'r', '{\"x\":\"secret\"}', false, 1, 1, '[]', 1, 0)"
+        )
+        turn.execute("UPDATE projections SET position = 1 WHERE space = 's'")
+    thread.join()
+    assert "secret" not in everything(database)
+    stores.project()
+    assert_equals_fresh_fold(stores, "s", 3)
+
+
+def test_in_the_middle_of_a_rebuild(stores, monkeypatch):
+    """Both generations forget it, and come to the same."""
+    monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 2)
+    for n in range(9):
+        ops = put("r", x=f"secret {n}"), put("s", x=n), put("t", x=n)
+        stores.push("s", push_of(changeset(*ops, base=n // 2), device=B if n % 2 else A))
+    stores.project()
+    erased = []
+
+    def report(space, position, head):
+        if not erased:
+            erased.append(erase(stores))
+            with stores.datastore.rows() as cursor:
+                found = cursor.execute(
+                    "SELECT DISTINCT generation FROM records ORDER BY 1"
+                ).fetchall()
+                assert found == [(1,), (2,)]
+                for table in MasterProjection.tables:
+                    of_it = f"SELECT FROM {table} WHERE collection = 'tasks' AND id = 'r'"
+                    assert cursor.execute(of_it).fetchall() == []
+
+    rebuilder = Rebuilder(stores.datastore, MasterProjection(), report=report, turn_events=4)
+    rebuilder.rebuild("s", verify=True)
+    assert_equals_fresh_fold(stores, "s", 10)
+
+
+def test_one_that_is_interrupted_is_gone_on_with(stores, monkeypatch):
+    """The record is a tombstone at once; erasing again erases what is left, by the same event."""
+    for n in range(10):
+        stores.push("s", push_of(changeset(put("r", x=f"secret {n}"))))
+    stores.project()
+    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=3)
+    erase_in = erasure_module._OneRecord._erase_in
+
+    def dies(self, cursor, seqs):
+        if min(seqs) < 5:
+            raise KeyboardInterrupt
+        erase_in(self, cursor, seqs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(erasure_module._OneRecord, "_erase_in", dies)
+        eraser.erase("s", [R], "asked to", None, lambda done, of: None)
+    stores.project()
+    assert_equals_fresh_fold(stores, "s", 11)
+    left = [s for s in pull_all(stores, "s") if b"secret" in s]
+    assert [decode_event(state).seq for state in left] == [1, 2, 3, 4]  # the newest went first
+
+    [erased] = erase(stores)
+
+    assert (erased.seq, erased.events) == (11, 4)
+    assert b"secret" not in b"".join(pull_all(stores, "s"))
+    assert stores.range_after("s", RangeQuery(0, 1)).head == 11
+
+
+def test_another_process_lets_go_of_what_it_keeps(stores, database):
+    """Whether it is told or has to look; also of what it had kept for those who read."""
+    stores.push("s", push_of(changeset(put("r", x="secret"))))
+    with Datastore(database) as datastore:
+        other = PostgresEventStore(datastore)
+        other.read_on("s")
+        other.range_after("s", RangeQuery(0, 10))
+        other.push("s", push_of(changeset(put("s", x=1))))
+        assert other.range_at_hand("s", RangeQuery(1, 10)) is not None
+        other.push("s", push_of(changeset(put("r", x="secret"))))
+        erase(stores)
+        Follower(datastore, other.tails, other.read_on)._look()  # nobody told it
+        assert other.range_at_hand("s", RangeQuery(2, 10)) is None
+        other.watch("s", lambda: None)
+        Follower(datastore, other.tails, other.read_on)._look()
+        page = other.range_at_hand("s", RangeQuery(3, 10))
+        assert [decode_event(event).kind for event in page.events] == ["record-erased"]
+        assert other.range_at_hand("s", RangeQuery(2, 10)) is None
+        kept = [e.state for tail in other.tails._tails.values() for e in tail.entries]
+        assert kept and not any(b"secret" in state for state in kept)
+        # ... and what it keeps to decide pushes on
+        other.push("s", push_of(changeset(put("r", x="secret"), base=3), device=B))
+        assert b"secret" not in b"".join(pull_all(other, "s"))
+        other.close()
+
+
+def test_while_many_push_and_project(stores, database):
+    """Nothing deadlocks, nothing comes back, and whoever has not seen it is stored without."""
+    stores.push("s", push_of(changeset(put("r", x="secret"))))
+    stop = threading.Event()
+    failed = []
+
+    def again_and_again(action):
+        while not stop.is_set():
+            try:
+                action()
+            except Exception as exc:
+                failed.append(exc)
+                return
+
+    def push():
+        stores.push("s", push_of(changeset(put("r", x="secret"), put("s", x=1), base=0)))
+
+    threads = [
+        threading.Thread(target=again_and_again, args=(action,))
+        for action in (push, push, stores.project)
+    ]
+    for thread in threads:
+        thread.start()
+    seqs = [erase(stores)[0].seq for _ in range(8)]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failed and len(set(seqs)) == 1  # nothing came after the first that had seen it
+    stores.project()
+    assert "secret" not in everything(database)
+    assert_equals_fresh_fold(stores, "s", stores.range_after("s", RangeQuery(0, 1)).head)
+
+
+def test_two_that_erase_in_the_same_event(stores):
+    """Each erases its own record, and neither puts back what the other has erased."""
+    for n in range(20):
+        stores.push("s", push_of(changeset(put("r", x=f"secret {n}"), put("s", x=f"secret {n}"))))
+    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=2)
+    threads = [
+        threading.Thread(target=eraser.erase, args=("s", [key], "why", None, lambda *_: None))
+        for key in (R, S, R, S)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert b"secret" not in b"".join(pull_all(stores, "s"))
+    assert stores.range_after("s", RangeQuery(0, 1)).head == 22
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_dead_rows_go(stores, database, full):
+    """What an erased event was is a dead row until somebody tidies up."""
+    stores.push("s", push_of(changeset(put("r", x="secret"))))
+    stores.project()
+    erase(stores)
+    vacuum(database, full=full)
+    with stores.datastore.rows() as cursor:
+        cursor.execute("SELECT relpages FROM pg_class WHERE relname = 'events'")
+        assert cursor.fetchone()[0] == 1
+        found = cursor.execute("SELECT ctid::text FROM events ORDER BY ctid").fetchall()
+    # Two events, and of the one that was rewritten the old row was the first.
+    assert found == ([("(0,1)",), ("(0,2)",)] if full else [("(0,2)",), ("(0,3)",)])
+
+
+def test_an_older_database_needs_no_rebuild(cluster, monkeypatch):
+    """Its logs hold no erasure, so what the older rule made of them is right; and statistics that
+    were collected before, with values in them, are gone."""
+    url, superuser = create_database(cluster, template="template0")
+    before = {name: sql for name, sql in migrations().items() if name < "0006"}
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module, "migrations", lambda: before)
+        migrate(url, from_scratch=False)
+    with psycopg.connect(url) as conn:
+        conn.execute("INSERT INTO spaces (space) VALUES ('s')")
+        conn.execute("INSERT INTO projections VALUES ('s', 'master', 1, 0, true, 1)")
+        conn.execute(
+            "INSERT INTO events SELECT 's', n, 'x', convert_to('secret ' || n, 'UTF8'), "
+            "gen_random_uuid(), NULL, 0, NULL, '', '' FROM generate_series(1, 50) n"
+        )
+        conn.execute("ANALYZE events")
+    statistics = "SELECT count(*) FROM pg_stats WHERE tablename = 'events' AND attname = 'state'"
+    with psycopg.connect(superuser) as conn:
+        assert conn.execute(statistics).fetchone() == (1,)
+    migrate(url)
+    with psycopg.connect(superuser) as conn:
+        conn.execute("ANALYZE events")
+        assert conn.execute(statistics).fetchone() == (0,)
+        assert conn.execute("SELECT fold_version FROM projections").fetchone() == (FOLD_VERSION,)

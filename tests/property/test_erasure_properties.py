@@ -1,0 +1,38 @@
+"""Whatever was pushed and erased, in whatever order: proofs hold, and the values are gone."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foldlog.domain.erasure import without
+from foldlog.domain.events import decode_event, restored_entry
+from foldlog.infrastructure.memory.store import MemoryStore
+from tests.erasing import KEYS, Life, check_log, check_records
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 30))
+def test_old_checkpoints_hold_and_values_are_gone(seed, steps):
+    life = Life(MemoryStore(), "s", seed).live(steps)
+    check_log(life)
+    check_records(life)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.permutations(KEYS))
+def test_the_order_of_erasures_does_not_matter(seed, keys):
+    """
+    What is left of an event is the same bytes, and the same salts, whatever was erased first.
+    """
+    life = Life(MemoryStore(), "s", seed)
+    life.push()
+    [entry] = life.store.entries("s", through=1)
+    named = {op.key for op in decode_event(entry.state).ops}
+    state, salt = entry.state, entry.salt
+    for key in keys:
+        erased = without(state, salt, {key})
+        assert (erased is not None) == (key in named)
+        state, salt = erased or (state, salt)
+        assert restored_entry(state, salt).mark == entry.mark
+    assert (state, salt) == without(entry.state, entry.salt, named)
