@@ -71,7 +71,7 @@ def caught_up(store, space) -> list[dict]:
 
 def test_a_definition_is_an_event_that_everybody_gets(store, space, define):
     """
-    Also a device that follows other collections alone: the kinds that are no changesets always come.
+    Also a device that follows other collections alone: kinds that are no changesets always come.
     """
     outcome = define(by="ada")
     assert (outcome.version, outcome.seq, outcome.reasons) == (1, 1, [])
@@ -103,7 +103,7 @@ def test_versions_are_counted_and_kept(store, space, define):
 
 def test_the_same_again_changes_nothing(store, space, define):
     """
-    A retry, or a deployment that defines what is defined: no event, in whichever order it is written.
+    A retry, or a deployment that defines it each time: no event, in whichever order it is written.
     """
     first = define(if_version=0)
     again = define(dict(reversed(TASKS.items())), if_version=0)

@@ -1,4 +1,4 @@
-"""What was stored in an older form is read in today's; what a newer version wrote is not guessed."""
+"""What was stored in an older form is read in today's; of a newer form nothing is guessed."""
 
 from __future__ import annotations
 
