@@ -36,6 +36,15 @@ class Whole(fields.Integer):
         return value
 
 
+class Flag(fields.Boolean):
+    """`true` or `false` of a JSON document: neither 1 nor "yes" is one."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if type(value) is not bool:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
 class QueryWhole(Whole):
     """The same in a query string. Python's `int` would read `1_0`, ` 1` and `١` too."""
 

@@ -14,6 +14,7 @@ from marshmallow.validate import Length, OneOf, Regexp
 from ..domain.limits import LIMITS, Limits
 from .fields import (
     ChangesetsField,
+    Flag,
     MomentField,
     Whole,
     collection_name,
@@ -448,13 +449,9 @@ class DefineBody(Schema):
     error_messages = {"unknown": "there is no such member"}
 
     schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
-    dry_run = fields.Boolean(
-        load_default=False, truthy={True}, falsy={False}, metadata=about("Only tell.")
-    )
-    force = fields.Boolean(
+    dry_run = Flag(load_default=False, metadata=about("Only tell."))
+    force = Flag(
         load_default=False,
-        truthy={True},
-        falsy={False},
         metadata=about("Although it may refuse what was allowed, or what is stored."),
     )
     if_version = Whole(metadata=about("Refuse unless this is the version so far; 0: none."))

@@ -81,7 +81,7 @@ class Fault(NamedTuple):
 
     where: tuple[str | int, ...]
     keyword: str
-    name: str  #: of the property that is missing
+    name: str  #: of the property that is missing, or one too many
     violation: Violation
 
 
@@ -139,8 +139,9 @@ class JsonSchema:
             told = "".join(
                 f"/{part if isinstance(part, int) else self._told(part)}" for part in where
             )
-            name = getattr(error.kind, "property", "")
-            yield Fault(where, error.kind.name, name, Violation(told, self._reason(error)))
+            violation = Violation(told, self._reason(error))
+            for name in _names_of(error.kind):
+                yield Fault(where, error.kind.name, name, violation)
 
     def _told(self, name: str) -> str:
         return escaped(name) if name in self._names else "*"
@@ -161,6 +162,10 @@ class JsonSchema:
         if len(text) > VALUE_LENGTH_TOLD_MAX:
             text = text[:VALUE_LENGTH_TOLD_MAX] + "..."
         return f"does not fit {keyword} {text}"
+
+
+def _names_of(kind: Any) -> list[str]:
+    return list(map(str, getattr(kind, "unexpected", [getattr(kind, "property", "")])))
 
 
 def escaped(name: str) -> str:

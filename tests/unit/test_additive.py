@@ -1,0 +1,177 @@
+"""What is recognised as additive, what is not, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from foldlog.domain.additive import why_not_additive
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import LIMITS
+
+OLD = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": "^a"},
+        "kind": {"enum": ["a", "b"]},
+        "left": {"type": "integer", "minimum": 0, "exclusiveMaximum": 10, "multipleOf": 4},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 5, "uniqueItems": True},
+        "tree": {"$ref": "#/$defs/node"},
+        "when": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        "odd": {"not": {"const": 1}, "if": {"const": 2}, "then": False},
+        "free": {"type": "object"},
+    },
+    "required": ["title", "kind"],
+    "dependentRequired": {"left": ["tags"]},
+    "additionalProperties": False,
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "number"},
+                "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+        }
+    },
+}
+
+
+def why(new, old=OLD):
+    found = why_not_additive(JsonSchema.checked(old, LIMITS), JsonSchema.checked(new, LIMITS))
+    return [(violation.path, violation.reason) for violation in found]
+
+
+def changed(path: str, *value):
+    """OLD with another value at a path, or none."""
+    schema = copy.deepcopy(OLD)
+    *way, last = path.split("/")
+    at = schema
+    for part in way:
+        at = at[part]
+    if value:
+        at[last] = value[0]
+    else:
+        del at[last]
+    return schema
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {},
+        OLD,
+        changed("title", "described"),
+        changed("properties/due", {"type": "string", "format": "date"}),
+        changed("properties/title/maxLength", 200),
+        changed("properties/title/minLength"),
+        changed("properties/title/pattern"),
+        changed("properties/title/type", ["string", "null"]),
+        changed("properties/kind/enum", ["b", "c", "a"]),
+        changed("properties/kind", {"type": "string"}),
+        changed("properties/left/minimum", -1),
+        changed("properties/left/exclusiveMaximum", 10.5),
+        changed("properties/left", {"type": "number", "maximum": 10, "multipleOf": 2}),
+        changed("properties/tags/items/type", ["string", "integer"]),
+        changed("properties/tags/uniqueItems", False),
+        changed("properties/when/anyOf", [{"type": ["string", "null"]}]),
+        changed("properties/when", {"type": ["string", "null", "integer"]}),
+        changed("properties/odd/not"),
+        changed("required", ["kind"]),
+        changed("dependentRequired/left", []),
+        changed("dependentRequired", {"free": ["title"]}),
+        changed("additionalProperties", {"type": "integer"}),
+        changed("additionalProperties"),
+        changed("$defs/node/properties/value/type", ["number", "null"]),
+        changed("properties/tree", {"allOf": [{"$ref": "#/$defs/node"}, {"minProperties": 0}]}),
+        changed("patternProperties", {"^x-": {"type": "string"}, "^t": True}),
+        changed("propertyNames", {"type": "string"}),
+    ],
+)
+def test_what_is_additive(new):
+    assert why(new) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "path", "reason"),
+    [
+        (changed("required", ["title", "kind", "left"]), "/required", "requires left"),
+        (changed("properties/title/maxLength", 50), "/properties/title/maxLength", "50 is not"),
+        (changed("properties/title/pattern", "^b"), "/properties/title/pattern", '"^b" is not'),
+        (changed("properties/title/format", "date"), "/properties/title/format", "not demanded"),
+        (changed("properties/title/type", "integer"), "/properties/title/type", "string any more"),
+        (changed("properties/kind/enum", ["a"]), "/properties/kind", 'allow "b" any more'),
+        (changed("properties/kind", False), "/properties/kind", "allows nothing any more"),
+        (changed("properties/left/minimum", 1), "/properties/left/minimum", "1 is not shown"),
+        (changed("properties/left/exclusiveMaximum", 9), "/properties/left/exclusiveMaximum", "9"),
+        (changed("properties/left/multipleOf", 8), "/properties/left/multipleOf", "8 is not"),
+        (changed("properties/left/exclusiveMinimum", 0), "/properties/left/exclusiveMinimum", "0"),
+        (changed("properties/tags/items/uniqueItems", True), "", ""),
+        (changed("properties/tags/maxItems", 4), "/properties/tags/maxItems", "4 is not shown"),
+        (changed("properties/tags/items/maxLength", 5), "/properties/tags/items/maxLength", "5"),
+        (changed("properties/free/uniqueItems", True), "", ""),
+        (changed("properties/free/minProperties", 1), "/properties/free/minProperties", "1"),
+        (changed("properties/odd/then", {"type": "null"}), "/properties/odd/if", "the same"),
+        (changed("properties/free"), "/additionalProperties", "free: allows nothing"),
+        (
+            changed("dependentRequired/free", ["tags"]),
+            "/dependentRequired",
+            "is not shown to allow",
+        ),
+        (
+            changed("$defs/node/properties/value/minimum", 0),
+            "/properties/tree/$ref/properties/value/minimum",
+            "0 is not demanded so far",
+        ),
+        (
+            changed("properties/when/anyOf", [{"type": "string"}]),
+            "/properties/when/anyOf",
+            "is not shown",
+        ),
+        (changed("patternProperties", {"^t": False}), "/patternProperties/^t", "allows nothing"),
+    ],
+)
+def test_what_is_not_is_told_with_its_place(new, path, reason):
+    found = why(new)
+    if not path:
+        assert found == []  # says nothing of an object
+        return
+    assert any(where.startswith(path) and reason in said for where, said in found), found
+
+
+def test_a_new_property_of_an_open_schema_may_be_there_already():
+    """
+    With any value: nobody has forbidden it so far.
+    """
+    old = {"properties": {"title": True}}
+    ((path, reason),) = why({"properties": {"title": True, "due": {"maxLength": 5}}}, old)
+    assert (path, reason) == ("/properties/due/maxLength", "5 is not demanded so far")
+    assert why({"properties": {"title": True, "due": True}}, old) == []
+
+
+def test_circles_end():
+    """
+    Through definitions of other names, too.
+    """
+    old = {
+        "properties": {"a": {"$ref": "#/$defs/x"}},
+        "$defs": {
+            "x": {"properties": {"a": {"$ref": "#/$defs/y"}, "n": {"minimum": 1}}},
+            "y": {"properties": {"a": {"$ref": "#/$defs/x"}, "n": {"minimum": 2}}},
+        },
+    }
+    node = {"properties": {"a": {"$ref": "#/$defs/z"}, "n": {"minimum": 1}}}
+    new = {"properties": {"a": {"$ref": "#/$defs/z"}}, "$defs": {"z": node}}
+    assert why(new, old) == []
+    node["properties"]["n"]["minimum"] = 2
+    assert why(new, old)
+
+
+def test_unevaluated_properties_are_left_alone():
+    """
+    What they leave over depends on all that stands beside them.
+    """
+    old = {"properties": {"a": True}, "patternProperties": {"^x": True}}
+    old |= {"unevaluatedProperties": False}
+    assert why(old, old) == []
+    assert why({"properties": {"a": True}, "unevaluatedProperties": False}, old)

@@ -1,0 +1,167 @@
+"""Which schemas a collection may have, and what is said of a document that does not fit one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from foldlog.domain.errors import InvalidSchema, LimitExceeded
+from foldlog.domain.json_schema import DIALECT, IN_PLACE_MAX, JsonSchema
+from foldlog.domain.limits import LIMITS, Limits
+
+
+def nested(depth: int) -> dict:
+    schema: dict = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return {"properties": {"a": schema}}
+
+
+def doubling(depth: int) -> dict:
+    definitions = {
+        f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]}
+        for n in range(depth)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{depth}": True}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        (True, ""),
+        ([], ""),
+        ({"type": "strin"}, "/type"),
+        ({"type": "string"}, "/type"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "/$schema"),
+        ({"properties": {"a": {"requird": ["b"]}}}, "/properties/a/requird"),
+        ({"properties": {"a": {"minimum": "1"}}}, "/properties/a/minimum"),
+        ({"properties": {"a/b": {"pattern": "("}}}, "/properties/a~1b/pattern"),
+        ({"properties": {"a": {"pattern": "(?=x)"}}}, "/properties/a/pattern"),
+        ({"properties": {"a": {"pattern": r"(x)\1"}}}, "/properties/a/pattern"),
+        ({"patternProperties": {"(": True}}, "/patternProperties/("),
+        ({"properties": {"a": {"format": "secret"}}}, "/properties/a/format"),
+        ({"properties": {"a": {"$ref": "http://127.0.0.1/x"}}}, "/properties/a/$ref"),
+        ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "/properties/a/$ref"),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {}}, "/properties/a/$ref"),
+        ({"properties": {"a": {"$ref": "#"}}}, "/properties/a/$ref"),
+        ({"properties": {"a": {"$defs": {}}}}, "/properties/a/$defs"),
+        ({"$defs": {"a b": True}}, "/$defs"),
+        ({"$id": "http://127.0.0.1/x"}, "/$id"),
+        ({"$dynamicRef": "#a"}, "/$dynamicRef"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "/$defs/a"),
+        ({"$defs": {"a": {"anyOf": [{"not": {"$ref": "#/$defs/a"}}]}}}, "/$defs/a"),
+        ({"const": 2**60}, ""),
+        (nested(LIMITS.schema_nesting_max), ""),
+        (doubling(11), ""),
+    ],
+)
+def test_what_no_collection_can_have_is_told_with_its_place(schema, pointer):
+    with pytest.raises(InvalidSchema) as refused:
+        JsonSchema.checked(schema, LIMITS)
+    assert refused.value.extra["pointer"] == pointer
+    assert str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"$schema": DIALECT, "type": ["object", "null"], "title": "x", "x-note": {"any": "thing"}},
+        {"properties": {"$ref": {"type": "string"}, "requird": {"enum": [{"$ref": 1}]}}},
+        {
+            "properties": {"child": {"$ref": "#/$defs/node"}},
+            "$defs": {"node": {"properties": {"child": {"$ref": "#/$defs/node"}}}},
+        },
+        doubling(7),
+    ],
+)
+def test_what_a_collection_may_have(schema):
+    """
+    Names of properties are no keywords, a circle that goes down into a value ends with it.
+    """
+    assert JsonSchema.checked(schema, LIMITS).fits({"child": {"child": {}}})
+
+
+def test_a_schema_has_a_limit():
+    with pytest.raises(LimitExceeded):
+        JsonSchema.checked({"title": "x" * 100}, Limits(schema_bytes_max=100))
+
+
+def test_schemas_that_branch_are_counted_not_followed():
+    """
+    Each level doubles what one value is held against: 2^50 here, in a schema of 4 kB.
+    """
+    began = time.perf_counter()
+    with pytest.raises(InvalidSchema, match=str(IN_PLACE_MAX)):
+        JsonSchema.checked(doubling(50), LIMITS)
+    assert time.perf_counter() - began < 1
+
+
+def test_a_pattern_takes_linear_time():
+    """
+    A user's value must not stop the service, whatever pattern an admin wrote: a backtracking
+    matcher needs 2^n steps here.
+    """
+    schema = JsonSchema.checked({"properties": {"a": {"pattern": "^(a+)+$"}}}, LIMITS)
+    began = time.perf_counter()
+    assert not schema.fits({"a": "a" * 100_000 + "b"})
+    assert time.perf_counter() - began < 1
+
+
+def test_the_same_schema_has_the_same_digest():
+    """
+    In whichever order its members are written; and another one has another.
+    """
+    one, same, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3}
+    digests = [JsonSchema({"properties": schema}).digest for schema in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+SCHEMA = {
+    "properties": {
+        "title": {"type": "string", "maxLength": 3},
+        "kind": {"enum": ["x" * 200]},
+        "owner": {"$ref": "#/$defs/owner"},
+        "list": {"items": {"type": "integer"}},
+        "free": {"additionalProperties": {"type": "integer"}},
+    },
+    "required": ["title"],
+    "additionalProperties": False,
+    "$defs": {"owner": {"properties": {"age": {"minimum": 0}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "reason"),
+    [
+        ({}, "", "lacks title"),
+        ({"title": 5}, "/title", 'does not fit type "string"'),
+        ({"title": "secret"}, "/title", "does not fit maxLength 3"),
+        ({"title": "", "secret": 1}, "", "has a field that the schema does not allow"),
+        ({"title": "", "owner": {"age": -1}}, "/owner/age", "does not fit minimum 0"),
+        ({"title": "", "list": [1, "secret"]}, "/list/1", 'does not fit type "integer"'),
+        ({"title": "", "free": {"secret": "s"}}, "/free/*", 'does not fit type "integer"'),
+        ({"title": "", "kind": "secret"}, "/kind", f'does not fit enum ["{"x" * 98}...'),
+    ],
+)
+def test_what_is_told_is_made_of_the_schema_alone(document, path, reason):
+    """
+    A refusal is stored for ever: it must not hold what a user typed, not even as a name.
+    """
+    (fault,) = JsonSchema.checked(SCHEMA, LIMITS).faults(document)
+    assert (fault.violation.path, fault.violation.reason) == (path, reason)
+    assert "secret" not in path + reason
+
+
+def test_formats_are_checked():
+    schema = JsonSchema.checked({"properties": {"due": {"format": "date"}}}, LIMITS)
+    assert schema.fits({"due": "2026-11-23"}) and not schema.fits({"due": "tomorrow"})
+
+
+def test_a_boolean_is_no_number_and_one_is_one_point_zero():
+    """
+    As everywhere in the product.
+    """
+    schema = JsonSchema.checked({"properties": {"n": {"const": 1}}}, LIMITS)
+    assert schema.fits({"n": 1.0}) and not schema.fits({"n": True})
