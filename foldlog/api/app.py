@@ -11,6 +11,7 @@ from ..domain.limits import LIMITS, Limits
 from ..domain.ports import EventStore, Gauge, MasterTable
 from .events import events_blueprint
 from .flask_door import FlaskDoor
+from .history import history_blueprint
 from .meta import meta_blueprint
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
@@ -51,5 +52,6 @@ def create_app(
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
+    app.register_blueprint(history_blueprint(master, limits))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app
