@@ -13,6 +13,7 @@ from .collections import collections_blueprint
 from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
+from .history import history_blueprint
 from .meta import meta_blueprint
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
@@ -56,5 +57,6 @@ def create_app(
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(collections_blueprint(store, limits, admin_token))
     app.register_blueprint(erasure_blueprint(store, limits, admin_token))
+    app.register_blueprint(history_blueprint(master, limits))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

@@ -13,6 +13,7 @@ from ..domain.errors import (
     DeviceForked,
     FoldlogError,
     Forbidden,
+    HistoryUnavailable,
     IdReused,
     InvalidChangeset,
     InvalidRequest,
@@ -171,6 +172,11 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ProjectionBehind: Entry(
         "Try again after `Retry-After` seconds; the master table is catching up.",
         ProjectionBehind(head=42, projected=41),
+    ),
+    HistoryUnavailable: Entry(
+        "An operator runs `foldlog rebuild` for this space, once after an upgrade; everything else "
+        "goes on meanwhile.",
+        HistoryUnavailable(),
     ),
     NotReady: Entry(
         "Send requests elsewhere until this is over; `checks` says what is wrong.",

@@ -65,7 +65,7 @@ RECORD: dict[str, Any] = {
     "created_seq": 42,
 }
 
-CONFLICT: dict[str, Any] = {
+LOSS: dict[str, Any] = {
     "seq": 42,
     "op": "put",
     "collection": "tasks",
@@ -74,6 +74,51 @@ CONFLICT: dict[str, Any] = {
     "rule": "concurrent",
     "lost": {"value": "Buy oat milk", "seq": 40, "device": OTHER_DEVICE},
     "won": {"value": "Buy milk", "seq": 42, "device": DEVICE},
+}
+
+OTHER_HAND: dict[str, Any] = {
+    "changeset": "0198a3c1-02aa-7d10-8c3b-5e4f3a2b1c0d",
+    "made_at": "2026-11-23T08:58:11.020Z",
+    "received_at": "2026-11-23T08:59:30.777Z",
+}
+HAND: dict[str, Any] = {
+    "changeset": CHANGESET_ID,
+    "made_at": "2026-11-23T09:00:00.123Z",
+    "received_at": "2026-11-23T09:00:02.481Z",
+}
+CONFLICT: dict[str, Any] = {
+    **LOSS,
+    "lost": {**LOSS["lost"], **OTHER_HAND},
+    "won": {**LOSS["won"], **HAND},
+    "restore": {
+        "base": 42,
+        "ops": [
+            {
+                "op": "put",
+                "collection": "tasks",
+                "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f",
+                "fields": {"title": "Buy oat milk"},
+            }
+        ],
+    },
+}
+
+VERSION: dict[str, Any] = {
+    "seq": 42,
+    "changeset": CHANGESET_ID,
+    "device": DEVICE,
+    "made_at": "2026-11-23T09:00:00.123Z",
+    "received_at": "2026-11-23T09:00:02.481Z",
+    "is_deleted": False,
+    "changed": {"title": {"from": "Buy oat milk", "to": "Buy milk"}, "done": {"to": False}},
+    "lost": [LOSS],
+}
+DIFFERENCE: dict[str, Any] = {
+    "collection": "tasks",
+    "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f",
+    "before": None,
+    "after": RECORD,
+    "changed": {"title": {"to": "Buy milk"}, "done": {"to": False}},
 }
 
 PUSH = {"device": DEVICE, "sent_at": "2026-11-23T09:00:02.300Z", "changesets": [CHANGESET]}
@@ -106,15 +151,15 @@ SCHEMA: dict[str, Any] = {
     "required": ["title"],
     "additionalProperties": False,
 }
-VERSION = {
+COLLECTION_VERSION = {
     "collection": "tasks",
     "version": 1,
     "seq": 43,
     "defined_at": "2026-11-23T09:05:00.000Z",
     "by": "ada",
 }
-COLLECTIONS = {"collections": [VERSION]}
-COLLECTION = {**VERSION, "schema": SCHEMA, "versions": [VERSION]}
+COLLECTIONS = {"collections": [COLLECTION_VERSION]}
+COLLECTION = {**COLLECTION_VERSION, "schema": SCHEMA, "versions": [COLLECTION_VERSION]}
 DEFINING = {"schema": SCHEMA, "if_version": 0, "by": "ada"}
 DEFINED = {
     "collection": "tasks",
@@ -122,6 +167,16 @@ DEFINED = {
     "seq": 43,
     "reasons": [],
     "check": {"checked": 1, "violating": 0, "first": [], "is_complete": True},
+}
+HISTORY_PAGE = {"log": LOG, "head": 42, "projected": 42, "versions": [VERSION], "cursor": None}
+DIFF_PAGE = {
+    "log": LOG,
+    "head": 42,
+    "projected": 42,
+    "from": 0,
+    "to": 42,
+    "differences": [DIFFERENCE],
+    "cursor": None,
 }
 LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}
 

@@ -13,10 +13,11 @@ from marshmallow.validate import Range
 
 from ..domain.changesets import decode_changesets
 from ..domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
+from ..domain.history import Point
 from ..domain.limits import INTEGER_MAX, Limits
 from ..domain.names import is_collection, is_record_id, is_space, is_uuid
 from ..domain.proofs import MARK_LENGTH
-from ..domain.times import Moment, to_ms
+from ..domain.times import Moment, parse_time, to_ms
 
 _WHOLE = re.compile(r"[0-9]{1,16}", re.ASCII)
 _MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
@@ -115,6 +116,22 @@ class MomentField(fields.DateTime):
         except ValueError as exc:
             raise self.make_error("invalid", input=value, obj_type="datetime") from exc
         return moment
+
+
+class PointField(fields.String):
+    """A moment of the log: a seq, or an RFC 3339 time."""
+
+    default_error_messages = {
+        "invalid": "must be a seq, or an RFC 3339 time with an offset, like 2026-11-23T09:00:00Z"
+    }
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Point:  # type: ignore[override]
+        if _WHOLE.fullmatch(value) and int(value) <= INTEGER_MAX:
+            return Point(seq=int(value))
+        try:
+            return Point(time=parse_time(value))
+        except ValueError as exc:
+            raise self.make_error("invalid", input=value) from exc
 
 
 class ChangesetsField(fields.List[Any]):

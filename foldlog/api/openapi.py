@@ -39,6 +39,7 @@ TAGS = {
     "snapshot": "All that a new device needs, without the whole log.",
     "records": "The master table: what the events add up to.",
     "collections": "What the records of a collection must be like.",
+    "history": "What was, and who changed what.",
     "meta": "The service itself.",
 }
 

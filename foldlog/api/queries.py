@@ -13,9 +13,11 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 from marshmallow.validate import Length, OneOf
 
 from ..domain.errors import InvalidRequest
+from ..domain.history import NOW, Point
 from ..domain.limits import Limits
 from .fields import (
     CommaList,
+    PointField,
     QueryWhole,
     collection_name,
     cursor_mark,
@@ -108,8 +110,17 @@ class MasterQuery(Parameters):
     )
 
 
+class RecordQuery(MasterQuery):
+    as_of = PointField(
+        metadata={
+            "description": "As it was right after this seq, or after the last event that was "
+            "received up to this time."
+        }
+    )
+
+
 def records_query(limits: Limits) -> Parameters:
-    class RecordsQuery(MasterQuery):
+    class RecordsQuery(RecordQuery):
         collection = collection_name(metadata={"description": "Only records of this one."})
         id = record_id(
             metadata={
@@ -140,6 +151,8 @@ def records_query(limits: Limits) -> Parameters:
                     raise ValidationError("needed with id", "collection")
                 for name in data.keys() & {"changed_after", "cursor"}:
                     raise ValidationError("goes not with id", name)
+            if {"as_of", "changed_after"} <= data.keys():
+                raise ValidationError("goes not with as_of; /diff tells both ends", "changed_after")
 
     return RecordsQuery()
 
@@ -150,15 +163,81 @@ class SnapshotQuery(MasterQuery):
     )
 
 
+def history_query(limits: Limits) -> Parameters:
+    class HistoryQuery(MasterQuery):
+        order = fields.String(
+            validate=OneOf(["oldest", "newest"]),
+            load_default="oldest",
+            metadata={"description": "Which versions come first."},
+        )
+        cursor = fields.String(
+            metadata={"description": "The `cursor` of the page before, with its parameters."}
+        )
+        limit = QueryWhole(
+            1,
+            limits.page_records_max,
+            load_default=limits.page_records_default,
+            metadata={"description": "How many versions at most."},
+        )
+
+    return HistoryQuery()
+
+
+def diff_query(limits: Limits) -> Parameters:
+    class DiffQuery(MasterQuery):
+        from_ = PointField(
+            data_key="from",
+            load_default=Point(seq=0),
+            metadata={
+                "description": "The earlier moment: a seq, or a time as in `as_of`. Without it: "
+                "before the first event."
+            },
+        )
+        to = PointField(
+            load_default=NOW, metadata={"description": "The later one. Without it: now."}
+        )
+        collection = collection_name(metadata={"description": "Only records of this one."})
+        cursor = fields.String(
+            metadata={"description": "The `cursor` of the page before, with its parameters."}
+        )
+        limit = QueryWhole(
+            1,
+            limits.page_records_max,
+            load_default=limits.page_records_default,
+            metadata={"description": "How many records at most."},
+        )
+
+    return DiffQuery()
+
+
 def conflicts_query(limits: Limits) -> Parameters:
     class ConflictsQuery(MasterQuery):
-        cursor = fields.String(metadata={"description": "The `cursor` of the page before."})
+        collection = collection_name(metadata={"description": "Only of records of this one."})
+        id = record_id(metadata={"description": "Only of this record of `collection`."})
+        field = fields.String(
+            validate=Length(max=limits.field_name_length_max),
+            metadata={"description": "Only of fields of this name."},
+        )
+        device = device_id(
+            metadata={"description": "Only where this device lost, or won: either hand."}
+        )
+        since = QueryWhole(
+            load_default=0, metadata={"description": "Only what was decided after this seq."}
+        )
+        cursor = fields.String(
+            metadata={"description": "The `cursor` of the page before, with its parameters."}
+        )
         limit = QueryWhole(
             1,
             limits.page_records_max,
             load_default=limits.page_records_default,
             metadata={"description": "How many conflicts at most."},
         )
+
+        @validates_schema
+        def id_needs_its_collection(self, data: Mapping[str, Any], **_: Any) -> None:
+            if "id" in data and "collection" not in data:
+                raise ValidationError("needed with id", "collection")
 
     return ConflictsQuery()
 

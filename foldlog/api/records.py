@@ -7,24 +7,35 @@ from typing import Any
 
 import msgspec
 from flask import Blueprint
+from msgspec import UNSET, UnsetType
 
 from ..domain.errors import (
     FoldlogError,
+    HistoryUnavailable,
     LogBehind,
     ProjectionBehind,
     StorageUnavailable,
     UnknownRecord,
     UnknownSpace,
 )
+from ..domain.ledger import ConflictsFilter
 from ..domain.limits import Limits
-from ..domain.ports import MasterTable, RecordsPage, RecordsQuery
+from ..domain.merge import Key
+from ..domain.ports import AsOfPage, AsOfQuery, MasterTable, RecordsPage, RecordsQuery
 from . import examples
 from .operations import operation
-from .queries import MasterQuery, conflicts_query, records_query
+from .queries import MasterQuery, RecordQuery, conflicts_query, records_query
 from .replies import Reply, joined, json_reply
 from .schemas import ConflictsPageSchema, LocalIdsSchema, RecordAnswerSchema, RecordsPageSchema
 
 READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
+READ_PROBLEMS_AS_OF: tuple[type[FoldlogError], ...] = (
+    *READ_PROBLEMS,
+    UnknownRecord,
+    LogBehind,
+    ProjectionBehind,
+    HistoryUnavailable,
+)
 
 
 class RecordsAnswer(msgspec.Struct):
@@ -33,6 +44,7 @@ class RecordsAnswer(msgspec.Struct):
     projected: int
     records: msgspec.Raw
     cursor: str | None
+    as_of: int | UnsetType = UNSET
 
 
 class RecordAnswer(msgspec.Struct):
@@ -40,6 +52,7 @@ class RecordAnswer(msgspec.Struct):
     head: int
     projected: int
     record: msgspec.Raw
+    as_of: int | UnsetType = UNSET
 
 
 class ConflictsAnswer(msgspec.Struct):
@@ -58,22 +71,25 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=records_query(limits),
         answer=RecordsPageSchema,
         example=examples.RECORDS_PAGE,
-        problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
+        problems=READ_PROBLEMS_AS_OF,
     )
     def records(space: str, query: Mapping[str, Any]) -> Reply:
         """Read the master table.
 
         The live records by collection and id; or, with `changed_after`, every record that changed
         since that seq, once, as it is now, deleted ones too. Go on with `cursor` until it is null.
+
+        With `as_of` the records that were live at that moment, in each collection in the order in
+        which they were made. All pages are of that one moment, whatever happens meanwhile.
         """
         return json_reply(_records_answer(_page(master, space, query)))
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
     @operation(
-        query=MasterQuery(),
+        query=RecordQuery(),
         answer=RecordAnswerSchema,
         example=examples.RECORD_ANSWER,
-        problems=(*READ_PROBLEMS, UnknownRecord, LogBehind, ProjectionBehind),
+        problems=READ_PROBLEMS_AS_OF,
     )
     def record(space: str, collection: str, id: str, query: Mapping[str, Any]) -> Reply:
         """Read one record.
@@ -82,29 +98,36 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         it whole, slashes as `%2F`. For ids like `..`, which browsers take for folders, ask
         `/records?collection=...&id=...`.
         """
-        page = master.record(space, (collection, id), at_least=query["at_least"])
-        return json_reply(
-            RecordAnswer(page.log, page.head, page.projected, msgspec.Raw(page.records[0]))
-        )
+        page = _one(master, space, (collection, id), query)
+        record = msgspec.Raw(page.records[0])
+        return json_reply(RecordAnswer(page.log, page.head, page.projected, record, _as_of(page)))
 
     @bp.get("/v1/spaces/<space>/conflicts")
     @operation(
         query=conflicts_query(limits),
         answer=ConflictsPageSchema,
         example=examples.CONFLICTS_PAGE,
-        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
+        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind, HistoryUnavailable),
     )
     def conflicts(space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
 
         Every value that lost against a concurrent change, with what it lost to: nothing that a
-        user typed disappears without a trace.
+        user typed disappears without a trace. `restore` is a changeset that puts it back: add
+        `id`, `counter` and `made_at`, and push it. It is null for a number that could not be added.
         """
         page = master.conflicts(
             space,
             limit=query["limit"],
             cursor=query.get("cursor"),
             at_least=query["at_least"],
+            wanted=ConflictsFilter(
+                collection=query.get("collection"),
+                id=query.get("id"),
+                field=query.get("field"),
+                device=query.get("device"),
+                since=query["since"],
+            ),
         )
         return json_reply(
             ConflictsAnswer(
@@ -131,8 +154,18 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
 def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsPage:
     if "id" in query:
-        key = (query["collection"], query["id"])
-        return master.record(space, key, at_least=query["at_least"])
+        return _one(master, space, (query["collection"], query["id"]), query)
+    if "as_of" in query:
+        return master.as_of(
+            space,
+            AsOfQuery(
+                query["as_of"],
+                query["limit"],
+                collection=query.get("collection"),
+                cursor=query.get("cursor"),
+                at_least=query["at_least"],
+            ),
+        )
     return master.page(
         space,
         RecordsQuery(
@@ -145,5 +178,17 @@ def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsP
     )
 
 
+def _one(master: MasterTable, space: str, key: Key, query: Mapping[str, Any]) -> RecordsPage:
+    if "as_of" in query:
+        return master.record_as_of(space, key, query["as_of"], at_least=query["at_least"])
+    return master.record(space, key, at_least=query["at_least"])
+
+
+def _as_of(page: RecordsPage) -> int | UnsetType:
+    return page.as_of if isinstance(page, AsOfPage) else UNSET
+
+
 def _records_answer(page: RecordsPage) -> RecordsAnswer:
-    return RecordsAnswer(page.log, page.head, page.projected, joined(page.records), page.cursor)
+    return RecordsAnswer(
+        page.log, page.head, page.projected, joined(page.records), page.cursor, _as_of(page)
+    )

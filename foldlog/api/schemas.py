@@ -163,7 +163,7 @@ class EventSchema(Answer):
     body = fields.Raw(metadata=about("Of every other kind."))
 
 
-class HandSchema(Answer):
+class LedgerHandSchema(Answer):
     """One side of a conflict; without a `value` the field was unset or deleted."""
 
     value = fields.Raw()
@@ -171,7 +171,22 @@ class HandSchema(Answer):
     device = device_id(required=True, allow_none=True)
 
 
-class ConflictSchema(Answer):
+class HandSchema(LedgerHandSchema):
+    """The same, with what its event says of itself."""
+
+    changeset = _uuid("The changeset that brought it.")
+    made_at = _time("By the device's clock, only a claim.")
+    received_at = _time("By the server's clock.")
+
+
+class RestoreSchema(Answer):
+    """A changeset that puts a lost value back; add `id`, `counter` and `made_at`."""
+
+    base = Whole(required=True, metadata=about("The seq that this answer is true at."))
+    ops = fields.List(fields.Nested(OperationSchema), required=True)
+
+
+class LossSchema(Answer):
     """A value that lost, and what it lost to."""
 
     seq = Whole(1, required=True, metadata=about("The event at which it was decided."))
@@ -182,8 +197,21 @@ class ConflictSchema(Answer):
     rule = fields.String(
         required=True, validate=OneOf(["deleted", "concurrent", "delete", "not-addable"])
     )
+    lost = fields.Nested(LedgerHandSchema, required=True)
+    won = fields.Nested(LedgerHandSchema, required=True)
+
+
+class ConflictSchema(LossSchema):
+    """A value that lost, what it lost to, and the way back."""
+
     lost = fields.Nested(HandSchema, required=True)
     won = fields.Nested(HandSchema, required=True)
+    restore = fields.Nested(
+        RestoreSchema,
+        required=True,
+        allow_none=True,
+        metadata=about("Null: a number that could not be added has no place to go back to."),
+    )
 
 
 class _OfLog(Answer):
@@ -222,16 +250,76 @@ class SyncAnswerSchema(RangeSchema):
     verdicts = fields.List(fields.Nested(VerdictSchema), required=True)
 
 
+def _as_of(**kwargs: Any) -> Whole:
+    return Whole(metadata=about("With `as_of`: the seq of that moment."), **kwargs)
+
+
 class RecordsPageSchema(_Page):
     """A page of the master table."""
 
+    as_of = _as_of()
     records = fields.List(fields.Nested(RecordSchema), required=True)
 
 
 class RecordAnswerSchema(_Projected):
     """One record of the master table."""
 
+    as_of = _as_of()
     record = fields.Nested(RecordSchema, required=True)
+
+
+class ChangeSchema(Answer):
+    """What became of a field; without `from` it was not there, without `to` it is not there."""
+
+    from_ = fields.Raw(data_key="from")
+    to = fields.Raw()
+
+
+def _changed(**kwargs: Any) -> fields.Dict:
+    text = "{field: {`from`: its value before, `to`: its value after}}"
+    change = fields.Nested(ChangeSchema)
+    return fields.Dict(keys=fields.String(), values=change, metadata=about(text), **kwargs)
+
+
+class VersionSchema(Answer):
+    """What an event made of a record."""
+
+    seq = Whole(1, required=True, metadata=about("The event."))
+    changeset = _uuid("The changeset that it is.", required=True)
+    device = device_id(required=True, allow_none=True)
+    made_at = _time("By the device's clock, only a claim.")
+    received_at = _time("By the server's clock.", required=True)
+    is_deleted = fields.Boolean(required=True, metadata=about("After it."))
+    changed = _changed(required=True)
+    lost = fields.List(
+        fields.Nested(LossSchema),
+        required=True,
+        metadata=about("What it brought and what lost, and what fell to it."),
+    )
+
+
+class HistoryPageSchema(_Page):
+    """A page of a record's versions."""
+
+    versions = fields.List(fields.Nested(VersionSchema), required=True)
+
+
+class DifferenceSchema(Answer):
+    """A record at both moments; null where there was none, or a deleted one."""
+
+    collection = fields.String(required=True)
+    id = fields.String(required=True)
+    before = fields.Nested(RecordSchema, required=True, allow_none=True)
+    after = fields.Nested(RecordSchema, required=True, allow_none=True)
+    changed = _changed(required=True)
+
+
+class DiffPageSchema(_Page):
+    """A page of what differs, by the last event that touched each record."""
+
+    from_ = Whole(required=True, data_key="from", metadata=about("The seq of the earlier moment."))
+    to = Whole(required=True, metadata=about("The seq of the later one."))
+    differences = fields.List(fields.Nested(DifferenceSchema), required=True)
 
 
 class SnapshotHeaderSchema(Answer):
@@ -293,7 +381,7 @@ class LocalIdsSchema(Answer):
     ids = _local_ids(required=True)
 
 
-class VersionSchema(Answer):
+class CollectionVersionSchema(Answer):
     """That a collection was defined."""
 
     collection = fields.String(required=True)
@@ -307,14 +395,14 @@ class VersionSchema(Answer):
 class CollectionsSchema(Answer):
     """The collections that are defined; records of others have any fields."""
 
-    collections = fields.List(fields.Nested(VersionSchema), required=True)
+    collections = fields.List(fields.Nested(CollectionVersionSchema), required=True)
 
 
-class DefinitionSchema(VersionSchema):
+class DefinitionSchema(CollectionVersionSchema):
     """What the records of a collection must be like."""
 
     schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
-    versions = fields.List(fields.Nested(VersionSchema), required=True)
+    versions = fields.List(fields.Nested(CollectionVersionSchema), required=True)
 
 
 class ReasonSchema(Answer):

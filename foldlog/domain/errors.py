@@ -25,6 +25,7 @@
     - StorageUnavailable      the database cannot be reached; nothing was stored
     - OutcomeUnknown          the commit's answer was lost: send the same again
     - ProjectionBehind        the master table has not come so far yet
+    - HistoryUnavailable      older code made the master table, which kept no versions
   + OperatorError             a command or the set-up cannot go on as asked
 """
 
@@ -191,6 +192,13 @@ class ProjectionBehind(Unavailable):
     """The master table has not come so far yet."""
 
     code = "projection-behind"
+
+
+class HistoryUnavailable(Unavailable):
+    """An older version made this space's master table: its history waits for `foldlog rebuild`."""
+
+    code = "history-unavailable"
+    retry_after_seconds = 60
 
 
 class OperatorError(FoldlogError):

@@ -19,7 +19,9 @@ from .erasure import Erasable, Erased
 from .erasure import Wanted as WantedErased
 from .errors import InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
+from .history import Order, Point
 from .intake import Answer
+from .ledger import ALL_CONFLICTS, ConflictsFilter
 from .limits import INTEGER_MAX
 from .merge import Key
 from .snapshot import SnapshotHeader
@@ -166,6 +168,68 @@ class SnapshotPlace(NamedTuple):
             raise LogChanged(f"the mark at {self.at} is another one here", log=log, head=head)
 
 
+class AsOfQuery(msgspec.Struct, frozen=True):
+    """The live records as they were at a moment: by collection, and in the order they were made.
+
+    The pages of one cursor are of one moment.
+    """
+
+    moment: Point
+    limit: int
+    collection: str | None = None
+    cursor: str | None = None
+    at_least: int = 0
+
+
+class AsOfPage(RecordsPage):
+    as_of: int
+
+
+class HistoryQuery(msgspec.Struct, frozen=True):
+    """The versions of one record."""
+
+    limit: int
+    order: Order = "oldest"
+    cursor: str | None = None
+    at_least: int = 0
+
+
+class HistoryPage(msgspec.Struct):
+    """`versions` are `VersionView`s as JSON."""
+
+    log: str
+    head: int
+    projected: int
+    versions: list[bytes]
+    cursor: str | None
+
+
+class DiffQuery(msgspec.Struct, frozen=True):
+    """The records that are others at `to` than they were at `start`.
+
+    A page may be empty although another one follows: so many events were looked at in vain.
+    """
+
+    start: Point
+    to: Point
+    limit: int
+    collection: str | None = None
+    cursor: str | None = None
+    at_least: int = 0
+
+
+class DiffPage(msgspec.Struct):
+    """`differences` are `Difference`s as JSON, by the last event that touched each record."""
+
+    log: str
+    head: int
+    projected: int
+    start: int
+    to: int
+    differences: list[bytes]
+    cursor: str | None
+
+
 class Gauge(NamedTuple):
     """A number that an operator watches. Its name says its unit, and is for ever."""
 
@@ -270,7 +334,34 @@ class EventStore(ABC):
         """
 
 
-class MasterTable(ABC):
+class History(ABC):
+    """What was: every question is answered from the versions of records, whatever came later.
+
+    A moment beyond the log is `LogBehind`; one that is not projected yet is waited for, as
+    `at_least` is. Raises `HistoryUnavailable` for a space whose versions were never kept, and
+    `UnknownSpace`, `InvalidRequest`, `ProjectionBehind` as `MasterTable.page`.
+    """
+
+    @abstractmethod
+    def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
+        """The records that were live."""
+
+    @abstractmethod
+    def record_as_of(
+        self, space: SpaceId, key: Key, moment: Point, *, at_least: int = 0
+    ) -> AsOfPage:
+        """A page of one record, or its tombstone. `UnknownRecord` if it had never been."""
+
+    @abstractmethod
+    def history(self, space: SpaceId, key: Key, query: HistoryQuery) -> HistoryPage:
+        """What became of a record, event by event. `UnknownRecord` if it never was."""
+
+    @abstractmethod
+    def diff(self, space: SpaceId, query: DiffQuery) -> DiffPage:
+        """`InvalidRequest` if `start` is after `to`."""
+
+
+class MasterTable(History):
     """The current records, the conflict ledger and the local ids: the fold of the log."""
 
     @abstractmethod
@@ -295,9 +386,15 @@ class MasterTable(ABC):
 
     @abstractmethod
     def conflicts(
-        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+        self,
+        space: SpaceId,
+        *,
+        limit: int,
+        cursor: str | None,
+        at_least: int = 0,
+        wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
-        """A page of the ledger, in the order in which the conflicts were decided."""
+        """A page of the ledger (domain/ledger), in the order in which conflicts were decided."""
 
     @abstractmethod
     def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:

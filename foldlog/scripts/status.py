@@ -51,7 +51,8 @@ def _table(lines: list[ProjectionStatus]) -> Table:
     for line in lines:
         state = "live" if line.is_live else "being rebuilt"
         if line.needs_rebuild:
-            state = "[red]of another merge rule: foldlog rebuild[/red]"
+            why = "of another merge rule" if line.is_foreign else "live, without its history"
+            state = f"[red]{why}: foldlog rebuild[/red]"
         if line.stopped_at is not None:
             state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(

@@ -170,6 +170,8 @@ def test_real_answers_are_what_the_document_says(client, document):
         ("get", f"{one_space}/events"): client.get(f"events?device={A}"),
         ("get", f"{one_space}/records"): client.get("records?changed_after=0"),
         ("get", f"{one_space}/records/{{collection}}/{{id}}"): client.get("records/tasks/x"),
+        ("get", f"{one_space}/history/{{collection}}/{{id}}"): client.get("history/tasks/x"),
+        ("get", f"{one_space}/diff"): client.get("diff?from=1"),
         ("get", f"{one_space}/conflicts"): client.get("conflicts"),
         ("get", f"{one_space}/devices/{{device}}/ids"): client.get(f"devices/{A}/ids"),
         ("get", f"{one_space}/collections"): client.get("collections"),
@@ -182,6 +184,8 @@ def test_real_answers_are_what_the_document_says(client, document):
     assert answers["get", f"{one_space}/conflicts"].json["conflicts"]
     told = answers["put", f"/v1/admin{one_collection}"].json
     assert told["reasons"] and told["check"]["first"]
+    assert answers["get", f"{one_space}/history/{{collection}}/{{id}}"].json["versions"]
+    assert answers["get", f"{one_space}/diff"].json["differences"]
 
     for method, path, described in operations(document):
         content = described["responses"]["200"]["content"].get("application/json", {})

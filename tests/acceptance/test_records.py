@@ -117,7 +117,8 @@ def test_conflicts_say_what_lost_to_what(client):
     """
     Nothing that a user typed disappears without a trace.
     """
-    client.push(changeset(put("x", title="Milk"), made_at="2026-11-23T08:59:00Z"))
+    early = changeset(put("x", title="Milk"), made_at="2026-11-23T08:59:00Z")
+    early_receipt = client.push(early).json
     receipt = client.filled(put("x", title="Bread"), device=B)
 
     body = client.get("conflicts").json
@@ -134,8 +135,23 @@ def test_conflicts_say_what_lost_to_what(client):
                 "id": "x",
                 "field": "title",
                 "rule": "concurrent",
-                "lost": {"value": "Milk", "seq": 1, "device": A},
-                "won": {"value": "Bread", "seq": 2, "device": B},
+                "lost": {
+                    "value": "Milk",
+                    "seq": 1,
+                    "device": A,
+                    "changeset": early["id"],
+                    "made_at": "2026-11-23T08:59:00.000Z",
+                    "received_at": early_receipt["verdicts"][0]["received_at"],
+                },
+                "won": {
+                    "value": "Bread",
+                    "seq": 2,
+                    "device": B,
+                    "changeset": receipt["verdicts"][0]["id"],
+                    "made_at": "2026-11-23T09:00:00.000Z",
+                    "received_at": receipt["verdicts"][0]["received_at"],
+                },
+                "restore": {"base": 2, "ops": [put("x", title="Milk")]},
             }
         ],
         "cursor": None,

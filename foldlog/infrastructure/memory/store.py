@@ -48,7 +48,9 @@ from ...domain.errors import (
     UnknownSpace,
 )
 from ...domain.events import LogEntry, decode_event, short_form
+from ...domain.history import head_of
 from ...domain.intake import Intake, check_cursor, keys_to_load, keys_unseen
+from ...domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, tell_ledger
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from ...domain.ports import (
@@ -70,6 +72,7 @@ from ...domain.ports import (
 )
 from ...domain.proofs import SALT_BYTES
 from ...domain.snapshot import SnapshotHeader, snapshot_view
+from .history import MemoryHistory
 
 
 @dataclass
@@ -93,7 +96,7 @@ class _Space:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
-class MemoryStore(EventStore, MasterTable):
+class MemoryStore(EventStore, MemoryHistory, MasterTable):
     """Both ports in one, since nothing here is behind anything."""
 
     def __init__(
@@ -388,18 +391,31 @@ class MemoryStore(EventStore, MasterTable):
         return SnapshotPage(lines, here.head, here.mark(here.head), last and last.cursor)
 
     def conflicts(
-        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+        self,
+        space: SpaceId,
+        *,
+        limit: int,
+        cursor: str | None,
+        at_least: int = 0,
+        wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
         here = self._space(space, at_least)
         start = decode_cursor(cursor, int)[0] if cursor else 0
-        page = here.conflicts[start : start + limit]
-        end = start + len(page)
+        chosen = [
+            (number, conflict)
+            for number, conflict in enumerate(here.conflicts[start:], start + 1)
+            if _is_wanted(conflict, wanted)
+        ]
+        page = chosen[:limit]
+        entries = read_ledger(msgspec.json.encode(conflict_document(c)) for _, c in page)
+        seqs = {seq for entry in entries for seq in entry.seqs}
+        heads = {seq: head_of(here.entries[seq - 1].state) for seq in seqs}
         return ConflictsPage(
             here.log,
             here.head,
             here.head,
-            [msgspec.json.encode(conflict_document(conflict)) for conflict in page],
-            encode_cursor(end) if end < len(here.conflicts) else None,
+            tell_ledger(entries, heads, base=here.head),
+            encode_cursor(page[-1][0]) if len(chosen) > len(page) else None,
         )
 
     def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
@@ -415,9 +431,7 @@ class MemoryStore(EventStore, MasterTable):
         if here is None:
             raise UnknownSpace(f"there is no space {space!r}")
         if here.head < at_least:
-            raise LogBehind(
-                f"at_least {at_least} is beyond the log's head {here.head}", head=here.head
-            )
+            raise LogBehind(f"seq {at_least} is beyond the log's head {here.head}", head=here.head)
         return here
 
     def _within_bytes(self, records: list[Record]) -> list[Record]:
@@ -438,3 +452,13 @@ def _version(definition: Definition) -> Version:
     members = msgspec.structs.asdict(definition)
     del members["schema"]
     return Version(**members)
+
+
+def _is_wanted(conflict: Conflict, wanted: ConflictsFilter) -> bool:
+    return (
+        conflict.seq > wanted.since
+        and wanted.collection in (None, conflict.collection)
+        and wanted.id in (None, conflict.id)
+        and wanted.field in (None, conflict.field)
+        and wanted.device in (None, conflict.lost.device, conflict.won.device)
+    )

@@ -163,8 +163,9 @@ class MasterProjection:
     """Folds events into one generation of the master table.
 
     The records that a batch touches are read once, folded in memory, and written once, however
-    often it touches them; only their versions are as many as the events that touched them. What is executed is not waited for, if the connection is in pipeline
-    mode: PostgreSQL writes one batch while the next one is folded.
+    often it touches them; their versions are as many as the events that touched them. What is
+    executed is not waited for, if the connection is in pipeline mode: PostgreSQL writes one batch
+    while the next one is folded.
     """
 
     name = "master"

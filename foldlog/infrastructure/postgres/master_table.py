@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,9 +10,10 @@ from msgspec import UNSET
 from psycopg.rows import tuple_row
 
 from ...domain.changesets import LocalIds
-from ...domain.errors import LogBehind, ProjectionBehind, UnknownRecord, UnknownSpace
-from ...domain.limits import LIMITS, Limits
-from ...domain.merge import Key, RecordView
+from ...domain.errors import UnknownRecord
+from ...domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, tell_ledger
+from ...domain.limits import INTEGER_MAX
+from ...domain.merge import Key
 from ...domain.ports import (
     ConflictsPage,
     MasterTable,
@@ -28,64 +28,18 @@ from ...domain.ports import (
 )
 from ...domain.snapshot import SnapshotHeader, SnapshotRecord
 from ...domain.times import format_time, to_ms
-from .datastore import Datastore
 from .errors import translated
+from .history import PostgresHistory
 from .marks import mark_at
-
-# Every page is one statement and so one snapshot: `projected` is true of its rows.
-_PAGE = """
-SELECT s.log::text, s.head, p.position, page.*
-  FROM spaces s
-  JOIN projections p
-    ON p.space = s.space AND p.projection = 'master' AND p.is_live
-  LEFT JOIN LATERAL ({page}) page ON true
- WHERE s.space = %(space)s
- ORDER BY {order}
-"""
-
-# The rows of `candidates` up to `bytes_max` (null: all of them), but the first one in any case.
-# Large values are kept compressed and aside: the inner sum is of stored sizes, which are known
-# without reading them, so that the outer one, which has to read what it measures, reads no more
-# than about a page.
-_BOUNDED = """
-        SELECT number_of_candidates, {columns}
-          FROM (
-               SELECT *, sum({size}) OVER (ORDER BY place) AS bytes_through
-                 FROM (
-                      SELECT *,
-                             count(*) OVER () AS number_of_candidates,
-                             row_number() OVER in_order AS place,
-                             sum({stored_size}) OVER in_order AS stored_through
-                        FROM ({candidates}) candidate
-                      WINDOW in_order AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
-                      ) measured
-                WHERE coalesce(stored_through <= %(bytes_max)s::bigint, true) OR place = 1
-               ) read
-         WHERE coalesce(bytes_through <= %(bytes_max)s::bigint, true) OR place = 1
-"""
-
-
-def _bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) -> str:
-    page = _BOUNDED.format(
-        columns=columns,
-        size=" + ".join(f"octet_length({value}::text)" for value in values),
-        stored_size=" + ".join(f"pg_column_size({value})" for value in values),
-        candidates=candidates,
-        order=order,
-    )
-    return _PAGE.format(page=page, order=order)
-
-
-_AFTER_ALL_NAMES = "~"  # collections are named by letters, digits and - _ .
-_VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq"
+from .reading import AFTER_ALL_NAMES, VIEW, Found, bounded, page_of, view_of_row
 
 # `<> 0` is meant: with `> 0` the planner may take the index by seq, which has only those, but in
 # another order, and would read all of it for every page.
-SELECT_LIVE = _bounded(
-    _VIEW,
+SELECT_LIVE = bounded(
+    VIEW,
     ("fields",),
     f"""
-        SELECT {_VIEW}
+        SELECT {VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -100,11 +54,11 @@ SELECT_LIVE = _bounded(
 )
 
 # WITH TIES: all records of the page's last seq come with it, so that a seq is never split.
-SELECT_CHANGED = _bounded(
-    _VIEW,
+SELECT_CHANGED = bounded(
+    VIEW,
     ("fields",),
     f"""
-        SELECT {_VIEW}
+        SELECT {VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -117,9 +71,9 @@ SELECT_CHANGED = _bounded(
     order="seq, collection, id",
 )
 
-SELECT_ONE = _PAGE.format(
+SELECT_ONE = page_of(
     page=f"""
-        SELECT 1 AS number_of_candidates, {_VIEW}
+        SELECT 1 AS number_of_candidates, {VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -130,11 +84,11 @@ SELECT_ONE = _PAGE.format(
     order="collection, id",
 )
 
-SELECT_SNAPSHOT = _bounded(
-    f"{_VIEW}, writes, deleted, erased_seq",
+SELECT_SNAPSHOT = bounded(
+    f"{VIEW}, writes, deleted, erased_seq",
     ("fields", "writes"),
     f"""
-        SELECT {_VIEW}, writes, deleted,
+        SELECT {VIEW}, writes, deleted,
                (
                    SELECT x.seq
                      FROM erasures x
@@ -166,22 +120,39 @@ SELECT count(*)
    AND (r.collection, r.id) > (%(after_collection)s, %(after_id)s)
 """
 
-SELECT_CONFLICTS = _bounded(
-    "seq, number, document",
-    ("document",),
-    """
+_CONFLICTS = """
         SELECT seq, number, document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
-           AND (seq, number) > (%(after_seq)s, %(after_number)s)
+           AND (seq, number) > (%(after_seq)s, %(after_number)s){filter}
+           AND (%(device)s::uuid IS NULL OR %(device)s::uuid IN (lost_by, won_by))
+           AND (%(field)s::bytea IS NULL OR field = %(field)s::bytea)
          ORDER BY seq, number
          LIMIT %(limit)s
-    """,
-    order="seq, number",
-)
+"""
 
-SELECT_LOCAL_IDS = _PAGE.format(
+
+def _select_conflicts(filter: str) -> str:
+    return bounded(
+        "seq, number, document",
+        ("document",),
+        _CONFLICTS.format(filter=filter),
+        order="seq, number",
+    )
+
+
+# Three statements and not one with optional filters: each has the plan that it is written for.
+SELECT_CONFLICTS = _select_conflicts("")
+
+SELECT_CONFLICTS_OF_COLLECTION = _select_conflicts("""
+           AND collection = %(collection)s""")
+
+SELECT_CONFLICTS_OF_RECORD = _select_conflicts("""
+           AND collection = %(collection)s
+           AND id = %(id)s""")
+
+SELECT_LOCAL_IDS = page_of(
     page="""
         SELECT 1 AS number_of_candidates, collection, local_id, id
           FROM local_ids l
@@ -192,25 +163,11 @@ SELECT_LOCAL_IDS = _PAGE.format(
     order="collection, local_id",
 )
 
-#: How long a read that waits for its projection sleeps between looks: first, and at most.
-WAIT_MS_FIRST, WAIT_MS_MAX = 5, 100
-
 _encode = msgspec.json.encode
 
 
-class PostgresMasterTable(MasterTable):
-    """Reads the live generation. `sleep` is between looks; tests hand in something quicker."""
-
-    def __init__(
-        self,
-        datastore: Datastore,
-        *,
-        limits: Limits = LIMITS,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        self._datastore = datastore
-        self._limits = limits
-        self._sleep = sleep
+class PostgresMasterTable(PostgresHistory, MasterTable):
+    """Reads the live generation."""
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         if query.changed_after is None:
@@ -221,7 +178,7 @@ class PostgresMasterTable(MasterTable):
         after = decode_cursor(query.cursor, str, str) if query.cursor else ("", "")
         names = {
             "first_collection": query.collection or "",
-            "last_collection": query.collection or _AFTER_ALL_NAMES,
+            "last_collection": query.collection or AFTER_ALL_NAMES,
             "after_collection": after[0],
             "after_id": after[1],
         }
@@ -271,7 +228,7 @@ class PostgresMasterTable(MasterTable):
 
     def _snapshot_page(
         self, space: SpaceId, place: SnapshotPlace, at_least: int
-    ) -> tuple[_Found, SnapshotPage]:
+    ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
         names = {"after_collection": place.collection, "after_id": place.id}
         found = self._page(SELECT_SNAPSHOT, space, names, limit, at_least)
@@ -290,18 +247,40 @@ class PostgresMasterTable(MasterTable):
             return mark_at(conn, space, seq)
 
     def conflicts(
-        self, space: SpaceId, *, limit: int, cursor: str | None, at_least: int = 0
+        self,
+        space: SpaceId,
+        *,
+        limit: int,
+        cursor: str | None,
+        at_least: int = 0,
+        wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
-        after = decode_cursor(cursor, int, int) if cursor else (0, 0)
-        names = {"after_seq": after[0], "after_number": after[1]}
-        found = self._page(SELECT_CONFLICTS, space, names, limit, at_least)
+        after = decode_cursor(cursor, int, int) if cursor else (wanted.since, INTEGER_MAX)
+        names = {
+            "after_seq": after[0],
+            "after_number": after[1],
+            "collection": wanted.collection,
+            "id": wanted.id,
+            "field": None if wanted.field is None else wanted.field.encode(),
+            "device": wanted.device,
+        }
+        statement = SELECT_CONFLICTS
+        if wanted.collection is not None:
+            statement = SELECT_CONFLICTS_OF_COLLECTION
+            if wanted.id is not None:
+                statement = SELECT_CONFLICTS_OF_RECORD
+        # What older code folded has conflicts, but not by field and hand.
+        needs_history = wanted.device is not None or wanted.field is not None
+        found = self._page(statement, space, names, limit, at_least, needs_history=needs_history)
         rows = found.rows[:limit]
         more = found.candidates > len(rows)
+        entries = read_ledger(row[2] for row in rows)
+        heads = self._heads(space, {seq for entry in entries for seq in entry.seqs})
         return ConflictsPage(
             found.log,
             found.head,
             found.position,
-            [row[2] for row in rows],
+            tell_ledger(entries, heads, base=found.position),
             encode_cursor(*rows[-1][:2]) if more else None,
         )
 
@@ -312,76 +291,10 @@ class PostgresMasterTable(MasterTable):
             ids.setdefault(collection, {})[local_id] = id
         return ids
 
-    def _page(
-        self,
-        statement: str,
-        space: SpaceId,
-        names: dict[str, Any],
-        limit: int,
-        at_least: int,
-        *,
-        is_bounded: bool = True,
-    ) -> _Found:
-        """One row more than `limit`, which tells whether another page follows."""
-        bytes_max = self._limits.page_bytes_max if is_bounded else None
-        names = {**names, "limit": limit + 1, "bytes_max": bytes_max}
-        return self._select(statement, space, names, at_least)
 
-    def _select(
-        self, statement: str, space: SpaceId, names: dict[str, Any], at_least: int = 0
-    ) -> _Found:
-        """Asks, and asks again until the projection has reached `at_least`."""
-        deadline = time.monotonic() + self._limits.at_least_wait_seconds_max
-        wait_ms = WAIT_MS_FIRST
-        while True:
-            with translated(self._datastore), self._datastore.rows() as cursor:
-                rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
-            if not rows:
-                raise UnknownSpace(f"there is no space {space!r}")
-            log, head, position = rows[0][:3]
-            if at_least > head:
-                raise LogBehind(f"at_least {at_least} is beyond the log's head {head}", head=head)
-            if position >= at_least:
-                there = [row for row in rows if row[3] is not None]
-                candidates = there[0][3] if there else 0
-                return _Found(log, head, position, candidates, [row[4:] for row in there])
-            if time.monotonic() > deadline:
-                raise ProjectionBehind(
-                    f"the master table is at {position}, not yet at {at_least}",
-                    projected=position,
-                    head=head,
-                )
-            self._sleep(wait_ms / 1000)
-            wait_ms = min(2 * wait_ms, WAIT_MS_MAX)
-
-
-class _Found(msgspec.Struct):
-    log: str
-    head: int
-    position: int
-    #: how many rows there were before some were cut off, because a page must not grow too large
-    candidates: int
-    rows: list[Any]
-
-
-def _records_page(found: _Found, rows: list[Any], cursor: str | None) -> RecordsPage:
-    documents = [_document(row) for row in rows]
+def _records_page(found: Found, rows: list[Any], cursor: str | None) -> RecordsPage:
+    documents = [_encode(view_of_row(row)) for row in rows]
     return RecordsPage(found.log, found.head, found.position, documents, cursor)
-
-
-def _document(row: Any) -> bytes:
-    collection, id, fields, is_deleted, last_modified, seq, created_seq = row[:7]
-    return _encode(
-        RecordView(
-            collection,
-            id,
-            msgspec.Raw(fields),
-            is_deleted,
-            format_time(to_ms(last_modified)),
-            seq,
-            created_seq,
-        )
-    )
 
 
 def _snapshot_document(row: Any) -> bytes:

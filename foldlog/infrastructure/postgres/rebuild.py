@@ -46,6 +46,14 @@ SELECT generation, position, is_live, fold_version
  ORDER BY generation
 """
 
+SELECT_HAS_HISTORY = """
+SELECT has_history
+  FROM projections
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND is_live
+"""
+
 CREATE_GENERATION = """
 INSERT INTO projections (space, projection, generation, is_live, fold_version)
 VALUES (%(space)s, %(projection)s, %(generation)s, false, %(fold_version)s)
@@ -157,6 +165,8 @@ class Rebuilder:
         began = time.monotonic()
         with translated(self._datastore), self._alone(space):
             self._head(space)
+            if verify:
+                self._check_comparable(space)
             self._drop_others(space, keep_unfinished=not fresh)
             generation, start = self._unfinished(space) or self._create(space)
             known = Known(start)
@@ -192,6 +202,15 @@ class Rebuilder:
         if row is None:
             raise UnknownSpace(f"there is no space {space!r}")
         return int(row[0])
+
+    def _check_comparable(self, space: str) -> None:
+        with self._datastore.rows() as cursor:
+            row = cursor.execute(SELECT_HAS_HISTORY, self._names(space)).fetchone()
+        if row != (True,):
+            raise OperatorError(
+                f"an older version made the table of {space!r}, without its history: it cannot be "
+                "compared. Rebuild it without --verify first"
+            )
 
     def _generations(self, cursor: Cursor[Any], space: str) -> list[tuple[int, int, bool, int]]:
         return cursor.execute(SELECT_GENERATIONS, self._names(space)).fetchall()

@@ -19,7 +19,8 @@ SELECT s.space,
        p.position,
        p.stopped_at,
        p.stopped_why,
-       p.fold_version
+       p.fold_version,
+       p.has_history
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
@@ -42,7 +43,7 @@ SELECT p.projection,
        sum(s.head - p.position),
        max(s.head - p.position),
        count(p.stopped_at),
-       count(*) FILTER (WHERE p.fold_version <> %(fold_version)s)
+       count(*) FILTER (WHERE p.fold_version <> %(fold_version)s OR NOT p.has_history)
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
@@ -63,11 +64,17 @@ class ProjectionStatus(NamedTuple):
     stopped_at: int | None
     stopped_why: str | None
     fold_version: int
+    has_history: bool
+
+    @property
+    def is_foreign(self) -> bool:
+        """Another version's merge rule made it, so this one does not go on with it."""
+        return self.is_live and self.fold_version != FOLD_VERSION
 
     @property
     def needs_rebuild(self) -> bool:
-        """Another version's merge rule made it, so this one does not go on with it."""
-        return self.is_live and self.fold_version != FOLD_VERSION
+        """It is foreign; or it goes on, but an older version kept no history."""
+        return self.is_foreign or (self.is_live and not self.has_history)
 
     @property
     def lag(self) -> int:

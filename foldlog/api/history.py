@@ -1,0 +1,122 @@
+"""What was: the versions of a record, and what differs between two moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from ..domain.errors import (
+    FoldlogError,
+    HistoryUnavailable,
+    LogBehind,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownRecord,
+    UnknownSpace,
+)
+from ..domain.limits import Limits
+from ..domain.ports import DiffQuery, History, HistoryQuery
+from . import examples
+from .operations import operation
+from .queries import diff_query, history_query
+from .replies import Reply, joined, json_reply
+from .schemas import DiffPageSchema, HistoryPageSchema
+
+PROBLEMS: tuple[type[FoldlogError], ...] = (
+    UnknownSpace,
+    LogBehind,
+    StorageUnavailable,
+    ProjectionBehind,
+    HistoryUnavailable,
+)
+
+
+class HistoryAnswer(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    versions: msgspec.Raw
+    cursor: str | None
+
+
+class DiffAnswer(msgspec.Struct, rename={"from_": "from"}):
+    log: str
+    head: int
+    projected: int
+    from_: int
+    to: int
+    differences: msgspec.Raw
+    cursor: str | None
+
+
+def history_blueprint(history: History, limits: Limits) -> Blueprint:
+    bp = Blueprint("history", __name__)
+
+    @bp.get("/v1/spaces/<space>/history/<collection>/<record_id:id>")
+    @operation(
+        query=history_query(limits),
+        answer=HistoryPageSchema,
+        example=examples.HISTORY_PAGE,
+        problems=(*PROBLEMS, UnknownRecord),
+    )
+    def record_history(space: str, collection: str, id: str, query: Mapping[str, Any]) -> Reply:
+        """Read what became of a record.
+
+        A version for each event that named it, also of one that lost altogether: whose it was, what
+        it changed from what to what, and which values lost at it.
+        """
+        page = history.history(
+            space,
+            (collection, id),
+            HistoryQuery(
+                query["limit"],
+                order=query["order"],
+                cursor=query.get("cursor"),
+                at_least=query["at_least"],
+            ),
+        )
+        return json_reply(
+            HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
+        )
+
+    @bp.get("/v1/spaces/<space>/diff")
+    @operation(
+        query=diff_query(limits),
+        answer=DiffPageSchema,
+        example=examples.DIFF_PAGE,
+        problems=PROBLEMS,
+    )
+    def diff(space: str, query: Mapping[str, Any]) -> Reply:
+        """Compare two moments.
+
+        Every record that was another one at `to` than at `from`, with both states; null where there
+        was none, or a deleted one. What changed and changed back is not told. Go on with `cursor`
+        until it is null; a page may be empty before that.
+        """
+        page = history.diff(
+            space,
+            DiffQuery(
+                query["from_"],
+                query["to"],
+                query["limit"],
+                collection=query.get("collection"),
+                cursor=query.get("cursor"),
+                at_least=query["at_least"],
+            ),
+        )
+        return json_reply(
+            DiffAnswer(
+                page.log,
+                page.head,
+                page.projected,
+                page.start,
+                page.to,
+                joined(page.differences),
+                page.cursor,
+            )
+        )
+
+    return bp

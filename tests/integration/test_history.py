@@ -1,0 +1,140 @@
+"""History on PostgreSQL: databases of before, and the real history of a repository."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from foldlog.domain.errors import HistoryUnavailable, OperatorError
+from foldlog.domain.history import NOW, Point
+from foldlog.domain.ledger import ConflictsFilter
+from foldlog.domain.ports import AsOfQuery, DiffQuery, HistoryQuery, RecordsQuery
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.migrate import migrate
+from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.status import gauges, status
+from foldlog.scripts.history import read_history, tree_of
+from tests.helpers import A, changeset, push_of, put
+from tests.history import Past, all_as_of, texts, whole_diff
+from tests.integration.test_projector import assert_equals_fresh_fold, random_history
+
+#: What 0004 has made, taken back: the database as the version before left it.
+DOWNGRADE = """
+DROP TABLE versions;
+ALTER TABLE conflicts DROP COLUMN field, DROP COLUMN lost_by, DROP COLUMN won_by;
+DROP INDEX conflicts_by_record;
+CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id);
+ALTER TABLE projections DROP COLUMN has_history;
+UPDATE projections SET fold_version = 1;
+DELETE FROM schema_migrations WHERE name >= '0004';
+"""
+
+
+@pytest.fixture
+def upgraded(database, stores):
+    """A space with a past, folded by the version before, an unfinished rebuild of it, and one in
+    which nothing was projected yet; upgraded just now."""
+    random_history(stores, "s", seed=1)
+    stores.project()
+    random_history(stores, "young", seed=2, pushes=5)
+    with psycopg.connect(database) as conn:
+        conn.execute(DOWNGRADE)
+        conn.execute(
+            "INSERT INTO projections (space, projection, generation, position, is_live, "
+            "fold_version) VALUES ('s', 'master', 2, 30, false, 1)"
+        )
+    assert migrate(database)[0].startswith("0004")
+    return stores
+
+
+def test_what_was_folded_before_has_no_history_until_it_is_rebuilt(upgraded):
+    """The master table goes on at once; whoever asks for the past is told, and never wrongly."""
+    head = random_history(upgraded, "s", seed=3, pushes=10)
+    upgraded.project()
+    assert_equals_fresh_fold(upgraded, "s", head)
+    for ask in (
+        lambda: upgraded.as_of("s", AsOfQuery(NOW, 1)),
+        lambda: upgraded.record_as_of("s", ("tasks", "a"), Point(head)),
+        lambda: upgraded.history("s", ("tasks", "a"), HistoryQuery(1)),
+        lambda: upgraded.diff("s", DiffQuery(Point(head - 1), Point(head), 1)),
+        lambda: upgraded.conflicts("s", limit=1, cursor=None, wanted=ConflictsFilter(device=A)),
+    ):
+        with pytest.raises(HistoryUnavailable):
+            ask()
+    assert upgraded.conflicts(
+        "s", limit=9, cursor=None, wanted=ConflictsFilter(collection="tasks")
+    ).conflicts
+    needing = {line.space for line in status(upgraded.datastore) if line.needs_rebuild}
+    assert needing == {"s"}
+    assert {g.value for g in gauges(upgraded.datastore) if g.name == "foldlog_stale_spaces"} == {1}
+
+
+def test_a_rebuild_makes_the_history(upgraded):
+    """From the first event on; it does not go on with what the version before had begun."""
+    rebuilder = Rebuilder(upgraded.datastore, MasterProjection())
+    with pytest.raises(OperatorError, match="without --verify"):
+        rebuilder.rebuild("s", verify=True)
+    assert rebuilder.rebuild("s").resumed_at == 0
+    rebuilder.rebuild("s", verify=True)
+    past = Past(upgraded, "s")
+    for seq in range(past.head + 1):
+        assert texts(all_as_of(upgraded, "s", Point(seq))[1]) == texts(past.as_of(seq))
+    assert not any(line.needs_rebuild for line in status(upgraded.datastore))
+
+
+def test_a_space_that_was_not_projected_yet_has_all_of_it(upgraded):
+    upgraded.project()
+    past = Past(upgraded, "young")
+    assert texts(all_as_of(upgraded, "young", Point(3))[1]) == texts(past.as_of(3))
+
+
+def test_a_projector_of_the_version_before_leaves_everything_alone(upgraded, datastore):
+    """It would fold without keeping versions; so no space is of the version that it looks for."""
+    with datastore.rows() as cursor:
+        cursor.execute("SELECT DISTINCT fold_version FROM projections WHERE is_live")
+        assert cursor.fetchall() == [(2,)]
+
+
+def test_a_space_that_older_code_makes_has_no_history(stores, datastore):
+    """An old process that still runs makes spaces of its own version: those wait for a rebuild."""
+    stores.push("s", push_of(changeset(put())))
+    stores.project()
+    with datastore.committed() as cursor:
+        cursor.execute("UPDATE projections SET fold_version = 1")
+    with pytest.raises(HistoryUnavailable):
+        stores.as_of("s", AsOfQuery(NOW, 1))
+
+
+def test_a_difference_in_the_versions_is_found(stores, datastore):
+    """They are compared as the master table is."""
+    random_history(stores, "s", seed=2)
+    stores.project()
+    with datastore.committed() as cursor:
+        cursor.execute("UPDATE versions SET is_first = true WHERE id = 'a' AND NOT is_first")
+        assert cursor.rowcount
+    with pytest.raises(OperatorError) as caught:
+        Rebuilder(datastore, MasterProjection()).rebuild("s", verify=True)
+    assert caught.value.extra["table"] == "versions"
+
+
+def test_every_commit_that_git_knows_the_tree_of(stores):
+    """A real history of 2,252 commits: as of each of these, the records are git's tree, exactly."""
+    commits = read_history()
+    base = 0
+    for commit in commits:
+        base = stores.push("s", push_of(commit.changeset(base=base), device=commit.device)).head
+    stores.page("s", RecordsQuery(1, at_least=base))
+    known = [(seq, commit.tree) for seq, commit in enumerate(commits, 1) if commit.tree]
+    assert len(known) > 20
+    before: tuple[int, set[str]] = (0, set())
+    for seq, tree in known:
+        _, records = all_as_of(stores, "s", Point(seq), limit=1_000)
+        assert tree_of(record["fields"] for record in records) == tree
+        ids = {record["id"] for record in records}
+        diff = whole_diff(stores, "s", Point(before[0]), Point(seq), limit=1_000)
+        assert {d["id"] for d in diff if not d["before"]} == ids - before[1]
+        assert {d["id"] for d in diff if not d["after"]} == before[1] - ids
+        before = seq, ids
+    assert json.loads(stores.history("s", ("files", min(ids)), HistoryQuery(1)).versions[0])

@@ -1,0 +1,136 @@
+"""Any log, folded in any batches: every moment, every history, every diff, and every way back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foldlog.domain.history import Point
+from foldlog.domain.ports import RecordsQuery
+from foldlog.infrastructure.memory.store import MemoryStore
+from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from tests.helpers import A, B, C, changeset, kept_conflict, new_id, push_of
+from tests.history import Past, all_as_of, texts, whole_diff, whole_history
+from tests.oracle import canonical
+
+from .test_snapshot_properties import PUSHABLE
+
+Json = dict[str, Any]
+
+pushes = st.lists(
+    st.tuples(
+        st.sampled_from([A, B, C]),
+        st.integers(0, 30),  # how far its base lags
+        st.integers(0, 4),  # its clock
+        st.lists(st.sampled_from(PUSHABLE), min_size=1, max_size=4),
+        st.booleans(),  # whether the projector has its turn after it
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def push(store, space: str, head: int, device: str, lag: int, clock: int, ops: list[Json]) -> int:
+    made_at = f"2026-11-23T08:59:5{clock}.000Z"
+    sent = changeset(*map(dict, ops), base=max(0, head - lag), made_at=made_at)
+    return store.push(space, push_of(sent, device=device)).head
+
+
+@settings(max_examples=60, deadline=None)
+@given(pushes, st.data())
+def test_any_moment_of_any_log(_shared_stores, log, data):
+    """
+    However the projector cut the log into batches, and whether it was rebuilt: every seq is the
+    fold up to it, each record's history is what became of it, a diff is two folds compared.
+    """
+    store, space = _shared_stores, new_id()
+    head = 0
+    for device, lag, clock, ops, is_projected in log:
+        head = push(store, space, head, device, lag, clock, ops)
+        if is_projected:
+            store.page(space, RecordsQuery(1, at_least=head))
+    store.page(space, RecordsQuery(1, at_least=head))
+    if data.draw(st.booleans()):
+        Rebuilder(store.datastore, store.projector._projection).rebuild(space, verify=True)
+    check_moments(store, space, data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pushes, st.data())
+def test_any_moment_of_any_log_in_memory(log, data):
+    """
+    The twin that folds the log again for every question comes to the same.
+    """
+    store, head = MemoryStore(), 0
+    for device, lag, clock, ops, _ in log:
+        head = push(store, "s", head, device, lag, clock, ops)
+    check_moments(store, "s", data)
+
+
+def check_moments(store, space: str, data: st.DataObject) -> None:
+    past = Past(store, space)
+    limit = data.draw(st.integers(1, 3))
+    for seq in range(past.head + 1):
+        _, found = all_as_of(store, space, Point(seq), limit=limit)
+        assert texts(found) == texts(past.as_of(seq))
+    for key in past.views(past.head):
+        found = whole_history(store, space, key, limit=limit)
+        assert texts(found) == texts(past.history(key))
+    start = data.draw(st.integers(0, past.head))
+    to = data.draw(st.integers(start, past.head))
+    found = whole_diff(store, space, Point(start), Point(to), limit=limit)
+    assert texts(found) == texts(past.diff(start, to))
+
+
+def live_fields(store, space: str, entry: Json) -> Json | None:
+    """The fields of a conflict's record, or `None` if it is deleted."""
+    page = store.record(space, (entry["collection"], entry["id"]))
+    record = json.loads(page.records[0])
+    return None if record["is_deleted"] else record["fields"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(pushes)
+def test_what_lost_comes_back(log):
+    """
+    Every `restore` of the ledger, pushed by a device that nobody knows: a value is there again, an
+    absence is one again and makes no record anew, a number is added to what is there by now. What
+    could not be added has no way back.
+    """
+    store, head = MemoryStore(), 0
+    for device, lag, clock, ops, _ in log:
+        head = push(store, "s", head, device, lag, clock, ops)
+    ledger = [kept_conflict(c) for c in store.conflicts("s", limit=1_000, cursor=None).conflicts]
+    for number, entry in enumerate(ledger):
+        # Asked again, as a user would: each one is restored on top of those before.
+        told = json.loads(store.conflicts("s", limit=1_000, cursor=None).conflicts[number])
+        assert kept_conflict(json.dumps(told).encode()) == entry
+        before = live_fields(store, "s", entry)
+        if entry["rule"] == "not-addable":
+            assert told["restore"] is None
+            continue
+        sent = changeset(*told["restore"]["ops"], base=told["restore"]["base"])
+        store.push("s", push_of(sent, device=new_id()))
+        check_restored(entry, before, live_fields(store, "s", entry))
+
+
+def check_restored(entry: Json, before: Json | None, after: Json | None) -> None:
+    field, lost = entry["field"], entry["lost"]
+    if "value" not in lost:
+        assert field not in (after or {})
+        assert (after is None) == (before is None)
+        return
+    assert after is not None
+    if entry["op"] == "add" and entry["rule"] == "deleted":
+        was = (before or {}).get(field, 0)
+        is_number = isinstance(was, int | float) and not isinstance(was, bool)
+        total = float(was) + lost["value"] if is_number else was
+        if is_number and abs(total) < 1e308 * 1.7:
+            assert canonical(after[field]) == canonical(total)
+        else:
+            assert canonical(after[field]) == canonical(was)
+    else:
+        assert canonical(after[field]) == canonical(lost["value"])
