@@ -31,10 +31,17 @@ WRITES_PER_RECORD = 10
 CHANGESETS_PER_DEVICE = 100
 
 
-def fill(url: str, space: str, events: int, *, batch: int = BATCH_EVENTS) -> None:
+def fill(
+    url: str,
+    space: str,
+    events: int,
+    *,
+    batch: int = BATCH_EVENTS,
+    writes_per_record: int = WRITES_PER_RECORD,
+) -> None:
     """A space of so many events; a batch is a transaction."""
     history = Workload(space).history(
-        events, CHANGESETS_PER_DEVICE, writes_per_record=WRITES_PER_RECORD
+        events, CHANGESETS_PER_DEVICE, writes_per_record=writes_per_record
     )
     entries = _entries(item for items in history for item in items)
     with Datastore(url, pool_size_max=1) as datastore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import cells, growth, instructions, live, projection, wrk
+from . import asof, cells, growth, instructions, live, projection, wrk
 from .cells import Row
 from .peers import rows as peers
 
@@ -16,6 +16,7 @@ ROWS: tuple[Row, ...] = (
     *live.ROWS,
     *peers.ROWS,
     *growth.ROWS,
+    *asof.ROWS,
 )
 NAMES = tuple(dict.fromkeys(row.name for row in ROWS))
 
