@@ -34,7 +34,9 @@ class Life:
     def live(self, steps: int) -> Life:
         self.push()
         for _ in range(steps):
-            self.rng.choices([self.push, self.erase, self.check_point, self.between], [6, 2, 1, 2])[0]()
+            self.rng.choices([self.push, self.erase, self.check_point, self.between], [6, 2, 1, 2])[
+                0
+            ]()
         self.check_point()
         return self
 

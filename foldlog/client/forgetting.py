@@ -50,9 +50,7 @@ class Forgetting:
                     {**named, "encoded": _encode(key[1]).decode()},
                 ).fetchall()
                 for id, ops in rows:
-                    kept = [
-                        without_values(op) if op.key == key else op for op in _decode_ops(ops)
-                    ]
+                    kept = [without_values(op) if op.key == key else op for op in _decode_ops(ops)]
                     db.execute(
                         f"UPDATE {table} SET ops = ? WHERE id = ?", (_encode(kept).decode(), id)
                     )

@@ -258,7 +258,6 @@ class Intake:
             salt=self._salt(),
         )
 
-
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
         """What has not seen a record's erasure is stored without what it says of that record."""
         if not self._erasures:

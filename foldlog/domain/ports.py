@@ -210,7 +210,6 @@ class EventStore(ABC):
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         """The log's entries with `after < seq <= through`, in order, in constant memory."""
 
-
     @abstractmethod
     def find_erasable(
         self, space: SpaceId, wanted: Wanted, *, report: Progress = lambda done, of: None

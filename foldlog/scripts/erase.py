@@ -82,7 +82,9 @@ def erase_command(
             err.print(f"nothing to erase; {spaced(len(named))} records were erased before")
             sys.exit(EXIT_NO)
         _list(found if dry_run or len(found) <= LISTED_MAX else found[:LISTED_MAX])
-        events = f"{spaced(len(found))} records, in {spaced(sum(one.events for one in found))} places"
+        events = (
+            f"{spaced(len(found))} records, in {spaced(sum(one.events for one in found))} places"
+        )
         if dry_run:
             err.print(f"would erase {events} of the log")
             return

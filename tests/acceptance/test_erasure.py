@@ -19,9 +19,7 @@ def client(app_with):
 
 def erase(client, headers=ADMIN, **body):
     body = {"reason": "asked to", **body}
-    return client.http.post(
-        f"/v1/admin/spaces/{client.space}/erase", json=body, headers=headers
-    )
+    return client.http.post(f"/v1/admin/spaces/{client.space}/erase", json=body, headers=headers)
 
 
 R = [{"collection": "tasks", "id": "r"}]

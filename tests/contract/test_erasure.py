@@ -255,7 +255,12 @@ def test_it_must_be_said_what(store, space, wanted):
 
 def test_values_with_every_character(store, space):
     """What users write is in the bytes that the database looks into."""
-    odd = {'"ops":[': ',"erased":"' + "0" * 64, "nul": "\0\x01\\u0000", "e": "\U0001f600é", "n": 1e300}
+    odd = {
+        '"ops":[': ',"erased":"' + "0" * 64,
+        "nul": "\0\x01\\u0000",
+        "e": "\U0001f600é",
+        "n": 1e300,
+    }
     id = 'r"\\u0041/é,"ops":['
     store.push(space, push_of(changeset(put(id, **odd), put("s", **odd), delete("s"))))
     erase(store, space, ("tasks", id))
