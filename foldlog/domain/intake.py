@@ -23,6 +23,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
+from .erasure import erased_entry
 from .errors import (
     CounterGap,
     DeviceForked,
@@ -32,7 +33,6 @@ from .errors import (
     LogChanged,
     ProjectionBehind,
 )
-from .erasure import erased_entry
 from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
 from .limits import LIMITS, Limits
 from .merge import Key, Record, RecordView, fold, view_of

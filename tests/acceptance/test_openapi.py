@@ -28,7 +28,6 @@ from foldlog.domain.merge import RecordView
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.helpers import A, B, add, changeset, delete, put
 
-
 ADMIN_TOKEN = "an admin's token, and long enough"
 
 

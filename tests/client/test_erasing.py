@@ -146,9 +146,9 @@ def test_a_repeat_after_a_lost_answer(phone, memory_store):
     """What was stored before it was erased is known by its id, though its operations differ now."""
     put(phone, title="secret")
     server = phone._server
-    with mock.patch.object(server, "sync", side_effect=_then_lose(server.sync)):
-        with pytest.raises(ConnectionError):
-            phone.sync()
+    lost = mock.patch.object(server, "sync", side_effect=_then_lose(server.sync))
+    with lost, pytest.raises(ConnectionError):
+        phone.sync()
     erase(memory_store)
     outcome = phone.sync()
     assert not outcome.refused and phone.status().unacknowledged == 0
