@@ -326,16 +326,23 @@ class Synchroniser:
                 ops = self._sent.ops_of(event.id)
             if ops is None and event.verdict == "stored":
                 raise _Restored
-            event.ops = ops or []
-            for number in event.erased or ():
-                if number < len(event.ops):
-                    event.ops[number] = without_values(event.ops[number])
+            erased_there = event.erased or []
+            event.ops = [
+                without_values(op) if number in erased_there else op
+                for number, op in enumerate(ops or [])
+            ]
+            is_erased = [op.erased is not UNSET for op in event.ops]
+            if event.verdict == "stored" and sum(is_erased) > len(erased_there):
+                # We have erased what the log has not: a server that has lost the erasure. What
+                # stands there only the whole event can tell.
+                raise _Restored
         if queued is None:
             return set()
         erased = {op.key for op in event.ops if op.erased is not UNSET}
         queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
         if event.verdict == "stored":
             self._leave(queued, event.seq)
+            return erased
         elif queued.state == "waiting":
             assert event.refusal is not UNSET
             why = msgspec.to_builtins(event.refusal)
