@@ -339,11 +339,13 @@ class Synchroniser:
         if queued is None:
             return set()
         erased = {op.key for op in event.ops if op.erased is not UNSET}
-        queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
+        if erased:
+            queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
+            self._queue.set_ops(queued)
         if event.verdict == "stored":
             self._leave(queued, event.seq)
             return erased
-        elif queued.state == "waiting":
+        if queued.state == "waiting":
             assert event.refusal is not UNSET
             why = msgspec.to_builtins(event.refusal)
             return self._settle(queued, "refused", {"seq": event.seq, "refusal": why}, outcome)
@@ -407,7 +409,7 @@ class Synchroniser:
         if index >= len(batch):
             return False
         if exc.problem == "id-reused" and any(op.erased is not UNSET for op in batch[index].ops):
-            return self._drop_known(batch, index)
+            return self._drop_known(batch, index, outcome)
         why = {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
         with self._database.transaction():
             first = batch[0].counter or 1
@@ -417,11 +419,12 @@ class Synchroniser:
             outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
         return True
 
-    def _drop_known(self, batch: list[Queued], index: int) -> bool:
+    def _drop_known(self, batch: list[Queued], index: int, outcome: Outcome) -> bool:
         """The server has it with the values that we have erased, so it has lost the erasure."""
         with self._database.transaction():
             self._queue.remove(batch[index].id)
             self._queue.renumber(batch[0].counter or 1)
+            outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:
