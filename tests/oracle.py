@@ -12,8 +12,8 @@ Where the text can be read in two ways, this is how it is read here:
 * `created_seq` is the seq at which the record was made, and moves when it is made anew.
 * A delete of a record that never was leaves no tombstone, but it has touched it.
 * A delete forgets the writes of the fields.
-* `record-erased` makes a tombstone of which nothing depends on what the record was: as if it had been
-  made, deleted and touched by that event alone, of no device.
+* `record-erased` makes a tombstone of which nothing depends on what the record was: as if it had
+  been made, deleted and touched by that event alone, of no device.
 * An unset field is one with a write and without a value; an unset that loses is in the ledger too,
   without a value.
 """

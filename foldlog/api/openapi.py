@@ -40,6 +40,7 @@ TAGS = {
     "records": "The master table: what the events add up to.",
     "collections": "What the records of a collection must be like.",
     "history": "What was, and who changed what.",
+    "erasure": "For an admin: a person's right to have values erased.",
     "meta": "The service itself.",
 }
 

@@ -86,6 +86,7 @@ LIMITS_OF_SIZE = {
     "inflated_bytes_max",
     "changesets_per_push_max",
     "page_bytes_max",
+    "erase_records_max",
 }
 
 

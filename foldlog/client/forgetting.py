@@ -25,8 +25,8 @@ def without_values(op: Operation) -> Operation:
 
 
 def to_send(op: Operation) -> Operation:
-    """An operation as it is sent. An erased one is stored erased whatever it says; should the server
-    have lost the erasure, the record is deleted."""
+    """An operation as it is sent. An erased one is stored erased, whatever it says; should the
+    server have lost the erasure, it deletes the record."""
     return op if op.erased is UNSET else Operation("delete", op.collection, op.id)
 
 
@@ -38,7 +38,7 @@ class Forgetting:
         self._meta = meta
 
     def forget(self, key: Key, seq: int) -> None:
-        """Record `key` was erased by event `seq`: forgets what was said of it without seeing that."""
+        """Event `seq` has erased a record: forgets what was said of it without seeing that."""
         with self._database.transaction() as db:
             named = {"collection": key[0], "id": key[1], "seq": seq}
             for table, condition in (

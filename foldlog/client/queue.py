@@ -172,6 +172,12 @@ class Queue:
                 (state, seq, None if why is None else msgspec.json.encode(why).decode(), id),
             )
 
+    def set_ops(self, queued: Queued) -> None:
+        """Keeps the operations as they are now, on the same records as before."""
+        with self._database.transaction() as db:
+            ops = msgspec.json.encode(queued.ops).decode()
+            db.execute("UPDATE queue SET ops = ? WHERE id = ?", (ops, queued.id))
+
     def remove(self, id: str) -> None:
         with self._database.transaction() as db:
             db.execute("DELETE FROM queue WHERE id = ?", (id,))

@@ -85,12 +85,14 @@ class SnapshotLoader:
                 state |= {"seq": header.seq, "mark": header.mark, "log": header.log}
             total = state["done"] + header.records
             page: list[Record] = []
+            erased = state.setdefault("erased", [])
             for raw in lines:
                 line = snapshot_line(raw)
                 if isinstance(line, Record):
                     page.append(line)
                     if erased_seq := snapshot_erasure(raw):
                         self._forgetting.forget((line.collection, line.id), erased_seq)
+                        erased.append([line.collection, line.id, erased_seq])
                     continue
                 state["done"] += len(page)
                 if line.at > state["seq"]:
@@ -147,6 +149,9 @@ class SnapshotLoader:
         """What the snapshot does not have is gone; the cursor goes to where it begins."""
         seq = state["seq"]
         with self._database.transaction() as db:
+            for collection, id, erased_seq in state.get("erased", ()):
+                # What was made while it was loading had not seen these either.
+                self._forgetting.forget((collection, id), erased_seq)
             db.execute("UPDATE records SET confirmed = NULL, as_of = 0 WHERE is_stale")
             for queued in self._queue.select("stored"):
                 if queued.seq is not None and queued.seq <= seq:

@@ -326,17 +326,26 @@ class Synchroniser:
                 ops = self._sent.ops_of(event.id)
             if ops is None and event.verdict == "stored":
                 raise _Restored
-            event.ops = ops or []
-            for number in event.erased or ():
-                if number < len(event.ops):
-                    event.ops[number] = without_values(event.ops[number])
+            erased_there = event.erased or []
+            event.ops = [
+                without_values(op) if number in erased_there else op
+                for number, op in enumerate(ops or [])
+            ]
+            is_erased = [op.erased is not UNSET for op in event.ops]
+            if event.verdict == "stored" and sum(is_erased) > len(erased_there):
+                # We have erased what the log has not: a server that has lost the erasure. What
+                # stands there only the whole event can tell.
+                raise _Restored
         if queued is None:
             return set()
         erased = {op.key for op in event.ops if op.erased is not UNSET}
-        queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
+        if erased:
+            queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
+            self._queue.set_ops(queued)
         if event.verdict == "stored":
             self._leave(queued, event.seq)
-        elif queued.state == "waiting":
+            return erased
+        if queued.state == "waiting":
             assert event.refusal is not UNSET
             why = msgspec.to_builtins(event.refusal)
             return self._settle(queued, "refused", {"seq": event.seq, "refusal": why}, outcome)
@@ -400,7 +409,7 @@ class Synchroniser:
         if index >= len(batch):
             return False
         if exc.problem == "id-reused" and any(op.erased is not UNSET for op in batch[index].ops):
-            return self._drop_known(batch, index)
+            return self._drop_known(batch, index, outcome)
         why = {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
         with self._database.transaction():
             first = batch[0].counter or 1
@@ -410,11 +419,12 @@ class Synchroniser:
             outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
         return True
 
-    def _drop_known(self, batch: list[Queued], index: int) -> bool:
+    def _drop_known(self, batch: list[Queued], index: int, outcome: Outcome) -> bool:
         """The server has it with the values that we have erased, so it has lost the erasure."""
         with self._database.transaction():
             self._queue.remove(batch[index].id)
             self._queue.renumber(batch[0].counter or 1)
+            outcome.changed += self._view.refresh({op.key for op in batch[index].ops})
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:

@@ -28,6 +28,8 @@ from foldlog.domain.merge import RecordView
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.helpers import A, B, add, changeset, delete, put
 
+ADMIN_TOKEN = "an admin's token, and long enough"
+
 
 @pytest.fixture
 def document(http):
@@ -146,10 +148,16 @@ def test_a_documented_shape_has_the_members_of_the_domain_s(schema, struct):
     assert documented == real - ({"erased"} if struct is WireOperation else set())
 
 
-def test_real_answers_are_what_the_document_says(client, document):
+@pytest.fixture
+def admin_client(app_with):
+    return app_with(admin_token=ADMIN_TOKEN)
+
+
+def test_real_answers_are_what_the_document_says(admin_client, document):
     """
     Every documented answer is asked for, and checked against its schema with no member beyond.
     """
+    client = admin_client
     local = {"op": "put", "collection": "tasks", "local_id": "1", "fields": {"n": None}}
     client.push(changeset(put("x", title="Milk"), local, made_at="2026-11-23T08:00:00Z", counter=1))
     pushed = client.push(
@@ -177,6 +185,11 @@ def test_real_answers_are_what_the_document_says(client, document):
         ("get", f"{one_space}/collections"): client.get("collections"),
         ("get", f"/v1{one_collection}"): client.get("collections/notes"),
         ("put", f"/v1/admin{one_collection}"): client.define("notes", narrower, dry_run=True),
+        ("post", "/v1/admin/spaces/{space}/erase"): client.http.post(
+            f"/v1/admin/spaces/{client.space}/erase",
+            json={"records": [{"collection": "tasks", "id": "z"}], "reason": "asked to"},
+            headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+        ),
         ("get", "/v1/limits"): client.http.get("/v1/limits"),
         ("get", "/healthz"): client.http.get("/healthz"),
         ("get", "/readyz"): client.http.get("/readyz"),

@@ -11,6 +11,7 @@ import pytest
 from foldlog.client import database as database_module
 from foldlog.client import sync as sync_module
 from foldlog.client.replica import Replica
+from foldlog.client.snapshots import SnapshotLoader
 from tests.client.conftest import SPACE
 from tests.new_device import states_of
 
@@ -146,9 +147,9 @@ def test_a_repeat_after_a_lost_answer(phone, memory_store):
     """What was stored before it was erased is known by its id, though its operations differ now."""
     put(phone, title="secret")
     server = phone._server
-    with mock.patch.object(server, "sync", side_effect=_then_lose(server.sync)):
-        with pytest.raises(ConnectionError):
-            phone.sync()
+    lost = mock.patch.object(server, "sync", side_effect=_then_lose(server.sync))
+    with lost, pytest.raises(ConnectionError):
+        phone.sync()
     erase(memory_store)
     outcome = phone.sync()
     assert not outcome.refused and phone.status().unacknowledged == 0
@@ -188,6 +189,26 @@ def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, mon
         phone.sync()
     assert loaded.call_count > 1
     assert b"secret" not in bytes_of(phone)
+    same_everywhere(memory_store, phone, tablet)
+
+
+def test_what_is_made_while_a_snapshot_loads(phone, tablet, memory_store, monkeypatch):
+    """Its base is of before, though the page with the erasure was there already."""
+    put(phone, title="first")
+    phone.sync()
+    erase(memory_store)
+    for n in range(9):
+        put(tablet, "s", n=n)
+        tablet.sync()
+    monkeypatch.setattr(sync_module, "SNAPSHOT_EVENTS_MIN", 2)
+    check = mock.patch.object(
+        SnapshotLoader, "_check_history", lambda self: put(phone, title="secret")
+    )
+    with check:  # between the last line and the end of the download
+        phone.sync()
+    assert b"secret" not in bytes_of(phone)
+    assert b"secret" not in b"".join(e.state for e in memory_store._space(SPACE).entries)
+    tablet.sync()
     same_everywhere(memory_store, phone, tablet)
 
 

@@ -54,7 +54,7 @@ def record_of(store, space, key=R):
 def test_the_values_leave_the_log_and_nothing_else_does(store, space):
     """The event is there with all but the operations on that record."""
     store.push(space, push_of(changeset(put("r", name="secret"), put("s", name="kept"), base=0)))
-    before = list(store.entries(space, through=1))[0]
+    before = next(iter(store.entries(space, through=1)))
 
     [erased] = erase(store, space)
 

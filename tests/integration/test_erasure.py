@@ -1,4 +1,4 @@
-"""Erasing on PostgreSQL: beside projectors, rebuilds and other processes, and what is left behind."""
+"""Erasing on PostgreSQL: beside projectors, rebuilds and other processes; what is left behind."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ from foldlog.api.app import create_app
 from foldlog.client import database, sync
 from foldlog.client.errors import ServerProblem
 from foldlog.client.server import HttpServer, Server
+from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
+from foldlog.domain.merge import Key
 from foldlog.infrastructure.memory.store import MemoryStore
 
 from .checks import check_all
@@ -70,6 +72,7 @@ class World:
         self.backups: list[Backup] = []
         #: acknowledged ever, also to a device that has forgotten it by a restore
         self.acknowledged: set[str] = set()
+        self.erased: dict[Key, int] = {}  #: records that were ever erased, by which event
 
     def _make_app(self) -> Any:
         return create_app(store=self.store, master=self.store, ready=dict, limits=self.limits)
@@ -223,6 +226,23 @@ class World:
         if not self.was_restored:
             self.service_copy = copy_of(self.store)
 
+    def erase(self) -> None:
+        """An admin erases a record that somebody has pushed."""
+        if self.store._spaces:
+            keys = {
+                op.key
+                for entry in self.store._space(SPACE).entries
+                for op in decode_event(entry.state).ops
+            }
+            if keys:
+                key = self.rng.choice(sorted(keys))
+                [erased] = self.store.erase(SPACE, [key], reason="asked to")
+                self.erased[key] = max(erased.seq, self.erased.get(key, 0))
+
+    def was_erased(self, key: Key, seq: int) -> bool:
+        """Whether event `seq` on this record was before an erasure, also one that was lost."""
+        return seq < self.erased.get(key, 0)
+
     def restore_service(self) -> None:
         if not self.was_restored:
             self.was_restored = True
@@ -275,6 +295,7 @@ STEPS: dict[Callable[[World], None], int] = {
     World.join: 1,
     World.copy_service: 2,
     World.restore_service: 1,
+    World.erase: 2,
 }
 
 

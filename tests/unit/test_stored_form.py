@@ -15,6 +15,7 @@ import pytest
 
 from foldlog.domain import proofs
 from foldlog.domain.changesets import decode_changesets
+from foldlog.domain.erasure import record_erased_entry, without
 from foldlog.domain.events import (
     LogEntry,
     Refusal,
@@ -77,6 +78,26 @@ STRANGER = (
     b'"received_at":"2026-11-23T09:00:02.481Z","new_member":[1],"body":{"x":1,"ops":[]}}'
 )
 STRANGER_MARK = "6fe538ed0cf0cd69"
+
+
+RECORD_ERASED = (
+    b'{"seq":45,"kind":"record-erased","id":"0198a3c2-0000-4000-8000-000000000004",'
+    b'"received_at":"2026-11-23T09:00:02.481Z",'
+    b'"body":{"collection":"tasks","id":"8f0c","reason":"request \xc3\xa4 7","by":"dpo"}}'
+)
+RECORD_ERASED_MARK = "7c982a133c5b1a93"
+
+#: `STORED` after that, and its salt
+STORED_ERASED = STORED.replace(
+    STORED[STORED.index(b',"fields":{"title"') : STORED.index(b'},{"op":"add"')],
+    b',"erased":"220f64d4d0985765174d901c46e3086c4825dad2961499daf9af6178e375e07e"',
+)
+STORED_ERASED_SALT = bytes.fromhex(
+    "01"
+    "0000000000000000000000000000000000000000000000000000000000000000"
+    "99411f24bfa9ee8e144e132c46b3b7d1f6d6bfbe2b82ab47b4963e43bfe8bdb6"
+    "f96d53c4967667e4efbc5caf46406af31d4065a9a2c3f25fdeb1e056f3334114"
+)
 
 
 def made() -> tuple[LogEntry, LogEntry]:
@@ -200,3 +221,56 @@ def test_a_record_as_it_is_kept():
     assert record.deleted == Write(2, None, 4)
     assert msgspec.json.encode(record) == raw
     assert msgspec.json.encode(pack_writes(record.writes)) == b'[[3,"A",5,2,["a"]]]'
+
+
+def test_an_erasure_is_still_written_and_read():
+    """
+    Its event, and what is left of an event that it erased: both must be understood for ever.
+    """
+    entry = record_erased_entry(
+        seq=45,
+        id="0198a3c2-0000-4000-8000-000000000004",
+        received_at=1795424402481,
+        key=("tasks", "8f0c"),
+        reason="request ä 7",
+        by="dpo",
+        salt=SALT,
+    )
+    assert (entry.state, entry.mark) == (RECORD_ERASED, RECORD_ERASED_MARK)
+    assert restored_entry(RECORD_ERASED, SALT) == entry
+    records = {}
+    fold(records, decode_event(RECORD_ERASED))
+    [record] = records.values()
+    assert record.deleted == Write(45, None, 1795424402481)
+
+
+def test_an_erased_operation_is_still_written_and_read():
+    """
+    The form, the salts that take the place of the one, and the leaf, which is the same.
+    """
+    assert without(STORED, SALT, {("tasks", "8f0c")}) == (STORED_ERASED, STORED_ERASED_SALT)
+    entry = restored_entry(STORED_ERASED, STORED_ERASED_SALT)
+    assert (entry.ops_hash.hex(), entry.mark) == (STORED_OPS_HASH, STORED_MARK)
+    header = STORED[: STORED.index(b',"ops":[{')]
+    assert short_form(STORED_ERASED).startswith(header + b',"ids":{')
+    assert short_form(STORED_ERASED).endswith(b',"erased":[0]}')
+
+
+@pytest.mark.parametrize(
+    "salt",
+    [
+        SALT,
+        STORED_ERASED_SALT[:-32],
+        STORED_ERASED_SALT + bytes(32),
+        b"\2" + STORED_ERASED_SALT[1:],
+        STORED_ERASED_SALT[:1] + SALT + STORED_ERASED_SALT[33:],
+        STORED_ERASED_SALT[:33] + bytes(32) + STORED_ERASED_SALT[65:],
+    ],
+    ids=["the old one", "one less", "one more", "another tag", "of an erased one", "one lost"],
+)
+def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
+    """
+    An import brings in no event whose erased operations could still be guessed.
+    """
+    with pytest.raises(ValueError):
+        restored_entry(STORED_ERASED, salt)

@@ -7,7 +7,7 @@ are more than one transaction should hold, the others follow in further ones: by
 records sees the values, and no process keeps an event that holds them. Whatever is interrupted is
 taken up by erasing again: what is left to do is what the log says.
 
-What may change and what may not, the database checks itself: see `pass_erasure_alone` in schema.sql.
+What may change and what may not, the database checks itself: `pass_erasure_alone` in schema.sql.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 from psycopg import Cursor
 from psycopg.rows import tuple_row
+from psycopg.sql import SQL, Identifier
 
 from ...domain.erasure import (
     Erasable,
@@ -88,8 +89,6 @@ SELECT erase_operations(
            %(space)s, %(seqs)s::bigint[], %(states)s::bytea[], %(salts)s::bytea[]
        )
 """
-
-VACUUM = "VACUUM {full}events, records, conflicts, local_ids"
 
 SCAN_EVENTS = 10_000
 PAGE_BYTES = 8 * 2**20
@@ -166,7 +165,7 @@ class Eraser:
 
 
 class _OneRecord:
-    """One record that is being erased; `seqs` are the events up to `head` that hold values of it."""
+    """One record that is being erased; `seqs` are the events up to `head` that hold its values."""
 
     def __init__(
         self,
@@ -262,10 +261,12 @@ class _OneRecord:
 
 
 def vacuum(url: str, *, full: bool = False) -> None:
-    """Gives free what erased values still take as dead rows; with `full` by writing the tables anew,
+    """Has PostgreSQL give up the rows as they were before; with `full` by writing the tables anew,
     which shuts everybody out meanwhile."""
+    tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
+    statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
     with psycopg.connect(url, autocommit=True, **CONNECTION) as conn:
-        conn.execute(VACUUM.format(full="(FULL) " if full else "").encode())
+        conn.execute(statement.format(tables))
 
 
 def _head(cursor: Cursor[Any], space: SpaceId) -> int:

@@ -40,9 +40,9 @@ SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, 
 RETURNING seq
 """
 
-# What lost on an erased record goes, and what lost in the same events on others is numbered as if it
-# had never been: a rebuild finds it so. Those rows are deleted and inserted again by one statement;
-# the sort for their numbers has every one deleted before the first is inserted.
+# What lost on an erased record goes, and what lost in the same events on others is numbered as if
+# it had never been: a rebuild finds it so. Those rows are deleted and inserted again by one
+# statement; the sort for their numbers has every one deleted before the first is inserted.
 FORGET_CONFLICTS = """
 WITH affected AS (
 SELECT DISTINCT generation, seq
