@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 HASH_BYTES = 32
 TILE_HEIGHT = 8
-TILE_WIDTH = 2**TILE_HEIGHT
+TILE_WIDTH = 1 << TILE_HEIGHT
 TILE_BYTES = TILE_WIDTH * HASH_BYTES
 #: a proof of a tree of 2^63 leaves has no more hashes
 PROOF_LENGTH_MAX = 63

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 
@@ -15,10 +16,10 @@ from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
 from .postgres.following import Follower
 from .postgres.log import PostgresEventStore
-from .postgres.master import MasterProjection
 from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
-from .postgres.projector import Projector
+from .postgres.projections import VERSIONS, projection_named
+from .postgres.projector import Projector, follow
 from .postgres.status import gauges
 from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
@@ -108,11 +109,12 @@ def services(url: str, settings: Settings) -> Iterator[Services]:
 
 
 @contextmanager
-def projector(url: str) -> Iterator[tuple[Projector, Wakeups]]:
-    """A projector and what wakes it; closing the wakeups ends its `run`."""
+def projector(url: str) -> Iterator[tuple[Callable[[], None], Wakeups]]:
+    """What follows all logs with all projections, and what wakes it; closing that ends it."""
     with Datastore(url, pool_size_max=2) as datastore:
         wakeups = Wakeups(url)
+        projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
         try:
-            yield Projector(datastore, MasterProjection()), wakeups
+            yield partial(follow, projectors, wakeups), wakeups
         finally:
             wakeups.close()

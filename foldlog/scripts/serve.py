@@ -116,7 +116,7 @@ def projector_command(data: str | None, database_url: str | None) -> None:
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url)
     configure_logging(settings.log_format)
-    with database(settings) as db, projector(db.url) as (worker, wakeups):
+    with database(settings) as db, projector(db.url) as (run, wakeups):
 
         def stop(*_: Any) -> None:
             wakeups.close()
@@ -124,4 +124,4 @@ def projector_command(data: str | None, database_url: str | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         collect_seldom()
-        worker.run(wakeups)
+        run()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...domain.merge import FOLD_VERSION
 from ...domain.ports import Gauge
+from .arrays import integer_array, text_array
 from .datastore import Datastore
 from .errors import translated
+from .projections import VERSIONS
 
 SELECT_STATUS = """
 SELECT s.space,
@@ -42,10 +43,12 @@ SELECT p.projection,
        sum(s.head - p.position),
        max(s.head - p.position),
        count(p.stopped_at),
-       count(*) FILTER (WHERE p.fold_version <> %(fold_version)s)
+       count(*) FILTER (WHERE p.fold_version <> v.fold_version)
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
+  JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS v (projection, fold_version)
+    ON v.projection = p.projection
  WHERE p.is_live
  GROUP BY p.projection
  ORDER BY p.projection
@@ -67,7 +70,7 @@ class ProjectionStatus(NamedTuple):
     @property
     def needs_rebuild(self) -> bool:
         """Another version's merge rule made it, so this one does not go on with it."""
-        return self.is_live and self.fold_version != FOLD_VERSION
+        return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 
     @property
     def lag(self) -> int:
@@ -85,7 +88,8 @@ def status(datastore: Datastore, space: str | None = None) -> list[ProjectionSta
 def gauges(datastore: Datastore) -> list[Gauge]:
     """What monitoring asks: how much there is, how far projections are, which stand still."""
     with translated(datastore), datastore.rows() as cursor:
-        rows = cursor.execute(SELECT_GAUGES, {"fold_version": FOLD_VERSION}).fetchall()
+        names = {"names": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
+        rows = cursor.execute(SELECT_GAUGES, names).fetchall()
     found: list[Gauge] = []
     for projection, count, events, lag, lag_max, stopped, stale in rows:
         labels = {"projection": projection}
