@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from flask import Flask
 from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
-from ..domain.ports import EventStore, Gauge, MasterTable
+from ..domain.notes import Verifier
+from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree
 from .events import events_blueprint
 from .flask_door import FlaskDoor
 from .meta import meta_blueprint
+from .proofs import proofs_blueprint
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
@@ -36,11 +38,13 @@ def create_app(
     ready: Callable[[], dict[str, str]],
     gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
+    tree: ProofTree | None = None,
+    verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
 ) -> Flask:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
-    monitoring reads.
+    monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
     """
     app = FlaskDoor(__name__)
     app.url_map.merge_slashes = False
@@ -51,5 +55,7 @@ def create_app(
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
+    if tree is not None:
+        app.register_blueprint(proofs_blueprint(store, tree, verifiers))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from ..domain.errors import (
+    BeyondTree,
     CounterGap,
     DeviceForked,
     FoldlogError,
@@ -19,6 +20,7 @@ from ..domain.errors import (
     LimitExceeded,
     LogBehind,
     LogChanged,
+    NoCheckpoint,
     NotFound,
     OutcomeUnknown,
     ProjectionBehind,
@@ -123,6 +125,15 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     UnknownRecord: Entry(
         "A deleted record would have been answered as a tombstone: this one never was.",
         UnknownRecord("there is no record tasks/8f0c, and never was"),
+    ),
+    NoCheckpoint: Entry(
+        "One is signed a second or two after the first event, if the service has a key; else this "
+        "log is not signed. Tiles and proofs are there all the same.",
+        NoCheckpoint("no checkpoint of 'family-list' was signed yet"),
+    ),
+    BeyondTree: Entry(
+        "The tree follows the log by a moment: ask again, or for a smaller size.",
+        BeyondTree("the tree has come to 42", size=42),
     ),
     StorageUnavailable: Entry(
         "Try again after `Retry-After` seconds. Nothing was stored; keep the queue.",

@@ -38,6 +38,7 @@ TAGS = {
     "events": "The log: every event, in order.",
     "snapshot": "All that a new device needs, without the whole log.",
     "records": "The master table: what the events add up to.",
+    "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
     "meta": "The service itself.",
 }
 

@@ -13,6 +13,8 @@
   + NotFound
     - UnknownSpace
     - UnknownRecord
+    - NoCheckpoint            none was signed yet
+    - BeyondTree              the tree over the log has not grown so far
   + Forbidden                 the caller may not do this
     - Unauthenticated         it is not known who calls
   + Unavailable               try again later
@@ -112,6 +114,18 @@ class UnknownRecord(NotFound):
     """There is no such record, and never was."""
 
     code = "unknown-record"
+
+
+class NoCheckpoint(NotFound):
+    """No checkpoint of this space was signed yet."""
+
+    code = "no-checkpoint"
+
+
+class BeyondTree(NotFound):
+    """The tree over this log has not grown so far."""
+
+    code = "beyond-tree"
 
 
 class Forbidden(FoldlogError):

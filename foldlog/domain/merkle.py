@@ -135,7 +135,7 @@ def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
 
     def of_full(span: Span) -> bytes:
         tile, where = tile_of(span)
-        hashes = tiles[tile][where]
+        hashes = tiles.get(tile, b"")[where]
         if len(hashes) != where.stop - where.start:
             raise InvalidProof(f"tile {tile.level}/{tile.number} lacks hashes")
         return root_of_full(hashes)

@@ -22,6 +22,8 @@ COMMANDS = {
     "import": "transfer",
     "migrate": "migrate",
     "replica": "replica",
+    "keys": "keys",
+    "fork": "fork",
 }
 
 

@@ -120,6 +120,11 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
     ):
         parts.follower.start()
         app = create_app(
-            store=parts.store, master=parts.master, ready=parts.ready, gauges=parts.gauges
+            store=parts.store,
+            master=parts.master,
+            ready=parts.ready,
+            gauges=parts.gauges,
+            tree=parts.tree,
+            verifiers=parts.verifiers,
         )
         run(EventLoopDoor(app, behind_threads(app), threads), listening)

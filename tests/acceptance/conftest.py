@@ -22,7 +22,7 @@ SENT_AT = "2026-11-23T09:00:00.000Z"
 
 @pytest.fixture
 def app(store):
-    return create_app(store=store, master=store, ready=lambda: {"database": "ok"})
+    return create_app(store=store, master=store, ready=lambda: {"database": "ok"}, tree=store)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,12 @@ def app_with(store, client_of):
     """Makes a client of an app with other parts than usual."""
 
     def make(**parts) -> SpaceClient:
-        usual = {"store": store, "master": store, "ready": lambda: {"database": "ok"}}
+        usual = {
+            "store": store,
+            "master": store,
+            "ready": lambda: {"database": "ok"},
+            "tree": store,
+        }
         return SpaceClient(client_of(create_app(**usual | parts)))
 
     return make

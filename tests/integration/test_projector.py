@@ -168,6 +168,8 @@ def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, store
     assert {gauge.name: gauge.value for gauge in of_all_or_master} == {
         "foldlog_spaces": 2,
         "foldlog_events": 5,
+        "foldlog_signing_stopped_spaces": 0,
+        "foldlog_unsigned_events_max": 0,
         "foldlog_lag_events": 2,
         "foldlog_lag_events_max": 2,
         "foldlog_stopped_spaces": 1,

@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -19,15 +19,17 @@ from threading import Lock
 import msgspec
 
 from ...domain.changesets import LocalIds, Push, local_ids
-from ...domain.errors import FoldlogError, LogBehind, UnknownRecord, UnknownSpace
+from ...domain.errors import FoldlogError, LogBehind, NoCheckpoint, UnknownRecord, UnknownSpace
 from ...domain.events import LogEntry, decode_event, short_form
 from ...domain.intake import Intake, check_cursor, keys_to_load
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from ...domain.merkle import Growth, Tile
 from ...domain.ports import (
     ConflictsPage,
     EventStore,
     MasterTable,
+    ProofTree,
     Range,
     RangeQuery,
     Receipt,
@@ -37,10 +39,11 @@ from ...domain.ports import (
     SnapshotPage,
     SnapshotPlace,
     SpaceId,
+    TreeHead,
     decode_cursor,
     encode_cursor,
 )
-from ...domain.proofs import SALT_BYTES
+from ...domain.proofs import SALT_BYTES, header_of, leaf_hash, leaf_of
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 
 
@@ -53,6 +56,9 @@ class _Space:
     received_at: int = 0
     records: dict[Key, Record] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
+    tree: Growth = field(default_factory=Growth)
+    tiles: dict[Tile, bytes] = field(default_factory=dict)
+    checkpoint: bytes = b""
 
     @property
     def head(self) -> int:
@@ -62,8 +68,8 @@ class _Space:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
-class MemoryStore(EventStore, MasterTable):
-    """Both ports in one, since nothing here is behind anything."""
+class MemoryStore(EventStore, MasterTable, ProofTree):
+    """All ports in one, since nothing here is behind anything."""
 
     def __init__(
         self,
@@ -111,6 +117,8 @@ class MemoryStore(EventStore, MasterTable):
                 here.by_id[entry.event_id] = entry
                 here.received_at = entry.received_at
                 here.conflicts += fold(here.records, decode_event(entry.state))
+                leaf = leaf_of(header_of(entry.state), entry.ops_hash)
+                here.tiles |= here.tree.append([leaf_hash(leaf)])
             here.counters |= intake.counters
             return Receipt(here.log, here.head, verdicts)
 
@@ -147,6 +155,23 @@ class MemoryStore(EventStore, MasterTable):
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         yield from self._space(space).entries[after:through]
+
+    def tree(self, space: SpaceId) -> TreeHead:
+        here = self._space(space)
+        return TreeHead(here.log, here.tree.size)
+
+    def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
+        here = self._space(space)
+        return {tile: here.tiles[tile] for tile in wanted if tile in here.tiles}
+
+    def checkpoint(self, space: SpaceId) -> bytes:
+        found = self._space(space).checkpoint
+        if not found:
+            raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
+        return found
+
+    def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
+        self._space(space).checkpoint = note
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)

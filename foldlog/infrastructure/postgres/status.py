@@ -55,6 +55,34 @@ SELECT p.projection,
 """
 
 
+SELECT_CHECKPOINTS = """
+SELECT s.space, s.head, coalesce(c.size, 0), c.signed_at::text, c.alarm, c.alarm_detail
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space
+ WHERE %(space)s::text IS NULL OR s.space = %(space)s
+ ORDER BY s.space
+"""
+
+SELECT_SIGNING = """
+SELECT count(c.alarm), max(s.head - c.size)
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space
+"""
+
+
+class CheckpointStatus(NamedTuple):
+    """The last checkpoint that was published, and what keeps the signer from the next."""
+
+    space: str
+    head: int
+    size: int
+    signed_at: str | None
+    alarm: str | None
+    alarm_detail: str | None
+
+
 class ProjectionStatus(NamedTuple):
     space: str
     log: str
@@ -85,11 +113,19 @@ def status(datastore: Datastore, space: str | None = None) -> list[ProjectionSta
     return [ProjectionStatus(*row) for row in rows]
 
 
+def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
+    """A line for each space that was signed, or should have been."""
+    with translated(datastore), datastore.rows() as cursor:
+        rows = cursor.execute(SELECT_CHECKPOINTS, {"space": space}).fetchall()
+    return [CheckpointStatus(*row) for row in rows]
+
+
 def gauges(datastore: Datastore) -> list[Gauge]:
     """What monitoring asks: how much there is, how far projections are, which stand still."""
     with translated(datastore), datastore.rows() as cursor:
         names = {"names": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
         rows = cursor.execute(SELECT_GAUGES, names).fetchall()
+        alarms, unsigned = cursor.execute(SELECT_SIGNING).fetchone() or (0, 0)
     found: list[Gauge] = []
     for projection, count, events, lag, lag_max, stopped, stale in rows:
         labels = {"projection": projection}
@@ -97,6 +133,12 @@ def gauges(datastore: Datastore) -> list[Gauge]:
             found += [
                 Gauge("foldlog_spaces", "Spaces.", count),
                 Gauge("foldlog_events", "Events of all spaces.", float(events)),
+                Gauge("foldlog_signing_stopped_spaces", "Spaces not signed any more.", alarms),
+                Gauge(
+                    "foldlog_unsigned_events_max",
+                    "Events after the last checkpoint, of the space that has most.",
+                    unsigned or 0,
+                ),
             ]
         found += [
             Gauge("foldlog_lag_events", "Events not projected yet.", float(lag), labels),
