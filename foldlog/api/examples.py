@@ -124,3 +124,5 @@ KEYS = {
     "log": LOG,
     "keys": ["foldlog.local/spaces/family-list/0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11+0d4cf7a8+AQ=="],
 }
+EXPORT_HEADER = {"foldlog": "export", "version": 1, "space": SPACE, "log": LOG, "head": 42}
+EXPORT_LINE = {"salt": EVENT_PROOF["salt"], "event": EVENT}

@@ -7,23 +7,33 @@ prefix. The proofs are what a client could make of the tiles, for who wants no m
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import structlog
 from flask import Blueprint
 
 from ..domain.errors import BeyondTree, FoldlogError, NoCheckpoint, StorageUnavailable, UnknownSpace
 from ..domain.merkle import HASH_BYTES, TILE_WIDTH, Tile
 from ..domain.notes import Verifier, bundle, parse_level, parse_tile_path
-from ..domain.ports import EventStore, ProofTree
+from ..domain.ports import EventStore, ProofTree, RangeQuery
 from ..domain.proofs import header_of, leaf_hash, leaf_of
 from . import examples
-from .operations import operation
+from .operations import Lines, operation
 from .problems import NoSuchPath
-from .queries import InclusionQuery, SizeQuery, consistency_query
+from .queries import ExportQuery, InclusionQuery, SizeQuery, consistency_query
 from .replies import Reply, json_reply
-from .schemas import ConsistencyProofSchema, EventProofSchema, InclusionProofSchema, KeysSchema
+from .schemas import (
+    ConsistencyProofSchema,
+    EventProofSchema,
+    ExportHeaderSchema,
+    ExportLineSchema,
+    InclusionProofSchema,
+    KeysSchema,
+)
+
+log = structlog.get_logger("foldlog.api")
 
 PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
 OCTETS = "application/octet-stream"
@@ -31,6 +41,24 @@ NOTE = "text/plain; charset=utf-8"
 #: What is full never changes. `private`, because it tells who changed what, and when.
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 FRESH = {"Cache-Control": "private, no-cache"}
+
+
+NDJSON = "application/x-ndjson"
+EXPORT = Lines(
+    "JSON lines: a header, and each event with its salt.",
+    {
+        "header": (ExportHeaderSchema, examples.EXPORT_HEADER),
+        "event": (ExportLineSchema, examples.EXPORT_LINE),
+    },
+)
+LINES_PER_PIECE = 500
+
+
+class ExportHeader(msgspec.Struct, tag_field="foldlog", tag="export"):
+    version: int
+    space: str
+    log: str
+    head: int
 
 
 class EventProof(msgspec.Struct):
@@ -98,6 +126,18 @@ def proofs_blueprint(
         found = store.entries(space, after=first, through=first + width)
         leaves = [leaf_of(header_of(entry.state), entry.ops_hash) for entry in found]
         return _octets(bundle(leaves), width)
+
+    @bp.get("/v1/spaces/<space>/export")
+    @operation(query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS)
+    def export(space: str, query: Mapping[str, Any]) -> Reply:
+        """Read the log with the salts that open it.
+
+        As `foldlog export` writes it: a line that names the log, and one for each event up to its
+        `head`. Whoever audits a running service computes every hash anew from this.
+        """
+        page = store.range_after(space, RangeQuery(0, 1))
+        header = ExportHeader(1, space, page.log, page.head)
+        return Reply(_lines(store, header, query["after"]), NDJSON)
 
     @bp.get("/v1/spaces/<space>/proof/inclusion")
     @operation(
@@ -177,6 +217,22 @@ def proofs_blueprint(
         )
 
     return bp
+
+
+def _lines(store: EventStore, header: ExportHeader, after: int) -> Iterator[bytes]:
+    yield msgspec.json.encode(header) + b"\n"
+    try:
+        piece: list[bytes] = []
+        for entry in store.entries(header.space, after=after, through=header.head):
+            piece.append(b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state))
+            if len(piece) == LINES_PER_PIECE:
+                yield b"".join(piece)
+                piece = []
+        if piece:
+            yield b"".join(piece)
+    except Exception as exc:
+        # The answer has begun and was promised to be well: whoever reads it misses the rest.
+        log.error("export-cut", space=header.space, exc_info=exc)
 
 
 def _place(of: Tile, path: str, size: int) -> tuple[Tile, int]:

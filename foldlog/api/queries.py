@@ -155,6 +155,10 @@ class SnapshotQuery(MasterQuery):
     )
 
 
+class ExportQuery(Parameters):
+    after = QueryWhole(load_default=0, metadata={"description": "Only events after this seq."})
+
+
 class SizeQuery(Parameters):
     size = QueryWhole(
         1,

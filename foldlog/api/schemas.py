@@ -328,6 +328,22 @@ class ConsistencyProofSchema(_OfTree):
     consistency_path = _path()
 
 
+class ExportHeaderSchema(_OfTree):
+    """The first line of an export."""
+
+    foldlog = fields.String(required=True, validate=OneOf(["export"]))
+    version = Whole(1, required=True)
+    space = fields.String(required=True)
+    head = Whole(required=True, metadata=about("The seq of the last line."))
+
+
+class ExportLineSchema(Answer):
+    """An event, and what opens it."""
+
+    salt = fields.String(required=True, metadata=about("In hex."))
+    event = fields.Nested(EventSchema, required=True)
+
+
 class KeysSchema(_OfTree):
     """The public keys that sign checkpoints."""
 

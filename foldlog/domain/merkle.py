@@ -203,6 +203,11 @@ class Growth:
             changed[Tile(level, index)] = bytes(edge)
         return changed | self._extend(level + 1, b"".join(above))
 
+    @property
+    def edge(self) -> list[bytes]:
+        """The unfinished tiles, in the order of `edge_tiles`."""
+        return [bytes(hashes) for hashes in self._edge if hashes]
+
     def root(self) -> bytes:
         """From the unfinished tiles alone, since each is what the ones below add up to."""
         parts: list[bytes] = []  # from right to left

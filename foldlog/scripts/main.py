@@ -24,6 +24,7 @@ COMMANDS = {
     "replica": "replica",
     "keys": "keys",
     "fork": "fork",
+    "verify": "verify",
 }
 
 
