@@ -17,6 +17,7 @@ from .proofs import proofs_blueprint
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
+from .witness import witness_blueprint
 
 
 class RecordIdConverter(BaseConverter):
@@ -40,11 +41,13 @@ def create_app(
     limits: Limits = LIMITS,
     tree: ProofTree | None = None,
     verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
+    add_checkpoint: Callable[[bytes], str] | None = None,
 ) -> Flask:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
+    `add_checkpoint` cosigns those of other logs.
     """
     app = FlaskDoor(__name__)
     app.url_map.merge_slashes = False
@@ -57,5 +60,7 @@ def create_app(
     app.register_blueprint(records_blueprint(master, limits))
     if tree is not None:
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))
+    if add_checkpoint is not None:
+        app.register_blueprint(witness_blueprint(add_checkpoint))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

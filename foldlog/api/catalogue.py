@@ -29,6 +29,7 @@ from ..domain.errors import (
     UnknownRecord,
     UnknownSpace,
 )
+from ..domain.witness import InconsistentCheckpoint, UnknownLog, UntrustedCheckpoint
 from .examples import CHANGESET_ID, LOG
 from .problems import (
     InternalError,
@@ -134,6 +135,18 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     BeyondTree: Entry(
         "The tree follows the log by a moment: ask again, or for a smaller size.",
         BeyondTree("the tree has come to 42", size=42),
+    ),
+    UnknownLog: Entry(
+        "Ask the witness's operator to add the log's key.",
+        UnknownLog("there is no key for 'example.com/log'"),
+    ),
+    UntrustedCheckpoint: Entry(
+        "Sign with a key that the witness knows; if it was rotated, tell its operator.",
+        UntrustedCheckpoint(),
+    ),
+    InconsistentCheckpoint: Entry(
+        "Make the proof from `old` to the size of the checkpoint. If it is, the log has forked.",
+        InconsistentCheckpoint("the old root does not follow from the proof"),
     ),
     StorageUnavailable: Entry(
         "Try again after `Retry-After` seconds. Nothing was stored; keep the queue.",

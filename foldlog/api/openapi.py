@@ -39,6 +39,7 @@ TAGS = {
     "snapshot": "All that a new device needs, without the whole log.",
     "records": "The master table: what the events add up to.",
     "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
+    "witness": "Cosigning the checkpoints of other logs.",
     "meta": "The service itself.",
 }
 

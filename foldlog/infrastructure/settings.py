@@ -66,6 +66,11 @@ class Settings:
         return self.data / "checkpoints"
 
     @property
+    def witness_name(self) -> str:
+        """What our cosignatures bear."""
+        return f"{self.origin}/witness"
+
+    @property
     def witness_folder(self) -> Path:
         """The last checkpoint of each log that was cosigned."""
         return self.data / "witness"

@@ -28,6 +28,7 @@ from .postgres.tree import PostgresProofTree
 from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
 from .signer import CheckpointSigner
+from .witness import Witness, Witnesses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,15 @@ class Services:
         """Whose signatures the checkpoints of a space bear, the present signer first."""
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
+
+    @property
+    def add_checkpoint(self) -> Callable[[bytes], str] | None:
+        """Cosigns checkpoints of other logs, if there are any that we shall, and a key to do so."""
+        cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
+        if cosigner is None or not self.settings.witnessed:
+            return None
+        folder = self.settings.witness_folder
+        return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
 
     def ready(self) -> dict[str, str]:
         """Each thing that a request needs: `ok`, or what is wrong with it."""
@@ -152,9 +162,11 @@ def signing(url: str, settings: Settings) -> Iterator[None]:
 
 
 def signer(datastore: Datastore, settings: Settings) -> CheckpointSigner:
+    tree = PostgresProofTree(datastore)
     return CheckpointSigner(
-        PostgresProofTree(datastore),
+        tree,
         keys=settings.keys_folder,
         last=settings.checkpoints_folder,
         origin=settings.origin,
+        cosign=Witnesses(tree, settings.witnesses) if settings.witnesses else None,
     )

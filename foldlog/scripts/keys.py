@@ -88,14 +88,10 @@ def show_command(space: str, keys: str | None, data: str | None, database_url: s
         click.echo(verifier.vkey)
 
 
-def witness_name(settings: Settings) -> str:
-    return f"{settings.origin}/witness"
-
-
 def _tell(ring: KeyRing, settings: Settings) -> None:
     err.print(f"keys are in {settings.keys_folder}", soft_wrap=True, highlight=False)
     example = Verifier(origin_of(settings.origin, "SPACE", "LOG"), b"")
     err.print(f"logs sign as {example.name}", soft_wrap=True, highlight=False)
-    witness = ring.cosigner_verifier(witness_name(settings))
+    witness = ring.cosigner_verifier(settings.witness_name)
     if witness is not None:
         click.echo(witness.vkey)

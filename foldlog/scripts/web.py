@@ -126,5 +126,6 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             gauges=parts.gauges,
             tree=parts.tree,
             verifiers=parts.verifiers,
+            add_checkpoint=parts.add_checkpoint,
         )
         run(EventLoopDoor(app, behind_threads(app), threads), listening)
