@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from threading import Thread
 
 import pytest
 from psycopg.sql import SQL
@@ -12,10 +14,13 @@ from foldlog.domain.merkle import Tile, root_of
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.infrastructure.postgres import projector as projector_module
 from foldlog.infrastructure.postgres import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.projector import Projector
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
+from foldlog.infrastructure.postgres.projector import Projector, follow
 from foldlog.infrastructure.postgres.proofs import ProofsProjection
 from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
 from foldlog.infrastructure.postgres.status import status
+from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import poison, random_history
 from tests.unit.test_merkle import tree
@@ -150,3 +155,27 @@ def test_a_rebuilt_tree_is_the_live_one(stores, many, monkeypatch):
         rebuilder.rebuild("s", verify=True)
     rebuilder.rebuild("s")
     assert_tiles_are_of_the_log(stores, "s", many)
+
+
+def test_one_process_follows_with_all_projections(database, stores):
+    """Each at its own pace, woken by the same appends, and ended together."""
+    with Datastore(database) as datastore:
+        wakeups = Wakeups(database)
+        projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
+        thread = Thread(target=follow, args=(projectors, wakeups))
+        thread.start()
+        announcer = Announcer(datastore)
+        try:
+            for n in range(1, 30):
+                stores.push("s", push_of(changeset(put(str(n), n=n))))
+                announcer.announce("s", n)
+            deadline = time.monotonic() + 10
+            while any(line.lag for line in status(datastore, "s")):
+                assert time.monotonic() < deadline, status(datastore, "s")
+                time.sleep(0.05)
+        finally:
+            announcer.close()
+            wakeups.close()
+            thread.join(10)
+        assert not thread.is_alive()
+    assert_tiles_are_of_the_log(stores, "s", 29)
