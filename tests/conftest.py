@@ -19,7 +19,9 @@ from foldlog.infrastructure.postgres.log import PostgresEventStore
 from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
 from foldlog.infrastructure.postgres.migrate import migrate
+from foldlog.infrastructure.postgres.projections import projection_named
 from foldlog.infrastructure.postgres.projector import Projector
+from foldlog.infrastructure.postgres.tree import PostgresProofTree
 
 #: A read that waits for what will never come need not try a test's patience.
 LIMITS = Limits(at_least_wait_seconds_max=1)
@@ -95,6 +97,8 @@ class PostgresStores:
         self.datastore = datastore
         self.log = PostgresEventStore(datastore, limits=limits)
         self.projector = Projector(datastore, MasterProjection())
+        self.tree_projector = Projector(datastore, projection_named("proofs"))
+        self.proofs = PostgresProofTree(datastore)
         self.master = PostgresMasterTable(datastore, limits=limits, sleep=lambda _: self.project())
 
     def project(self) -> None:
@@ -102,8 +106,14 @@ class PostgresStores:
             while self.projector.project_or_stop(space):
                 pass
 
+    def grow_trees(self) -> None:
+        for space in self.tree_projector.lagging():
+            while self.tree_projector.project_or_stop(space):
+                pass
+
     def __getattr__(self, name):
-        return getattr(self.log if hasattr(self.log, name) else self.master, name)
+        parts = (self.log, self.master, self.proofs)
+        return getattr(next((p for p in parts if hasattr(p, name)), self.master), name)
 
 
 @pytest.fixture

@@ -108,3 +108,8 @@ def all_conflicts(
             return found
         assert page.conflicts, "a page with another after it is not empty"
     raise AssertionError(f"still more conflicts after {PAGES_MAX} pages")
+
+
+def grow_trees(store: Any) -> None:
+    """Has the trees follow their logs; in memory they do so by themselves."""
+    getattr(store, "grow_trees", lambda: None)()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from flask import Flask
 from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
-from ..domain.ports import EventStore, Gauge, MasterTable
+from ..domain.notes import Verifier
+from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree
 from .collections import collections_blueprint
 from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
 from .history import history_blueprint
 from .meta import meta_blueprint
+from .proofs import proofs_blueprint
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
+from .witness import witness_blueprint
 
 
 class RecordIdConverter(BaseConverter):
@@ -40,11 +43,15 @@ def create_app(
     gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
     admin_token: str | None = None,
+    tree: ProofTree | None = None,
+    verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
+    add_checkpoint: Callable[[bytes], str] | None = None,
 ) -> Flask:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
-    monitoring reads.
+    monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
+    `add_checkpoint` cosigns those of other logs.
     """
     app = FlaskDoor(__name__)
     app.url_map.merge_slashes = False
@@ -58,5 +65,9 @@ def create_app(
     app.register_blueprint(collections_blueprint(store, limits, admin_token))
     app.register_blueprint(erasure_blueprint(store, limits, admin_token))
     app.register_blueprint(history_blueprint(master, limits))
+    if tree is not None:
+        app.register_blueprint(proofs_blueprint(store, tree, verifiers))
+    if add_checkpoint is not None:
+        app.register_blueprint(witness_blueprint(add_checkpoint))
     app.register_blueprint(meta_blueprint(ready, gauges, limits))
     return app

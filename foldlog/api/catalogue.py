@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from ..domain.errors import (
+    BeyondTree,
     CounterGap,
     DeviceForked,
     FoldlogError,
@@ -21,6 +22,7 @@ from ..domain.errors import (
     LimitExceeded,
     LogBehind,
     LogChanged,
+    NoCheckpoint,
     NotFound,
     OutcomeUnknown,
     ProjectionBehind,
@@ -33,6 +35,7 @@ from ..domain.errors import (
     UnknownSpace,
     VersionConflict,
 )
+from ..domain.witness import InconsistentCheckpoint, UnknownLog, UntrustedCheckpoint
 from .examples import CHANGESET_ID, LOG
 from .problems import (
     InternalError,
@@ -161,6 +164,27 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     VersionConflict: Entry(
         "Somebody else has defined the collection meanwhile. Read `version`, and decide again.",
         VersionConflict("the version is 2, not 1", version=2),
+    ),
+    NoCheckpoint: Entry(
+        "One is signed a second or two after the first event, if the service has a key; else this "
+        "log is not signed. Tiles and proofs are there all the same.",
+        NoCheckpoint("no checkpoint of 'family-list' was signed yet"),
+    ),
+    BeyondTree: Entry(
+        "The tree follows the log by a moment: ask again, or for a smaller size.",
+        BeyondTree("the tree has come to 42", size=42),
+    ),
+    UnknownLog: Entry(
+        "Ask the witness's operator to add the log's key.",
+        UnknownLog("there is no key for 'example.com/log'"),
+    ),
+    UntrustedCheckpoint: Entry(
+        "Sign with a key that the witness knows; if it was rotated, tell its operator.",
+        UntrustedCheckpoint(),
+    ),
+    InconsistentCheckpoint: Entry(
+        "Make the proof from `old` to the size of the checkpoint. If it is, the log has forked.",
+        InconsistentCheckpoint("the old root does not follow from the proof"),
     ),
     StorageUnavailable: Entry(
         "Try again after `Retry-After` seconds. Nothing was stored; keep the queue.",

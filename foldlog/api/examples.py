@@ -189,3 +189,28 @@ ERASURE_ANSWER: dict[str, Any] = {
     "dry_run": False,
     "records": [{**ERASE["records"][0], "events": 1, "seq": 43}],  # type: ignore[dict-item]
 }
+
+ROOT = "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I="
+HASH = "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw="
+INCLUSION_PROOF = {"log": LOG, "seq": 42, "size": 42, "root": ROOT, "inclusion_path": [HASH]}
+EVENT_PROOF = {
+    **INCLUSION_PROOF,
+    "leaf_hash": HASH,
+    "ops_hash": "3e544d0abc07a6a846aeea6e7b42fb8316e36cc88a03db5e9afb996430e991ac",
+    "salt": "0ac5186a91863e8e1d90c808014aa89bf5da8e3ee1d9f07630f0378f68f1ab62",
+    "event": EVENT,
+}
+CONSISTENCY_PROOF = {
+    "log": LOG,
+    "from": 41,
+    "to": 42,
+    "from_root": HASH,
+    "to_root": ROOT,
+    "consistency_path": [HASH],
+}
+KEYS = {
+    "log": LOG,
+    "keys": ["foldlog.local/spaces/family-list/0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11+0d4cf7a8+AQ=="],
+}
+EXPORT_HEADER = {"foldlog": "export", "version": 1, "space": SPACE, "log": LOG, "head": 42}
+EXPORT_LINE = {"salt": EVENT_PROOF["salt"], "event": EVENT}

@@ -41,6 +41,8 @@ TAGS = {
     "collections": "What the records of a collection must be like.",
     "history": "What was, and who changed what.",
     "erasure": "For an admin: a person's right to have values erased.",
+    "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
+    "witness": "Cosigning the checkpoints of other logs.",
     "meta": "The service itself.",
 }
 

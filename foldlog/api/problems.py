@@ -25,6 +25,7 @@ from ..domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from ..domain.witness import InconsistentCheckpoint
 from .replies import Reply
 from .requests import Request
 
@@ -69,6 +70,7 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
     LimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSchema: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InconsistentCheckpoint: HTTPStatus.UNPROCESSABLE_ENTITY,
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     PushConflict: HTTPStatus.CONFLICT,

@@ -36,6 +36,11 @@ PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
         metadata={"description": "The record's id, percent-encoded, slashes included."}
     ),
     "device": device_id(metadata={"description": "The device's id."}),
+    "level": fields.String(metadata={"description": "The level of a tile, from 0 up."}),
+    "tile": fields.String(
+        metadata={"description": "Which tile, as C2SP writes it: `x001/x234/067`, or `067.p/112`."}
+    ),
+    "seq": QueryWhole(1, metadata={"description": "The seq of an event."}),
     "code": fields.String(metadata={"description": "A problem's stable code."}),
 }
 
@@ -208,6 +213,33 @@ def diff_query(limits: Limits) -> Parameters:
         )
 
     return DiffQuery()
+
+
+class ExportQuery(Parameters):
+    after = QueryWhole(load_default=0, metadata={"description": "Only events after this seq."})
+
+
+class SizeQuery(Parameters):
+    size = QueryWhole(
+        1,
+        metadata={"description": "Of the tree, best a checkpoint's; else all of it."},
+    )
+
+
+class InclusionQuery(SizeQuery):
+    seq = QueryWhole(1, required=True, metadata={"description": "Which event."})
+
+
+class _ToSize(Parameters):
+    to = QueryWhole(metadata={"description": "The size of the newer tree; else all of it."})
+
+
+def consistency_query() -> Parameters:
+    # Made of a dictionary, because `from` is no name in Python.
+    older = QueryWhole(required=True, metadata={"description": "The size of the older tree."})
+    made = _ToSize.from_dict({"from": older}, name="ConsistencyQuery")()
+    assert isinstance(made, Parameters)
+    return made
 
 
 def conflicts_query(limits: Limits) -> Parameters:

@@ -466,6 +466,72 @@ class ErasureAnswerSchema(Answer):
     records = fields.List(fields.Nested(ErasedRecordSchema), required=True)
 
 
+def _hash(text: str) -> fields.String:
+    return fields.String(required=True, metadata=about(text))
+
+
+def _path() -> fields.List[Any]:
+    hashes = fields.List(fields.String(), required=True)
+    hashes.metadata = about("Hashes in base64, as RFC 9162 orders them.")
+    return hashes
+
+
+class _OfTree(Answer):
+    log = _uuid("The id of this log.", required=True)
+
+
+class InclusionProofSchema(_OfTree):
+    """That an event is in the tree: RFC 9162 section 2.1.3."""
+
+    seq = Whole(1, required=True, metadata=about("It is leaf `seq` - 1."))
+    size = Whole(1, required=True, metadata=about("Of the tree."))
+    root = _hash("The root of that tree, in base64.")
+    inclusion_path = _path()
+
+
+class EventProofSchema(InclusionProofSchema):
+    """An event, opened, and that it is in the tree."""
+
+    leaf_hash = _hash("In base64: SHA-256 of a zero byte and the leaf.")
+    ops_hash = _hash("In hex: what the leaf has in the place of `ops` or `body`.")
+    salt = _hash("In hex: opens the commitments to the operations.")
+    event = fields.Nested(EventSchema, required=True)
+
+
+class ConsistencyProofSchema(_OfTree):
+    """That a tree begins with an older one: RFC 9162 section 2.1.4."""
+
+    from_ = Whole(required=True, data_key="from", metadata=about("The size of the older tree."))
+    to = Whole(required=True, metadata=about("The size of the newer tree."))
+    from_root = _hash("The root of the older tree, in base64.")
+    to_root = _hash("The root of the newer tree, in base64.")
+    consistency_path = _path()
+
+
+class ExportHeaderSchema(_OfTree):
+    """The first line of an export."""
+
+    foldlog = fields.String(required=True, validate=OneOf(["export"]))
+    version = Whole(1, required=True)
+    space = fields.String(required=True)
+    head = Whole(required=True, metadata=about("The seq of the last line."))
+
+
+class ExportLineSchema(Answer):
+    """An event, and what opens it."""
+
+    salt = fields.String(required=True, metadata=about("In hex."))
+    event = fields.Nested(EventSchema, required=True)
+
+
+class KeysSchema(_OfTree):
+    """The public keys that sign checkpoints."""
+
+    keys = fields.List(
+        fields.String(), required=True, metadata=about("vkeys, the present one first.")
+    )
+
+
 class HealthSchema(Answer):
     """The process lives."""
 

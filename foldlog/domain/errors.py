@@ -19,6 +19,8 @@
     - UnknownSpace
     - UnknownRecord
     - UnknownCollection
+    - NoCheckpoint            none was signed yet
+    - BeyondTree              the tree over the log has not grown so far
   + Forbidden                 the caller may not do this
     - Unauthenticated         it is not known who calls
   + Unavailable               try again later
@@ -155,6 +157,18 @@ class UnknownCollection(NotFound):
     """The collection is not defined: its records have any fields."""
 
     code = "unknown-collection"
+
+
+class NoCheckpoint(NotFound):
+    """No checkpoint of this space was signed yet."""
+
+    code = "no-checkpoint"
+
+
+class BeyondTree(NotFound):
+    """The tree over this log has not grown so far."""
+
+    code = "beyond-tree"
 
 
 class Forbidden(FoldlogError):

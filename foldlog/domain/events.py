@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -265,6 +265,42 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
         salt=salt,
         ops_hash=proofs.ops_hash(salt, [bytes(op) for op in committed]),  # type: ignore[arg-type]
     )
+
+
+class _Committed(msgspec.Struct):
+    seq: int
+    received_at: str
+    ops: list[msgspec.Raw] | UnsetType = UNSET
+    body: msgspec.Raw | UnsetType = UNSET
+
+
+_decode_committed = msgspec.json.Decoder(_Committed).decode
+
+
+class Committed(NamedTuple):
+    """An event as far as hashes go: what is proven of it, and what it commits to."""
+
+    seq: int
+    received_at: str
+    header: bytes
+    operations: list[bytes]
+
+
+def committed(state: bytes) -> Committed:
+    """Takes an event apart as its hashes do. Raises `ValueError` if its bytes do not fit them."""
+    found = _decode_committed(state)
+    header = proofs.header_of(state)
+    if found.ops is not UNSET:
+        operations = [bytes(op) for op in found.ops]
+        end = b',"ops":[%b]}' % b",".join(operations)
+    elif found.body is not UNSET:
+        operations = [bytes(found.body)]
+        end = b',"body":%b}' % operations[0]
+    else:
+        raise ValueError("an event has ops or a body")
+    if len(header) + len(end) != len(state) or not state.endswith(end):
+        raise ValueError("an event ends with its ops or its body, without spaces")
+    return Committed(found.seq, found.received_at, header, operations)
 
 
 def short_form(state: bytes) -> bytes:

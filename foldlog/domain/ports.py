@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from . import merkle
 from .changesets import LocalIds, Push
 from .collections import Definition, Outcome, Version, Wanted
 from .erasure import Erasable, Erased
 from .erasure import Wanted as WantedErased
-from .errors import InvalidRequest, LogBehind, LogChanged
+from .errors import BeyondTree, InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .history import Order, Point
 from .intake import Answer
@@ -399,3 +400,81 @@ class MasterTable(History):
     @abstractmethod
     def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
         """Every id that was made from one of this device's own keys."""
+
+
+class TreeHead(NamedTuple):
+    """The tree over a log, as far as it has grown."""
+
+    log: str
+    size: int
+
+
+class InclusionProof(NamedTuple):
+    """That an event is in the tree of `size`."""
+
+    log: str
+    seq: int
+    size: int
+    root: bytes
+    path: list[bytes]
+
+
+class ConsistencyProof(NamedTuple):
+    """That the tree of `new` begins with the one of `old`."""
+
+    log: str
+    old: int
+    new: int
+    old_root: bytes
+    new_root: bytes
+    path: list[bytes]
+
+
+class ProofTree(ABC):
+    """The tree over each log, as tiles, and the checkpoints that are signed of it.
+
+    It follows the log; what it has not come to yet is not there.
+    """
+
+    @abstractmethod
+    def tree(self, space: SpaceId) -> TreeHead:
+        """Raises `UnknownSpace`."""
+
+    @abstractmethod
+    def tiles(self, space: SpaceId, wanted: Sequence[merkle.Tile]) -> dict[merkle.Tile, bytes]:
+        """What there is of these tiles, at least as much as a tree of `tree(space)` has."""
+
+    @abstractmethod
+    def checkpoint(self, space: SpaceId) -> bytes:
+        """The last one that was published, as a signed note. Raises `NoCheckpoint`."""
+
+    @abstractmethod
+    def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
+        """Has it answered from now on; whether it may be is for the signer to know."""
+
+    def inclusion(self, space: SpaceId, seq: int, size: int | None = None) -> InclusionProof:
+        """In the tree of `size`, else in all of it. Raises `BeyondTree`."""
+        head = self._head(space, size)
+        if not 1 <= seq <= head.size:
+            raise BeyondTree(f"a tree of {head.size} has no event {seq}")
+        spans = [merkle.Span(0, head.size), *merkle.inclusion_spans(seq - 1, head.size)]
+        root, *path = merkle.hashes_of(spans, lambda wanted: self.tiles(space, wanted))
+        return InclusionProof(head.log, seq, head.size, root, path)
+
+    def consistency(self, space: SpaceId, old: int, new: int | None = None) -> ConsistencyProof:
+        """From one size to another, else to all of it. Raises `BeyondTree`."""
+        head = self._head(space, new)
+        if not 0 <= old <= head.size:
+            raise BeyondTree(f"a tree of {head.size} does not begin with one of {old}")
+        spans = merkle.consistency_spans(old, head.size)
+        both = [merkle.Span(0, old), merkle.Span(0, head.size), *spans]
+        old_root, new_root, *path = merkle.hashes_of(both, lambda wanted: self.tiles(space, wanted))
+        return ConsistencyProof(head.log, old, head.size, old_root, new_root, path)
+
+    def _head(self, space: SpaceId, size: int | None) -> TreeHead:
+        head = self.tree(space)
+        if size is None:
+            return head
+        if size > head.size:
+            raise BeyondTree(f"the tree has come to {head.size}", size=head.size)
+        return TreeHead(head.log, size)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from ..domain.errors import OperatorError
+from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
 
 LogFormat = Literal["json", "console"]
 
 DATA = "FOLDLOG_DATA"
 DATABASE_URL = "FOLDLOG_DATABASE_URL"
 ADMIN_TOKEN = "FOLDLOG_ADMIN_TOKEN"
+ORIGIN = "FOLDLOG_ORIGIN"
+KEYS = "FOLDLOG_KEYS"
 ADMIN_TOKEN_LENGTH_MIN = 16
 DEFAULT_PORT = 3653  # FOLD on a telephone
 
@@ -44,6 +47,33 @@ class Settings:
     log_format: LogFormat
     #: what an admin's calls must carry; `None`: there are none
     admin_token: str | None
+    #: what the origins of our checkpoints begin with: a URL without its scheme
+    origin: str
+    #: the folder of the keys that sign checkpoints, if it is not `keys` in `data`
+    keys: Path | None
+    #: who is asked to cosign each checkpoint: keys, and the prefixes of their addresses
+    witnesses: tuple[tuple[Verifier, str], ...]
+    #: of which logs we cosign checkpoints: their keys, named as their origins
+    witnessed: tuple[Verifier, ...]
+
+    @property
+    def keys_folder(self) -> Path:
+        return self.keys or self.data / "keys"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """The last checkpoint of each log that was signed: what the signer must not lose."""
+        return self.data / "checkpoints"
+
+    @property
+    def witness_name(self) -> str:
+        """What our cosignatures bear."""
+        return f"{self.origin}/witness"
+
+    @property
+    def witness_folder(self) -> Path:
+        """The last checkpoint of each log that was cosigned."""
+        return self.data / "witness"
 
 
 def _count(text: str) -> int:
@@ -72,6 +102,35 @@ def _token(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    if not is_origin_name(text):
+        raise ValueError("not a URL without its scheme: letters, digits and . _ ~ : - between /")
+    return text
+
+
+def _key(text: str) -> Verifier:
+    try:
+        return Verifier.parse(text)
+    except InvalidNote as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _witnesses(text: str) -> tuple[tuple[Verifier, str], ...]:
+    found = []
+    for part in text.split():
+        vkey, at, url = part.rpartition("@")
+        verifier = _key(vkey)
+        is_one = at and url.startswith(("http://", "https://"))
+        if not is_one or verifier.algorithm != COSIGNATURE:
+            raise ValueError("not VKEY@URL, of a witness's key, each after a space")
+        found.append((verifier, url.rstrip("/")))
+    return tuple(found)
+
+
+def _witnessed(text: str) -> tuple[Verifier, ...]:
+    return tuple(map(_key, text.split()))
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -93,6 +152,10 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
     "admin_token": (ADMIN_TOKEN, None, _token),
+    "origin": (ORIGIN, "foldlog.local", _origin),
+    "keys": (KEYS, None, _folder),
+    "witnesses": ("FOLDLOG_WITNESSES", "", _witnesses),
+    "witnessed": ("FOLDLOG_WITNESSED", "", _witnessed),
 }
 
 

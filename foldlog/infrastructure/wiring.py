@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import Event, Thread
 
 import psycopg
 
 from ..domain.errors import StorageUnavailable
+from ..domain.notes import Verifier, origin_of
 from ..domain.ports import Gauge
 from .embedded import EmbeddedPostgres
+from .keys import read_keys
 from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
 from .postgres.following import Follower
 from .postgres.log import PostgresEventStore
-from .postgres.master import MasterProjection
 from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
-from .postgres.projector import Projector
+from .postgres.projections import VERSIONS, projection_named
+from .postgres.projector import Projector, follow
 from .postgres.status import gauges
+from .postgres.tree import PostgresProofTree
 from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
+from .signer import CheckpointSigner
+from .witness import Witness, Witnesses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,22 @@ class Services:
     store: PostgresEventStore
     follower: Follower  #: to be started by who serves
     master: PostgresMasterTable
+    tree: PostgresProofTree
+    settings: Settings
+
+    def verifiers(self, space: str) -> list[Verifier]:
+        """Whose signatures the checkpoints of a space bear, the present signer first."""
+        origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
+        return read_keys(self.settings.keys_folder).verifiers(origin)
+
+    @property
+    def add_checkpoint(self) -> Callable[[bytes], str] | None:
+        """Cosigns checkpoints of other logs, if there are any that we shall, and a key to do so."""
+        cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
+        if cosigner is None or not self.settings.witnessed:
+            return None
+        folder = self.settings.witness_folder
+        return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
 
     def ready(self) -> dict[str, str]:
         """Each thing that a request needs: `ok`, or what is wrong with it."""
@@ -100,6 +123,8 @@ def services(url: str, settings: Settings) -> Iterator[Services]:
                 store=store,
                 follower=follower,
                 master=PostgresMasterTable(datastore),
+                tree=PostgresProofTree(datastore),
+                settings=settings,
             )
         finally:
             follower.close()
@@ -108,11 +133,40 @@ def services(url: str, settings: Settings) -> Iterator[Services]:
 
 
 @contextmanager
-def projector(url: str) -> Iterator[tuple[Projector, Wakeups]]:
-    """A projector and what wakes it; closing the wakeups ends its `run`."""
-    with Datastore(url, pool_size_max=2) as datastore:
+def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
+    """What follows all logs with all projections, and what wakes it; closing that ends it.
+
+    The signer is beside it, in a thread of its own: it waits for the disk.
+    """
+    with Datastore(url, pool_size_max=2) as datastore, signing(url, settings):
         wakeups = Wakeups(url)
+        projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
         try:
-            yield Projector(datastore, MasterProjection()), wakeups
+            yield partial(follow, projectors, wakeups), wakeups
         finally:
             wakeups.close()
+
+
+@contextmanager
+def signing(url: str, settings: Settings) -> Iterator[None]:
+    """Signs checkpoints as long as the block runs, if there is a key."""
+    closing = Event()
+    with Datastore(url, pool_size_max=3) as datastore:
+        thread = Thread(target=signer(datastore, settings).run, args=(closing,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            closing.set()
+            thread.join()
+
+
+def signer(datastore: Datastore, settings: Settings) -> CheckpointSigner:
+    tree = PostgresProofTree(datastore)
+    return CheckpointSigner(
+        tree,
+        keys=settings.keys_folder,
+        last=settings.checkpoints_folder,
+        origin=settings.origin,
+        cosign=Witnesses(tree, settings.witnesses) if settings.witnesses else None,
+    )

@@ -25,6 +25,9 @@ COMMANDS = {
     "define": "collections",
     "migrate": "migrate",
     "replica": "replica",
+    "keys": "keys",
+    "fork": "fork",
+    "verify": "verify",
 }
 
 

@@ -1,4 +1,4 @@
-"""`foldlog rebuild`: the master table anew from the log, beside the live one."""
+"""`foldlog rebuild`: a projection anew from the log, beside the live one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import IO
 import click
 from rich.markup import escape
 
+from ..infrastructure.postgres.projections import VERSIONS
 from ..infrastructure.postgres.status import spaces as all_spaces
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
@@ -27,6 +28,13 @@ from .rebuild_many import Outcome, heads, rebuild_many
 
 @click.command("rebuild")
 @click.argument("spaces", nargs=-1, metavar="[SPACE]...")
+@click.option(
+    "--projection",
+    type=click.Choice(sorted(VERSIONS)),
+    default="master",
+    show_default=True,
+    help="Which one.",
+)
 @click.option("--all", "wants_all", is_flag=True, help="Rebuild every space.")
 @click.option(
     "--verify",
@@ -46,13 +54,14 @@ from .rebuild_many import Outcome, heads, rebuild_many
 def rebuild_command(
     spaces: tuple[str, ...],
     wants_all: bool,
+    projection: str,
     verify: bool,
     fresh: bool,
     jobs: int | None,
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Rebuild the projections of each SPACE from its log, and swap them in.
+    """Rebuild a projection of each SPACE from its log, and swap them in.
 
     Clients go on reading meanwhile. A rebuild that is interrupted, however hard, goes on where it
     stopped when it is started again.
@@ -78,17 +87,19 @@ def rebuild_command(
                 db.url,
                 list(logs),
                 jobs=jobs or os.cpu_count() or 1,
+                projection=projection,
                 verify=verify,
                 fresh=fresh,
                 report=report,
             ):
                 outcomes.append(outcome)
                 _tell(outcome, answers)
+    option = "" if projection == "master" else f"--projection {projection} "
     differing = [outcome.space for outcome in outcomes if outcome.differs]
     if differing:
         err.print(
-            f"kept the live tables; `foldlog rebuild {' '.join(differing)}` without --verify "
-            "swaps the rebuilt ones in"
+            f"kept the live tables; `foldlog rebuild {option}{' '.join(differing)}` without "
+            "--verify swaps the rebuilt ones in"
         )
     if any(outcome.failed for outcome in outcomes):
         sys.exit(EXIT_FAILED)

@@ -20,7 +20,7 @@ from threading import Thread
 
 from ..domain.errors import FoldlogError, OperatorError, Unavailable
 from ..infrastructure.postgres.datastore import Datastore
-from ..infrastructure.postgres.master import MasterProjection
+from ..infrastructure.postgres.projections import projection_named
 from ..infrastructure.postgres.projector import Stopped
 from ..infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder, Rebuilt
 from .console import quiet_logs
@@ -58,27 +58,35 @@ def heads(datastore: Datastore, spaces: Sequence[str]) -> dict[str, int]:
 
 
 def rebuild_many(
-    url: str, spaces: Sequence[str], *, jobs: int, verify: bool, fresh: bool, report: Report
+    url: str,
+    spaces: Sequence[str],
+    *,
+    jobs: int,
+    verify: bool,
+    fresh: bool,
+    report: Report,
+    projection: str = "master",
 ) -> Iterator[Outcome]:
-    """Rebuilds the spaces in the order given, so many at a time. Yields each as it ends.
+    """Rebuilds a projection of the spaces in the order given, so many at a time.
 
-    What is wrong with one space does not hold up the others. Raises if the database is gone.
+    Yields each as it ends. What is wrong with one space does not hold up the others. Raises if the
+    database is gone.
     """
     jobs = min(jobs, len(spaces))
     if jobs > 1:
-        yield from _in_processes(url, spaces, jobs, verify, fresh, report)
+        yield from _in_processes(url, spaces, jobs, projection, verify, fresh, report)
     elif spaces:
         _collect_rarely()
         with Datastore(url) as datastore:
             for space in spaces:
-                yield _rebuild(datastore, space, verify, fresh, report)
+                yield _rebuild(datastore, projection, space, verify, fresh, report)
 
 
 def _rebuild(
-    datastore: Datastore, space: str, verify: bool, fresh: bool, report: Report
+    datastore: Datastore, projection: str, space: str, verify: bool, fresh: bool, report: Report
 ) -> Outcome:
     try:
-        rebuilder = Rebuilder(datastore, MasterProjection(), report=report)
+        rebuilder = Rebuilder(datastore, projection_named(projection), report=report)
         return Outcome(space, rebuilder.rebuild(space, verify=verify, fresh=fresh))
     except RebuildDiffers as exc:
         return Outcome(space, differs=str(exc))
@@ -91,7 +99,13 @@ def _rebuild(
 
 
 def _in_processes(
-    url: str, spaces: Sequence[str], jobs: int, verify: bool, fresh: bool, report: Report
+    url: str,
+    spaces: Sequence[str],
+    jobs: int,
+    projection: str,
+    verify: bool,
+    fresh: bool,
+    report: Report,
 ) -> Iterator[Outcome]:
     context = get_context("spawn")  # a fork would share our connections and threads
     reports: SimpleQueue[tuple[str, int, int]] = context.SimpleQueue()
@@ -106,7 +120,7 @@ def _in_processes(
     )
     try:
         waiting: set[Future[Outcome]] = {
-            workers.submit(_work, space, verify, fresh) for space in spaces
+            workers.submit(_work, projection, space, verify, fresh) for space in spaces
         }
         while waiting:
             done, waiting = wait(waiting, REPORT_SECONDS, FIRST_COMPLETED)
@@ -130,8 +144,10 @@ def _begin(url: str, lifeline: Connection, reports: SimpleQueue[tuple[str, int, 
     Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 
 
-def _work(space: str, verify: bool, fresh: bool) -> Outcome:
-    return _rebuild(_datastore, space, verify, fresh, lambda *where: _reports.put(where))
+def _work(projection: str, space: str, verify: bool, fresh: bool) -> Outcome:
+    return _rebuild(
+        _datastore, projection, space, verify, fresh, lambda *where: _reports.put(where)
+    )
 
 
 _datastore: Datastore

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from ..api.logging import configure_logging
-from ..infrastructure.settings import DATABASE_URL, Settings, read_settings
+from ..infrastructure.keys import make_keys
+from ..infrastructure.settings import DATA, DATABASE_URL, KEYS, ORIGIN, Settings, read_settings
 from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
 from ..infrastructure.wiring import database, projector
 from .console import err, told, with_database
@@ -57,6 +58,10 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sockets = listen(settings.host, settings.port, settings.web_workers)
     with database(settings, migrates=True, exclusive=True) as db:
+        if settings.database_url is None:
+            # Whoever brings a database says where keys are, too: a folder that is thrown away with
+            # a container would have another key at each start. `foldlog keys new` makes one.
+            make_keys(settings.keys_folder)
         supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
         Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()
@@ -66,6 +71,9 @@ def serve_command(
 def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child]:
     env = {
         DATABASE_URL: url,
+        DATA: str(settings.data),
+        KEYS: str(settings.keys_folder),
+        ORIGIN: settings.origin,
         "FOLDLOG_LOG_FORMAT": settings.log_format,
         "FOLDLOG_POOL_SIZE_MAX": str(settings.pool_size_max),
     }
@@ -116,7 +124,7 @@ def projector_command(data: str | None, database_url: str | None) -> None:
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url)
     configure_logging(settings.log_format)
-    with database(settings) as db, projector(db.url) as (worker, wakeups):
+    with database(settings) as db, projector(db.url, settings) as (run, wakeups):
 
         def stop(*_: Any) -> None:
             wakeups.close()
@@ -124,4 +132,4 @@ def projector_command(data: str | None, database_url: str | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         collect_seldom()
-        worker.run(wakeups)
+        run()

@@ -10,7 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..domain.errors import UnknownSpace
-from ..infrastructure.postgres.status import ProjectionStatus, status
+from ..infrastructure.postgres.status import (
+    CheckpointStatus,
+    ProjectionStatus,
+    checkpoints,
+    status,
+)
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
 from .console import EXIT_NO, out, quiet_logs, spaced, told, with_database
@@ -24,23 +29,42 @@ from .console import EXIT_NO, out, quiet_logs, spaced, told, with_database
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Head, position and lag of each projection, of SPACE or of all.
+    """Head, position and lag of each projection, of SPACE or of all; and what was signed.
 
-    Exit code 1 if a projection has stopped, or needs a rebuild.
+    Exit code 1 if a projection has stopped or needs a rebuild, or checkpoints are not signed.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
         lines = status(parts.datastore, space)
+        signed = checkpoints(parts.datastore, space)
     if space is not None and not lines:
         raise UnknownSpace(f"there is no space {space!r}")
     if as_json:
         for line in lines:
             click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
+        for checkpoint in signed:
+            click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
     else:
         out.print(_table(lines))
-    if any(line.stopped_at is not None or line.needs_rebuild for line in lines):
+        if signed:
+            out.print(_signed_table(signed))
+    has_stopped = any(line.stopped_at is not None or line.needs_rebuild for line in lines)
+    if has_stopped or any(checkpoint.alarm for checkpoint in signed):
         sys.exit(EXIT_NO)
+
+
+def _signed_table(signed: list[CheckpointStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("space", "signed", "unsigned", "at", "state"):
+        table.add_column(name, justify="right" if name in ("signed", "unsigned") else "left")
+    for line in signed:
+        state = "signed"
+        if line.alarm:
+            state = f"[red]{line.alarm}: {escape(line.alarm_detail or '')}[/red]"
+        unsigned = spaced(line.head - line.size)
+        table.add_row(line.space, spaced(line.size), unsigned, line.signed_at or "never", state)
+    return table
 
 
 def _table(lines: list[ProjectionStatus]) -> Table:

@@ -1,45 +1,33 @@
 """`foldlog export` and `foldlog import`: a log as JSON lines, and back, byte for byte.
 
-The first line names the log; each other one holds an event and the salt of its commitments:
-
-    {"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
-    {"salt":"<64 hex digits>","event":{"seq":1, ...}}
+The lines are told in `export_lines`, the archive for auditors in `archive`.
 """
 
 from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
 import click
 import msgspec
 
-from ..domain.errors import InvalidRequest
+from ..domain.audit import Evidence
+from ..domain.errors import InvalidRequest, NoCheckpoint
 from ..domain.events import LogEntry, restored_entry
 from ..domain.names import is_space
 from ..domain.ports import RangeQuery
 from ..infrastructure.postgres.transfer import Importer, InvalidExport
 from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
+from ..infrastructure.wiring import Services, database, services
+from .archive import is_archive, read_archive, write_archive
 from .console import err, progress, quiet_logs, spaced, told, with_database
+from .export_lines import Header, evidence_of, line_of, read_header
 
 LINES_PER_REPORT = 500
-
-
-class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
-    version: Literal[1]
-    space: str
-    log: str
-    head: int
-
-
-class Line(msgspec.Struct):
-    salt: str
-    event: msgspec.Raw
 
 
 @click.command("export")
@@ -50,26 +38,63 @@ class Line(msgspec.Struct):
     default="-",
     help="File to write, compressed if it ends with .gz. [default: -]",
 )
+@click.option(
+    "--archive",
+    "wants_archive",
+    is_flag=True,
+    help="Write the archive for auditors: events, tiles, checkpoint and keys, as .tar or .tar.gz.",
+)
 @with_database
 @told
-def export_command(space: str, output: str, data: str | None, database_url: str | None) -> None:
+def export_command(
+    space: str, output: str, wants_archive: bool, data: str | None, database_url: str | None
+) -> None:
     """Write the log of SPACE as JSON lines, with what is needed to prove it.
 
     The salts in it open the commitments: whoever may read the export may read the values.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts, _writer(output) as file:
+    with database(settings) as db, services(db.url, settings) as parts:
         page = parts.store.range_after(space, RangeQuery(0, 1))
         header = Header(version=1, space=space, log=page.log, head=page.head)
+        if wants_archive:
+            _export_archive(parts, header, output)
+        else:
+            _export_lines(parts, header, output)
+    err.print(f"exported {spaced(header.head)} events of {space}")
+
+
+def _export_lines(parts: Services, header: Header, output: str) -> None:
+    with _writer(output) as file:
         file.write(msgspec.json.encode(header) + b"\n")
-        with progress(f"exporting {space}", page.head) as report:
-            for entry in parts.store.entries(space, through=page.head):
-                file.write(b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state))
+        with progress(f"exporting {header.space}", header.head) as report:
+            for entry in parts.store.entries(header.space, through=header.head):
+                file.write(line_of(entry))
                 if entry.seq % LINES_PER_REPORT == 0:
                     report(entry.seq)
-            report(page.head)
-    err.print(f"exported {spaced(page.head)} events of {space}")
+            report(header.head)
+
+
+def _export_archive(parts: Services, header: Header, output: str) -> None:
+    try:
+        checkpoint = parts.tree.checkpoint(header.space)
+    except NoCheckpoint:
+        checkpoint = None
+        err.print("[yellow]no checkpoint was signed yet:[/yellow] the archive has none")
+    with (
+        _writer(output, compress=False) as file,
+        progress(f"exporting {header.space}", header.head) as report,
+    ):
+        write_archive(
+            file,
+            header,
+            parts.store.entries(header.space, through=header.head),
+            vkeys=[verifier.vkey for verifier in parts.verifiers(header.space)],
+            checkpoint=checkpoint,
+            is_compressed=output.endswith(("gz", "tgz")),
+            report=report,
+        )
 
 
 @click.command("import")
@@ -82,12 +107,20 @@ def import_command(
 ) -> None:
     """Bring an exported log into a space that does not exist yet: the same log, byte for byte.
 
+    FILE is an archive if it ends with .tar, .tar.gz or .tgz.
+
     An import that was interrupted goes on where it stopped when it is started again.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with _reader(file) as lines:
-        header = _header(lines.readline())
+    with _reader(file, decompress=not is_archive(file)) as source:
+        if is_archive(file):
+            archive = read_archive(source)
+            header = archive.header
+            evidence = (found for part in archive.parts for found in part.events)
+        else:
+            header = read_header(source.readline())
+            evidence = (evidence_of(line, number) for number, line in enumerate(source, 2))
         name = space or header.space
         if not is_space(name):
             raise InvalidRequest(f"{name!r} cannot name a space")
@@ -96,26 +129,17 @@ def import_command(
             services(db.url, settings) as parts,
             progress(f"importing {name}", header.head) as report,
         ):
-            entries = _entries(lines, header.head)
+            entries = _entries(evidence, header.head)
             imported = Importer(parts.datastore).run(name, header.log, entries, report)
     err.print(f"imported {spaced(imported)} events into {name}")
 
 
-def _header(line: bytes) -> Header:
-    try:
-        return msgspec.json.decode(line, type=Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise InvalidExport(f"line 1 is not the header of an export: {exc}") from exc
-
-
-def _entries(lines: BinaryIO, head: int) -> Iterator[LogEntry]:
-    decode = msgspec.json.Decoder(Line).decode
+def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
     seq = 0
     try:
-        for number, text in enumerate(lines, 2):
+        for number, (state, salt, _) in enumerate(evidence, 2):
             try:
-                line = decode(text)
-                entry = restored_entry(bytes(line.event), bytes.fromhex(line.salt))
+                entry = restored_entry(state, salt)
             except (ValueError, msgspec.MsgspecError) as exc:
                 raise InvalidExport(f"line {number}: {exc}") from exc
             seq = entry.seq
@@ -127,7 +151,7 @@ def _entries(lines: BinaryIO, head: int) -> Iterator[LogEntry]:
 
 
 @contextmanager
-def _writer(name: str) -> Iterator[BinaryIO]:
+def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
     """The file appears when it is whole, and not at all otherwise."""
     if name == "-":
         yield sys.stdout.buffer
@@ -135,16 +159,18 @@ def _writer(name: str) -> Iterator[BinaryIO]:
         return
     path = Path(name)
     part = path.with_name(path.name + ".part")
-    with cast(BinaryIO, gzip.open(part, "wb") if path.suffix == ".gz" else part.open("wb")) as file:
+    is_gzip = compress and path.suffix == ".gz"
+    with cast(BinaryIO, gzip.open(part, "wb") if is_gzip else part.open("wb")) as file:
         yield file
     part.replace(path)
 
 
 @contextmanager
-def _reader(name: str) -> Iterator[BinaryIO]:
+def _reader(name: str, *, decompress: bool = True) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdin.buffer
         return
     path = Path(name)
-    with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+    is_gzip = decompress and path.suffix == ".gz"
+    with cast(BinaryIO, gzip.open(path) if is_gzip else path.open("rb")) as file:
         yield file

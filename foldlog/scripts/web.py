@@ -125,5 +125,8 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             ready=parts.ready,
             gauges=parts.gauges,
             admin_token=settings.admin_token,
+            tree=parts.tree,
+            verifiers=parts.verifiers,
+            add_checkpoint=parts.add_checkpoint,
         )
         run(EventLoopDoor(app, behind_threads(app), threads), listening)

@@ -24,7 +24,11 @@ ADMIN_TOKEN = "correct-horse-battery"
 @pytest.fixture
 def app(store):
     return create_app(
-        store=store, master=store, ready=lambda: {"database": "ok"}, admin_token=ADMIN_TOKEN
+        store=store,
+        master=store,
+        ready=lambda: {"database": "ok"},
+        admin_token=ADMIN_TOKEN,
+        tree=store,
     )
 
 
@@ -69,7 +73,12 @@ def app_with(store, client_of):
     """Makes a client of an app with other parts than usual."""
 
     def make(**parts) -> SpaceClient:
-        usual = {"store": store, "master": store, "ready": lambda: {"database": "ok"}}
+        usual = {
+            "store": store,
+            "master": store,
+            "ready": lambda: {"database": "ok"},
+            "tree": store,
+        }
         return SpaceClient(client_of(create_app(**usual | parts)))
 
     return make

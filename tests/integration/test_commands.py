@@ -178,11 +178,13 @@ def test_replay_prints_what_lost(stores, run):
 def test_status_tells_lag_and_stops(stores, run, database):
     """A line a projection, as a table or as JSON; exit code 1 if one stands still."""
     random_history(stores, "s", seed=6, pushes=10)
-    (line,) = run("status", "--json").stdout.splitlines()
-    status = json.loads(line)
-    assert (status["space"], status["head"], status["position"], status["lag"]) == ("s", 10, 0, 10)
+    master, proofs = map(json.loads, run("status", "--json").stdout.splitlines())
+    for line in master, proofs:
+        assert (line["space"], line["head"], line["position"], line["lag"]) == ("s", 10, 0, 10)
+    assert (master["projection"], proofs["projection"]) == ("master", "proofs")
     stores.project()
-    assert json.loads(run("status", "s", "--json").stdout)["lag"] == 0
+    master, proofs = map(json.loads, run("status", "s", "--json").stdout.splitlines())
+    assert (master["lag"], proofs["lag"]) == (0, 10)
     assert "live" in run("status").stdout
     with stores.datastore.committed() as cursor:
         cursor.execute("UPDATE projections SET stopped_at = 3, stopped_why = 'why'")

@@ -54,9 +54,14 @@ def table_of(stores, space: str) -> list[tuple]:
     with stores.datastore.rows() as cursor:
         return cursor.execute(
             "SELECT r.* FROM records r JOIN projections p USING (space, generation) "
-            "WHERE space = %s AND p.is_live ORDER BY collection, id",
+            "WHERE space = %s AND p.projection = 'master' AND p.is_live ORDER BY collection, id",
             (space,),
         ).fetchall()
+
+
+def master_status(datastore, space: str | None = None):
+    """The status of the master table alone."""
+    return [line for line in status(datastore, space) if line.projection == "master"]
 
 
 def assert_equals_fresh_fold(stores, space: str, head: int) -> None:
@@ -156,10 +161,15 @@ def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, store
     receipt = stores.push("bad", push_of(changeset(put("c", x=1))))
     stores.project()
 
-    lines = {line.space: line for line in status(stores.datastore)}
-    assert {gauge.name: gauge.value for gauge in gauges(stores.datastore)} == {
+    lines = {line.space: line for line in master_status(stores.datastore)}
+    of_all_or_master = [
+        gauge for gauge in gauges(stores.datastore) if gauge.labels.get("projection") != "proofs"
+    ]
+    assert {gauge.name: gauge.value for gauge in of_all_or_master} == {
         "foldlog_spaces": 2,
         "foldlog_events": 5,
+        "foldlog_signing_stopped_spaces": 0,
+        "foldlog_unsigned_events_max": 0,
         "foldlog_lag_events": 2,
         "foldlog_lag_events_max": 2,
         "foldlog_stopped_spaces": 1,
@@ -185,7 +195,7 @@ def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeyp
 
     monkeypatch.setattr(stores.projector._projection, "apply", too_much)
     stores.project()
-    lines = {line.space: line for line in status(datastore)}
+    lines = {line.space: line for line in master_status(datastore)}
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
 
 
@@ -205,12 +215,12 @@ def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkey
         monkeypatch.setattr(worker._projection, "apply", breaks)
         for number in range(1, projector_module.BREAKS_MAX + 1):
             # As often may be a server that restarts; what goes on like that is the space's own.
-            assert status(datastore, "a")[0].stopped_at is None
+            assert master_status(datastore, "a")[0].stopped_at is None
             for space in worker.lagging():
                 is_last = space == "b" or number == projector_module.BREAKS_MAX
                 with nullcontext() if is_last else pytest.raises(OperationalError):
                     worker._project_or_note(space)
-        lines = {line.space: line for line in status(datastore)}
+        lines = {line.space: line for line in master_status(datastore)}
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
 
 
@@ -225,7 +235,7 @@ def test_a_late_note_of_a_stop_is_not_taken(datastore, stores):
 
     slow.project = project_meanwhile
     slow.project_or_stop("s")
-    assert status(datastore, "s")[0].stopped_at is None
+    assert master_status(datastore, "s")[0].stopped_at is None
 
 
 def test_what_other_code_folded_is_left_alone(datastore, stores):
@@ -234,7 +244,7 @@ def test_what_other_code_folded_is_left_alone(datastore, stores):
     with datastore.committed() as cursor:
         cursor.execute("UPDATE projections SET fold_version = 0")
     stores.project()
-    (line,) = status(datastore, "s")
+    (line,) = master_status(datastore, "s")
     assert line.position == 0 and line.needs_rebuild
     Rebuilder(datastore, MasterProjection()).rebuild("s")
     assert_equals_fresh_fold(stores, "s", 1)
@@ -250,17 +260,18 @@ def test_a_stopped_space_is_tried_again(database, stores, monkeypatch):
     monkeypatch.setattr(projector_module, "RETRY_SECONDS", 0)
     while stores.projector.project_or_stop("s"):
         pass
-    assert status(stores.datastore, "s")[0].stopped_at == 2
+    assert master_status(stores.datastore, "s")[0].stopped_at == 2
 
-    understood = stores.projector._mapper.decode
+    mapper = stores.projector._projection._mapper
+    understood = mapper.decode
     monkeypatch.setattr(
-        stores.projector._mapper,
+        mapper,
         "decode",
         lambda topic, state: understood(topic, RIDDLE if b"oh no" in state else state),
     )
     stores.projector.project_or_stop("s")
 
-    (line,) = status(stores.datastore, "s")
+    (line,) = master_status(stores.datastore, "s")
     assert (line.position, line.stopped_at, line.stopped_why) == (2, None, None)
 
 

@@ -21,10 +21,10 @@ from foldlog.infrastructure.postgres import rebuild as rebuild_module
 from foldlog.infrastructure.postgres.master import Known, MasterProjection
 from foldlog.infrastructure.postgres.projector import Stopped
 from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
-from foldlog.infrastructure.postgres.status import status
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import (
     assert_equals_fresh_fold,
+    master_status,
     poison,
     random_history,
     table_of,
@@ -57,7 +57,8 @@ def test_a_rebuilt_table_is_the_live_one(stores, rebuilder):
     assert without_generation(table_of(stores, "s")) == without_generation(before)
     assert (rebuilt.events, rebuilt.generation, rebuilt.is_compared) == (head, 2, True)
     with stores.datastore.rows() as cursor:
-        for table in (*MasterProjection.tables, "projections"):
+        master = "projections WHERE projection = 'master'"
+        for table in (*MasterProjection.tables, master):
             cursor.execute(f"SELECT DISTINCT generation FROM {table}")
             assert cursor.fetchall() in ([(2,)], []), table
     assert_equals_fresh_fold(stores, "s", head)
@@ -132,7 +133,7 @@ def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebu
             Rebuilder(datastore, MasterProjection(), report=die_at_21, turn_events=7).rebuild("s")
 
     interrupt()
-    assert [(s.generation, s.position, s.is_live) for s in status(datastore)] == [
+    assert [(s.generation, s.position, s.is_live) for s in master_status(datastore)] == [
         (1, head, True),
         (2, 21, False),
     ]
@@ -274,7 +275,7 @@ def test_kill_9_of_a_rebuild_loses_only_its_last_step(database, stores):
         assert reported[0] > positions[-1]  # it goes on, it does not begin again
         positions += reported
     assert process.returncode == 0 and kills >= 3
-    assert [line.generation for line in status(stores.datastore)] == [2]
+    assert [line.generation for line in master_status(stores.datastore)] == [2]
     assert_equals_fresh_fold(stores, "s", head)
 
 
@@ -362,4 +363,4 @@ def test_all_before_an_event_that_cannot_be_processed_is_rebuilt(
     random_history(stores, "s", seed=6, pushes=20)
     with pytest.raises(Stopped, match=f"seq {seq}"):
         Rebuilder(datastore, MasterProjection(), turn_events=50).rebuild("s")
-    assert [(s.generation, s.position) for s in status(datastore)] == [(1, 0), (2, seq - 1)]
+    assert [(s.generation, s.position) for s in master_status(datastore)] == [(1, 0), (2, seq - 1)]

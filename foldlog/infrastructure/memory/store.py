@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -43,6 +43,7 @@ from ...domain.erasure import Wanted as WantedErased
 from ...domain.errors import (
     FoldlogError,
     LogBehind,
+    NoCheckpoint,
     UnknownCollection,
     UnknownRecord,
     UnknownSpace,
@@ -53,11 +54,13 @@ from ...domain.intake import Intake, check_cursor, keys_to_load, keys_unseen
 from ...domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, tell_ledger
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from ...domain.merkle import Growth, Tile
 from ...domain.ports import (
     ConflictsPage,
     EventStore,
     MasterTable,
     Progress,
+    ProofTree,
     Range,
     RangeQuery,
     Receipt,
@@ -67,10 +70,11 @@ from ...domain.ports import (
     SnapshotPage,
     SnapshotPlace,
     SpaceId,
+    TreeHead,
     decode_cursor,
     encode_cursor,
 )
-from ...domain.proofs import SALT_BYTES
+from ...domain.proofs import SALT_BYTES, header_of, leaf_hash, leaf_of
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 from .history import MemoryHistory
 
@@ -87,17 +91,28 @@ class _Space:
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     schemas: dict[str, RecordSchema] = field(default_factory=dict)
     erasures: dict[Key, int] = field(default_factory=dict)
+    tree: Growth = field(default_factory=Growth)
+    tiles: dict[Tile, bytes] = field(default_factory=dict)
+    checkpoint: bytes = b""
 
     @property
     def head(self) -> int:
         return len(self.entries)
 
+    def append(self, entry: LogEntry) -> None:
+        self.entries.append(entry)
+        self.by_id[entry.event_id] = entry
+        self.received_at = entry.received_at
+        self.conflicts += fold(self.records, decode_event(entry.state))
+        leaf = leaf_of(header_of(entry.state), entry.ops_hash)
+        self.tiles |= self.tree.append([leaf_hash(leaf)])
+
     def mark(self, seq: int) -> str:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
-class MemoryStore(EventStore, MemoryHistory, MasterTable):
-    """Both ports in one, since nothing here is behind anything."""
+class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
+    """All ports in one, since nothing here is behind anything."""
 
     def __init__(
         self,
@@ -148,10 +163,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable):
             verdicts = intake.take(push)
             self._spaces[space] = here  # a space that nothing was stored in is none
             for entry in intake.entries:
-                here.entries.append(entry)
-                here.by_id[entry.event_id] = entry
-                here.received_at = entry.received_at
-                here.conflicts += fold(here.records, decode_event(entry.state))
+                here.append(entry)
             here.counters |= intake.counters
             return Receipt(here.log, here.head, verdicts)
 
@@ -201,9 +213,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable):
                 salt=secrets.token_bytes(SALT_BYTES),
             )
             self._spaces[space] = here
-            here.entries.append(entry)
-            here.by_id[entry.event_id] = entry
-            here.received_at = entry.received_at
+            here.append(entry)
             definition = definition_of(decode_event(entry.state))
             here.definitions[collection] = [*versions, definition]
             here.schemas[collection] = RecordSchema.of(definition.schema)
@@ -300,22 +310,36 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable):
             for seq in seqs:
                 entry = erased_entry(here.entries[seq - 1], {key})
                 here.entries[seq - 1] = here.by_id[entry.event_id] = entry
-            here.received_at = max(here.received_at, self._now_ms())
             entry = record_erased_entry(
                 seq=here.head + 1,
                 id=str(uuid.uuid4()),
-                received_at=here.received_at,
+                received_at=max(here.received_at, self._now_ms()),
                 key=key,
                 reason=reason,
                 by=by,
                 salt=secrets.token_bytes(SALT_BYTES),
             )
-            here.entries.append(entry)
-            here.by_id[entry.event_id] = entry
+            here.append(entry)
             here.erasures[key] = entry.seq
             here.conflicts = [c for c in here.conflicts if (c.collection, c.id) != key]
-            fold(here.records, decode_event(entry.state))
         return Erased(*key, here.erasures[key], len(seqs))
+
+    def tree(self, space: SpaceId) -> TreeHead:
+        here = self._space(space)
+        return TreeHead(here.log, here.tree.size)
+
+    def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
+        here = self._space(space)
+        return {tile: here.tiles[tile] for tile in wanted if tile in here.tiles}
+
+    def checkpoint(self, space: SpaceId) -> bytes:
+        found = self._space(space).checkpoint
+        if not found:
+            raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
+        return found
+
+    def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
+        self._space(space).checkpoint = note
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)

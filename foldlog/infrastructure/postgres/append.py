@@ -31,14 +31,15 @@ from ...domain.errors import (
 from ...domain.events import LogEntry
 from ...domain.intake import Intake, keys_to_load, keys_unseen
 from ...domain.limits import Limits
-from ...domain.merge import FOLD_VERSION, Key, Record
+from ...domain.merge import Key, Record
 from ...domain.ports import Receipt
 from ...domain.upcasts import FORMS
-from .arrays import bigint_array, text_array, uuid_array
+from .arrays import bigint_array, integer_array, text_array, uuid_array
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
 from .guards import records_at_head
 from .marks import SELECT_FOR_MARKS, marks_of
+from .projections import VERSIONS
 from .recorder import LogRecorder
 from .schemas import SELECT_DIGESTS, SchemaCache
 
@@ -84,9 +85,10 @@ VALUES (%(space)s)
 RETURNING space
 """
 
-CREATE_PROJECTION = """
+CREATE_PROJECTIONS = """
 INSERT INTO projections (space, projection, generation, is_live, fold_version)
-VALUES (%(space)s, %(projection)s, 1, true, %(fold_version)s)
+SELECT %(space)s, projection, 1, true, fold_version
+  FROM unnest(%(names)s::text[], %(versions)s::integer[]) AS new (projection, fold_version)
 RETURNING generation
 """
 
@@ -154,10 +156,10 @@ class Appended:
 
 def create_space(cursor: Cursor[Any], space: str) -> bool:
     """Makes a space with its projections; `False` if there is one already."""
-    names = {"space": space, "projection": "master", "fold_version": FOLD_VERSION}
-    if cursor.execute(CREATE_SPACE, names).fetchone() is None:
+    if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
         return False
-    cursor.execute(CREATE_PROJECTION, names)
+    names, versions = text_array(VERSIONS), integer_array(VERSIONS.values())
+    cursor.execute(CREATE_PROJECTIONS, {"space": space, "names": names, "versions": versions})
     return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +12,11 @@ from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
 from ...domain.events import Event
-from ...domain.merge import Conflict, Key, Record, conflict_document, fold
+from ...domain.merge import FOLD_VERSION, Conflict, Key, Record, conflict_document, fold
 from .arrays import bigint_array, bytea_array, integer_array, json_array, text_array, uuid_array
+from .projection import Generation
 from .record_rows import COLUMNS, WRITE_STATES, States, record_of
+from .recorder import EventMapper
 
 SELECT_RECORDS = f"""
 SELECT {COLUMNS}
@@ -142,23 +143,6 @@ class Known:
             self._bytes = 0
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A generation that is written to by who has it locked."""
-
-    space: str
-    number: int
-    cursor: Cursor[Any]  #: in the transaction that has the lock
-    #: for what is only read: the same, or one of another connection, which need not wait for the
-    #: writing to be done
-    reader: Cursor[Any]
-    known: Known
-
-    @property
-    def names(self) -> dict[str, Any]:
-        return {"space": self.space, "generation": self.number}
-
-
 class MasterProjection:
     """Folds events into one generation of the master table.
 
@@ -169,7 +153,7 @@ class MasterProjection:
     """
 
     name = "master"
-    #: what a generation consists of, each with the columns by which its rows are told apart
+    version = FOLD_VERSION
     tables = {
         "records": "collection, id",
         "versions": "collection, id, seq",
@@ -177,7 +161,17 @@ class MasterProjection:
         "local_ids": "device, collection, local_id",
     }
 
-    def apply(self, to: Generation, events: Sequence[Event]) -> None:
+    columns = "topic, state"
+    pause_seconds = 0.0
+
+    def __init__(self) -> None:
+        self._mapper = EventMapper()
+
+    def memory(self, position: int, *, bytes_max: int = KNOWN_BYTES) -> Known:
+        return Known(position, bytes_max=bytes_max)
+
+    def apply(self, to: Generation[Known], rows: Sequence[tuple[int, str, bytes]]) -> None:
+        events = [self._mapper.decode(topic, state) for _, topic, state in rows]
         for part in _parts(events):
             self._apply(to, part)
 
@@ -195,7 +189,7 @@ class MasterProjection:
             else:
                 cursor.execute(SQL(FORGET_ROWS).format(table=Identifier(table)), names)
 
-    def _apply(self, to: Generation, events: Sequence[Event]) -> None:
+    def _apply(self, to: Generation[Known], events: Sequence[Event]) -> None:
         erased = events[0].erased_key
         if erased is not None:
             to.known.drop(erased)
@@ -217,7 +211,7 @@ class MasterProjection:
         self._insert_local_ids(to, events)
         to.known.note(records, size, events[-1].seq)
 
-    def _load(self, to: Generation, keys: set[Key]) -> dict[Key, Record]:
+    def _load(self, to: Generation[Known], keys: set[Key]) -> dict[Key, Record]:
         records = to.known.find(keys)
         missing = keys - records.keys()
         if missing and not to.known.is_all:
@@ -229,7 +223,9 @@ class MasterProjection:
             records |= {(row[0], row[1]): record_of(row) for row in rows}
         return records
 
-    def _insert_conflicts(self, to: Generation, conflicts: list[tuple[int, Conflict]]) -> None:
+    def _insert_conflicts(
+        self, to: Generation[Known], conflicts: list[tuple[int, Conflict]]
+    ) -> None:
         names = {
             "seqs": bigint_array(conflict.seq for _, conflict in conflicts),
             "numbers": integer_array(number for number, _ in conflicts),
@@ -244,7 +240,7 @@ class MasterProjection:
         }
         to.cursor.execute(INSERT_CONFLICTS, {**to.names, **names}, prepare=True)
 
-    def _insert_local_ids(self, to: Generation, events: Sequence[Event]) -> None:
+    def _insert_local_ids(self, to: Generation[Known], events: Sequence[Event]) -> None:
         named = [
             (str(event.device), op.collection, op.local_id, op.id)
             for event in events

@@ -15,7 +15,6 @@ from eventsourcing.postgres import PostgresTrackingRecorder
 from psycopg import Cursor
 from psycopg.sql import SQL
 
-from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 
 ADVANCE = """
@@ -71,10 +70,11 @@ class Position(Tracking):
 
 
 class PositionRecorder(PostgresTrackingRecorder):
-    def __init__(self, datastore: Datastore, projection: str):
+    def __init__(self, datastore: Datastore, projection: str, version: int):
         super().__init__(datastore, tracking_table_name="projections")
         assert projection.isidentifier()
         self._projection = projection
+        self._version = version
         # For the library's own `max_tracking_id`, whose statement knows no generations.
         self.max_tracking_id_statement = SQL(MAX_POSITION).format(projection=SQL(projection))
 
@@ -83,7 +83,7 @@ class PositionRecorder(PostgresTrackingRecorder):
         names = {
             "space": space,
             "projection": self._projection,
-            "fold_version": FOLD_VERSION,
+            "fold_version": self._version,
         }
         return cursor.execute(LOCK_LIVE, names, prepare=True).fetchone()
 

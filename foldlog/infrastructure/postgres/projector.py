@@ -6,20 +6,21 @@ after a while; neither the other spaces nor appends notice.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import structlog
 from psycopg.generators import send
 
 from ...domain.limits import INTEGER_MAX
-from ...domain.merge import FOLD_VERSION
 from .datastore import Datastore
 from .errors import DATABASE_ERRORS, is_connection_error
-from .master import Generation, Known, MasterProjection
 from .pages import select_page
 from .positions import PositionRecorder
-from .recorder import EventMapper
+from .projection import Generation, Memory, Projection
 from .wakeups import Wakeups
 
 log = structlog.get_logger("foldlog.projector")
@@ -42,8 +43,6 @@ BREAKS_MAX = 3
 POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
 SPACES_PER_ROUND = 1_000
-
-SELECT_BATCH = select_page("originator_version, topic, state")
 
 # The one statement that looks at all spaces; on shards, one of them at a time.
 SELECT_LAGGING = """
@@ -101,40 +100,57 @@ class Projector:
     def __init__(
         self,
         datastore: Datastore,
-        projection: MasterProjection,
+        projection: Projection[Any],
         *,
         turn_events: int = TURN_EVENTS,
     ):
         self._datastore = datastore
         self._projection = projection
         self._turn_events = turn_events
-        self._mapper = EventMapper()
+        self._select_batch = select_page(f"originator_version, {projection.columns}")
         self._breaks: Counter[str] = Counter()  #: of each space, how often in a row it has failed
         #: generation, and its records that the next turn need not read, of spaces far behind
-        self._known: dict[str, tuple[int, Known]] = {}
-        self.positions = PositionRecorder(datastore, projection.name)
+        self._known: dict[str, tuple[int, Memory]] = {}
+        self.positions = PositionRecorder(datastore, projection.name, projection.version)
+        self._waiting: set[str] = set()
+        #: not before this is there a turn, and then all that lags is looked up
+        self._resting_until = self._looking_at = 0.0
 
     def run(self, wakeups: Wakeups) -> None:
         """Follows all spaces until `wakeups` is closed."""
-        waiting: set[str] = set()
-        while not wakeups.closed:
-            try:
-                if not waiting:
-                    waiting = set(self.lagging())
-                for space in sorted(waiting):
-                    if wakeups.closed:
-                        return
-                    # A turn of each space: a long log does not hold up the others.
-                    if not self._project_or_note(space):
-                        waiting.discard(space)
-            except DATABASE_ERRORS as exc:
-                # Also what is no fault of the connection must not end the worker.
-                log.warning("projector_waits_for_the_database", error=str(exc))
-                self._datastore.check_pool()
-                waiting.clear()
-                wakeups.sleep(RECONNECT_SECONDS)
-                continue
-            waiting.update(wakeups.wait(0 if waiting else POLL_SECONDS))
+        follow([self], wakeups)
+
+    def wake(self, spaces: Iterable[str]) -> None:
+        """These have grown."""
+        self._waiting.update(spaces)
+
+    def take_turns(self, wakeups: Wakeups) -> None:
+        """A turn of each space that waits for one, unless it rests. Raises `DATABASE_ERRORS`."""
+        now = time.monotonic()
+        if now < self._resting_until:
+            return
+        if now >= self._looking_at:
+            self._waiting.update(self.lagging())
+            self._looking_at = now + POLL_SECONDS
+        for space in sorted(self._waiting):
+            if wakeups.closed:
+                return
+            # A turn of each space: a long log does not hold up the others.
+            if not self._project_or_note(space):
+                self._waiting.discard(space)
+        if not self._waiting:
+            self._resting_until = time.monotonic() + self._projection.pause_seconds
+
+    def due_in(self) -> float:
+        """Seconds until there is something to do, as far as is known."""
+        due = self._resting_until if self._waiting else self._looking_at
+        return max(0.0, due - time.monotonic())
+
+    def start_over(self) -> None:
+        """After trouble with the database: what waits is looked up anew."""
+        self._datastore.check_pool()
+        self._waiting.clear()
+        self._looking_at = 0.0
 
     def _project_or_note(self, space: str) -> bool:
         """Whatever happens with one space, the next one has its turn: if there is a database.
@@ -162,7 +178,7 @@ class Projector:
     def lagging(self) -> list[str]:
         names = {
             "projection": self._projection.name,
-            "fold_version": FOLD_VERSION,
+            "fold_version": self._projection.version,
             "limit": SPACES_PER_ROUND,
         }
         with self._datastore.rows() as cursor:
@@ -198,20 +214,20 @@ class Projector:
             if locked is None:
                 return False
             number, position, lag = locked
-            of, known = self._known.pop(space, (number, Known(position, bytes_max=KNOWN_BYTES)))
-            if (of, known.position) != (number, position):
-                known = Known(position, bytes_max=KNOWN_BYTES)
+            of, known = self._known.pop(space, (0, None))
+            if known is None or (of, known.position) != (number, position):
+                known = self._projection.memory(position, bytes_max=KNOWN_BYTES)
             # With more than a batch to do, one is written while the next one is read and folded.
             another = self._datastore.rows() if lag > BATCH_EVENTS else nullcontext(cursor)
             with another as reader:
-                to = Generation(space, number, cursor, reader, known)
+                to: Generation[Any] = Generation(space, number, cursor, reader, known)
                 reached = self.advance(to)
         known.committed()
         if reached - position < lag and len(self._known) < KNOWN_SPACES:
             self._known[space] = number, known
         return reached > position
 
-    def advance(self, to: Generation, until: int = INTEGER_MAX) -> int:
+    def advance(self, to: Generation[Any], until: int = INTEGER_MAX) -> int:
         """Applies the events after a generation's position, as many as one turn may, to it.
 
         The generation must be locked. Returns the new position. Raises `Stopped` if already the
@@ -239,7 +255,7 @@ class Projector:
             log.warning("projected_a_part", space=to.space, to=position, error=str(failed))
         return position
 
-    def _apply(self, to: Generation, start: int, until: int) -> int:
+    def _apply(self, to: Generation[Any], start: int, until: int) -> int:
         position, connection = start, to.cursor.connection
         while position < until and to.known.bytes_uncommitted < WRITTEN_BYTES:
             limit = min(BATCH_EVENTS, until - position)
@@ -247,8 +263,7 @@ class Projector:
             if rows:
                 first, last = rows[0][0], rows[-1][0]
                 assert (first, last) == (position + 1, position + len(rows)), "a hole in the log"
-                events = [self._mapper.decode(topic, state) for _, topic, state in rows]
-                self._projection.apply(to, events)
+                self._projection.apply(to, rows)
                 # Or else PostgreSQL would have the end of it only when we turn to it again.
                 connection.wait(send(connection.pgconn))
                 position = last
@@ -258,7 +273,7 @@ class Projector:
             self.positions.advance(to.cursor, to.space, to.number, expected=start, to=position)
         return position
 
-    def _read(self, of: Generation, position: int, limit: int) -> list[tuple[int, str, bytes]]:
+    def _read(self, of: Generation[Any], position: int, limit: int) -> list[tuple[Any, ...]]:
         names = {
             "space": of.space,
             "after": position,
@@ -266,4 +281,22 @@ class Projector:
             "limit": limit,
             "bytes_max": BATCH_BYTES,
         }
-        return of.reader.execute(SELECT_BATCH, names, prepare=True, binary=True).fetchall()
+        return of.reader.execute(self._select_batch, names, prepare=True, binary=True).fetchall()
+
+
+def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
+    """Has all of them follow all spaces, in turns, until `wakeups` is closed."""
+    while not wakeups.closed:
+        try:
+            for projector in projectors:
+                projector.take_turns(wakeups)
+        except DATABASE_ERRORS as exc:
+            # Also what is no fault of the connection must not end the worker.
+            log.warning("projector_waits_for_the_database", error=str(exc))
+            for projector in projectors:
+                projector.start_over()
+            wakeups.sleep(RECONNECT_SECONDS)
+            continue
+        woken = wakeups.wait(min(projector.due_in() for projector in projectors))
+        for projector in projectors:
+            projector.wake(woken)

@@ -17,10 +17,9 @@ from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
 from ...domain.errors import OperatorError, UnknownSpace
-from ...domain.merge import FOLD_VERSION
 from .datastore import CONNECTION, Datastore
 from .errors import translated
-from .master import Generation, Known, MasterProjection
+from .projection import Generation, Memory, Projection
 from .projector import Projector
 
 #: in one transaction: what a rebuild that is killed does anew
@@ -144,7 +143,7 @@ class Rebuilder:
     def __init__(
         self,
         datastore: Datastore,
-        projection: MasterProjection,
+        projection: Projection[Any],
         *,
         report: Callable[[str, int, int], None] = lambda space, position, head: None,
         turn_events: int = TURN_EVENTS,
@@ -169,7 +168,7 @@ class Rebuilder:
                 self._check_comparable(space)
             self._drop_others(space, keep_unfinished=not fresh)
             generation, start = self._unfinished(space) or self._create(space)
-            known = Known(start)
+            known = self._projection.memory(start)
             while (head := self._head(space)) - known.position > CATCH_UP_EVENTS:
                 self._turn(space, generation, known)
                 self._report(space, known.position, head)
@@ -225,11 +224,11 @@ class Rebuilder:
     def _create(self, space: str) -> tuple[int, int]:
         with self._datastore.committed() as cursor:
             newest = self._generations(cursor, space)[-1][0]
-            names = self._names(space, newest + 1) | {"fold_version": FOLD_VERSION}
+            names = self._names(space, newest + 1) | {"fold_version": self._projection.version}
             cursor.execute(CREATE_GENERATION, names)
             return newest + 1, 0
 
-    def _turn(self, space: str, generation: int, known: Known) -> None:
+    def _turn(self, space: str, generation: int, known: Memory) -> None:
         # Two connections: one writes what was folded, while we read from the other and fold on.
         with self._datastore.committed() as cursor, self._datastore.rows() as reader:
             locked = self._positions.lock(cursor, space, generation)
@@ -272,7 +271,7 @@ class Rebuilder:
     def _advance_to(self, head: int, cursor: Cursor[Any], space: str, number: int) -> None:
         (_, position) = self._positions.lock(cursor, space, number) or (0, 0)
         while position < head:
-            to = Generation(space, number, cursor, cursor, Known(position))
+            to = Generation(space, number, cursor, cursor, self._projection.memory(position))
             position = self._projector.advance(to, until=head)
 
     def _first_difference(
@@ -299,7 +298,8 @@ class Rebuilder:
             generations = self._generations(cursor, space)
         live = next(generation for generation, _, is_live, _ in generations if is_live)
         for generation, _, is_live, fold_version in generations:
-            goes_on = keep_unfinished and generation > live and fold_version == FOLD_VERSION
+            is_ours = fold_version == self._projection.version
+            goes_on = keep_unfinished and generation > live and is_ours
             if not is_live and not goes_on:
                 # Its rows first: as long as the generation is listed, it will be dropped again.
                 for table in self._projection.tables:

@@ -322,6 +322,30 @@ CREATE TABLE local_ids (
 );
 
 ALTER TABLE local_ids ALTER COLUMN local_id SET STATISTICS 0;
+-- The tree over each log (domain/merkle). Those that are not full are written again and again.
+CREATE TABLE tiles (
+    space      text    COLLATE "C" NOT NULL,
+    generation integer NOT NULL,
+    level      integer NOT NULL,   -- 0: of leaves
+    number     bigint  NOT NULL,   -- 0, 1, 2 ... within its level
+    hashes     bytea   NOT NULL,   -- 32 bytes each, 256 of them when it is full
+    PRIMARY KEY (space, generation, level, number)
+) WITH (fillfactor = 70);
+
+-- Nothing makes hashes smaller, so nobody shall try.
+ALTER TABLE tiles ALTER COLUMN hashes SET STORAGE EXTERNAL;
+
+-- The last checkpoint that was signed and published, and why no further one is.
+CREATE TABLE checkpoints (
+    space        text        COLLATE "C" PRIMARY KEY,
+    log          uuid,                        -- of which log it is
+    size         bigint      NOT NULL DEFAULT 0,
+    note         bytea,                       -- with the signatures of the witnesses
+    signed_at    timestamptz,
+    alarm        text,                        -- the code of what keeps the signer from signing
+    alarm_detail text,
+    alarm_since  timestamptz
+);
 
 -- Which migrations this database has had.
 CREATE TABLE schema_migrations (

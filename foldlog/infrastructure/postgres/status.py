@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...domain.merge import FOLD_VERSION
 from ...domain.ports import Gauge
+from .arrays import integer_array, text_array
 from .datastore import Datastore
 from .errors import translated
+from .projections import VERSIONS
 
 SELECT_STATUS = """
 SELECT s.space,
@@ -43,14 +44,44 @@ SELECT p.projection,
        sum(s.head - p.position),
        max(s.head - p.position),
        count(p.stopped_at),
-       count(*) FILTER (WHERE p.fold_version <> %(fold_version)s OR NOT p.has_history)
+       count(*) FILTER (WHERE p.fold_version <> v.fold_version OR NOT p.has_history)
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
+  JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS v (projection, fold_version)
+    ON v.projection = p.projection
  WHERE p.is_live
  GROUP BY p.projection
  ORDER BY p.projection
 """
+
+
+SELECT_CHECKPOINTS = """
+SELECT s.space, s.head, coalesce(c.size, 0), c.signed_at::text, c.alarm, c.alarm_detail
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space
+ WHERE %(space)s::text IS NULL OR s.space = %(space)s
+ ORDER BY s.space
+"""
+
+SELECT_SIGNING = """
+SELECT count(c.alarm), max(s.head - c.size)
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space
+"""
+
+
+class CheckpointStatus(NamedTuple):
+    """The last checkpoint that was published, and what keeps the signer from the next."""
+
+    space: str
+    head: int
+    size: int
+    signed_at: str | None
+    alarm: str | None
+    alarm_detail: str | None
 
 
 class ProjectionStatus(NamedTuple):
@@ -69,7 +100,7 @@ class ProjectionStatus(NamedTuple):
     @property
     def is_foreign(self) -> bool:
         """Another version's merge rule made it, so this one does not go on with it."""
-        return self.is_live and self.fold_version != FOLD_VERSION
+        return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 
     @property
     def needs_rebuild(self) -> bool:
@@ -89,10 +120,19 @@ def status(datastore: Datastore, space: str | None = None) -> list[ProjectionSta
     return [ProjectionStatus(*row) for row in rows]
 
 
+def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
+    """A line for each space that was signed, or should have been."""
+    with translated(datastore), datastore.rows() as cursor:
+        rows = cursor.execute(SELECT_CHECKPOINTS, {"space": space}).fetchall()
+    return [CheckpointStatus(*row) for row in rows]
+
+
 def gauges(datastore: Datastore) -> list[Gauge]:
     """What monitoring asks: how much there is, how far projections are, which stand still."""
     with translated(datastore), datastore.rows() as cursor:
-        rows = cursor.execute(SELECT_GAUGES, {"fold_version": FOLD_VERSION}).fetchall()
+        names = {"names": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
+        rows = cursor.execute(SELECT_GAUGES, names).fetchall()
+        alarms, unsigned = cursor.execute(SELECT_SIGNING).fetchone() or (0, 0)
     found: list[Gauge] = []
     for projection, count, events, lag, lag_max, stopped, stale in rows:
         labels = {"projection": projection}
@@ -100,6 +140,12 @@ def gauges(datastore: Datastore) -> list[Gauge]:
             found += [
                 Gauge("foldlog_spaces", "Spaces.", count),
                 Gauge("foldlog_events", "Events of all spaces.", float(events)),
+                Gauge("foldlog_signing_stopped_spaces", "Spaces not signed any more.", alarms),
+                Gauge(
+                    "foldlog_unsigned_events_max",
+                    "Events after the last checkpoint, of the space that has most.",
+                    unsigned or 0,
+                ),
             ]
         found += [
             Gauge("foldlog_lag_events", "Events not projected yet.", float(lag), labels),

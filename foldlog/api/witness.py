@@ -1,0 +1,48 @@
+"""Being a witness of other logs: C2SP tlog-witness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Blueprint
+
+from ..domain.errors import LimitExceeded, StorageUnavailable
+from ..domain.notes import NOTE_BYTES_MAX
+from ..domain.witness import InconsistentCheckpoint, OtherSize, UnknownLog, UntrustedCheckpoint
+from .operations import operation
+from .replies import Reply
+from .requests import Request
+
+TEXT = "text/plain; charset=utf-8"
+SIZE = "text/x.tlog.size"
+
+
+def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
+    """`add_checkpoint` answers the line of a cosignature, or raises."""
+    bp = Blueprint("witness", __name__)
+
+    @bp.post("/v1/witness/add-checkpoint")
+    @operation(
+        media_type=TEXT,
+        problems=(UnknownLog, UntrustedCheckpoint, InconsistentCheckpoint, StorageUnavailable),
+    )
+    async def add_checkpoint_of_a_log(request: Request) -> Reply:
+        """Ask for a cosignature (C2SP tlog-witness).
+
+        The body is text: `old N`, the lines of a consistency proof from there, an empty line, and
+        the signed checkpoint. The answer is the line of a cosignature; or a 409 of the type
+        `text/x.tlog.size` with the size of the last checkpoint that was cosigned.
+        """
+        body = bytearray()
+        async for piece in request.pieces():
+            body += piece
+            if len(body) > NOTE_BYTES_MAX:
+                raise LimitExceeded("body_bytes_max", NOTE_BYTES_MAX)
+        request.bytes_in = len(body)
+        try:
+            line = await request.run(add_checkpoint, bytes(body))
+        except OtherSize as exc:
+            return Reply(b"%d\n" % exc.size, SIZE, 409)
+        return Reply(line.encode(), TEXT)
+
+    return bp

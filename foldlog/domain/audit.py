@@ -1,0 +1,104 @@
+"""Checking a log from its events: every hash, every number, every time, up to the root.
+
+Nothing is believed but the bytes of the events and their salts. Whoever has a checkpoint that was
+signed, or kept, compares its root with the one that comes out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from . import proofs
+from .events import committed
+from .merkle import Growth, InvalidProof, Tile, edge_tiles
+
+
+class Evidence(NamedTuple):
+    """An event as it is stored. `ops_hash` is what is stored beside it, if that is at hand."""
+
+    state: bytes
+    salt: bytes
+    ops_hash: bytes | None = None
+
+
+class WrongEvent(Exception):
+    """The first event that is not what it should be, and why."""
+
+    def __init__(self, seq: int, why: str):
+        super().__init__(f"seq {seq}: {why}")
+        self.seq = seq
+        self.why = why
+
+
+class Place(msgspec.Struct):
+    """How far a log was checked: all that is needed to go on from there."""
+
+    seq: int = 0
+    received_at: str = ""
+    #: the unfinished tiles of the tree, from below, in hex
+    edge: list[str] = []
+
+    @classmethod
+    def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> Place:
+        """After `seq`, by tiles that are believed until the root is compared.
+
+        Raises `InvalidProof` if they are not of a tree of that size.
+        """
+        cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
+        Growth(seq, cut)
+        return cls(seq, "", [cut[tile].hex() for tile in edge_tiles(seq)])
+
+
+class LogAudit:
+    """Checks the events of one log, one after another."""
+
+    def __init__(self, start: Place | None = None):
+        """Raises `InvalidProof` if there can be no such place."""
+        start = start or Place()
+        tiles = edge_tiles(start.seq)
+        if len(tiles) != len(start.edge):
+            raise InvalidProof(f"not the unfinished tiles of a tree of {start.seq}")
+        edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
+        self._growth = Growth(start.seq, edge)
+        self._received_at = start.received_at
+
+    @property
+    def seq(self) -> int:
+        """The last one that was checked."""
+        return self._growth.size
+
+    @property
+    def root(self) -> bytes:
+        return self._growth.root()
+
+    @property
+    def place(self) -> Place:
+        return Place(self.seq, self._received_at, [tile.hex() for tile in self._growth.edge])
+
+    def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
+        """Checks the next events; returns the tiles that have changed. Raises `WrongEvent`.
+
+        What is before the wrong one counts as checked.
+        """
+        leaves: list[bytes] = []
+        for state, salt, stored in evidence:
+            expected = self.seq + len(leaves) + 1
+            try:
+                seq, received_at, header, operations = committed(state)
+                if seq != expected:
+                    raise ValueError(f"here comes {seq}: a hole, or another order")
+                if received_at < self._received_at:
+                    raise ValueError(f"received at {received_at}, before {self._received_at}")
+                hash = proofs.ops_hash(salt, operations)
+                if stored is not None and hash != stored:
+                    raise ValueError("the operations are not those that the leaf commits to")
+            except (ValueError, AssertionError, RecursionError, msgspec.MsgspecError) as exc:
+                self._growth.append(leaves)
+                why = str(exc) or "its salt has another length"
+                raise WrongEvent(expected, why) from exc
+            self._received_at = received_at
+            leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
+        return self._growth.append(leaves)

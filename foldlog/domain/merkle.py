@@ -1,0 +1,298 @@
+"""The Merkle tree over a log: its root, and proofs that anybody can check.
+
+The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1, kept as tiles (C2SP tlog-tiles):
+a tile of level 0 holds the hashes of 256 leaves, one of level 1 the hashes of 256 full tiles of
+level 0, and so on. What was full never changes again, so a tree of any size that the log ever had
+can be had from the tiles of today, and so can every proof.
+
+A proof is made in two steps, of which the first needs no hash at all: which parts of the tree it
+consists of, each a `Span` of leaves; and then the hash of each part, from a few tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+HASH_BYTES = 32
+TILE_HEIGHT = 8
+TILE_WIDTH = 1 << TILE_HEIGHT
+TILE_BYTES = TILE_WIDTH * HASH_BYTES
+#: a proof of a tree of 2^63 leaves has no more hashes
+PROOF_LENGTH_MAX = 63
+
+EMPTY_ROOT = hashlib.sha256().digest()
+
+
+class InvalidProof(ValueError):
+    """What is claimed does not follow from the hashes that came with it."""
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """A node is hashed with a one before it, a leaf with a zero: neither can pass as the other."""
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def root_of_full(hashes: bytes) -> bytes:
+    """The root over hashes whose number is a power of two."""
+    while len(hashes) > HASH_BYTES:
+        pairs = range(0, len(hashes), 2 * HASH_BYTES)
+        sha256 = hashlib.sha256
+        hashes = b"".join([sha256(b"\1" + hashes[i : i + 64]).digest() for i in pairs])
+    return hashes
+
+
+# -- spans: what a tree and its proofs consist of
+
+
+class Span(NamedTuple):
+    """The leaves from `start` to before `end`, counted from 0: a node of some tree, or several."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    def halves(self) -> tuple[Span, Span]:
+        """The left one is as large as a power of two can be: RFC 9162 section 2.1.1."""
+        middle = self.start + (1 << (self.size - 1).bit_length() - 1)
+        return Span(self.start, middle), Span(middle, self.end)
+
+    def full(self) -> Iterator[Span]:
+        """The full subtrees that it consists of, from left to right."""
+        if self.size.bit_count() == 1:
+            yield self
+        elif self.size:
+            for half in self.halves():
+                yield from half.full()
+
+
+def inclusion_spans(index: int, size: int) -> list[Span]:
+    """What proves leaf `index` in a tree of `size`, from the leaf up: RFC 9162 section 2.1.3.1."""
+    assert 0 <= index < size
+    spans = []
+    span = Span(0, size)
+    while span.size > 1:
+        left, right = span.halves()
+        span, sibling = (left, right) if index < left.end else (right, left)
+        spans.append(sibling)
+    return spans[::-1]
+
+
+def consistency_spans(old: int, new: int) -> list[Span]:
+    """What proves that a tree begins with an older one: RFC 9162 section 2.1.4.1."""
+    assert 0 <= old <= new
+    if old in (0, new):
+        return []
+    spans = []
+    span, is_old_root = Span(0, new), True
+    while span.end != old:
+        left, right = span.halves()
+        if old <= left.end:
+            span, sibling = left, right
+        else:
+            span, sibling, is_old_root = right, left, False
+        spans.append(sibling)
+    if not is_old_root:  # else whoever checks has its hash: it is the old root
+        spans.append(span)
+    return spans[::-1]
+
+
+# -- tiles
+
+
+class Tile(NamedTuple):
+    """Where a tile is. Tiles of a level follow one another without a gap."""
+
+    level: int
+    number: int
+
+    def width(self, size: int) -> int:
+        """How many hashes it has in a tree of `size`: 256 if it is full, 0 if it is not there."""
+        in_level = size >> (TILE_HEIGHT * self.level)
+        return max(0, min(TILE_WIDTH, in_level - self.number * TILE_WIDTH))
+
+
+#: gives of each tile what there is, at least as much as the tree has of it that is asked for
+ReadTiles = Callable[[Sequence[Tile]], Mapping[Tile, bytes]]
+
+
+def tile_of(span: Span) -> tuple[Tile, slice]:
+    """Where the hashes are that make a full subtree: its tile, and the bytes in it."""
+    height = span.size.bit_length() - 1
+    level, above = divmod(height, TILE_HEIGHT)
+    index, offset = divmod(span.start >> (TILE_HEIGHT * level), TILE_WIDTH)
+    return Tile(level, index), slice(offset * HASH_BYTES, (offset + (1 << above)) * HASH_BYTES)
+
+
+def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
+    """The hash of each span; the tiles are asked for all at once."""
+    parts = [list(span.full()) for span in spans]
+    tiles = read(sorted({tile_of(full)[0] for part in parts for full in part}))
+
+    def of_full(span: Span) -> bytes:
+        tile, where = tile_of(span)
+        hashes = tiles.get(tile, b"")[where]
+        if len(hashes) != where.stop - where.start:
+            raise InvalidProof(f"tile {tile.level}/{tile.number} lacks hashes")
+        return root_of_full(hashes)
+
+    return [joined(map(of_full, part)) for part in parts]
+
+
+def joined(hashes: Iterable[bytes]) -> bytes:
+    """The root over full subtrees that grow smaller to the right."""
+    root = b""
+    for left in reversed(list(hashes)):
+        root = node_hash(left, root) if root else left
+    return root or EMPTY_ROOT
+
+
+def root_of(size: int, read: ReadTiles) -> bytes:
+    """The root of the tree of the first `size` leaves."""
+    return hashes_of([Span(0, size)], read)[0] if size else EMPTY_ROOT
+
+
+def inclusion_proof(index: int, size: int, read: ReadTiles) -> list[bytes]:
+    return hashes_of(inclusion_spans(index, size), read)
+
+
+def consistency_proof(old: int, new: int, read: ReadTiles) -> list[bytes]:
+    return hashes_of(consistency_spans(old, new), read)
+
+
+class Growth:
+    """A tree that leaves are appended to. It holds one unfinished tile a level, and no more."""
+
+    def __init__(self, size: int = 0, edge: Mapping[Tile, bytes] | None = None):
+        """Goes on at `size` with the tiles that are not full there: those of `edge_tiles`."""
+        self.size = size
+        self._edge: list[bytearray] = []
+        for tile in edge_tiles(size):
+            hashes = (edge or {})[tile]
+            if len(hashes) != tile.width(size) * HASH_BYTES:
+                raise InvalidProof(f"tile {tile.level}/{tile.number} is not of a tree of {size}")
+            self._edge += [bytearray() for _ in range(tile.level - len(self._edge))]
+            self._edge.append(bytearray(hashes))
+
+    def append(self, hashes: Sequence[bytes]) -> dict[Tile, bytes]:
+        """Appends leaf hashes; returns the tiles that have changed, as they are now."""
+        changed = self._extend(0, b"".join(hashes))
+        self.size += len(hashes)
+        return changed
+
+    def _extend(self, level: int, hashes: bytes) -> dict[Tile, bytes]:
+        if not hashes:
+            return {}
+        if level == len(self._edge):
+            self._edge.append(bytearray())
+        edge = self._edge[level]
+        index = (self.size >> (TILE_HEIGHT * level)) // TILE_WIDTH
+        edge += hashes
+        changed: dict[Tile, bytes] = {}
+        above = []
+        while len(edge) >= TILE_BYTES:
+            full = changed[Tile(level, index)] = bytes(edge[:TILE_BYTES])
+            del edge[:TILE_BYTES]
+            above.append(root_of_full(full))
+            index += 1
+        if edge:
+            changed[Tile(level, index)] = bytes(edge)
+        return changed | self._extend(level + 1, b"".join(above))
+
+    @property
+    def edge(self) -> list[bytes]:
+        """The unfinished tiles, in the order of `edge_tiles`."""
+        return [bytes(hashes) for hashes in self._edge if hashes]
+
+    def root(self) -> bytes:
+        """From the unfinished tiles alone, since each is what the ones below add up to."""
+        parts: list[bytes] = []  # from right to left
+        for edge in self._edge:
+            hashes = bytes(edge)
+            count = len(hashes) // HASH_BYTES
+            while count:
+                width = count & -count
+                parts.append(root_of_full(hashes[(count - width) * HASH_BYTES :]))
+                hashes = hashes[: (count - width) * HASH_BYTES]
+                count -= width
+        return joined(reversed(parts))
+
+
+def edge_tiles(size: int) -> list[Tile]:
+    """The unfinished tiles of a tree, from below: all that appending to it needs."""
+    tiles = []
+    level, in_level = 0, size
+    while in_level:
+        if in_level % TILE_WIDTH:
+            tiles.append(Tile(level, in_level // TILE_WIDTH))
+        level, in_level = level + 1, in_level // TILE_WIDTH
+    return tiles
+
+
+# -- checking, as RFC 9162 says it, from nothing but the proof
+
+
+def check_inclusion(
+    leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes
+) -> None:
+    """Raises `InvalidProof` unless this leaf hash is leaf `index`: RFC 9162 section 2.1.3.2."""
+    if not 0 <= index < size:
+        raise InvalidProof(f"a tree of {size} has no leaf {index}")
+    hash, position, last = leaf, index, size - 1
+    for sibling in proof:
+        if last == 0:
+            raise InvalidProof("the proof is too long")
+        if position & 1 or position == last:
+            hash = node_hash(sibling, hash)
+            while position and not position & 1:
+                position, last = position >> 1, last >> 1
+        else:
+            hash = node_hash(hash, sibling)
+        position, last = position >> 1, last >> 1
+    if last:
+        raise InvalidProof("the proof is too short")
+    if hash != root:
+        raise InvalidProof("the leaf is not in a tree of this root")
+
+
+def check_consistency(
+    old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
+) -> None:
+    """Raises `InvalidProof` unless the new tree begins with the old: RFC 9162 section 2.1.4.2."""
+    if not 0 <= old <= new:
+        raise InvalidProof(f"a tree of {new} cannot begin with one of {old}")
+    if old in (0, new):
+        if proof:
+            raise InvalidProof("the proof is too long")
+        if old_root != (new_root if old else EMPTY_ROOT):
+            raise InvalidProof("two trees of one size have two roots")
+        return
+    hashes = list(proof)
+    if old.bit_count() == 1:
+        hashes.insert(0, old_root)
+    if not hashes:
+        raise InvalidProof("the proof is too short")
+    position, last = old - 1, new - 1
+    while position & 1:
+        position, last = position >> 1, last >> 1
+    in_old = in_new = hashes[0]
+    for sibling in hashes[1:]:
+        if last == 0:
+            raise InvalidProof("the proof is too long")
+        if position & 1 or position == last:
+            in_old, in_new = node_hash(sibling, in_old), node_hash(sibling, in_new)
+            while position and not position & 1:
+                position, last = position >> 1, last >> 1
+        else:
+            in_new = node_hash(in_new, sibling)
+        position, last = position >> 1, last >> 1
+    if last:
+        raise InvalidProof("the proof is too short")
+    if in_old != old_root:
+        raise InvalidProof("the old root does not follow from the proof")
+    if in_new != new_root:
+        raise InvalidProof("the new root does not follow from the proof")

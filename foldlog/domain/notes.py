@@ -1,0 +1,313 @@
+"""Signed notes, and the checkpoints that are signed as such.
+
+Byte for byte the formats of C2SP: signed-note, tlog-checkpoint, tlog-cosignature (v1, Ed25519) and
+the paths of tlog-tiles, so that tools that nobody here wrote can read and check them.
+
+    foldlog.local/spaces/home/0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11      the origin: which log
+    2252                                                                how many events
+    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=                        their root
+
+    — foldlog.local/spaces/home/0b7f... Az3grlgtzPICa5OS8npVmf1Myq...    signed by the log
+    — witness.example/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn...         and seen by a witness
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from .merkle import HASH_BYTES
+
+ED25519 = 1  #: the note's text is signed as it is: a log's signature
+COSIGNATURE = 4  #: it is signed with the time of signing: a witness's
+
+KEY_BYTES = 32
+NOTE_BYTES_MAX = 64 * 2**10
+SIGNATURES_MAX = 100
+SIZE_MAX = 2**63 - 1
+
+_DASH = "— "
+_NAME = re.compile(r"[^\s+\x00-\x1f]+")
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+_ORIGIN_NAME = re.compile(r"[A-Za-z0-9._:~-]+(?:/[A-Za-z0-9._:~-]+)*", re.ASCII)
+
+
+class InvalidNote(ValueError):
+    """This is no signed note, or no checkpoint, or not signed by whom it should be."""
+
+
+def is_origin_name(name: str) -> bool:
+    """Whether it may begin the origins of our logs: a URL without its scheme."""
+    return _ORIGIN_NAME.fullmatch(name) is not None and len(name) <= 200
+
+
+def origin_of(name: str, space: str, log: str) -> str:
+    """The line that says which log a checkpoint is of; one that forked has another id."""
+    return f"{name}/spaces/{space}/{log}"
+
+
+def log_of(origin: str) -> str:
+    """The log's id, however the service that signed it was called."""
+    return origin.rpartition("/")[2]
+
+
+# -- keys
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A public key and the name that its signatures bear; written as a vkey."""
+
+    name: str
+    public: bytes
+    algorithm: int = ED25519
+
+    @property
+    def key_id(self) -> bytes:
+        encoded = self.name.encode() + b"\n" + bytes([self.algorithm]) + self.public
+        return hashlib.sha256(encoded).digest()[:4]
+
+    @property
+    def vkey(self) -> str:
+        key = b64encode(bytes([self.algorithm]) + self.public).decode()
+        return f"{self.name}+{self.key_id.hex()}+{key}"
+
+    @classmethod
+    def parse(cls, vkey: str) -> Verifier:
+        """Raises `InvalidNote`."""
+        name, _, rest = vkey.strip().partition("+")
+        id, _, encoded = rest.partition("+")
+        key = _decoded(encoded)
+        found = cls(name, key[1:], key[0] if key else 0)
+        is_known = found.algorithm in (ED25519, COSIGNATURE) and len(found.public) == KEY_BYTES
+        if not _NAME.fullmatch(name) or not is_known or found.key_id.hex() != id:
+            raise InvalidNote(f"not a verifier's key: {vkey!r}")
+        return found
+
+    def verifies(self, text: str, signature: bytes) -> bool:
+        signed = text.encode()
+        if self.algorithm == COSIGNATURE:
+            signed = _cosigned(int.from_bytes(signature[:8], "big"), text)
+            signature = signature[8:]
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, signed)
+        except InvalidSignature:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A private key, and the name that its signatures bear."""
+
+    name: str
+    private: bytes
+
+    @property
+    def _key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.private)
+
+    def verifier(self, algorithm: int = ED25519) -> Verifier:
+        return Verifier(self.name, self._key.public_key().public_bytes_raw(), algorithm)
+
+    def sign(self, text: str) -> Signature:
+        return Signature(self.name, self.verifier().key_id, self._key.sign(text.encode()))
+
+    def cosign(self, text: str, time: int) -> Signature:
+        """States that at `time` (seconds since 1970) this was the latest that was seen."""
+        signature = time.to_bytes(8, "big") + self._key.sign(_cosigned(time, text))
+        return Signature(self.name, self.verifier(COSIGNATURE).key_id, signature)
+
+
+def public_key_of(private: bytes) -> bytes:
+    return Signer("", private).verifier().public
+
+
+def _decoded(text: str) -> bytes:
+    """What base64 says, nothing if it is none; there is one spelling of everything."""
+    try:
+        decoded = b64decode(text, validate=True)
+    except ValueError:
+        return b""
+    return decoded if b64encode(decoded).decode() == text else b""
+
+
+def _cosigned(time: int, text: str) -> bytes:
+    return f"cosignature/v1\ntime {time}\n{text}".encode()
+
+
+# -- notes
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One line below a note."""
+
+    name: str
+    key_id: bytes
+    signature: bytes
+
+    @property
+    def line(self) -> str:
+        return f"{_DASH}{self.name} {b64encode(self.key_id + self.signature).decode()}\n"
+
+    def is_of(self, verifier: Verifier) -> bool:
+        return (self.name, self.key_id) == (verifier.name, verifier.key_id)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A text and who signed it; whether they did is for `verified_by` to say."""
+
+    text: str
+    signatures: Sequence[Signature]
+
+    @property
+    def encoded(self) -> bytes:
+        return (self.text + "\n" + "".join(s.line for s in self.signatures)).encode()
+
+    @classmethod
+    def parse(cls, encoded: bytes) -> Note:
+        """Raises `InvalidNote`."""
+        if len(encoded) > NOTE_BYTES_MAX:
+            raise InvalidNote("a note is not that long")
+        try:
+            note = encoded.decode()
+        except UnicodeDecodeError as exc:
+            raise InvalidNote("a note is text in UTF-8") from exc
+        if any(c < " " and c != "\n" for c in note):
+            raise InvalidNote("a note has no control characters")
+        text, blank, below = note.rpartition("\n\n")
+        if not blank or not below:
+            raise InvalidNote("a note ends with its signatures, after an empty line")
+        return cls(text + "\n", signature_lines(below))
+
+    def verified_by(self, verifiers: Iterable[Verifier]) -> list[Verifier]:
+        """Those who did sign it. Raises `InvalidNote` if a signature of one of them is wrong."""
+        signed = []
+        for verifier in verifiers:
+            for signature in self.signatures:
+                if signature.is_of(verifier):
+                    if not verifier.verifies(self.text, signature.signature):
+                        raise InvalidNote(f"the signature of {verifier.name} is wrong")
+                    signed.append(verifier)
+                    break
+        return signed
+
+    def with_signatures(self, more: Iterable[Signature]) -> Note:
+        """The same note; who signed again has one line, the later one."""
+        by_key = {(s.name, s.key_id): s for s in [*self.signatures, *more]}
+        return Note(self.text, list(by_key.values()))
+
+
+def signature_lines(text: str) -> list[Signature]:
+    """The signatures of lines as below a note. Raises `InvalidNote`."""
+    *lines, rest = text.split("\n")
+    if rest or not lines or len(lines) > SIGNATURES_MAX:
+        raise InvalidNote("every line of signatures ends, and there are some, not too many")
+    found = []
+    for line in lines:
+        name, _, encoded = line.removeprefix(_DASH).partition(" ")
+        decoded = _decoded(encoded)
+        if not line.startswith(_DASH) or not _NAME.fullmatch(name) or len(decoded) < 5:
+            raise InvalidNote(f"not a line of a signature: {line[:100]!r}")
+        found.append(Signature(name, decoded[:4], decoded[4:]))
+    return found
+
+
+# -- checkpoints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The statement that a log has so many events, and this root."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    @property
+    def text(self) -> str:
+        return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode()}\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Checkpoint:
+        """Raises `InvalidNote`. Lines after the third are signed, and mean nothing to us."""
+        lines = text.split("\n")
+        if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
+            raise InvalidNote("a checkpoint has three lines or more, none of them empty")
+        origin, size, root = lines[:3]
+        decoded = _decoded(root)
+        is_size = _DECIMAL.fullmatch(size) is not None and int(size) <= SIZE_MAX
+        if not is_size or len(decoded) != HASH_BYTES:
+            raise InvalidNote("a checkpoint has a size and a root of 32 bytes in base64")
+        return cls(origin, int(size), decoded)
+
+
+def opened(
+    encoded: bytes, verifiers: Iterable[Verifier], *, origin: str | None = None
+) -> tuple[Checkpoint, Note]:
+    """A checkpoint that one of these signed, and of that origin. Raises `InvalidNote`."""
+    note = Note.parse(encoded)
+    checkpoint = Checkpoint.parse(note.text)
+    if origin is not None and checkpoint.origin != origin:
+        raise InvalidNote(f"a checkpoint of {checkpoint.origin!r}, not of {origin!r}")
+    if not note.verified_by(verifiers):
+        raise InvalidNote(f"no known key has signed this checkpoint of {checkpoint.origin!r}")
+    return checkpoint, note
+
+
+# -- paths and bundles of tlog-tiles
+
+_TILE_PATH = re.compile(r"((?:x[0-9]{3}/)*)([0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)
+_LEVEL = re.compile(r"[0-9]|[1-5][0-9]|6[0-3]", re.ASCII)
+TILE_WIDTH_PARTIAL_MAX = 255
+INDEX_MAX = 2**48
+
+
+def tile_path(index: int, width: int | None = None) -> str:
+    """`x001/x234/067`, and `.p/112` after it if the tile is not full."""
+    parts = [f"{index % 1000:03}"]
+    while index := index // 1000:
+        parts.append(f"x{index % 1000:03}")
+    return "/".join(reversed(parts)) + (f".p/{width}" if width else "")
+
+
+def parse_tile_path(path: str) -> tuple[int, int | None] | None:
+    """The index, and the width if it is a partial one's; `None` if this is no such path."""
+    found = _TILE_PATH.fullmatch(path)
+    if found is None or len(path) > 50:
+        return None
+    index = int(found[1].replace("x", "").replace("/", "") + found[2])
+    width = None if found[3] is None else int(found[3])
+    is_one_way = path == tile_path(index, width)  # `x000/` before it would be another
+    if not is_one_way or index > INDEX_MAX or (width or 0) > TILE_WIDTH_PARTIAL_MAX:
+        return None
+    return index, width
+
+
+def parse_level(text: str) -> int | None:
+    return int(text) if _LEVEL.fullmatch(text) else None
+
+
+def bundle(entries: Iterable[bytes]) -> bytes:
+    """Entries as an entry bundle: each after its length in two bytes."""
+    return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
+
+
+def unbundled(encoded: bytes) -> list[bytes]:
+    """The entries of a bundle. Raises `InvalidNote`."""
+    entries, place = [], 0
+    while place < len(encoded):
+        end = place + 2 + int.from_bytes(encoded[place : place + 2], "big")
+        entries.append(encoded[place + 2 : end])
+        place = end
+    if place != len(encoded):
+        raise InvalidNote("the bundle breaks off")
+    return entries

@@ -1,0 +1,115 @@
+"""Witnessing: stating that a log has not contradicted what was seen of it before.
+
+The rules and bytes of C2SP tlog-witness. A witness keeps the last checkpoint of each log that it
+knows, and cosigns a later one only with the proof that it begins with that.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .errors import Forbidden, InvalidRequest, NotFound
+from .merkle import (
+    EMPTY_ROOT,
+    HASH_BYTES,
+    PROOF_LENGTH_MAX,
+    InvalidProof,
+    check_consistency,
+)
+from .notes import SIZE_MAX, Checkpoint, InvalidNote, Note, Verifier
+
+_OLD = re.compile(r"old (0|[1-9][0-9]{0,18})", re.ASCII)
+
+
+class UnknownLog(NotFound):
+    """This witness does not know the log of that origin."""
+
+    code = "unknown-log"
+
+
+class UntrustedCheckpoint(Forbidden):
+    """No key that is trusted for this origin has signed the checkpoint."""
+
+    code = "untrusted-checkpoint"
+
+
+class InconsistentCheckpoint(InvalidRequest):
+    """The proof does not show that the log begins with what was seen of it."""
+
+    code = "inconsistent-checkpoint"
+
+
+class OtherSize(Exception):
+    """What was seen last of the log is of another size, or has another root at this one."""
+
+    def __init__(self, size: int):
+        super().__init__(f"the last checkpoint that was cosigned has the size {size}")
+        self.size = size
+
+
+class AddCheckpoint(NamedTuple):
+    """What is asked of a witness."""
+
+    old: int
+    proof: list[bytes]
+    note: Note
+
+    @property
+    def encoded(self) -> bytes:
+        lines = [f"old {self.old}\n", *(f"{b64encode(hash).decode()}\n" for hash in self.proof)]
+        return "".join(lines).encode() + b"\n" + self.note.encoded
+
+    @classmethod
+    def parse(cls, body: bytes) -> AddCheckpoint:
+        """Raises `InvalidRequest`."""
+        head, blank, note = body.partition(b"\n\n")
+        first, *lines = head.decode("ascii", "replace").split("\n")
+        old = _OLD.fullmatch(first)
+        if not blank or old is None or int(old[1]) > SIZE_MAX or len(lines) > PROOF_LENGTH_MAX:
+            raise InvalidRequest("the body is `old N`, lines of a proof, an empty line and a note")
+        try:
+            proof = [b64decode(line, validate=True) for line in lines]
+            if any(len(hash) != HASH_BYTES for hash in proof):
+                raise InvalidRequest("a line of the proof is a hash of 32 bytes in base64")
+            return cls(int(old[1]), proof, Note.parse(note))
+        except ValueError as exc:
+            raise InvalidRequest(str(exc)) from exc
+
+
+def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoint:
+    """The checkpoint, if one of the keys that are trusted for its origin has signed it.
+
+    Raises `InvalidRequest`, `UnknownLog` or `UntrustedCheckpoint`.
+    """
+    try:
+        checkpoint = Checkpoint.parse(asked.note.text)
+    except InvalidNote as exc:
+        raise InvalidRequest(str(exc)) from exc
+    of_origin = [verifier for verifier in trusted if verifier.name == checkpoint.origin]
+    if not of_origin:
+        raise UnknownLog(f"there is no key for {checkpoint.origin!r}")
+    try:
+        is_signed = bool(asked.note.verified_by(of_origin))
+    except InvalidNote:
+        is_signed = False
+    if not is_signed:
+        raise UntrustedCheckpoint
+    if asked.old > checkpoint.size:
+        raise InvalidRequest(f"old {asked.old} is more than {checkpoint.size}")
+    return checkpoint
+
+
+def check_follows(asked: AddCheckpoint, checkpoint: Checkpoint, last: Checkpoint | None) -> None:
+    """Raises `OtherSize` or `InconsistentCheckpoint`, unless it follows the last that was seen."""
+    seen = Checkpoint(checkpoint.origin, 0, EMPTY_ROOT) if last is None else last
+    if asked.old != seen.size:
+        raise OtherSize(seen.size)
+    if checkpoint.size == seen.size and checkpoint.root != seen.root:
+        raise OtherSize(seen.size)
+    try:
+        check_consistency(seen.size, seen.root, checkpoint.size, checkpoint.root, asked.proof)
+    except InvalidProof as exc:
+        raise InconsistentCheckpoint(str(exc)) from exc

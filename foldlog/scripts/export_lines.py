@@ -1,0 +1,57 @@
+"""An exported log, line by line: a header, and each event with the salt of its commitments.
+
+{"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
+{"salt":"<64 hex digits>","event":{"seq":1, ...}}
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import unhexlify
+from typing import Literal
+
+import msgspec
+
+from ..domain.audit import Evidence
+from ..domain.events import LogEntry
+from ..infrastructure.postgres.transfer import InvalidExport
+
+
+class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
+    version: Literal[1]
+    space: str
+    log: str
+    head: int
+
+
+class Line(msgspec.Struct):
+    salt: str
+    event: msgspec.Raw
+
+
+_decode_line = msgspec.json.Decoder(Line).decode
+#: A line as we write it, which is taken apart without being parsed.
+_LINE = re.compile(rb'\{"salt":"([0-9a-f]*)","event":(\{.*\})\}\n?', re.DOTALL)
+
+
+def line_of(entry: LogEntry) -> bytes:
+    return b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
+
+
+def read_header(line: bytes) -> Header:
+    try:
+        return msgspec.json.decode(line, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise InvalidExport(f"line 1 is not the header of an export: {exc}") from exc
+
+
+def evidence_of(line: bytes, number: int) -> Evidence:
+    ours = _LINE.fullmatch(line)
+    try:
+        if ours is not None:
+            # That this is an event, and nothing besides, is found out when it is hashed.
+            return Evidence(ours[2], unhexlify(ours[1]))
+        found = _decode_line(line)
+        return Evidence(bytes(found.event), bytes.fromhex(found.salt))
+    except (ValueError, msgspec.MsgspecError) as exc:
+        raise InvalidExport(f"line {number}: {exc}") from exc

@@ -1,0 +1,227 @@
+"""Verifiers that nobody here wrote, and the small one of the docs, against ours.
+
+They must accept what is right, and reject a flipped byte, an event that is missing, moved or
+added, and a tail that was cut.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foldlog.api.app import create_app
+from foldlog.domain.merkle import check_consistency
+from foldlog.domain.notes import tile_path, unbundled
+from foldlog.domain.proofs import leaf_hash
+from tests.integration.test_verify import audited, change, members, rewritten  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+GOCODE = Path("/usr/share/gocode")
+has_go = shutil.which("go") and (GOCODE / "src/golang.org/x/mod/sumdb/tlog").exists()
+needs_go = pytest.mark.skipif(
+    not has_go, reason="needs Go: apt-get install golang-go golang-golang-x-mod-dev"
+)
+
+
+@pytest.fixture(scope="session")
+def checker(tmp_path_factory):
+    """The program in tests/proofs_go, built once."""
+    folder = tmp_path_factory.mktemp("go")
+    env = {
+        **os.environ,
+        "GO111MODULE": "off",
+        "GOPATH": str(GOCODE),
+        "GOFLAGS": "-mod=mod",
+        "GOCACHE": str(folder / "cache"),
+    }
+    program = folder / "check"
+    source = ROOT / "tests/proofs_go/check.go"
+    subprocess.run(["go", "build", "-o", program, source], env=env, check=True)
+    return program
+
+
+@pytest.fixture
+def mirror(audited):  # noqa: F811
+    """A copy of all that the service publishes, as a mirror fetches it."""
+    parts = audited.stores
+    app = create_app(store=parts.log, master=parts.master, ready=dict, tree=parts.proofs)
+    client = app.test_client()
+    folder = audited.folder / "mirror"
+
+    def fetch(path: str) -> None:
+        answer = client.get(f"/v1/spaces/s/{path}")
+        assert answer.status_code == 200, answer.text
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(answer.data)
+
+    def fetch_all() -> None:
+        fetch("checkpoint")
+        size = parts.proofs.tree("s").size
+        for start in range(0, size, 256):
+            width = min(256, size - start)
+            path = tile_path(start // 256, None if width == 256 else width)
+            fetch(f"tile/0/{path}")
+            fetch(f"tile/entries/{path}")
+        fetch(f"tile/1/{tile_path(0, size // 256)}")
+
+    fetch_all()
+    return folder, fetch_all
+
+
+def go(checker, audited, folder: Path, *, kept: bool = True) -> subprocess.CompletedProcess:  # noqa: F811
+    words = [audited.folder / "kept"] if kept else []
+    return subprocess.run(
+        [checker, folder, audited.vkey, *words], capture_output=True, text=True, check=False
+    )
+
+
+@needs_go
+def test_go_accepts_what_is_right(checker, audited, mirror):  # noqa: F811
+    """Each of 440 entries by a proof made from our tiles, and the consistency with 40."""
+    assert go(checker, audited, mirror[0]).stdout == "ok 440\n"
+
+
+@needs_go
+def test_go_rejects_a_flipped_byte_anywhere(checker, audited, mirror):  # noqa: F811
+    """In every file, at places chosen by chance."""
+    folder, _ = mirror
+    rng = random.Random(1)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = file.read_bytes()
+        for place in rng.sample(range(len(data)), 8):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            done = go(checker, audited, folder)
+            assert done.returncode, (file, place)
+        file.write_bytes(data)
+    assert go(checker, audited, folder).returncode == 0
+
+
+@needs_go
+@pytest.mark.parametrize("how", ["removed", "reordered", "inserted"])
+def test_go_rejects_other_events(checker, audited, mirror, how):  # noqa: F811
+    """Under the same signature."""
+    folder, _ = mirror
+    file = folder / "tile/entries/000"
+    entries = unbundled(file.read_bytes())
+    if how == "removed":
+        del entries[7]
+    elif how == "reordered":
+        entries[7], entries[8] = entries[8], entries[7]
+    else:
+        entries.insert(7, entries[7])
+    file.write_bytes(b"".join(len(e).to_bytes(2, "big") + e for e in entries))
+    done = go(checker, audited, folder)
+    assert done.returncode == 1 and "WRONG" in done.stdout
+
+
+@needs_go
+def test_go_rejects_a_log_that_lost_its_tail(checker, audited, mirror):  # noqa: F811
+    """A shorter log, rightly signed, against a checkpoint that was kept."""
+    folder, _ = mirror
+    newer = (folder / "checkpoint").read_bytes()
+    older = (audited.folder / "kept").read_bytes()
+    (folder / "checkpoint").write_bytes(older)
+    (audited.folder / "kept").write_bytes(newer)
+    done = go(checker, audited, folder)
+    assert done.returncode == 1 and done.stdout
+
+
+def test_pymerkle_makes_the_same_tree(audited, mirror):  # noqa: F811
+    """Another RFC 9162 in Python: the same roots, and its proofs are proofs to us."""
+    pymerkle = pytest.importorskip("pymerkle", reason="needs pymerkle: pip install pymerkle")
+    folder, _ = mirror
+    leaves = [
+        entry
+        for file in ("tile/entries/000", "tile/entries/001.p/184")
+        for entry in unbundled((folder / file).read_bytes())
+    ]
+    tree = pymerkle.InmemoryTree(algorithm="sha256")
+    for leaf in leaves:
+        tree.append_entry(leaf)
+    proofs = audited.stores.proofs
+    for old in (1, 2, 40, 255, 256, 257, 440):
+        ours = proofs.consistency("s", old)
+        assert tree.get_state(old) == ours.old_root and tree.get_state(440) == ours.new_root
+        theirs = tree.prove_consistency(old, 440)
+        pymerkle.verify_consistency(ours.old_root, ours.new_root, theirs)
+        check_consistency(old, tree.get_state(old), 440, tree.get_state(440), ours.path)
+        theirs = tree.prove_inclusion(old, 440)
+        pymerkle.verify_inclusion(leaf_hash(leaves[old - 1]), ours.new_root, theirs)
+
+
+def small(audited, file: str, *words: str) -> subprocess.CompletedProcess:  # noqa: F811
+    script = ROOT / "docs/verify_log.py"
+    return subprocess.run(
+        [sys.executable, "-I", script, file, "--key", audited.vkey, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_small_verifier_accepts_what_is_right(audited):  # noqa: F811
+    """And keeps the checkpoint for the next time."""
+    file, kept = audited.archive(), str(audited.folder / "kept")
+    done = small(audited, file, "--checkpoint", kept, "--save", str(audited.folder / "new"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "440 events" in done.stdout and "all is well" in done.stdout
+    assert small(audited, file, "--checkpoint", str(audited.folder / "new")).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned"]
+)
+def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
+    """With the same checkpoint in the archive, or without one."""
+    parts = dict(members(audited.archive("log.tar")))
+    name = "events/000000000101.jsonl"
+    lines = parts[name].split(b"\n")
+    if how == "flipped":
+        lines[5] = lines[5].replace(b'"n":', b'"m":')
+    elif how == "salt":
+        lines[5] = re.sub(rb'"salt":"(.)', lambda m: b'"salt":"%x' % (int(m[1], 16) ^ 1), lines[5])
+    elif how == "removed":
+        del lines[5]
+    elif how == "reordered":
+        lines[5], lines[6] = lines[6], lines[5]
+    elif how == "inserted":
+        lines.insert(5, lines[5])
+    parts[name] = b"\n".join(lines)
+    if how == "cut":
+        parts = {n: data for n, data in parts.items() if n < "events/000000000400" or n[0] == "c"}
+    elif how == "unsigned":
+        del parts["checkpoint"]
+    done = small(audited, rewritten(str(audited.folder / "bad.tar"), list(parts.items())))
+    assert done.returncode == 1 and "WRONG" in done.stderr, done.stderr
+
+
+def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
+    """An archive of less than what was kept, and rightly signed."""
+    older = audited.folder / "kept"
+    newer = audited.stores.proofs.checkpoint("s")
+    parts = [part for part in members(audited.archive("log.tar")) if "tile" not in part[0]]
+    cut = [
+        (name, older.read_bytes() if name == "checkpoint" else data)
+        for name, data in parts
+        if name < "events/000000000201" or not name.startswith("events")
+    ]
+    file = rewritten(str(audited.folder / "cut.tar"), cut)
+    assert small(audited, file).returncode == 0
+    older.write_bytes(newer)
+    done = small(audited, file, "--checkpoint", str(older))
+    assert done.returncode == 1 and "the log ends at 200" in done.stderr
+
+
+def test_the_small_verifier_is_small():
+    """About a hundred lines, and nothing of ours."""
+    text = (ROOT / "docs/verify_log.py").read_text("utf-8")
+    assert len(text.splitlines()) < 150
+    imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
+    assert set(imported) - set(sys.stdlib_module_names) == {"cryptography"}

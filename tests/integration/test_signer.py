@@ -1,0 +1,243 @@
+"""The signer never contradicts itself, whatever becomes of the database."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+from click.testing import CliRunner
+
+from foldlog.domain.merkle import check_consistency
+from foldlog.domain.notes import Verifier, opened, origin_of
+from foldlog.domain.ports import RangeQuery
+from foldlog.infrastructure import signer as signer_module
+from foldlog.infrastructure.keys import KeysUnusable, make_keys, read_keys, rotate_keys
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.status import checkpoints, gauges
+from foldlog.infrastructure.postgres.transfer import Importer
+from foldlog.infrastructure.signer import CheckpointSigner
+from foldlog.scripts.main import cli
+from tests.conftest import PostgresStores, create_database
+from tests.helpers import changeset, push_of, put
+
+ORIGIN = "foldlog.test"
+
+
+@pytest.fixture
+def keys(tmp_path):
+    make_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def sign(keys, tmp_path, monkeypatch):
+    """Signs what there is to sign of some stores, as a process that has just started."""
+    monkeypatch.setattr(signer_module, "RETRY_SECONDS", 0)
+
+    def sign(stores: PostgresStores) -> int:
+        stores.grow_trees()
+        last = tmp_path / "checkpoints"
+        return CheckpointSigner(stores.proofs, keys=keys, last=last, origin=ORIGIN).sign_all()
+
+    return sign
+
+
+def push(stores: PostgresStores, count: int, space: str = "s") -> None:
+    stores.push(space, push_of(*[changeset(put(str(n), n=n)) for n in range(count)]))
+
+
+def published(stores: PostgresStores, keys, space: str = "s"):
+    """The checkpoint, verified as an auditor does who has the keys."""
+    origin = origin_of(ORIGIN, space, stores.proofs.tree(space).log)
+    ring = read_keys(keys)
+    return opened(stores.proofs.checkpoint(space), ring.verifiers(origin), origin=origin)
+
+
+def copy_of(stores: PostgresStores, source: PostgresStores) -> None:
+    """Restores a backup of `source`: the same log, as it was then."""
+    page = source.range_after("s", RangeQuery(0, 1))
+    entries = source.entries("s", through=page.head)
+    Importer(stores.datastore).run("s", page.log, entries)
+
+
+@pytest.fixture
+def restored(cluster):
+    """The stores of another database."""
+    with Datastore(create_database(cluster)[0]) as datastore:
+        yield PostgresStores(datastore)
+
+
+def test_what_is_signed_can_be_checked(stores, sign, keys):
+    """One checkpoint after another, each beginning with the one before; then there is no more."""
+    push(stores, 5)
+    assert sign(stores) == 1
+    first, _ = published(stores, keys)
+    push(stores, 300)
+    assert (sign(stores), sign(stores)) == (1, 0)
+    second, _ = published(stores, keys)
+    assert (first.size, second.size) == (5, 305)
+    proof = stores.proofs.consistency("s", 5, 305)
+    check_consistency(5, first.root, 305, second.root, proof.path)
+
+
+def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkeypatch):
+    """A kill in between leaves the file; what is published later is the very same."""
+    push(stores, 5)
+
+    class Killed(BaseException):
+        """Not an Exception: like a kill, nothing handles it."""
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.proofs, "publish", dies)
+        with pytest.raises(Killed):
+            sign(stores)
+    (file,) = (tmp_path / "checkpoints" / "s").iterdir()
+    sign(stores)
+    assert stores.proofs.checkpoint("s") == file.read_bytes()
+
+
+def test_an_older_backup_is_not_signed(stores, restored, sign, keys):
+    """
+    Signed up to 10, restored to 6, and other events since: neither while it is shorter nor when
+    it is longer again; and with an alarm each time.
+    """
+    push(stores, 6)
+    copy_of(restored, stores)
+    push(stores, 4)
+    sign(stores)
+
+    assert sign(restored) == 0
+    (line,) = checkpoints(restored.datastore, "s")
+    assert (line.alarm, line.size) == ("log-shrunk", 0)
+    push(restored, 9)
+    assert sign(restored) == 0
+    (line,) = checkpoints(restored.datastore, "s")
+    assert line.alarm == "log-forked" and "10 events that were signed" in line.alarm_detail
+    by_name = {gauge.name: gauge.value for gauge in gauges(restored.datastore)}
+    assert by_name["foldlog_signing_stopped_spaces"] == 1
+
+    push(restored, 3, space="other")
+    assert sign(restored) == 1, "other spaces go on"
+
+
+def test_the_same_log_goes_on_after_a_restore(stores, restored, sign, keys):
+    """A backup that is not older than what was signed is that log."""
+    push(stores, 6)
+    sign(stores)
+    copy_of(restored, stores)
+    push(restored, 2)
+    assert sign(restored) == 1
+    assert published(restored, keys)[0].size == 8
+
+
+def test_an_alarm_ends_when_its_cause_does(stores, sign, keys):
+    """Here: somebody changed a tile, and changed it back."""
+    push(stores, 6)
+    sign(stores)
+    change = "UPDATE tiles SET hashes = set_byte(hashes, 5, 255 - get_byte(hashes, 5))"
+    for code in ("log-forked", None):
+        with stores.datastore.committed() as cursor:
+            cursor.execute(change)
+        push(stores, 1)
+        sign(stores)
+        assert checkpoints(stores.datastore, "s")[0].alarm == code
+    assert published(stores, keys)[0].size == 8
+
+
+def test_a_declared_fork_is_another_log(stores, restored, sign, keys, tmp_path):
+    """The admin's way out: another id, another origin, and the old file stays."""
+    push(stores, 6)
+    sign(stores)
+    push(restored, 3)
+    with restored.datastore.committed() as cursor:
+        log = stores.proofs.tree("s").log
+        cursor.execute("UPDATE spaces SET log = %s", (log,))
+    assert sign(restored) == 0
+    url = restored.datastore.url
+    told = CliRunner().invoke(cli, ["fork", "s", "--yes", "--database-url", url])
+    assert told.exit_code == 0, told.output
+    assert sign(restored) == 1
+    assert published(restored, keys)[0].size == 3
+    assert len(list((tmp_path / "checkpoints" / "s").iterdir())) == 2
+
+
+def test_a_damaged_file_stops_it(stores, sign, tmp_path):
+    """What was signed last is not known, so nothing is."""
+    push(stores, 6)
+    sign(stores)
+    (file,) = (tmp_path / "checkpoints" / "s").iterdir()
+    file.write_bytes(file.read_bytes().replace(b"\n6\n", b"\n5\n"))
+    push(stores, 1)
+    assert sign(stores) == 0
+    assert checkpoints(stores.datastore, "s")[0].alarm == "last-checkpoint-unusable"
+
+
+def test_a_rotated_key_signs_and_the_old_one_verifies(stores, sign, keys):
+    """What was signed stays signed; the old private key is gone."""
+    push(stores, 6)
+    sign(stores)
+    before, old = stores.proofs.checkpoint("s"), read_keys(keys).verifiers("x")[0]
+    ring = rotate_keys(keys)
+    assert [v.public for v in ring.verifiers("x")][1] == old.public
+    assert ring.log[0].private is None and ring.log[0].retired_at
+    push(stores, 1)
+    assert sign(stores) == 1
+    _, note = published(stores, keys)
+    origin = origin_of(ORIGIN, "s", stores.proofs.tree("s").log)
+    assert note.verified_by([Verifier(origin, old.public)]) == []
+    assert opened(before, ring.verifiers(origin))[0].size == 6
+
+
+def test_without_a_key_nothing_is_signed(stores, tmp_path):
+    """Tiles and proofs are there all the same."""
+    push(stores, 6)
+    stores.grow_trees()
+    signer = CheckpointSigner(
+        stores.proofs, keys=tmp_path / "none", last=tmp_path / "last", origin=ORIGIN
+    )
+    assert signer.sign_all() == 0
+    assert stores.proofs.inclusion("s", 3).size == 6
+
+
+def test_two_signers_sign_one_after_another(stores, sign, keys, tmp_path):
+    """Whoever comes while another is at it passes the space over."""
+    push(stores, 6)
+    stores.grow_trees()
+    with stores.proofs.signing("s") as is_ours:
+        assert is_ours
+        assert sign(stores) == 0
+    assert sign(stores) == 1
+
+
+def test_the_file_of_keys_is_its_owner_s_alone(keys):
+    """One that others could read is not used."""
+    file = keys / "keys.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert make_keys(keys) == read_keys(keys), "what is there is kept"
+    file.chmod(0o644)
+    with pytest.raises(KeysUnusable, match="chmod 600"):
+        read_keys(keys)
+
+
+def test_keys_as_commands(stores, tmp_path):
+    """new, list, rotate, show; a second `new` is refused."""
+
+    def run(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(cli, ["keys", *words])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    folder = str(tmp_path / "deep" / "keys")
+    run("new", "--keys", folder)
+    run("new", "--keys", folder, code=3)
+    run("rotate", "--keys", folder)
+    listed = run("list", "--keys", folder).splitlines()
+    assert [line.split()[0] for line in listed] == ["log", "log", "witness"]
+    assert "private" not in run("list", "--json", "--keys", folder)
+    push(stores, 1)
+    shown = run("show", "s", "--keys", folder, "--database-url", stores.datastore.url)
+    vkeys = [Verifier.parse(line) for line in shown.split()]
+    assert len(vkeys) == 2 and vkeys[0].name.startswith("foldlog.local/spaces/s/")

@@ -1,0 +1,246 @@
+"""`foldlog verify`: what is right passes from every source; what is not is found."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from threading import Thread
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from werkzeug.serving import make_server
+
+from foldlog.api.app import create_app
+from foldlog.domain.notes import Signer
+from foldlog.infrastructure.keys import make_keys, read_keys
+from foldlog.infrastructure.signer import CheckpointSigner
+from foldlog.scripts import archive as archive_module
+from foldlog.scripts.main import cli
+from tests.helpers import changeset, push_of, put
+from tests.integration.test_projector import random_history
+
+KEPT = 40
+
+
+@pytest.fixture
+def audited(stores, tmp_path, monkeypatch):
+    """A signed log of more than a tile, and what an auditor has of it: a key, an old checkpoint."""
+    monkeypatch.setenv("FOLDLOG_DATA", str(tmp_path))
+    monkeypatch.setattr(archive_module, "PART_EVENTS", 100)
+    make_keys(tmp_path / "keys")
+    audited = Audited(stores, tmp_path)
+    random_history(stores, "s", seed=1, pushes=KEPT)
+    audited.sign()
+    (tmp_path / "kept").write_bytes(stores.proofs.checkpoint("s"))
+    stores.push("s", push_of(*[changeset(put(str(n), n=n, text="\u2028\r")) for n in range(400)]))
+    audited.sign()
+    return audited
+
+
+class Audited:
+    def __init__(self, stores, folder):
+        self.stores, self.folder = stores, folder
+
+    def sign(self) -> None:
+        self.stores.project()
+        self.stores.grow_trees()
+        CheckpointSigner(
+            self.stores.proofs,
+            keys=self.folder / "keys",
+            last=self.folder / "checkpoints",
+            origin="foldlog.local",
+        ).sign_all()
+
+    @property
+    def vkey(self) -> str:
+        log = self.stores.proofs.tree("s").log
+        return read_keys(self.folder / "keys").verifiers(f"foldlog.local/spaces/s/{log}")[0].vkey
+
+    def run(self, *words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(cli, list(words))
+        assert result.exit_code == code, result.output
+        return result.output
+
+    def verify(self, *words: str, code: int = 0, trusting: bool = False) -> str:
+        known = () if trusting else ("--key", self.vkey, "--checkpoint", str(self.folder / "kept"))
+        url = (
+            ()
+            if {"--file", "--url"} & set(words)
+            else ("s", "--database-url", self.stores.datastore.url)
+        )
+        return self.run("verify", *url, *words, *known, code=code)
+
+    def archive(self, name: str = "log.tar.gz") -> str:
+        file = str(self.folder / name)
+        self.run("export", "s", "--archive", "-o", file, "--database-url",
+                 self.stores.datastore.url)  # fmt: skip
+        return file
+
+
+def test_a_right_log_passes_from_the_database(audited):
+    """Hashes, signature, kept checkpoint, tiles, and the master table."""
+    told = audited.verify("--save", str(audited.folder / "new"))
+    for finding in ("440 events", "signed by", "kept checkpoint", "tiles", "master table"):
+        assert finding in told
+    assert (audited.folder / "new").read_bytes() == audited.stores.proofs.checkpoint("s")
+    assert "which proves little" in audited.verify(trusting=True)
+
+
+def test_it_passes_from_a_running_service(audited):
+    """Over HTTP, with nothing but what any client may ask."""
+    parts = audited.stores
+    ring = read_keys(audited.folder / "keys")
+
+    def verifiers(space):
+        return ring.verifiers(f"foldlog.local/spaces/{space}/{parts.proofs.tree(space).log}")
+
+    app = create_app(store=parts.log, master=parts.master, ready=dict, tree=parts.proofs,
+                     verifiers=verifiers)  # fmt: skip
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        told = audited.verify("s", "--url", url)
+        assert "440 events" in told and "master table is the fold" in told
+        assert "400 events" in audited.verify("s", "--url", url, "--from", "41")
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["log.tar", "log.tar.gz"])
+def test_it_passes_from_an_archive(audited, name):
+    """Without any service; and an export of lines does, as far as it can."""
+    told = audited.verify("--file", audited.archive(name))
+    assert "440 events" in told and "tiles are of these events" in told
+    lines = str(audited.folder / "log.jsonl.gz")
+    audited.run("export", "s", "-o", lines, "--database-url", audited.stores.datastore.url)
+    assert "not signed" in audited.verify("--file", lines)
+
+
+def test_an_archive_is_imported_byte_for_byte(audited):
+    """Into an empty space: the same events, salts, and so the same root."""
+    file, url = audited.archive(), audited.stores.datastore.url
+    audited.run("import", file, "--space", "t", "--database-url", url)
+    parts = audited.stores
+    assert list(parts.entries("t", through=440)) == list(parts.entries("s", through=440))
+    parts.grow_trees()
+    assert parts.proofs.consistency("t", 40) == parts.proofs.consistency("s", 40)
+
+
+def test_it_goes_on_where_it_was(audited):
+    """By its state, or from any seq on by the tiles; either is proven by the signed root."""
+    state = str(audited.folder / "state")
+    assert "100 events" in audited.verify("--state", state, "--to", "100")
+    assert "340 events" in audited.verify("--state", state)
+    assert "0 events" in audited.verify("--state", state)
+    audited.stores.push("s", push_of(changeset(put("x"))))
+    audited.sign()
+    assert "1 events" in audited.verify("--state", state)
+    assert "42 events" in audited.verify("--from", "400")
+    assert json.loads((audited.folder / "state").read_text())["place"]["seq"] == 441
+    file = audited.archive()
+    (audited.folder / "state").unlink()
+    told = audited.verify("--file", file, "--state", state, "--to", "300")
+    assert "not compared with the signed checkpoint" in told
+    assert "141 events" in audited.verify("--file", file, "--state", state)
+
+
+def change(audited, statement: str) -> None:
+    """Past all our code, as who owns the disk can."""
+    with psycopg.connect(audited.stores.datastore.url) as conn:
+        conn.execute("ALTER TABLE events DISABLE TRIGGER events_are_append_only")
+        conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
+        conn.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"n\":7,', "
+         "'\"n\":8,'), 'UTF8') WHERE originator_version = 48", "seq 48: the operations"),
+        ("UPDATE events SET salt = set_byte(salt, 3, 255 - get_byte(salt, 3)) "
+         "WHERE originator_version = 99", "seq 99: the operations"),
+        ("UPDATE events SET ops_hash = set_byte(ops_hash, 3, 255 - get_byte(ops_hash, 3)) "
+         "WHERE originator_version = 99", "seq 99: the operations"),
+        ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"base\":0', "
+         "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "first 440 events have another"),
+        ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '2026-', "
+         "'2025-'), 'UTF8') WHERE originator_version = 300", "seq 300: received at 2025"),
+        ("DELETE FROM events WHERE originator_version = 77", "seq 77: here comes 78: a hole"),
+        ("DELETE FROM events WHERE originator_version = 440", "seq 440: the events end here"),
+        ("DELETE FROM events WHERE originator_version > 438; UPDATE spaces SET head = 438",
+         "the log ends at seq 438; the signed checkpoint has 440"),
+        ("DELETE FROM events WHERE originator_version > 30; UPDATE spaces SET head = 30; "
+         "DELETE FROM checkpoints", "the log ends at seq 30; the kept checkpoint has 40"),
+        ("UPDATE events SET originator_version = originator_version + 10000 "
+         "WHERE originator_version IN (50, 51); UPDATE events SET originator_version = "
+         "CASE originator_version WHEN 10050 THEN 51 ELSE 50 END "
+         "WHERE originator_version > 10000", "seq 50: here comes 51"),
+        ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
+         "WHERE number = 1", "the tiles have another root"),
+        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "the master table has"),
+        ("DELETE FROM records WHERE id = '7'", "the master table lacks"),
+        ("UPDATE spaces SET log = gen_random_uuid(); "
+         "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found(audited, statement, told):
+    """With the first seq, and exit code 1."""
+    change(audited, statement)
+    said = " ".join(audited.verify(code=1).split())
+    assert told in said, said
+
+
+def test_a_signature_of_somebody_else_does_not_count(audited):
+    """Nor is a checkpoint of another log one of this."""
+    other = Signer(audited.vkey.partition("+")[0], b"x" * 32).verifier().vkey
+    url = audited.stores.datastore.url
+    told = audited.run("verify", "s", "--database-url", url, "--key", other, code=1)
+    assert "no known key" in told
+
+
+def members(file: str) -> list[tuple[str, bytes]]:
+    with tarfile.open(file) as tar:
+        return [(m.name, tar.extractfile(m).read()) for m in tar]
+
+
+def rewritten(file: str, parts: list[tuple[str, bytes]]) -> str:
+    with tarfile.open(file, "w") as tar:
+        for name, data in parts:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+@pytest.mark.parametrize("part", ["events/000000000101.jsonl", "tile/0/000", "tile/1/000.p/1",
+                                  "tile/0/001.p/184", "checkpoint"])  # fmt: skip
+def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
+    """A few places of each part."""
+    parts = members(audited.archive("log.tar"))
+    assert part in dict(parts), [name for name, _ in parts]
+    data = dict(parts)[part]
+    for place in range(0, len(data), max(1, len(data) // 17)):
+        if data[place : place + 1].isspace():
+            continue
+        flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        changed = [(name, flipped if name == part else found) for name, found in parts]
+        file = rewritten(str(audited.folder / "bad.tar"), changed)
+        result = CliRunner().invoke(cli, ["verify", "--file", file, "--key", audited.vkey])
+        assert result.exit_code in (1, 3), (place, result.output)
+
+
+def test_parts_that_are_missing_from_an_archive(audited):
+    """Events, tiles, the end."""
+    parts = members(audited.archive("log.tar"))
+    for missing in ("events/000000000101.jsonl", "tile/0/000", "tile/0/001.p/184", "log.json"):
+        file = rewritten(
+            str(audited.folder / "bad.tar"), [part for part in parts if part[0] != missing]
+        )
+        result = CliRunner().invoke(cli, ["verify", "--file", file, "--key", audited.vkey])
+        assert result.exit_code in (1, 3), (missing, result.output)
+    whole = (audited.folder / "log.tar").read_bytes()
+    (audited.folder / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    audited.verify("--file", str(audited.folder / "cut.tar"), code=3)

@@ -1,0 +1,191 @@
+"""Two services witness each other; whoever forks is refused."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import httpx
+import pytest
+
+from foldlog.api.app import create_app
+from foldlog.domain.errors import InvalidRequest
+from foldlog.domain.notes import (
+    COSIGNATURE,
+    Checkpoint,
+    Note,
+    Signer,
+    Verifier,
+    opened,
+    origin_of,
+)
+from foldlog.domain.ports import RangeQuery
+from foldlog.domain.witness import AddCheckpoint
+from foldlog.infrastructure.keys import make_keys, read_keys
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.transfer import Importer
+from foldlog.infrastructure.signer import CheckpointSigner
+from foldlog.infrastructure.witness import Witness, Witnesses
+from tests.conftest import PostgresStores, create_database
+from tests.helpers import changeset, push_of, put
+
+
+class Party:
+    """A service: it signs its own log, is a witness of the other's, and asks that one."""
+
+    def __init__(self, name: str, stores: PostgresStores, folder):
+        self.name, self.stores, self.folder = name, stores, folder
+        make_keys(folder / "keys")
+        self.keys = read_keys(folder / "keys")
+        self.trusted: list[Verifier] = []
+        cosigner = self.keys.cosigner(f"{name}/witness")
+        self.verifier = cosigner.verifier(COSIGNATURE)
+        witness = Witness(folder / "witness", cosigner, self.trusted)
+        self.client = create_app(
+            store=stores.log,
+            master=stores.master,
+            ready=dict,
+            add_checkpoint=witness.add_checkpoint,
+        ).test_client()
+        self.push(3)
+
+    def push(self, count: int) -> None:
+        self.stores.push("s", push_of(*[changeset(put(str(n))) for n in range(count)]))
+        self.stores.grow_trees()
+
+    @property
+    def log(self) -> Verifier:
+        origin = origin_of(self.name, "s", self.stores.proofs.tree("s").log)
+        return self.keys.verifiers(origin)[0]
+
+    def post(self, url: str, content: bytes) -> httpx.Response:
+        answer = self.client.post(url, data=content)
+        return httpx.Response(answer.status_code, content=answer.data)
+
+    def sign(self, *witnesses: Party, stores: PostgresStores | None = None) -> None:
+        tree = (stores or self.stores).proofs
+        by_url = {f"http://{party.name}/v1/witness": party for party in witnesses}
+
+        def post(url: str, content: bytes) -> httpx.Response:
+            prefix, _, _ = url.rpartition("/")
+            return by_url[prefix].post("/v1/witness/add-checkpoint", content)
+
+        asked = [(party.verifier, url) for url, party in by_url.items()]
+        CheckpointSigner(
+            tree,
+            keys=self.folder / "keys",
+            last=self.folder / "checkpoints",
+            origin=self.name,
+            cosign=Witnesses(tree, asked, post=post),
+        ).sign_all()
+
+    def cosigned_by(self, party: Party) -> int | None:
+        """The size of the published checkpoint, if that party has cosigned it."""
+        checkpoint, note = opened(self.stores.proofs.checkpoint("s"), [self.log])
+        return checkpoint.size if note.verified_by([party.verifier]) else None
+
+
+@pytest.fixture
+def parties(cluster, tmp_path):
+    stores = [Datastore(create_database(cluster)[0]) for _ in range(2)]
+    with stores[0], stores[1]:
+        ada, bob = (
+            Party(name, PostgresStores(datastore), tmp_path / name)
+            for name, datastore in zip(("ada.test", "bob.test"), stores, strict=True)
+        )
+        ada.trusted.append(bob.log)
+        bob.trusted.append(ada.log)
+        yield ada, bob
+
+
+def test_two_services_witness_each_other(parties):
+    """Again and again, also after either has forgotten what the other has seen."""
+    ada, bob = parties
+    for size in (3, 5, 300):
+        for one, other in ((ada, bob), (bob, ada)):
+            if size > 3:
+                one.push(size - one.stores.proofs.tree("s").size)
+            one.sign(other)
+            assert one.cosigned_by(other) == size
+
+
+def test_a_fork_is_refused(parties, cluster):
+    """By the witness too: a log whose signer has lost its memory and its honesty."""
+    ada, bob = parties
+    page = ada.stores.range_after("s", RangeQuery(0, 1))
+    with Datastore(create_database(cluster)[0]) as datastore:
+        forked = PostgresStores(datastore)
+        entries = list(ada.stores.entries("s", through=2))
+        Importer(datastore).run("s", page.log, entries)
+        forked.push("s", push_of(*[changeset(put("other")) for _ in range(5)]))
+        forked.grow_trees()
+        ada.sign(bob)
+        for file in (ada.folder / "checkpoints" / "s").iterdir():
+            file.unlink()
+        ada.sign(bob, stores=forked)
+        _, note = opened(forked.proofs.checkpoint("s"), [ada.log])
+        assert note.verified_by([bob.verifier]) == []
+    assert ada.cosigned_by(bob) == 3
+
+
+def ask(ada: Party, bob: Party, old: int, size: int, **changed) -> tuple[int, str]:
+    """Asks bob by hand; returns status and body."""
+    signer = ada.keys.signer(changed.get("origin", ada.log.name))
+    found = ada.stores.proofs.consistency("s", old, size)
+    root = changed.get("root", found.new_root)
+    text = Checkpoint(signer.name, size, root).text
+    note = Note(text, [changed.get("signer", signer).sign(text)])
+    body = AddCheckpoint(old, changed.get("proof", found.path), note).encoded
+    answer = bob.client.post("/v1/witness/add-checkpoint", data=body)
+    if answer.status_code == 409:
+        assert answer.content_type == "text/x.tlog.size"
+    return answer.status_code, answer.text
+
+
+def test_every_answer_of_a_witness(parties):
+    """As tlog-witness lists them, in that order."""
+    ada, bob = parties
+    ada.push(7)
+    stranger = Signer(ada.log.name, b"x" * 32)
+    assert ask(ada, bob, 0, 4, origin="unknown.test/log")[0] == 404
+    assert ask(ada, bob, 0, 4, signer=stranger)[0] == 403
+    assert ask(ada, bob, 3, 4) == (409, "0\n")
+    assert ask(ada, bob, 0, 4, proof=[b"x" * 32])[0] == 422
+    status, line = ask(ada, bob, 0, 4)
+    assert status == 200 and line.startswith("— bob.test/witness ") and line.endswith("\n")
+    assert ask(ada, bob, 0, 8) == (409, "4\n")
+    assert ask(ada, bob, 4, 8, proof=[])[0] == 422
+    assert ask(ada, bob, 4, 4)[0] == 200, "the same again"
+    assert ask(ada, bob, 4, 4, root=b"x" * 32) == (409, "4\n")
+    assert ask(ada, bob, 4, 8)[0] == 200
+    assert ask(ada, bob, 4, 8) == (409, "8\n")
+    note = Note("x.test\n1\n" + b64encode(b"r" * 32).decode() + "\n", [stranger.sign("x")])
+    too_old = AddCheckpoint(9, [], Note(Checkpoint(ada.log.name, 4, b"r" * 32).text, []))
+    for body in (b"", b"old 1\n", b"old 01\n\n" + note.encoded, b"old 1\nAAAA\n\n" + note.encoded):
+        assert bob.client.post("/v1/witness/add-checkpoint", data=body).status_code == 400
+    assert too_old.encoded.startswith(b"old 9\n\n")
+    signer = ada.keys.signer(ada.log.name)
+    text = too_old.note.text
+    signed = AddCheckpoint(9, [], Note(text, [signer.sign(text)])).encoded
+    assert bob.client.post("/v1/witness/add-checkpoint", data=signed).status_code == 400
+    assert bob.client.post("/v1/witness/add-checkpoint", data=b"x" * 100_000).status_code == 413
+
+
+def test_a_request_is_what_the_specification_shows():
+    """Its own example, read and written."""
+    body = (
+        "old 20852014\n"
+        "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw=\n"
+        "jrJZDmY8Y7SyJE0MWLpLozkIVMSMZcD5kvuKxPC3swk=\n"
+        "\n"
+        "example.com/behind-the-sofa\n"
+        "20852163\n"
+        "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n"
+        "\n"
+        "— example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/"
+        "Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
+    ).encode()
+    asked = AddCheckpoint.parse(body)
+    assert (asked.old, len(asked.proof)) == (20852014, 2)
+    assert asked.encoded == body
+    with pytest.raises(InvalidRequest):
+        AddCheckpoint.parse(body.replace(b"old ", b"old  "))
