@@ -70,16 +70,35 @@ def operations_of(state):
     return header, parts
 
 
-def leaf_hash(seq, line):
-    """The hash of the leaf that an event is; nothing that was stored is believed."""
+def record_of(operation):
+    named = json.loads(operation)
+    return named["collection"], named["id"]
+
+
+def leaf_hash(seq, line, erased, owing):
+    """The hash of the leaf that an event is; nothing that was stored is believed.
+
+    Of erased operations only their commitments are left: `owing` are records of such ones, until
+    an event says that they were `erased`.
+    """
     salt, state = re.fullmatch(rb'\{"salt":"([0-9a-f]+)","event":(.*)\}', line, re.DOTALL).groups()
     check(state.startswith(b'{"seq":%d,' % seq), f"seq {seq} is missing, or in another place")
     salt = bytes.fromhex(salt.decode())
     header, operations = operations_of(state)
     commitments = b""
     for i, operation in enumerate(operations):
-        own_salt = hmac.digest(salt, i.to_bytes(4, "big"), "sha256")
-        commitments += hmac.digest(own_salt, operation, "sha256")
+        if len(salt) == 32:
+            own_salt = hmac.digest(salt, i.to_bytes(4, "big"), "sha256")
+        else:  # something was erased: a byte, and a salt for each operation that remains
+            own_salt = salt[1 + 32 * i : 33 + 32 * i]
+        stated = re.search(rb',"erased":"([0-9a-f]{64})"\}$', operation)
+        if stated and own_salt == bytes(32):
+            commitments += bytes.fromhex(stated[1].decode())
+            owing.add(record_of(operation))
+        else:
+            commitments += hmac.digest(own_salt, operation, "sha256")
+    if b'"kind":"record-erased"' in header:
+        erased.add(record_of(operations[0]))
     return sha256(b'\0%b,"ops_hash":"%b"}' % (header, sha256(commitments).hex().encode()))
 
 
@@ -105,7 +124,7 @@ def main():
     ask.add_argument("--checkpoint", help="a checkpoint that you kept")
     ask.add_argument("--save", help="where to keep this one")
     given = ask.parse_args()
-    claims, stack, seq, note = {}, [], 0, None
+    claims, stack, seq, note, erased, owing = {}, [], 0, None, set(), set()
     if given.checkpoint:
         kept_origin, size, root = open_checkpoint(Path(given.checkpoint).read_bytes(), given.key)
         claims[size] = [root]
@@ -122,13 +141,14 @@ def main():
             elif member.name.startswith("events/"):
                 for line in data.removesuffix(b"\n").split(b"\n"):
                     seq += 1
-                    add(stack, leaf_hash(seq, line))
+                    add(stack, leaf_hash(seq, line, erased, owing))
                     for root in claims.pop(seq, ()):
                         check(
                             root_of(stack) == root, f"the first {seq} events are not those signed"
                         )
     check(note is not None, "the archive has no checkpoint")
     check(not claims, f"the log ends at {seq}, before {sorted(claims)} events that were signed")
+    check(owing <= erased, f"values are gone that no event erased: {owing - erased}")
     if given.save:
         Path(given.save).write_bytes(note)
     print(f"{seq} events of {origin}, of which {signed} are signed: all is well")

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from . import proofs
-from .events import committed
+from .changesets import Key
+from .events import committed, decode_event
 from .merkle import Growth, InvalidProof, Tile, edge_tiles
 
 
@@ -40,6 +42,12 @@ class Place(msgspec.Struct):
     received_at: str = ""
     #: the unfinished tiles of the tree, from below, in hex
     edge: list[str] = []
+    #: the records that were erased so far
+    erased: list[Key] = []
+    #: those of which operations are erased though no event said so yet, each with the first seq
+    owing: list[tuple[Key, int]] = []
+    #: whether it was checked from the first event on: else an erasure may have been said before
+    is_from_first: bool = True
 
     @classmethod
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> Place:
@@ -49,7 +57,8 @@ class Place(msgspec.Struct):
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         Growth(seq, cut)
-        return cls(seq, "", [cut[tile].hex() for tile in edge_tiles(seq)])
+        edge = [cut[tile].hex() for tile in edge_tiles(seq)]
+        return cls(seq, "", edge, is_from_first=seq == 0)
 
 
 class LogAudit:
@@ -64,6 +73,9 @@ class LogAudit:
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
         self._growth = Growth(start.seq, edge)
         self._received_at = start.received_at
+        self._erased = set(start.erased)
+        self._owing = dict(start.owing)
+        self._is_from_first = start.is_from_first
 
     @property
     def seq(self) -> int:
@@ -76,7 +88,14 @@ class LogAudit:
 
     @property
     def place(self) -> Place:
-        return Place(self.seq, self._received_at, [tile.hex() for tile in self._growth.edge])
+        return Place(
+            self.seq,
+            self._received_at,
+            [tile.hex() for tile in self._growth.edge],
+            sorted(self._erased),
+            sorted(self._owing.items()),
+            self._is_from_first,
+        )
 
     def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
         """Checks the next events; returns the tiles that have changed. Raises `WrongEvent`.
@@ -99,6 +118,28 @@ class LogAudit:
                 self._growth.append(leaves)
                 why = str(exc) or "its salt has another length"
                 raise WrongEvent(expected, why) from exc
+            if b'"erased":"' in state or b'"kind":"record-erased"' in header:
+                self._note_erased(seq, state)
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
         return self._growth.append(leaves)
+
+    def check_erasures(self) -> None:
+        """At the end of a log: no value was taken out of it but by an erasure that it tells of.
+
+        An erased operation states its commitment, so its leaf is right whoever erased it; what
+        makes it an erasure is the `record-erased` event, which only an append can bring. Raises
+        `WrongEvent`.
+        """
+        if self._is_from_first and self._owing:
+            (collection, id), seq = min(self._owing.items(), key=lambda owing: owing[1])
+            raise WrongEvent(seq, f"values of {collection}/{id} are gone, and no event erased it")
+
+    def _note_erased(self, seq: int, state: bytes) -> None:
+        event = decode_event(state)
+        for op in event.ops:
+            if op.erased is not UNSET and op.key not in self._erased:
+                self._owing.setdefault(op.key, seq)
+        if event.erased_key is not None:
+            self._erased.add(event.erased_key)
+            self._owing.pop(event.erased_key, None)

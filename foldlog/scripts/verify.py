@@ -185,6 +185,8 @@ class Run:
                 self._note(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
+        if self.through == self._header.head:
+            audit.check_erasures()
         self._compare_tiles(audit)
         self._prove_earlier(audit, claims)
         if self._state is not None:

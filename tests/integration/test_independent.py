@@ -222,6 +222,6 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
 def test_the_small_verifier_is_small():
     """About a hundred lines, and nothing of ours."""
     text = (ROOT / "docs/verify_log.py").read_text("utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 160
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
     assert set(imported) - set(sys.stdlib_module_names) == {"cryptography"}

@@ -1,0 +1,63 @@
+"""Erasing beside proving: what was signed before still verifies, and only what the log tells of may
+be gone.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from foldlog.domain.audit import Evidence, LogAudit, WrongEvent
+from foldlog.domain.erasure import erased_entry
+from tests.helpers import changeset, push_of, put
+from tests.integration.test_independent import small
+from tests.integration.test_verify import audited  # noqa: F401
+
+
+@pytest.fixture
+def erased(audited):  # noqa: F811
+    """A record of the kept part of the log, and one that comes late without having seen that."""
+    stores = audited.stores
+    page = next(entry for entry in stores.entries("s", through=40) if entry.collections)
+    op = next(iter(json.loads(page.state)["ops"]))
+    audited.key = op["collection"], op["id"]
+    stores.erase("s", [audited.key], reason="asked to")
+    stores.push("s", push_of(changeset(put(op["id"], op["collection"], late="secret"))))
+    audited.sign()
+    return audited
+
+
+def test_every_check_passes_after_an_erasure(erased):
+    """With the checkpoint that was kept before it, from the database and from an archive."""
+    assert "442 events" in erased.verify()
+    file = erased.archive()
+    assert "442 events" in erased.verify("--file", file)
+    done = small(erased, file, "--checkpoint", str(erased.folder / "kept"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_it_passes_when_it_was_interrupted(erased):
+    """What was erased so far is part of the place to go on from."""
+    audit = LogAudit()
+    for entry in erased.stores.entries("s", through=442):
+        audit.check([Evidence(entry.state, entry.salt, entry.ops_hash)])
+        audit = LogAudit(audit.place)
+    audit.check_erasures()
+
+
+def test_values_that_are_gone_without_an_event_are_found(erased):
+    """Their commitments are right, and so all hashes are; but the log does not say so."""
+    entries = list(erased.stores.entries("s", through=442))
+    at, op = next(
+        (n, op)
+        for n, entry in enumerate(entries)
+        for op in json.loads(entry.state).get("ops", ())
+        if (op["collection"], op["id"]) != erased.key
+    )
+    entries[at] = erased_entry(entries[at], {(op["collection"], op["id"])})
+    audit = LogAudit()
+    audit.check(Evidence(entry.state, entry.salt, entry.ops_hash) for entry in entries)
+    with pytest.raises(WrongEvent, match="no event erased it") as found:
+        audit.check_erasures()
+    assert found.value.seq == at + 1
