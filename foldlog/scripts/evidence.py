@@ -51,6 +51,8 @@ class Source(ABC):
     vkeys: Sequence[str] = ()
     #: whether the tiles come with the events, and cannot be asked for
     carries_tiles = False
+    #: whether there is a master table beside the log
+    has_records = False
 
     @abstractmethod
     def batches(self, after: int, through: int) -> Iterator[Batch]:
@@ -60,12 +62,14 @@ class Source(ABC):
         """Of a tree of `header.head` events, as far as they are to be had."""
         return {}
 
-    def records(self, at_least: int) -> Iterator[dict[str, Any]] | None:
-        """Every record that ever was, as the master table has it now; `None` if there is none."""
-        return None
+    def records(self, at_least: int) -> Iterator[dict[str, Any]]:
+        """Every record that ever was, as the master table has it now."""
+        return iter(())
 
 
 class DatabaseSource(Source):
+    has_records = True
+
     def __init__(self, parts: Services, space: str):
         page = parts.store.range_after(space, RangeQuery(0, 1))
         self.header = Header(version=1, space=space, log=page.log, head=page.head)
@@ -97,6 +101,8 @@ class DatabaseSource(Source):
 
 class ServiceSource(Source):
     """A running service, over HTTP: what any client may ask."""
+
+    has_records = True
 
     def __init__(self, http: httpx.Client, space: str):
         self._http = http

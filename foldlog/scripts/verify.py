@@ -155,7 +155,8 @@ class Run:
         self._state = None if state is None else Path(state)
         self.through = min(last or self._header.head, self._header.head)
         self._start = self._place(first)
-        self._wants_fold = wants_fold and self._start.seq == 0 and last is None
+        is_whole = self._start.seq == 0 and last is None
+        self._wants_fold = wants_fold and is_whole and source.has_records
         self.signed: Checkpoint | None = None
         self.findings: list[str] = []
         self._grown: dict[Tile, bytes] = {}  #: of an archive, what it has not shown us yet
@@ -319,11 +320,8 @@ class Run:
 
     def _compare_fold(self, records: dict[Key, Record]) -> None:
         """Each record of the master table that has not moved since is what the events make."""
-        found = self._source.records(self.through)
-        if found is None:
-            return
         seen: set[Key] = set()
-        for record in found:
+        for record in self._source.records(self.through):
             key = (record["collection"], record["id"])
             seen.add(key)
             if record["seq"] > self.through:

@@ -148,10 +148,10 @@ def test_pymerkle_makes_the_same_tree(audited, mirror):  # noqa: F811
     proofs = audited.stores.proofs
     for old in (1, 2, 40, 255, 256, 257, 440):
         ours = proofs.consistency("s", old)
-        assert tree.get_state(old) == ours.old_root and tree.get_state(440) == ours.new_root
+        assert tree.get_root(old) == ours.old_root and tree.get_root(440) == ours.new_root
         theirs = tree.prove_consistency(old, 440)
         pymerkle.verify_consistency(ours.old_root, ours.new_root, theirs)
-        check_consistency(old, tree.get_state(old), 440, tree.get_state(440), ours.path)
+        check_consistency(old, tree.get_root(old), 440, tree.get_root(440), ours.path)
         theirs = tree.prove_inclusion(old, 440)
         pymerkle.verify_inclusion(leaf_hash(leaves[old - 1]), ours.new_root, theirs)
 
