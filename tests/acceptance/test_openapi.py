@@ -26,12 +26,11 @@ from foldlog.domain.events import Event
 from foldlog.domain.intake import Answer
 from foldlog.domain.merge import RecordView
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
+from tests.acceptance.conftest import ADMIN_TOKEN
 from tests.helpers import A, B, add, changeset, delete, grow_trees, put
 
 #: What a query must say. All else has a default.
 NEEDED = {"seq", "from"}
-
-ADMIN_TOKEN = "an admin's token, and long enough"
 
 
 @pytest.fixture

@@ -217,7 +217,7 @@ def test_a_log_that_was_put_back_is_noticed(database_urls):
         store.push("s", push_of(changeset(put("a"), counter=1)))
         store.push("s", push_of(changeset(put("b"), counter=2)))
         with psycopg.connect(superuser, autocommit=True) as conn:
-            conn.execute("ALTER TABLE events DISABLE TRIGGER events_are_append_only")
+            conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
             conn.execute("DELETE FROM events WHERE originator_version = 2")
             conn.execute(
                 "UPDATE spaces SET head = 1, mark = %s",

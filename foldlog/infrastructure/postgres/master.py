@@ -61,10 +61,12 @@ DELETE FROM conflicts c
    AND c.seq = a.seq
 RETURNING c.*
 )
-INSERT INTO conflicts (space, generation, seq, number, collection, id, document)
+INSERT INTO conflicts (
+       space, generation, seq, number, collection, id, document, field, lost_by, won_by
+)
 SELECT space, generation, seq,
        row_number() OVER (PARTITION BY generation, seq ORDER BY number) - 1,
-       collection, id, document
+       collection, id, document, field, lost_by, won_by
   FROM gone
  WHERE (collection, id) <> (%(collection)s, %(id)s)
 RETURNING seq
