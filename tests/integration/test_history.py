@@ -104,7 +104,9 @@ def test_a_space_that_was_not_projected_yet_has_all_of_it(upgraded):
 def test_a_projector_of_the_version_before_leaves_everything_alone(upgraded, datastore):
     """It would fold without keeping versions; so no space is of the version that it looks for."""
     with datastore.rows() as cursor:
-        cursor.execute("SELECT DISTINCT fold_version FROM projections WHERE is_live AND projection = 'master'")
+        cursor.execute(
+            "SELECT DISTINCT fold_version FROM projections WHERE is_live AND projection = 'master'"
+        )
         assert cursor.fetchall() == [(2,)]
 
 
