@@ -226,47 +226,6 @@ def raw_ops(state: bytes) -> list[bytes]:
     return [bytes(op) for op in raw]
 
 
-def restored_entry(state: bytes, salt: bytes) -> LogEntry:
-    """The log's entry of an event that was exported: the same bytes, and what follows from them.
-
-    Raises `ValueError` if the bytes are not an event, or would not be cut into the same leaf.
-    """
-    try:
-        event, raw = _decode(state), _decode_raw_ops(state)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ValueError(f"not an event: {exc}") from exc
-    committed = [raw.body] if raw.ops is UNSET else raw.ops
-    if committed == [UNSET]:
-        raise ValueError("an event has ops or a body")
-    joined = b",".join(bytes(part) for part in committed)  # type: ignore[arg-type]
-    end = b',"body":%b}' % joined if raw.ops is UNSET else b',"ops":[%b]}' % joined
-    if state != proofs.header_of(state) + end:
-        raise ValueError("an event ends with its ops or its body, without spaces")
-    if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
-        raise ValueError("the ids of an event and of a device are UUIDs in lower case")
-    for op in event.ops:
-        # Not all that a push is checked for: limits may have been others when it was stored.
-        if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
-            raise ValueError("an operation names a record by its collection and id")
-    if raw.ops is not UNSET:
-        are_erased = [own is None for own in proofs.salts_of(salt, len(raw.ops))]
-        if are_erased != [op.erased is not UNSET for op in event.ops]:
-            raise ValueError("an erased operation has no salt, and every other one has")
-    elif len(salt) != proofs.SALT_BYTES:
-        raise ValueError("a body has a salt of 32 bytes")
-    return LogEntry(
-        seq=event.seq,
-        kind=event.kind,
-        event_id=event.id,
-        device=None if event.device is UNSET else event.device,
-        received_at=parse_time(event.received_at),
-        collections=sorted({op.collection for op in event.ops}) if raw.ops is not UNSET else None,
-        state=state,
-        salt=salt,
-        ops_hash=proofs.ops_hash(salt, [bytes(op) for op in committed]),  # type: ignore[arg-type]
-    )
-
-
 class _Committed(msgspec.Struct):
     seq: int
     received_at: str
@@ -301,6 +260,41 @@ def committed(state: bytes) -> Committed:
     if len(header) + len(end) != len(state) or not state.endswith(end):
         raise ValueError("an event ends with its ops or its body, without spaces")
     return Committed(found.seq, found.received_at, header, operations)
+
+
+def restored_entry(state: bytes, salt: bytes) -> LogEntry:
+    """The log's entry of an event that was exported: the same bytes, and what follows from them.
+
+    Raises `ValueError` if the bytes are not an event, or would not be cut into the same leaf.
+    """
+    try:
+        event, apart = _decode(state), committed(state)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ValueError(f"not an event: {exc}") from exc
+    has_ops = event.body is UNSET
+    if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
+        raise ValueError("the ids of an event and of a device are UUIDs in lower case")
+    for op in event.ops:
+        # Not all that a push is checked for: limits may have been others when it was stored.
+        if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
+            raise ValueError("an operation names a record by its collection and id")
+    if has_ops:
+        are_erased = [own is None for own in proofs.salts_of(salt, len(apart.operations))]
+        if are_erased != [op.erased is not UNSET for op in event.ops]:
+            raise ValueError("an erased operation has no salt, and every other one has")
+    elif len(salt) != proofs.SALT_BYTES:
+        raise ValueError("a body has a salt of 32 bytes")
+    return LogEntry(
+        seq=event.seq,
+        kind=event.kind,
+        event_id=event.id,
+        device=None if event.device is UNSET else event.device,
+        received_at=parse_time(event.received_at),
+        collections=sorted({op.collection for op in event.ops}) if has_ops else None,
+        state=state,
+        salt=salt,
+        ops_hash=proofs.ops_hash(salt, apart.operations),
+    )
 
 
 def short_form(state: bytes) -> bytes:
