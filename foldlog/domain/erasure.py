@@ -16,7 +16,7 @@ from msgspec import UNSET
 from . import proofs
 from .changesets import Key, Operation
 from .errors import InvalidRequest, UnknownRecord
-from .events import RECORD_ERASED, LogEntry, body_entry, decode_event, raw_ops
+from .events import RECORD_ERASED, LogEntry, body_entry, committed, decode_event
 from .values import ABSENT, same
 
 REASON_LENGTH_MAX = 500
@@ -80,7 +80,7 @@ def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, by
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
     if not chosen:
         return None
-    operations = raw_ops(state)
+    operations = committed(state).operations
     made = proofs.commitments(salt, operations)
     salts = proofs.salts_of(salt, len(operations))
     for n in chosen:

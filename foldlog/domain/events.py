@@ -211,21 +211,6 @@ def body_entry(
     )
 
 
-class _RawOps(msgspec.Struct):
-    ops: list[msgspec.Raw] | UnsetType = UNSET
-    body: msgspec.Raw | UnsetType = UNSET
-
-
-_decode_raw_ops = msgspec.json.Decoder(_RawOps).decode
-
-
-def raw_ops(state: bytes) -> list[bytes]:
-    """The exact bytes of each operation of a stored changeset."""
-    raw = _decode_raw_ops(state).ops
-    assert raw is not UNSET
-    return [bytes(op) for op in raw]
-
-
 class _Committed(msgspec.Struct):
     seq: int
     received_at: str
