@@ -105,6 +105,21 @@ def stream_query(limits: Limits) -> Parameters:
     return _range_query(limits)()
 
 
+def _cursor() -> fields.String:
+    return fields.String(
+        metadata={"description": "The `cursor` of the page before, with its parameters."}
+    )
+
+
+def _page_limit(limits: Limits, description: str) -> QueryWhole:
+    return QueryWhole(
+        1,
+        limits.page_records_max,
+        load_default=limits.page_records_default,
+        metadata={"description": description},
+    )
+
+
 class MasterQuery(Parameters):
     at_least = QueryWhole(
         load_default=0,
@@ -139,15 +154,8 @@ def records_query(limits: Limits) -> Parameters:
                 "ones too. Without it: the live records, by collection and id."
             }
         )
-        cursor = fields.String(
-            metadata={"description": "The `cursor` of the page before, with its parameters."}
-        )
-        limit = QueryWhole(
-            1,
-            limits.page_records_max,
-            load_default=limits.page_records_default,
-            metadata={"description": "How many records at most; a seq is never split."},
-        )
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many records at most; a seq is never split.")
 
         @validates_schema
         def id_stands_alone(self, data: Mapping[str, Any], **_: Any) -> None:
@@ -175,15 +183,8 @@ def history_query(limits: Limits) -> Parameters:
             load_default="oldest",
             metadata={"description": "Which versions come first."},
         )
-        cursor = fields.String(
-            metadata={"description": "The `cursor` of the page before, with its parameters."}
-        )
-        limit = QueryWhole(
-            1,
-            limits.page_records_max,
-            load_default=limits.page_records_default,
-            metadata={"description": "How many versions at most."},
-        )
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many versions at most.")
 
     return HistoryQuery()
 
@@ -202,15 +203,8 @@ def diff_query(limits: Limits) -> Parameters:
             load_default=NOW, metadata={"description": "The later one. Without it: now."}
         )
         collection = collection_name(metadata={"description": "Only records of this one."})
-        cursor = fields.String(
-            metadata={"description": "The `cursor` of the page before, with its parameters."}
-        )
-        limit = QueryWhole(
-            1,
-            limits.page_records_max,
-            load_default=limits.page_records_default,
-            metadata={"description": "How many records at most."},
-        )
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many records at most.")
 
     return DiffQuery()
 
@@ -256,15 +250,8 @@ def conflicts_query(limits: Limits) -> Parameters:
         since = QueryWhole(
             load_default=0, metadata={"description": "Only what was decided after this seq."}
         )
-        cursor = fields.String(
-            metadata={"description": "The `cursor` of the page before, with its parameters."}
-        )
-        limit = QueryWhole(
-            1,
-            limits.page_records_max,
-            load_default=limits.page_records_default,
-            metadata={"description": "How many conflicts at most."},
-        )
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many conflicts at most.")
 
         @validates_schema
         def id_needs_its_collection(self, data: Mapping[str, Any], **_: Any) -> None:
