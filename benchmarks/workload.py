@@ -6,6 +6,7 @@ Made from text and not by a JSON encoder: the generator shares two cores with wh
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Item(NamedTuple):
 
 
 class Workload:
-    """Makes pushes whose changesets nobody has made before; the same ones for the same seed."""
+    """Makes pushes whose changesets nobody has made before; the same seed, the same content."""
 
     def __init__(self, seed: int | str):
         self._random = random.Random(seed)
@@ -51,8 +52,9 @@ class Workload:
         self._turn = 0
 
     def uuid(self) -> str:
-        digits = f"{self._random.getrandbits(128):032x}"
-        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"  # v4
+        """Of now, as our client library makes them: version 7 (RFC 9562)."""
+        digits = f"{time.time_ns() // 1_000_000:012x}{self._random.getrandbits(80):020x}"
+        return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
     def push(self, changesets: int = 1) -> bytes:
         """Creates that many records, all of one device."""

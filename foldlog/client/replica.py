@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..domain.changesets import Operation, check_operation
 from ..domain.errors import InvalidRequest
 from ..domain.limits import LIMITS
 from ..domain.merge import Key
-from ..domain.names import is_collection, is_record_id, is_space
+from ..domain.names import is_collection, is_record_id, is_space, time_ordered_id
 from ..domain.values import is_number, sum_of
 from .background import Background
 from .database import Database, Meta
@@ -41,7 +41,7 @@ def _now_ms() -> int:
 
 
 def _new_id() -> str:
-    return str(uuid.uuid4())
+    return time_ordered_id(_now_ms(), secrets.randbits(76))
 
 
 class Replica:

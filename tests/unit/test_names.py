@@ -6,8 +6,17 @@ import string
 import uuid
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from foldlog.domain.names import id_of_local, is_collection, is_record_id, is_space, is_uuid
+from foldlog.domain.names import (
+    id_of_local,
+    is_collection,
+    is_record_id,
+    is_space,
+    is_uuid,
+    time_ordered_id,
+)
 from tests.helpers import A, B
 
 ALLOWED = set(string.ascii_letters + string.digits + "-_.")
@@ -92,3 +101,17 @@ def test_the_id_of_a_local_id_is_for_ever():
     ]
     assert len({*others, id_of_local(A, "tasks", "7")}) == 4
     assert all(map(is_uuid, others))
+
+
+@given(st.integers(0, 2**48 - 1), st.integers(0, 2**76 - 1))
+def test_a_time_ordered_id_is_a_uuid_of_version_7_that_begins_with_its_time(now_ms, random):
+    """RFC 9562 section 5.7, read by the standard library."""
+    made = time_ordered_id(now_ms, random)
+    assert is_uuid(made)
+    assert (uuid.UUID(made).version, uuid.UUID(made).variant) == (7, uuid.RFC_4122)
+    assert uuid.UUID(made).int >> 80 == now_ms
+
+
+def test_ids_of_one_moment_differ_and_later_ones_come_later():
+    ids = [time_ordered_id(ms, random) for ms in (1, 2, 2**47) for random in range(2**64, 2**64 + 3)]
+    assert ids == sorted(set(ids))
