@@ -41,7 +41,7 @@ def _now_ms() -> int:
 
 
 def _new_id() -> str:
-    return time_ordered_id(_now_ms(), secrets.randbits(76))
+    return time_ordered_id(_now_ms(), secrets.randbits(74))
 
 
 class Replica:

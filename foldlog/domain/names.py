@@ -39,13 +39,15 @@ def is_record_id(text: str) -> bool:
 
 
 def time_ordered_id(now_ms: int, random: int) -> str:
-    """A UUID that begins with the time: version 7 (RFC 9562 section 5.7). `random`: 76 bits or more.
+    """A UUID that begins with the time: version 7 (RFC 9562 section 5.7).
+
+    `random` gives the other bits, 74 of them.
 
     Ids made one after another lie beside each other in an index, so a long log takes new ones as
     quickly as a short one; random ids touch, and flush, a page each.
     """
-    value = (now_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | random & (1 << 76) - 1
-    return str(UUID(int=value & ~(0b11 << 62) | 0b10 << 62))
+    a, b = random >> 62 & 0xFFF, random & (1 << 62) - 1
+    return str(UUID(int=(now_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | a << 64 | 0b10 << 62 | b))
 
 
 def id_of_local(device: str, collection: str, local_id: str) -> str:
