@@ -14,6 +14,7 @@ import msgspec
 from ..domain.audit import LogAudit, Place, WrongEvent
 from ..domain.errors import OperatorError
 from ..domain.events import decode_event
+from ..domain.limits import INTEGER_MAX
 from ..domain.merge import Key, Record, fold, view_of
 from ..domain.merkle import (
     TILE_WIDTH,
@@ -186,16 +187,16 @@ class Run:
                 self._note(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
-        if self.through == self._header.head:
-            audit.check_erasures()
         self._compare_tiles(audit)
         self._prove_earlier(audit, claims)
-        if self._state is not None:
-            self._note(audit)
         count = spaced(audit.seq - self._start.seq)
         self.findings.insert(0, f"{count} events, each with its hashes, to seq {audit.seq}")
+        if self.through == self._header.head:
+            self._settle(audit)
+        if self._state is not None:
+            self._note(audit)
         if self._wants_fold:
-            self._compare_fold(records)
+            self._compare_fold(records, at_least=audit.seq)
 
     # -- where to begin
 
@@ -227,6 +228,8 @@ class Run:
     def _signed(self) -> Checkpoint | None:
         note = self._source.checkpoint
         if note is None:
+            if self._keys and self._source.may_be_signed:
+                raise Wrong("it is not signed: there is no checkpoint")
             self.findings.append("not signed: there is no checkpoint")
             return None
         keys = self._keys
@@ -282,6 +285,15 @@ class Run:
                 first = tile.number * TILE_WIDTH ** (tile.level + 1) + 1
                 raise Wrong(f"tile {tile.level}/{tile.number}, from seq {first}, is another one")
 
+    def _settle(self, audit: LogAudit) -> None:
+        """What was erased while the log was read, an event after its end says."""
+        if not audit.is_settled:
+            for batch in self._source.batches(audit.seq, INTEGER_MAX):
+                audit.check(batch.events)
+                if audit.is_settled:
+                    break
+        audit.check_erasures()
+
     def _compare(self, audit: LogAudit, claims: dict[int, list[tuple[bytes, str]]]) -> None:
         for root, who in claims.pop(audit.seq, ()):
             if audit.root != root:
@@ -318,10 +330,10 @@ class Run:
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
 
-    def _compare_fold(self, records: dict[Key, Record]) -> None:
+    def _compare_fold(self, records: dict[Key, Record], at_least: int) -> None:
         """Each record of the master table that has not moved since is what the events make."""
         seen: set[Key] = set()
-        for record in self._source.records(self.through):
+        for record in self._source.records(at_least):
             key = (record["collection"], record["id"])
             seen.add(key)
             if record["seq"] > self.through:

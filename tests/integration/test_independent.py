@@ -176,14 +176,14 @@ def test_the_small_verifier_accepts_what_is_right(audited):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned"]
+    "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned", "signed late"]
 )
 def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
     """With the same checkpoint in the archive, or without one."""
     parts = dict(members(audited.archive("log.tar")))
     name = "events/000000000101.jsonl"
     lines = parts[name].split(b"\n")
-    if how == "flipped":
+    if how in ("flipped", "signed late"):
         lines[5] = lines[5].replace(b'"n":', b'"m":')
     elif how == "salt":
         lines[5] = re.sub(rb'"salt":"(.)', lambda m: b'"salt":"%x' % (int(m[1], 16) ^ 1), lines[5])
@@ -198,6 +198,8 @@ def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
         parts = {n: data for n, data in parts.items() if n < "events/000000000400" or n[0] == "c"}
     elif how == "unsigned":
         del parts["checkpoint"]
+    elif how == "signed late":  # after the events that it would have to be compared with
+        parts["checkpoint"] = parts.pop("checkpoint")
     done = small(audited, rewritten(str(audited.folder / "bad.tar"), list(parts.items())))
     assert done.returncode == 1 and "WRONG" in done.stderr, done.stderr
 
