@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from foldlog.domain import proofs
-from foldlog.domain.erasure import Wanted
+from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import IdReused, InvalidRequest, UnknownRecord, UnknownSpace
 from foldlog.domain.events import decode_event, restored_entry
 from foldlog.domain.ports import RangeQuery
@@ -208,11 +208,11 @@ def test_finding_by_a_value(store, space):
     store.push(space, push_of(changeset(put("once", mail="y"), put("other", mail="z"), base=1)))
     store.push(space, push_of(changeset({**put("tried", mail="x"), "if_seq": 9})))
     store.push(space, push_of(changeset(put("now", "users", mail="x"), put("typed", mail=1))))
-    found = store.find_erasable(space, Wanted(collection="tasks", where={"mail": "x"}))
+    found = store.find_erasable(space, Selection(collection="tasks", where={"mail": "x"}))
     assert [(one.id, one.events) for one in found] == [("now", 1), ("once", 2), ("tried", 1)]
-    both = Wanted(collection="tasks", where={"mail": "x", "n": 1.0})
+    both = Selection(collection="tasks", where={"mail": "x", "n": 1.0})
     assert [one.id for one in store.find_erasable(space, both)] == ["once"]
-    truth = Wanted(collection="tasks", where={"mail": True})
+    truth = Selection(collection="tasks", where={"mail": True})
     assert store.find_erasable(space, truth) == []
 
 
@@ -228,7 +228,7 @@ def test_nothing_is_erased_if_one_is_unknown(store, space):
     with pytest.raises(UnknownRecord):
         erase(store, space, R, ("tasks", "never"))
     with pytest.raises(UnknownRecord):
-        store.find_erasable(space, Wanted(keys=(("tasks", "never"),)))
+        store.find_erasable(space, Selection(keys=(("tasks", "never"),)))
     with pytest.raises(UnknownSpace):
         erase(store, f"no-{space}")
     assert head_of(store, space) == 1
@@ -244,7 +244,7 @@ def test_a_reason_is_readable_text(store, space, reason):
 
 @pytest.mark.parametrize(
     "wanted",
-    [Wanted(), Wanted(collection="tasks"), Wanted(where={"x": 1})],
+    [Selection(), Selection(collection="tasks"), Selection(where={"x": 1})],
     ids=["nothing", "all of a collection", "of no collection"],
 )
 def test_it_must_be_said_what(store, space, wanted):
