@@ -3,6 +3,8 @@
 
     python3 verify_log.py ARCHIVE --key VKEY [--checkpoint THE_ONE_YOU_KEPT] [--save FILE]
 
+After the key was changed, give the old one as well: `--key NEW --key OLD`.
+
 Every event is hashed anew: the commitments to its operations (HMAC-SHA-256 with the salts), its
 leaf, and the tree over all leaves (RFC 9162 section 2.1). The root must be the one in the signed
 checkpoint (C2SP tlog-checkpoint), and the tree must begin with the one that you kept. proofs.md
@@ -32,21 +34,26 @@ def check(is_right, what):
         sys.exit(f"WRONG: {what}")
 
 
-def open_checkpoint(note, vkey):
-    """The origin, size and root that this key has signed."""
-    name, key_id, key = vkey.strip().split("+", 2)
-    key = b64decode(key)
-    check(key[:1] == b"\1" and sha256(f"{name}\n".encode() + key)[:4].hex() == key_id, "the key")
+def open_checkpoint(note, vkeys):
+    """The origin, size and root that one of these keys has signed."""
     text, _, lines = note.decode().rpartition("\n\n")
-    signed = [b64decode(s) for s in re.findall(f"^\u2014 {re.escape(name)} (.+)$", lines, re.M)]
-    signed = [signature[4:] for signature in signed if signature[:4].hex() == key_id]
-    check(signed, f"{name} has not signed the checkpoint")
-    try:
-        Ed25519PublicKey.from_public_bytes(key[1:]).verify(signed[0], f"{text}\n".encode())
-    except InvalidSignature:
-        check(False, "the signature of the checkpoint")
-    origin, size, root = text.split("\n")[:3]
-    return origin, int(size), b64decode(root)
+    for vkey in vkeys:
+        name, key_id, key = vkey.strip().split("+", 2)
+        key = b64decode(key)
+        check(
+            key[:1] == b"\1" and sha256(f"{name}\n".encode() + key)[:4].hex() == key_id, "the key"
+        )
+        for found in re.findall(f"^\u2014 {re.escape(name)} (.+)$", lines, re.M):
+            signature = b64decode(found)
+            if signature[:4].hex() == key_id:
+                try:
+                    public = Ed25519PublicKey.from_public_bytes(key[1:])
+                    public.verify(signature[4:], f"{text}\n".encode())
+                except InvalidSignature:
+                    check(False, "the signature of the checkpoint")
+                origin, size, root = text.split("\n")[:3]
+                return origin, int(size), b64decode(root)
+    sys.exit("WRONG: none of these keys has signed the checkpoint")
 
 
 def take_apart(state):
@@ -115,7 +122,7 @@ def root_of(tree):
 def main():
     ask = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     ask.add_argument("archive")
-    ask.add_argument("--key", required=True, help="the log's public key, got by another way")
+    ask.add_argument("--key", action="append", required=True, help="a public key of the log's")
     ask.add_argument("--checkpoint", type=Path, help="a checkpoint that you kept")
     ask.add_argument("--save", type=Path, help="where to keep this one")
     given = ask.parse_args()

@@ -20,6 +20,8 @@ from foldlog.api.app import create_app
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
+from foldlog.infrastructure.keys import rotate_keys
+from tests.helpers import changeset, push_of, put
 from tests.integration.test_verify import audited, change, members, rewritten  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +221,18 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
     older.write_bytes(newer)
     done = small(audited, file, "--checkpoint", str(older))
     assert done.returncode == 1 and "the log ends at 200" in done.stderr
+
+
+def test_the_small_verifier_takes_the_keys_of_before_and_after(audited):  # noqa: F811
+    """What was kept has the old one's signature, the archive the new one's."""
+    old, kept = audited.vkey, str(audited.folder / "kept")
+    rotate_keys(audited.folder / "keys")
+    audited.stores.push("s", push_of(changeset(put("x"))))
+    audited.sign()
+    file = audited.archive()
+    assert small(audited, file, "--checkpoint", kept).returncode == 1
+    done = small(audited, file, "--checkpoint", kept, "--key", old)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_small_verifier_is_small():
