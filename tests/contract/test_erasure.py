@@ -6,9 +6,12 @@ import msgspec
 import pytest
 
 from foldlog.domain import proofs
+from foldlog.domain.collections import Proposal
 from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import IdReused, InvalidRequest, UnknownRecord, UnknownSpace
 from foldlog.domain.events import decode_event, restored_entry
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import LIMITS
 from foldlog.domain.ports import RangeQuery
 from tests.helpers import (
     A,
@@ -159,6 +162,33 @@ def test_also_on_the_quick_path(store, space):
     # one that has seen it goes by without
     store.push(space, push_of(changeset(put("r", x="anew"), base=5, counter=5)))
     assert record_of(store, space)["fields"] == {"x": "anew"}
+
+
+def test_what_its_schema_refuses_is_stored_without_the_values_too(store, space):
+    """
+    Answered as ever, with a reason that tells none; the same again is answered the same, and the
+    rest of it is in the log as it was sent.
+    """
+    schema = {"properties": {"n": {"type": "integer"}}}
+    store.define(space, "tasks", Proposal(JsonSchema.checked(schema, LIMITS)))
+    store.push(space, push_of(changeset(put("r", n=1), put("s", n=1))))
+    erase(store, space)
+    guarded = {**put("r", n="secret"), "expect": {"n": "secret"}}
+    late = changeset(guarded, put("s", n=2), base=2)
+    plain = changeset(put("r", n="secret"), put("s", n=2), base=2)
+    for sent in (late, plain):
+        first = store.push(space, push_of(sent)).verdicts[0]
+        assert first.verdict == "refused" and "secret" not in first.refusal.detail
+        again = store.push(space, push_of(sent)).verdicts[0]
+        assert again.duplicate and again.refusal == first.refusal
+        event = events_of(store, space)[first.seq - 1]
+        assert [set(op) for op in event["ops"]] == [
+            {"op", "collection", "id", "erased"},
+            {"op", "collection", "id", "fields"},
+        ]
+    assert b"secret" not in b"".join(pull_all(store, space))
+    assert record_of(store, space, ("tasks", "s"))["fields"] == {"n": 1}
+    assert record_of(store, space)["is_deleted"]
 
 
 def test_a_duplicate_is_compared_by_its_id_alone(store, space):
