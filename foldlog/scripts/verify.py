@@ -15,7 +15,7 @@ from ..domain.audit import LogAudit, Place, WrongEvent
 from ..domain.errors import OperatorError
 from ..domain.events import decode_event
 from ..domain.limits import INTEGER_MAX
-from ..domain.merge import Key, Record, fold, view_of
+from ..domain.merge import Record, fold, view_of
 from ..domain.merkle import (
     TILE_WIDTH,
     InvalidProof,
@@ -32,6 +32,7 @@ from ..infrastructure.wiring import database, services
 from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
 from .evidence import Batch, DatabaseSource, Source, file_source, service_source
 from .process import collect_seldom
+from .spilled import SpilledRecords
 
 #: how often the state is written, for a verification that is interrupted
 STATE_EVENTS = 100_000
@@ -174,7 +175,7 @@ class Run:
             if claim.size > self._header.head:
                 raise Wrong(f"the log ends at seq {self._header.head}; {who} has {claim.size}")
             claims.setdefault(claim.size, []).append((claim.root, who))
-        records: dict[Key, Record] = {}
+        records = SpilledRecords()
         self._compare(audit, claims)
         for batch in self._pieces(claims):
             self._check(audit, batch)
@@ -330,24 +331,21 @@ class Run:
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
 
-    def _compare_fold(self, records: dict[Key, Record], at_least: int) -> None:
+    def _compare_fold(self, records: SpilledRecords, at_least: int) -> None:
         """Each record of the master table that has not moved since is what the events make."""
-        seen: set[Key] = set()
+        count = 0
         for record in self._source.records(at_least):
             key = (record["collection"], record["id"])
-            seen.add(key)
+            ours = records.pop(key)
+            count += 1
             if record["seq"] > self.through:
                 continue  # it has moved since
-            ours = records.get(key)
-            view = None if ours is None else _as_told(ours)
-            if view != record:
+            if ours is None or _as_told(ours) != record:
                 raise Wrong(f"the master table has {key} otherwise than the events make it")
-        missing = sorted(
-            key for key, record in records.items() if record.exists and key not in seen
-        )
-        if missing:
-            raise Wrong(f"the master table lacks {missing[0]}")
-        self.findings.append(f"the master table is the fold of these events: {len(seen)} records")
+        for left in records:
+            if left.exists:
+                raise Wrong(f"the master table lacks {(left.collection, left.id)}")
+        self.findings.append(f"the master table is the fold of these events: {count} records")
 
 
 def _as_told(record: Record) -> Any:

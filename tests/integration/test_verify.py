@@ -8,6 +8,7 @@ import json
 import tarfile
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 
 import psycopg
@@ -16,12 +17,16 @@ from click.testing import CliRunner
 from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
+from foldlog.domain.events import decode_event
+from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.keys import make_keys, read_keys
 from foldlog.infrastructure.postgres.log import PostgresEventStore
 from foldlog.infrastructure.signer import CheckpointSigner
 from foldlog.scripts import archive as archive_module
+from foldlog.scripts import verify as verify_module
 from foldlog.scripts.main import cli
+from foldlog.scripts.spilled import SpilledRecords
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 
@@ -337,3 +342,27 @@ def test_a_damaged_export_cannot_be_read(audited):
             result = CliRunner().invoke(cli, words)
             assert result.exit_code in (1, 3), (place, result.output)
             assert isinstance(result.exception, SystemExit), (place, result.exception)
+
+
+def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
+    """Most of the records are in a file; what is wrong is found all the same."""
+    monkeypatch.setattr(verify_module, "SpilledRecords", partial(SpilledRecords, kept_max=3))
+    assert "the master table is the fold of these events: " in audited.verify()
+    change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
+    assert "the master table has" in audited.verify(code=1)
+    change(audited, "DELETE FROM records WHERE id = '7'")
+    assert "the master table lacks ('tasks', '7')" in audited.verify(code=1)
+
+
+def test_records_in_a_file_fold_as_those_in_memory(audited):
+    """One by one, whatever is at hand."""
+    stores = audited.stores
+    spilled, in_memory = SpilledRecords(kept_max=2), {}
+    for entry in stores.entries("s", through=440):
+        for records in (spilled, in_memory):
+            fold(records, decode_event(entry.state))
+    assert list(spilled) == [in_memory[key] for key in sorted(in_memory)]
+    for key, record in in_memory.items():
+        assert spilled.get(key) == record == spilled.pop(key)
+        assert spilled.get(key) is None
+    assert list(spilled) == []
