@@ -1,16 +1,29 @@
 // The sync loop of docs/protocol.md in Swift: a sketch to start a client of your own from.
 // `Store` is your local database; `transaction` must be one transaction there, and `fold` applies
-// an event to the local records by the rules of docs/merge.md. UUIDs are sent in lower case.
+// an event to the local records by the rules of docs/merge.md. UUIDs are sent in lower case. `erase`
+// makes a record a tombstone with that write, and forgets its values wherever you keep them: what
+// waits in the queue stays there, with `delete` in the place of its operations on the record.
 
 import Foundation
 
-struct Operation: Codable { var op, collection, id: String; var fields: [String: JSONValue]?; var unset: [String]? }
+struct Operation: Codable {
+    var op, collection, id: String; var fields: [String: JSONValue]?; var unset: [String]?, erased: String?
+}
+struct Body: Codable {                                                 // of a record-erased; no other is read
+    var collection = "", id = ""
+    init(from decoder: Decoder) {
+        let at = try? decoder.container(keyedBy: CodingKeys.self)
+        collection = (try? at?.decode(String.self, forKey: .collection)) ?? ""
+        id = (try? at?.decode(String.self, forKey: .id)) ?? ""
+    }
+}
 struct Changeset: Codable { var id: String; var counter: Int?; var base: Int; var made_at: String; var ops: [Operation] }
 struct Refusal: Codable { var code, detail: String }
 struct Verdict: Codable { var id, verdict: String; var seq: Int; var duplicate: Bool?; var refusal: Refusal? }
 struct Event: Codable {
     var seq: Int, kind, id: String, received_at: String
     var verdict, device: String?, base, time: Int?, ops: [Operation]?
+    var erased: [Int]?, body: Body?
 }
 struct Answer: Codable {
     var log: String, head: Int, verdicts: [Verdict], events: [Event]
@@ -38,9 +51,15 @@ func sync(_ store: Store, space: URL) async throws {
         }
         let answer = try JSONDecoder().decode(Answer.self, from: data)
         try store.transaction {
-            for var event in answer.events where event.kind == "changeset" {
+            for var event in answer.events {
+                if event.kind == "record-erased", let record = event.body {
+                    try store.erase(record.collection, record.id, by: event)  // write: its seq, no device, received_at, 0
+                }
+                guard event.kind == "changeset" else { continue }      // skip the kinds you do not know
                 let own = try store.queued(event.id)
                 if event.ops == nil { event.ops = own?.ops }           // own ones come without them
+                event.ops = event.ops?.enumerated()
+                    .filter { $1.erased == nil && event.erased?.contains($0) != true }.map(\.element)
                 if event.verdict == "stored" {
                     try store.fold(event)
                     if own != nil { try store.leave(event.id, seq: event.seq) }

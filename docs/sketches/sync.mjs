@@ -1,6 +1,8 @@
 // The sync loop of docs/protocol.md in JavaScript: a sketch to start a client of your own from.
 // `db` is your local database; everything inside `db.transaction` must be one transaction there.
-// `fold(event)` applies an event to your local records by the rules of docs/merge.md.
+// `fold(event)` applies an event to your local records by the rules of docs/merge.md. `erase(key,
+// write)` makes a record a tombstone with that write, and forgets its values wherever you keep them:
+// what waits in the queue stays there, with `delete` in the place of its operations on the record.
 
 export async function sync(db, url, space, fetch = globalThis.fetch) {
   for (;;) {
@@ -22,9 +24,13 @@ export async function sync(db, url, space, fetch = globalThis.fetch) {
     }
     await db.transaction(async () => {
       for (const event of answer.events) {
+        if (event.kind === "record-erased")
+          await db.erase(event.body, [event.seq, null, Date.parse(event.received_at), 0]);
+        if (event.kind !== "changeset") continue;               // skip the kinds you do not know
         const own = await db.find(event.id);                    // also one left to its old device id
         if (own) event.ops ??= own.ops;                         // own changesets come without them
-        if (event.kind === "changeset" && event.verdict === "stored") await db.fold(event);
+        event.ops = event.ops.filter((op, n) => !op.erased && !event.erased?.includes(n));
+        if (event.verdict === "stored") await db.fold(event);
         if (own && event.verdict === "stored") await db.leave(event.id, event.seq);
       }
       for (const verdict of answer.verdicts) {                  // of those that did not come back yet

@@ -23,6 +23,7 @@ from ..domain.errors import (
     LogBehind,
     LogChanged,
     NoCheckpoint,
+    NoKeys,
     NotFound,
     OutcomeUnknown,
     ProjectionBehind,
@@ -169,6 +170,11 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         "One is signed a second or two after the first event, if the service has a key; else this "
         "log is not signed. Tiles and proofs are there all the same.",
         NoCheckpoint("no checkpoint of 'family-list' was signed yet"),
+    ),
+    NoKeys: Entry(
+        "Checkpoints are not signed, or by another machine than the one that answers: give it the "
+        "public half too (FOLDLOG_KEYS). Auditors have the keys by another way anyway.",
+        NoKeys(),
     ),
     BeyondTree: Entry(
         "The tree follows the log by a moment: ask again, or for a smaller size.",

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
-from ..domain.collections import Definition, Version, Wanted
+from ..domain.collections import Definition, Proposal, Version
 from ..domain.errors import (
     FoldlogError,
     InvalidSchema,
@@ -100,7 +100,7 @@ def collections_blueprint(store: EventStore, limits: Limits, admin_token: str | 
         with its version, and changes nothing. With `dry_run` nothing is stored: the answer tells
         what would stand against it.
         """
-        wanted = Wanted(
+        wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),
             by=body.get("by"),
             is_dry_run=body["dry_run"],

@@ -8,7 +8,7 @@ import msgspec
 from flask import Blueprint
 from msgspec import UNSET, UnsetType
 
-from ..domain.erasure import Wanted, check_reason
+from ..domain.erasure import Selection, check_reason
 from ..domain.errors import (
     Forbidden,
     LimitExceeded,
@@ -65,7 +65,7 @@ def erasure_blueprint(store: EventStore, limits: Limits, admin_token: str | None
         as done, so this can be sent again. It takes as long as reading the whole log.
         """
         check_reason(body["reason"], body.get("by"))
-        wanted = Wanted(
+        wanted = Selection(
             keys=tuple((named["collection"], named["id"]) for named in body["records"]),
             collection=body.get("collection"),
             where=body["where"],
@@ -76,7 +76,7 @@ def erasure_blueprint(store: EventStore, limits: Limits, admin_token: str | None
         records = [ErasedRecord(one.collection, one.id, one.events) for one in found]
         if not body["dry_run"] and found:
             keys = [one.key for one in found]
-            erased = store.erase(space, keys, reason=body["reason"], by=body.get("by"))
+            erased = store.erase(space, keys, reason=body["reason"], by=body.get("by"), tidies=True)
             records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
         return json_reply(ErasureAnswer(body["dry_run"], records))
 

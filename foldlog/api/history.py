@@ -18,6 +18,7 @@ from ..domain.errors import (
     UnknownSpace,
 )
 from ..domain.limits import Limits
+from ..domain.merge import Key
 from ..domain.ports import DiffQuery, History, HistoryQuery
 from . import examples
 from .operations import operation
@@ -66,21 +67,24 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         """Read what became of a record.
 
         A version for each event that named it, also of one that lost altogether: whose it was, what
-        it changed from what to what, and which values lost at it.
+        it changed from what to what, and which values lost at it. For ids like `..`, which browsers
+        take for folders, ask `/history?collection=...&id=...`.
         """
-        page = history.history(
-            space,
-            (collection, id),
-            HistoryQuery(
-                query["limit"],
-                order=query["order"],
-                cursor=query.get("cursor"),
-                at_least=query["at_least"],
-            ),
-        )
-        return json_reply(
-            HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
-        )
+        return _history(history, space, (collection, id), query)
+
+    @bp.get("/v1/spaces/<space>/history")
+    @operation(
+        query=history_query(limits, names_record=True),
+        answer=HistoryPageSchema,
+        example=examples.HISTORY_PAGE,
+        problems=(*PROBLEMS, UnknownRecord),
+    )
+    def history_of(space: str, query: Mapping[str, Any]) -> Reply:
+        """Read what became of a record, whatever its id.
+
+        The same, with the record named in the query.
+        """
+        return _history(history, space, (query["collection"], query["id"]), query)
 
     @bp.get("/v1/spaces/<space>/diff")
     @operation(
@@ -120,3 +124,19 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         )
 
     return bp
+
+
+def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -> Reply:
+    page = history.history(
+        space,
+        key,
+        HistoryQuery(
+            query["limit"],
+            order=query["order"],
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        ),
+    )
+    return json_reply(
+        HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
+    )

@@ -14,7 +14,14 @@ import msgspec
 import structlog
 from flask import Blueprint
 
-from ..domain.errors import BeyondTree, FoldlogError, NoCheckpoint, StorageUnavailable, UnknownSpace
+from ..domain.errors import (
+    BeyondTree,
+    FoldlogError,
+    NoCheckpoint,
+    NoKeys,
+    StorageUnavailable,
+    UnknownSpace,
+)
 from ..domain.merkle import HASH_BYTES, TILE_WIDTH, Tile
 from ..domain.notes import Verifier, bundle, parse_level, parse_tile_path
 from ..domain.ports import EventStore, ProofTree, RangeQuery
@@ -89,14 +96,17 @@ def proofs_blueprint(
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
-    @operation(answer=KeysSchema, example=examples.KEYS, problems=PROBLEMS)
+    @operation(answer=KeysSchema, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
         """List the public keys that sign, or have signed, checkpoints of this log.
 
         As verifier's keys (vkey), the present one first. Whoever audits has them by another way.
         """
         head = tree.tree(space)
-        return json_reply({"log": head.log, "keys": [found.vkey for found in verifiers(space)]})
+        found = [verifier.vkey for verifier in verifiers(space)]
+        if not found:
+            raise NoKeys
+        return json_reply({"log": head.log, "keys": found})
 
     @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
     @operation(media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))

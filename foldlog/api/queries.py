@@ -176,7 +176,7 @@ class SnapshotQuery(MasterQuery):
     )
 
 
-def history_query(limits: Limits) -> Parameters:
+def history_query(limits: Limits, *, names_record: bool = False) -> Parameters:
     class HistoryQuery(MasterQuery):
         order = fields.String(
             validate=OneOf(["oldest", "newest"]),
@@ -186,7 +186,11 @@ def history_query(limits: Limits) -> Parameters:
         cursor = _cursor()
         limit = _page_limit(limits, "How many versions at most.")
 
-    return HistoryQuery()
+    class HistoryOfQuery(HistoryQuery):
+        collection = collection_name(required=True, metadata={"description": "Of the record."})
+        id = record_id(required=True, metadata={"description": "Which record."})
+
+    return HistoryOfQuery() if names_record else HistoryQuery()
 
 
 def diff_query(limits: Limits) -> Parameters:

@@ -115,6 +115,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         Every value that lost against a concurrent change, with what it lost to: nothing that a
         user typed disappears without a trace. `restore` is a changeset that puts it back: add
         `id`, `counter` and `made_at`, and push it. It is null for a number that could not be added.
+        Go on with `cursor` until it is null; a page may be empty before that.
         """
         page = master.conflicts(
             space,

@@ -15,7 +15,6 @@ or the same as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -32,6 +31,7 @@ from .json_schema import (
     Violation,
     compiled,
     escaped,
+    matches,
     name_of,
     words,
 )
@@ -274,7 +274,7 @@ class _Comparison:
             if same and self._implies(same, demanded):
                 continue
             for name in sorted(known):
-                if _matches(pattern, name):
+                if matches(pattern, name):
                     found = [p for o in olds for p in _of_name(o, name)]
                     yield from self._unmet(where, found, demanded)
             yield from self._unnamed(where, olds, demanded)
@@ -282,7 +282,7 @@ class _Comparison:
             return
         where = f"{pointer}/additionalProperties"
         for name in sorted(known - named.keys()):
-            if not any(_matches(pattern, name) for pattern in by_pattern):
+            if not any(matches(pattern, name) for pattern in by_pattern):
                 found = [p for o in olds for p in _of_name(o, name)]
                 for why in self._unmet(where, found, others):
                     yield Violation(why.path, f"{name}: {why.reason}")
@@ -380,14 +380,9 @@ def _patterns(schema: Schema) -> Mapping[str, Any]:
     return patterns
 
 
-@lru_cache(maxsize=1_024)
-def _matches(pattern: str, name: str) -> bool:
-    return compiled({"pattern": pattern}).is_valid(name)
-
-
 def _of_name(schema: Schema, name: str) -> list[Any]:
     """What a schema says of a property."""
-    found = [s for pattern, s in _patterns(schema).items() if _matches(pattern, name)]
+    found = [s for pattern, s in _patterns(schema).items() if matches(pattern, name)]
     if name in schema.get("properties", {}):
         found.append(schema["properties"][name])
     return found or [schema.get("additionalProperties", True)]

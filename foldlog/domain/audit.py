@@ -17,6 +17,12 @@ from .changesets import Key
 from .events import committed, decode_event
 from .merkle import Growth, InvalidProof, Tile, edge_tiles
 
+#: what taking bytes apart raises if they are no event that we would have written
+NOT_OURS = (
+    *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
+    msgspec.MsgspecError,
+)
+
 
 class Evidence(NamedTuple):
     """An event as it is stored. `ops_hash` is what is stored beside it, if that is at hand."""
@@ -42,8 +48,8 @@ class Place(msgspec.Struct):
     received_at: str = ""
     #: the unfinished tiles of the tree, from below, in hex
     edge: list[str] = []
-    #: the records that were erased so far
-    erased: list[Key] = []
+    #: the records that were erased so far, each with the last event that said so
+    erased: list[tuple[Key, int]] = []
     #: those of which operations are erased though no event said so yet, each with the first seq
     owing: list[tuple[Key, int]] = []
     #: whether it was checked from the first event on: else an erasure may have been said before
@@ -61,6 +67,39 @@ class Place(msgspec.Struct):
         return cls(seq, "", edge, is_from_first=seq == 0)
 
 
+class Erasures:
+    """Which values are gone from a log, and which events say so.
+
+    An erased operation states its commitment, so its leaf is right whoever erased it. What makes it
+    an erasure is a `record-erased` event that its changeset had not seen: a later one, or one that
+    was there when it came. Such an event only an append can bring.
+    """
+
+    def __init__(
+        self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
+    ):
+        self.erased = dict(erased)  #: by which event last
+        self.owing = dict(owing)  #: the first seq where values are gone, and no event has said so
+
+    def note(self, seq: int, state: bytes) -> None:
+        """The next event."""
+        if b'erased"' not in state:  # neither `"erased":` nor `"kind":"record-erased"`
+            return
+        event = decode_event(state)
+        for op in event.ops:
+            if op.erased is not UNSET and self.erased.get(op.key, 0) <= event.base:
+                self.owing.setdefault(op.key, seq)
+        if event.erased_key is not None:
+            self.erased[event.erased_key] = seq
+            self.owing.pop(event.erased_key, None)
+
+    def check(self) -> None:
+        """At the end of a log. Raises `WrongEvent`."""
+        if self.owing:
+            (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
+            raise WrongEvent(seq, f"values of {collection}/{id} are gone, and no event erased it")
+
+
 class LogAudit:
     """Checks the events of one log, one after another."""
 
@@ -73,8 +112,7 @@ class LogAudit:
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
         self._growth = Growth(start.seq, edge)
         self._received_at = start.received_at
-        self._erased = set(start.erased)
-        self._owing = dict(start.owing)
+        self._erasures = Erasures(start.erased, start.owing)
         self._is_from_first = start.is_from_first
 
     @property
@@ -92,8 +130,8 @@ class LogAudit:
             self.seq,
             self._received_at,
             [tile.hex() for tile in self._growth.edge],
-            sorted(self._erased),
-            sorted(self._owing.items()),
+            sorted(self._erasures.erased.items()),
+            sorted(self._erasures.owing.items()),
             self._is_from_first,
         )
 
@@ -103,8 +141,7 @@ class LogAudit:
         What is before the wrong one counts as checked.
         """
         leaves: list[bytes] = []
-        for state, salt, stored in evidence:
-            expected = self.seq + len(leaves) + 1
+        for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
             try:
                 seq, received_at, header, operations = committed(state)
                 if seq != expected:
@@ -114,32 +151,25 @@ class LogAudit:
                 hash = proofs.ops_hash(salt, operations)
                 if stored is not None and hash != stored:
                     raise ValueError("the operations are not those that the leaf commits to")
-            except (ValueError, AssertionError, RecursionError, msgspec.MsgspecError) as exc:
+                self._erasures.note(seq, state)
+            except NOT_OURS as exc:
                 self._growth.append(leaves)
                 why = str(exc) or "its salt has another length"
                 raise WrongEvent(expected, why) from exc
-            if b'"erased":"' in state or b'"kind":"record-erased"' in header:
-                self._note_erased(seq, state)
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
         return self._growth.append(leaves)
 
-    def check_erasures(self) -> None:
-        """At the end of a log: no value was taken out of it but by an erasure that it tells of.
+    @property
+    def is_settled(self) -> bool:
+        """Whether an event says of everything that is gone that it was erased.
 
-        An erased operation states its commitment, so its leaf is right whoever erased it; what
-        makes it an erasure is the `record-erased` event, which only an append can bring. Raises
-        `WrongEvent`.
+        What was erased while the log is read, a later event says. If the first ones were passed
+        over, one of those may have said it.
         """
-        if self._is_from_first and self._owing:
-            (collection, id), seq = min(self._owing.items(), key=lambda owing: owing[1])
-            raise WrongEvent(seq, f"values of {collection}/{id} are gone, and no event erased it")
+        return not (self._is_from_first and self._erasures.owing)
 
-    def _note_erased(self, seq: int, state: bytes) -> None:
-        event = decode_event(state)
-        for op in event.ops:
-            if op.erased is not UNSET and op.key not in self._erased:
-                self._owing.setdefault(op.key, seq)
-        if event.erased_key is not None:
-            self._erased.add(event.erased_key)
-            self._owing.pop(event.erased_key, None)
+    def check_erasures(self) -> None:
+        """At the end of a log: raises `WrongEvent` unless it `is_settled`."""
+        if self._is_from_first:
+            self._erasures.check()

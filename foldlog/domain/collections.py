@@ -173,7 +173,7 @@ def definition_of(event: Event) -> Definition:
     )
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Proposal(msgspec.Struct, frozen=True):
     """What a collection is to be defined as."""
 
     schema: JsonSchema
@@ -223,7 +223,7 @@ class Outcome(msgspec.Struct):
 class Plan:
     """What must be known before a collection is defined, and what is decided by it."""
 
-    def __init__(self, collection: str, wanted: Wanted, current: Definition | None):
+    def __init__(self, collection: str, wanted: Proposal, current: Definition | None):
         self.collection = collection
         self.wanted = wanted
         self.current = current

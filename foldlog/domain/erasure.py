@@ -104,7 +104,7 @@ def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
     return msgspec.structs.replace(entry, state=state, salt=salt)
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Selection(msgspec.Struct, frozen=True):
     """Which records to erase: these, and with `where` every record of `collection` of which some
     operation ever said that these fields are these values, be it long overwritten, lost or refused.
     """

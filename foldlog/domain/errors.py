@@ -20,6 +20,7 @@
     - UnknownRecord
     - UnknownCollection
     - NoCheckpoint            none was signed yet
+    - NoKeys                  the process that was asked has no key that signs
     - BeyondTree              the tree over the log has not grown so far
   + Forbidden                 the caller may not do this
     - Unauthenticated         it is not known who calls
@@ -163,6 +164,12 @@ class NoCheckpoint(NotFound):
     """No checkpoint of this space was signed yet."""
 
     code = "no-checkpoint"
+
+
+class NoKeys(NotFound):
+    """This process knows no key that signs, or has signed, checkpoints."""
+
+    code = "no-keys"
 
 
 class BeyondTree(NotFound):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, cached_property
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ REF = "#/$defs/"
 _NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # means the same in a reference
 #: schemas that one value may be held against at one place
 IN_PLACE_MAX = 1_000
+#: places in a value that are told apart by the schemas that they are held against
+PLACES_MAX = 5_000
 #: of a compiled pattern; what is larger would be refused by its memory, not by its time
 PATTERN_BYTES_MAX = 2**20
 #: of one document; a list of a million wrong items is wrong enough
@@ -215,6 +218,7 @@ def _check(schema: Any, limits: Limits) -> None:
         compiled(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise _invalid(exc) from exc
+    _check_branches(schema, limits.nesting_max + 1)
 
 
 def _check_by_meta_schema(schema: Schema) -> None:
@@ -274,6 +278,91 @@ def _check_circles(schema: Schema) -> None:
     for pointer, part in _parts("", schema):
         if weigh(part) > IN_PLACE_MAX:
             raise InvalidSchema(f"more than {IN_PLACE_MAX} schemas of one value", pointer=pointer)
+
+
+def _check_branches(schema: Schema, levels: int) -> None:
+    """The same for what is deep in a value: schemas that branch there double with each level.
+
+    Goes down as a value does, from all schemas that one place is held against to all that one
+    place below it is, until nothing new is met.
+    """
+    definitions = schema.get("$defs", {})
+    parts: dict[int, Any] = {}  # by identity: a schema may have the same part twice
+
+    def at_once(part: Any) -> Iterator[Schema]:
+        if isinstance(part, dict):
+            yield part
+            for below in in_place(part):
+                yield from at_once(below)
+            if "$ref" in part:
+                yield from at_once(definitions[name_of(part["$ref"])])
+
+    def counted(found: Iterable[Any]) -> frozenset[tuple[int, int]]:
+        found = list(found)
+        parts.update((id(part), part) for part in found)
+        return frozenset(Counter(map(id, found)).items())
+
+    level = {counted([schema])}
+    seen = set(level)
+    for _ in range(levels):
+        below = set()
+        for place in level:
+            here = [part for which, times in place for part in [*at_once(parts[which])] * times]
+            if len(here) > IN_PLACE_MAX or len(seen) > PLACES_MAX:
+                raise InvalidSchema("branches again and again on the way down", pointer="")
+            below |= {counted(found) for found in _below(here)}
+        level = below - seen
+        seen |= level
+
+
+def _below(parts: Sequence[Schema]) -> Iterator[list[Any]]:
+    """What each property, and each item, is held against: told apart by name and by place."""
+    named = {name for part in parts for name in part.get("properties", ())}
+    for name in named:
+        by_name = partial(matches, name=name)
+        yield [below for part in parts for below in _of_property(part, by_name, name)]
+    for any_other in (_by_none, _by_all):
+        yield [below for part in parts for below in _of_property(part, any_other)]
+    length = max((len(part.get("prefixItems", ())) for part in parts), default=0)
+    for index in range(length + 1):
+        yield [below for part in parts for below in _of_item(part, index)]
+    yield [part["propertyNames"] for part in parts if "propertyNames" in part]
+
+
+def _by_none(pattern: str) -> bool:
+    return False
+
+
+def _by_all(pattern: str) -> bool:
+    return True
+
+
+def _of_property(
+    part: Schema, is_matched: Callable[[str], bool], name: str | None = None
+) -> Iterator[Any]:
+    patterns: Mapping[str, Any] = part.get("patternProperties", {})
+    found = [below for pattern, below in patterns.items() if is_matched(pattern)]
+    if name in part.get("properties", {}):
+        found.append(part["properties"][name])
+    yield from found
+    if not found and "additionalProperties" in part:
+        yield part["additionalProperties"]
+    if "unevaluatedProperties" in part:
+        yield part["unevaluatedProperties"]
+
+
+def _of_item(part: Schema, index: int) -> Iterator[Any]:
+    first = part.get("prefixItems", ())
+    if index < len(first):
+        yield first[index]
+    elif "items" in part:
+        yield part["items"]
+    yield from (part[k] for k in ("contains", "unevaluatedItems") if k in part)
+
+
+@lru_cache(maxsize=1_024)
+def matches(pattern: str, name: str) -> bool:
+    return compiled({"pattern": pattern}).is_valid(name)
 
 
 def in_place(part: Schema) -> Iterable[Any]:

@@ -12,9 +12,9 @@ to, so that nothing a user typed disappears without a trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import UNSET
@@ -195,7 +195,14 @@ def conflict_document(conflict: Conflict) -> dict[str, Any]:
     return {**document, "lost": side(conflict.lost), "won": side(conflict.won)}
 
 
-def fold(records: MutableMapping[Key, Record], event: Event) -> list[Conflict]:
+class Records(Protocol):
+    """What `fold` needs of a mapping."""
+
+    def get(self, key: Key, /) -> Record | None: ...
+    def __setitem__(self, key: Key, record: Record, /) -> None: ...
+
+
+def fold(records: Records, event: Event) -> list[Conflict]:
     """Applies one event to `records`, and returns what lost.
 
     `records` must hold every record of `event.keys` that ever was touched; others are made.

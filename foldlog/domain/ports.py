@@ -15,9 +15,8 @@ import msgspec
 
 from . import merkle
 from .changesets import LocalIds, Push
-from .collections import Definition, Outcome, Version, Wanted
-from .erasure import Erasable, Erased
-from .erasure import Wanted as WantedErased
+from .collections import Definition, Outcome, Proposal, Version
+from .erasure import Erasable, Erased, Selection
 from .errors import BeyondTree, InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .history import Order, Point
@@ -295,7 +294,7 @@ class EventStore(ABC):
         self,
         space: SpaceId,
         collection: str,
-        wanted: Wanted,
+        wanted: Proposal,
         *,
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
@@ -310,7 +309,7 @@ class EventStore(ABC):
 
     @abstractmethod
     def find_erasable(
-        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+        self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
         """The records that are asked for. Goes over the whole log, and reports seqs.
 
@@ -325,13 +324,15 @@ class EventStore(ABC):
         *,
         reason: str,
         by: str | None = None,
+        tidies: bool = False,
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
         """Erases records: their values leave the log and all that is made of it (domain/erasure).
 
         Each one wholly or not at all. What is erased already is answered as done. Goes over the
         whole log, reporting seqs. Raises as `find_erasable`, then nothing is erased;
-        `StorageUnavailable` or `OutcomeUnknown`: erase again, which goes on.
+        `StorageUnavailable` or `OutcomeUnknown`: erase again, which goes on. With `tidies` the
+        database then gives up the rows as they were before.
         """
 
 

@@ -16,8 +16,8 @@ from threading import Event
 import structlog
 
 from ..domain import merkle
-from ..domain.errors import OperatorError
-from ..domain.notes import Checkpoint, InvalidNote, Note, Signature, opened, origin_of
+from ..domain.errors import NotFound, OperatorError, StorageUnavailable
+from ..domain.notes import Checkpoint, InvalidNote, Note, opened, origin_of
 from .embedded.folder import make_folder, sync_folder, write_new
 from .keys import KeyRing, KeysUnusable, read_keys
 from .postgres.errors import DATABASE_ERRORS
@@ -57,8 +57,8 @@ class LastCheckpointUnusable(SigningStopped):
     code = "last-checkpoint-unusable"
 
 
-#: asks the witnesses of a space to cosign a checkpoint; who does not answer is left out
-Cosign = Callable[[str, Note], list[Signature]]
+#: is told of each checkpoint that was published: the space, the log's id, the note
+OnSigned = Callable[[str, str, Note], None]
 
 
 class LastSigned:
@@ -97,13 +97,13 @@ class CheckpointSigner:
         keys: Path,
         last: Path,
         origin: str,
-        cosign: Cosign | None = None,
+        on_signed: OnSigned | None = None,
     ):
         self._tree = tree
         self._keys = keys
         self._last = LastSigned(last)
         self._origin = origin
-        self._cosign = cosign
+        self._on_signed = on_signed
         self._stopped: dict[str, float] = {}  #: until when
 
     def run(self, closing: Event) -> None:
@@ -111,10 +111,13 @@ class CheckpointSigner:
         while not closing.wait(PAUSE_SECONDS):
             try:
                 self.sign_all()
-            except DATABASE_ERRORS as exc:
+            except (*DATABASE_ERRORS, StorageUnavailable) as exc:
                 log.warning("signer_waits_for_the_database", error=str(exc))
             except KeysUnusable as exc:
                 log.error("signer_has_no_key", error=str(exc))
+                closing.wait(RETRY_SECONDS)
+            except Exception:  # a thread that ended would be missed by nobody
+                log.exception("signing_failed")
                 closing.wait(RETRY_SECONDS)
 
     def sign_all(self) -> int:
@@ -132,6 +135,10 @@ class CheckpointSigner:
             signed = self.sign(space, keys)
             self._stopped.pop(space, None)
             return signed
+        except NotFound as exc:
+            # Its tree, or all of it, has just gone: a rebuild, a space that was taken away.
+            log.warning("signing_waits_for_the_tree", space=space, why=str(exc))
+            return False
         except (SigningStopped, merkle.InvalidProof, OSError) as exc:
             code = exc.code if isinstance(exc, SigningStopped) else SigningStopped.code
             self._stopped[space] = time.monotonic() + RETRY_SECONDS
@@ -158,10 +165,8 @@ class CheckpointSigner:
             if kept is None or note.encoded != kept[1].encoded:
                 self._last.write(space, heads.log, note.encoded)
             self._tree.publish(space, heads.log, checkpoint.size, note.encoded)
-        # Witnesses take their time, and nobody shall wait for the lock meanwhile.
-        if self._cosign is not None and (more := self._cosign(space, note)):
-            note = note.with_signatures(more)
-            self._tree.publish(space, heads.log, checkpoint.size, note.encoded)
+        if self._on_signed is not None:
+            self._on_signed(space, heads.log, note)
         return True
 
     def _next(

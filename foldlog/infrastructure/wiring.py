@@ -149,24 +149,30 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
 @contextmanager
 def signing(url: str, settings: Settings) -> Iterator[None]:
-    """Signs checkpoints as long as the block runs, if there is a key."""
+    """Signs checkpoints as long as the block runs, if there is a key, and has them cosigned."""
     closing = Event()
-    with Datastore(url, pool_size_max=3) as datastore:
-        thread = Thread(target=signer(datastore, settings).run, args=(closing,), daemon=True)
-        thread.start()
+    with Datastore(url, pool_size_max=4) as datastore:
+        tree = PostgresProofTree(datastore)
+        witnesses = Witnesses(tree, settings.witnesses)
+        runs = [signer(tree, settings, witnesses).run]
+        if settings.witnesses:
+            runs.append(witnesses.run)
+        threads = [Thread(target=run, args=(closing,), daemon=True) for run in runs]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             closing.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
 
 
-def signer(datastore: Datastore, settings: Settings) -> CheckpointSigner:
-    tree = PostgresProofTree(datastore)
+def signer(tree: PostgresProofTree, settings: Settings, witnesses: Witnesses) -> CheckpointSigner:
     return CheckpointSigner(
         tree,
         keys=settings.keys_folder,
         last=settings.checkpoints_folder,
         origin=settings.origin,
-        cosign=Witnesses(tree, settings.witnesses) if settings.witnesses else None,
+        on_signed=witnesses.ask if settings.witnesses else None,
     )

@@ -10,7 +10,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from ..domain.collections import Check, Outcome, Wanted
+from ..domain.collections import Check, Outcome, Proposal
 from ..domain.errors import InvalidRequest, InvalidSchema, SchemaNotAdditive, SchemaViolated
 from ..domain.json_schema import JsonSchema, Violation
 from ..domain.limits import LIMITS
@@ -86,7 +86,7 @@ def define_command(
     quiet_logs()
     if not is_space(space) or not is_collection(collection):
         raise InvalidRequest(f"{space}/{collection} cannot name a collection")
-    wanted = Wanted(
+    wanted = Proposal(
         JsonSchema.checked(_read(file.read()), LIMITS),
         by=by,
         is_dry_run=is_dry_run,

@@ -9,11 +9,10 @@ from typing import Any, TextIO
 import click
 import msgspec
 
-from ..domain.erasure import Erasable, Wanted, check_reason
+from ..domain.erasure import Erasable, Selection, check_reason
 from ..domain.errors import InvalidRequest
 from ..domain.merge import Key
 from ..domain.names import is_collection, is_record_id
-from ..infrastructure.postgres.erasure import vacuum
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
 from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
@@ -93,7 +92,12 @@ def erase_command(
         began = time.monotonic()
         with progress(f"erasing in {space}") as report:
             erased = parts.store.erase(
-                space, [one.key for one in found], reason=reason or "", by=by, report=report
+                space,
+                [one.key for one in found],
+                reason=reason or "",
+                by=by,
+                tidies=vacuums,
+                report=report,
             )
         count = sum(one.events for one in erased)
         seconds = time.monotonic() - began
@@ -101,13 +105,10 @@ def erase_command(
             f"erased {spaced(len(erased))} records in {spaced(count)} events, {seconds:.1f} s; "
             f"`record-erased` is seq {spaced(min(e.seq for e in erased))} and on"
         )
-        if vacuums:
-            with progress("tidying up after it"):
-                vacuum(db.url)
     err.print("backups, exports and replicas of before still hold the values: docs/erasure.md")
 
 
-def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Wanted:
+def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Selection:
     if bool(ids) == bool(conditions):
         raise click.UsageError("name records by their ids, or say --where")
     if not is_collection(collection):
@@ -117,8 +118,8 @@ def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Wan
             raise InvalidRequest(f"{id!r} cannot name a record")
     keys: tuple[Key, ...] = tuple((collection, id) for id in dict.fromkeys(ids))
     if not conditions:
-        return Wanted(keys=keys)
-    return Wanted(collection=collection, where=dict(map(_condition, conditions)))
+        return Selection(keys=keys)
+    return Selection(collection=collection, where=dict(map(_condition, conditions)))
 
 
 def _condition(text: str) -> tuple[str, Any]:

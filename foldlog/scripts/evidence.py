@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import msgspec
 
 from ..domain.audit import Evidence
 from ..domain.errors import NoCheckpoint, OperatorError
+from ..domain.limits import INTEGER_MAX
 from ..domain.merkle import TILE_WIDTH, Tile
 from ..domain.notes import tile_path
 from ..domain.ports import RangeQuery, RecordsQuery
@@ -51,12 +53,14 @@ class Source(ABC):
     vkeys: Sequence[str] = ()
     #: whether the tiles come with the events, and cannot be asked for
     carries_tiles = False
+    #: whether it has a checkpoint, if one was signed
+    may_be_signed = True
     #: whether there is a master table beside the log
     has_records = False
 
     @abstractmethod
     def batches(self, after: int, through: int) -> Iterator[Batch]:
-        """The events with `after < seq <= through`."""
+        """The events with `after < seq <= through`, those too that came after `header`."""
 
     def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
         """Of a tree of `header.head` events, as far as they are to be had."""
@@ -71,11 +75,11 @@ class DatabaseSource(Source):
     has_records = True
 
     def __init__(self, parts: Services, space: str):
+        with suppress(NoCheckpoint):  # first, as the log may grow in between
+            self.checkpoint = parts.tree.checkpoint(space)
         page = parts.store.range_after(space, RangeQuery(0, 1))
         self.header = Header(version=1, space=space, log=page.log, head=page.head)
         self._parts = parts
-        with suppress(NoCheckpoint):
-            self.checkpoint = parts.tree.checkpoint(space)
         self.vkeys = [verifier.vkey for verifier in parts.verifiers(space)]
 
     def batches(self, after: int, through: int) -> Iterator[Batch]:
@@ -107,13 +111,12 @@ class ServiceSource(Source):
     def __init__(self, http: httpx.Client, space: str):
         self._http = http
         self._prefix = f"/v1/spaces/{quote(space, safe='')}"
-        with self._lines(after=2**53 - 1) as lines:
-            self.header = read_header(next(lines, b""))
-        found = self._get("checkpoint", missing=True)
+        found = self._get("checkpoint", missing=True)  # first, as the log may grow in between
         self.checkpoint = None if found is None else found.content
-        keys = self._get("keys")
-        assert keys is not None
-        self.vkeys = list(keys.json()["keys"])
+        with self._lines(after=INTEGER_MAX) as lines:
+            self.header = read_header(next(lines, b""))
+        keys = self._get("keys", missing=True)
+        self.vkeys = [] if keys is None else list(keys.json()["keys"])
 
     def batches(self, after: int, through: int) -> Iterator[Batch]:
         with self._lines(after) as lines:
@@ -207,6 +210,8 @@ class ArchiveSource(Source):
 class LinesSource(Source):
     """An export as JSON lines: events and salts, and no signature."""
 
+    may_be_signed = False
+
     def __init__(self, lines: Iterator[bytes]):
         self.header = read_header(next(lines, b""))
         self._events = (evidence_of(line, number) for number, line in enumerate(lines, 2))
@@ -224,7 +229,7 @@ def file_source(name: str) -> Iterator[Source]:
     with gzip.open(path) if path.suffix == ".gz" and not is_tar else path.open("rb") as file:
         try:
             yield ArchiveSource(read_archive(file)) if is_tar else LinesSource(iter(file))  # type: ignore[arg-type]
-        except (EOFError, gzip.BadGzipFile) as exc:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
             raise InvalidExport(f"the file ends or breaks: {exc}") from exc
 
 

@@ -46,7 +46,8 @@ def new_command(keys: str | None, data: str | None) -> None:
 def rotate_command(keys: str | None, data: str | None) -> None:
     """Sign with a new key from now on; the old one stays listed for what it has signed."""
     settings = read_settings(data=data, keys=keys)
-    _tell(rotate_keys(settings.keys_folder), settings)
+    rotate_keys(settings.keys_folder)
+    err.print("hand the new ones to auditors and witnesses: foldlog keys show SPACE")
 
 
 @keys_command.command("list")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import BinaryIO, cast
 import click
 import msgspec
 
-from ..domain.audit import Evidence
-from ..domain.errors import InvalidRequest, NoCheckpoint
+from ..domain.audit import Erasures, Evidence
+from ..domain.errors import InvalidRequest, NoCheckpoint, OperatorError
 from ..domain.events import LogEntry, restored_entry
 from ..domain.names import is_space
 from ..domain.ports import RangeQuery
@@ -28,6 +29,12 @@ from .console import err, progress, quiet_logs, spaced, told, with_database
 from .export_lines import Header, evidence_of, line_of, read_header
 
 LINES_PER_REPORT = 500
+
+
+class ErasedMeanwhile(OperatorError):
+    """A record was erased while its log was exported: what says so comes after the end. Again."""
+
+    code = "erased-meanwhile"
 
 
 @click.command("export")
@@ -56,10 +63,11 @@ def export_command(
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
+        checkpoint = _checkpoint(parts, space) if wants_archive else None
         page = parts.store.range_after(space, RangeQuery(0, 1))
         header = Header(version=1, space=space, log=page.log, head=page.head)
         if wants_archive:
-            _export_archive(parts, header, output)
+            _export_archive(parts, header, checkpoint, output)
         else:
             _export_lines(parts, header, output)
     err.print(f"exported {spaced(header.head)} events of {space}")
@@ -69,19 +77,33 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
     with _writer(output) as file:
         file.write(msgspec.json.encode(header) + b"\n")
         with progress(f"exporting {header.space}", header.head) as report:
-            for entry in parts.store.entries(header.space, through=header.head):
+            for entry in _entries_of(parts, header):
                 file.write(line_of(entry))
                 if entry.seq % LINES_PER_REPORT == 0:
                     report(entry.seq)
             report(header.head)
 
 
-def _export_archive(parts: Services, header: Header, output: str) -> None:
+def _checkpoint(parts: Services, space: str) -> bytes | None:
+    """To be asked before the log's head is: the log may grow in between, and so must not it."""
     try:
-        checkpoint = parts.tree.checkpoint(header.space)
+        return parts.tree.checkpoint(space)
     except NoCheckpoint:
-        checkpoint = None
         err.print("[yellow]no checkpoint was signed yet:[/yellow] the archive has none")
+        return None
+
+
+def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
+    """The log up to its head. Raises `ErasedMeanwhile`."""
+    erasures = Erasures()
+    for entry in parts.store.entries(header.space, through=header.head):
+        erasures.note(entry.seq, entry.state)
+        yield entry
+    if erasures.owing:
+        raise ErasedMeanwhile
+
+
+def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, output: str) -> None:
     with (
         _writer(output, compress=False) as file,
         progress(f"exporting {header.space}", header.head) as report,
@@ -89,7 +111,7 @@ def _export_archive(parts: Services, header: Header, output: str) -> None:
         write_archive(
             file,
             header,
-            parts.store.entries(header.space, through=header.head),
+            _entries_of(parts, header),
             vkeys=[verifier.vkey for verifier in parts.verifiers(header.space)],
             checkpoint=checkpoint,
             is_compressed=output.endswith(("gz", "tgz")),
@@ -144,7 +166,7 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
                 raise InvalidExport(f"line {number}: {exc}") from exc
             seq = entry.seq
             yield entry
-    except (EOFError, OSError) as exc:
+    except (EOFError, OSError, zlib.error) as exc:
         raise InvalidExport(f"the file ends or breaks after seq {seq}: {exc}") from exc
     if seq != head:
         raise InvalidExport(f"the export ends at seq {seq}, but should end at {head}")

@@ -14,7 +14,8 @@ import msgspec
 from ..domain.audit import LogAudit, Place, WrongEvent
 from ..domain.errors import OperatorError
 from ..domain.events import decode_event
-from ..domain.merge import Key, Record, fold, view_of
+from ..domain.limits import INTEGER_MAX
+from ..domain.merge import Record, fold, view_of
 from ..domain.merkle import (
     TILE_WIDTH,
     InvalidProof,
@@ -31,6 +32,7 @@ from ..infrastructure.wiring import database, services
 from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
 from .evidence import Batch, DatabaseSource, Source, file_source, service_source
 from .process import collect_seldom
+from .spilled import SpilledRecords
 
 #: how often the state is written, for a verification that is interrupted
 STATE_EVENTS = 100_000
@@ -173,7 +175,7 @@ class Run:
             if claim.size > self._header.head:
                 raise Wrong(f"the log ends at seq {self._header.head}; {who} has {claim.size}")
             claims.setdefault(claim.size, []).append((claim.root, who))
-        records: dict[Key, Record] = {}
+        records = SpilledRecords()
         self._compare(audit, claims)
         for batch in self._pieces(claims):
             self._check(audit, batch)
@@ -186,16 +188,16 @@ class Run:
                 self._note(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
-        if self.through == self._header.head:
-            audit.check_erasures()
         self._compare_tiles(audit)
         self._prove_earlier(audit, claims)
-        if self._state is not None:
-            self._note(audit)
         count = spaced(audit.seq - self._start.seq)
         self.findings.insert(0, f"{count} events, each with its hashes, to seq {audit.seq}")
+        if self.through == self._header.head:
+            self._settle(audit)
+        if self._state is not None:
+            self._note(audit)
         if self._wants_fold:
-            self._compare_fold(records)
+            self._compare_fold(records, at_least=audit.seq)
 
     # -- where to begin
 
@@ -227,6 +229,8 @@ class Run:
     def _signed(self) -> Checkpoint | None:
         note = self._source.checkpoint
         if note is None:
+            if self._keys and self._source.may_be_signed:
+                raise Wrong("it is not signed: there is no checkpoint")
             self.findings.append("not signed: there is no checkpoint")
             return None
         keys = self._keys
@@ -282,6 +286,15 @@ class Run:
                 first = tile.number * TILE_WIDTH ** (tile.level + 1) + 1
                 raise Wrong(f"tile {tile.level}/{tile.number}, from seq {first}, is another one")
 
+    def _settle(self, audit: LogAudit) -> None:
+        """What was erased while the log was read, an event after its end says."""
+        if not audit.is_settled:
+            for batch in self._source.batches(audit.seq, INTEGER_MAX):
+                audit.check(batch.events)
+                if audit.is_settled:
+                    break
+        audit.check_erasures()
+
     def _compare(self, audit: LogAudit, claims: dict[int, list[tuple[bytes, str]]]) -> None:
         for root, who in claims.pop(audit.seq, ()):
             if audit.root != root:
@@ -318,24 +331,21 @@ class Run:
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
 
-    def _compare_fold(self, records: dict[Key, Record]) -> None:
+    def _compare_fold(self, records: SpilledRecords, at_least: int) -> None:
         """Each record of the master table that has not moved since is what the events make."""
-        seen: set[Key] = set()
-        for record in self._source.records(self.through):
+        count = 0
+        for record in self._source.records(at_least):
             key = (record["collection"], record["id"])
-            seen.add(key)
+            ours = records.pop(key)
+            count += 1
             if record["seq"] > self.through:
                 continue  # it has moved since
-            ours = records.get(key)
-            view = None if ours is None else _as_told(ours)
-            if view != record:
+            if ours is None or _as_told(ours) != record:
                 raise Wrong(f"the master table has {key} otherwise than the events make it")
-        missing = sorted(
-            key for key, record in records.items() if record.exists and key not in seen
-        )
-        if missing:
-            raise Wrong(f"the master table lacks {missing[0]}")
-        self.findings.append(f"the master table is the fold of these events: {len(seen)} records")
+        for left in records:
+            if left.exists:
+                raise Wrong(f"the master table lacks {(left.collection, left.id)}")
+        self.findings.append(f"the master table is the fold of these events: {count} records")
 
 
 def _as_told(record: Record) -> Any:

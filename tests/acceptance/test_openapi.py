@@ -25,12 +25,15 @@ from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import Event
 from foldlog.domain.intake import Answer
 from foldlog.domain.merge import RecordView
+from foldlog.domain.notes import Signer
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.acceptance.conftest import ADMIN_TOKEN
 from tests.helpers import A, B, add, changeset, delete, grow_trees, put
 
 #: What a query must say. All else has a default.
 NEEDED = {"seq", "from"}
+#: ... and of this one
+NEEDED_OF = {"/v1/spaces/{space}/history": {"collection", "id"}}
 
 
 @pytest.fixture
@@ -72,7 +75,9 @@ def test_every_operation_says_what_it_takes_and_answers(document):
         assert in_path == {part[1:-1] for part in path.split("/") if part.startswith("{")}
         for parameter in described["parameters"]:
             assert parameter["description"]
-            is_needed = parameter["in"] == "path" or parameter["name"] in NEEDED
+            is_needed = parameter["in"] == "path" or (
+                parameter["name"] in NEEDED | NEEDED_OF.get(path, set())
+            )
             assert parameter.get("required", False) is is_needed
         for status, response in described["responses"].items():
             if status != "200":
@@ -153,7 +158,8 @@ def test_a_documented_shape_has_the_members_of_the_domain_s(schema, struct):
 
 @pytest.fixture
 def admin_client(app_with):
-    return app_with(admin_token=ADMIN_TOKEN)
+    verifier = Signer("foldlog.test/log", b"k" * 32).verifier()
+    return app_with(admin_token=ADMIN_TOKEN, verifiers=lambda space: [verifier])
 
 
 def test_real_answers_are_what_the_document_says(admin_client, document, store):
@@ -183,6 +189,7 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store):
         ("get", f"{one_space}/records"): client.get("records?changed_after=0"),
         ("get", f"{one_space}/records/{{collection}}/{{id}}"): client.get("records/tasks/x"),
         ("get", f"{one_space}/history/{{collection}}/{{id}}"): client.get("history/tasks/x"),
+        ("get", f"{one_space}/history"): client.get("history?collection=tasks&id=x"),
         ("get", f"{one_space}/diff"): client.get("diff?from=1"),
         ("get", f"{one_space}/conflicts"): client.get("conflicts"),
         ("get", f"{one_space}/devices/{{device}}/ids"): client.get(f"devices/{A}/ids"),

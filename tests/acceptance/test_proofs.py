@@ -75,6 +75,11 @@ def test_a_checkpoint_is_answered_as_it_was_signed(audited, store):
     assert "no-cache" in answer.headers["Cache-Control"]
 
 
+def test_a_process_without_keys_says_so(audited):
+    """Instead of an empty list, which would say that nobody signs."""
+    assert_problem(audited.get("keys"), 404, "no-keys")
+
+
 def hashes(texts):
     return list(map(b64decode, texts))
 

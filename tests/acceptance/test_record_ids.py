@@ -77,6 +77,22 @@ def test_an_id_is_found_by_a_parameter(client, id):
     assert answer.json["cursor"] is None
 
 
+@pytest.mark.parametrize("id", [".", "..", "a/../b", "/", "🐘", "a+b&c"], ids=ascii)
+def test_the_history_of_an_id_by_a_parameter(client, id):
+    """
+    The same as by the path, where there is one.
+    """
+    client.filled(put(id, mine=True), put("a"), put(id, "notes"))
+
+    answer = client.get(f"history?collection=tasks&id={quote(id, safe='')}")
+
+    assert answer.status_code == 200, answer.text
+    (version,) = answer.json["versions"]
+    assert version["changed"] == {"mine": {"to": True}}
+    wrong = client.get("history?id=a")
+    assert wrong.json["errors"][0]["parameter"] == "collection"
+
+
 def test_an_id_by_parameter_stands_alone(client):
     """
     It needs its collection; and it is not a page to go on from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,16 +12,19 @@ import pytest
 from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
+from foldlog.domain.collections import Proposal
+from foldlog.domain.json_schema import JsonSchema
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import B, changeset, push_of, put
 
+TOKEN = "an admin's token for the tests"
 SKETCH = Path(__file__).parents[2] / "docs" / "sketches" / "sync.mjs"
 
 #: The smallest local database that the sketch can work with: in memory, and a fold of last writes.
 DRIVER = """
 import { sync } from "%(sketch)s";
 const state = { device: crypto.randomUUID(), after: 0, mark: "", counter: 0 };
-const queue = [], records = {}, aside = [];
+const queue = [], records = {}, aside = [], erased = [];
 const db = {
   cursor: async () => state,
   queue: async (wanted, limit) => queue.filter((c) => c.state === wanted).slice(0, limit),
@@ -48,37 +52,60 @@ const db = {
     const waiting = queue.filter((c) => c.state === "waiting").slice(from);
     waiting.forEach((c, n) => { c.counter = expected + n; });
   },
+  erase: async ({ collection, id }, [seq, device, time, other]) => {
+    records[id] = {};
+    erased.push([collection, id, device, other, seq > 0 && time > 0]);
+    for (const c of queue)
+      c.ops = c.ops.map((op) => (op.id === id ? { op: "delete", collection, id } : op));
+  },
   newDevice: async (device) => { state.device = device; await db.renumber(0, 1); },
 };
-const make = (fields) => queue.push({
+const make = (fields, ...ids) => queue.push({
   id: crypto.randomUUID(), counter: ++state.counter, base: state.after, state: "waiting",
   made_at: new Date().toISOString(),
-  ops: [{ op: "put", collection: "tasks", id: crypto.randomUUID(), fields }],
+  ops: [...ids, crypto.randomUUID()].map((id) => ({ op: "put", collection: "tasks", id, fields })),
 });
 make({ n: 1 }); make({ n: 2 ** 60 }); make({ n: 3 });
 await sync(db, "%(url)s", "home");
 state.counter = 1; make({ n: 4 });   // as after a restore: an old counter
 await sync(db, "%(url)s", "home");
+make({ n: 5 }, "theirs");            // and then the record is erased, before this is sent
+await fetch("%(url)s/v1/admin/spaces/home/erase", {
+  method: "POST",
+  headers: { "Content-Type": "application/json", Authorization: "Bearer %(token)s" },
+  body: JSON.stringify({ records: [{ collection: "tasks", id: "theirs" }], reason: "asked to" }),
+});
+await sync(db, "%(url)s", "home");
 console.log(JSON.stringify({
-  queue: queue.length, aside, values: Object.values(records).map((r) => r.n).sort(),
+  queue: queue.length, aside, erased,
+  values: Object.values(records).map((r) => r.n ?? null).sort(),
 }));
 """
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
 def test_the_javascript_sketch_syncs_and_heals(tmp_path):
-    """It pushes, pulls what others made, sets aside what cannot be read, and heals a fork."""
+    """
+    It pushes, pulls what others made, sets aside what cannot be read, heals a fork, skips kinds
+    that it does not know, and erases.
+    """
     store = MemoryStore()
     store.push("home", push_of(changeset(put("theirs", n=0)), device=B))
-    server = make_server("127.0.0.1", 0, create_app(store=store, master=store, ready=dict))
+    store.define("home", "notes", Proposal(JsonSchema({})), seconds_max=None)
+    app = create_app(store=store, master=store, ready=dict, admin_token=TOKEN)
+    server = make_server("127.0.0.1", 0, app)
     Thread(target=server.serve_forever, daemon=True).start()
     driver = tmp_path / "driver.mjs"
     url = f"http://127.0.0.1:{server.server_port}"
-    driver.write_text(DRIVER % {"sketch": SKETCH.as_posix(), "url": url})
+    driver.write_text(DRIVER % {"sketch": SKETCH.as_posix(), "url": url, "token": TOKEN})
     try:
         done = subprocess.run(["node", driver], capture_output=True, text=True, timeout=60)
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    expected = '{"queue":0,"aside":["invalid-changeset"],"values":[0,1,3,4]}'
-    assert done.stdout.strip() == expected
+    assert json.loads(done.stdout) == {
+        "queue": 0,
+        "aside": ["invalid-changeset"],
+        "erased": [["tasks", "theirs", None, 0, True]],
+        "values": [1, 3, 4, 5, None],
+    }

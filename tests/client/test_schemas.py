@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foldlog.domain.collections import Wanted
+from foldlog.domain.collections import Proposal
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 
@@ -16,7 +16,7 @@ SCHEMA = {
 
 @pytest.fixture
 def defined(memory_store):
-    memory_store.define("home", "tasks", Wanted(JsonSchema.checked(SCHEMA, LIMITS)))
+    memory_store.define("home", "tasks", Proposal(JsonSchema.checked(SCHEMA, LIMITS)))
 
 
 def test_what_is_refused_is_told_kept_and_shown_as_the_server_has_it(device, defined):
@@ -85,6 +85,6 @@ def test_a_definition_that_arrives_is_passed_over(device, defined, memory_store)
     """
     phone = device("phone")
     phone.sync()
-    memory_store.define("home", "notes", Wanted(JsonSchema.checked({}, LIMITS)))
+    memory_store.define("home", "notes", Proposal(JsonSchema.checked({}, LIMITS)))
     phone.sync()
     assert phone.status().lag == 0

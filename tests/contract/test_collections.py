@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from foldlog.domain.collections import Wanted
+from foldlog.domain.collections import Proposal
 from foldlog.domain.errors import (
     LimitExceeded,
     SchemaNotAdditive,
@@ -34,8 +34,8 @@ TASKS = {
 RANGE = {"dependentRequired": {"until": ["since"]}, "properties": {"since": {"minimum": 0}}}
 
 
-def wanted(schema, **members) -> Wanted:
-    return Wanted(JsonSchema.checked(schema, LIMITS), **members)
+def wanted(schema, **members) -> Proposal:
+    return Proposal(JsonSchema.checked(schema, LIMITS), **members)
 
 
 @pytest.fixture

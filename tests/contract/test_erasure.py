@@ -6,9 +6,12 @@ import msgspec
 import pytest
 
 from foldlog.domain import proofs
-from foldlog.domain.erasure import Wanted
+from foldlog.domain.collections import Proposal
+from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import IdReused, InvalidRequest, UnknownRecord, UnknownSpace
 from foldlog.domain.events import decode_event, restored_entry
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import LIMITS
 from foldlog.domain.ports import RangeQuery
 from tests.helpers import (
     A,
@@ -161,6 +164,33 @@ def test_also_on_the_quick_path(store, space):
     assert record_of(store, space)["fields"] == {"x": "anew"}
 
 
+def test_what_its_schema_refuses_is_stored_without_the_values_too(store, space):
+    """
+    Answered as ever, with a reason that tells none; the same again is answered the same, and the
+    rest of it is in the log as it was sent.
+    """
+    schema = {"properties": {"n": {"type": "integer"}}}
+    store.define(space, "tasks", Proposal(JsonSchema.checked(schema, LIMITS)))
+    store.push(space, push_of(changeset(put("r", n=1), put("s", n=1))))
+    erase(store, space)
+    guarded = {**put("r", n="secret"), "expect": {"n": "secret"}}
+    late = changeset(guarded, put("s", n=2), base=2)
+    plain = changeset(put("r", n="secret"), put("s", n=2), base=2)
+    for sent in (late, plain):
+        first = store.push(space, push_of(sent)).verdicts[0]
+        assert first.verdict == "refused" and "secret" not in first.refusal.detail
+        again = store.push(space, push_of(sent)).verdicts[0]
+        assert again.duplicate and again.refusal == first.refusal
+        event = events_of(store, space)[first.seq - 1]
+        assert [set(op) for op in event["ops"]] == [
+            {"op", "collection", "id", "erased"},
+            {"op", "collection", "id", "fields"},
+        ]
+    assert b"secret" not in b"".join(pull_all(store, space))
+    assert record_of(store, space, ("tasks", "s"))["fields"] == {"n": 1}
+    assert record_of(store, space)["is_deleted"]
+
+
 def test_a_duplicate_is_compared_by_its_id_alone(store, space):
     """No digest of what was erased is kept; who sends it again is answered as the first time."""
     sent = changeset({"op": "put", "collection": "tasks", "local_id": "7", "fields": {"x": 1}})
@@ -208,11 +238,11 @@ def test_finding_by_a_value(store, space):
     store.push(space, push_of(changeset(put("once", mail="y"), put("other", mail="z"), base=1)))
     store.push(space, push_of(changeset({**put("tried", mail="x"), "if_seq": 9})))
     store.push(space, push_of(changeset(put("now", "users", mail="x"), put("typed", mail=1))))
-    found = store.find_erasable(space, Wanted(collection="tasks", where={"mail": "x"}))
+    found = store.find_erasable(space, Selection(collection="tasks", where={"mail": "x"}))
     assert [(one.id, one.events) for one in found] == [("now", 1), ("once", 2), ("tried", 1)]
-    both = Wanted(collection="tasks", where={"mail": "x", "n": 1.0})
+    both = Selection(collection="tasks", where={"mail": "x", "n": 1.0})
     assert [one.id for one in store.find_erasable(space, both)] == ["once"]
-    truth = Wanted(collection="tasks", where={"mail": True})
+    truth = Selection(collection="tasks", where={"mail": True})
     assert store.find_erasable(space, truth) == []
 
 
@@ -228,7 +258,7 @@ def test_nothing_is_erased_if_one_is_unknown(store, space):
     with pytest.raises(UnknownRecord):
         erase(store, space, R, ("tasks", "never"))
     with pytest.raises(UnknownRecord):
-        store.find_erasable(space, Wanted(keys=(("tasks", "never"),)))
+        store.find_erasable(space, Selection(keys=(("tasks", "never"),)))
     with pytest.raises(UnknownSpace):
         erase(store, f"no-{space}")
     assert head_of(store, space) == 1
@@ -244,7 +274,7 @@ def test_a_reason_is_readable_text(store, space, reason):
 
 @pytest.mark.parametrize(
     "wanted",
-    [Wanted(), Wanted(collection="tasks"), Wanted(where={"x": 1})],
+    [Selection(), Selection(collection="tasks"), Selection(where={"x": 1})],
     ids=["nothing", "all of a collection", "of no collection"],
 )
 def test_it_must_be_said_what(store, space, wanted):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from foldlog.domain.collections import KIND, Wanted, definition_of
+from foldlog.domain.collections import KIND, Proposal, definition_of
 from foldlog.domain.errors import LimitExceeded, ProjectionBehind, SchemaViolated, VersionConflict
 from foldlog.domain.events import decode_event
 from foldlog.domain.json_schema import JsonSchema
@@ -24,8 +24,8 @@ from tests.integration.test_commands import run  # noqa: F401
 SCHEMA = {"properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
 
 
-def wanted(schema=SCHEMA, **members) -> Wanted:
-    return Wanted(JsonSchema.checked(schema, LIMITS), **members)
+def wanted(schema=SCHEMA, **members) -> Proposal:
+    return Proposal(JsonSchema.checked(schema, LIMITS), **members)
 
 
 def pushed(stores, *ops, **members) -> str:

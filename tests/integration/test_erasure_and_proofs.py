@@ -61,3 +61,19 @@ def test_values_that_are_gone_without_an_event_are_found(erased):
     with pytest.raises(WrongEvent, match="no event erased it") as found:
         audit.check_erasures()
     assert found.value.seq == at + 1
+
+
+def test_an_erasure_says_nothing_of_what_was_written_by_who_had_seen_it(erased):
+    """The record was made anew: that those values too are gone, another event would have to say."""
+    stores, (collection, id) = erased.stores, erased.key
+    anew = changeset(put(id, collection, anew="value"), base=442)
+    stores.push("s", push_of(anew))
+    entries = list(stores.entries("s", through=443))
+    entries[-1] = erased_entry(entries[-1], {erased.key})
+    audit = LogAudit()
+    audit.check(Evidence(entry.state, entry.salt, entry.ops_hash) for entry in entries)
+    with pytest.raises(WrongEvent, match=r"seq 443: values of .* no event erased it"):
+        audit.check_erasures()
+    stores.erase("s", [erased.key], reason="again")
+    erased.sign()
+    assert "444 events" in erased.verify()

@@ -10,13 +10,15 @@ import pytest
 from foldlog.domain.errors import HistoryUnavailable, OperatorError
 from foldlog.domain.history import NOW, Point
 from foldlog.domain.ledger import ConflictsFilter
+from foldlog.domain.limits import Limits
 from foldlog.domain.ports import AsOfQuery, DiffQuery, HistoryQuery, RecordsQuery
 from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import gauges, status
 from foldlog.scripts.history import read_history, tree_of
-from tests.helpers import A, changeset, push_of, put
+from tests.conftest import PostgresStores
+from tests.helpers import A, B, C, changeset, push_of, put
 from tests.history import Past, all_as_of, texts, whole_diff
 from tests.integration.test_projector import assert_equals_fresh_fold, random_history
 
@@ -151,3 +153,26 @@ def test_every_commit_that_git_knows_the_tree_of(stores):
         assert {d["id"] for d in diff if not d["after"]} == before[1] - ids
         before = seq, ids
     assert json.loads(stores.history("s", ("files", min(ids)), HistoryQuery(1)).versions[0])
+
+
+def test_a_page_by_device_looks_at_a_part_of_the_ledger(datastore):
+    """No index knows a device: a page ends early, maybe empty, and its cursor leads on."""
+    stores = PostgresStores(datastore, Limits(page_scan_max=4))
+    for n in range(20):
+        stores.push("s", push_of(changeset(put("r", x=n)), device=B if n % 2 else C))
+    stores.push("s", push_of(changeset(put("r", x="last")), device=A))
+    stores.project()
+    for wanted in (
+        ConflictsFilter(device=A),
+        ConflictsFilter(device=A, collection="tasks"),
+        ConflictsFilter(device=A, collection="tasks", id="r"),
+        ConflictsFilter(device=A, field="x", since=3),
+    ):
+        cursor, sizes = None, []
+        while not sizes or cursor is not None:
+            page = stores.conflicts("s", limit=10, cursor=cursor, wanted=wanted)
+            cursor = page.cursor
+            sizes.append(len(page.conflicts))
+        assert sum(sizes) == 1 and sizes[:4] == [0] * 4, sizes
+    whole = stores.conflicts("s", limit=100, cursor=None)
+    assert len(whole.conflicts) == 20 and whole.cursor is None

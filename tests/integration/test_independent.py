@@ -20,6 +20,8 @@ from foldlog.api.app import create_app
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
+from foldlog.infrastructure.keys import rotate_keys
+from tests.helpers import changeset, push_of, put
 from tests.integration.test_verify import audited, change, members, rewritten  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -176,14 +178,14 @@ def test_the_small_verifier_accepts_what_is_right(audited):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned"]
+    "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned", "signed late"]
 )
 def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
     """With the same checkpoint in the archive, or without one."""
     parts = dict(members(audited.archive("log.tar")))
     name = "events/000000000101.jsonl"
     lines = parts[name].split(b"\n")
-    if how == "flipped":
+    if how in ("flipped", "signed late"):
         lines[5] = lines[5].replace(b'"n":', b'"m":')
     elif how == "salt":
         lines[5] = re.sub(rb'"salt":"(.)', lambda m: b'"salt":"%x' % (int(m[1], 16) ^ 1), lines[5])
@@ -198,6 +200,8 @@ def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
         parts = {n: data for n, data in parts.items() if n < "events/000000000400" or n[0] == "c"}
     elif how == "unsigned":
         del parts["checkpoint"]
+    elif how == "signed late":  # after the events that it would have to be compared with
+        parts["checkpoint"] = parts.pop("checkpoint")
     done = small(audited, rewritten(str(audited.folder / "bad.tar"), list(parts.items())))
     assert done.returncode == 1 and "WRONG" in done.stderr, done.stderr
 
@@ -217,6 +221,18 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
     older.write_bytes(newer)
     done = small(audited, file, "--checkpoint", str(older))
     assert done.returncode == 1 and "the log ends at 200" in done.stderr
+
+
+def test_the_small_verifier_takes_the_keys_of_before_and_after(audited):  # noqa: F811
+    """What was kept has the old one's signature, the archive the new one's."""
+    old, kept = audited.vkey, str(audited.folder / "kept")
+    rotate_keys(audited.folder / "keys")
+    audited.stores.push("s", push_of(changeset(put("x"))))
+    audited.sign()
+    file = audited.archive()
+    assert small(audited, file, "--checkpoint", kept).returncode == 1
+    done = small(audited, file, "--checkpoint", kept, "--key", old)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_small_verifier_is_small():

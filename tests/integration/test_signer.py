@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import stat
+import time
+from threading import Event, Thread
 
 import pytest
 from click.testing import CliRunner
 
+from foldlog.domain.errors import BeyondTree, StorageUnavailable, UnknownSpace
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import Verifier, opened, origin_of
 from foldlog.domain.ports import RangeQuery
@@ -200,6 +203,41 @@ def test_without_a_key_nothing_is_signed(stores, tmp_path):
     )
     assert signer.sign_all() == 0
     assert stores.proofs.inclusion("s", 3).size == 6
+
+
+@pytest.mark.parametrize(
+    "error", [StorageUnavailable(), UnknownSpace(), BeyondTree(), RuntimeError("unforeseen")]
+)
+def test_nothing_ends_the_thread_that_signs(stores, keys, tmp_path, monkeypatch, error):
+    """A connection that breaks in the middle, a tree that is swapped, a fault of ours."""
+    monkeypatch.setattr(signer_module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(signer_module, "RETRY_SECONDS", 0.01)
+    push(stores, 5)
+    stores.grow_trees()
+    signer = CheckpointSigner(
+        stores.proofs, keys=keys, last=tmp_path / "checkpoints", origin=ORIGIN
+    )
+    consistency, failed = stores.proofs.consistency, Event()
+
+    def fails_once(*given):
+        if failed.is_set():
+            return consistency(*given)
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(stores.proofs, "consistency", fails_once)
+    closing = Event()
+    thread = Thread(target=signer.run, args=(closing,), daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + 10
+        while stores.proofs.to_sign() and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        closing.set()
+        thread.join()
+    assert failed.is_set()
+    assert published(stores, keys)[0].size == 5
 
 
 def test_two_signers_sign_one_after_another(stores, sign, keys, tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import zlib
+from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 
 import psycopg
@@ -13,11 +17,16 @@ from click.testing import CliRunner
 from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
+from foldlog.domain.events import decode_event
+from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.keys import make_keys, read_keys
+from foldlog.infrastructure.postgres.log import PostgresEventStore
 from foldlog.infrastructure.signer import CheckpointSigner
 from foldlog.scripts import archive as archive_module
+from foldlog.scripts import verify as verify_module
 from foldlog.scripts.main import cli
+from foldlog.scripts.spilled import SpilledRecords
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 
@@ -88,8 +97,9 @@ def test_a_right_log_passes_from_the_database(audited):
     assert "which proves little" in audited.verify(trusting=True)
 
 
-def test_it_passes_from_a_running_service(audited):
-    """Over HTTP, with nothing but what any client may ask."""
+@contextmanager
+def served(audited):
+    """The URL of a service of this log."""
     parts = audited.stores
     ring = read_keys(audited.folder / "keys")
 
@@ -101,12 +111,71 @@ def test_it_passes_from_a_running_service(audited):
     server = make_server("127.0.0.1", 0, app, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def test_it_passes_from_a_running_service(audited):
+    """Over HTTP, with nothing but what any client may ask."""
+    with served(audited) as url:
         told = audited.verify("s", "--url", url)
         assert "440 events" in told and "master table is the fold" in told
         assert "400 events" in audited.verify("s", "--url", url, "--from", "41")
-    finally:
-        server.shutdown()
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Has something happen right after the head of the log was read."""
+
+    def happens(work) -> None:
+        read, once = PostgresEventStore.range_after, [work]
+
+        def range_after(self, *given):
+            page = read(self, *given)
+            if once:
+                once.pop()()
+            return page
+
+        monkeypatch.setattr(PostgresEventStore, "range_after", range_after)
+
+    return happens
+
+
+def grow(audited) -> None:
+    audited.stores.push("s", push_of(changeset(put("new"))))
+    audited.sign()
+
+
+def erase(audited) -> None:
+    audited.stores.erase("s", [("tasks", "7")], reason="asked to")
+    audited.sign()
+
+
+@pytest.mark.parametrize("work", [grow, erase])
+@pytest.mark.parametrize("over_http", [False, True])
+def test_what_happens_while_it_is_verified_is_no_fault(audited, meanwhile, work, over_http):
+    """A checkpoint of more than was looked at; values that are gone by an event after the end."""
+    with served(audited) as url:
+        meanwhile(lambda: work(audited))
+        assert "440 events" in audited.verify(*(("s", "--url", url) if over_http else ()))
+
+
+def test_an_archive_holds_what_its_checkpoint_signs(audited, meanwhile):
+    """Also of a log that grows while it is written."""
+    meanwhile(lambda: grow(audited))
+    assert "signed by" in audited.verify("--file", audited.archive())
+
+
+@pytest.mark.parametrize("words", [("--archive", "-o", "log.tar"), ("-o", "log.jsonl")])
+def test_an_export_into_which_an_erasure_comes_is_none(audited, meanwhile, words):
+    """What says that the values are gone would be missing from it."""
+    *words, file = words
+    file = audited.folder / file
+    meanwhile(lambda: erase(audited))
+    url = audited.stores.datastore.url
+    told = audited.run("export", "s", *words, str(file), "--database-url", url, code=3)
+    assert "erased-meanwhile" in told and not file.exists()
 
 
 @pytest.mark.parametrize("name", ["log.tar", "log.tar.gz"])
@@ -173,7 +242,7 @@ def change(audited, statement: str) -> None:
         ("DELETE FROM events WHERE originator_version > 438; UPDATE spaces SET head = 438",
          "the log ends at seq 438; the signed checkpoint has 440"),
         ("DELETE FROM events WHERE originator_version > 30; UPDATE spaces SET head = 30; "
-         "DELETE FROM checkpoints", "the log ends at seq 30; the kept checkpoint has 40"),
+         "DELETE FROM checkpoints", "it is not signed"),
         ("UPDATE events SET originator_version = originator_version + 10000 "
          "WHERE originator_version IN (50, 51); UPDATE events SET originator_version = "
          "CASE originator_version WHEN 10050 THEN 51 ELSE 50 END "
@@ -199,6 +268,15 @@ def test_a_signature_of_somebody_else_does_not_count(audited):
     url = audited.stores.datastore.url
     told = audited.run("verify", "s", "--database-url", url, "--key", other, code=1)
     assert "no known key" in told
+
+
+def test_a_log_that_ends_before_the_kept_checkpoint(audited):
+    """Here an archive of before."""
+    file = audited.archive()
+    grow(audited)
+    (audited.folder / "kept").write_bytes(audited.stores.proofs.checkpoint("s"))
+    told = " ".join(audited.verify("--file", file, code=1).split())
+    assert "the log ends at seq 440; the kept checkpoint has 441" in told
 
 
 def members(file: str) -> list[tuple[str, bytes]]:
@@ -235,7 +313,10 @@ def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
 def test_parts_that_are_missing_from_an_archive(audited):
     """Events, tiles, the end."""
     parts = members(audited.archive("log.tar"))
-    for missing in ("events/000000000101.jsonl", "tile/0/000", "tile/0/001.p/184", "log.json"):
+    for missing in (
+        *("events/000000000101.jsonl", "tile/0/000", "tile/0/001.p/184"),
+        *("log.json", "checkpoint"),
+    ):
         file = rewritten(
             str(audited.folder / "bad.tar"), [part for part in parts if part[0] != missing]
         )
@@ -244,3 +325,44 @@ def test_parts_that_are_missing_from_an_archive(audited):
     whole = (audited.folder / "log.tar").read_bytes()
     (audited.folder / "cut.tar").write_bytes(whole[: len(whole) // 2])
     audited.verify("--file", str(audited.folder / "cut.tar"), code=3)
+
+
+def test_a_damaged_export_cannot_be_read(audited):
+    """Compressed lines of which a byte is flipped."""
+    lines = audited.folder / "log.jsonl.gz"
+    audited.run("export", "s", "-o", str(lines), "--database-url", audited.stores.datastore.url)
+    whole = lines.read_bytes()
+    for place in range(100, len(whole) - 100, len(whole) // 13):
+        lines.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises((OSError, zlib.error, EOFError)), gzip.open(lines) as file:
+            file.read()
+        for words in (["verify", "--file", str(lines)],
+                      ["import", str(lines), "--space", "t", "--database-url",
+                       audited.stores.datastore.url]):  # fmt: skip
+            result = CliRunner().invoke(cli, words)
+            assert result.exit_code in (1, 3), (place, result.output)
+            assert isinstance(result.exception, SystemExit), (place, result.exception)
+
+
+def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
+    """Most of the records are in a file; what is wrong is found all the same."""
+    monkeypatch.setattr(verify_module, "SpilledRecords", partial(SpilledRecords, kept_max=3))
+    assert "the master table is the fold of these events: " in audited.verify()
+    change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
+    assert "the master table has" in audited.verify(code=1)
+    change(audited, "DELETE FROM records WHERE id = '7'")
+    assert "the master table lacks ('tasks', '7')" in audited.verify(code=1)
+
+
+def test_records_in_a_file_fold_as_those_in_memory(audited):
+    """One by one, whatever is at hand."""
+    stores = audited.stores
+    spilled, in_memory = SpilledRecords(kept_max=2), {}
+    for entry in stores.entries("s", through=440):
+        for records in (spilled, in_memory):
+            fold(records, decode_event(entry.state))
+    assert list(spilled) == [in_memory[key] for key in sorted(in_memory)]
+    for key, record in in_memory.items():
+        assert spilled.get(key) == record == spilled.pop(key)
+        assert spilled.get(key) is None
+    assert list(spilled) == []

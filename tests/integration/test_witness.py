@@ -34,6 +34,7 @@ class Party:
 
     def __init__(self, name: str, stores: PostgresStores, folder):
         self.name, self.stores, self.folder = name, stores, folder
+        self.is_away, self.times_asked = False, 0
         make_keys(folder / "keys")
         self.keys = read_keys(folder / "keys")
         self.trusted: list[Verifier] = []
@@ -57,31 +58,40 @@ class Party:
         origin = origin_of(self.name, "s", self.stores.proofs.tree("s").log)
         return self.keys.verifiers(origin)[0]
 
-    def post(self, url: str, content: bytes) -> httpx.Response:
-        answer = self.client.post(url, data=content)
-        return httpx.Response(answer.status_code, content=answer.data)
+    def post(self, url: str, content: bytes) -> tuple[int, bytes]:
+        if self.is_away:
+            raise httpx.ConnectError("nobody is there")
+        self.times_asked += 1
+        answer = self.client.post(f"/v1/witness/{url.rpartition('/')[2]}", data=content)
+        return answer.status_code, answer.data
 
-    def sign(self, *witnesses: Party, stores: PostgresStores | None = None) -> None:
+    def sign(self, *witnesses: Party, stores: PostgresStores | None = None) -> Witnesses:
         tree = (stores or self.stores).proofs
-        by_url = {f"http://{party.name}/v1/witness": party for party in witnesses}
-
-        def post(url: str, content: bytes) -> httpx.Response:
-            prefix, _, _ = url.rpartition("/")
-            return by_url[prefix].post("/v1/witness/add-checkpoint", content)
-
-        asked = [(party.verifier, url) for url, party in by_url.items()]
+        asked = asking(tree, *witnesses)
         CheckpointSigner(
             tree,
             keys=self.folder / "keys",
             last=self.folder / "checkpoints",
             origin=self.name,
-            cosign=Witnesses(tree, asked, post=post),
+            on_signed=asked.ask,
         ).sign_all()
+        asked.ask_all()
+        return asked
 
     def cosigned_by(self, party: Party) -> int | None:
         """The size of the published checkpoint, if that party has cosigned it."""
         checkpoint, note = opened(self.stores.proofs.checkpoint("s"), [self.log])
         return checkpoint.size if note.verified_by([party.verifier]) else None
+
+
+def asking(tree, *parties: Party, clock=lambda: 0.0) -> Witnesses:
+    by_url = {f"http://{party.name}/v1/witness": party for party in parties}
+
+    def post(url: str, content: bytes) -> tuple[int, bytes]:
+        return by_url[url.rpartition("/")[0]].post(url, content)
+
+    asked = [(party.verifier, url) for url, party in by_url.items()]
+    return Witnesses(tree, asked, post=post, clock=clock)
 
 
 @pytest.fixture
@@ -125,6 +135,69 @@ def test_a_fork_is_refused(parties, cluster):
         _, note = opened(forked.proofs.checkpoint("s"), [ada.log])
         assert note.verified_by([bob.verifier]) == []
     assert ada.cosigned_by(bob) == 3
+
+
+def test_who_was_away_is_asked_again(parties):
+    """For the same checkpoint, less and less often; and by the next process too."""
+    ada, bob = parties
+    bob.is_away = True
+    ada.sign(bob)
+    assert ada.cosigned_by(bob) is None
+    now = 0.0
+    asked = asking(ada.stores.proofs, bob, clock=lambda: now)
+    asked._take_up()
+    tries = []
+    asked._post = lambda *_: tries.append(now) or ada.post("never", b"")
+    ada.is_away = True
+    while now < 200:
+        asked.ask_all()
+        now += 0.5
+    assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    ada.is_away = bob.is_away = False
+    asked._post = bob.post
+    now = 243
+    asked.ask_all()
+    assert ada.cosigned_by(bob) == 3
+    asked.ask_all()
+    assert bob.times_asked == 1, "it has said what it has to say"
+
+
+def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_cosigned(parties):
+    """And a cosignature that comes late does not take the place of the newer one."""
+    ada, bob = parties
+    bob.is_away = True
+    late = ada.sign(bob)
+    ada.push(2)
+    bob.is_away = False
+    ada.sign(bob)
+    assert ada.cosigned_by(bob) == 5
+    late._silent.clear()
+    late.ask_all()
+    assert ada.cosigned_by(bob) == 5
+
+
+def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path):
+    """Nor is it asked once for each space: who is away for one is away for all."""
+    ada, bob = parties
+    ada.stores.push("t", push_of(changeset(put())))
+    ada.stores.grow_trees()
+    away = Party("away.test", ada.stores, tmp_path / "away")
+    away.is_away = True
+    tried = []
+    asked = asking(ada.stores.proofs, away, bob)
+    post = asked._post
+    asked._post = lambda url, content: tried.append(url) or post(url, content)
+    signing = CheckpointSigner(
+        ada.stores.proofs,
+        keys=ada.folder / "keys",
+        last=ada.folder / "checkpoints",
+        origin=ada.name,
+        on_signed=asked.ask,
+    )
+    assert signing.sign_all() == 2
+    asked.ask_all()
+    assert len([url for url in tried if "away" in url]) == 1
+    assert ada.cosigned_by(bob) == ada.stores.proofs.tree("s").size
 
 
 def ask(ada: Party, bob: Party, old: int, size: int, **changed) -> tuple[int, str]:

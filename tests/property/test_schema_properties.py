@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from foldlog.domain.collections import Wanted
+from foldlog.domain.collections import Proposal
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.merge import Record
@@ -83,7 +83,7 @@ def test_every_record_fits(raw, history):
     Judged by the changeset alone where that is enough, and with the record where it is not.
     """
     store, schema = MemoryStore(), JsonSchema.checked(raw, LIMITS)
-    store.define("s", "tasks", Wanted(schema))
+    store.define("s", "tasks", Proposal(schema))
 
     def check(_):
         for record in store._space("s").records.values():
@@ -106,7 +106,7 @@ def test_nothing_breaks_more_than_it_was_broken(raw, history, later):
     """
     store, schema = MemoryStore(), JsonSchema.checked(raw, LIMITS)
     push(store, history)
-    store.define("s", "tasks", Wanted(schema, force=True))
+    store.define("s", "tasks", Proposal(schema, force=True))
 
     def check(before):
         for key, record in store._space("s").records.items():

@@ -98,6 +98,58 @@ def test_schemas_that_branch_are_counted_not_followed():
     assert time.perf_counter() - began < 1
 
 
+A = {"$ref": "#/$defs/a"}
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        {"allOf": [{"properties": {"x": A}}, {"properties": {"x": A}}]},
+        {"properties": {"x": A}, "patternProperties": {"^x": A}},
+        {"anyOf": [{"additionalProperties": A}, {"items": A}, {"additionalProperties": A}]},
+        {"prefixItems": [True, A], "contains": A},
+        {"items": A, "contains": {"properties": {"y": A}, "items": A}},
+    ],
+)
+def test_a_recursion_that_branches_is_refused(a):
+    """
+    One level of a value doubles what the next is held against: 2^32 at the bottom of one that
+    anybody may send.
+    """
+    began = time.perf_counter()
+    with pytest.raises(InvalidSchema, match="branches"):
+        JsonSchema.checked({"properties": {"top": A}, "$defs": {"a": a}}, LIMITS)
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        {"properties": {"left": A, "right": A}},
+        {"properties": {"x": A}, "patternProperties": {"^y": A}, "additionalProperties": A},
+        {"anyOf": [{"type": "string"}, {"items": A}, {"additionalProperties": A}]},
+        {"allOf": [{"properties": {"x": A}}, {"properties": {"x": {"type": "object"}}}]},
+        {"properties": {"children": {"items": A}, "named": {"additionalProperties": A}}},
+    ],
+)
+def test_a_recursion_that_does_not_is_fine(a):
+    """
+    Trees: each place of a value is held against a few schemas, however deep it is.
+    """
+    assert JsonSchema.checked({"properties": {"top": A}, "$defs": {"a": a}}, LIMITS)
+
+
+def test_many_fields_are_no_branches():
+    """
+    A large schema of an ordinary kind is checked quickly.
+    """
+    fields = {f"f{n}": {"properties": {f"g{m}": {"type": "string"} for m in range(5)}}
+              for n in range(400)}  # fmt: skip
+    began = time.perf_counter()
+    JsonSchema.checked({"properties": fields}, Limits(schema_bytes_max=2**20))
+    assert time.perf_counter() - began < 2
+
+
 def test_a_pattern_takes_linear_time():
     """
     A user's value must not stop the service, whatever pattern an admin wrote: a backtracking

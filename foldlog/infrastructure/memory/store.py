@@ -24,9 +24,9 @@ from ...domain.collections import (
     Definition,
     Outcome,
     Plan,
+    Proposal,
     RecordSchema,
     Version,
-    Wanted,
     check_room,
     definition_entry,
     definition_of,
@@ -34,12 +34,12 @@ from ...domain.collections import (
 from ...domain.erasure import (
     Erasable,
     Erased,
+    Selection,
     Traces,
     check_reason,
     erased_entry,
     record_erased_entry,
 )
-from ...domain.erasure import Wanted as WantedErased
 from ...domain.errors import (
     FoldlogError,
     LogBehind,
@@ -184,7 +184,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         self,
         space: SpaceId,
         collection: str,
-        wanted: Wanted,
+        wanted: Proposal,
         *,
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
@@ -264,7 +264,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         yield from self._space(space).entries[after:through]
 
     def find_erasable(
-        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+        self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
         wanted.check()
         here = self._space(space)
@@ -284,6 +284,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         *,
         reason: str,
         by: str | None = None,
+        tidies: bool = False,
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
         check_reason(reason, by)

@@ -25,8 +25,8 @@ from psycopg.sql import SQL, Identifier
 from ...domain.erasure import (
     Erasable,
     Erased,
+    Selection,
     Traces,
-    Wanted,
     check_reason,
     record_erased_entry,
     without,
@@ -114,7 +114,7 @@ class Eraser:
         self._erase_events = erase_events
         self._projection = MasterProjection()
 
-    def find(self, space: SpaceId, wanted: Wanted, report: Progress) -> list[Erasable]:
+    def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
         wanted.check()
         with translated(self._datastore), self._datastore.rows() as cursor:
             head = _head(cursor, space)

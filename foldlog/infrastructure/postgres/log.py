@@ -12,9 +12,8 @@ from psycopg.rows import tuple_row
 
 from ...domain import proofs
 from ...domain.changesets import Push
-from ...domain.collections import Definition, Outcome, Version, Wanted
-from ...domain.erasure import Erasable, Erased
-from ...domain.erasure import Wanted as WantedErased
+from ...domain.collections import Definition, Outcome, Proposal, Version
+from ...domain.erasure import Erasable, Erased, Selection
 from ...domain.errors import Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
@@ -26,7 +25,7 @@ from ..tails import Tails
 from .append import Appender, Locked
 from .collections import Collections
 from .datastore import Datastore
-from .erasure import Eraser
+from .erasure import Eraser, vacuum
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import select_page
@@ -185,7 +184,7 @@ class PostgresEventStore(EventStore):
         self,
         space: SpaceId,
         collection: str,
-        wanted: Wanted,
+        wanted: Proposal,
         *,
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
@@ -195,7 +194,7 @@ class PostgresEventStore(EventStore):
         )
 
     def find_erasable(
-        self, space: SpaceId, wanted: WantedErased, *, report: Progress = lambda done, of: None
+        self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
         return Eraser(self._datastore, self.append_own).find(space, wanted, report)
 
@@ -206,9 +205,14 @@ class PostgresEventStore(EventStore):
         *,
         reason: str,
         by: str | None = None,
+        tidies: bool = False,
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
-        return Eraser(self._datastore, self.append_own).erase(space, keys, reason, by, report)
+        erased = Eraser(self._datastore, self.append_own).erase(space, keys, reason, by, report)
+        if tidies:
+            with translated(self._datastore):
+                vacuum(self._datastore.url)
+        return erased
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()

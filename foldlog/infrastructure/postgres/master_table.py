@@ -125,7 +125,8 @@ _CONFLICTS = """
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
-           AND (seq, number) > (%(after_seq)s, %(after_number)s){filter}
+           AND (seq, number) > (%(after_seq)s, %(after_number)s)
+           AND (seq, number) <= (%(through_seq)s, %(through_number)s){filter}
            AND (%(device)s::uuid IS NULL OR %(device)s::uuid IN (lost_by, won_by))
            AND (%(field)s::bytea IS NULL OR field = %(field)s::bytea)
          ORDER BY seq, number
@@ -142,15 +143,33 @@ def _select_conflicts(filter: str) -> str:
     )
 
 
+# No index knows a device or a field: a page that asks for one looks no further than here.
+_SCAN_END = """
+SELECT c.seq, c.number
+  FROM projections p
+  JOIN conflicts c
+    ON c.space = p.space AND c.generation = p.generation
+ WHERE p.space = %(space)s
+   AND p.projection = 'master'
+   AND p.is_live
+   AND c.space = %(space)s
+   AND (c.seq, c.number) > (%(after_seq)s, %(after_number)s){filter}
+ ORDER BY c.seq, c.number
+OFFSET %(scan_max)s - 1
+ LIMIT 1
+"""
+
 # Three statements and not one with optional filters: each has the plan that it is written for.
-SELECT_CONFLICTS = _select_conflicts("")
-
-SELECT_CONFLICTS_OF_COLLECTION = _select_conflicts("""
-           AND collection = %(collection)s""")
-
-SELECT_CONFLICTS_OF_RECORD = _select_conflicts("""
+_FILTERS = {
+    "all": "",
+    "collection": """
+           AND collection = %(collection)s""",
+    "record": """
            AND collection = %(collection)s
-           AND id = %(id)s""")
+           AND id = %(id)s""",
+}
+SELECT_CONFLICTS = {of: _select_conflicts(filter) for of, filter in _FILTERS.items()}
+SELECT_SCAN_END = {of: _SCAN_END.format(filter=filter) for of, filter in _FILTERS.items()}
 
 SELECT_LOCAL_IDS = page_of(
     page="""
@@ -264,16 +283,16 @@ class PostgresMasterTable(PostgresHistory, MasterTable):
             "field": None if wanted.field is None else wanted.field.encode(),
             "device": wanted.device,
         }
-        statement = SELECT_CONFLICTS
-        if wanted.collection is not None:
-            statement = SELECT_CONFLICTS_OF_COLLECTION
-            if wanted.id is not None:
-                statement = SELECT_CONFLICTS_OF_RECORD
+        of = "all" if wanted.collection is None else "collection" if wanted.id is None else "record"
         # What older code folded has conflicts, but not by field and hand.
-        needs_history = wanted.device is not None or wanted.field is not None
-        found = self._page(statement, space, names, limit, at_least, needs_history=needs_history)
+        needs_history = is_scan = wanted.device is not None or wanted.field is not None
+        end = self._scan_end(SELECT_SCAN_END[of], space, names) if is_scan else None
+        names["through_seq"], names["through_number"] = end or (INTEGER_MAX, INTEGER_MAX)
+        found = self._page(
+            SELECT_CONFLICTS[of], space, names, limit, at_least, needs_history=needs_history
+        )
         rows = found.rows[:limit]
-        more = found.candidates > len(rows)
+        place = tuple(rows[-1][:2]) if found.candidates > len(rows) else end
         entries = read_ledger(row[2] for row in rows)
         heads = self._heads(space, {seq for entry in entries for seq in entry.seqs})
         return ConflictsPage(
@@ -281,8 +300,16 @@ class PostgresMasterTable(PostgresHistory, MasterTable):
             found.head,
             found.position,
             tell_ledger(entries, heads, base=found.position),
-            encode_cursor(*rows[-1][:2]) if more else None,
+            encode_cursor(*place) if place else None,
         )
+
+    def _scan_end(
+        self, statement: str, space: SpaceId, names: dict[str, Any]
+    ) -> tuple[int, int] | None:
+        """The last conflict that a page may look at; none if it comes to the end of the ledger."""
+        names = {**names, "space": space, "scan_max": self._limits.page_scan_max}
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            return cursor.execute(statement, names, prepare=True).fetchone()
 
     def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
         ids: LocalIds = {}

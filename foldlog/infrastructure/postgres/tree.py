@@ -43,6 +43,16 @@ SELECT s.space, c.note
  WHERE s.space = %(space)s
 """
 
+# One of the statements that look at all spaces; on shards, one of them at a time.
+SELECT_PUBLISHED = """
+SELECT s.space, s.log::text, c.note
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space AND c.log = s.log
+ WHERE c.note IS NOT NULL
+ ORDER BY s.space
+"""
+
 PUBLISH = """
 INSERT INTO checkpoints (space, log, size, note, signed_at)
 VALUES (%(space)s, %(log)s, %(size)s, %(note)s, now())
@@ -144,6 +154,12 @@ class PostgresProofTree(ProofTree):
         """Spaces of which the last checkpoint is not of the tree as it is."""
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
+
+    def published(self) -> list[tuple[SpaceId, str, bytes]]:
+        """The last checkpoint of each space: its log, and the note."""
+        with self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_PUBLISHED, prepare=True).fetchall()
+        return [(space, log, bytes(note)) for space, log, note in rows]
 
     def heads(self, space: SpaceId) -> Heads:
         with self._datastore.rows() as cursor:
