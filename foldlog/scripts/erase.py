@@ -103,7 +103,9 @@ def erase_command(
         )
         if vacuums:
             with progress("tidying up after it"):
-                vacuum(db.url)
+                is_tidy = vacuum(db.owner_url)
+            if not is_tidy:
+                err.print("only the owner of the tables may have PostgreSQL give up the old rows")
     err.print("backups, exports and replicas of before still hold the values: docs/erasure.md")
 
 

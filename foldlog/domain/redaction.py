@@ -1,0 +1,33 @@
+"""Text without the secrets that may have got into it: the last door before logs and errors.
+
+Where a secret is known to be, it is left out from the start. This is for the messages of others,
+which quote what they were given: a URL with its password, a header, a token.
+"""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+_SECRET = re.compile(
+    r"""
+      (?P<url> ://[^\s:/@"']*: ) [^\s/"']+ (?=@)            # the password in a URL
+    | (?P<option> \bpassword["']?\s*[=:]\s* ) (?: '(?:[^'\\]|\\.)*' | [^\s"',;&]+ )
+    | (?P<scheme> \b(?:bearer|basic)\s+ ) [\w.~+/=-]{8,}    # what an Authorization header holds
+    | \beyJ[\w-]{5,}\.[\w-]+\.[\w-]*                        # a JWT
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+#: Without one of these there is nothing to look for: a line a request is written through here.
+_HINTS = ("://", "assword", "earer", "asic", "eyJ", "ASSWORD", "EARER", "ASIC")
+
+
+def redacted(text: str) -> str:
+    """The text with `***` for what looks like a password or a token."""
+    if any(hint in text for hint in _HINTS):
+        return _SECRET.sub(_hidden, text)
+    return text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return next(filter(None, found.groups()), "") + HIDDEN
