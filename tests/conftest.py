@@ -68,6 +68,8 @@ def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:
                 Identifier(name), Identifier(template)
             )
         )
+        # A template's tables keep their rights, but those on a database are its own.
+        conn.execute(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
     return _in_database(cluster.url, name), _in_database(cluster.superuser_url, name)
 
 

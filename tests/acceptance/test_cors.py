@@ -116,7 +116,7 @@ def test_the_setting():
 
 PAGE_HTML = """<!doctype html><title>an app</title><pre id="told">nothing</pre><script>
 const base = "SERVICE/v1/spaces/browser/";
-const headers = {"Authorization": "Bearer some-token-of-an-app", "Content-Type": "application/json"};
+const headers = {"Authorization": "Bearer some-token", "Content-Type": "application/json"};
 const push = {device: "5d0e0000-0000-4000-8000-000000000001", sent_at: new Date().toISOString(),
   changesets: [{id: crypto.randomUUID(), base: 0, made_at: new Date().toISOString(),
                 ops: [{op: "put", collection: "tasks", id: "1", fields: {title: "from a page"}}]}]};
@@ -133,7 +133,8 @@ async function run() {
     seen += new TextDecoder().decode(value);
   }
   reader.cancel();
-  return {pushed: (await pushed.json()).verdicts[0].verdict, request: pushed.headers.get("X-Request-Id"),
+  return {pushed: (await pushed.json()).verdicts[0].verdict,
+          request: pushed.headers.get("X-Request-Id"),
           refused: (await refused.json()).code, streamed: seen.includes("from a page")};
 }
 run().then(told => told, error => ({error: String(error)}))

@@ -206,8 +206,8 @@ def migrate_command(url: str, *arguments: str, code: int = 0):
 
 
 def test_another_server_grants_to_a_role_that_is_named(other_role):
-    """`foldlog migrate --grant-to`, as the owner; again after each upgrade, also over what is more."""
-    owner, superuser = other_role
+    """`foldlog migrate --grant-to`, as the owner; what the role has besides is taken from it."""
+    owner, _ = other_role
     url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
     with psycopg.connect(owner) as conn:
         conn.execute(SQL("GRANT ALL ON events TO {}").format(Identifier(OTHER_ROLE)))
@@ -242,7 +242,7 @@ def test_the_service_does_not_migrate(cluster, database, monkeypatch):
     with psycopg.connect(database) as conn:
         conn.execute("DELETE FROM schema_migrations WHERE name <> '0001_log'")
     url = as_service(cluster, database)
-    with pytest.raises(SchemaBehind, match="9998_new.*as their owner"):
+    with pytest.raises(SchemaBehind, match=r"9998_new.*as their owner"):
         migrate(url)
     assert migrate(database) == ["9998_new"]
     assert migrate(url) == []
@@ -256,7 +256,7 @@ def test_a_database_of_one_role_goes_on(database):
 
 
 def test_a_folder_of_before_gets_its_role(data_folder):
-    """What an older version made has no service role: the next start makes it, and gives it rights."""
+    """What an older version made has no service role: the next start makes it, with its rights."""
     settings = read_settings({"FOLDLOG_DATA": str(data_folder)})
     with open_database(settings, migrates=True) as db:
         assert db.embedded is not None

@@ -183,8 +183,6 @@ def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) 
         if not _finds(connection, "SELECT 1 FROM pg_database WHERE datname = %s", DATABASE):
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
         connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, owner))
-        # A temporary table goes before one of ours that has the same name.
-        connection.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
 
 
 def _ensure_role(

@@ -43,6 +43,8 @@ PRIVILEGES: Mapping[str, str] = {
 #: an erasure that the log tells of, whoever comes: so the service may, and no third role is needed.
 FUNCTIONS = ("erase_operations",)
 
+SELECT_PLACE = "SELECT current_database(), current_schema()"
+
 SELECT_TOO_STRONG = """
 SELECT s.rolsuper OR pg_has_role(s.oid, c.relowner, 'MEMBER')
   FROM pg_roles s
@@ -66,12 +68,16 @@ def grant(url: str, role: str) -> None:
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
         _check(cursor, role)
         to = Identifier(role)
-        schema = cursor.execute("SELECT current_schema()").fetchone() or ("public",)
-        cursor.execute(SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(*schema), to))
+        database, schema = cursor.execute(SELECT_PLACE).fetchone() or ("", "")
+        cursor.execute(SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(schema), to))
+        # A temporary table goes before one of ours of the same name.
+        cursor.execute(
+            SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(database))
+        )
         for table, privileges in PRIVILEGES.items():
             on = Identifier(table)
             cursor.execute(SQL("REVOKE ALL ON {} FROM {}").format(on, to))
-            cursor.execute(SQL(f"GRANT {privileges} ON {{}} TO {{}}").format(on, to))  # type: ignore[arg-type]
+            cursor.execute(SQL(f"GRANT {privileges} ON {{}} TO {{}}").format(on, to))
         for function in FUNCTIONS:
             cursor.execute(
                 SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(Identifier(function), to)
