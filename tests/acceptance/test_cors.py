@@ -28,7 +28,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def cors_of(answer) -> dict[str, str]:
-    return {name: value for name, value in answer.headers if name.startswith("Access-Control-")}
+    names = {name.title() for name, _ in answer.headers if name.lower().startswith("access-")}
+    return {name: answer.headers[name] for name in names}
 
 
 def preflight(client, origin: str, path: str = "changesets"):
