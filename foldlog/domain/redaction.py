@@ -14,17 +14,16 @@ _SECRET = re.compile(
       (?P<url> ://[^\s:/@"']*: ) [^\s/"']+ (?=@)            # the password in a URL
     | (?P<option> \bpassword["']?\s*[=:]\s* ) (?: '(?:[^'\\]|\\.)*' | [^\s"',;&]+ )
     | (?P<scheme> \b(?:bearer|basic)\s+ ) [\w.~+/=-]{8,}    # what an Authorization header holds
-    | \beyJ[\w-]{5,}\.[\w-]+\.[\w-]*                        # a JWT
+    | (?<![\w-])eyJ[\w-]{5,}\.[\w-]+\.[\w-]*              # a JWT
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-#: Without one of these there is nothing to look for: a line a request is written through here.
-_HINTS = ("://", "assword", "earer", "asic", "eyJ", "ASSWORD", "EARER", "ASIC")
 
 
 def redacted(text: str) -> str:
     """The text with `***` for what looks like a password or a token."""
-    if any(hint in text for hint in _HINTS):
+    # A line for each request comes through here, and most hold nothing to look for.
+    if "://" in text or "assword" in text or "earer" in text or "asic" in text or "eyJ" in text:
         return _SECRET.sub(_hidden, text)
     return text
 
