@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test quick lint install clean lock
+.PHONY: demo test quick lint audit install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -21,6 +21,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities among the versions of constraints.txt; passes, and says so, without network.
+audit:
+	$(PYTHON) .ci/audit.py
 
 install: $(VENV)/.installed
 

@@ -13,8 +13,10 @@ from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.embedded import EmbeddedPostgres
+from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.grants import grant
 from foldlog.infrastructure.postgres.log import PostgresEventStore
 from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
@@ -37,6 +39,7 @@ def cluster():
     """One PostgreSQL for each worker of the test run. Its database `foldlog` is the template."""
     with own_folder() as folder, EmbeddedPostgres(folder, settings=QUICK) as cluster:
         migrate(cluster.url)
+        grant(cluster.url, SERVICE_ROLE)
         yield cluster
 
 
@@ -65,6 +68,8 @@ def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:
                 Identifier(name), Identifier(template)
             )
         )
+        # A template's tables keep their rights, but those on a database are its own.
+        conn.execute(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
     return _in_database(cluster.url, name), _in_database(cluster.superuser_url, name)
 
 
@@ -84,9 +89,15 @@ def database_urls(cluster):
     return create_database(cluster)
 
 
+def as_service(cluster, url: str) -> str:
+    """The same database as the role that the service works as, which owns nothing."""
+    return _in_database(cluster.service_url, psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+
+
 @pytest.fixture
-def datastore(database):
-    with Datastore(database) as datastore:
+def datastore(cluster, database):
+    """As the service: whatever needs more than its role may do fails here."""
+    with Datastore(as_service(cluster, database)) as datastore:
         yield datastore
 
 
@@ -124,7 +135,7 @@ def stores(datastore):
 
 @pytest.fixture(scope="session")
 def _shared_stores(cluster):
-    with Datastore(create_database(cluster)[0]) as datastore:
+    with Datastore(as_service(cluster, create_database(cluster)[0])) as datastore:
         yield PostgresStores(datastore)
 
 

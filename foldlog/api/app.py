@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from flask import Flask
 from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
 from ..domain.notes import Verifier
 from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree
 from .collections import collections_blueprint
+from .cors import Cors
 from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
@@ -46,14 +46,15 @@ def create_app(
     tree: ProofTree | None = None,
     verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
     add_checkpoint: Callable[[bytes], str] | None = None,
-) -> Flask:
+    cors_origins: tuple[str, ...] = (),
+) -> FlaskDoor:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
-    `add_checkpoint` cosigns those of other logs.
+    `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it.
     """
-    app = FlaskDoor(__name__)
+    app = FlaskDoor(__name__, Cors(cors_origins))
     app.url_map.merge_slashes = False
     app.url_map.converters["record_id"] = RecordIdConverter
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}

@@ -13,16 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
-
-from flask import Flask
 
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
-from .flask_door import HEADERS
+from .flask_door import HEADERS, FlaskDoor
 from .logging import log_request
 from .operations import Operation
 from .problems import problem_reply
@@ -53,8 +51,9 @@ COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
 class EventLoopDoor:
     """An ASGI app that answers `CALLS`, and hands on all else to `others`."""
 
-    def __init__(self, app: Flask, others: AsgiApp, threads: ThreadPoolExecutor):
+    def __init__(self, app: FlaskDoor, others: AsgiApp, threads: ThreadPoolExecutor):
         self._others = others
+        self._cors = app.cors
         self._threads = threads
         self._waiters = Waiters()
         self._calls = {
@@ -72,6 +71,11 @@ class EventLoopDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
         call = self._calls.get((scope["method"], found[2])) if found else None
+        if found is not None and scope["method"] == "OPTIONS":
+            request = LoopRequest(scope, receive, self._threads, self._waiters)
+            if reply := self._cors.preflight("OPTIONS", request.header):
+                await self._send_whole(request, None, None, reply, send)
+                return
         if found is None or call is None or not is_space(found[1]):
             await self._others(scope, receive, send)
             return
@@ -82,21 +86,43 @@ class EventLoopDoor:
         except Exception as exc:
             reply = problem_reply(exc, request)
         if isinstance(reply.body, bytes):
-            body = await self._compressed(request, reply)
-            # Before it is sent: whoever has the answer finds its line in the log.
-            self._log(request, template, found[1], reply, len(body))
-            await send(_start(request, reply, len(body)))
-            await send({"type": "http.response.body", "body": body})
+            await self._send_whole(request, template, found[1], reply, send)
         else:
             pieces = self._pieces(request, reply)
-            await send(_start(request, reply))
+            await send(self._start(request, reply))
             await self._send_pieces(request, pieces, send)
             self._log(request, template, found[1], reply, None)
 
+    async def _send_whole(
+        self, request: LoopRequest, path: str | None, space: str | None, reply: Reply, send: Send
+    ) -> None:
+        body = await self._compressed(request, reply)
+        # Before it is sent: whoever has the answer finds its line in the log.
+        self._log(request, path, space, reply, len(body))
+        await send(self._start(request, reply, len(body)))
+        await send({"type": "http.response.body", "body": body})
+
     def _log(
-        self, request: Request, path: str, space: str, reply: Reply, bytes_out: int | None
+        self,
+        request: Request,
+        path: str | None,
+        space: str | None,
+        reply: Reply,
+        bytes_out: int | None,
     ) -> None:
         log_request(request, path=path, space=space, status=reply.status, bytes_out=bytes_out)
+
+    def _start(self, request: Request, reply: Reply, length: int | None = None) -> Message:
+        headers = [
+            (b"content-type", reply.media_type.encode()),
+            *_HEADERS,
+            (b"x-request-id", request.id.encode()),
+            *_encoded(reply.headers),
+            *_encoded(self._cors.headers(request.header("origin"))),
+        ]
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        return {"type": "http.response.start", "status": reply.status, "headers": headers}
 
     async def _compressed(self, request: Request, reply: Reply) -> bytes:
         body = reply.body
@@ -129,16 +155,8 @@ class EventLoopDoor:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _start(request: Request, reply: Reply, length: int | None = None) -> Message:
-    headers = [
-        (b"content-type", reply.media_type.encode()),
-        *_HEADERS,
-        (b"x-request-id", request.id.encode()),
-        *((name.lower().encode(), value.encode()) for name, value in reply.headers.items()),
-    ]
-    if length is not None:
-        headers.append((b"content-length", b"%d" % length))
-    return {"type": "http.response.start", "status": reply.status, "headers": headers}
+def _encoded(headers: Mapping[str, str]) -> Iterator[tuple[bytes, bytes]]:
+    return ((name.lower().encode(), value.encode()) for name, value in headers.items())
 
 
 class LoopRequest(Request):

@@ -126,7 +126,7 @@ async def _messages(
     limits: Limits,
 ) -> AsyncIterator[bytes]:
     # Streams that began together, after a restart, shall not all end together.
-    lifetime = limits.stream_seconds_max * random.uniform(0.8, 1.0)
+    lifetime = limits.stream_seconds_max * random.uniform(0.8, 1.0)  # noqa: S311
     deadline = time.monotonic() + lifetime
     with request.watch(store, space) as growth:
         yield b"retry: %d\n\n" % RECONNECT_MS

@@ -22,6 +22,7 @@ from ..domain.errors import FoldlogError, InvalidRequest
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
+from .cors import Cors
 from .logging import log_request, path_template
 from .operations import Operation
 from .problems import (
@@ -35,9 +36,17 @@ from .requests import Growth, Request, run_now
 
 T = TypeVar("T")
 
+NO_CORS = Cors()
 PIECE_BYTES = 64 * 2**10
-#: Answers are what users wrote: no cache keeps them, and no browser guesses what they are.
-HEADERS = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+#: Answers are what users wrote: no cache keeps them, no browser guesses what they are, runs or
+#: loads what they say, shows them inside of another page, or hands them to one unasked.
+HEADERS = {
+    "Cache-Control": "private, no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 #: What Flask and Werkzeug refuse by themselves, in our words.
 ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {
@@ -93,12 +102,24 @@ class _ThreadGrowth(Growth):
 class FlaskDoor(Flask):
     """Calls operations, and answers every refusal in our form."""
 
-    def __init__(self, import_name: str):
+    def __init__(self, import_name: str, cors: Cors = NO_CORS):
         super().__init__(import_name, static_folder=None)
+        self.cors = cors
         self.before_request(_begin)
+        self.before_request(self._answer_preflight)
+        self.after_request(self._allow_origin)  # the last one comes first
         self.after_request(_end)
         self.register_error_handler(HTTPException, _answer_http)
         self.register_error_handler(Exception, _answer_error)
+
+    def _answer_preflight(self) -> Response | None:
+        reply = self.cors.preflight(g.call.method, g.call.header)
+        return None if reply is None else _answer(reply)
+
+    def _allow_origin(self, response: Response) -> Response:
+        for name, value in self.cors.headers(g.call.header("origin")).items():
+            response.headers.add(name, value)
+        return response
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return partial(_call, func) if isinstance(func, Operation) else super().ensure_sync(func)

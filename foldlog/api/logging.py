@@ -19,6 +19,7 @@ import msgspec
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from ..domain.redaction import redacted
 from .requests import Request
 
 log = structlog.get_logger("foldlog.api")
@@ -45,6 +46,7 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ]
     )
+    rendering.append(_without_secrets)  # whoever wrote the message, and whatever it quotes
     # Ours go straight to stderr: by way of `logging` a line costs a tenth of a request.
     structlog.configure(
         processors=[_add_logger_name, *shared, *rendering],
@@ -134,6 +136,10 @@ def _add_logger_name(
 ) -> structlog.typing.EventDict:
     event["logger"] = logger.name
     return event
+
+
+def _without_secrets(_: Any, __: str, line: Any) -> str:
+    return redacted(line)
 
 
 def _json(value: Any, default: Callable[[Any], Any]) -> str:

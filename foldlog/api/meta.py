@@ -25,7 +25,10 @@ from .requests import Request
 from .schemas import HealthSchema, LimitsSchema, ReadinessSchema
 
 #: A page that runs nothing and loads nothing, whatever may ever get into it.
-HTML_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+HTML_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+}
 HTML = "text/html"
 DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
 

@@ -23,7 +23,7 @@ class Pace:
     """Quick after something happened, ever slower when nothing does, and after each failure."""
 
     def __init__(self, rng: random.Random | None = None):
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # noqa: S311
         self._poll = POLL_SECONDS_MIN
         self._failures = 0
 

@@ -17,7 +17,7 @@ import hashlib
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -107,7 +107,7 @@ class Signer:
     """A private key, and the name that its signatures bear."""
 
     name: str
-    private: bytes
+    private: bytes = field(repr=False)
 
     @property
     def _key(self) -> Ed25519PrivateKey:

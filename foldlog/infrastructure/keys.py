@@ -36,6 +36,9 @@ class Key(msgspec.Struct, omit_defaults=True):
     private: str | None = None
     retired_at: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Key({self.public})"  # of the private half nothing, wherever it is shown
+
 
 class KeyRing(msgspec.Struct):
     """What the file holds: the last key of each list is the one that signs."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 
 from ..domain.errors import OperatorError
 from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
@@ -15,11 +19,16 @@ LogFormat = Literal["json", "console"]
 
 DATA = "FOLDLOG_DATA"
 DATABASE_URL = "FOLDLOG_DATABASE_URL"
-ADMIN_TOKEN = "FOLDLOG_ADMIN_TOKEN"
+ADMIN_TOKEN = "FOLDLOG_ADMIN_TOKEN"  # noqa: S105
 ORIGIN = "FOLDLOG_ORIGIN"
 KEYS = "FOLDLOG_KEYS"
 ADMIN_TOKEN_LENGTH_MIN = 16
 DEFAULT_PORT = 3653  # FOLD on a telephone
+#: never told, not even when they cannot be read
+SECRET = {DATABASE_URL, ADMIN_TOKEN}
+
+#: as browsers write it (RFC 6454 section 6.2): in lower case, no path; apps have own schemes
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 class InvalidSettings(OperatorError):
@@ -35,7 +44,7 @@ class Settings:
     #: the folder of the embedded PostgreSQL; unused when `database_url` is given
     data: Path
     #: any PostgreSQL server; `None` means the embedded one
-    database_url: str | None
+    database_url: str | None = field(repr=False)
     host: str
     port: int
     #: processes that answer requests
@@ -46,7 +55,9 @@ class Settings:
     pool_size_max: int
     log_format: LogFormat
     #: what an admin's calls must carry; `None`: there are none
-    admin_token: str | None
+    admin_token: str | None = field(repr=False)
+    #: whose pages may call us from a browser: exact origins, or `*`
+    cors_origins: tuple[str, ...]
     #: what the origins of our checkpoints begin with: a URL without its scheme
     origin: str
     #: the folder of the keys that sign checkpoints, if it is not `keys` in `data`
@@ -94,6 +105,21 @@ def _log_format(text: str) -> LogFormat:
     if text not in get_args(LogFormat):
         raise ValueError("not json or console")
     return cast(LogFormat, text)
+
+
+def _database_url(text: str) -> str:
+    try:
+        conninfo_to_dict(text)
+    except ProgrammingError:  # which would quote it, password and all
+        raise ValueError("not a URL of PostgreSQL, nor pairs of name=value") from None
+    return text
+
+
+def _cors_origins(text: str) -> tuple[str, ...]:
+    origins = tuple(text.split())
+    if origins != ("*",) and not all(map(_ORIGIN.fullmatch, origins)):
+        raise ValueError("not origins as browsers send them: scheme://host, with a port if it is")
+    return origins
 
 
 def _token(text: str) -> str:
@@ -144,7 +170,7 @@ def _default_workers() -> str:
 #: setting -> (variable, default, reader)
 VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "data": (DATA, "foldlog-data", _folder),
-    "database_url": (DATABASE_URL, None, str),
+    "database_url": (DATABASE_URL, None, _database_url),
     "host": ("FOLDLOG_HOST", "127.0.0.1", str),
     "port": ("FOLDLOG_PORT", str(DEFAULT_PORT), _port),
     "web_workers": ("FOLDLOG_WEB_WORKERS", _default_workers(), _count),
@@ -152,6 +178,7 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
     "admin_token": (ADMIN_TOKEN, None, _token),
+    "cors_origins": ("FOLDLOG_CORS_ORIGINS", "", _cors_origins),
     "origin": (ORIGIN, "foldlog.local", _origin),
     "keys": (KEYS, None, _folder),
     "witnesses": ("FOLDLOG_WITNESSES", "", _witnesses),
@@ -173,7 +200,7 @@ def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Sett
         try:
             values[name] = None if text is None else read(str(text))
         except ValueError as exc:
-            told = "..." if variable == ADMIN_TOKEN else repr(text)  # no secret in any log
+            told = "..." if variable in SECRET else repr(text)  # no secret in any log
             problems.append(f"{name} ({variable}) = {told}: {exc}")
     if problems:
         raise InvalidSettings("; ".join(problems))

@@ -30,7 +30,7 @@ PAUSE_SECONDS = 1.0
 #: what stopped is tried again after this
 RETRY_SECONDS = 30.0
 #: the file is read by who audits; it tells no more than the service does
-MODE = 0o644
+MODE = 0o600
 
 
 class SigningStopped(OperatorError):

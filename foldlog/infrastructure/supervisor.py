@@ -54,7 +54,7 @@ class Child:
 
     name: str
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)  #: added to the parent's own
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  #: added to the parent's own
     fds: Sequence[int] = ()  #: open files that it inherits
     stop_timeout_seconds: float = STOP_TIMEOUT_SECONDS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Thread
 
@@ -13,11 +13,14 @@ import psycopg
 from ..domain.errors import StorageUnavailable
 from ..domain.notes import Verifier, origin_of
 from ..domain.ports import Gauge
+from ..domain.redaction import redacted
 from .embedded import EmbeddedPostgres
+from .embedded.cluster import SERVICE_ROLE
 from .keys import read_keys
 from .postgres.datastore import Datastore
 from .postgres.errors import DATABASE_ERRORS
 from .postgres.following import Follower
+from .postgres.grants import grant
 from .postgres.log import PostgresEventStore
 from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
@@ -62,7 +65,8 @@ class Services:
             with self.datastore.rows() as cursor:
                 missing = pending(cursor)
         except DATABASE_ERRORS as exc:
-            return {"database": str(exc).strip().splitlines()[0], "schema": "unknown"}
+            why = redacted(str(exc).strip().splitlines()[0])
+            return {"database": why, "schema": "unknown"}
         return {
             "database": "ok",
             "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
@@ -83,29 +87,35 @@ def database(
     are a mistake.
     """
     if settings.database_url is not None:
-        yield _of_this_version(settings.database_url, None, migrates)
+        url = settings.database_url
+        yield Database(url, url, None, _of_this_version(url, migrates))
         return
     with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
-        yield _of_this_version(embedded.url, embedded, migrates)
+        migrated = _of_this_version(embedded.url, migrates)
+        if embedded.owned or migrates:
+            grant(embedded.url, SERVICE_ROLE)
+        yield Database(embedded.service_url, embedded.url, embedded, migrated)
 
 
 @dataclass(frozen=True)
 class Database:
     """A migrated database."""
 
-    url: str
+    url: str = field(repr=False)  #: as who may do what the service does
+    owner_url: str = field(repr=False)  #: as the owner of the tables, if that is known to us
     embedded: EmbeddedPostgres | None  #: the server, if it is ours
     migrated: list[str]  #: the migrations that it got just now
 
 
-def _of_this_version(url: str, embedded: EmbeddedPostgres | None, migrates: bool) -> Database:
+def _of_this_version(url: str, migrates: bool) -> list[str]:
+    """The migrations that the database got just now."""
     try:
         if migrates:
-            return Database(url, embedded, migrate(url))
+            return migrate(url)
         with psycopg.connect(url) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
                 raise SchemaBehind(f"the database lacks {', '.join(missing)}: foldlog migrate")
-        return Database(url, embedded, [])
+        return []
     except psycopg.OperationalError as exc:
         raise StorageUnavailable(f"cannot use the database: {exc}") from exc
 

@@ -36,7 +36,7 @@ log = structlog.get_logger("foldlog.witness")
 
 TIMEOUT_SECONDS = 5.0
 ANSWER_BYTES_MAX = 64 * 2**10
-MODE = 0o644
+MODE = 0o600
 
 
 class Witness:

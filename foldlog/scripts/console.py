@@ -28,6 +28,7 @@ from rich.progress import (
 )
 
 from ..domain.errors import FoldlogError
+from ..domain.redaction import redacted
 
 EXIT_NO = 1
 EXIT_FAILED = 3
@@ -41,7 +42,7 @@ err = Console(stderr=True)
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     # soft_wrap: a path or an id that is to be copied must not be broken into lines
-    err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
+    err.print(f"[red]error:[/red] {escape(redacted(message))}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 

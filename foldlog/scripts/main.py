@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -59,3 +60,10 @@ def cli() -> None:
     Exit codes: 0 done; 1 done, and the answer is no (tables differ, a check failed);
     2 mistyped; 3 could not be done.
     """
+
+
+def main() -> None:
+    """The command as it is installed. Whatever it makes is for its owner alone: databases, keys and
+    exports hold what users wrote, and what proves it."""
+    os.umask(os.umask(0o077) | 0o077)
+    cli()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import click
 
+from ..infrastructure.postgres.grants import grant
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database
 from .console import quiet_logs, told, with_database
 
 
 @click.command("migrate")
+@click.option(
+    "--grant-to",
+    metavar="ROLE",
+    help="Give this role of the database what the service needs, and no more; the service then "
+    "connects as it. Say it again at each upgrade.",
+)
 @with_database
 @told
-def migrate_command(data: str | None, database_url: str | None) -> None:
+def migrate_command(grant_to: str | None, data: str | None, database_url: str | None) -> None:
     """Bring the database to this version's schema; `serve` does it by itself.
 
     An older service may go on beside it: migrations only add, until a release says otherwise.
@@ -24,3 +31,6 @@ def migrate_command(data: str | None, database_url: str | None) -> None:
             click.echo(f"applied {name}")
         if not db.migrated:
             click.echo("nothing to do")
+        if grant_to is not None:
+            grant(db.owner_url, grant_to)
+            click.echo(f"granted to {grant_to} what the service needs")

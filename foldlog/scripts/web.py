@@ -128,5 +128,6 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             tree=parts.tree,
             verifiers=parts.verifiers,
             add_checkpoint=parts.add_checkpoint,
+            cors_origins=settings.cors_origins,
         )
         run(EventLoopDoor(app, behind_threads(app), threads), listening)

@@ -12,6 +12,8 @@ from foldlog.domain.history import NOW, Point
 from foldlog.domain.ledger import ConflictsFilter
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import AsOfQuery, DiffQuery, HistoryQuery, RecordsQuery
+from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
+from foldlog.infrastructure.postgres.grants import grant
 from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
@@ -58,6 +60,7 @@ def upgraded(database, stores):
             "fold_version) VALUES ('s', 'master', 2, 30, false, 1)"
         )
     assert migrate(database)[0].startswith("0004")
+    grant(database, SERVICE_ROLE)
     return stores
 
 
@@ -122,13 +125,13 @@ def test_a_space_that_older_code_makes_has_no_history(stores, datastore):
         stores.as_of("s", AsOfQuery(NOW, 1))
 
 
-def test_a_difference_in_the_versions_is_found(stores, datastore):
+def test_a_difference_in_the_versions_is_found(stores, database, datastore):
     """They are compared as the master table is."""
     random_history(stores, "s", seed=2)
     stores.project()
-    with datastore.committed() as cursor:
-        cursor.execute("UPDATE versions SET is_first = true WHERE id = 'a' AND NOT is_first")
-        assert cursor.rowcount
+    with psycopg.connect(database) as conn:
+        forge = "UPDATE versions SET is_first = true WHERE id = 'a' AND NOT is_first"
+        assert conn.execute(forge).rowcount
     with pytest.raises(OperatorError) as caught:
         Rebuilder(datastore, MasterProjection()).rebuild("s", verify=True)
     assert caught.value.extra["table"] == "versions"

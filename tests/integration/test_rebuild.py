@@ -90,13 +90,12 @@ def test_it_reports_progress(stores, datastore):
         ("DELETE FROM local_ids", "local_ids"),
     ],
 )
-def test_verify_tells_the_first_difference(stores, rebuilder, change, table):
+def test_verify_tells_the_first_difference(stores, database, rebuilder, change, table):
     """It says which row of what, keeps the live table, and a rebuild without it mends it."""
     head = random_history(stores, "s", seed=2)
     stores.project()
-    with stores.datastore.committed() as cursor:
-        cursor.execute(change)
-        assert cursor.rowcount > 0
+    with psycopg.connect(database) as conn:
+        assert conn.execute(change).rowcount > 0
     before = table_of(stores, "s")
 
     with pytest.raises(RebuildDiffers) as caught:

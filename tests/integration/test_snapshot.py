@@ -55,13 +55,17 @@ def test_a_rebuild_may_be_swapped_in_between_two_pages(datastore):
     assert device.states() == fold_of(stores, "s")
 
 
-def test_no_other_index_is_tried_for_a_page(datastore):
+def test_no_other_index_is_tried_for_a_page(database):
     """
     The index by seq has every record too, but in another order: a page that is read by it reads
     and sorts the whole space. Without the primary key, a page would rather read the table.
     """
     names = {"space": "s", "after_collection": "", "after_id": "", "limit": 2, "bytes_max": 1}
-    with datastore.get_connection() as conn, conn.transaction(force_rollback=True):
+    with (
+        Datastore(database) as datastore,
+        datastore.get_connection() as conn,
+        conn.transaction(force_rollback=True),
+    ):
         cursor = conn.cursor(row_factory=tuple_row)
         explain = f"EXPLAIN {SELECT_SNAPSHOT}"
         assert "using records_pkey" in plan_of(cursor.execute(explain, names))

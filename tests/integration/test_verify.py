@@ -34,12 +34,12 @@ KEPT = 40
 
 
 @pytest.fixture
-def audited(stores, tmp_path, monkeypatch):
+def audited(stores, database, tmp_path, monkeypatch):
     """A signed log of more than a tile, and what an auditor has of it: a key, an old checkpoint."""
     monkeypatch.setenv("FOLDLOG_DATA", str(tmp_path))
     monkeypatch.setattr(archive_module, "PART_EVENTS", 100)
     make_keys(tmp_path / "keys")
-    audited = Audited(stores, tmp_path)
+    audited = Audited(stores, database, tmp_path)
     random_history(stores, "s", seed=1, pushes=KEPT)
     audited.sign()
     (tmp_path / "kept").write_bytes(stores.proofs.checkpoint("s"))
@@ -49,8 +49,8 @@ def audited(stores, tmp_path, monkeypatch):
 
 
 class Audited:
-    def __init__(self, stores, folder):
-        self.stores, self.folder = stores, folder
+    def __init__(self, stores, owner_url, folder):
+        self.stores, self.owner_url, self.folder = stores, owner_url, folder
 
     def sign(self) -> None:
         self.stores.project()
@@ -218,7 +218,7 @@ def test_it_goes_on_where_it_was(audited):
 
 def change(audited, statement: str) -> None:
     """Past all our code, as who owns the disk can."""
-    with psycopg.connect(audited.stores.datastore.url) as conn:
+    with psycopg.connect(audited.owner_url) as conn:
         conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
         conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
         conn.execute(statement)

@@ -22,7 +22,8 @@ from foldlog.infrastructure.embedded.errors import (
 from foldlog.infrastructure.embedded.folder import PORT, Layout, sync_folder, write_new
 
 SUPERUSER = "postgres"
-ROLE = "foldlog"
+ROLE = "foldlog"  #: owns the tables, and migrates them
+SERVICE_ROLE = "foldlog_service"  #: what all else works as; what it may do: postgres/grants.py
 DATABASE = "foldlog"
 
 SHARED_BUFFERS_MB_MAX = 2_048
@@ -166,30 +167,37 @@ def set_superuser_password(layout: Layout, binaries: Path, account: Account, pas
         **account.process_options(),
     )
     if done.returncode or "ERROR" in done.stderr:
-        raise PostgresFailed(f"could not set the superuser's password: {done.stderr.strip()}")
+        said = done.stderr.replace(password, "...").strip()  # it may quote the statement
+        raise PostgresFailed(f"could not set the superuser's password: {said}")
 
 
-def ensure_role_and_database(superuser_url: str, password: str) -> None:
-    """Makes the role and the database that Foldlog works with, or what is missing of them.
+def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) -> None:
+    """Makes the roles and the database that Foldlog works with, or what is missing of them.
 
     It runs at every start: a crash between two of its steps heals, and a lost password is new.
     """
-    role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
+    owner, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(superuser_url, autocommit=True) as connection:
-        if not _finds(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", ROLE):
-            connection.execute(sql.SQL("CREATE ROLE {}").format(role))
-        # The server is told a hash, so that no statement in any log holds the password.
-        hashed = connection.pgconn.encrypt_password(
-            password.encode(), ROLE.encode(), b"scram-sha-256"
-        )
-        connection.execute(
-            sql.SQL(
-                "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD {}"
-            ).format(role, sql.Literal(hashed.decode()))
-        )
+        for role, password in passwords.items():
+            _ensure_role(connection, role, password)
         if not _finds(connection, "SELECT 1 FROM pg_database WHERE datname = %s", DATABASE):
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
-        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, role))
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, owner))
+
+
+def _ensure_role(
+    connection: psycopg.Connection[tuple[object, ...]], role: str, password: str
+) -> None:
+    name = sql.Identifier(role)
+    if not _finds(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", role):
+        connection.execute(sql.SQL("CREATE ROLE {}").format(name))
+    # The server is told a hash, so that no statement in any log holds the password.
+    hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    connection.execute(
+        sql.SQL(
+            "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD {}"
+        ).format(name, sql.Literal(hashed.decode()))
+    )
 
 
 def _finds(connection: psycopg.Connection[tuple[object, ...]], query: str, name: str) -> bool:

@@ -65,7 +65,9 @@ class Layout:
         """Makes the folder itself: nobody else may look in; PostgreSQL's user may pass through."""
         mode = 0o711 if os.geteuid() == 0 else 0o700
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(mode=mode, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(mode=mode, exist_ok=True)
+            self.folder.chmod(mode)  # whatever the umask
 
     def prepare_inside(self, account: Account) -> None:
         make_folder(self.log.parent)

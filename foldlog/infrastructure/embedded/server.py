@@ -104,6 +104,11 @@ class EmbeddedPostgres:
         return self._url(cluster.ROLE, cluster.DATABASE)
 
     @property
+    def service_url(self) -> str:
+        """The same, as the role that the service works as, which owns nothing."""
+        return self._url(cluster.SERVICE_ROLE, cluster.DATABASE)
+
+    @property
     def superuser_url(self) -> str:
         """The maintenance database, for tests and administration."""
         return self._url(cluster.SUPERUSER, "postgres")
@@ -234,7 +239,9 @@ class EmbeddedPostgres:
         finally:
             os.close(log_fd)
         self._wait_until_ready(self._postmaster, patience)
-        cluster.ensure_role_and_database(self.superuser_url, self._passwords.ensure(cluster.ROLE))
+        roles = (cluster.ROLE, cluster.SERVICE_ROLE)
+        passwords = {role: self._passwords.ensure(role) for role in roles}
+        cluster.ensure_roles_and_database(self.superuser_url, passwords)
         log.info("PostgreSQL is ready", folder=str(self.folder), pid=self.pid)
 
     def _wait_until_ready(self, postmaster: Postmaster, patience: Patience) -> None:

@@ -260,13 +260,16 @@ class _OneRecord:
                 self._events += len(erased)
 
 
-def vacuum(url: str, *, full: bool = False) -> None:
+def vacuum(url: str, *, full: bool = False) -> bool:
     """Has PostgreSQL give up the rows as they were before; with `full` by writing the tables anew,
-    which shuts everybody out meanwhile."""
+    which shuts everybody out meanwhile. `False`: only the owner of the tables may."""
     tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
     statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
     with psycopg.connect(url, autocommit=True, **CONNECTION) as conn:
+        refused: list[psycopg.errors.Diagnostic] = []  # no errors: it goes on with the next table
+        conn.add_notice_handler(refused.append)
         conn.execute(statement.format(tables))
+    return not refused
 
 
 def _head(cursor: Cursor[Any], space: SpaceId) -> int:

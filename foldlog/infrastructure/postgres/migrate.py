@@ -66,6 +66,11 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
                 f"{', '.join(sorted(unknown))}. Use the newer version."
             )
         missing = [name for name in known if name not in applied]
+        if missing and applied and not _is_owner(cursor):
+            raise SchemaBehind(
+                f"the database lacks {', '.join(missing)}, and {conn.info.user!r} does not own its "
+                "tables: foldlog migrate, as their owner"
+            )
         if missing and not applied and from_scratch:
             with conn.transaction():
                 cursor.execute((_SQL / "schema.sql").read_bytes())
@@ -90,6 +95,13 @@ def _applied(cursor: Rows) -> set[str]:
     if not any(there for (there,) in cursor.fetchall()):
         return set()
     return {str(name) for (name,) in cursor.execute("SELECT name FROM schema_migrations")}
+
+
+def _is_owner(cursor: Rows) -> bool:
+    cursor.execute(
+        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'events'::regclass"
+    )
+    return cursor.fetchone() == (True,)
 
 
 def _note(cursor: Rows, name: str) -> None:

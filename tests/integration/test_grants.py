@@ -1,0 +1,283 @@
+"""The service works as a role that may add to the log and read it, and nothing more.
+
+That it may do all that it needs is what every other test on PostgreSQL says: their stores work as
+that role, see `datastore` in tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg.sql import SQL, Identifier
+
+from foldlog.domain.errors import StorageUnavailable
+from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.erasure import vacuum
+from foldlog.infrastructure.postgres.grants import FUNCTIONS, PRIVILEGES, UnfitRole, grant
+from foldlog.infrastructure.postgres.migrate import SchemaBehind, migrate
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database as open_database
+from foldlog.scripts.main import cli
+from tests.conftest import PostgresStores, as_service, create_database
+from tests.helpers import changeset, push_of, put
+
+OTHER_ROLE = "test_other_role"
+
+
+@pytest.fixture(scope="module")
+def service(cluster):
+    """The URL of a database with a log in it, as the service."""
+    url = as_service(cluster, create_database(cluster)[0])
+    with Datastore(url) as datastore:
+        stores = PostgresStores(datastore)
+        stores.push("s", push_of(changeset(put("r", x=1)), changeset(put("r", x=2))))
+        stores.project()
+        stores.grow_trees()
+    return url
+
+
+@pytest.fixture
+def other_role(database_urls):
+    """A role without any rights, as an operator of a server of his own makes it."""
+    with psycopg.connect(database_urls[1], autocommit=True) as conn:
+        conn.execute(SQL("DROP ROLE IF EXISTS {}").format(Identifier(OTHER_ROLE)))
+        conn.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(Identifier(OTHER_ROLE)))
+        yield database_urls
+        conn.execute(SQL("DROP OWNED BY {}").format(Identifier(OTHER_ROLE)))
+        conn.execute(SQL("DROP ROLE {}").format(Identifier(OTHER_ROLE)))
+
+
+def tables(url: str) -> dict[str, set[str]]:
+    """table -> what the service may do with it, by the catalog."""
+    with psycopg.connect(url) as conn:
+        return {
+            table: set(granted)
+            for table, granted in conn.execute(
+                """
+                SELECT c.relname, coalesce(array_agg(a.privilege_type) FILTER (
+                           WHERE a.grantee IN (0, %s::regrole)), '{}')
+                  FROM pg_class c
+                  LEFT JOIN aclexplode(c.relacl) a ON true
+                 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
+                 GROUP BY c.relname
+                """,
+                (SERVICE_ROLE,),
+            )
+        }
+
+
+def test_every_table_has_its_rule_and_no_other_rights(database):
+    """A table that a migration adds has one, in `grants.PRIVILEGES`, or the service cannot use it.
+
+    What everybody may do counts as well.
+    """
+    rules = {table: set(rule.split(", ")) for table, rule in PRIVILEGES.items()}
+    assert tables(database) == rules
+    assert rules["events"] == {"SELECT", "INSERT"}
+    for rule in rules.values():
+        assert rule <= {"SELECT", "INSERT", "UPDATE", "DELETE"}
+
+
+def test_no_column_is_granted_beside_the_tables(database):
+    with psycopg.connect(database) as conn:
+        granted = conn.execute(
+            "SELECT attrelid::regclass::text, attname FROM pg_attribute, aclexplode(attacl) a "
+            "WHERE a.grantee IN (0, %s::regrole) AND attrelid::regclass::text = ANY(%s)",
+            (SERVICE_ROLE, list(PRIVILEGES)),
+        ).fetchall()
+    assert granted == []
+
+
+def test_every_door_is_known(database):
+    """A function that runs as the owner is a way around all of this: there is one."""
+    with psycopg.connect(database) as conn:
+        found = conn.execute(
+            "SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
+        ).fetchall()
+    assert tuple(name for (name,) in found) == FUNCTIONS
+
+
+REFUSED = [
+    "UPDATE events SET state = state",
+    "UPDATE events SET state = state WHERE false",
+    "UPDATE events SET salt = ''",
+    "DELETE FROM events",
+    "DELETE FROM events WHERE false",
+    "TRUNCATE events",
+    "TRUNCATE spaces CASCADE",
+    "MERGE INTO events e USING spaces s ON s.space = e.originator_id WHEN MATCHED THEN DELETE",
+    "INSERT INTO events SELECT * FROM events "
+    "ON CONFLICT (originator_id, originator_version) DO UPDATE SET state = ''",
+    "SELECT * FROM events FOR UPDATE",
+    "DO $$ BEGIN LOCK TABLE events IN ACCESS EXCLUSIVE MODE; END $$",
+    "DROP TABLE events",
+    "DROP TABLE records",
+    "DROP TRIGGER events_are_append_only ON events",
+    "DROP FUNCTION erase_operations",
+    "DROP SCHEMA public CASCADE",
+    "ALTER TABLE events DISABLE TRIGGER ALL",
+    "ALTER TABLE events DISABLE TRIGGER events_change_by_erasure",
+    "ALTER TABLE events OWNER TO CURRENT_USER",
+    "ALTER TABLE events DROP COLUMN salt",
+    "ALTER TABLE spaces ADD COLUMN x int",
+    "ALTER FUNCTION erase_operations SECURITY INVOKER",
+    "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql "
+    "AS 'BEGIN RETURN OLD; END'",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TRIGGER t BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse_change()",
+    "CREATE RULE r AS ON INSERT TO events DO INSTEAD NOTHING",
+    "CREATE INDEX i ON events (topic)",
+    "CREATE TABLE t (x int)",
+    "CREATE TEMP TABLE events (x int)",
+    "CREATE VIEW v AS SELECT 1",
+    "CREATE SCHEMA x",
+    "CREATE ROLE x",
+    "CREATE DATABASE x",
+    "GRANT foldlog TO CURRENT_USER",
+    "ALTER ROLE CURRENT_USER SUPERUSER",
+    "ALTER ROLE foldlog PASSWORD 'x'",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE foldlog GRANT ALL ON TABLES TO PUBLIC",
+    "SET ROLE foldlog",
+    "SET SESSION AUTHORIZATION foldlog",
+    "SET session_replication_role = replica",
+    "SELECT set_config('session_replication_role', 'replica', false)",
+    "DELETE FROM spaces",
+    "DELETE FROM devices",
+    "DELETE FROM erasures",
+    "DELETE FROM checkpoints",
+    "DELETE FROM collections",
+    "UPDATE collections SET is_forced = false",
+    "INSERT INTO schema_migrations (name) VALUES ('9999')",
+    "DELETE FROM schema_migrations",
+    "UPDATE pg_class SET relowner = 0",
+    "SELECT rolpassword FROM pg_authid",
+    "COPY events TO '/tmp/events'",
+    "COPY events TO PROGRAM 'true'",
+    "SELECT pg_read_file('postgresql.conf')",
+    "SELECT lo_import('/etc/passwd')",
+    "ALTER SYSTEM SET fsync = off",
+    "SELECT pg_reload_conf()",
+]
+
+
+@pytest.mark.parametrize("statement", REFUSED)
+def test_what_the_service_may_not_do(service, statement):
+    """With what anybody could do who has taken the service over, and its password."""
+    with psycopg.connect(service, autocommit=True) as conn:
+        before = conn.execute("SELECT originator_version, state, salt FROM events").fetchall()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(statement)
+        after = conn.execute("SELECT originator_version, state, salt FROM events").fetchall()
+    assert after == before and len(after) == 2
+
+
+def test_it_gives_itself_nothing(service):
+    """PostgreSQL only warns of this one."""
+    before = tables(service)
+    with psycopg.connect(service, autocommit=True) as conn:
+        conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
+    assert tables(service) == before
+
+
+def test_vacuum_is_passed_over(service):
+    """PostgreSQL warns and goes on, so whoever erases is told by us."""
+    assert vacuum(service) is False
+
+
+def test_the_role_is_nobody_elses(cluster):
+    with psycopg.connect(cluster.superuser_url) as conn:
+        (strong,) = conn.execute(
+            "SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls "
+            "FROM pg_roles WHERE rolname = %s",
+            (SERVICE_ROLE,),
+        ).fetchone()
+        (memberships,) = conn.execute(
+            "SELECT count(*) FROM pg_auth_members WHERE member = %s::regrole", (SERVICE_ROLE,)
+        ).fetchone()
+    assert (strong, memberships) == (False, 0)
+
+
+def migrate_command(url: str, *arguments: str, code: int = 0):
+    result = CliRunner().invoke(cli, ["migrate", *arguments, "--database-url", url])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_another_server_grants_to_a_role_that_is_named(other_role):
+    """`foldlog migrate --grant-to`, as the owner; what the role has besides is taken from it."""
+    owner, _ = other_role
+    url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
+    with psycopg.connect(owner) as conn:
+        conn.execute(SQL("GRANT ALL ON events TO {}").format(Identifier(OTHER_ROLE)))
+
+    told = migrate_command(owner, "--grant-to", OTHER_ROLE)
+
+    assert f"granted to {OTHER_ROLE}" in told.output
+    with Datastore(url) as datastore:
+        stores = PostgresStores(datastore)
+        stores.push("s", push_of(changeset(put("r", x=1))))
+        stores.project()
+        assert stores.erase("s", [("tasks", "r")], reason="asked to")[0].events == 1
+    with psycopg.connect(url) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute("DELETE FROM events")
+
+
+def test_a_role_that_may_do_more_is_refused(other_role):
+    """A superuser, or who may become the owner: that would only look like least privilege."""
+    owner, superuser = other_role
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(SQL("GRANT foldlog TO {}").format(Identifier(OTHER_ROLE)))
+    with pytest.raises(UnfitRole, match="could change the log"):
+        grant(owner, OTHER_ROLE)
+    assert "unfit-role" in migrate_command(owner, "--grant-to", "postgres", code=3).stderr
+    assert "no role 'nobody'" in migrate_command(owner, "--grant-to", "nobody", code=3).stderr
+
+
+def test_the_service_does_not_migrate(cluster, database, monkeypatch):
+    """It says who must, and that before it serves anything."""
+    known = {"0001_log": "", "9998_new": "CREATE TABLE t (x int)"}
+    monkeypatch.setattr("foldlog.infrastructure.postgres.migrate.migrations", lambda: known)
+    with psycopg.connect(database) as conn:
+        conn.execute("DELETE FROM schema_migrations WHERE name <> '0001_log'")
+    url = as_service(cluster, database)
+    with pytest.raises(SchemaBehind, match=r"9998_new.*as their owner"):
+        migrate(url)
+    assert migrate(database) == ["9998_new"]
+    assert migrate(url) == []
+
+
+def test_a_database_of_one_role_goes_on(database):
+    """Whoever gives the owner's URL runs everything as the owner, as before."""
+    settings = read_settings({"FOLDLOG_DATABASE_URL": database})
+    with open_database(settings, migrates=True) as db:
+        assert (db.url, db.owner_url) == (database, database)
+
+
+def test_a_folder_of_before_gets_its_role(data_folder):
+    """What an older version made has no service role: the next start makes it, with its rights."""
+    settings = read_settings({"FOLDLOG_DATA": str(data_folder)})
+    with open_database(settings, migrates=True) as db:
+        assert db.embedded is not None
+        with psycopg.connect(db.embedded.superuser_url, autocommit=True) as conn:
+            conn.execute("DROP DATABASE foldlog WITH (FORCE)")
+            conn.execute(SQL("DROP ROLE {}").format(Identifier(SERVICE_ROLE)))
+            conn.execute("CREATE DATABASE foldlog OWNER foldlog")
+        migrate(db.owner_url)
+    (data_folder / "secrets" / f"{SERVICE_ROLE}.password").unlink()
+
+    with open_database(settings) as db, Datastore(db.url) as datastore:
+        assert f"//{SERVICE_ROLE}:" in db.url
+        assert PostgresStores(datastore).push("s", push_of(changeset())).head == 1
+
+
+def test_a_password_that_is_wrong_is_not_told(database):
+    """Neither by the database's own message, nor by ours."""
+    url = psycopg.conninfo.make_conninfo(database, password="planted-secret")
+    with (
+        pytest.raises(StorageUnavailable) as refused,
+        open_database(read_settings({"FOLDLOG_DATABASE_URL": url})),
+    ):
+        pass
+    assert "planted-secret" not in str(refused.value)
