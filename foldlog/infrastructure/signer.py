@@ -16,7 +16,7 @@ from threading import Event
 import structlog
 
 from ..domain import merkle
-from ..domain.errors import OperatorError
+from ..domain.errors import OperatorError, Unavailable
 from ..domain.notes import Checkpoint, InvalidNote, Note, Signature, opened, origin_of
 from .embedded.folder import make_folder, sync_folder, write_new
 from .keys import KeyRing, KeysUnusable, read_keys
@@ -111,10 +111,14 @@ class CheckpointSigner:
         while not closing.wait(PAUSE_SECONDS):
             try:
                 self.sign_all()
-            except DATABASE_ERRORS as exc:
+            except (*DATABASE_ERRORS, Unavailable) as exc:
                 log.warning("signer_waits_for_the_database", error=str(exc))
             except KeysUnusable as exc:
                 log.error("signer_has_no_key", error=str(exc))
+                closing.wait(RETRY_SECONDS)
+            except Exception:
+                # The thread has nobody to start it again, and its end nobody would see.
+                log.exception("signer_failed")
                 closing.wait(RETRY_SECONDS)
 
     def sign_all(self) -> int:

@@ -15,8 +15,8 @@ from ..domain.notes import Verifier, origin_of
 from ..domain.ports import Gauge
 from .embedded import EmbeddedPostgres
 from .keys import read_keys
-from .postgres.datastore import Datastore
-from .postgres.errors import DATABASE_ERRORS
+from .postgres.datastore import CONNECTION, Datastore
+from .postgres.errors import DATABASE_ERRORS, needs_new_connections
 from .postgres.following import Follower
 from .postgres.log import PostgresEventStore
 from .postgres.master_table import PostgresMasterTable
@@ -29,6 +29,13 @@ from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
 from .signer import CheckpointSigner
 from .witness import Witness, Witnesses
+
+#: A request is given up on after ten seconds at most: three for its turn to be committed, two for
+#: a connection, five for all that it asks of the database.
+REQUEST_SECONDS_MAX = 5.0
+#: of a projector's turn, and of signing one checkpoint; both take a fraction of it
+TURN_SECONDS_MAX = 60.0
+READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +68,17 @@ class Services:
         try:
             with self.datastore.rows() as cursor:
                 missing = pending(cursor)
+                [(only_reads,)] = cursor.execute(READ_ONLY).fetchall()
         except DATABASE_ERRORS as exc:
-            return {"database": str(exc).strip().splitlines()[0], "schema": "unknown"}
+            if needs_new_connections(exc):
+                self.datastore.check_pool()
+            unknown = {"writes": "unknown", "schema": "unknown"}
+            return {"database": str(exc).strip().splitlines()[0], **unknown}
+        if only_reads:
+            self.datastore.check_pool()  # another of the URL's hosts may take writes by now
         return {
             "database": "ok",
+            "writes": "the database only reads: a standby, or told so" if only_reads else "ok",
             "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
         }
 
@@ -102,7 +116,7 @@ def _of_this_version(url: str, embedded: EmbeddedPostgres | None, migrates: bool
     try:
         if migrates:
             return Database(url, embedded, migrate(url))
-        with psycopg.connect(url) as conn, conn.cursor() as cursor:
+        with psycopg.connect(url, **CONNECTION) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
                 raise SchemaBehind(f"the database lacks {', '.join(missing)}: foldlog migrate")
         return Database(url, embedded, [])
@@ -111,9 +125,15 @@ def _of_this_version(url: str, embedded: EmbeddedPostgres | None, migrates: bool
 
 
 @contextmanager
-def services(url: str, settings: Settings) -> Iterator[Services]:
-    """The parts on one database, with a pool of connections of their own."""
-    with Datastore(url, pool_size_max=settings.pool_size_max) as datastore:
+def services(
+    url: str, settings: Settings, *, seconds_max: float | None = None
+) -> Iterator[Services]:
+    """The parts on one database, with a pool of connections of their own.
+
+    Whoever answers requests gives up on the database after `seconds_max`; a command waits.
+    """
+    pool_size_max = settings.pool_size_max
+    with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
         announcer = Announcer(datastore)
         store = PostgresEventStore(datastore, on_append=announcer.announce)
         follower = Follower(datastore, store.tails, store.read_on)
@@ -138,7 +158,10 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
     The signer is beside it, in a thread of its own: it waits for the disk.
     """
-    with Datastore(url, pool_size_max=2) as datastore, signing(url, settings):
+    with (
+        Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
+        signing(url, settings),
+    ):
         wakeups = Wakeups(url)
         projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
         try:
@@ -151,7 +174,7 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 def signing(url: str, settings: Settings) -> Iterator[None]:
     """Signs checkpoints as long as the block runs, if there is a key."""
     closing = Event()
-    with Datastore(url, pool_size_max=3) as datastore:
+    with Datastore(url, pool_size_max=3, seconds_max=TURN_SECONDS_MAX) as datastore:
         thread = Thread(target=signer(datastore, settings).run, args=(closing,), daemon=True)
         thread.start()
         try:
