@@ -31,6 +31,10 @@ DISK_BYTES = 500 * 2**20
 SMALL = {"max_wal_size": "64MB", "min_wal_size": "32MB", "shared_buffers": "32MB"}
 
 
+class NotMet(Exception):
+    """No such statement, or process, came by."""
+
+
 class World:
     """PostgreSQL, the proxy before it, and `foldlog serve` on that."""
 
@@ -110,7 +114,10 @@ class World:
         return found
 
     def one(self, kind: str) -> psutil.Process:
-        return self.rng.choice(sorted(self.processes[kind], key=lambda process: process.pid))
+        found = sorted(self.processes[kind], key=lambda process: process.pid)
+        if not found:
+            raise NotMet
+        return self.rng.choice(found)
 
     def sql(self, *statements: str) -> None:
         """As the superuser, and not through the proxy."""
@@ -154,10 +161,6 @@ class Fault:
 
     def __str__(self) -> str:
         return self.name
-
-
-class NotMet(Exception):
-    """No such statement came by."""
 
 
 def _to_statement(fault: str, statement: str) -> Fault:
@@ -284,8 +287,8 @@ def _no_memory(world: World) -> None:
 
 
 def _full_disk(world: World) -> None:
-    ballast = world.folder / "ballast"
-    free = os.statvfs(world.folder)
+    ballast = world.cluster.folder / "ballast"
+    free = os.statvfs(ballast.parent)
     with suppress(OSError), ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
     # What PostgreSQL has allocated already it can still fill: so long it takes.
@@ -322,7 +325,9 @@ OTHERS = [
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A file system of its own that can be filled; `False` where mounting is not allowed."""
+    """A file system of its own for the database; `False` where mounting is not allowed."""
+    folder = folder / "db"
+    folder.mkdir()
     options = f"size={DISK_BYTES},mode=0711"
     mounting = ["mount", "-t", "tmpfs", "-o", options, "foldlog-faults", str(folder)]
     try:

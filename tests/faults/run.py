@@ -56,7 +56,12 @@ class Load:
 
     def start(self) -> None:
         for client in self.clients:
-            client.start()
+            if isinstance(client, Device):
+                client.start()
+        self.wait_until_served()  # a space is there from its first push on
+        for client in self.clients:
+            if not isinstance(client, Device):
+                client.start()
 
     def stop(self) -> None:
         """Each ends what it has begun: a push is sent until it is answered."""
@@ -92,7 +97,6 @@ class Run:
 
     def __enter__(self) -> Run:
         self.load.start()
-        self.load.wait_until_served()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,11 +32,12 @@ def test_what_was_acknowledged_survives_some_faults(data_folder):
     rng = random.Random(SEED)
     with Run(data_folder, SEED) as run:
         quick = [fault for fault in OTHERS if "7 s" not in fault.name]
-        for fault in [*rng.sample(AT_STATEMENTS, 18), *quick]:
+        for fault in [*rng.sample(AT_STATEMENTS, 12), *rng.sample(quick, 12)]:
             run.do(fault)
-        assert run.check() == []
-        assert sum(outcome.times for outcome in run.outcomes.values()) >= 24
-    print(run.table())
+        found = run.check()
+        print(run.table())
+        assert "\n".join(found) == ""
+        assert sum(outcome.times for outcome in run.outcomes.values()) >= 18
 
 
 @pytest.mark.soak
@@ -53,7 +54,7 @@ def test_what_was_acknowledged_survives_hundreds_of_faults(data_folder):
         print(run.table())
         if TABLE:
             Path(TABLE).write_text(run.table() + "\n")
-        assert found == []
+        assert "\n".join(found) == ""
 
 
 @pytest.mark.soak
@@ -70,7 +71,7 @@ def test_memory_connections_and_lag_stay_flat(data_folder):
             samples.append(_sample(run))
             if rng.random() < 0.5:
                 run.do(rng.choice([*AT_STATEMENTS, *OTHERS]))
-        assert run.check() == []
+        assert "\n".join(run.check()) == ""
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     for name, n, slack in (("memory, MB", 1, 1.3), ("connections", 2, 1.5)):
