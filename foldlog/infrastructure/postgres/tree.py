@@ -88,6 +88,16 @@ SELECT s.space
  ORDER BY s.space
 """
 
+# The same; asked once after a start, or after the database was away.
+SELECT_PUBLISHED = """
+SELECT c.space, c.log::text, c.size
+  FROM checkpoints c
+  JOIN spaces s
+    ON s.space = c.space AND s.log = c.log
+ WHERE c.size IS NOT NULL
+ ORDER BY c.space
+"""
+
 SELECT_HEADS = """
 SELECT s.log::text, s.head, p.position
   FROM spaces s
@@ -144,6 +154,11 @@ class PostgresProofTree(ProofTree):
         """Spaces of which the last checkpoint is not of the tree as it is."""
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
+
+    def published(self) -> list[tuple[SpaceId, str, int]]:
+        """Log and size of the checkpoint that each space shows."""
+        with self._datastore.rows() as cursor:
+            return cursor.execute(SELECT_PUBLISHED).fetchall()
 
     def heads(self, space: SpaceId) -> Heads:
         with self._datastore.rows() as cursor:
