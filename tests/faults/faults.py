@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
-from foldlog.infrastructure.keys import make_keys, read_keys
+from foldlog.infrastructure.keys import make_keys
 from foldlog.scripts.process import environment, free_port, is_ready
 
 from .proxy import CUTS, SLOW, Proxy
@@ -35,17 +36,11 @@ class NotMet(Exception):
     """No such statement, or process, came by."""
 
 
-class World:
-    """PostgreSQL, the proxy before it, and `foldlog serve` on that."""
+class Service:
+    """`foldlog serve` on some database, as a process of its own."""
 
-    def __init__(self, folder: Path, rng: random.Random):
-        self.rng = rng
-        self.folder = folder
-        self.cluster = EmbeddedPostgres(folder / "db", settings=SMALL)
-        self.cluster.start()
-        sockets = Path(str(psycopg.conninfo.conninfo_to_dict(self.cluster.url)["host"]))
-        self.proxy = Proxy(folder / "proxy", sockets)
-        url = psycopg.conninfo.make_conninfo(self.cluster.url, host=str(self.proxy.folder))
+    def __init__(self, folder: Path, database_url: str):
+        self._folder = folder
         make_keys(folder / "keys")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,17 +50,14 @@ class World:
             *("--data", str(folder / "data"), "--port", str(self.port), "--workers", "2"),
         ]
         self._env = environment() | {
-            "FOLDLOG_DATABASE_URL": url,
+            "FOLDLOG_DATABASE_URL": database_url,
             "FOLDLOG_KEYS": str(folder / "keys"),
             "FOLDLOG_ACCESS": "open",
         }
         self.start()
-        self._ending = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._keeper.start()
 
     def start(self) -> None:
-        self.service = subprocess.Popen(
+        self.process = subprocess.Popen(
             self._command, stdout=self._log, stderr=self._log, env=self._env
         )
         self.wait_until_ready()
@@ -73,18 +65,75 @@ class World:
     def wait_until_ready(self, seconds: float = READY_SECONDS_MAX) -> None:
         deadline = time.monotonic() + seconds
         while not is_ready(self.url):
-            assert self.service.poll() is None, "the service has ended"
+            assert self.process.poll() is None, "the service has ended"
             assert time.monotonic() < deadline, "the service is not ready again"
             time.sleep(0.05)
 
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    @property
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        found: dict[str, list[psutil.Process]] = {"web worker": [], "projector": []}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if "foldlog web" in command:
+                    found["web worker"].append(process)
+                elif "foldlog projector" in command:
+                    found["projector"].append(process)
+        return found
+
+    def log(self, space: str) -> list[tuple[int, str]]:
+        """What the service tells of the log at the end."""
+        found: list[tuple[int, str]] = []
+        after, mark, more = 0, "", True
+        while more:
+            query = {"after": after, "mark": mark, "limit": 1_000}
+            answer = httpx.get(f"{self.url}/v1/spaces/{space}/events", params=query, timeout=30)
+            page = answer.raise_for_status().json()
+            found += [(event["seq"], event["id"]) for event in page["events"]]
+            after, mark, more = page["through"], page["mark"], page["more"]
+        return found
+
+    def verify(self, space: str) -> str:
+        """What `foldlog verify` has to say against the log, its tiles and its master table."""
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [sys.executable, "-m", "foldlog", "verify", space],
+                env=self._env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode == 0 or time.monotonic() > deadline:
+                return "" if done.returncode == 0 else done.stdout + done.stderr
+            time.sleep(1)  # the projections may still be behind
+
+
+class World:
+    """PostgreSQL, the proxy before it, and the service on that."""
+
+    def __init__(self, folder: Path, rng: random.Random):
+        self.rng = rng
+        self.cluster = EmbeddedPostgres(folder / "db", settings=SMALL)
+        self.cluster.start()
+        sockets = Path(str(conninfo_to_dict(self.cluster.url)["host"]))
+        self.proxy = Proxy(folder / "proxy", sockets)
+        url = make_conninfo(self.cluster.url, host=str(self.proxy.folder))
+        self.service = Service(folder, url)
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
     def close(self) -> int:
-        self.service.send_signal(signal.SIGTERM)
-        code = self.service.wait(60)
+        code = self.service.stop()
         self._ending.set()
         self._keeper.join()
         self.proxy.close()
         self.cluster.stop()
-        self._log.close()
         return code
 
     def _keep(self) -> None:
@@ -97,14 +146,7 @@ class World:
     @property
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Of the service and of PostgreSQL, by what they are."""
-        found: dict[str, list[psutil.Process]] = {"web worker": [], "projector": []}
-        for process in psutil.Process(self.service.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                command = " ".join(process.cmdline())
-                if "foldlog web" in command:
-                    found["web worker"].append(process)
-                elif "foldlog projector" in command:
-                    found["projector"].append(process)
+        found = self.service.processes
         found["postmaster"] = [psutil.Process(self.cluster.pid)]
         found["backend"] = []
         for process in found["postmaster"][0].children():
@@ -121,37 +163,13 @@ class World:
 
     def sql(self, *statements: str) -> None:
         """As the superuser, and not through the proxy."""
-        with psycopg.connect(self.cluster.superuser_url, autocommit=True) as conn:
+        with self.session("postgres") as conn:
             for statement in statements:
                 conn.execute(statement.encode())
 
-    def log(self, space: str) -> list[tuple[int, str]]:
-        """What the service tells of the log at the end."""
-        found: list[tuple[int, str]] = []
-        after, mark, more = 0, "", True
-        while more:
-            query = {"after": after, "mark": mark, "limit": 1_000}
-            answer = httpx.get(f"{self.url}/v1/spaces/{space}/events", params=query, timeout=30)
-            page = answer.raise_for_status().json()
-            found += [(event["seq"], event["id"]) for event in page["events"]]
-            after, mark, more = page["through"], page["mark"], page["more"]
-        return found
-
-    def verify(self, space: str) -> str:
-        """What `foldlog verify` has to say against the log, its tiles and its master table."""
-        [key, *_] = read_keys(self.folder / "keys").verifiers("")
-        deadline = time.monotonic() + 60
-        while True:
-            done = subprocess.run(
-                [sys.executable, "-m", "foldlog", "verify", space],
-                env=self._env,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode == 0 or time.monotonic() > deadline:
-                return "" if done.returncode == 0 else done.stdout + done.stderr
-            time.sleep(1)  # the projections may still be behind
+    def session(self, database: str = "foldlog", *, autocommit: bool = True) -> psycopg.Connection:
+        url = make_conninfo(self.cluster.superuser_url, dbname=database)
+        return psycopg.connect(url, autocommit=autocommit)
 
 
 @dataclass(frozen=True)
@@ -240,7 +258,7 @@ def _read_only(world: World) -> None:
     world.sql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     try:
         time.sleep(2)
-        answer = httpx.get(f"{world.url}/readyz", timeout=10)
+        answer = httpx.get(f"{world.service.url}/readyz", timeout=10)
         assert answer.status_code == 503, "ready, though nothing can be written"
         assert "only reads" in answer.json()["checks"]["writes"]
     finally:
@@ -262,16 +280,14 @@ def _no_connections(world: World) -> None:
 
 def _locked(world: World) -> None:
     """Somebody holds the rows of all spaces, for longer than a lock is waited for."""
-    url = psycopg.conninfo.make_conninfo(world.cluster.superuser_url, dbname="foldlog")
-    with psycopg.connect(url) as conn:
+    with world.session(autocommit=False) as conn:
         conn.execute("SELECT FROM spaces FOR UPDATE")
         time.sleep(4)
 
 
 def _no_memory(world: World) -> None:
     """PostgreSQL refuses with 53200, as it does when it gets no memory for a statement."""
-    url = psycopg.conninfo.make_conninfo(world.cluster.superuser_url, dbname="foldlog")
-    with psycopg.connect(url, autocommit=True) as conn:
+    with world.session() as conn:
         conn.execute(
             "CREATE FUNCTION no_memory() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN RAISE SQLSTATE '53200' USING MESSAGE = 'out of memory'; END $$"

@@ -93,7 +93,7 @@ class Run:
         self.history = History()
         self.outcomes: dict[str, Outcome] = {}
         self.world = World(folder, self.rng)
-        self.load = Load(self.world.url, seed, self.history)
+        self.load = Load(self.world.service.url, seed, self.history)
 
     def __enter__(self) -> Run:
         self.load.start()
@@ -116,11 +116,11 @@ class Run:
 
     def check(self) -> list[str]:
         self.load.stop()
-        self.world.wait_until_ready()
-        logs = {space: self.world.log(space) for space in SPACES}
+        self.world.service.wait_until_ready()
+        logs = {space: self.world.service.log(space) for space in SPACES}
         found = problems(self.history, logs)
         for space in SPACES:
-            if wrong := self.world.verify(space):
+            if wrong := self.world.service.verify(space):
                 found.append(f"{space}: {wrong}")
         return found
 

@@ -82,7 +82,7 @@ def test_memory_connections_and_lag_stay_flat(data_folder):
 
 def _sample(run: Run) -> tuple[float, float, int]:
     memory = 0
-    for process in psutil.Process(run.world.service.pid).children(recursive=True):
+    for process in psutil.Process(run.world.service.process.pid).children(recursive=True):
         try:
             memory += process.memory_info().rss
         except psutil.NoSuchProcess:
