@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import psycopg
 
-from ..domain.errors import StorageUnavailable
+from ..domain.errors import OperatorError, StorageUnavailable
 from ..domain.notes import Verifier, origin_of
 from ..domain.ports import Gauge
 from .embedded import EmbeddedPostgres
@@ -101,6 +101,18 @@ def database(
         return
     with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
         yield _of_this_version(embedded.url, embedded, migrates)
+
+
+@contextmanager
+def database_as_it_is(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
+    """The URL, whatever is in the database: for PostgreSQL's own programs."""
+    if settings.database_url is not None:
+        if superuser:
+            raise OperatorError("the superuser of your own server is known to you alone")
+        yield settings.database_url
+        return
+    with EmbeddedPostgres(settings.data) as embedded:
+        yield embedded.superuser_url if superuser else embedded.url
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 from psycopg.conninfo import conninfo_to_dict
 
 from ..domain.errors import OperatorError
-from ..infrastructure.embedded import EmbeddedPostgres
 from ..infrastructure.embedded.binaries import find_binaries
 from ..infrastructure.embedded.errors import PostgresNotInstalled
 from ..infrastructure.settings import DATABASE_URL, read_settings
+from ..infrastructure.wiring import database_as_it_is
 from .console import quiet_logs, told, with_database
 
 #: part of a URL -> where libpq's programs look for it: an argument would show passwords to `ps`
@@ -53,13 +52,7 @@ def pg_command(
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    if superuser and settings.database_url is not None:
-        raise OperatorError("the superuser of your own server is known to you alone")
-    with ExitStack() as stack:
-        url = settings.database_url
-        if url is None:
-            embedded = stack.enter_context(EmbeddedPostgres(settings.data))
-            url = embedded.superuser_url if superuser else embedded.url
+    with database_as_it_is(settings, superuser=superuser) as url:
         done = subprocess.run([_found(program), *args], env=_environment(url), check=False)
     sys.exit(done.returncode)
 

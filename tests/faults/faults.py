@@ -1,4 +1,4 @@
-"""The world that is broken, and what is done to it. Each fault is over when its function returns."""
+"""The world that is broken, and what is done to it. A fault is over when its function returns."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ class Service:
             assert self.process.poll() is None, "the service has ended"
             assert time.monotonic() < deadline, "the service is not ready again"
             time.sleep(0.05)
+
+    def log_tail(self) -> str:
+        lines = (self._folder / "service.log").read_text("utf-8", "replace").splitlines()
+        return "\n".join(line for line in lines if '"level": "info"' not in line)[-10_000:]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -249,9 +253,7 @@ def _restart(number: signal.Signals, name: str) -> Fault:
 
 
 def _terminate(world: World) -> None:
-    world.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'foldlog'"
-    )
+    world.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'foldlog'")
 
 
 def _read_only(world: World) -> None:

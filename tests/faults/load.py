@@ -68,9 +68,7 @@ class Client(threading.Thread):
             members["code"] = answer.json().get("code", "")
             members["retry_after"] = answer.headers.get("retry-after")
         self._history.attempts.append(
-            make(
-                space=self.space, began=began, ended=ended, status=answer.status_code, **members
-            )
+            make(space=self.space, began=began, ended=ended, status=answer.status_code, **members)
         )
         return answer
 
@@ -107,7 +105,7 @@ class Device(Client):
 
         while True:
             answer = self.ask("POST", "changesets", make, read, json=body)
-            if answer is not None and answer.status_code != 503:
+            if answer is not None and answer.status_code < 500:
                 return
             time.sleep(0.05 if answer is None else 0.2)
 

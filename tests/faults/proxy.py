@@ -1,8 +1,8 @@
 """Between the service and PostgreSQL: reads what passes, and breaks it where it is told to.
 
-From a local socket to a local socket. It follows PostgreSQL's messages, so that a fault can be done
-to one statement of an append: before it is sent, in its midst, while it is answered, and when it has
-been done and only its answer is lost.
+From a local socket to a local socket. It follows PostgreSQL's messages, so that a fault can be
+done to one statement of an append: before it is sent, in its midst, while it is answered, and when
+it has been done and only its answer is lost.
 """
 
 from __future__ import annotations

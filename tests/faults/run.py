@@ -83,8 +83,15 @@ class Load:
             waited = time.monotonic() - began
             if served >= set(SPACES):
                 return waited
-            assert waited < RECOVERY_SECONDS_MAX, "it does not recover"
+            assert waited < RECOVERY_SECONDS_MAX, f"it does not recover: {self._lately(began)}"
             time.sleep(0.05)
+
+    def _lately(self, since: float) -> Counter[tuple[str, str, int, str]]:
+        return Counter(
+            (type(attempt).__name__, attempt.space, attempt.status, attempt.code)
+            for attempt in self.history.attempts
+            if attempt.began > since
+        )
 
 
 class Run:
@@ -110,7 +117,12 @@ class Run:
         except NotMet:
             outcome.not_met += 1
             return
-        recovery = self.load.wait_until_served()
+        try:
+            recovery = self.load.wait_until_served()
+        except AssertionError as error:
+            raise AssertionError(
+                f"after {fault}: {error}\n{self.world.service.log_tail()}"
+            ) from error
         time.sleep(PEACE_SECONDS)
         outcome.note(self.history.attempts[first:], recovery)
 

@@ -14,7 +14,8 @@ from ...domain.errors import StorageUnavailable
 DATABASE_ERRORS = (persistence.PersistenceError, psycopg.Error)
 
 #: SQLSTATE classes of a connection that is gone: connection exceptions, a server that shuts down
-#: or crashed, a session or transaction that it ended. Only these leave open what became of a COMMIT.
+#: or crashed, a session or transaction that it ended. Only these leave open what became of a
+#: COMMIT.
 _BROKEN = ("08", "57P", "25P03", "25P04")
 #: what a server says that only reads, since it is a standby or was told so
 READ_ONLY = "25006"

@@ -17,10 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 from psycopg import Connection
-from psycopg.rows import TupleRow
 
 
-class PatientConnection(Connection[TupleRow]):
+class PatientConnection(Connection[Any]):
     #: by the monotonic clock
     until = math.inf
 
