@@ -71,7 +71,7 @@ class Service:
 
     def log_tail(self) -> str:
         lines = (self._folder / "service.log").read_text("utf-8", "replace").splitlines()
-        return "\n".join(line for line in lines if '"level": "info"' not in line)[-10_000:]
+        return "\n".join(line for line in lines if '"level":"info"' not in line)[-10_000:]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -61,7 +61,7 @@ def test_states_that_end_the_connection_leave_the_outcome_open(state):
 
 def test_a_server_that_hangs_is_hung_up_on(database):
     """Nobody answers, not even to a timeout; the next connection is another one."""
-    with Datastore(database, seconds_max=1) as datastore:
+    with Datastore(database, pool_size_max=1, seconds_max=1) as datastore:
         with datastore.rows() as cursor:
             [(pid,)] = cursor.execute("SELECT pg_backend_pid()").fetchall()
         os.kill(pid, signal.SIGSTOP)
