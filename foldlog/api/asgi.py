@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+from ..domain.errors import StorageUnavailable
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
@@ -42,8 +43,13 @@ CALLS = {
     ("GET", "events/stream"): "events.stream",
     ("GET", "snapshot"): "snapshot.snapshot",
 }
+#: (method, path) of what is asked just when the threads may all be waiting for the database
+HEALTH = {("GET", "/healthz"): "meta.healthz", ("GET", "/readyz"): "meta.readyz"}
 _PATH = re.compile(r"/v1/spaces/([^/]+)/(.+)")
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+#: What was not done after so long, or not even begun, is not waited for: a thread gives up on the
+#: database sooner, so that there were too few of them.
+RUN_SECONDS_MAX = 10.0
 #: smaller answers are compressed at once, larger ones in a thread while the loop goes on
 COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
 
@@ -63,6 +69,9 @@ class EventLoopDoor:
             )
             for (method, name), endpoint in CALLS.items()
         }
+        self._health = {
+            call: cast(Operation, app.view_functions[endpoint]) for call, endpoint in HEALTH.items()
+        }
 
     def end_waiting(self) -> None:
         """The service stops: everybody who waits is answered, and every stream ends."""
@@ -76,22 +85,28 @@ class EventLoopDoor:
             if reply := self._cors.preflight("OPTIONS", request.header):
                 await self._send_whole(request, None, None, reply, send)
                 return
-        if found is None or call is None or not is_space(found[1]):
+        path: dict[str, str] = {}
+        if found is not None and call is not None and is_space(found[1]):
+            operation, template = call
+            path["space"] = found[1]
+        elif scope["type"] == "http" and (scope["method"], scope["path"]) in self._health:
+            operation, template = self._health[scope["method"], scope["path"]], scope["path"]
+        else:
             await self._others(scope, receive, send)
             return
-        operation, template = call
+        space = path.get("space")
         request = LoopRequest(scope, receive, self._threads, self._waiters)
         try:
-            reply = await operation(request, {"space": found[1]})
+            reply = await operation(request, path)
         except Exception as exc:
             reply = problem_reply(exc, request)
         if isinstance(reply.body, bytes):
-            await self._send_whole(request, template, found[1], reply, send)
+            await self._send_whole(request, template, space, reply, send)
         else:
             pieces = self._pieces(request, reply)
             await send(self._start(request, reply))
             await self._send_pieces(request, pieces, send)
-            self._log(request, template, found[1], reply, None)
+            self._log(request, template, space, reply, None)
 
     async def _send_whole(
         self, request: LoopRequest, path: str | None, space: str | None, reply: Reply, send: Send
@@ -190,7 +205,12 @@ class LoopRequest(Request):
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         context = contextvars.copy_context()  # what is logged there, too, says whose way it is
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, context.run, function, *args)
+        running = loop.run_in_executor(self._threads, context.run, function, *args)
+        await asyncio.wait((running,), timeout=RUN_SECONDS_MAX)
+        if not running.done():
+            running.cancel()
+            raise StorageUnavailable()
+        return running.result()
 
     async def outcome(self, future: Future[T]) -> T:
         return await asyncio.wrap_future(future)

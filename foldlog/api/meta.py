@@ -46,7 +46,7 @@ def meta_blueprint(
 
     @bp.get("/healthz")
     @operation(answer=HealthSchema, example={"status": "ok"})
-    def healthz() -> Reply:
+    async def healthz(request: Request) -> Reply:
         """Tell that the process lives.
 
         Asks nobody else: a database that is down is no reason to restart this process.

@@ -16,6 +16,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Generic, TypeVar
 
+from ..domain.errors import StorageUnavailable
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
@@ -23,6 +25,9 @@ GROUP_SIZE_MAX = 256  #: requests in a transaction
 GROUP_WEIGHT_MAX = 10_000  #: of its requests together, unless the first alone has more
 #: groups, of as many keys, that are committed at the same time
 COMMITTERS = 4
+#: Who has waited longer than this when his turn comes is sent away with nothing stored: the
+#: database hangs, and it is known better sooner.
+WAIT_SECONDS_MAX = 3.0
 CLOSE_POLL_SECONDS = 0.005
 
 
@@ -41,14 +46,16 @@ class GroupCommit(Generic[Request, Reply]):
         group_size_max: int = GROUP_SIZE_MAX,
         group_weight_max: int = GROUP_WEIGHT_MAX,
         committers: int = COMMITTERS,
+        wait_seconds_max: float = WAIT_SECONDS_MAX,
     ):
         self._commit = commit
         self._weigh = weigh
         self._group_weight_max = group_weight_max
         self._group_size_max = group_size_max
+        self._wait_seconds_max = wait_seconds_max
         self._lock = Lock()
-        #: of each key that has its turn, or waits for it: who waits to be committed
-        self._queues: dict[str, deque[tuple[Request, Future[Reply]]]] = {}
+        #: of each key that has its turn, or waits for it: who waits to be committed, until when
+        self._queues: dict[str, deque[tuple[Request, Future[Reply], float]]] = {}
         #: the keys that wait for a thread; each thread takes one group of one key at a time
         self._turns: SimpleQueue[str | None] = SimpleQueue()
         self._committers = committers
@@ -65,7 +72,7 @@ class GroupCommit(Generic[Request, Reply]):
             if queue is None:
                 queue = self._queues[key] = deque()
                 self._turns.put(key)
-            queue.append((request, mine))
+            queue.append((request, mine, time.monotonic() + self._wait_seconds_max))
         return mine
 
     def close(self) -> None:
@@ -108,15 +115,19 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(
-        self, queue: deque[tuple[Request, Future[Reply]]]
+        self, queue: deque[tuple[Request, Future[Reply], float]]
     ) -> list[tuple[Request, Future[Reply]]]:
         group: list[tuple[Request, Future[Reply]]] = []
-        weight = 0
+        weight, now = 0, time.monotonic()
         while queue and len(group) < self._group_size_max:
             weight += self._weigh(queue[0][0])
             if group and weight > self._group_weight_max:
                 break
-            waiting = queue.popleft()
-            if waiting[1].set_running_or_notify_cancel():
-                group.append(waiting)
+            request, future, until = queue.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            if now > until:
+                future.set_exception(StorageUnavailable())
+            else:
+                group.append((request, future))
         return group

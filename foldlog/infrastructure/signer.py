@@ -16,7 +16,7 @@ from threading import Event
 import structlog
 
 from ..domain import merkle
-from ..domain.errors import NotFound, OperatorError, StorageUnavailable
+from ..domain.errors import NotFound, OperatorError, Unavailable
 from ..domain.notes import Checkpoint, InvalidNote, Note, opened, origin_of
 from .embedded.folder import make_folder, sync_folder, write_new
 from .keys import KeyRing, KeysUnusable, read_keys
@@ -59,6 +59,13 @@ class LastCheckpointUnusable(SigningStopped):
 
 #: is told of each checkpoint that was published: the space, the log's id, the note
 OnSigned = Callable[[str, str, Note], None]
+
+
+def _claimed_size(note: bytes) -> int | None:
+    try:
+        return Checkpoint.parse(Note.parse(note).text).size
+    except InvalidNote:
+        return None
 
 
 class LastSigned:
@@ -105,13 +112,16 @@ class CheckpointSigner:
         self._origin = origin
         self._on_signed = on_signed
         self._stopped: dict[str, float] = {}  #: until when
+        #: the database may be another one than it was: at first, and after it was away
+        self._is_doubted = True
 
     def run(self, closing: Event) -> None:
         """Until that is set."""
         while not closing.wait(PAUSE_SECONDS):
             try:
                 self.sign_all()
-            except (*DATABASE_ERRORS, StorageUnavailable) as exc:
+            except (*DATABASE_ERRORS, Unavailable) as exc:
+                self._is_doubted = True
                 log.warning("signer_waits_for_the_database", error=str(exc))
             except KeysUnusable as exc:
                 log.error("signer_has_no_key", error=str(exc))
@@ -126,8 +136,23 @@ class CheckpointSigner:
         if keys.signer("") is None:
             return 0
         now = time.monotonic()
-        due = [s for s in self._tree.to_sign() if self._stopped.get(s, now) <= now]
-        return sum(self._sign_or_stop(space, keys) for space in due)
+        due = set(self._tree.to_sign())
+        if self._is_doubted:
+            # A log that was restored, and has not grown since, looks as if all of it were signed.
+            due |= self._restored()
+            self._is_doubted = False
+        ready = sorted(space for space in due if self._stopped.get(space, now) <= now)
+        return sum(self._sign_or_stop(space, keys) for space in ready)
+
+    def _restored(self) -> set[str]:
+        """Spaces that show an older checkpoint than the last one that was signed."""
+        found = set()
+        for space, of_log, shown in self._tree.published():
+            note = self._last.read(space, of_log)
+            # Only looked at here: whether it is any good is found out on signing.
+            if note is not None and _claimed_size(note) != _claimed_size(shown):
+                found.add(space)
+        return found
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
         """What is wrong with one space keeps no other from being signed."""

@@ -10,15 +10,15 @@ from threading import Event, Thread
 
 import psycopg
 
-from ..domain.errors import StorageUnavailable
+from ..domain.errors import OperatorError, StorageUnavailable
 from ..domain.notes import Verifier, origin_of
 from ..domain.ports import Gauge
 from ..domain.redaction import redacted
 from .embedded import EmbeddedPostgres
 from .embedded.cluster import SERVICE_ROLE
 from .keys import read_keys
-from .postgres.datastore import Datastore
-from .postgres.errors import DATABASE_ERRORS
+from .postgres.datastore import CONNECTION, Datastore
+from .postgres.errors import DATABASE_ERRORS, needs_new_connections
 from .postgres.following import Follower
 from .postgres.grants import grant
 from .postgres.log import PostgresEventStore
@@ -32,6 +32,13 @@ from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
 from .signer import CheckpointSigner
 from .witness import Witness, Witnesses
+
+#: A request is given up on after ten seconds at most: three for its turn to be committed, two for
+#: a connection, five for all that it asks of the database.
+REQUEST_SECONDS_MAX = 5.0
+#: of a projector's turn, and of signing one checkpoint; both take a fraction of it
+TURN_SECONDS_MAX = 60.0
+READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +71,17 @@ class Services:
         try:
             with self.datastore.rows() as cursor:
                 missing = pending(cursor)
+                [(only_reads,)] = cursor.execute(READ_ONLY).fetchall()
         except DATABASE_ERRORS as exc:
+            if needs_new_connections(exc):
+                self.datastore.check_pool()
             why = redacted(str(exc).strip().splitlines()[0])
-            return {"database": why, "schema": "unknown"}
+            return {"database": why, "writes": "unknown", "schema": "unknown"}
+        if only_reads:
+            self.datastore.check_pool()  # another of the URL's hosts may take writes by now
         return {
             "database": "ok",
+            "writes": "the database only reads: a standby, or told so" if only_reads else "ok",
             "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
         }
 
@@ -97,6 +110,18 @@ def database(
         yield Database(embedded.service_url, embedded.url, embedded, migrated)
 
 
+@contextmanager
+def database_as_it_is(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
+    """The URL, whatever is in the database: for PostgreSQL's own programs."""
+    if settings.database_url is not None:
+        if superuser:
+            raise OperatorError("the superuser of your own server is known to you alone")
+        yield settings.database_url
+        return
+    with EmbeddedPostgres(settings.data) as embedded:
+        yield embedded.superuser_url if superuser else embedded.url
+
+
 @dataclass(frozen=True)
 class Database:
     """A migrated database."""
@@ -112,7 +137,7 @@ def _of_this_version(url: str, migrates: bool) -> list[str]:
     try:
         if migrates:
             return migrate(url)
-        with psycopg.connect(url) as conn, conn.cursor() as cursor:
+        with psycopg.connect(url, **CONNECTION) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
                 raise SchemaBehind(f"the database lacks {', '.join(missing)}: foldlog migrate")
         return []
@@ -121,9 +146,15 @@ def _of_this_version(url: str, migrates: bool) -> list[str]:
 
 
 @contextmanager
-def services(url: str, settings: Settings) -> Iterator[Services]:
-    """The parts on one database, with a pool of connections of their own."""
-    with Datastore(url, pool_size_max=settings.pool_size_max) as datastore:
+def services(
+    url: str, settings: Settings, *, seconds_max: float | None = None
+) -> Iterator[Services]:
+    """The parts on one database, with a pool of connections of their own.
+
+    Whoever answers requests gives up on the database after `seconds_max`; a command waits.
+    """
+    pool_size_max = settings.pool_size_max
+    with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
         announcer = Announcer(datastore)
         store = PostgresEventStore(datastore, on_append=announcer.announce)
         follower = Follower(datastore, store.tails, store.read_on)
@@ -148,7 +179,10 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
     The signer is beside it, in a thread of its own: it waits for the disk.
     """
-    with Datastore(url, pool_size_max=2) as datastore, signing(url, settings):
+    with (
+        Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
+        signing(url, settings),
+    ):
         wakeups = Wakeups(url)
         projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
         try:
@@ -161,7 +195,7 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 def signing(url: str, settings: Settings) -> Iterator[None]:
     """Signs checkpoints as long as the block runs, if there is a key, and has them cosigned."""
     closing = Event()
-    with Datastore(url, pool_size_max=4) as datastore:
+    with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
         tree = PostgresProofTree(datastore)
         witnesses = Witnesses(tree, settings.witnesses)
         runs = [signer(tree, settings, witnesses).run]

@@ -25,6 +25,7 @@ COMMANDS = {
     "collections": "collections",
     "define": "collections",
     "migrate": "migrate",
+    "pg": "pg",
     "replica": "replica",
     "keys": "keys",
     "fork": "fork",

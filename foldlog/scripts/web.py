@@ -19,7 +19,7 @@ from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
-from ..infrastructure.wiring import database, services
+from ..infrastructure.wiring import REQUEST_SECONDS_MAX, database, services
 from .console import told, with_database
 from .listening import listen
 from .process import collect_seldom
@@ -115,7 +115,7 @@ def web_command(
 
 def serve(url: str, settings: Settings, listening: socket.socket) -> None:
     with (
-        services(url, settings) as parts,
+        services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
         ThreadPoolExecutor(settings.pool_size_max, thread_name_prefix="foldlog-web") as threads,
     ):
         parts.follower.start()

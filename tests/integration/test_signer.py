@@ -126,6 +126,23 @@ def test_an_older_backup_is_not_signed(stores, restored, sign, keys):
     assert sign(restored) == 1, "other spaces go on"
 
 
+def test_an_older_backup_is_noticed_before_it_grows(stores, restored, sign, keys):
+    """It brings its own older checkpoint, so that all of it looks as if it were signed."""
+    push(stores, 6)
+    sign(stores)
+    copy_of(restored, stores)
+    restored.grow_trees()
+    log = restored.proofs.heads("s").log
+    restored.proofs.publish("s", log, 6, stores.proofs.checkpoint("s"))
+    assert sign(restored) == 0
+    assert [line.alarm for line in checkpoints(restored.datastore, "s")] == [None]
+    push(stores, 4)
+    sign(stores)
+
+    assert sign(restored) == 0
+    assert [line.alarm for line in checkpoints(restored.datastore, "s")] == ["log-shrunk"]
+
+
 def test_the_same_log_goes_on_after_a_restore(stores, restored, sign, keys):
     """A backup that is not older than what was signed is that log."""
     push(stores, 6)

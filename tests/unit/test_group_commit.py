@@ -8,6 +8,7 @@ from threading import Barrier, Event, Lock
 
 import pytest
 
+from foldlog.domain.errors import StorageUnavailable
 from foldlog.infrastructure.group_commit import GroupCommit
 
 
@@ -182,3 +183,28 @@ def test_closing_waits_for_what_was_submitted():
     futures = [group_commit.submit(f"s{n % 7}", n) for n in range(100)]
     group_commit.close()
     assert [future.result(0) for future in futures] == list(range(100))
+
+
+def test_who_waited_too_long_for_a_turn_is_sent_away():
+    """Nothing of it is committed, and whoever comes later is served."""
+    entered, hanging, committed = Event(), Event(), []
+
+    def commit(key, requests):
+        entered.set()
+        if not committed:
+            hanging.wait(5)
+        committed.extend(requests)
+        return requests
+
+    group_commit = GroupCommit(commit, wait_seconds_max=0.1)
+    first = group_commit.submit("k", "first")
+    entered.wait(5)
+    late = group_commit.submit("k", "late")
+    time.sleep(0.2)
+    hanging.set()
+    assert first.result(5) == "first"
+    with pytest.raises(StorageUnavailable):
+        late.result(5)
+    assert group_commit.submit("k", "new").result(5) == "new"
+    assert committed == ["first", "new"]
+    group_commit.close()

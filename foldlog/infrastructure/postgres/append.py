@@ -36,7 +36,12 @@ from ...domain.ports import Receipt
 from ...domain.upcasts import FORMS
 from .arrays import bigint_array, integer_array, text_array, uuid_array
 from .datastore import Datastore
-from .errors import DATABASE_ERRORS, is_connection_error, is_temporary
+from .errors import (
+    DATABASE_ERRORS,
+    is_connection_error,
+    is_temporary,
+    needs_new_connections,
+)
 from .guards import records_at_head
 from .marks import SELECT_FOR_MARKS, marks_of
 from .projections import VERSIONS
@@ -204,8 +209,9 @@ class Appender:
                         raise Rollback  # a space that nothing was stored in is none
         except DATABASE_ERRORS as exc:
             self._kept.pop(space, None)
-            if is_connection_error(exc):
+            if needs_new_connections(exc):
                 self._datastore.check_pool()
+            if is_connection_error(exc):
                 # Once COMMIT may have been sent, a broken connection says nothing about it.
                 raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
             if is_temporary(exc) and len(pushes) == 1:
@@ -250,8 +256,9 @@ class Appender:
                         finish(cursor, entry)
                 return locked, entry
         except DATABASE_ERRORS as exc:
-            if is_connection_error(exc):
+            if needs_new_connections(exc):
                 self._datastore.check_pool()
+            if is_connection_error(exc):
                 raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
             if is_temporary(exc):
                 raise StorageUnavailable() from exc

@@ -211,18 +211,20 @@ class Collections:
         until = None if seconds_max is None else time.monotonic() + seconds_max
         with translated(self._datastore), self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_POSITION, names, prepare=True).fetchone()
-            position = found[0] if found else 0
-            while True:
+        position = found[0] if found else 0
+        while True:
+            # A connection for each page: who answers requests may have none for long.
+            with translated(self._datastore), self._datastore.rows() as cursor:
                 rows = cursor.execute(SELECT_STORED, names, prepare=True).fetchall()
-                for id, fields in rows:
-                    check.add(id, schema.violation(_decode_fields(fields)))
-                report(check.checked)
-                if len(rows) < PAGE_RECORDS:
-                    return check, position
-                if until is not None and time.monotonic() > until:
-                    check.is_complete = False
-                    return check, position
-                names["after"] = rows[-1][0]
+            for id, fields in rows:
+                check.add(id, schema.violation(_decode_fields(fields)))
+            report(check.checked)
+            if len(rows) < PAGE_RECORDS:
+                return check, position
+            if until is not None and time.monotonic() > until:
+                check.is_complete = False
+                return check, position
+            names["after"] = rows[-1][0]
 
     def _look_again(
         self, cursor: Cursor[Any], space: str, head: int, plan: Plan, position: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from eventsourcing.postgres import PostgresDatastore
@@ -13,7 +15,7 @@ from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
 
-from .errors import DATABASE_ERRORS
+from .patience import PatientConnection
 
 #: What every session is set to, whatever the server's defaults are. Append order rests on READ
 #: COMMITTED: each statement must see what was committed before it got the space's lock.
@@ -36,6 +38,13 @@ CONNECTION: dict[str, Any] = {
 }
 #: What was acknowledged must be on the disk, whatever a role or a server is set to.
 DURABLE = "SET synchronous_commit = on"
+#: Shares of the time that a connection may be borrowed for. The server gives up first, because its
+#: refusal is certain: nothing was stored, and the connection stays.
+STATEMENT_SHARE, LOCK_SHARE, POOL_SHARE = 0.8, 0.6, 0.4
+#: so long somebody waits for a connection while nobody gets one: the pool tries meanwhile by itself
+AWAY_SECONDS = 0.1
+#: between two times that all connections are made anew
+RENEW_SECONDS = 1.0
 #: A session that a stuck client left open must not hold a space's lock for ever.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
 
@@ -48,9 +57,12 @@ class _JsonAsBytes(Loader):
 
 
 class Datastore(PostgresDatastore):
-    """A pool of connections to one database. It connects at the first use, not before."""
+    """A pool of connections to one database. It connects at the first use, not before.
 
-    def __init__(self, url: str, *, pool_size_max: int = 10):
+    With `seconds_max` none is borrowed for longer, whatever becomes of the database meanwhile.
+    """
+
+    def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
         parts = conninfo_to_dict(url)
         super().__init__(
             dbname=str(parts.pop("dbname", "") or ""),
@@ -68,16 +80,42 @@ class Datastore(PostgresDatastore):
         # somebody to notice that the database is back.
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         options = f"{parts.pop('options', '') or ''} {SESSION_OPTIONS}".strip()
+        self._seconds_max = math.inf if seconds_max is None else seconds_max
+        if seconds_max is not None:
+            options += f" -c statement_timeout={int(seconds_max * STATEMENT_SHARE * 1000)}"
+            options += f" -c lock_timeout={int(seconds_max * LOCK_SHARE * 1000)}"
+            self.pool.timeout = min(self.pool.timeout, seconds_max * POOL_SHARE)
+        self._pool_seconds = self.pool.timeout
+        self._served_at = self._renewed_at = -math.inf
         assert isinstance(self.pool.kwargs, dict)
         given = {name: value for name, value in self.pool.kwargs.items() if value != ""}
         # The rest of the URL (sslmode, application_name ...) counts as much as the host.
         self.url = url
         self.pool.kwargs = {**CONNECTION, **given, **parts, "options": options}
+        self.pool.connection_class = PatientConnection
 
     def check_pool(self) -> None:
-        """After a connection broke: the others of the pool may be as dead, so throw those away."""
-        with suppress(*DATABASE_ERRORS):
-            self.pool.check()
+        """After a connection broke: the others may be as dead, or lead to a server that only
+        reads now. So they are made anew; asking each of them would be to wait for the dead."""
+        now = time.monotonic()
+        if now - self._renewed_at > RENEW_SECONDS:
+            self._renewed_at = now
+            self.pool.drain()
+
+    @contextmanager
+    def get_connection(self) -> Iterator[Connection[Any]]:
+        asked_at, is_served = time.monotonic(), False
+        try:
+            with super().get_connection() as conn:
+                is_served = True
+                self._served_at = time.monotonic()
+                self.pool.timeout = self._pool_seconds
+                assert isinstance(conn, PatientConnection)
+                conn.until = self._served_at + self._seconds_max
+                yield conn
+        finally:
+            if not is_served and self._served_at < asked_at:
+                self.pool.timeout = min(self._pool_seconds, AWAY_SECONDS)
 
     def register_type_adapters(self) -> None:
         """None to register: rows travel as arrays of columns, not as composite types."""
@@ -86,6 +124,8 @@ class Datastore(PostgresDatastore):
         base = super().after_connect_func()
 
         def after_connect(conn: Connection[Any]) -> None:
+            assert isinstance(conn, PatientConnection)
+            conn.until = time.monotonic() + CONNECT_TIMEOUT_SECONDS
             base(conn)
             if conn.execute("SHOW synchronous_commit").fetchall()[0]["synchronous_commit"] == "off":
                 conn.execute(DURABLE)

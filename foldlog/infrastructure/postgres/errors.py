@@ -13,13 +13,16 @@ from ...domain.errors import StorageUnavailable
 
 DATABASE_ERRORS = (persistence.PersistenceError, psycopg.Error)
 
-#: SQLSTATE classes of a connection that is gone: connection exceptions, and a server that shuts
-#: down or crashed. Only these leave open what became of a COMMIT.
-_BROKEN = ("08", "57P")
+#: SQLSTATE classes of a connection that is gone: connection exceptions, a server that shuts down
+#: or crashed, a session or transaction that it ended. Only these leave open what became of a
+#: COMMIT.
+_BROKEN = ("08", "57P", "25P03", "25P04")
+#: what a server says that only reads, since it is a standby or was told so
+READ_ONLY = "25006"
 #: ... and of what may pass by itself: a conflict of transactions, no resources (a full disk, too
 #: many connections), an object in use, a cancelled statement, trouble with the system, a server
 #: that only reads after a failover. The server has said no, so nothing is stored.
-_TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", "25006")
+_TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 
 
 def is_connection_error(exc: BaseException) -> bool:
@@ -45,6 +48,12 @@ def is_temporary(exc: BaseException) -> bool:
     return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
 
 
+def needs_new_connections(exc: BaseException) -> bool:
+    """Whether the pool's connections are of no use: dead, or to a server that only reads. Another
+    one of the URL's hosts may take writes."""
+    return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
+
+
 def _sqlstate(exc: BaseException) -> str | None:
     cause = exc if isinstance(exc, psycopg.Error) else exc.__cause__
     return cause.sqlstate if isinstance(cause, psycopg.Error) else None
@@ -52,7 +61,7 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 class Pool(Protocol):
     def check_pool(self) -> None:
-        """Throws away connections that are dead."""
+        """Has the connections made anew."""
 
 
 @contextmanager
@@ -61,8 +70,7 @@ def translated(pool: Pool) -> Iterator[None]:
     try:
         yield
     except DATABASE_ERRORS as exc:
-        if is_connection_error(exc):
-            # Where one connection of the pool is dead, the others probably are.
+        if needs_new_connections(exc):
             pool.check_pool()
         if is_temporary(exc):
             raise StorageUnavailable() from exc

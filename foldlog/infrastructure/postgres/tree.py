@@ -98,6 +98,7 @@ SELECT s.space
  ORDER BY s.space
 """
 
+# The same; asked once after a start, or after the database was away.
 SELECT_HEADS = """
 SELECT s.log::text, s.head, p.position
   FROM spaces s

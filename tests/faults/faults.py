@@ -1,0 +1,359 @@
+"""The world that is broken, and what is done to it. A fault is over when its function returns."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from foldlog.infrastructure.embedded import EmbeddedPostgres
+from foldlog.infrastructure.keys import make_keys
+from foldlog.scripts.process import environment, free_port, is_ready
+
+from .proxy import CUTS, SLOW, Proxy
+
+READY_SECONDS_MAX = 60.0
+#: of the file system that is filled
+DISK_BYTES = 500 * 2**20
+#: so that a small disk is enough
+SMALL = {"max_wal_size": "64MB", "min_wal_size": "32MB", "shared_buffers": "32MB"}
+
+
+class NotMet(Exception):
+    """No such statement, or process, came by."""
+
+
+class Service:
+    """`foldlog serve` on some database, as a process of its own."""
+
+    def __init__(self, folder: Path, database_url: str):
+        self._folder = folder
+        make_keys(folder / "keys")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = (folder / "service.log").open("ab")
+        self._command = [
+            *(sys.executable, "-m", "foldlog", "serve"),
+            *("--data", str(folder / "data"), "--port", str(self.port), "--workers", "2"),
+        ]
+        self._env = environment() | {
+            "FOLDLOG_DATABASE_URL": database_url,
+            "FOLDLOG_KEYS": str(folder / "keys"),
+            "FOLDLOG_ACCESS": "open",
+        }
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command, stdout=self._log, stderr=self._log, env=self._env
+        )
+        self.wait_until_ready()
+
+    def wait_until_ready(self, seconds: float = READY_SECONDS_MAX) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_ready(self.url):
+            assert self.process.poll() is None, "the service has ended"
+            assert time.monotonic() < deadline, "the service is not ready again"
+            time.sleep(0.05)
+
+    def log_tail(self) -> str:
+        lines = (self._folder / "service.log").read_text("utf-8", "replace").splitlines()
+        return "\n".join(line for line in lines if '"level":"info"' not in line)[-10_000:]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    @property
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        found: dict[str, list[psutil.Process]] = {"web worker": [], "projector": []}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if "foldlog web" in command:
+                    found["web worker"].append(process)
+                elif "foldlog projector" in command:
+                    found["projector"].append(process)
+        return found
+
+    def log(self, space: str) -> list[tuple[int, str]]:
+        """What the service tells of the log at the end."""
+        found: list[tuple[int, str]] = []
+        after, mark, more = 0, "", True
+        while more:
+            query = {"after": after, "mark": mark, "limit": 1_000}
+            answer = httpx.get(f"{self.url}/v1/spaces/{space}/events", params=query, timeout=30)
+            page = answer.raise_for_status().json()
+            found += [(event["seq"], event["id"]) for event in page["events"]]
+            after, mark, more = page["through"], page["mark"], page["more"]
+        return found
+
+    def verify(self, space: str) -> str:
+        """What `foldlog verify` has to say against the log, its tiles and its master table."""
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [sys.executable, "-m", "foldlog", "verify", space],
+                env=self._env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode == 0 or time.monotonic() > deadline:
+                return "" if done.returncode == 0 else done.stdout + done.stderr
+            time.sleep(1)  # the projections may still be behind
+
+
+class World:
+    """PostgreSQL, the proxy before it, and the service on that."""
+
+    def __init__(self, folder: Path, rng: random.Random):
+        self.rng = rng
+        self.cluster = EmbeddedPostgres(folder / "db", settings=SMALL)
+        self.cluster.start()
+        sockets = Path(str(conninfo_to_dict(self.cluster.url)["host"]))
+        self.proxy = Proxy(folder / "proxy", sockets)
+        url = make_conninfo(self.cluster.url, host=str(self.proxy.folder))
+        self.service = Service(folder, url)
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def close(self) -> int:
+        code = self.service.stop()
+        self._ending.set()
+        self._keeper.join()
+        self.proxy.close()
+        self.cluster.stop()
+        return code
+
+    def _keep(self) -> None:
+        """As `serve` does with a database of its own, and any machine's init with another."""
+        while not self._ending.wait(0.2):
+            if not self.cluster.is_running():
+                with suppress(Exception):  # the disk may still be full
+                    self.cluster.start()
+
+    @property
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """Of the service and of PostgreSQL, by what they are."""
+        found = self.service.processes
+        found["postmaster"] = [psutil.Process(self.cluster.pid)]
+        found["backend"] = []
+        for process in found["postmaster"][0].children():
+            with suppress(psutil.NoSuchProcess):
+                if "foldlog foldlog" in " ".join(process.cmdline()):
+                    found["backend"].append(process)
+        return found
+
+    def one(self, kind: str) -> psutil.Process:
+        found = sorted(self.processes[kind], key=lambda process: process.pid)
+        if not found:
+            raise NotMet
+        return self.rng.choice(found)
+
+    def sql(self, *statements: str) -> None:
+        """As the superuser, and not through the proxy."""
+        with self.session("postgres") as conn:
+            for statement in statements:
+                conn.execute(statement.encode())
+
+    def session(self, database: str = "foldlog", *, autocommit: bool = True) -> psycopg.Connection:
+        url = make_conninfo(self.cluster.superuser_url, dbname=database)
+        return psycopg.connect(url, autocommit=autocommit)
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    do: Callable[[World], None]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _to_statement(fault: str, statement: str) -> Fault:
+    def do(world: World) -> None:
+        world.proxy.arm(fault, statement)
+        met = world.proxy.hit.wait(5)
+        world.proxy.disarm()
+        if not met:
+            raise NotMet
+        time.sleep(0.3)
+
+    return Fault(f"{fault}: {statement}", do)
+
+
+def _kill(kind: str) -> Fault:
+    def do(world: World) -> None:
+        world.one(kind).kill()
+        time.sleep(0.3)
+
+    return Fault(f"kill -9 {kind}", do)
+
+
+def _halt(kind: str, seconds: float) -> Fault:
+    def do(world: World) -> None:
+        with _halted([world.one(kind)]):
+            time.sleep(seconds)
+
+    return Fault(f"SIGSTOP {kind}, {seconds:g} s", do)
+
+
+@contextmanager
+def _halted(processes: list[psutil.Process]) -> Iterator[None]:
+    try:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _halt_all_of_postgres(world: World) -> None:
+    with _halted([*world.processes["postmaster"], *world.processes["backend"]]):
+        time.sleep(7)
+
+
+def _network_gone(world: World) -> None:
+    world.proxy.is_cut = True
+    world.proxy.cut_all()
+    time.sleep(world.rng.uniform(0.5, 3))
+    world.proxy.is_cut = False
+
+
+def _network_silent(world: World) -> None:
+    world.proxy.is_silent = True
+    time.sleep(7)
+    world.proxy.is_silent = False
+
+
+def _restart(number: signal.Signals, name: str) -> Fault:
+    def do(world: World) -> None:
+        os.kill(world.cluster.pid, number)  # the keeper starts it again
+        time.sleep(0.5)
+
+    return Fault(f"PostgreSQL restarts, {name}", do)
+
+
+def _terminate(world: World) -> None:
+    world.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'foldlog'")
+
+
+def _read_only(world: World) -> None:
+    world.sql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+    try:
+        time.sleep(2)
+        answer = httpx.get(f"{world.service.url}/readyz", timeout=10)
+        assert answer.status_code == 503, "ready, though nothing can be written"
+        assert "only reads" in answer.json()["checks"]["writes"]
+    finally:
+        world.sql(
+            "SET default_transaction_read_only = off",
+            "ALTER SYSTEM RESET default_transaction_read_only",
+            "SELECT pg_reload_conf()",
+        )
+
+
+def _no_connections(world: World) -> None:
+    world.sql("ALTER ROLE foldlog CONNECTION LIMIT 0")
+    try:
+        _terminate(world)
+        time.sleep(2)
+    finally:
+        world.sql("ALTER ROLE foldlog CONNECTION LIMIT -1")
+
+
+def _locked(world: World) -> None:
+    """Somebody holds the rows of all spaces, for longer than a lock is waited for."""
+    with world.session(autocommit=False) as conn:
+        conn.execute("SELECT FROM spaces FOR UPDATE")
+        time.sleep(4)
+
+
+def _no_memory(world: World) -> None:
+    """PostgreSQL refuses with 53200, as it does when it gets no memory for a statement."""
+    with world.session() as conn:
+        conn.execute(
+            "CREATE FUNCTION no_memory() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE SQLSTATE '53200' USING MESSAGE = 'out of memory'; END $$"
+        )
+        conn.execute(
+            "CREATE TRIGGER no_memory BEFORE UPDATE ON spaces"
+            " FOR EACH ROW EXECUTE FUNCTION no_memory()"
+        )
+        try:
+            time.sleep(1)
+        finally:
+            conn.execute("DROP FUNCTION no_memory CASCADE")
+
+
+def _full_disk(world: World) -> None:
+    ballast = world.cluster.folder / "ballast"
+    free = os.statvfs(ballast.parent)
+    with suppress(OSError), ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    # What PostgreSQL has allocated already it can still fill: so long it takes.
+    time.sleep(6)
+    ballast.unlink()
+
+
+FULL_DISK = Fault("disk full", _full_disk)
+
+#: over a connection that the proxy breaks
+AT_STATEMENTS = [
+    _to_statement(fault, statement)
+    for statement in ("append", "look under the lock", "begin", "copy", "commit")
+    for fault in (*CUTS, *SLOW)
+]
+OTHERS = [
+    *(_kill(kind) for kind in ("web worker", "projector", "backend", "postmaster")),
+    _halt("web worker", 2),
+    _halt("projector", 2),
+    _halt("backend", 7),
+    _halt("postmaster", 3),
+    Fault("SIGSTOP all of PostgreSQL, 7 s", _halt_all_of_postgres),
+    Fault("network gone", _network_gone),
+    Fault("network silent, 7 s", _network_silent),
+    _restart(signal.SIGINT, "fast"),
+    _restart(signal.SIGQUIT, "immediate"),
+    Fault("backends terminated (57P01)", _terminate),
+    Fault("read-only (25006)", _read_only),
+    Fault("no more connections (53300)", _no_connections),
+    Fault("out of memory (53200)", _no_memory),
+    Fault("a lock that is held, 4 s (55P03)", _locked),
+]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A file system of its own for the database; `False` where mounting is not allowed."""
+    folder = folder / "db"
+    folder.mkdir()
+    options = f"size={DISK_BYTES},mode=0711"
+    mounting = ["mount", "-t", "tmpfs", "-o", options, "foldlog-faults", str(folder)]
+    try:
+        is_own = os.geteuid() == 0 and subprocess.run(mounting, check=False).returncode == 0
+    except FileNotFoundError:
+        is_own = False
+    try:
+        yield is_own
+    finally:
+        if is_own:
+            subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,0 +1,53 @@
+"""What clients asked and were answered, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One request. `status` 0: there was no answer."""
+
+    space: str
+    began: float
+    ended: float
+    status: int
+    code: str = ""  #: of the problem
+    retry_after: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Attempt):
+    device: str
+    ids: tuple[str, ...]
+    told: tuple[tuple[str, int], ...] = ()  #: id and seq of each that was acknowledged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Attempt):
+    """A page of the log after `after`, or of the master table (`after` is -1)."""
+
+    reader: str
+    after: int = -1
+    head: int = 0
+    through: int = 0  #: `projected`, of the master table
+    events: tuple[tuple[int, str], ...] = ()
+    records: tuple[tuple[str, int], ...] = ()  #: of the master table: id and seq
+
+
+@dataclass
+class History:
+    attempts: list[Attempt] = field(default_factory=list)  #: appended to by all threads
+
+    @property
+    def pushes(self) -> list[Push]:
+        return [attempt for attempt in self.attempts if isinstance(attempt, Push)]
+
+    @property
+    def reads(self) -> list[Read]:
+        return [attempt for attempt in self.attempts if isinstance(attempt, Read)]

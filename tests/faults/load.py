@@ -1,0 +1,151 @@
+"""Devices and readers as right clients are: what is not answered is sent again, the same."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.helpers import changeset, put
+
+from .history import Attempt, History, Push, Read
+
+SENT_AT = "2026-11-23T09:00:00.000Z"
+#: a client waits for longer than the service may take
+PATIENCE_SECONDS = 20.0
+RECORDS = 40
+#: of a push: mostly one changeset, at times so many that they go by COPY
+SIZES = (1, 1, 1, 1, 2, 3, 8, 70)
+
+
+class Client(threading.Thread):
+    """Does something over and over until it is told to stop, and then once to its good end."""
+
+    def __init__(self, url: str, space: str, seed: str, history: History, pause: float):
+        super().__init__(daemon=True)
+        self.rng = random.Random(seed)
+        self.space = space
+        self.stopping = threading.Event()
+        self._history = history
+        self._pause = pause
+        self._http = httpx.Client(base_url=f"{url}/v1/spaces/{space}/", timeout=PATIENCE_SECONDS)
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            self.once()
+            self.stopping.wait(self._pause * self.rng.uniform(0.5, 1.5))
+        self._http.close()
+
+    def once(self) -> None:
+        raise NotImplementedError
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        make: Callable[..., Attempt],
+        read: Callable[[dict[str, Any]], dict[str, Any]],
+        **asked: Any,
+    ) -> httpx.Response | None:
+        """Asks once, and notes it. `None`: no answer."""
+        began = time.monotonic()
+        try:
+            answer = self._http.request(method, path, **asked)
+        except httpx.HTTPError:
+            ended = time.monotonic()
+            made = make(space=self.space, began=began, ended=ended, status=0)
+            self._history.attempts.append(made)
+            return None
+        ended, members = time.monotonic(), {}
+        if answer.status_code == 200:
+            members = read(answer.json())
+        else:
+            members["code"] = answer.json().get("code", "")
+            members["retry_after"] = answer.headers.get("retry-after")
+        self._history.attempts.append(
+            make(space=self.space, began=began, ended=ended, status=answer.status_code, **members)
+        )
+        return answer
+
+
+class Device(Client):
+    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.02):
+        super().__init__(url, space, seed, history, pause)
+        self.device = self._id()
+        self._counter = 0
+
+    def _id(self) -> str:
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def once(self) -> None:
+        """One push, until it is answered for good."""
+        size = self.rng.choice(SIZES)
+        changesets = [
+            changeset(
+                put(f"r{self.rng.randrange(RECORDS)}", n=self._counter + n),
+                id=self._id(),
+                counter=self._counter + n + 1,
+            )
+            for n in range(size)
+        ]
+        self._counter += size
+        body = {"device": self.device, "sent_at": SENT_AT, "changesets": changesets}
+        ids = tuple(changeset["id"] for changeset in changesets)
+
+        def make(**members: Any) -> Push:
+            return Push(device=self.device, ids=ids, **members)
+
+        def read(body: dict[str, Any]) -> dict[str, Any]:
+            return {"told": tuple((each["id"], each["seq"]) for each in body["verdicts"])}
+
+        while True:
+            answer = self.ask("POST", "changesets", make, read, json=body)
+            if answer is not None and answer.status_code < 500:
+                return
+            time.sleep(0.05 if answer is None else 0.2)
+
+
+class Poller(Client):
+    """Follows the log."""
+
+    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.05):
+        super().__init__(url, space, seed, history, pause)
+        self._after, self._mark = 0, ""
+
+    def once(self) -> None:
+        after = self._after
+
+        def make(**members: Any) -> Read:
+            return Read(reader=self.name, after=after, **members)
+
+        def read(body: dict[str, Any]) -> dict[str, Any]:
+            events = tuple((event["seq"], event["id"]) for event in body["events"])
+            return {"head": body["head"], "through": body["through"], "events": events}
+
+        query = {"after": after, "mark": self._mark, "limit": 500}
+        answer = self.ask("GET", "events", make, read, params=query)
+        if answer is not None and answer.status_code == 200:
+            page = answer.json()
+            self._after, self._mark = page["through"], page["mark"]
+
+
+class TableReader(Client):
+    """Reads the whole master table."""
+
+    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.2):
+        super().__init__(url, space, seed, history, pause)
+
+    def once(self) -> None:
+        def make(**members: Any) -> Read:
+            return Read(reader=self.name, **members)
+
+        def read(body: dict[str, Any]) -> dict[str, Any]:
+            records = tuple((record["id"], record["seq"]) for record in body["records"])
+            return {"head": body["head"], "through": body["projected"], "records": records}
+
+        self.ask("GET", "records", make, read, params={"limit": 1_000})

@@ -1,0 +1,154 @@
+"""One run: a load, faults in the midst of it, and what came of each."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checker import problems
+from .faults import Fault, NotMet, World
+from .history import Attempt, History, Push
+from .load import Client, Device, Poller, TableReader
+
+SPACES = ("north", "south", "east")
+DEVICES_EACH = 2
+#: after a fault the load goes on in peace for so long
+PEACE_SECONDS = 0.4
+RECOVERY_SECONDS_MAX = 60.0
+
+
+@dataclass
+class Outcome:
+    """What clients met of one kind of fault, over all times that it was done."""
+
+    times: int = 0
+    not_met: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    longest: float = 0.0  #: until an answer
+    recovery: float = 0.0  #: from the fault's end until each space took a push
+
+    def note(self, attempts: Sequence[Attempt], recovery: float) -> None:
+        self.times += 1
+        self.recovery = max(self.recovery, recovery)
+        for attempt in attempts:
+            known = {0: "no answer", 200: "ok"}
+            self.answers[attempt.code or known.get(attempt.status, str(attempt.status))] += 1
+            self.longest = max(self.longest, attempt.seconds)
+
+
+class Load:
+    """Several devices, a follower and a reader of the master table in each of several spaces."""
+
+    def __init__(self, url: str, seed: int, history: History, pause: float = 0.02):
+        self.history = history
+        self.clients: list[Client] = []
+        for space in SPACES:
+            self.clients += [
+                Device(url, space, f"{seed} {space} {n}", history, pause)
+                for n in range(DEVICES_EACH)
+            ]
+            self.clients.append(Poller(url, space, f"{seed} {space} poller", history))
+            self.clients.append(TableReader(url, space, f"{seed} {space} table", history))
+
+    def start(self) -> None:
+        for client in self.clients:
+            if isinstance(client, Device):
+                client.start()
+        self.wait_until_served()  # a space is there from its first push on
+        for client in self.clients:
+            if not isinstance(client, Device):
+                client.start()
+
+    def stop(self) -> None:
+        """Each ends what it has begun: a push is sent until it is answered."""
+        for client in self.clients:
+            client.stopping.set()
+        for client in self.clients:
+            client.join(RECOVERY_SECONDS_MAX)
+            assert not client.is_alive(), f"{client} was never answered"
+
+    def wait_until_served(self) -> float:
+        """Returns how long it took until each space had a push acknowledged."""
+        began = time.monotonic()
+        while True:
+            served = {
+                attempt.space
+                for attempt in list(self.history.attempts)
+                if isinstance(attempt, Push) and attempt.status == 200 and attempt.began > began
+            }
+            waited = time.monotonic() - began
+            if served >= set(SPACES):
+                return waited
+            assert waited < RECOVERY_SECONDS_MAX, f"it does not recover: {self._lately(began)}"
+            time.sleep(0.05)
+
+    def _lately(self, since: float) -> Counter[tuple[str, str, int, str]]:
+        return Counter(
+            (type(attempt).__name__, attempt.space, attempt.status, attempt.code)
+            for attempt in self.history.attempts
+            if attempt.began > since
+        )
+
+
+class Run:
+    def __init__(self, folder: Path, seed: int):
+        self.rng = random.Random(seed)
+        self.history = History()
+        self.outcomes: dict[str, Outcome] = {}
+        self.world = World(folder, self.rng)
+        self.load = Load(self.world.service.url, seed, self.history)
+
+    def __enter__(self) -> Run:
+        self.load.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.world.close()
+
+    def do(self, fault: Fault) -> None:
+        outcome = self.outcomes.setdefault(fault.name, Outcome())
+        first = len(self.history.attempts)
+        try:
+            fault.do(self.world)
+        except NotMet:
+            outcome.not_met += 1
+            return
+        try:
+            recovery = self.load.wait_until_served()
+        except AssertionError as error:
+            raise AssertionError(
+                f"after {fault}: {error}\n{self.world.service.log_tail()}"
+            ) from error
+        time.sleep(PEACE_SECONDS)
+        outcome.note(self.history.attempts[first:], recovery)
+
+    def check(self) -> list[str]:
+        self.load.stop()
+        self.world.service.wait_until_ready()
+        logs = {space: self.world.service.log(space) for space in SPACES}
+        found = problems(self.history, logs)
+        for space in SPACES:
+            if wrong := self.world.service.verify(space):
+                found.append(f"{space}: {wrong}")
+        return found
+
+    def table(self) -> str:
+        """Faults x outcome, as in docs/reliability.md."""
+        lines = [
+            "| fault | times | ok | 503 storage-unavailable | 503 outcome-unknown | no answer "
+            "| longest answer, s | served again after, s |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for name, outcome in sorted(self.outcomes.items()):
+            if outcome.times:
+                told = outcome.answers
+                lines.append(
+                    f"| {name} | {outcome.times} | {told['ok']} | {told['storage-unavailable']} "
+                    f"| {told['outcome-unknown']} | {told['no answer']} "
+                    f"| {outcome.longest:.1f} | {outcome.recovery:.1f} |"
+                )
+        return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""A database that refuses, hangs or only reads: bounded in time, and never taken for our fault."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from foldlog.domain.errors import StorageUnavailable
+from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.errors import (
+    DATABASE_ERRORS,
+    is_connection_error,
+    is_temporary,
+)
+from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import services
+from tests.helpers import changeset, push_of, put
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE SQLSTATE '{state}'; END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON spaces FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+ALLOW = "DROP FUNCTION refuse CASCADE"
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["25006", "40001", "40P01", "53100", "53200", "53300", "55P03", "57014", "58030"],
+)
+def test_what_the_database_refuses_for_a_while_is_unavailable(database, state):
+    """
+    Also what it refuses to a group that was committed together: each push of it is told, and
+    none is stored. When the trouble is over the same pushes are.
+    """
+    with Datastore(database) as datastore, psycopg.connect(database, autocommit=True) as conn:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset()))
+        conn.execute(REFUSE.format(state=state).encode())
+        pushes = [push_of(changeset(put(str(n)))) for n in range(5)]
+        told = [future.exception() for future in [store.submit("s", push) for push in pushes]]
+        assert [type(error) for error in told] == [StorageUnavailable] * 5
+        conn.execute(ALLOW.encode())
+        assert sorted(store.push("s", push).verdicts[0].seq for push in pushes) == [2, 3, 4, 5, 6]
+        store.close()
+
+
+@pytest.mark.parametrize("state", ["57P01", "57P02", "57P03", "57P05", "08006", "25P03", "25P04"])
+def test_states_that_end_the_connection_leave_the_outcome_open(state):
+    raised = psycopg.OperationalError()
+    raised.sqlstate = state
+    assert is_connection_error(raised) and is_temporary(raised)
+
+
+def test_a_server_that_hangs_is_hung_up_on(database):
+    """Nobody answers, not even to a timeout; the next connection is another one."""
+    with Datastore(database, pool_size_max=1, seconds_max=1) as datastore:
+        with datastore.rows() as cursor:
+            [(pid,)] = cursor.execute("SELECT pg_backend_pid()").fetchall()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(DATABASE_ERRORS) as raised, datastore.rows() as cursor:
+                cursor.execute("SELECT 1")
+            assert is_connection_error(raised.value)
+            assert 0.9 < time.monotonic() - began < 2
+            with datastore.rows() as cursor:
+                [(another,)] = cursor.execute("SELECT pg_backend_pid()").fetchall()
+            assert another != pid
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_all_statements_of_a_borrowed_connection_share_its_time(database):
+    with Datastore(database, seconds_max=1) as datastore:
+        began = time.monotonic()
+        with pytest.raises(DATABASE_ERRORS), datastore.rows() as cursor:
+            for _ in range(9):
+                cursor.execute("SELECT pg_sleep(0.3)")
+        assert time.monotonic() - began < 2
+
+
+def test_a_server_that_can_still_say_no_says_it_first(database):
+    """Then it is certain that nothing was stored, and the connection goes on."""
+    with Datastore(database, seconds_max=1) as datastore, datastore.rows() as cursor:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            cursor.execute("SELECT pg_sleep(5)")
+        assert cursor.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def test_a_command_waits_as_long_as_it_takes(database):
+    with Datastore(database) as datastore, datastore.rows() as cursor:
+        for name in ("statement_timeout", "lock_timeout"):
+            assert cursor.execute(SQL("SHOW {}").format(Identifier(name))).fetchall() == [("0",)]
+
+
+def test_where_nobody_is_served_nobody_waits_for_long(tmp_path):
+    """The first one waits for a connection, those after him only look whether there is one."""
+    with Datastore(f"host={tmp_path} dbname=x", seconds_max=1) as datastore:
+        waits = []
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(DATABASE_ERRORS), datastore.rows():
+                pass
+            waits.append(time.monotonic() - began)
+        assert 0.35 < waits[0] < 1 and max(waits[1:]) < 0.3
+
+
+def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: Path):
+    """... and finds out by itself that it takes writes again."""
+    url, superuser_url = database_urls
+    name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+    only_reads = SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+    settings = read_settings({}, data=tmp_path, database_url=url)
+    with (
+        services(url, settings, seconds_max=5) as parts,
+        psycopg.connect(superuser_url, autocommit=True) as conn,
+    ):
+        assert parts.ready() == {"database": "ok", "writes": "ok", "schema": "ok"}
+        conn.execute(only_reads.format(Identifier(str(name)), SQL("on")))
+        parts.datastore.pool.drain()  # as when connections grow old
+        until(lambda: "only reads" in parts.ready()["writes"])
+        conn.execute(only_reads.format(Identifier(str(name)), SQL("off")))
+        until(lambda: parts.ready()["writes"] == "ok")
+
+
+def until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come to be"
+        time.sleep(0.1)
