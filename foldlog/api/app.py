@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from flask import Flask
 from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
@@ -17,6 +16,7 @@ from .flask_door import FlaskDoor
 from .history import history_blueprint
 from .meta import meta_blueprint
 from .proofs import proofs_blueprint
+from .rates import NO_RATES, Network, Rates
 from .records import records_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
@@ -46,14 +46,17 @@ def create_app(
     tree: ProofTree | None = None,
     verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
     add_checkpoint: Callable[[bytes], str] | None = None,
-) -> Flask:
+    rates: Rates = NO_RATES,
+    trusted_proxies: tuple[Network, ...] = (),
+) -> FlaskDoor:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
-    `add_checkpoint` cosigns those of other logs.
+    `add_checkpoint` cosigns those of other logs. `rates` are what clients are held to, and
+    `trusted_proxies` those who may say whose requests they hand on.
     """
-    app = FlaskDoor(__name__)
+    app = FlaskDoor(__name__, rates, trusted_proxies)
     app.url_map.merge_slashes = False
     app.url_map.converters["record_id"] = RecordIdConverter
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}

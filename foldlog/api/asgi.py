@@ -17,15 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
-from flask import Flask
-
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
-from .flask_door import HEADERS
+from .flask_door import HEADERS, FlaskDoor
 from .logging import log_request
 from .operations import Operation
 from .problems import problem_reply
+from .rates import client_address
 from .replies import Reply
 from .requests import Growth, Request
 
@@ -53,8 +52,10 @@ COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
 class EventLoopDoor:
     """An ASGI app that answers `CALLS`, and hands on all else to `others`."""
 
-    def __init__(self, app: Flask, others: AsgiApp, threads: ThreadPoolExecutor):
+    def __init__(self, app: FlaskDoor, others: AsgiApp, threads: ThreadPoolExecutor):
         self._others = others
+        self._rates = app.rates
+        self._trusted_proxies = app.trusted_proxies
         self._threads = threads
         self._waiters = Waiters()
         self._calls = {
@@ -78,6 +79,7 @@ class EventLoopDoor:
         operation, template = call
         request = LoopRequest(scope, receive, self._threads, self._waiters)
         try:
+            self._hold(request, scope)
             reply = await operation(request, {"space": found[1]})
         except Exception as exc:
             reply = problem_reply(exc, request)
@@ -92,6 +94,18 @@ class EventLoopDoor:
             await send(_start(request, reply))
             await self._send_pieces(request, pieces, send)
             self._log(request, template, found[1], reply, None)
+
+    def _hold(self, request: Request, scope: Scope) -> None:
+        """To what its client may ask for. Raises `RateLimited`."""
+        peer, forwarded_for = (scope.get("client") or ("",))[0], b""
+        if self._trusted_proxies:
+            told = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            forwarded_for = b",".join(told)
+        request.rates = self._rates
+        request.address = client_address(
+            peer, forwarded_for.decode("latin-1"), self._trusted_proxies
+        )
+        self._rates.check_address(request)
 
     def _log(
         self, request: Request, path: str, space: str, reply: Reply, bytes_out: int | None

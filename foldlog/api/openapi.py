@@ -14,7 +14,13 @@ from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
 from .. import __version__
-from ..domain.errors import FoldlogError, Forbidden, InvalidRequest, Unauthenticated
+from ..domain.errors import (
+    FoldlogError,
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    Unauthenticated,
+)
 from .catalogue import example_of
 from .fields import CommaList
 from .logging import path_template
@@ -150,7 +156,7 @@ def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
 
 
 def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:
-    refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, InternalError]
+    refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, RateLimited, InternalError]
     by_status: dict[HTTPStatus, list[type[FoldlogError]]] = {}
     for error in refusals:
         for status in statuses_of(error):

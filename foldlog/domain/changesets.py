@@ -19,7 +19,7 @@ from .errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from .limits import INTEGER_MAX, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .times import Moment, to_ms
-from .values import check_value, is_number, same
+from .values import OverLimit, check_value, is_number, same
 
 Key = tuple[str, str]  #: (collection, id)
 
@@ -146,9 +146,8 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         try:
             _check(changeset, device, limits)
         except _At as exc:
-            raise InvalidChangeset(
-                str(exc), index=index, pointer=f"/{index}{exc.pointer}"
-            ) from exc.__cause__
+            where = {"index": index, "pointer": f"/{index}{exc.pointer}"}
+            raise _refusal(exc, limits, **where) from exc.__cause__
         except LimitExceeded as exc:
             exc.extra["index"] = index
             raise
@@ -156,11 +155,18 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
 
 
 class _At(ValueError):
-    """What is wrong, and where in the changeset."""
+    """What is wrong, and where in the changeset; over which limit it is, if it is over one."""
 
-    def __init__(self, pointer: str, message: str):
+    def __init__(self, pointer: str, message: str, limit: str | None = None):
         super().__init__(message)
         self.pointer = pointer
+        self.limit = limit
+
+
+def _refusal(found: _At, limits: Limits, **where: Any) -> InvalidChangeset | LimitExceeded:
+    if found.limit is None:
+        return InvalidChangeset(str(found), **where)
+    return LimitExceeded(found.limit, getattr(limits, found.limit), str(found), **where)
 
 
 def _pointer(path: str) -> str:
@@ -227,7 +233,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
         try:
             _check_operation(op, limits)
         except _At as exc:
-            raise _At(f"/ops/{number}{exc.pointer}", str(exc)) from exc.__cause__
+            raise _At(f"/ops/{number}{exc.pointer}", str(exc), exc.limit) from exc.__cause__
         if op.local_id is not UNSET:
             op.id = id_of_local(device, op.collection, op.local_id)
 
@@ -240,7 +246,7 @@ def check_operation(op: Operation, limits: Limits) -> None:
     try:
         _check_operation(op, limits)
     except _At as exc:
-        raise InvalidChangeset(str(exc), pointer=exc.pointer) from exc
+        raise _refusal(exc, limits, pointer=exc.pointer) from exc
 
 
 #: Which members each operation may have, besides those that name and guard a record.
@@ -289,7 +295,8 @@ def _check_fields(pointer: str, fields: dict[str, Any], limits: Limits) -> None:
         try:
             check_value(value, limits.nesting_max)
         except ValueError as exc:
-            raise _At(f"{pointer}/{_escaped(name)}", str(exc)) from exc
+            limit = exc.limit if isinstance(exc, OverLimit) else None
+            raise _At(f"{pointer}/{_escaped(name)}", str(exc), limit) from exc
 
 
 def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:
