@@ -18,6 +18,7 @@ from .meta import meta_blueprint
 from .proofs import proofs_blueprint
 from .rates import NO_RATES, Network, Rates
 from .records import records_blueprint
+from .skipping import skipping_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
 from .witness import witness_blueprint
@@ -67,6 +68,7 @@ def create_app(
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(collections_blueprint(store, limits, admin_token))
     app.register_blueprint(erasure_blueprint(store, limits, admin_token))
+    app.register_blueprint(skipping_blueprint(store, limits, admin_token))
     app.register_blueprint(history_blueprint(master, limits))
     if tree is not None:
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))

@@ -104,9 +104,7 @@ async def pieces_of(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _inflate(
-    body: bytearray, inflater: Inflater, request: Request, limits: Limits
-) -> None:
+async def _inflate(body: bytearray, inflater: Inflater, request: Request, limits: Limits) -> None:
     async for piece in pieces_of(request, limits.body_bytes_max):
         if inflater.eof:
             raise InvalidRequest("the compressed body has something after its end")

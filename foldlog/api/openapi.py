@@ -47,6 +47,7 @@ TAGS = {
     "collections": "What the records of a collection must be like.",
     "history": "What was, and who changed what.",
     "erasure": "For an admin: a person's right to have values erased.",
+    "skipping": "For an admin: stepping over an event that cannot be folded.",
     "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
     "witness": "Cosigning the checkpoints of other logs.",
     "meta": "The service itself.",

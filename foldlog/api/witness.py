@@ -25,7 +25,13 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
     @bp.post("/v1/witness/add-checkpoint")
     @operation(
         media_type=TEXT,
-        problems=(LimitExceeded, UnknownLog, UntrustedCheckpoint, InconsistentCheckpoint, StorageUnavailable),
+        problems=(
+            LimitExceeded,
+            UnknownLog,
+            UntrustedCheckpoint,
+            InconsistentCheckpoint,
+            StorageUnavailable,
+        ),
     )
     async def add_checkpoint_of_a_log(request: Request) -> Reply:
         """Ask for a cosignature (C2SP tlog-witness).

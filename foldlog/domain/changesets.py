@@ -136,7 +136,11 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         # ... and however long that name is, it is not told back whole.
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        index = _index_of_unreadable(bytes(raw))
+        text = bytes(raw)
+        deep = deep_item(text)
+        if deep is not None:
+            raise too_deep(deep, limits) from exc
+        index = _index_of_unreadable(text)
         if index is None:
             raise InvalidRequest(_UNREADABLE) from exc
         raise InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}") from exc
@@ -173,6 +177,42 @@ def _pointer(path: str) -> str:
     """`$[3].ops[0].fields` as the JSON pointer `/3/ops/0/fields`; `[...]` is a name not told."""
     told, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", told))
+
+
+#: No JSON reader of ours goes deeper than some hundred; and none that we know refuses so few.
+_DEPTH_READ = 200
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
+
+
+def deep_item(raw: bytes | bytearray, member: bytes | None = None) -> int | None:
+    """Which item of an array, or of the array that is an object's `member`, is too deep to be read.
+
+    Goes over brackets alone, because every reader gives up at such a thing without a place.
+    """
+    depth, index, array_depth = 0, 0, 1 if member is None else 2
+    name = None  # of the last member of the object
+    for found in _TOKENS.finditer(raw):
+        token = found[0]
+        if token in (b"[", b"{"):
+            depth += 1
+            if depth == array_depth:
+                index = 0
+            elif depth > _DEPTH_READ:
+                return index if name == member else None
+        elif token in (b"]", b"}"):
+            depth -= 1
+        elif token == b",":
+            index += depth == array_depth
+            if depth == 1 and member is not None:
+                name = None
+        elif depth == 1 and member is not None and name is None:
+            name = token
+    return None
+
+
+def too_deep(index: int, limits: Limits) -> LimitExceeded:
+    where = {"index": index, "pointer": f"/{index}"}
+    return LimitExceeded("nesting_max", limits.nesting_max, "nested too deeply", **where)
 
 
 _UNREADABLE = "not JSON (RFC 8259) in UTF-8, or nested too deeply"

@@ -115,9 +115,7 @@ def services(url: str, settings: Settings) -> Iterator[Services]:
     """The parts on one database, with a pool of connections of their own."""
     with Datastore(url, pool_size_max=settings.pool_size_max) as datastore:
         announcer = Announcer(datastore)
-        store = PostgresEventStore(
-            datastore, limits=settings.limits, on_append=announcer.announce
-        )
+        store = PostgresEventStore(datastore, limits=settings.limits, on_append=announcer.announce)
         follower = Follower(datastore, store.tails, store.read_on)
         try:
             yield Services(

@@ -19,6 +19,7 @@ COMMANDS = {
     "replay": "replay",
     "rebuild": "rebuild",
     "erase": "erase",
+    "skip": "skip",
     "export": "transfer",
     "import": "transfer",
     "collections": "collections",

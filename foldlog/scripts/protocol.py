@@ -12,7 +12,6 @@ from collections import Counter, deque
 from typing import Any, Literal, cast
 
 import msgspec
-
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -48,7 +47,7 @@ class Connections:
         self._of_address[key] += 1
         most = limits.connections_per_address_max
         of_all, of_one = limits.connections_max, most if key else 0
-        is_over = of_all and self._count > of_all or of_one and self._of_address[key] > of_one
+        is_over = (of_all and self._count > of_all) or (of_one and self._of_address[key] > of_one)
         return not is_over
 
     def leave(self, peer: str) -> None:
@@ -133,9 +132,9 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         is_first = len(self._cycles) <= 1
         is_asked = self._is_in_head and self._unread_bytes > 0
-        if is_body and is_first and cycle is not None and not cycle.response_started:
-            self._answer_408()
-        elif is_asked and (cycle is None or cycle.response_complete):
+        if (is_body and is_first and cycle is not None and not cycle.response_started) or (
+            is_asked and (cycle is None or cycle.response_complete)
+        ):
             self._answer_408()
         self.transport.close()
 

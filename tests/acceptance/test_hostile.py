@@ -66,7 +66,7 @@ FRAGMENTS = {
     "a key twice": b'{"a":1,"a":2}',
     "a type": b'{"_type_":"datetime_iso","_data_":"2026-11-23"}',
     "a prototype": b'{"__proto__":{"isAdmin":true},"constructor":{"prototype":{}}}',
-    "SQL": b"\"'; DROP TABLE events; --\"",
+    "SQL": b'"\'; DROP TABLE events; --"',
     "format": b'"%s %(space)s {0} {x.__class__} ${jndi:ldap://x}"',
     "a folder": b'"../../etc/passwd"',
     "dots": b'".."',
@@ -390,8 +390,13 @@ def test_every_object_of_every_body_has_strange_members(hostile, store):
         again = {**with_new_ids(example)}
         for name in again:
             twice = b"{%b:1," % json.dumps(name).encode() + json.dumps(again).encode()[1:]
-            answer = ask(client, template.format(**good), method_of(rule), data=twice,
-                         content_type="application/json")
+            answer = ask(
+                client,
+                template.format(**good),
+                method_of(rule),
+                data=twice,
+                content_type="application/json",
+            )
             assert answer.status_code == 400, f"{name} twice"
     assert_whole(client, store, client.get("events?limit=1").json["head"])
 
@@ -478,7 +483,9 @@ def test_what_is_accepted_comes_back_as_it_was(hostile):
     made = json.dumps(changeset(put("../a/b%2Fc?d#e\\", "odd", here=HERE))).encode()
     made = made.replace(b'{"here": "%b"}' % HERE.encode(), raw)
     body = b'{"device":"%b","sent_at":"%b","changesets":[%b]}' % (
-        A.encode(), SENT_AT.encode(), made,
+        A.encode(),
+        SENT_AT.encode(),
+        made,
     )
 
     answer = client.post("changesets", body)
@@ -509,7 +516,10 @@ def test_the_changeset_that_is_nested_too_deeply_is_named(hostile, depth, shape)
     good, bad = (json.dumps(changeset(put("r", x=HERE))).encode() for _ in range(2))
     bad = bad.replace(f'"{HERE}"'.encode(), deep)
     body = b'{"device":"%b","sent_at":"%b","changesets":[%b,%b]}' % (
-        A.encode(), SENT_AT.encode(), good, bad,
+        A.encode(),
+        SENT_AT.encode(),
+        good,
+        bad,
     )
 
     answer = client.post("changesets", body)

@@ -21,6 +21,7 @@ from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.merge import Key
 from ...domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
+from ...domain.skipping import Skipped
 from ..group_commit import GroupCommit
 from ..tails import Tails
 from .append import Appender, Locked
@@ -30,6 +31,7 @@ from .erasure import Eraser
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import select_page
+from .skipping import Skipper
 
 SELECT_SPACE = """
 SELECT log::text, head, mark
@@ -57,6 +59,13 @@ SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::te
    AND originator_version <= %(through)s
  ORDER BY originator_version
  LIMIT %(limit)s
+"""
+
+SELECT_SKIPPED = """
+SELECT seq
+  FROM skipped
+ WHERE space = %(space)s
+ ORDER BY seq
 """
 
 ENTRIES_BATCH = 500
@@ -209,6 +218,14 @@ class PostgresEventStore(EventStore):
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
         return Eraser(self._datastore, self.append_own).erase(space, keys, reason, by, report)
+
+    def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
+        return Skipper(self.append_own).skip(space, seq, reason, by)
+
+    def skipped(self, space: SpaceId) -> frozenset[int]:
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_SKIPPED, {"space": space}).fetchall()
+        return frozenset(seq for (seq,) in rows)
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()
