@@ -254,7 +254,7 @@ class EventStore(ABC):
 
     @abstractmethod
     def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
-        """Begins a `push`, without waiting for it."""
+        """Begins a `push`, without waiting for it. Raises `RateLimited` if too much waits."""
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:

@@ -9,7 +9,7 @@ than for the group before its own.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -24,6 +24,10 @@ GROUP_WEIGHT_MAX = 10_000  #: of its requests together, unless the first alone h
 #: groups, of as many keys, that are committed at the same time
 COMMITTERS = 4
 CLOSE_POLL_SECONDS = 0.005
+
+
+class QueueFull(Exception):
+    """So much waits for this key already that no more is taken."""
 
 
 class GroupCommit(Generic[Request, Reply]):
@@ -41,12 +45,16 @@ class GroupCommit(Generic[Request, Reply]):
         group_size_max: int = GROUP_SIZE_MAX,
         group_weight_max: int = GROUP_WEIGHT_MAX,
         committers: int = COMMITTERS,
+        waiting_weight_max: int | None = None,
     ):
         self._commit = commit
         self._weigh = weigh
         self._group_weight_max = group_weight_max
         self._group_size_max = group_size_max
+        self._waiting_weight_max = waiting_weight_max
         self._lock = Lock()
+        #: of each key that has its turn, or waits for it: what weighs on it
+        self._weights: Counter[str] = Counter()
         #: of each key that has its turn, or waits for it: who waits to be committed
         self._queues: dict[str, deque[tuple[Request, Future[Reply]]]] = {}
         #: the keys that wait for a thread; each thread takes one group of one key at a time
@@ -56,9 +64,14 @@ class GroupCommit(Generic[Request, Reply]):
 
     def submit(self, key: str, request: Request) -> Future[Reply]:
         """What becomes of the request, after its group's commit. One that is cancelled before it
-        has its turn is not committed."""
+        has its turn is not committed. Raises `QueueFull`."""
         mine: Future[Reply] = Future()
+        weight = self._weigh(request)
         with self._lock:
+            waiting, most = self._weights[key], self._waiting_weight_max
+            if most is not None and waiting and waiting + weight > most:
+                raise QueueFull
+            self._weights[key] += weight
             if not self._threads:
                 self._start()
             queue = self._queues.get(key)
@@ -86,9 +99,9 @@ class GroupCommit(Generic[Request, Reply]):
     def _run(self) -> None:
         while (key := self._turns.get()) is not None:
             with self._lock:
-                group = self._gather(self._queues[key])
+                group = self._gather(key, self._queues[key])
                 if not group:
-                    del self._queues[key]
+                    del self._queues[key], self._weights[key]
             if group:
                 self._commit_group(key, group)
                 self._turns.put(key)  # behind the other keys that wait
@@ -108,7 +121,7 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(
-        self, queue: deque[tuple[Request, Future[Reply]]]
+        self, key: str, queue: deque[tuple[Request, Future[Reply]]]
     ) -> list[tuple[Request, Future[Reply]]]:
         group: list[tuple[Request, Future[Reply]]] = []
         weight = 0
@@ -117,6 +130,7 @@ class GroupCommit(Generic[Request, Reply]):
             if group and weight > self._group_weight_max:
                 break
             waiting = queue.popleft()
+            self._weights[key] -= self._weigh(waiting[0])
             if waiting[1].set_running_or_notify_cancel():
                 group.append(waiting)
         return group

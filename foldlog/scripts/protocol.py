@@ -130,11 +130,11 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._stop_clock()
         cycle = cast("RequestResponseCycle | None", self.cycle)
-        is_first = len(self._cycles) <= 1
-        is_asked = self._is_in_head and self._unread_bytes > 0
-        if (is_body and is_first and cycle is not None and not cycle.response_started) or (
-            is_asked and (cycle is None or cycle.response_complete)
-        ):
+        if is_body:
+            may_answer = len(self._cycles) <= 1 and not self.cycle.response_started
+        else:  # of a connection on which nothing was asked yet, there is nothing to answer
+            may_answer = self._unread_bytes > 0 and (cycle is None or cycle.response_complete)
+        if may_answer:
             self._answer_408()
         self.transport.close()
 

@@ -1,4 +1,4 @@
-"""Anything at all at every end point: a problem document, never a 500, and nothing stored by halves.
+"""Anything at all at every end point: a problem document, never a 500, nothing stored by halves.
 
 The requests are made of the app's own operations, so an end point that is added tomorrow is asked
 the same questions.

@@ -15,14 +15,14 @@ from ...domain.changesets import Push
 from ...domain.collections import Definition, Outcome, Version, Wanted
 from ...domain.erasure import Erasable, Erased
 from ...domain.erasure import Wanted as WantedErased
-from ...domain.errors import Unavailable, UnknownSpace
+from ...domain.errors import RateLimited, Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.merge import Key
 from ...domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
 from ...domain.skipping import Skipped
-from ..group_commit import GroupCommit
+from ..group_commit import GroupCommit, QueueFull
 from ..tails import Tails
 from .append import Appender, Locked
 from .collections import Collections
@@ -117,7 +117,10 @@ class PostgresEventStore(EventStore):
         self._appender = Appender(datastore, limits, self.tails.mark_at)
         self._collections = Collections(datastore, self.append_own, limits)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
-            self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX
+            self._append,
+            weigh=_weight,
+            group_weight_max=GROUP_BYTES_MAX,
+            waiting_weight_max=limits.waiting_bytes_per_space_max,
         )
 
     def close(self) -> None:
@@ -125,7 +128,11 @@ class PostgresEventStore(EventStore):
         self._group_commit.close()
 
     def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
-        return self._group_commit.submit(space, push)
+        try:
+            return self._group_commit.submit(space, push)
+        except QueueFull:
+            limit = self._limits.waiting_bytes_per_space_max
+            raise RateLimited("waiting_bytes_per_space_max", limit) from None
 
     def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
         return self.tails.range_after(space, query)
