@@ -35,6 +35,11 @@ from .workload import Workload, push_of
 T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "foldlog")
+#: What is measured comes from one address, and all of it at once.
+UNLIMITED = {
+    "FOLDLOG_LIMITS": "requests_per_second_per_caller=0 requests_per_second_per_address=0 "
+    "streams_per_caller_max=0 connections_per_address_max=0 connections_max=100000"
+}
 SETTLE_SECONDS_MAX = 600.0
 #: of one device; so a page has several devices in it, as a page of real life
 LOG_CHANGESETS_PER_PUSH = 200
@@ -237,7 +242,7 @@ def _flushes_per_second(folder: Path) -> float:
 def running(scale: Scale, data: Path) -> Iterator[Bench]:
     """Everything that is measured, started, and stopped at the end."""
     with (
-        serving(COMMAND, str(data)) as url,
+        serving(COMMAND, str(data), env=UNLIMITED) as url,
         echoing() as echo,
         EmbeddedPostgres(data) as postgres,  # joins the one of the service
     ):

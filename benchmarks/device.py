@@ -21,7 +21,7 @@ from foldlog.domain.limits import LIMITS
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.scripts.process import serving
 
-from .bench import COMMAND, FULL, Bench
+from .bench import COMMAND, FULL, UNLIMITED, Bench
 from .connection import fetch, request
 from .workload import COLLECTION, Workload, push_of
 
@@ -41,7 +41,7 @@ def main(events: int, writes_per_record: int, publish: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="foldlog-bench-") as folder:
         data = Path(folder)
         with (
-            serving(COMMAND, str(data / "data")) as url,
+            serving(COMMAND, str(data / "data"), env=UNLIMITED) as url,
             EmbeddedPostgres(data / "data") as postgres,
         ):
             port = urlsplit(url).port

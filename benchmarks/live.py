@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import msgspec
 import psutil
 
 from foldlog.scripts.process import serving
 
-from .bench import COMMAND, Bench, echoing, port_of, resident_mb, web_workers
+from .bench import COMMAND, UNLIMITED, Bench, echoing, port_of, resident_mb, web_workers
 from .cells import Row
 from .connection import fetch, request
 from .echo import ANNOUNCE, STREAM
@@ -41,8 +39,7 @@ def held(bench: Bench, path: str, is_silent: bool) -> Figure:
     # A service of its own: one worker, and nothing in its memory but what is measured.
     with (
         tempfile.TemporaryDirectory(prefix="foldlog-bench-") as folder,
-        patch.dict(os.environ, FOLDLOG_WEB_WORKERS="1"),
-        serving(COMMAND, folder) as url,
+        serving(COMMAND, folder, env={**UNLIMITED, "FOLDLOG_WEB_WORKERS": "1"}) as url,
     ):
         port = port_of(url)
         fetch(port, [request("POST", PUSH.format(space=SPACE), Workload(SPACE).push())])

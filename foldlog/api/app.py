@@ -17,7 +17,9 @@ from .flask_door import FlaskDoor
 from .history import history_blueprint
 from .meta import meta_blueprint
 from .proofs import proofs_blueprint
+from .rates import NO_RATES, Network, Rates
 from .records import records_blueprint
+from .skipping import skipping_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
 from .witness import witness_blueprint
@@ -47,14 +49,17 @@ def create_app(
     verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
     add_checkpoint: Callable[[bytes], str] | None = None,
     cors_origins: tuple[str, ...] = (),
+    rates: Rates = NO_RATES,
+    trusted_proxies: tuple[Network, ...] = (),
 ) -> FlaskDoor:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
-    `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it.
+    `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it. `rates` are
+    what clients are held to, and `trusted_proxies` those who may say whose requests they hand on.
     """
-    app = FlaskDoor(__name__, Cors(cors_origins))
+    app = FlaskDoor(__name__, Cors(cors_origins), rates, trusted_proxies)
     app.url_map.merge_slashes = False
     app.url_map.converters["record_id"] = RecordIdConverter
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
@@ -65,6 +70,7 @@ def create_app(
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(collections_blueprint(store, limits, admin_token))
     app.register_blueprint(erasure_blueprint(store, limits, admin_token))
+    app.register_blueprint(skipping_blueprint(store, limits, admin_token))
     app.register_blueprint(history_blueprint(master, limits))
     if tree is not None:
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))

@@ -25,6 +25,7 @@ from .flask_door import HEADERS, FlaskDoor
 from .logging import log_request
 from .operations import Operation
 from .problems import problem_reply
+from .rates import client_address
 from .replies import Reply
 from .requests import Growth, Request
 
@@ -60,6 +61,8 @@ class EventLoopDoor:
     def __init__(self, app: FlaskDoor, others: AsgiApp, threads: ThreadPoolExecutor):
         self._others = others
         self._cors = app.cors
+        self._rates = app.rates
+        self._trusted_proxies = app.trusted_proxies
         self._threads = threads
         self._waiters = Waiters()
         self._calls = {
@@ -97,6 +100,7 @@ class EventLoopDoor:
         space = path.get("space")
         request = LoopRequest(scope, receive, self._threads, self._waiters)
         try:
+            self._hold(request, scope)
             reply = await operation(request, path)
         except Exception as exc:
             reply = problem_reply(exc, request)
@@ -116,6 +120,18 @@ class EventLoopDoor:
         self._log(request, path, space, reply, len(body))
         await send(self._start(request, reply, len(body)))
         await send({"type": "http.response.body", "body": body})
+
+    def _hold(self, request: Request, scope: Scope) -> None:
+        """To what its client may ask for. Raises `RateLimited`."""
+        peer, forwarded_for = (scope.get("client") or ("",))[0], b""
+        if self._trusted_proxies:
+            told = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            forwarded_for = b",".join(told)
+        request.rates = self._rates
+        request.address = client_address(
+            peer, forwarded_for.decode("latin-1"), self._trusted_proxies
+        )
+        self._rates.check_address(request)
 
     def _log(
         self,

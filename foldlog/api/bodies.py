@@ -25,6 +25,8 @@ else:
     from backports import zstd
 
 CONTENT_TYPE_LENGTH_MAX = 200
+#: Python refuses to read a number of some thousand digits.
+LENGTH_DIGITS_MAX = 19
 #: RFC 9659: what a decoder of the content coding must hold, and all that ours will.
 ZSTD_WINDOW_LOG_MAX = 23
 
@@ -55,14 +57,18 @@ async def read_body(request: Request, limits: Limits) -> bytearray:
     """The request's body, inflated. Raises `LimitExceeded`, `InvalidRequest`, or 415."""
     _check_media_type(request.header("content-type"))
     encoding = request.header("content-encoding").strip().lower()
-    if encoding in ("", "identity"):
-        body = bytearray()
-        async for piece in _pieces(request, limits):
-            body += piece
-        return body
-    if encoding not in INFLATERS:
+    if encoding not in INFLATERS and encoding not in ("", "identity"):
         raise UnsupportedMediaType("a body may be sent as it is, or by gzip or zstd")
-    return await _inflated(INFLATERS[encoding](), request, limits)
+    body = bytearray()
+    try:
+        if encoding in INFLATERS:
+            await _inflate(body, INFLATERS[encoding](), request, limits)
+        else:
+            async for piece in pieces_of(request, limits.body_bytes_max):
+                body += piece
+    finally:
+        request.rates.count_body(request, max(len(body), request.bytes_in))
+    return body
 
 
 @lru_cache(maxsize=64)
@@ -78,11 +84,11 @@ def _check_media_type(content_type: str) -> None:
         raise UnsupportedMediaType("a body must be application/json, in UTF-8")
 
 
-async def _pieces(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+async def pieces_of(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
     """The body as it comes over the wire, to its end or to the limit."""
     length = request.header("content-length")
-    if length.isdecimal() and int(length) > limits.body_bytes_max:
-        raise LimitExceeded("body_bytes_max", limits.body_bytes_max)
+    if length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > bytes_max):
+        raise LimitExceeded("body_bytes_max", bytes_max)
     pieces = request.pieces()
     while True:
         try:
@@ -93,14 +99,13 @@ async def _pieces(request: Request, limits: Limits) -> AsyncIterator[bytes]:
         if not piece:
             return
         request.bytes_in += len(piece)
-        if request.bytes_in > limits.body_bytes_max:
-            raise LimitExceeded("body_bytes_max", limits.body_bytes_max)
+        if request.bytes_in > bytes_max:
+            raise LimitExceeded("body_bytes_max", bytes_max)
         yield piece
 
 
-async def _inflated(inflater: Inflater, request: Request, limits: Limits) -> bytearray:
-    body = bytearray()
-    async for piece in _pieces(request, limits):
+async def _inflate(body: bytearray, inflater: Inflater, request: Request, limits: Limits) -> None:
+    async for piece in pieces_of(request, limits.body_bytes_max):
         if inflater.eof:
             raise InvalidRequest("the compressed body has something after its end")
         # One more byte than allowed, to tell what just fits from what does not.
@@ -115,4 +120,3 @@ async def _inflated(inflater: Inflater, request: Request, limits: Limits) -> byt
             raise InvalidRequest("the compressed body has something after its end")
     if not inflater.eof:
         raise InvalidRequest("the compressed body breaks off")
-    return body

@@ -25,8 +25,10 @@ from ..domain.errors import (
     NoCheckpoint,
     NoKeys,
     NotFound,
+    NotStopped,
     OutcomeUnknown,
     ProjectionBehind,
+    RateLimited,
     SchemaNotAdditive,
     SchemaViolated,
     StorageUnavailable,
@@ -207,6 +209,16 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         "An operator runs `foldlog rebuild` for this space, once after an upgrade; everything else "
         "goes on meanwhile.",
         HistoryUnavailable(),
+    ),
+    RateLimited: Entry(
+        "Nothing was stored. Try again after `Retry-After` seconds; keep the queue. "
+        "`GET /v1/limits` has every limit.",
+        RateLimited("requests_per_second_per_caller", 200),
+    ),
+    NotStopped: Entry(
+        "Look at `foldlog status`: only the event that the master table stands still at can be "
+        "skipped.",
+        NotStopped("the master table of 'family-list' does not stand still at seq 42"),
     ),
     NotReady: Entry(
         "Send requests elsewhere until this is over; `checks` says what is wrong.",

@@ -23,6 +23,7 @@ from . import examples
 from .operations import Lines, operation
 from .problems import problem_reply
 from .queries import events_query, read_last_event_id, stream_query
+from .rates import Held
 from .replies import Reply, joined, json_reply
 from .requests import Request
 from .schemas import RangeSchema
@@ -80,7 +81,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if not query["wait"] or request.method == "HEAD":
             return json_reply(range_answer(await read_range(request, store, space, asked)))
         deadline = time.monotonic() + query["wait"]
-        with request.watch(store, space) as growth:
+        with request.rates.hold(request), request.watch(store, space) as growth:
             page = await read_range(request, store, space, asked)
             while not page.events and not page.more and not growth.is_over:
                 rest = deadline - time.monotonic()
@@ -110,8 +111,9 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
             asked = msgspec.structs.replace(asked, after=last_id, mark=None)
+        held = request.rates.hold(request)
         first = await read_range(request, store, space, asked)
-        body = _messages(request, store, space, asked, first, limits)
+        body = _messages(request, store, space, asked, first, limits, held)
         return Reply(body, EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 
     return bp
@@ -124,11 +126,12 @@ async def _messages(
     asked: RangeQuery,
     page: Range,
     limits: Limits,
+    held: Held,
 ) -> AsyncIterator[bytes]:
     # Streams that began together, after a restart, shall not all end together.
     lifetime = limits.stream_seconds_max * random.uniform(0.8, 1.0)  # noqa: S311
     deadline = time.monotonic() + lifetime
-    with request.watch(store, space) as growth:
+    with held, request.watch(store, space) as growth:
         yield b"retry: %d\n\n" % RECONNECT_MS
         is_watched = False  # the first page was read before the watching began
         try:

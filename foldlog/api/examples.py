@@ -190,6 +190,9 @@ ERASURE_ANSWER: dict[str, Any] = {
     "records": [{**ERASE["records"][0], "events": 1, "seq": 43}],  # type: ignore[dict-item]
 }
 
+SKIP = {"seq": 42, "reason": "written past the service", "by": "on call"}
+SKIPPED = {"seq": 42, "by_seq": 57}
+
 ROOT = "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I="
 HASH = "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw="
 INCLUSION_PROOF = {"log": LOG, "seq": 42, "size": 42, "root": ROOT, "inclusion_path": [HASH]}

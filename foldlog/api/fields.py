@@ -162,6 +162,8 @@ class ChangesetsField(fields.List[Any]):
             ) from exc
         except InvalidRequest as exc:
             if isinstance(exc, LimitExceeded):
+                if "pointer" in exc.extra:
+                    exc.extra["pointer"] = f"/{attr}{exc.extra['pointer']}"
                 raise
             errors = [{"pointer": f"/{attr}", "detail": str(exc)}]
             raise InvalidRequest(str(exc), errors=errors) from exc

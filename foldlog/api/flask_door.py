@@ -31,6 +31,7 @@ from .problems import (
     UnsupportedMediaType,
     problem_reply,
 )
+from .rates import NO_RATES, Network, Rates, client_address
 from .replies import Reply
 from .requests import Growth, Request, run_now
 
@@ -63,6 +64,13 @@ class FlaskRequest(Request):
         self.method = flask_request.method
         self.query_string = flask_request.query_string
         super().__init__()
+
+    def hold_to(self, rates: Rates, trusted_proxies: tuple[Network, ...]) -> None:
+        """Raises `RateLimited`."""
+        forwarded_for = ",".join(flask_request.headers.getlist("x-forwarded-for"))
+        peer = flask_request.remote_addr or ""
+        self.address, self.rates = client_address(peer, forwarded_for, trusted_proxies), rates
+        rates.check_address(self)
 
     def header(self, name: str) -> str:
         return flask_request.headers.get(name, "")
@@ -102,15 +110,27 @@ class _ThreadGrowth(Growth):
 class FlaskDoor(Flask):
     """Calls operations, and answers every refusal in our form."""
 
-    def __init__(self, import_name: str, cors: Cors = NO_CORS):
+    def __init__(
+        self,
+        import_name: str,
+        cors: Cors = NO_CORS,
+        rates: Rates = NO_RATES,
+        trusted_proxies: tuple[Network, ...] = (),
+    ):
         super().__init__(import_name, static_folder=None)
         self.cors = cors
-        self.before_request(_begin)
+        self.rates = rates
+        self.trusted_proxies = trusted_proxies
+        self.before_request(self._begin)
         self.before_request(self._answer_preflight)
         self.after_request(self._allow_origin)  # the last one comes first
         self.after_request(_end)
         self.register_error_handler(HTTPException, _answer_http)
         self.register_error_handler(Exception, _answer_error)
+
+    def _begin(self) -> None:
+        g.call = FlaskRequest()
+        g.call.hold_to(self.rates, self.trusted_proxies)
 
     def _answer_preflight(self) -> Response | None:
         reply = self.cors.preflight(g.call.method, g.call.header)
@@ -140,10 +160,6 @@ def _path_bytes(environ: Mapping[str, Any]) -> bytes:
         return unquote_to_bytes(raw)
     path: str = environ.get("PATH_INFO", "")
     return path.encode("latin-1")  # as WSGI hands us bytes
-
-
-def _begin() -> None:
-    g.call = FlaskRequest()
 
 
 def _answer(reply: Reply) -> Response:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from marshmallow import Schema, ValidationError
 
+from ..domain.changesets import deep_item, too_deep
 from ..domain.errors import InvalidRequest
 from ..domain.limits import Limits
 from .bodies import read_body
@@ -46,6 +47,11 @@ class JsonBody:
         except msgspec.ValidationError as exc:
             raise InvalidRequest("the body must be a JSON object") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            index = deep_item(body, b'"changesets"') if "changesets" in self._fields else None
+            if index is not None:
+                deep = too_deep(index, self._limits)
+                deep.extra["pointer"] = f"/changesets{deep.extra['pointer']}"
+                raise deep from exc
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
 
     def _load(self, members: dict[str, msgspec.Raw]) -> dict[str, Any]:

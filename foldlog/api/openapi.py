@@ -14,7 +14,13 @@ from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
 from .. import __version__
-from ..domain.errors import FoldlogError, Forbidden, InvalidRequest, Unauthenticated
+from ..domain.errors import (
+    FoldlogError,
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    Unauthenticated,
+)
 from .catalogue import example_of
 from .fields import CommaList
 from .logging import path_template
@@ -41,6 +47,7 @@ TAGS = {
     "collections": "What the records of a collection must be like.",
     "history": "What was, and who changed what.",
     "erasure": "For an admin: a person's right to have values erased.",
+    "skipping": "For an admin: stepping over an event that cannot be folded.",
     "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
     "witness": "Cosigning the checkpoints of other logs.",
     "meta": "The service itself.",
@@ -150,7 +157,7 @@ def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
 
 
 def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:
-    refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, InternalError]
+    refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, RateLimited, InternalError]
     by_status: dict[HTTPStatus, list[type[FoldlogError]]] = {}
     for error in refusals:
         for status in statuses_of(error):

@@ -72,6 +72,7 @@ class Operation:
         """Raises what the view raises, and `InvalidRequest`; first what `access` raises."""
         if self.access is not None:
             self.access(request)
+        request.rates.check_caller(request)
         read_path(path)
         arguments: dict[str, Any] = dict(path)
         query = read_query(self.query, request.query_string)

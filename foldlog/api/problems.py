@@ -21,7 +21,9 @@ from ..domain.errors import (
     InvalidSchema,
     LimitExceeded,
     NotFound,
+    NotStopped,
     PushConflict,
+    RateLimited,
     Unauthenticated,
     Unavailable,
 )
@@ -78,6 +80,8 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
+    NotStopped: HTTPStatus.CONFLICT,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -137,6 +141,7 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     if isinstance(error, Unavailable):
         reply.headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthenticated):
+        request.rates.count_wrong_token(request)
         reply.headers["WWW-Authenticate"] = "Bearer"  # RFC 6750 section 3
     if isinstance(error, UnsupportedMediaType):
         # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.

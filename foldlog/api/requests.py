@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from ..domain.ports import EventStore
+from .rates import NO_RATES, Rates
 
 T = TypeVar("T")
 
@@ -60,6 +61,10 @@ class Request(ABC):
 
     method: str
     query_string: bytes
+    #: of the client, as far as it can be known; empty if not at all
+    address: str = ""
+    #: what it is held to
+    rates: Rates = NO_RATES
 
     def __init__(self) -> None:
         self.started = time.perf_counter()

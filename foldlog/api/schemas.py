@@ -466,6 +466,13 @@ class ErasureAnswerSchema(Answer):
     records = fields.List(fields.Nested(ErasedRecordSchema), required=True)
 
 
+class SkippedSchema(Answer):
+    """The event that was stepped over, and the one that says so."""
+
+    seq = Whole(1, required=True)
+    by_seq = Whole(1, required=True, metadata=about("Of the `event-skipped` event."))
+
+
 def _hash(text: str) -> fields.String:
     return fields.String(required=True, metadata=about(text))
 
@@ -647,6 +654,24 @@ def sync_body(limits: Limits) -> Schema:
         changesets = ChangesetsField(fields.Nested(ChangesetSchema), limits, load_default=list)
 
     return SyncBody()
+
+
+def skip_body() -> Schema:
+    class SkipBody(Schema):
+        """Which event, and why."""
+
+        class Meta:
+            unknown = RAISE
+
+        error_messages = {"unknown": "there is no such member"}
+
+        seq = Whole(1, required=True, metadata=about("Where the master table stands still."))
+        reason = fields.String(
+            required=True, metadata=about("Why. It stays in the log for ever: name no person.")
+        )
+        by = fields.String(metadata=about("Who decided it. It stays as well."))
+
+    return SkipBody()
 
 
 def erase_body(limits: Limits) -> Schema:

@@ -9,6 +9,7 @@ from flask import Blueprint
 from ..domain.errors import LimitExceeded, StorageUnavailable
 from ..domain.notes import NOTE_BYTES_MAX
 from ..domain.witness import InconsistentCheckpoint, OtherSize, UnknownLog, UntrustedCheckpoint
+from .bodies import pieces_of
 from .operations import operation
 from .replies import Reply
 from .requests import Request
@@ -24,7 +25,13 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
     @bp.post("/v1/witness/add-checkpoint")
     @operation(
         media_type=TEXT,
-        problems=(UnknownLog, UntrustedCheckpoint, InconsistentCheckpoint, StorageUnavailable),
+        problems=(
+            LimitExceeded,
+            UnknownLog,
+            UntrustedCheckpoint,
+            InconsistentCheckpoint,
+            StorageUnavailable,
+        ),
     )
     async def add_checkpoint_of_a_log(request: Request) -> Reply:
         """Ask for a cosignature (C2SP tlog-witness).
@@ -34,11 +41,8 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
         `text/x.tlog.size` with the size of the last checkpoint that was cosigned.
         """
         body = bytearray()
-        async for piece in request.pieces():
+        async for piece in pieces_of(request, NOTE_BYTES_MAX):
             body += piece
-            if len(body) > NOTE_BYTES_MAX:
-                raise LimitExceeded("body_bytes_max", NOTE_BYTES_MAX)
-        request.bytes_in = len(body)
         try:
             line = await request.run(add_checkpoint, bytes(body))
         except OtherSize as exc:

@@ -255,6 +255,7 @@ class Synchroniser:
             if events:
                 self._meta.set(server_ms=parse_time(events[-1].received_at))
             touched = self._note_verdicts(answer["verdicts"], sent_at, page)
+            must_reload = self._note_skipped(events, after)
             touched |= self._fold(events, device, page)
             self._send_again_what_is_not_there(answer["through"], answer["head"])
             self._meta.set(
@@ -272,10 +273,25 @@ class Synchroniser:
                 self._thin_marks()
                 self._sent.forget_before(self._server_ms() - KEEP_SENT_MS)
             page.changed = self._view.refresh(touched)
+            if must_reload:
+                self._snapshots.begin()
         outcome.changed += page.changed
         outcome.refused += page.refused
         outcome.conflicts += page.conflicts
         outcome.pulled += len(events)
+
+    def _note_skipped(self, events: list[Event], after: int) -> bool:
+        """Empties the events that are stepped over. Whether one of them is folded already.
+
+        Then the records are loaded anew; should that snapshot be from before it, the event comes
+        again, and is known.
+        """
+        told = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
+        known: list[list[int]] = self._meta.get("skipped", []) if told else []
+        new = [skip for skip in told if skip not in known]
+        if new:
+            self._meta.set(skipped=[*known, *new])
+        return any(seq <= after for seq, _ in new)
 
     def _send_again_what_is_not_there(self, through: int, head: int) -> None:
         """A server that was restored has something else, or nothing, where it had stored ours.
@@ -302,6 +318,10 @@ class Synchroniser:
         for event in events:
             if event.kind == "changeset":
                 touched |= self._meet_own(event, device, outcome)
+        skipped = {seq for seq, _ in self._meta.get("skipped", [])}
+        for event in events:
+            if event.seq in skipped:
+                event.ops = []
         keys = {key for event in events for key in event.keys}
         records, as_of = self._view.confirmed(keys)
         for event in events:
@@ -464,7 +484,8 @@ class Synchroniser:
             db.execute("DELETE FROM marks WHERE seq > ?", (shared,))
             mark = db.execute("SELECT mark FROM marks WHERE seq = ?", (shared,)).fetchone()
             # What is made before the snapshot is there builds on no more than this.
-            self._meta.set(after=shared, mark=mark[0] if mark else "")
+            skipped = [skip for skip in self._meta.get("skipped", []) if skip[1] <= shared]
+            self._meta.set(after=shared, mark=mark[0] if mark else "", skipped=skipped)
             self._snapshots.begin()
         outcome.healed.append(why)
 

@@ -19,7 +19,7 @@ from .errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from .limits import INTEGER_MAX, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .times import Moment, to_ms
-from .values import check_value, is_number, same
+from .values import OverLimit, check_value, is_number, same
 
 Key = tuple[str, str]  #: (collection, id)
 
@@ -136,7 +136,11 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         # ... and however long that name is, it is not told back whole.
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        index = _index_of_unreadable(bytes(raw))
+        text = bytes(raw)
+        deep = deep_item(text)
+        if deep is not None:
+            raise too_deep(deep, limits) from exc
+        index = _index_of_unreadable(text)
         if index is None:
             raise InvalidRequest(_UNREADABLE) from exc
         raise InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}") from exc
@@ -146,9 +150,8 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         try:
             _check(changeset, device, limits)
         except _At as exc:
-            raise InvalidChangeset(
-                str(exc), index=index, pointer=f"/{index}{exc.pointer}"
-            ) from exc.__cause__
+            where = {"index": index, "pointer": f"/{index}{exc.pointer}"}
+            raise _refusal(exc, limits, **where) from exc.__cause__
         except LimitExceeded as exc:
             exc.extra["index"] = index
             raise
@@ -156,17 +159,60 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
 
 
 class _At(ValueError):
-    """What is wrong, and where in the changeset."""
+    """What is wrong, and where in the changeset; over which limit it is, if it is over one."""
 
-    def __init__(self, pointer: str, message: str):
+    def __init__(self, pointer: str, message: str, limit: str | None = None):
         super().__init__(message)
         self.pointer = pointer
+        self.limit = limit
+
+
+def _refusal(found: _At, limits: Limits, **where: Any) -> InvalidChangeset | LimitExceeded:
+    if found.limit is None:
+        return InvalidChangeset(str(found), **where)
+    return LimitExceeded(found.limit, getattr(limits, found.limit), str(found), **where)
 
 
 def _pointer(path: str) -> str:
     """`$[3].ops[0].fields` as the JSON pointer `/3/ops/0/fields`; `[...]` is a name not told."""
     told, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", told))
+
+
+#: No JSON reader of ours goes deeper than some hundred; and none that we know refuses so few.
+_DEPTH_READ = 200
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
+
+
+def deep_item(raw: bytes | bytearray, member: bytes | None = None) -> int | None:
+    """Which item of an array, or of the array that is an object's `member`, is too deep to be read.
+
+    Goes over brackets alone, because every reader gives up at such a thing without a place.
+    """
+    depth, index, array_depth = 0, 0, 1 if member is None else 2
+    name = None  # of the last member of the object
+    for found in _TOKENS.finditer(raw):
+        token = found[0]
+        if token in (b"[", b"{"):
+            depth += 1
+            if depth == array_depth:
+                index = 0
+            elif depth > _DEPTH_READ:
+                return index if name == member else None
+        elif token in (b"]", b"}"):
+            depth -= 1
+        elif token == b",":
+            index += depth == array_depth
+            if depth == 1 and member is not None:
+                name = None
+        elif depth == 1 and member is not None and name is None:
+            name = token
+    return None
+
+
+def too_deep(index: int, limits: Limits) -> LimitExceeded:
+    where = {"index": index, "pointer": f"/{index}"}
+    return LimitExceeded("nesting_max", limits.nesting_max, "nested too deeply", **where)
 
 
 _UNREADABLE = "not JSON (RFC 8259) in UTF-8, or nested too deeply"
@@ -227,7 +273,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
         try:
             _check_operation(op, limits)
         except _At as exc:
-            raise _At(f"/ops/{number}{exc.pointer}", str(exc)) from exc.__cause__
+            raise _At(f"/ops/{number}{exc.pointer}", str(exc), exc.limit) from exc.__cause__
         if op.local_id is not UNSET:
             op.id = id_of_local(device, op.collection, op.local_id)
 
@@ -240,7 +286,7 @@ def check_operation(op: Operation, limits: Limits) -> None:
     try:
         _check_operation(op, limits)
     except _At as exc:
-        raise InvalidChangeset(str(exc), pointer=exc.pointer) from exc
+        raise _refusal(exc, limits, pointer=exc.pointer) from exc
 
 
 #: Which members each operation may have, besides those that name and guard a record.
@@ -289,7 +335,8 @@ def _check_fields(pointer: str, fields: dict[str, Any], limits: Limits) -> None:
         try:
             check_value(value, limits.nesting_max)
         except ValueError as exc:
-            raise _At(f"{pointer}/{_escaped(name)}", str(exc)) from exc
+            limit = exc.limit if isinstance(exc, OverLimit) else None
+            raise _At(f"{pointer}/{_escaped(name)}", str(exc), limit) from exc
 
 
 def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:

@@ -29,6 +29,8 @@
     - OutcomeUnknown          the commit's answer was lost: send the same again
     - ProjectionBehind        the master table has not come so far yet
     - HistoryUnavailable      older code made the master table, which kept no versions
+    - RateLimited             the caller asks for more than a published limit of what it may
+  + NotStopped                only an event that a projection stands still at can be skipped
   + OperatorError             a command or the set-up cannot go on as asked
 """
 
@@ -190,11 +192,17 @@ class Unauthenticated(Forbidden):
     code = "unauthenticated"
 
 
+class NotStopped(FoldlogError):
+    """The master table does not stand still at this event."""
+
+    code = "not-stopped"
+
+
 class Unavailable(FoldlogError):
     """The service cannot answer now; try again later."""
 
     code = "unavailable"
-    retry_after_seconds: ClassVar[int] = 1
+    retry_after_seconds: int = 1
 
 
 class StorageUnavailable(Unavailable):
@@ -220,6 +228,16 @@ class HistoryUnavailable(Unavailable):
 
     code = "history-unavailable"
     retry_after_seconds = 60
+
+
+class RateLimited(Unavailable):
+    """The caller asks for too much at once; nothing was stored. Try again after `Retry-After`."""
+
+    code = "rate-limited"
+
+    def __init__(self, limit: str, value: int, retry_after_seconds: int = 1):
+        super().__init__(f"over the limit {limit} = {value}", limit=limit, value=value)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class OperatorError(FoldlogError):

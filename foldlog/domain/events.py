@@ -22,6 +22,7 @@ from .times import format_time, parse_time
 Verdict = Literal["stored", "refused"]
 
 RECORD_ERASED = "record-erased"
+EVENT_SKIPPED = "event-skipped"
 
 
 class Refusal(msgspec.Struct):
@@ -66,6 +67,11 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
         if self.kind != RECORD_ERASED:
             return None
         return self.body["collection"], self.body["id"]
+
+    @property
+    def skipped_seq(self) -> int | None:
+        """The event that this one says is to be passed over by every fold, if it does."""
+        return int(self.body["seq"]) if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:

@@ -8,13 +8,59 @@ import msgspec
 INTEGER_MAX = 2**53 - 1
 
 
+#: Fixed by the wire format: every replica of a log relies on them.
+FIXED = frozenset(
+    {
+        "operations_per_changeset_max",
+        "record_id_length_max",
+        "name_length_max",
+        "field_name_length_max",
+        "fields_per_operation_max",
+        "integer_max",
+        "nesting_max",
+        "event_bytes_max",
+        "schema_bytes_max",
+        "schema_nesting_max",
+    }
+)
+
+
 class Limits(msgspec.Struct, frozen=True):
-    """What a request may hold. A settings file may lower them, never raise the fixed ones."""
+    """What a request may hold, and a client ask for. An operator may change all but `FIXED`.
+
+    Of those that count a caller's or an address's, 0 means that there is no limit.
+    """
 
     #: fixed by the wire format
     operations_per_changeset_max: int = 1_000
     record_id_length_max: int = 128
     name_length_max: int = 64
+    #: the size of a whole number, of either sign
+    integer_max: int = INTEGER_MAX
+
+    #: of a request's line and headers together
+    head_bytes_max: int = 64 * 2**10
+    #: how long a client may take to send them
+    head_seconds_max: int = 20
+    #: a body must come at this pace at least, measured over so many seconds
+    body_bytes_per_second_min: int = 100
+    body_pace_seconds: int = 30
+    #: of one worker at a time: of all, and of one address that is no trusted proxy
+    connections_max: int = 20_000
+    connections_per_address_max: int = 2_000
+    #: requests that are answered per second, of one caller and of one address ...
+    requests_per_second_per_caller: int = 200
+    requests_per_second_per_address: int = 1_000
+    #: ... of which so many seconds' worth may come at once
+    burst_seconds: int = 10
+    #: a body counts as one more request for each so many bytes
+    bytes_per_request_counted: int = 64 * 2**10
+    #: as how many requests of its address one with a wrong token counts
+    requests_per_wrong_token: int = 20
+    #: streams and pulls that wait, of one caller, or address, at a time
+    streams_per_caller_max: int = 500
+    #: bytes of pushes to one space that wait to be stored
+    waiting_bytes_per_space_max: int = 64 * 2**20
 
     body_bytes_max: int = 8 * 2**20
     inflated_bytes_max: int = 16 * 2**20

@@ -24,6 +24,7 @@ from .intake import Answer
 from .ledger import ALL_CONFLICTS, ConflictsFilter
 from .limits import INTEGER_MAX
 from .merge import Key
+from .skipping import Skipped
 from .snapshot import SnapshotHeader
 
 SpaceId = str
@@ -252,7 +253,7 @@ class EventStore(ABC):
 
     @abstractmethod
     def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
-        """Begins a `push`, without waiting for it."""
+        """Begins a `push`, without waiting for it. Raises `RateLimited` if too much waits."""
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
@@ -271,6 +272,18 @@ class EventStore(ABC):
 
         Soon after, and perhaps once in vain. Returns what ends it.
         """
+
+    @abstractmethod
+    def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
+        """Steps over an event at which the master table stands still (domain/skipping).
+
+        Raises `UnknownSpace`, `NotStopped`, `InvalidRequest`, `StorageUnavailable`,
+        `OutcomeUnknown`.
+        """
+
+    @abstractmethod
+    def skipped(self, space: SpaceId) -> frozenset[int]:
+        """The events that every fold passes over, by their seqs."""
 
     @abstractmethod
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:

@@ -27,6 +27,14 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+class OverLimit(ValueError):
+    """A value is over a published limit, which is named."""
+
+    def __init__(self, limit: str, message: str):
+        super().__init__(message)
+        self.limit = limit
+
+
 def check_value(value: Any, nesting_max: int) -> None:
     """Raises `ValueError` for what decodes as JSON but cannot be kept and given back by everyone.
 
@@ -37,12 +45,12 @@ def check_value(value: Any, nesting_max: int) -> None:
         return
     if kind is int:
         if not -INTEGER_MAX <= value <= INTEGER_MAX:
-            raise ValueError("an integer beyond 2^53-1; send it as a string")
+            raise OverLimit("integer_max", "an integer beyond 2^53-1; send it as a string")
     elif kind is float:
         if not math.isfinite(value):
             raise ValueError("a number that is not finite")
     elif nesting_max <= 0:
-        raise ValueError("nested too deeply")
+        raise OverLimit("nesting_max", "nested too deeply")
     elif kind is list:
         for item in value:
             check_value(item, nesting_max - 1)

@@ -9,7 +9,7 @@ than for the group before its own.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -31,6 +31,10 @@ WAIT_SECONDS_MAX = 3.0
 CLOSE_POLL_SECONDS = 0.005
 
 
+class QueueFull(Exception):
+    """So much waits for this key already that no more is taken."""
+
+
 class GroupCommit(Generic[Request, Reply]):
     """Calls `commit(key, requests)` for one group after another of each key, in its own threads.
 
@@ -47,13 +51,17 @@ class GroupCommit(Generic[Request, Reply]):
         group_weight_max: int = GROUP_WEIGHT_MAX,
         committers: int = COMMITTERS,
         wait_seconds_max: float = WAIT_SECONDS_MAX,
+        waiting_weight_max: int | None = None,
     ):
         self._commit = commit
         self._weigh = weigh
         self._group_weight_max = group_weight_max
         self._group_size_max = group_size_max
         self._wait_seconds_max = wait_seconds_max
+        self._waiting_weight_max = waiting_weight_max
         self._lock = Lock()
+        #: of each key that has its turn, or waits for it: what weighs on it
+        self._weights: Counter[str] = Counter()
         #: of each key that has its turn, or waits for it: who waits to be committed, until when
         self._queues: dict[str, deque[tuple[Request, Future[Reply], float]]] = {}
         #: the keys that wait for a thread; each thread takes one group of one key at a time
@@ -63,9 +71,14 @@ class GroupCommit(Generic[Request, Reply]):
 
     def submit(self, key: str, request: Request) -> Future[Reply]:
         """What becomes of the request, after its group's commit. One that is cancelled before it
-        has its turn is not committed."""
+        has its turn is not committed. Raises `QueueFull`."""
         mine: Future[Reply] = Future()
+        weight = self._weigh(request)
         with self._lock:
+            waiting, most = self._weights[key], self._waiting_weight_max
+            if most is not None and waiting and waiting + weight > most:
+                raise QueueFull
+            self._weights[key] += weight
             if not self._threads:
                 self._start()
             queue = self._queues.get(key)
@@ -93,9 +106,9 @@ class GroupCommit(Generic[Request, Reply]):
     def _run(self) -> None:
         while (key := self._turns.get()) is not None:
             with self._lock:
-                group = self._gather(self._queues[key])
+                group = self._gather(key, self._queues[key])
                 if not group:
-                    del self._queues[key]
+                    del self._queues[key], self._weights[key]
             if group:
                 self._commit_group(key, group)
                 self._turns.put(key)  # behind the other keys that wait
@@ -115,7 +128,7 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(
-        self, queue: deque[tuple[Request, Future[Reply], float]]
+        self, key: str, queue: deque[tuple[Request, Future[Reply], float]]
     ) -> list[tuple[Request, Future[Reply]]]:
         group: list[tuple[Request, Future[Reply]]] = []
         weight, now = 0, time.monotonic()
@@ -124,6 +137,7 @@ class GroupCommit(Generic[Request, Reply]):
             if group and weight > self._group_weight_max:
                 break
             request, future, until = queue.popleft()
+            self._weights[key] -= self._weigh(request)
             if not future.set_running_or_notify_cancel():
                 continue
             if now > until:

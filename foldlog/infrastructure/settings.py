@@ -6,13 +6,16 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import msgspec
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from ..domain.errors import OperatorError
+from ..domain.limits import FIXED, LIMITS, Limits
 from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
 
 LogFormat = Literal["json", "console"]
@@ -66,6 +69,10 @@ class Settings:
     witnesses: tuple[tuple[Verifier, str], ...]
     #: of which logs we cosign checkpoints: their keys, named as their origins
     witnessed: tuple[Verifier, ...]
+    #: what clients are held to
+    limits: Limits
+    #: whose word is taken for whose requests they hand on
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
     @property
     def keys_folder(self) -> Path:
@@ -157,6 +164,29 @@ def _witnessed(text: str) -> tuple[Verifier, ...]:
     return tuple(map(_key, text.split()))
 
 
+def _limits(text: str) -> Limits:
+    """`name=value`, each after a space."""
+    known = set(Limits.__struct_fields__)
+    given = {}
+    for part in text.split():
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise ValueError(f"there is no limit {name!r}")
+        if name in FIXED:
+            raise ValueError(f"{name} is fixed by the wire format")
+        given[name] = int(value)
+        may_be_none = name.startswith("requests_per_second_") or name.endswith(
+            ("_per_caller_max", "_per_address_max")
+        )
+        if given[name] < (0 if may_be_none else 1):
+            raise ValueError(f"{name} is a whole number above 0")
+    return msgspec.structs.replace(LIMITS, **given)
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, text.split()))
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -183,6 +213,8 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "keys": (KEYS, None, _folder),
     "witnesses": ("FOLDLOG_WITNESSES", "", _witnesses),
     "witnessed": ("FOLDLOG_WITNESSED", "", _witnessed),
+    "limits": ("FOLDLOG_LIMITS", "", _limits),
+    "trusted_proxies": ("FOLDLOG_TRUSTED_PROXIES", "", _networks),
 }
 
 

@@ -156,14 +156,14 @@ def services(
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
         announcer = Announcer(datastore)
-        store = PostgresEventStore(datastore, on_append=announcer.announce)
+        store = PostgresEventStore(datastore, limits=settings.limits, on_append=announcer.announce)
         follower = Follower(datastore, store.tails, store.read_on)
         try:
             yield Services(
                 datastore=datastore,
                 store=store,
                 follower=follower,
-                master=PostgresMasterTable(datastore),
+                master=PostgresMasterTable(datastore, limits=settings.limits),
                 tree=PostgresProofTree(datastore),
                 settings=settings,
             )

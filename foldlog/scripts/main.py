@@ -20,6 +20,7 @@ COMMANDS = {
     "replay": "replay",
     "rebuild": "rebuild",
     "erase": "erase",
+    "skip": "skip",
     "export": "transfer",
     "import": "transfer",
     "collections": "collections",

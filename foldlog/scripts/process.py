@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ POLL_SECONDS = 0.1
 GC_THRESHOLD = 20_000
 READY_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 60
+NO_ENV: Mapping[str, str] = {}
 
 
 def collect_seldom() -> None:
@@ -44,7 +45,9 @@ def is_ready(url: str) -> bool:
 
 
 @contextmanager
-def serving(command: Sequence[str], data: str, port: int | None = None) -> Iterator[str]:
+def serving(
+    command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
+) -> Iterator[str]:
     """The service as a process of its own, like anybody's; stopped by SIGTERM at the end."""
     port = port or free_port()
     folder = Path(data)
@@ -56,7 +59,7 @@ def serving(command: Sequence[str], data: str, port: int | None = None) -> Itera
             [*command, "serve", "--data", data, "--port", str(port)],
             stdout=file,
             stderr=file,
-            env=environment(),
+            env={**environment(), **env},
             start_new_session=True,
         )
         try:

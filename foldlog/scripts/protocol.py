@@ -1,22 +1,26 @@
 """How a web worker reads HTTP: uvicorn's own way, with bounds on whatever is no body.
 
 Bodies are bounded where they are read (api/bodies). The parser bounds nothing: without this a
-client could send a header without an end, and all of it would be kept.
+client could send a header without an end, and all of it would be kept; or a byte now and then, and
+its connection would be.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
+from asyncio import TimerHandle, Transport
+from collections import Counter, deque
+from typing import Any, Literal, cast
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-#: of a request's line and headers together
-HEAD_BYTES_MAX = 64 * 2**10
+from ..api.rates import Network, client_address, is_trusted
+from ..domain.limits import LIMITS, Limits
+
 #: of what comes to nobody's use: the framing of chunks, trailers, the rest of a body whose request
 #: is answered. Refusing sooner could cut off a client that sends all before it reads.
 UNREAD_BYTES_MAX = 32 * 2**20
@@ -24,11 +28,57 @@ UNREAD_BYTES_MAX = 32 * 2**20
 PIPELINED_MAX = 100
 
 _TOO_LARGE = b"the request's line and headers are too large"
+_TOO_SLOW = b"the request comes too slowly"
+
+
+class Connections:
+    """The connections of a worker: how many there may be, and how slow."""
+
+    def __init__(self, limits: Limits = LIMITS, trusted_proxies: tuple[Network, ...] = ()):
+        self.limits = limits
+        self._trusted_proxies = trusted_proxies
+        self._count = 0
+        self._of_address: Counter[str] = Counter()
+
+    def enter(self, peer: str) -> bool:
+        """Counts one more, however it is answered; `False` if that is one too many."""
+        key, limits = self._key(peer), self.limits
+        self._count += 1
+        self._of_address[key] += 1
+        most = limits.connections_per_address_max
+        of_all, of_one = limits.connections_max, most if key else 0
+        is_over = (of_all and self._count > of_all) or (of_one and self._of_address[key] > of_one)
+        return not is_over
+
+    def leave(self, peer: str) -> None:
+        key = self._key(peer)
+        self._count -= 1
+        self._of_address[key] -= 1
+        if not self._of_address[key]:
+            del self._of_address[key]
+
+    def _key(self, peer: str) -> str:
+        """Empty for who has no address, or is a proxy for many."""
+        return "" if is_trusted(peer, self._trusted_proxies) else client_address(peer, "", ())
+
+
+NO_CONNECTION_LIMITS = Connections(
+    msgspec.structs.replace(LIMITS, connections_max=0, connections_per_address_max=0)
+)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, connections: Connections, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._counted = connections
+        self._limits = connections.limits
+        self._peer = ""
+        #: what the client is to send now; between two requests it may take its time
+        self._awaited: Literal["head", "body"] | None = "head"
+        #: of which the clock runs; only what has not come at once is timed
+        self._timed: Literal["head", "body"] | None = None
+        self._timer: TimerHandle | None = None
+        self._body_bytes = 0  #: since the clock was set
         self._is_in_head = True
         #: received since a head began, or since it ended, and not handed to a request; what comes
         #: together with the beginning, which is no more than the system reads at once, is not in it
@@ -36,11 +86,60 @@ class BoundedProtocol(HttpToolsProtocol):
         #: requests in the order of their answers; those before the last one wait for theirs
         self._cycles: deque[RequestResponseCycle] = deque()
 
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._peer = self.client[0] if self.client else ""
+        if self._counted.enter(self._peer):
+            self._set_clock()
+        else:
+            transport.abort()
+
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
         super().data_received(data)
-        if self._unread_bytes > (HEAD_BYTES_MAX if self._is_in_head else UNREAD_BYTES_MAX):
+        most = self._limits.head_bytes_max if self._is_in_head else UNREAD_BYTES_MAX
+        if self._unread_bytes > most:
             self._refuse()
+        if self._awaited != self._timed:
+            self._set_clock()
+
+    def _set_clock(self) -> None:
+        self._stop_clock()
+        if self._awaited is None or self.transport.is_closing():
+            return
+        self._timed, self._body_bytes = self._awaited, 0
+        limits = self._limits
+        is_head = self._awaited == "head"
+        seconds = limits.head_seconds_max if is_head else limits.body_pace_seconds
+        self._timer = self.loop.call_later(seconds, self._look_at_clock)
+
+    def _stop_clock(self) -> None:
+        self._timed = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_at_clock(self) -> None:
+        limits = self._limits
+        enough = limits.body_bytes_per_second_min * limits.body_pace_seconds
+        is_body = self._timed == "body"
+        # It is not slow as long as we do not read, or have not asked it to go on.
+        waits_for_us = is_body and (self.flow.read_paused or self.cycle.waiting_for_100_continue)
+        if waits_for_us or (is_body and self._body_bytes >= enough):
+            self._set_clock()
+            return
+        self._stop_clock()
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if is_body:
+            may_answer = len(self._cycles) <= 1 and not self.cycle.response_started
+        else:  # of a connection on which nothing was asked yet, there is nothing to answer
+            may_answer = self._unread_bytes > 0 and (cycle is None or cycle.response_complete)
+        if may_answer:
+            self._answer_408()
+        self.transport.close()
+
+    def _answer_408(self) -> None:
+        self.transport.write(STATUS_LINE[408] + b"connection: close\r\n\r\n" + _TOO_SLOW)
 
     def _refuse(self) -> None:
         if self.transport.is_closing():
@@ -56,6 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
+        self._awaited = "head"
         self._unread_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -64,10 +164,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self._awaited = "body"
+        self._stop_clock()
         self._unread_bytes = 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         app = self.app
-        if size > HEAD_BYTES_MAX:
+        if size > self._limits.head_bytes_max:
             self.app, self.url = _too_large, b"/"  # a longer one could not even be parsed
         super().on_headers_complete()
         self.app = app
@@ -77,7 +179,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self._cycles) > PIPELINED_MAX:
             self.transport.close()
 
+    def on_message_complete(self) -> None:
+        self._awaited = None
+        super().on_message_complete()
+
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         if not self.cycle.response_complete:
             self._unread_bytes -= len(body)
         super().on_body(body)
@@ -88,6 +195,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        self._stop_clock()
+        self._counted.leave(self._peer)
         super().connection_lost(exc)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import click
@@ -17,13 +18,14 @@ from flask import Flask
 from ..api.app import create_app
 from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
+from ..api.rates import LimitedRates
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
 from ..infrastructure.wiring import REQUEST_SECONDS_MAX, database, services
 from .console import told, with_database
 from .listening import listen
 from .process import collect_seldom
-from .protocol import BoundedProtocol
+from .protocol import NO_CONNECTION_LIMITS, BoundedProtocol, Connections
 
 KEEP_ALIVE_SECONDS = 75
 #: how long requests that have begun may take to end when the service stops
@@ -56,21 +58,23 @@ class Server(uvicorn.Server):
                 connection.cut_off_if_stalled()
 
 
-def run(app: AsgiApp, listening: socket.socket) -> None:
+def run(
+    app: AsgiApp, listening: socket.socket, connections: Connections = NO_CONNECTION_LIMITS
+) -> None:
     """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
     sys.setswitchinterval(SWITCH_SECONDS)
     collect_seldom()
     # Uvicorn ends by raising the signal again that it was stopped by; whatever is open around us
     # must then still be closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server_of(app).run([listening])
+    server_of(app, connections).run([listening])
 
 
-def server_of(app: AsgiApp) -> Server:
+def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> Server:
     config = uvicorn.Config(
         cast(Any, app),
         loop="uvloop",
-        http=BoundedProtocol,
+        http=cast(Any, partial(BoundedProtocol, connections)),
         ws="none",
         lifespan="off",
         access_log=False,  # our own log has a line for each request
@@ -129,5 +133,9 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             verifiers=parts.verifiers,
             add_checkpoint=parts.add_checkpoint,
             cors_origins=settings.cors_origins,
+            limits=settings.limits,
+            rates=LimitedRates(settings.limits),
+            trusted_proxies=settings.trusted_proxies,
         )
-        run(EventLoopDoor(app, behind_threads(app), threads), listening)
+        door = EventLoopDoor(app, behind_threads(app), threads)
+        run(door, listening, Connections(settings.limits, settings.trusted_proxies))

@@ -26,6 +26,7 @@ from foldlog.domain.events import (
 )
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.merge import Record, Write, fold, pack_writes
+from foldlog.domain.skipping import event_skipped_entry, skips_of
 
 DEVICE = "5d0e0000-0000-4000-8000-00000000000a"
 SALT = bytes(range(32))
@@ -86,6 +87,12 @@ RECORD_ERASED = (
     b'"body":{"collection":"tasks","id":"8f0c","reason":"request \xc3\xa4 7","by":"dpo"}}'
 )
 RECORD_ERASED_MARK = "7c982a133c5b1a93"
+
+EVENT_SKIPPED = (
+    b'{"seq":46,"kind":"event-skipped","id":"0198a3c2-0000-4000-8000-000000000005",'
+    b'"received_at":"2026-11-23T09:00:02.481Z",'
+    b'"body":{"seq":44,"reason":"ticket 7","by":"on call"}}'
+)
 
 #: `STORED` after that, and its salt
 STORED_ERASED = STORED.replace(
@@ -274,3 +281,19 @@ def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
     """
     with pytest.raises(ValueError):
         restored_entry(STORED_ERASED, salt)
+
+
+def test_an_event_that_was_skipped():
+    entry = event_skipped_entry(
+        seq=46,
+        id="0198a3c2-0000-4000-8000-000000000005",
+        received_at=1795424402481,
+        skipped=44,
+        reason="ticket 7",
+        by="on call",
+        salt=SALT,
+    )
+    assert entry.state == EVENT_SKIPPED
+    assert decode_event(entry.state).skipped_seq == 44
+    assert skips_of([entry]) == [(44, 46)]
+    assert restored_entry(entry.state, SALT) == entry

@@ -44,6 +44,7 @@ from ...domain.errors import (
     FoldlogError,
     LogBehind,
     NoCheckpoint,
+    NotStopped,
     UnknownCollection,
     UnknownRecord,
     UnknownSpace,
@@ -75,6 +76,7 @@ from ...domain.ports import (
     encode_cursor,
 )
 from ...domain.proofs import SALT_BYTES, header_of, leaf_hash, leaf_of
+from ...domain.skipping import Skipped
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 from .history import MemoryHistory
 
@@ -259,6 +261,15 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
                 events.append(short_form(entry.state) if own else entry.state)
             through = entry.seq
         return Range(here.log, here.head, events, through, here.mark(through))
+
+    def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
+        check_reason(reason, by)
+        self._space(space)
+        # What cannot be folded is not stored here, so there is nothing to step over.
+        raise NotStopped(f"the master table of {space!r} does not stand still at seq {seq}")
+
+    def skipped(self, space: SpaceId) -> frozenset[int]:
+        return frozenset()
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         yield from self._space(space).entries[after:through]

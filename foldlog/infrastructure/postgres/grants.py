@@ -27,6 +27,7 @@ PRIVILEGES: Mapping[str, str] = {
     "spaces": _KEEPS,
     "events": _ADDS,
     "erasures": _KEEPS,
+    "skipped": _ADDS,
     "devices": _KEEPS,
     "collections": _ADDS,
     "projections": _REBUILDS,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import msgspec
 from psycopg import Cursor
 
 from ...domain.limits import Limits
 from ...domain.merge import Key, Record, fold
 from ...domain.upcasts import FORMS
+from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from .record_rows import COLUMNS, record_of
 
 # One statement, so one snapshot: position and records always fit each other.
@@ -30,8 +32,8 @@ SELECT p.position, {COLUMNS}
  ORDER BY collection, id
 """
 
-SELECT_TAIL = """
-SELECT topic, state
+SELECT_TAIL = f"""
+SELECT {TOPIC_TO_FOLD}, {STATE_TO_FOLD}
   FROM events
  WHERE originator_id = %(space)s
    AND originator_version > %(position)s
@@ -46,7 +48,8 @@ def records_at_head(
 ) -> dict[Key, Record] | None:
     """The records of `keys` at `head`, also of those that never were. The space must be locked.
 
-    `None` if the master table lacks more than `guard_tail_events_max` events.
+    `None` if the master table lacks more than `guard_tail_events_max` events, or one of those
+    cannot be folded.
     """
     collections, ids = zip(*keys, strict=True)
     names: dict[str, Any] = {"space": space, "collections": list(collections), "ids": list(ids)}
@@ -62,7 +65,10 @@ def records_at_head(
     if position < head:
         names |= {"position": position, "head": head}
         for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
-            event = FORMS.decode(topic, state)
-            event.ops = [op for op in event.ops if op.key in records]
-            fold(records, event)
+            try:
+                event = FORMS.decode(topic, state)
+                event.ops = [op for op in event.ops if op.key in records]
+                fold(records, event)
+            except (ValueError, msgspec.MsgspecError, RecursionError):
+                return None  # the master table stands still before it, see `status`
     return records

@@ -39,7 +39,7 @@ from ...domain.ports import (
 )
 from .arrays import bigint_array, text_array
 from .errors import translated
-from .pages import select_page
+from .pages import STATE_TO_FOLD, select_page
 from .reading import AFTER_ALL_NAMES, VIEW, Found, LiveReader, bounded, page_of, view_of_row
 
 # `received_at` never goes back, so halving finds the last event up to a time: some twenty look-ups
@@ -176,10 +176,10 @@ HISTORY: dict[Order, tuple[str, str, int]] = {
 }
 
 # The events that touch a collection, or all of them, of a stretch of the log.
-SELECT_TOUCHING = select_page("originator_version, state")
+SELECT_TOUCHING = select_page(f"originator_version, {STATE_TO_FOLD}")
 
 SELECT_TOUCHING_ONE = select_page(
-    "originator_version, state",
+    f"originator_version, {STATE_TO_FOLD}",
     filter="""
    AND collections @> ARRAY[%(collection)s::text]""",
 )

@@ -14,13 +14,14 @@ from ...domain import proofs
 from ...domain.changesets import Push
 from ...domain.collections import Definition, Outcome, Proposal, Version
 from ...domain.erasure import Erasable, Erased, Selection
-from ...domain.errors import Unavailable, UnknownSpace
+from ...domain.errors import RateLimited, Unavailable, UnknownSpace
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.merge import Key
 from ...domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
-from ..group_commit import GroupCommit
+from ...domain.skipping import Skipped
+from ..group_commit import GroupCommit, QueueFull
 from ..tails import Tails
 from .append import Appender, Locked
 from .collections import Collections
@@ -29,6 +30,7 @@ from .erasure import Eraser, vacuum
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import select_page
+from .skipping import Skipper
 
 SELECT_SPACE = """
 SELECT log::text, head, mark
@@ -56,6 +58,13 @@ SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::te
    AND originator_version <= %(through)s
  ORDER BY originator_version
  LIMIT %(limit)s
+"""
+
+SELECT_SKIPPED = """
+SELECT seq
+  FROM skipped
+ WHERE space = %(space)s
+ ORDER BY seq
 """
 
 ENTRIES_BATCH = 500
@@ -107,7 +116,10 @@ class PostgresEventStore(EventStore):
         self._appender = Appender(datastore, limits, self.tails.mark_at)
         self._collections = Collections(datastore, self.append_own, limits)
         self._group_commit: GroupCommit[Push, Receipt] = GroupCommit(
-            self._append, weigh=_weight, group_weight_max=GROUP_BYTES_MAX
+            self._append,
+            weigh=_weight,
+            group_weight_max=GROUP_BYTES_MAX,
+            waiting_weight_max=limits.waiting_bytes_per_space_max,
         )
 
     def close(self) -> None:
@@ -115,7 +127,11 @@ class PostgresEventStore(EventStore):
         self._group_commit.close()
 
     def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
-        return self._group_commit.submit(space, push)
+        try:
+            return self._group_commit.submit(space, push)
+        except QueueFull:
+            limit = self._limits.waiting_bytes_per_space_max
+            raise RateLimited("waiting_bytes_per_space_max", limit) from None
 
     def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
         return self.tails.range_after(space, query)
@@ -213,6 +229,14 @@ class PostgresEventStore(EventStore):
             with translated(self._datastore):
                 vacuum(self._datastore.url)
         return erased
+
+    def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
+        return Skipper(self.append_own).skip(space, seq, reason, by)
+
+    def skipped(self, space: SpaceId) -> frozenset[int]:
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_SKIPPED, {"space": space}).fetchall()
+        return frozenset(seq for (seq,) in rows)
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()

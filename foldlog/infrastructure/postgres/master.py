@@ -14,6 +14,7 @@ from psycopg.sql import SQL, Identifier
 from ...domain.events import Event
 from ...domain.merge import FOLD_VERSION, Conflict, Key, Record, conflict_document, fold
 from .arrays import bigint_array, bytea_array, integer_array, json_array, text_array, uuid_array
+from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from .projection import Generation
 from .record_rows import COLUMNS, WRITE_STATES, States, record_of
 from .recorder import EventMapper
@@ -163,7 +164,7 @@ class MasterProjection:
         "local_ids": "device, collection, local_id",
     }
 
-    columns = "topic, state"
+    columns = f"{TOPIC_TO_FOLD}, {STATE_TO_FOLD}"
     pause_seconds = 0.0
 
     def __init__(self) -> None:

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+# An event as whoever folds it reads it: one that is stepped over says nothing, whatever it holds.
+_IS_SKIPPED = (
+    "originator_version = ANY (ARRAY(SELECT k.seq FROM skipped k WHERE k.space = %(space)s))"
+)
+TOPIC_TO_FOLD = f"CASE WHEN {_IS_SKIPPED} THEN 'skipped/1' ELSE topic END"
+STATE_TO_FOLD = f"""CASE WHEN {_IS_SKIPPED}
+            THEN convert_to('{{"seq":' || originator_version || ',"kind":"skipped","id":"",' ||
+                            '"received_at":""}}', 'UTF8')
+            ELSE state
+       END"""
+
 # A page ends before it grows too large. That it cannot is known of most spaces by their largest
 # event; only of the others lengths are added up, by a window that costs half as much as the page.
 # The event that crosses the limit still comes, so that a page is never empty.

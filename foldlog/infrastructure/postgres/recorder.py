@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 
 from ...domain.erasure import erasures_of
 from ...domain.events import Event, LogEntry, decode_event
+from ...domain.skipping import skips_of
 from ...domain.upcasts import FORMS, Forms
 from .arrays import bigint_array, bytea_array, optional_text_array, text_array, uuid_array
 
@@ -86,6 +87,14 @@ SELECT %(space)s, collection, id, seq
 RETURNING seq
 """
 
+NOTE_SKIPPED = """
+INSERT INTO skipped (space, seq, by_seq)
+SELECT %(space)s, seq, by_seq
+  FROM unnest(%(seqs)s::bigint[], %(by_seqs)s::bigint[]) AS new (seq, by_seq)
+    ON CONFLICT (space, seq) DO NOTHING
+RETURNING seq
+"""
+
 NOTE_LAST_ERASURE = """
 UPDATE spaces
    SET erased_seq = %(seq)s
@@ -149,13 +158,17 @@ class LogRecorder(PostgresAggregateRecorder):
         of one is stored already.
         Commits, unless a transaction is under way.
         """
-        erasures = erasures_of(entries)
-        if not erasures:
+        erasures, skips = erasures_of(entries), skips_of(entries)
+        if not erasures and not skips:
             return self._append(conn, space, log, mark_before, entries, counters)
-        # However an erasure comes to the log, what has not seen it must be told by it.
+        # However an erasure comes to the log, what has not seen it must be told by it; and whoever
+        # folds must know of what is stepped over before it comes to that.
         with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
             fits = self._append(conn, space, log, mark_before, entries, counters)
-            if fits:
+            if fits and skips:
+                seqs, by_seqs = map(bigint_array, zip(*skips, strict=True))
+                cursor.execute(NOTE_SKIPPED, {"space": space, "seqs": seqs, "by_seqs": by_seqs})
+            if fits and erasures:
                 collections, ids = zip(*erasures, strict=True)
                 names = {
                     "space": space,

@@ -1,0 +1,209 @@
+"""How much a client may ask for: per second, and open at a time.
+
+Each request takes from two buckets: of its address, before anything is looked at, and of its
+caller, once it is known who that is. A body takes more, by its bytes, when it has come; a wrong
+token takes many. Whoever has emptied a bucket is answered 429 until it has filled again.
+
+A bucket is one number, the time at which it will be full again (the "generic cell rate algorithm"
+of ATM). So it needs no clock of its own and no thread, and what is kept of strangers is bounded.
+Each process counts for itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from ..domain.errors import RateLimited
+from ..domain.limits import Limits
+
+if TYPE_CHECKING:
+    from .requests import Request
+
+#: buckets that are not full; of more, the one that was not touched for longest counts as full
+BUCKETS_MAX = 100_000
+#: A house has as many addresses of IPv6 as it likes, but one prefix of this length.
+IPV6_PREFIX_BITS = 64
+
+Network = IPv4Network | IPv6Network
+
+
+class Buckets:
+    """A bucket for each key, filled by `rate` a second; full at first, and then never fuller."""
+
+    def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
+        self._seconds_each = 1 / rate
+        self._burst_seconds = burst_seconds
+        self._clock = clock
+        self._full_at: dict[str, float] = {}  # those touched last are the last
+        self._lock = Lock()
+
+    def take(self, key: str) -> float:
+        """Takes one, and returns 0; or nothing, and returns for how many seconds there is none."""
+        with self._lock:
+            now = self._clock()
+            full_at = max(self._full_at.pop(key, now), now) + self._seconds_each
+            missing = full_at - now - self._burst_seconds
+            if missing > 0:
+                full_at -= self._seconds_each
+            self._keep(key, full_at)
+        return max(0.0, missing)
+
+    def charge(self, key: str, count: float) -> None:
+        """Takes so many, whether there are so many or not: whoever comes next waits for it."""
+        with self._lock:
+            now = self._clock()
+            full_at = max(self._full_at.pop(key, now), now) + count * self._seconds_each
+            self._keep(key, full_at)
+
+    def _keep(self, key: str, full_at: float) -> None:
+        if len(self._full_at) >= BUCKETS_MAX:
+            del self._full_at[next(iter(self._full_at))]
+        self._full_at[key] = full_at
+
+
+class Held:
+    """One of the streams that a client may have open, until it is let go of or forgotten."""
+
+    def __init__(self, let_go: Callable[[], None] = lambda: None):
+        self._let_go: Callable[[], None] | None = let_go
+
+    def close(self) -> None:
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # an answer that never began has nobody else to do it
+
+
+class Rates:
+    """No limits; what requests have that nobody holds to any."""
+
+    def check_address(self, request: Request) -> None:
+        """Before anything is done for it. Raises `RateLimited`."""
+
+    def check_caller(self, request: Request) -> None:
+        """When it is known who calls. Raises `RateLimited`."""
+
+    def count_body(self, request: Request, size: int) -> None:
+        """A body has come, of so many bytes when inflated."""
+
+    def count_wrong_token(self, request: Request) -> None: ...
+
+    def hold(self, request: Request) -> Held:
+        """For what stays open. Raises `RateLimited`."""
+        return Held()
+
+
+NO_RATES = Rates()
+
+
+class LimitedRates(Rates):
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
+        self._limits = limits
+        self._callers = self._buckets(limits.requests_per_second_per_caller, clock)
+        self._addresses = self._buckets(limits.requests_per_second_per_address, clock)
+        self._open: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def _buckets(self, rate: int, clock: Callable[[], float]) -> Buckets | None:
+        return Buckets(rate, self._limits.burst_seconds, clock) if rate else None
+
+    def check_address(self, request: Request) -> None:
+        if self._addresses is not None and request.address:
+            missing = self._addresses.take(request.address)
+            if missing:
+                raise self._too_fast("requests_per_second_per_address", missing)
+
+    def check_caller(self, request: Request) -> None:
+        caller = _caller(request)
+        if self._callers is not None and caller:
+            missing = self._callers.take(caller)
+            if missing:
+                raise self._too_fast("requests_per_second_per_caller", missing)
+
+    def count_body(self, request: Request, size: int) -> None:
+        count = size / self._limits.bytes_per_request_counted
+        caller = _caller(request)
+        if self._addresses is not None and request.address:
+            self._addresses.charge(request.address, count)
+        if self._callers is not None and caller:
+            self._callers.charge(caller, count)
+
+    def count_wrong_token(self, request: Request) -> None:
+        if self._addresses is not None and request.address:
+            self._addresses.charge(request.address, self._limits.requests_per_wrong_token)
+
+    def hold(self, request: Request) -> Held:
+        limit, key = self._limits.streams_per_caller_max, _caller(request) or request.address
+        if not limit or not key:
+            return Held()
+        with self._lock:
+            if self._open[key] >= limit:
+                raise RateLimited("streams_per_caller_max", limit, retry_after_seconds=30)
+            self._open[key] += 1
+        return Held(lambda: self._let_go(key))
+
+    def _let_go(self, key: str) -> None:
+        with self._lock:
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
+
+    def _too_fast(self, limit: str, missing: float) -> RateLimited:
+        return RateLimited(limit, getattr(self._limits, limit), math.ceil(missing))
+
+
+def _caller(request: Request) -> str:
+    """Who calls, as the access to it knows it; an anonymous one has no bucket but its address's."""
+    return getattr(getattr(request, "caller", None), "id", "") or ""
+
+
+def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
+    """Whose request it is: the last one that `X-Forwarded-For` names who is no proxy of ours.
+
+    It is read only if it was a trusted proxy that sent it, and of what it says no more than our
+    proxies have added: the beginning anybody may have made up.
+    """
+    address = peer
+    if trusted:
+        for told in reversed(forwarded_for.split(",")):
+            if not is_trusted(address, trusted) or not told.strip():
+                break
+            address = told.strip()
+    return _network_of(address) or _network_of(peer)
+
+
+def is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    return any(found.version == network.version and found in network for network in trusted)
+
+
+def _network_of(address: str) -> str:
+    """What one client has for itself: of IPv6, a prefix. What is no address is nobody's."""
+    if ":" not in address and address.count(".") == 3 and address.replace(".", "").isdecimal():
+        return address if len(address) <= 15 else ""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if found.version == 6 and found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    if found.version == 6:
+        return str(IPv6Network((int(found), IPV6_PREFIX_BITS), strict=False))
+    return str(found)

@@ -1,0 +1,51 @@
+"""Stepping over an event that the fold cannot process.
+
+An admin says so in an event, `event-skipped`, and from then on the event that it names is folded as
+if it had no operations, whenever and by whomever the log is folded. It stays in the log, and in
+every proof, as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from .events import EVENT_SKIPPED, LogEntry, body_entry, decode_event
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    """The order of these members is the order in the stored bytes."""
+
+    seq: int
+    reason: str
+    by: str | None = None
+
+
+class Skipped(NamedTuple):
+    """An event that was stepped over, and the event that says so."""
+
+    seq: int
+    by_seq: int
+
+
+def event_skipped_entry(
+    *, seq: int, id: str, received_at: int, skipped: int, reason: str, by: str | None, salt: bytes
+) -> LogEntry:
+    """The event that says that another one is stepped over, and why."""
+    body = _Body(skipped, reason, by)
+    return body_entry(
+        seq=seq, kind=EVENT_SKIPPED, id=id, received_at=received_at, body=body, salt=salt
+    )
+
+
+def skips_of(entries: Iterable[LogEntry]) -> list[Skipped]:
+    """What is stepped over by these."""
+    found = []
+    for entry in entries:
+        if entry.kind == EVENT_SKIPPED:
+            skipped = decode_event(entry.state).skipped_seq
+            assert skipped is not None
+            found.append(Skipped(skipped, entry.seq))
+    return found
