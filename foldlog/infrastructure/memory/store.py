@@ -74,7 +74,7 @@ from ...domain.ports import (
     decode_cursor,
     encode_cursor,
 )
-from ...domain.proofs import SALT_BYTES, header_of, leaf_hash, leaf_of
+from ...domain.proofs import SALT_BYTES, leaf_hash
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 from .history import MemoryHistory
 
@@ -104,8 +104,7 @@ class _Space:
         self.by_id[entry.event_id] = entry
         self.received_at = entry.received_at
         self.conflicts += fold(self.records, decode_event(entry.state))
-        leaf = leaf_of(header_of(entry.state), entry.ops_hash)
-        self.tiles |= self.tree.append([leaf_hash(leaf)])
+        self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
 
     def mark(self, seq: int) -> str:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
