@@ -339,7 +339,9 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         return found
 
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        self._space(space).checkpoint = note
+        here = self._space(space)
+        if here.log == log:
+            here.checkpoint = note
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)
