@@ -27,6 +27,8 @@ log = structlog.get_logger("foldlog.signer")
 
 #: a busy log is signed so often
 PAUSE_SECONDS = 1.0
+#: looking at all spaces for what there is to sign takes no more than one in so many seconds
+LOOK_SHARE = 20
 #: what stopped is tried again after this
 RETRY_SECONDS = 30.0
 #: the file is read by who audits; it tells no more than the service does
@@ -105,10 +107,11 @@ class CheckpointSigner:
         self._origin = origin
         self._on_signed = on_signed
         self._stopped: dict[str, float] = {}  #: until when
+        self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
         """Until that is set."""
-        while not closing.wait(PAUSE_SECONDS):
+        while not closing.wait(self._pause):
             try:
                 self.sign_all()
             except (*DATABASE_ERRORS, StorageUnavailable) as exc:
@@ -125,8 +128,11 @@ class CheckpointSigner:
         keys = read_keys(self._keys)  # anew: somebody may have rotated them
         if keys.signer("") is None:
             return 0
+        began = time.monotonic()
+        found = self._tree.to_sign()
         now = time.monotonic()
-        due = [s for s in self._tree.to_sign() if self._stopped.get(s, now) <= now]
+        self._pause = max(PAUSE_SECONDS, LOOK_SHARE * (now - began))
+        due = [s for s in found if self._stopped.get(s, now) <= now]
         return sum(self._sign_or_stop(space, keys) for space in due)
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
