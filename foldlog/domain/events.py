@@ -120,6 +120,11 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
     ops_hash: bytes
 
     @property
+    def leaf(self) -> bytes:
+        """What of it is in the tree: no values, but what commits to them."""
+        return proofs.leaf_of(proofs.header_of(self.state), self.ops_hash)
+
+    @property
     def mark(self) -> str:
         return _mark_of(proofs.header_of(self.state), self.ops_hash)
 

@@ -464,7 +464,10 @@ class ProofTree(ABC):
 
     @abstractmethod
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        """Has it answered from now on; whether it may be is for the signer to know."""
+        """Has it answered from now on, if that is still the space's log.
+
+        Whether it may be is for the signer to know.
+        """
 
     def inclusion(self, space: SpaceId, seq: int, size: int | None = None) -> InclusionProof:
         """In the tree of `size`, else in all of it. Raises `BeyondTree`."""

@@ -27,6 +27,8 @@ log = structlog.get_logger("foldlog.signer")
 
 #: a busy log is signed so often
 PAUSE_SECONDS = 1.0
+#: looking at all spaces for what there is to sign takes no more than one in so many seconds
+LOOK_SHARE = 20
 #: what stopped is tried again after this
 RETRY_SECONDS = 30.0
 #: the file is read by who audits; it tells no more than the service does
@@ -114,10 +116,11 @@ class CheckpointSigner:
         self._stopped: dict[str, float] = {}  #: until when
         #: the database may be another one than it was: at first, and after it was away
         self._is_doubted = True
+        self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
         """Until that is set."""
-        while not closing.wait(PAUSE_SECONDS):
+        while not closing.wait(self._pause):
             try:
                 self.sign_all()
             except (*DATABASE_ERRORS, Unavailable) as exc:
@@ -135,24 +138,27 @@ class CheckpointSigner:
         keys = read_keys(self._keys)  # anew: somebody may have rotated them
         if keys.signer("") is None:
             return 0
+        began = time.monotonic()
+        found = self._tree.to_sign()
         now = time.monotonic()
-        due = set(self._tree.to_sign())
+        due = set(found)
         if self._is_doubted:
             # A log that was restored, and has not grown since, looks as if all of it were signed.
             due |= self._restored()
             self._is_doubted = False
+        self._pause = max(PAUSE_SECONDS, LOOK_SHARE * (now - began))
         ready = sorted(space for space in due if self._stopped.get(space, now) <= now)
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
         """Spaces that show an older checkpoint than the last one that was signed."""
-        found = set()
+        restored = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)
             # Only looked at here: whether it is any good is found out on signing.
             if note is not None and _claimed_size(note) != _claimed_size(shown):
-                found.add(space)
-        return found
+                restored.add(space)
+        return restored
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
         """What is wrong with one space keeps no other from being signed."""

@@ -187,6 +187,9 @@ class Witnesses:
         if max(silent.until, refused.until) > now:
             return
         try:
+            if self._tree.tree(space).log != asked.log:
+                asked.missing.clear()  # it has forked: nobody asks for this one any more
+                return
             lines = self._cosignatures(space, asked, index)
         except httpx.HTTPError as exc:
             silent.failed(self._clock())

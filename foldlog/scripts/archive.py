@@ -24,7 +24,7 @@ from ..domain.audit import Evidence
 from ..domain.events import LogEntry
 from ..domain.merkle import TILE_BYTES, Growth, Tile
 from ..domain.notes import parse_level, parse_tile_path, tile_path
-from ..domain.proofs import header_of, leaf_hash, leaf_of
+from ..domain.proofs import leaf_hash
 from ..infrastructure.postgres.transfer import InvalidExport
 from .export_lines import Header, evidence_of, line_of, read_header
 
@@ -93,7 +93,7 @@ def write_archive(
         for part in _parts(entries):
             lines = [line_of(entry) for entry in part]
             add(f"events/{part[0].seq:012}.jsonl", b"".join(lines))
-            hashes = [leaf_hash(leaf_of(header_of(e.state), e.ops_hash)) for e in part]
+            hashes = [leaf_hash(entry.leaf) for entry in part]
             for tile, found in sorted(growth.append(hashes).items()):
                 edge[tile] = found
                 if len(found) == TILE_BYTES:

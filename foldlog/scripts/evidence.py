@@ -220,6 +220,9 @@ class LinesSource(Source):
         wanted = islice(self._events, after, through)
         while batch := list(islice(wanted, BATCH_EVENTS)):
             yield Batch(batch)
+        # To the end of the file, where a checksum of all of it is.
+        if through >= self.header.head and next(self._events, None) is not None:
+            raise InvalidExport(f"there is more after seq {self.header.head}, which is the last")
 
 
 @contextmanager

@@ -61,9 +61,6 @@ class SpilledRecords:
         self._spill()
         return (_decode(encoded) for (encoded,) in self._file.execute(SELECT_ALL))
 
-    def close(self) -> None:
-        self._file.close()
-
     def _spill(self) -> None:
         rows = ((*key, _encode(record)) for key, record in self._kept.items())
         self._file.executemany(UPSERT, rows)

@@ -13,7 +13,7 @@ from foldlog.domain.merkle import (
     check_inclusion,
 )
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
-from tests.helpers import changeset, grow_trees, push_of, put
+from tests.helpers import changeset, grow_trees, new_id, push_of, put
 
 
 @pytest.fixture
@@ -78,6 +78,9 @@ def test_what_is_beyond_the_tree(store, space, leaves):
 
 def test_checkpoints_are_kept_as_they_are(store, space, leaves):
     """Byte for byte; there is none before the first."""
+    with pytest.raises(NoCheckpoint):
+        store.checkpoint(space)
+    store.publish(space, new_id(), 300, b"of another log")
     with pytest.raises(NoCheckpoint):
         store.checkpoint(space)
     store.publish(space, store.tree(space).log, 300, "ä — note\n".encode())

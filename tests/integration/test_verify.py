@@ -16,15 +16,19 @@ import pytest
 from click.testing import CliRunner
 from werkzeug.serving import make_server
 
+from foldlog.api import proofs as proofs_module
 from foldlog.api.app import create_app
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.keys import make_keys, read_keys
+from foldlog.infrastructure.postgres import log as log_module
+from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.log import PostgresEventStore
 from foldlog.infrastructure.signer import CheckpointSigner
 from foldlog.scripts import archive as archive_module
 from foldlog.scripts import verify as verify_module
+from foldlog.scripts.export_lines import line_of
 from foldlog.scripts.main import cli
 from foldlog.scripts.spilled import SpilledRecords
 from tests.helpers import changeset, push_of, put
@@ -366,3 +370,26 @@ def test_records_in_a_file_fold_as_those_in_memory(audited):
         assert spilled.get(key) == record == spilled.pop(key)
         assert spilled.get(key) is None
     assert list(spilled) == []
+
+
+def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
+    """However large they are: an export, an archive and a bundle hold a few at once."""
+    whole, held = list(audited.stores.entries("s", through=440)), []
+    monkeypatch.setattr(log_module, "ENTRIES_BYTES", 2_000)
+    monkeypatch.setattr(proofs_module, "PIECE_BYTES", 2_000)
+    largest = max(len(entry.state) for entry in whole)
+    rows = Datastore.rows
+
+    @contextmanager
+    def counted(self):
+        with rows(self) as cursor:
+            yield cursor
+            held.append(cursor.rowcount)
+
+    monkeypatch.setattr(Datastore, "rows", counted)
+    assert list(audited.stores.entries("s", through=440)) == whole
+    assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
+    header = proofs_module.ExportHeader(1, "s", "log", 440)
+    pieces = list(proofs_module._lines(audited.stores.log, header, 0))
+    assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
+    assert max(map(len, pieces)) < 2_000 + largest + 200

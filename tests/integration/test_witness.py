@@ -15,6 +15,7 @@ from foldlog.domain.notes import (
     Note,
     Signer,
     Verifier,
+    log_of,
     opened,
     origin_of,
 )
@@ -174,6 +175,25 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_cosigned(parties
     late._silent.clear()
     late.ask_all()
     assert ada.cosigned_by(bob) == 5
+
+
+def test_a_log_that_has_forked_is_asked_for_no_more(parties):
+    """Nor does its checkpoint take the place of one of the new log."""
+    ada, bob = parties
+    bob.is_away = True
+    late = ada.sign(bob)
+    before = ada.stores.proofs.checkpoint("s")
+    with ada.stores.datastore.committed() as cursor:
+        cursor.execute("UPDATE spaces SET log = gen_random_uuid() RETURNING log")
+    ada.sign()
+    forked = ada.stores.proofs.checkpoint("s")
+    log = log_of(Checkpoint.parse(Note.parse(before).text).origin)
+    ada.stores.proofs.publish("s", log, 99, before)
+    assert ada.stores.proofs.checkpoint("s") == forked != before
+    bob.is_away = False
+    late._silent.clear()
+    late.ask_all()
+    assert bob.times_asked == 0 and not late._asked
 
 
 def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path):

@@ -75,7 +75,7 @@ from ...domain.ports import (
     decode_cursor,
     encode_cursor,
 )
-from ...domain.proofs import SALT_BYTES, header_of, leaf_hash, leaf_of
+from ...domain.proofs import SALT_BYTES, leaf_hash
 from ...domain.skipping import Skipped
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 from .history import MemoryHistory
@@ -106,8 +106,7 @@ class _Space:
         self.by_id[entry.event_id] = entry
         self.received_at = entry.received_at
         self.conflicts += fold(self.records, decode_event(entry.state))
-        leaf = leaf_of(header_of(entry.state), entry.ops_hash)
-        self.tiles |= self.tree.append([leaf_hash(leaf)])
+        self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
 
     def mark(self, seq: int) -> str:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
@@ -351,7 +350,9 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         return found
 
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        self._space(space).checkpoint = note
+        here = self._space(space)
+        if here.log == log:
+            here.checkpoint = note
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)

@@ -49,16 +49,9 @@ SELECT_FILTERED_PAGE = select_page(
    AND (collections IS NULL OR collections && %(collections)s::text[])""",
 )
 
-SELECT_ENTRIES = """
-SELECT originator_version, split_part(topic, '/', 1), event_id::text, device::text,
-       received_at_ms, collections, state, salt, ops_hash
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(after)s
-   AND originator_version <= %(through)s
- ORDER BY originator_version
- LIMIT %(limit)s
-"""
+SELECT_ENTRIES = select_page("""
+       originator_version, split_part(topic, '/', 1), event_id::text, device::text,
+       received_at_ms, collections, state, salt, ops_hash""")
 
 SELECT_SKIPPED = """
 SELECT seq
@@ -67,7 +60,8 @@ SELECT seq
  ORDER BY seq
 """
 
-ENTRIES_BATCH = 500
+#: of entries that are read one after another, held at once
+ENTRIES_BATCH, ENTRIES_BYTES = 500, 8 * 2**20
 
 
 class _Found(NamedTuple):
@@ -309,7 +303,13 @@ class PostgresEventStore(EventStore):
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         while after < through:
-            names = {"space": space, "after": after, "through": through, "limit": ENTRIES_BATCH}
+            names = {
+                "space": space,
+                "after": after,
+                "through": through,
+                "limit": ENTRIES_BATCH,
+                "bytes_max": ENTRIES_BYTES,
+            }
             with translated(self._datastore), self._datastore.rows() as cursor:
                 rows = cursor.execute(SELECT_ENTRIES, names, prepare=True).fetchall()
             if not rows:

@@ -55,7 +55,10 @@ SELECT s.space, s.log::text, c.note
 
 PUBLISH = """
 INSERT INTO checkpoints (space, log, size, note, signed_at)
-VALUES (%(space)s, %(log)s, %(size)s, %(note)s, now())
+SELECT space, log, %(size)s, %(note)s, now()
+  FROM spaces
+ WHERE space = %(space)s
+   AND log = %(log)s  -- it may have forked meanwhile
     ON CONFLICT (space) DO UPDATE
    SET log = excluded.log,
        size = excluded.size,
