@@ -103,9 +103,7 @@ def erase_command(
         )
         if vacuums:
             with progress("tidying up after it"):
-                is_tidy = vacuum(db.owner_url)
-            if not is_tidy:
-                err.print("only the owner of the tables may have PostgreSQL give up the old rows")
+                vacuum(db.url)
     err.print("backups, exports and replicas of before still hold the values: docs/erasure.md")
 
 
