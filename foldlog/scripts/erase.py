@@ -13,7 +13,6 @@ from ..domain.erasure import Erasable, Selection, check_reason
 from ..domain.errors import InvalidRequest
 from ..domain.merge import Key
 from ..domain.names import is_collection, is_record_id
-from ..infrastructure.postgres.erasure import vacuum
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
 from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
@@ -97,6 +96,7 @@ def erase_command(
                 [one.key for one in found],
                 reason=reason or "",
                 by=by,
+                tidies=vacuums,
                 report=report,
             )
         count = sum(one.events for one in erased)
@@ -105,11 +105,6 @@ def erase_command(
             f"erased {spaced(len(erased))} records in {spaced(count)} events, {seconds:.1f} s; "
             f"`record-erased` is seq {spaced(min(e.seq for e in erased))} and on"
         )
-        if vacuums:
-            with progress("tidying up after it"):
-                is_tidy = vacuum(db.owner_url)
-            if not is_tidy:
-                err.print("only the owner of the tables may have PostgreSQL give up the old rows")
     err.print("backups, exports and replicas of before still hold the values: docs/erasure.md")
 
 

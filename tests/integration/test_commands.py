@@ -17,16 +17,18 @@ from foldlog.domain.ports import RangeQuery
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
 from foldlog.scripts.rebuild_many import rebuild_many
+from tests.conftest import as_service
 from tests.helpers import A, changeset, delete, kept_conflict, pull_all, push_of, put
 from tests.integration.test_projector import assert_equals_fresh_fold, poison, random_history
 
 
 @pytest.fixture
-def run(database):
-    """Runs `foldlog` on the test's database."""
+def run(cluster, database):
+    """Runs `foldlog` on the test's database, as the service's role: commands need no more."""
+    url = as_service(cluster, database)
 
     def run(*arguments: str, input: str | bytes | None = None, code: int = 0):
-        result = CliRunner().invoke(cli, [*arguments, "--database-url", database], input=input)
+        result = CliRunner().invoke(cli, [*arguments, "--database-url", url], input=input)
         assert result.exit_code == code, result.output
         return result
 

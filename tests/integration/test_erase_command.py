@@ -10,13 +10,13 @@ from tests.helpers import changeset, pull_all, push_of, put
 
 
 @pytest.fixture
-def erase(database, stores):
-    """Runs it on a space with three records, on the test's database."""
+def erase(stores):
+    """Runs it on a space with three records, on the test's database, as the service's role."""
     stores.push("s", push_of(changeset(put("a", mail="x", n=1), put("b", mail="x"))))
     stores.push("s", push_of(changeset(put("a", mail="y"), put("c", mail="z"), base=1)))
 
     def run(*arguments: str, input: str | None = None, code: int = 0):
-        command = ["erase", "s", *arguments, "--database-url", database]
+        command = ["erase", "s", *arguments, "--database-url", stores.datastore.url]
         result = CliRunner().invoke(cli, command, input=input)
         assert result.exit_code == code, result.output
         return result

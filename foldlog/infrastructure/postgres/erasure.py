@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import Cursor
 from psycopg.rows import tuple_row
 from psycopg.sql import SQL, Identifier
@@ -43,6 +44,8 @@ from .datastore import CONNECTION, Datastore
 from .errors import translated
 from .master import MasterProjection
 from .pages import select_page
+
+log = structlog.get_logger("foldlog.erasure")
 
 SELECT_HEAD = """
 SELECT head
@@ -260,16 +263,17 @@ class _OneRecord:
                 self._events += len(erased)
 
 
-def vacuum(url: str, *, full: bool = False) -> bool:
+def vacuum(url: str, *, full: bool = False) -> None:
     """Has PostgreSQL give up the rows as they were before; with `full` by writing the tables anew,
-    which shuts everybody out meanwhile. `False`: only the owner of the tables may."""
+    which shuts everybody out meanwhile."""
     tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
     statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
     with psycopg.connect(url, autocommit=True, **CONNECTION) as conn:
-        refused: list[psycopg.errors.Diagnostic] = []  # no errors: it goes on with the next table
-        conn.add_notice_handler(refused.append)
+        refused: list[str] = []  # no errors: it goes on with the next table
+        conn.add_notice_handler(lambda notice: refused.append(notice.message_primary or ""))
         conn.execute(statement.format(tables))
-    return not refused
+    if refused:
+        log.error("the owner of the tables must vacuum, this role may not", refused=refused)
 
 
 def _head(cursor: Cursor[Any], space: SpaceId) -> int:

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from ...domain.errors import OperatorError
+from .master import MasterProjection
 
 _ADDS = "SELECT, INSERT"
 _KEEPS = "SELECT, INSERT, UPDATE"
@@ -39,6 +40,11 @@ PRIVILEGES: Mapping[str, str] = {
     "checkpoints": _KEEPS,
     "schema_migrations": "SELECT",
 }
+
+#: What an erasure vacuums, so that no old rows stay behind. MAINTAIN changes no row, and is there
+#: from PostgreSQL 17 on; before that the owner has to vacuum, or autovacuum does some day.
+VACUUMED = ("events", *MasterProjection.tables)
+MAINTAIN_SINCE = 17_00_00
 
 #: Doors that are closed to everybody else. Through `erase_operations` passes what is proved to be
 #: an erasure that the log tells of, whoever comes: so the service may, and no third role is needed.
@@ -79,6 +85,8 @@ def grant(url: str, role: str) -> None:
             on = Identifier(table)
             cursor.execute(SQL("REVOKE ALL ON {} FROM {}").format(on, to))
             cursor.execute(SQL(f"GRANT {privileges} ON {{}} TO {{}}").format(on, to))
+            if table in VACUUMED and conn.info.server_version >= MAINTAIN_SINCE:
+                cursor.execute(SQL("GRANT MAINTAIN ON {} TO {}").format(on, to))
         for function in FUNCTIONS:
             cursor.execute(
                 SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(Identifier(function), to)
