@@ -305,13 +305,22 @@ def _no_memory(world: World) -> None:
 
 
 def _full_disk(world: World) -> None:
+    """First its tables cannot grow (53100); then the write-ahead log cannot, and it crashes."""
     ballast = world.cluster.folder / "ballast"
-    free = os.statvfs(ballast.parent)
-    with suppress(OSError), ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
-    # What PostgreSQL has allocated already it can still fill: so long it takes.
-    time.sleep(6)
-    ballast.unlink()
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            for seconds in (3, 3):
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    with suppress(OSError):
+                        while file.write(bytes(2**16)):
+                            pass
+                    time.sleep(0.05)
+                # What it has allocated already it could still fill for long.
+                with suppress(psycopg.Error):
+                    world.sql(*["SELECT pg_switch_wal()", "CHECKPOINT"] * 5)
+    finally:
+        ballast.unlink()
 
 
 FULL_DISK = Fault("disk full", _full_disk)

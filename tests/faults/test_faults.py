@@ -40,6 +40,20 @@ def test_what_was_acknowledged_survives_some_faults(data_folder):
         assert sum(outcome.times for outcome in run.outcomes.values()) >= 18
 
 
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_a_full_disk(data_folder):
+    with small_disk(data_folder) as can_be_filled:
+        if not can_be_filled:
+            pytest.skip("mounting a small file system is not allowed here")
+        with Run(data_folder, SEED) as run:
+            run.do(FULL_DISK)
+            found = run.check()
+            print(run.table())
+            assert "\n".join(found) == ""
+            told = run.outcomes[FULL_DISK.name].answers
+            assert told["storage-unavailable"] + told["outcome-unknown"], "it was not full"
+
+
 @pytest.mark.soak
 def test_what_was_acknowledged_survives_hundreds_of_faults(data_folder):
     rng = random.Random(SEED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -596,3 +597,17 @@ def run_as(uid: int, command: list[str]) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=WAIT_SECONDS,
     )
+
+
+def test_a_full_disk_does_not_lock_the_owner_out(tmp_path, monkeypatch):
+    """The lock is taken, and who has it cannot be written down: it is let go of again."""
+    holder = Holder(os.getpid(), tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError):
+            FolderLock(tmp_path / "lock").acquire(holder)
+    assert FolderLock(tmp_path / "lock").acquire(holder)

@@ -197,8 +197,12 @@ class FolderLock:
         except BlockingIOError:
             os.close(fd)
             return False
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{holder.pid}\n{holder.sockets}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{holder.pid}\n{holder.sockets}\n".encode(), 0)
+        except OSError:
+            os.close(fd)  # a full disk: or else we would lock ourselves out for ever
+            raise
         self._fd = fd
         return True
 

@@ -99,10 +99,12 @@ def forget_stale_files(data: Path, sockets: Path) -> None:
     assert not leftovers(data)
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
         (sockets / name).unlink(missing_ok=True)
-    pid = postmaster_pid(data)
+    pid, lock = postmaster_pid(data), data / "postmaster.pid"
     if pid is not None and psutil.pid_exists(pid):
         log.warning("an old postmaster.pid names a process that is not ours", pid=pid)
-        (data / "postmaster.pid").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+    elif lock.exists() and not lock.stat().st_size:
+        lock.unlink()  # a full disk: PostgreSQL made it, could not write it, and would stop at it
 
 
 def postmaster_pid(data: Path) -> int | None:
