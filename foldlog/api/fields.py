@@ -152,8 +152,11 @@ class ChangesetsField(fields.List[Any]):
         device = (data or {}).get("device")
         if not isinstance(device, str) or not is_uuid(device):
             return []  # the device's own field says so, and the request is refused
+        return self.read(value, str(attr), device)
+
+    def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
         try:
-            return decode_changesets(value, device, self.limits)
+            return decode_changesets(raw, device, self.limits)
         except InvalidChangeset as exc:
             pointer = f"/{attr}{exc.extra.get('pointer', '')}"
             errors = [{"pointer": pointer, "detail": str(exc)}]

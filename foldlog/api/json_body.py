@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from marshmallow import Schema, ValidationError
 
-from ..domain.changesets import deep_item, too_deep
+from ..domain.changesets import array_in
 from ..domain.errors import InvalidRequest
 from ..domain.limits import Limits
 from .bodies import read_body
@@ -24,6 +24,8 @@ from .requests import Request
 MEMBERS_MAX = 50
 #: of each member but `changesets`
 MEMBER_BYTES_MAX = 64 * 2**10
+#: whose changesets they are, where that cannot be read
+NOBODY = "00000000-0000-0000-0000-000000000000"
 #: of a name that is told back to who sent it
 NAME_LENGTH_TOLD_MAX = 100
 
@@ -47,12 +49,23 @@ class JsonBody:
         except msgspec.ValidationError as exc:
             raise InvalidRequest("the body must be a JSON object") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            index = deep_item(body, b'"changesets"') if "changesets" in self._fields else None
-            if index is not None:
-                deep = too_deep(index, self._limits)
-                deep.extra["pointer"] = f"/changesets{deep.extra['pointer']}"
-                raise deep from exc
+            self._name_unreadable(body)
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
+
+    def _name_unreadable(self, body: bytearray) -> None:
+        """Raises what says which changeset cannot be read, if it is one of them.
+
+        A device must set that one aside, or it would stand in its queue for ever.
+        """
+        for name, field in self._fields.items():
+            if isinstance(field, ChangesetsField):
+                raw = array_in(body, msgspec.json.encode(name))
+                if raw is not None:
+                    try:
+                        field.read(bytes(raw), name, NOBODY)
+                    except InvalidRequest as exc:
+                        if "index" in exc.extra:
+                            raise
 
     def _load(self, members: dict[str, msgspec.Raw]) -> dict[str, Any]:
         values = {name: self._value(name, raw) for name, raw in members.items()}

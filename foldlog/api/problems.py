@@ -34,6 +34,7 @@ from .requests import Request
 log = structlog.get_logger("foldlog.api")
 
 MEDIA_TYPE = "application/problem+json"
+TOLD_LENGTH_MAX = 500
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -122,10 +123,21 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
         "type": f"/problems/{error.code}",
         "title": title_of(type(error)),
         "status": status_of(error).value,
-        "detail": str(error),
+        "detail": _clipped(str(error)),
         "code": error.code,
-        **error.extra,
+        **_clipped(error.extra),
     }
+
+
+def _clipped(told: Any) -> Any:
+    """What strangers sent is not told back at any length."""
+    if isinstance(told, str):
+        return told if len(told) <= TOLD_LENGTH_MAX else f"{told[:TOLD_LENGTH_MAX]}..."
+    if isinstance(told, dict):
+        return {name: _clipped(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return list(map(_clipped, told))
+    return told
 
 
 def problem_reply(error: Exception, request: Request) -> Reply:

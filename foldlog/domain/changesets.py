@@ -139,7 +139,9 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         text = bytes(raw)
         deep = deep_item(text)
         if deep is not None:
-            raise too_deep(deep, limits) from exc
+            where = {"index": deep, "pointer": f"/{deep}"}
+            too_deep = "nested too deeply"
+            raise LimitExceeded("nesting_max", limits.nesting_max, too_deep, **where) from exc
         index = _index_of_unreadable(text)
         if index is None:
             raise InvalidRequest(_UNREADABLE) from exc
@@ -184,35 +186,42 @@ _DEPTH_READ = 200
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
-def deep_item(raw: bytes | bytearray, member: bytes | None = None) -> int | None:
-    """Which item of an array, or of the array that is an object's `member`, is too deep to be read.
+def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:
+    """The bytes of the array that is this member of an object, however wrong they are otherwise.
 
-    Goes over brackets alone, because every reader gives up at such a thing without a place.
+    Goes over brackets and texts alone.
     """
-    depth, index, array_depth = 0, 0, 1 if member is None else 2
+    depth, start = 0, None
     name = None  # of the last member of the object
+    for found in _TOKENS.finditer(body):
+        token = found[0]
+        if token in (b"[", b"{"):
+            depth += 1
+            if depth == 2 and token == b"[" and name == member:
+                start = found.start()
+        elif token in (b"]", b"}"):
+            depth -= 1
+            if depth == 1 and start is not None:
+                return body[start : found.end()]
+        elif depth == 1:
+            name = None if token == b"," else name or token
+    return None if start is None else body[start:]
+
+
+def deep_item(raw: bytes | bytearray) -> int | None:
+    """Which item of an array is too deep to be read: readers give up there without a place."""
+    depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]
         if token in (b"[", b"{"):
             depth += 1
-            if depth == array_depth:
-                index = 0
-            elif depth > _DEPTH_READ:
-                return index if name == member else None
+            if depth > _DEPTH_READ:
+                return index
         elif token in (b"]", b"}"):
             depth -= 1
         elif token == b",":
-            index += depth == array_depth
-            if depth == 1 and member is not None:
-                name = None
-        elif depth == 1 and member is not None and name is None:
-            name = token
+            index += depth == 1
     return None
-
-
-def too_deep(index: int, limits: Limits) -> LimitExceeded:
-    where = {"index": index, "pointer": f"/{index}"}
-    return LimitExceeded("nesting_max", limits.nesting_max, "nested too deeply", **where)
 
 
 _UNREADABLE = "not JSON (RFC 8259) in UTF-8, or nested too deeply"
