@@ -7,12 +7,14 @@ import pkgutil
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import foldlog
 from foldlog.api.app import create_app
 from foldlog.api.problems import statuses_of
 from foldlog.domain.errors import FoldlogError
+from foldlog.domain.limits import FIXED, LIMITS
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import VARIABLES
 from foldlog.scripts.main import COMMANDS
@@ -63,6 +65,20 @@ def test_every_setting_is_explained(name):
     assert f"`{variable}`" in PAGES["commands.md"]
     if default and name != "web_workers":
         assert f"| `{variable}` | `{default}` |" in PAGES["commands.md"]
+
+
+def test_every_limit_is_in_the_table_with_its_default():
+    """And nothing else; those with a star cannot be set."""
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+)( \*)? \| ([\d, ]+) \|", PAGES["limits.md"], re.MULTILINE
+    )
+    told, fixed = {}, set()
+    for names, star, defaults in rows:
+        told |= dict(zip(re.findall(r"\w+", names), map(int, defaults.split(",")), strict=True))
+        fixed |= {names.strip("`")} if star else set()
+
+    assert told == msgspec.structs.asdict(LIMITS)
+    assert fixed == FIXED
 
 
 @pytest.mark.parametrize("command", COMMANDS)

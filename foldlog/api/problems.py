@@ -35,6 +35,7 @@ log = structlog.get_logger("foldlog.api")
 
 MEDIA_TYPE = "application/problem+json"
 TOLD_LENGTH_MAX = 500
+ERRORS_TOLD_MAX = 20
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -134,10 +135,16 @@ def _clipped(told: Any) -> Any:
     if isinstance(told, str):
         return told if len(told) <= TOLD_LENGTH_MAX else f"{told[:TOLD_LENGTH_MAX]}..."
     if isinstance(told, dict):
-        return {name: _clipped(value) for name, value in told.items()}
+        shorter = {"errors": _some_of(told["errors"])} if "errors" in told else {}
+        return {name: _clipped(value) for name, value in (told | shorter).items()}
     if isinstance(told, list):
         return list(map(_clipped, told))
     return told
+
+
+def _some_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    told, more = errors[:ERRORS_TOLD_MAX], len(errors) - ERRORS_TOLD_MAX
+    return [*told, {"detail": f"and {more} more"}] if more > 0 else told
 
 
 def problem_reply(error: Exception, request: Request) -> Reply:

@@ -565,6 +565,7 @@ class WrongSchema(Answer):
 
     pointer = fields.String(metadata=about("Where in the body (RFC 6901)."))
     parameter = fields.String(metadata=about("Which parameter of the path or the query."))
+    header = fields.String(metadata=about("Which header."))
     detail = fields.String(required=True)
 
 

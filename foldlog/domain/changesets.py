@@ -189,7 +189,7 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:
     """The bytes of the array that is this member of an object, however wrong they are otherwise.
 
-    Goes over brackets and texts alone.
+    Goes over brackets and texts alone. One that does not end was cut on the way.
     """
     depth, start = 0, None
     name = None  # of the last member of the object
@@ -205,7 +205,7 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
                 return body[start : found.end()]
         elif depth == 1:
             name = None if token == b"," else name or token
-    return None if start is None else body[start:]
+    return None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:

@@ -500,7 +500,7 @@ def test_what_is_accepted_comes_back_as_it_was(hostile):
     [record] = exact(client.get(f"records?collection=odd&id={path}").data)["records"]
     assert record["fields"] == expected
     [version] = exact(client.get(f"history/odd/{path}").data)["versions"]
-    assert {name: change["to"] for name, change in version["fields"].items()} == expected
+    assert {name: change["to"] for name, change in version["changed"].items()} == expected
     lines = client.get("snapshot").data.splitlines()
     assert expected in [exact(line).get("fields") for line in lines]
 

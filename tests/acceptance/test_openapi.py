@@ -26,6 +26,7 @@ from foldlog.domain.events import Event
 from foldlog.domain.intake import Answer
 from foldlog.domain.merge import RecordView
 from foldlog.domain.notes import Signer
+from foldlog.domain.skipping import Skipped
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.acceptance.conftest import ADMIN_TOKEN
 from tests.helpers import A, B, add, changeset, delete, grow_trees, put
@@ -162,7 +163,7 @@ def admin_client(app_with):
     return app_with(admin_token=ADMIN_TOKEN, verifiers=lambda space: [verifier])
 
 
-def test_real_answers_are_what_the_document_says(admin_client, document, store):
+def test_real_answers_are_what_the_document_says(admin_client, document, store, monkeypatch):
     """
     Every documented answer is asked for, and checked against its schema with no member beyond.
     """
@@ -180,6 +181,7 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store):
     client.filled(put("n", "notes", text=1))
     narrower = {"properties": {"text": {"type": "string"}}, "required": ["text"]}
     grow_trees(store)
+    monkeypatch.setattr(store, "skip", lambda *_, **__: Skipped(2, 3))  # nothing stands still here
     one_space = "/v1/spaces/{space}"
     one_collection = "/spaces/{space}/collections/{collection}"
     answers = {
@@ -199,6 +201,11 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store):
         ("post", "/v1/admin/spaces/{space}/erase"): client.http.post(
             f"/v1/admin/spaces/{client.space}/erase",
             json={"records": [{"collection": "tasks", "id": "z"}], "reason": "asked to"},
+            headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+        ),
+        ("post", "/v1/admin/spaces/{space}/skip"): client.http.post(
+            f"/v1/admin/spaces/{client.space}/skip",
+            json={"seq": 2, "reason": "written past the service"},
             headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
         ),
         ("get", f"{one_space}/keys"): client.get("keys"),

@@ -208,7 +208,7 @@ def test_a_wrong_item_is_named_by_its_place(client):
         b'{"device":"\xff"}',
         b'{"\xff":1}',
         b'{"device":"\\ud800"}',
-        b'{"changesets":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"changesets":' + b"[" * 100_000,
         b'{"device":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
         b"[" * 100_000,
         json.dumps({**BODY, "changesets": [changeset()]}).encode()[:-20],
@@ -221,6 +221,34 @@ def test_what_is_no_json_object_is_refused(client, body):
     Whatever comes, it is the sender's fault and said so: 400, never 500.
     """
     assert_problem(client.post("changesets", body), 400, "invalid-request")
+
+
+def test_an_array_that_is_whole_names_the_item_that_is_wrong(client):
+    """
+    However deep it goes: it is no changeset, and will not be one when it is sent again.
+    """
+    answer = client.post("changesets", b'{"changesets":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+    assert (answer.status_code, answer.json["index"]) == (422, 0)
+
+
+def test_a_body_that_was_cut_names_no_changeset(client):
+    """
+    It is whole where it was made: a device would set one aside that nothing is wrong with.
+    """
+    text = json.dumps({**BODY, "changesets": [changeset(), changeset(put(title="HERE"))]})
+    body = text.encode().replace(b"HERE", b"\xff" + b"[" * 500)
+
+    for end in range(text.index("changesets"), len(body) - 2, 7):
+        assert_problem(client.post("changesets", body[:end]), 400, "invalid-request")
+
+
+def test_of_many_errors_some_are_told(client):
+    answer = client.post("changesets", {f"m{n}": 1 for n in range(30)})
+
+    errors = answer.json["errors"]
+    assert answer.status_code == 400
+    assert [len(errors), errors[-1]] == [21, {"detail": "and 13 more"}]  # 3 are missing
 
 
 def test_bad_utf8_inside_a_changeset_names_it(client):
