@@ -150,7 +150,7 @@ def main() -> None:
     order = msgspec.json.decode(sys.argv[1], type=Order)
     configure_logging("json")
 
-    def serving(app: Any, _: object) -> None:
+    def serving(app: Any, *_: object) -> None:
         asyncio.run(mix(app, order))
 
     with patch.object(web, "run", serving):

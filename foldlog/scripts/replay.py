@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Container, Iterable, Iterator
 
@@ -16,8 +15,6 @@ from ..domain.ports import EventStore, RangeQuery
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
 from .console import progress, quiet_logs, told, with_database
-
-_SEQ = re.compile(rb'{"seq":\s*([0-9]+)')
 
 
 @click.command("replay")
@@ -60,10 +57,10 @@ def replay_command(
             raise OperatorError(f"the log of {space!r} ends at seq {head}, before {through}")
         states = _states(parts.store, space, first, through)
         if is_folded:
-            records, _ = fold_all(states, parts.store.skipped(space))
+            records, _ = fold_all(states, first, parts.store.skipped(space))
             _print(msgspec.json.encode(view_of(r)) for r in sorted_records(records))
         elif wants_conflicts:
-            _, conflicts = fold_all(states, parts.store.skipped(space))
+            _, conflicts = fold_all(states, first, parts.store.skipped(space))
             _print(msgspec.json.encode(conflict_document(c)) for c in conflicts)
         else:
             _print(states)
@@ -75,26 +72,18 @@ def head_of(store: EventStore, space: str) -> int:
 
 
 def fold_all(
-    states: Iterable[bytes], skipped: Container[int] = ()
+    states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
 ) -> tuple[dict[Key, Record], list[Conflict]]:
-    """The records that stored events make, and the conflicts among them.
+    """The records that stored events make, from seq `first` on, and the conflicts among them.
 
     What is `skipped` need not even be readable.
     """
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []
-    for state in states:
-        if skipped and seq_of(state) in skipped:
-            continue
-        conflicts += fold(records, decode_event(state))
+    for seq, state in enumerate(states, first):
+        if seq not in skipped:
+            conflicts += fold(records, decode_event(state))
     return records, conflicts
-
-
-def seq_of(state: bytes) -> int:
-    """By the first member alone: it is what every event begins with."""
-    found = _SEQ.match(state)
-    assert found is not None, "an event begins with its seq"
-    return int(found[1])
 
 
 def sorted_records(records: dict[Key, Record]) -> list[Record]:

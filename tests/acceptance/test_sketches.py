@@ -105,7 +105,7 @@ def test_the_javascript_sketch_syncs_and_heals(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "queue": 0,
-        "aside": ["invalid-changeset"],
+        "aside": ["limit-exceeded"],
         "erased": [["tasks", "theirs", None, 0, True]],
         "values": [1, 3, 4, 5, None],
     }

@@ -173,7 +173,8 @@ def test_it_is_durable_and_checks_its_pages_unless_told_otherwise(folder: Path) 
         for name in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums"):
             assert ask(db.url, f"SHOW {name}") == "on"
         assert ask(db.url, "SHOW listen_addresses") == ""
-        assert ask(db.superuser_url, "SELECT count(*) FROM pg_hba_file_rules") == 1
+        ways = "SELECT count(*) || string_agg(DISTINCT auth_method, '') FROM pg_hba_file_rules"
+        assert ask(db.superuser_url, ways) == "2scram-sha-256"
 
 
 def test_only_the_owner_of_the_folder_can_read_it(db: EmbeddedPostgres) -> None:

@@ -33,7 +33,7 @@ CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
-DROP TABLE tiles, checkpoints, erasures, collections;
+DROP TABLE tiles, checkpoints, erasures, collections, skipped;
 DELETE FROM projections WHERE projection <> 'master';
 ALTER TABLE spaces DROP COLUMN erased_seq;
 DROP TABLE versions;

@@ -54,7 +54,7 @@ def test_every_later_fold_passes_over_it(stopped, datastore):
 
     assert stopped.skipped("s") == {3}
     states = [entry.state for entry in stopped.entries("s", through=5)]
-    records, _ = fold_all(states, stopped.skipped("s"))
+    records, _ = fold_all(states, skipped=stopped.skipped("s"))
     assert [record.id for record in sorted_records(records)] == ids(stopped) == ["a", "b", "c"]
 
 
