@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test quick lint audit install clean lock
+.PHONY: demo test quick lint audit fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -25,6 +25,14 @@ lint: install
 # Known vulnerabilities among the versions of constraints.txt; passes, and says so, without network.
 audit:
 	$(PYTHON) .ci/audit.py
+
+# Coverage-guided, of the decoder and the fold. What it finds is written to build/crash-*.
+FUZZ_SECONDS ?= 60
+fuzz: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	mkdir -p build/fuzz-corpus
+	$(BIN)/python fuzz/fuzz_changesets.py -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/words.dict \
+	  -max_len=4096 -artifact_prefix=build/ build/fuzz-corpus fuzz/corpus
 
 install: $(VENV)/.installed
 
