@@ -37,8 +37,9 @@ T = TypeVar("T")
 COMMAND = (sys.executable, "-m", "foldlog")
 #: What is measured comes from one address, and all of it at once.
 UNLIMITED = {
+    "FOLDLOG_ACCESS": "open",
     "FOLDLOG_LIMITS": "requests_per_second_per_caller=0 requests_per_second_per_address=0 "
-    "streams_per_caller_max=0 connections_per_address_max=0 connections_max=100000"
+    "streams_per_caller_max=0 connections_per_address_max=0 connections_max=100000",
 }
 SETTLE_SECONDS_MAX = 600.0
 #: of one device; so a page has several devices in it, as a page of real life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
 from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.infrastructure.postgres.projections import projection_named
 from foldlog.infrastructure.postgres.projector import Projector
+from foldlog.infrastructure.postgres.registry import PostgresRegistry
 from foldlog.infrastructure.postgres.tree import PostgresProofTree
 
 #: A read that waits for what will never come need not try a test's patience.
@@ -110,6 +112,7 @@ class PostgresStores:
         self.projector = Projector(datastore, MasterProjection())
         self.tree_projector = Projector(datastore, projection_named("proofs"))
         self.proofs = PostgresProofTree(datastore)
+        self.registry = PostgresRegistry(datastore, self.log.append_own)
         self.master = PostgresMasterTable(datastore, limits=limits, sleep=lambda _: self.project())
 
     def project(self) -> None:
@@ -123,8 +126,13 @@ class PostgresStores:
                 pass
 
     def __getattr__(self, name):
-        parts = (self.log, self.master, self.proofs)
+        parts = (self.log, self.master, self.proofs, self.registry)
         return getattr(next((p for p in parts if hasattr(p, name)), self.master), name)
+
+
+# The services that tests start let everybody in, as on a developer's machine, unless it is access
+# that is tested.
+os.environ["FOLDLOG_ACCESS"] = "open"
 
 
 @pytest.fixture

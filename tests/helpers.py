@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from foldlog.domain.access import TOKEN_BYTES, new_token
 from foldlog.domain.changesets import Push, decode_changesets
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.ports import EventStore, MasterTable, RangeQuery, RecordsQuery
@@ -20,6 +22,11 @@ A, B, C = (str(uuid.UUID(int=n, version=4)) for n in (0xA, 0xB, 0xC))
 
 def new_id() -> str:
     return str(uuid.uuid4())
+
+
+def a_token() -> tuple[str, bytes]:
+    """A token, and what is kept of it."""
+    return new_token(secrets.token_bytes(TOKEN_BYTES))
 
 
 def put(id: str = "r", collection: str = "tasks", **fields: Any) -> dict[str, Any]:

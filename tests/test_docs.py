@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import foldlog
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.problems import statuses_of
 from foldlog.domain.errors import FoldlogError
@@ -88,7 +89,13 @@ def test_every_command_is_explained(command):
 
 def test_every_route_is_told_in_its_page_or_by_the_service():
     """What a client needs is in the protocol; /docs itself is proven complete elsewhere."""
-    app = create_app(store=MemoryStore(), master=MemoryStore(), ready=dict, tree=MemoryStore())
+    app = create_app(
+        store=MemoryStore(),
+        master=MemoryStore(),
+        ready=dict,
+        tree=MemoryStore(),
+        access=OpenAccess(),
+    )
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/v1/spaces"):
             last = [part for part in rule.rule.split("/") if part and "<" not in part][-1]

@@ -1,28 +1,219 @@
-"""Who may call what only an admin may."""
+"""Whom a request comes from, and whether they may do what it asks for.
+
+Every operation names the right that it needs, and this decides before anything else is looked at.
+Who calls is found by the token (RFC 6750 section 2.1), in the space that the path names: so a token
+of another space is like none, and nobody learns which other spaces there are.
+
+A caller is remembered for `CALLER_SECONDS_MAX`, and whoever revokes something waits for as long
+before it is said to be done: afterwards no process knows of it any more. A pull that has nothing
+to tell is answered without the database, so there a caller is remembered for longer, as long as
+nothing was appended to the log of the space: a revocation would have been. A page that tells of one
+is not sent before the caller was looked at again.
+"""
 
 from __future__ import annotations
 
 import hmac
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from threading import Lock
+from typing import NamedTuple, Protocol
 
-from ..domain.errors import Forbidden, Unauthenticated
+from ..domain.access import (
+    EVERY_SPACE,
+    RIGHTS,
+    Caller,
+    Claims,
+    Right,
+    Role,
+    digest_of,
+)
+from ..domain.errors import DeviceRevoked, Forbidden, Unauthenticated
+from ..domain.ports import EventStore, Registry
 from .requests import Request
 
-Access = Callable[[Request], None]
+CALLER_SECONDS_MAX = 1.0
+#: ... if nothing was appended since
+IDLE_CALLER_SECONDS_MAX = 60.0
+CALLERS_KEPT_MAX = 20_000
+#: of what is no token of ours, and longer than any JWT should be
+TOKEN_LENGTH_MAX = 8 * 2**10
+
+ANYBODY = Caller("", frozenset({Right.PUBLIC}))
 
 
-def admin_only(token: str | None) -> Access:
-    """Lets a request pass that carries the admin's token (RFC 6750 section 2.1).
+class Access(ABC):
+    """Who may do what."""
 
-    Without a token nobody is an admin. Raises `Unauthenticated` or `Forbidden`.
+    @abstractmethod
+    async def admit(
+        self, request: Request, space: str, right: Right, *, at_hand: bool = False
+    ) -> Caller:
+        """Who calls, if they have this right in the space; `EVERY_SPACE` if none was named.
+
+        `at_hand`: what is told has all that was appended to the log, or nothing. Raises
+        `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `StorageUnavailable`.
+        """
+
+    async def readmit(
+        self,
+        request: Request,
+        space: str,
+        right: Right,
+        *,
+        at_hand: bool = False,
+        is_fresh: bool = False,
+    ) -> None:
+        """Finds anew who calls, as `admit`; `is_fresh`: whatever is remembered."""
+        request.caller = await self.admit(request, space, right, at_hand=at_hand)
+
+    def forget(self) -> None:
+        """Something was revoked. Returns when no process remembers it."""
+        return
+
+
+class OpenAccess(Access):
+    """Everybody may do all, but what is an admin's, which needs the admin's token.
+
+    For tests, and for a developer on his own machine.
     """
 
-    def check(request: Request) -> None:
-        if not token:
-            raise Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN")
-        scheme, _, given = request.header("authorization").partition(" ")
-        matches = hmac.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not matches:
-            raise Unauthenticated
+    def __init__(self, admin_token: str | None = None):
+        self._admin_token = admin_token
 
-    return check
+    async def admit(
+        self, request: Request, space: str, right: Right, *, at_hand: bool = False
+    ) -> Caller:
+        if right is Right.ADMIN:
+            if not self._admin_token:
+                raise Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN")
+            if not is_token(token_of(request), self._admin_token):
+                raise Unauthenticated
+        return Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
+
+
+class Jwts(Protocol):
+    """Reads the tokens of an app's own sign-in."""
+
+    def read(self, text: str) -> Claims:
+        """Raises `Unauthenticated`, `StorageUnavailable`."""
+
+
+class _Known(NamedTuple):
+    caller: Caller
+    looked_at: float  #: before it was
+    head: int | None  #: of the space's log, as it was known before
+
+
+class TokenAccess(Access):
+    """Nobody may do anything without a token: an opaque one of ours, or a JWT of the app."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: EventStore,
+        *,
+        admin_token: str | None = None,
+        jwts: Jwts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self._registry = registry
+        self._store = store
+        self._admin_token = admin_token
+        self._jwts = jwts
+        self._clock = clock
+        self._now = now
+        self._sleep = sleep
+        self._known: dict[tuple[str, bytes], _Known] = {}  # those found last are the last
+        self._lock = Lock()
+
+    async def admit(
+        self, request: Request, space: str, right: Right, *, at_hand: bool = False
+    ) -> Caller:
+        return await self._admit(request, space, right, at_hand=at_hand, is_fresh=False)
+
+    async def readmit(
+        self,
+        request: Request,
+        space: str,
+        right: Right,
+        *,
+        at_hand: bool = False,
+        is_fresh: bool = False,
+    ) -> None:
+        request.caller = await self._admit(
+            request, space, right, at_hand=at_hand, is_fresh=is_fresh
+        )
+
+    async def _admit(
+        self, request: Request, space: str, right: Right, *, at_hand: bool, is_fresh: bool
+    ) -> Caller:
+        if right is Right.PUBLIC:
+            return ANYBODY
+        token = token_of(request)
+        if not token or len(token) > TOKEN_LENGTH_MAX:
+            raise Unauthenticated
+        digest = digest_of(token)
+        caller = None if is_fresh else self._remembered(space, digest, at_hand)
+        if caller is None:
+            caller = await request.run(self._look, space, token, digest)
+        caller.check(right)
+        return caller
+
+    def forget(self) -> None:
+        with self._lock:
+            self._known.clear()
+        self._sleep(CALLER_SECONDS_MAX)
+
+    def _remembered(self, space: str, digest: bytes, at_hand: bool) -> Caller | None:
+        known = self._known.get((space, digest))
+        if known is None or self._now() * 1000 >= known.caller.expires_at:
+            return None
+        age = self._clock() - known.looked_at
+        if age < CALLER_SECONDS_MAX:
+            return known.caller
+        if not at_hand or age > IDLE_CALLER_SECONDS_MAX or known.caller.is_of_every_space:
+            return None
+        is_idle = known.head is not None and known.head == self._store.head_at_hand(space)
+        return known.caller if is_idle else None
+
+    def _look(self, space: str, token: str, digest: bytes) -> Caller:
+        looked_at, head = self._clock(), self._store.head_at_hand(space)
+        caller = self._find(space, token, digest)
+        with self._lock:
+            self._known.pop((space, digest), None)
+            if len(self._known) >= CALLERS_KEPT_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[space, digest] = _Known(caller, looked_at, head)
+        return caller
+
+    def _find(self, space: str, token: str, digest: bytes) -> Caller:
+        if self._admin_token and is_token(token, self._admin_token):
+            return Caller("admin token", RIGHTS[Role.ADMIN], is_of_every_space=True)
+        if self._jwts is not None and token.count(".") == 2:
+            return self._of_jwt(space, self._jwts.read(token))
+        found = self._registry.token(space, digest)
+        if found is None or not found.is_valid(int(self._now() * 1000)):
+            raise Unauthenticated
+        return found.caller()
+
+    def _of_jwt(self, space: str, claims: Claims) -> Caller:
+        if space == EVERY_SPACE or space not in claims.spaces:
+            raise Forbidden("this token is not for what is asked for")
+        if claims.device is not None and self._registry.is_revoked(space, claims.device):
+            raise DeviceRevoked(f"the device {claims.device} was revoked")
+        return claims.caller()
+
+
+def token_of(request: Request) -> str:
+    """What came as a bearer token; empty if nothing did."""
+    scheme, _, given = request.header("authorization").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def is_token(given: str, token: str) -> bool:
+    """In constant time."""
+    return hmac.compare_digest(digest_of(given), digest_of(token))

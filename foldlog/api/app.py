@@ -8,9 +8,11 @@ from werkzeug.routing import BaseConverter
 
 from ..domain.limits import LIMITS, Limits
 from ..domain.notes import Verifier
-from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree
+from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree, Registry
+from .access import Access
 from .collections import collections_blueprint
 from .cors import Cors
+from .devices import devices_blueprint
 from .erasure import erasure_blueprint
 from .events import events_blueprint
 from .flask_door import FlaskDoor
@@ -22,6 +24,7 @@ from .records import records_blueprint
 from .skipping import skipping_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
+from .tokens import tokens_blueprint
 from .witness import witness_blueprint
 
 
@@ -44,7 +47,8 @@ def create_app(
     ready: Callable[[], dict[str, str]],
     gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
-    admin_token: str | None = None,
+    access: Access,
+    registry: Registry | None = None,
     tree: ProofTree | None = None,
     verifiers: Callable[[str], Sequence[Verifier]] = lambda space: (),
     add_checkpoint: Callable[[bytes], str] | None = None,
@@ -54,12 +58,13 @@ def create_app(
 ) -> FlaskDoor:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
+    `access` decides who may do what; without a `registry` there are no tokens to grant.
     `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
     `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it. `rates` are
     what clients are held to, and `trusted_proxies` those who may say whose requests they hand on.
     """
-    app = FlaskDoor(__name__, Cors(cors_origins), rates, trusted_proxies)
+    app = FlaskDoor(__name__, access, Cors(cors_origins), rates, trusted_proxies)
     app.url_map.merge_slashes = False
     app.url_map.converters["record_id"] = RecordIdConverter
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
@@ -68,9 +73,12 @@ def create_app(
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master))
     app.register_blueprint(records_blueprint(master, limits))
-    app.register_blueprint(collections_blueprint(store, limits, admin_token))
-    app.register_blueprint(erasure_blueprint(store, limits, admin_token))
-    app.register_blueprint(skipping_blueprint(store, limits, admin_token))
+    app.register_blueprint(collections_blueprint(store, limits))
+    app.register_blueprint(erasure_blueprint(store, limits))
+    app.register_blueprint(skipping_blueprint(store, limits))
+    if registry is not None:
+        app.register_blueprint(tokens_blueprint(registry, access, limits))
+        app.register_blueprint(devices_blueprint(registry, access, limits))
     app.register_blueprint(history_blueprint(master, limits))
     if tree is not None:
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))

@@ -62,6 +62,7 @@ class EventLoopDoor:
         self._others = others
         self._cors = app.cors
         self._rates = app.rates
+        self._access = app.access
         self._trusted_proxies = app.trusted_proxies
         self._threads = threads
         self._waiters = Waiters()
@@ -101,7 +102,7 @@ class EventLoopDoor:
         request = LoopRequest(scope, receive, self._threads, self._waiters)
         try:
             self._hold(request, scope)
-            reply = await operation(request, path)
+            reply = await operation(request, path, self._access)
         except Exception as exc:
             reply = problem_reply(exc, request)
         if isinstance(reply.body, bytes):

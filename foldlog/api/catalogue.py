@@ -12,6 +12,7 @@ from ..domain.errors import (
     BeyondTree,
     CounterGap,
     DeviceForked,
+    DeviceRevoked,
     FoldlogError,
     Forbidden,
     HistoryUnavailable,
@@ -31,15 +32,17 @@ from ..domain.errors import (
     RateLimited,
     SchemaNotAdditive,
     SchemaViolated,
+    SignInUnavailable,
     StorageUnavailable,
     Unauthenticated,
     UnknownCollection,
     UnknownRecord,
     UnknownSpace,
+    UnknownToken,
     VersionConflict,
 )
 from ..domain.witness import InconsistentCheckpoint, UnknownLog, UntrustedCheckpoint
-from .examples import CHANGESET_ID, LOG
+from .examples import CHANGESET_ID, DEVICE, LOG, TOKEN_ID
 from .problems import (
     InternalError,
     MethodNotAllowed,
@@ -123,7 +126,21 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ),
     Forbidden: Entry(
         "Ask whoever operates the service. Keep the queue.",
-        Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN"),
+        Forbidden("this needs the right `admin`"),
+    ),
+    DeviceRevoked: Entry(
+        "An admin has revoked this device, for ever. Keep the queue, tell the user, and have "
+        "another device id registered.",
+        DeviceRevoked(f"the device {DEVICE} was revoked"),
+    ),
+    UnknownToken: Entry(
+        "Look at the list of tokens. One of every space is revoked by an operator.",
+        UnknownToken(f"there is no token {TOKEN_ID!r}"),
+    ),
+    SignInUnavailable: Entry(
+        "Nothing was stored. Try again after `Retry-After`; the service cannot read the keys of "
+        "the app's sign-in.",
+        SignInUnavailable(),
     ),
     NotFound: Entry("Nothing to be done.", NotFound("there is no problem called 'teapot'")),
     NoSuchPath: Entry("A fault of the program that sends; `/docs` lists every path.", NoSuchPath()),

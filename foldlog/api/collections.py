@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
+from ..domain.access import Caller, Right
 from ..domain.collections import Definition, Proposal, Version
 from ..domain.errors import (
     FoldlogError,
@@ -26,7 +27,6 @@ from ..domain.json_schema import JsonSchema
 from ..domain.limits import Limits
 from ..domain.ports import EventStore
 from . import examples
-from .access import admin_only
 from .json_body import JsonBody
 from .operations import operation
 from .problems import UnsupportedMediaType
@@ -51,11 +51,12 @@ class CollectionAnswer(Definition, kw_only=True):
     versions: list[Version]
 
 
-def collections_blueprint(store: EventStore, limits: Limits, admin_token: str | None) -> Blueprint:
+def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("collections", __name__)
 
     @bp.get("/v1/spaces/<space>/collections")
     @operation(
+        Right.READ,
         answer=CollectionsSchema,
         example=examples.COLLECTIONS,
         problems=(UnknownSpace, StorageUnavailable),
@@ -69,6 +70,7 @@ def collections_blueprint(store: EventStore, limits: Limits, admin_token: str | 
 
     @bp.get("/v1/spaces/<space>/collections/<collection>")
     @operation(
+        Right.READ,
         query=CollectionQuery(),
         answer=DefinitionSchema,
         example=examples.COLLECTION,
@@ -85,14 +87,14 @@ def collections_blueprint(store: EventStore, limits: Limits, admin_token: str | 
 
     @bp.put("/v1/admin/spaces/<space>/collections/<collection>")
     @operation(
-        access=admin_only(admin_token),
+        Right.ADMIN,
         body=JsonBody(DefineBody(), limits),
         body_example=examples.DEFINING,
         answer=OutcomeSchema,
         example=examples.DEFINED,
         problems=DEFINE_PROBLEMS,
     )
-    def define(space: str, collection: str, body: dict[str, Any]) -> Reply:
+    def define(space: str, collection: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Define a collection, or a new version of it.
 
         Changesets that do not fit are refused from then on. A new version must allow all that the
@@ -102,7 +104,7 @@ def collections_blueprint(store: EventStore, limits: Limits, admin_token: str | 
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),
-            by=body.get("by"),
+            by=caller.signs(body.get("by")),
             is_dry_run=body["dry_run"],
             force=body["force"],
             if_version=body.get("if_version"),

@@ -8,6 +8,7 @@ import msgspec
 from flask import Blueprint
 from msgspec import UNSET, UnsetType
 
+from ..domain.access import Caller, Right
 from ..domain.erasure import Selection, check_reason
 from ..domain.errors import (
     Forbidden,
@@ -21,7 +22,6 @@ from ..domain.errors import (
 from ..domain.limits import Limits
 from ..domain.ports import EventStore
 from . import examples
-from .access import admin_only
 from .json_body import JsonBody
 from .operations import operation
 from .problems import UnsupportedMediaType
@@ -41,12 +41,12 @@ class ErasureAnswer(msgspec.Struct):
     records: list[ErasedRecord]
 
 
-def erasure_blueprint(store: EventStore, limits: Limits, admin_token: str | None) -> Blueprint:
+def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("erasure", __name__)
 
     @bp.post("/v1/admin/spaces/<space>/erase")
     @operation(
-        access=admin_only(admin_token),
+        Right.ADMIN,
         body=JsonBody(erase_body(limits), limits),
         body_example=examples.ERASE,
         answer=ErasureAnswerSchema,
@@ -56,7 +56,7 @@ def erasure_blueprint(store: EventStore, limits: Limits, admin_token: str | None
             *(UnknownSpace, UnknownRecord, StorageUnavailable, OutcomeUnknown),
         ),
     )
-    def erase(space: str, body: dict[str, Any]) -> Reply:
+    def erase(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Erase records.
 
         Their values leave the log, the master table, the ledger and, when they pull, the devices;
@@ -76,7 +76,9 @@ def erasure_blueprint(store: EventStore, limits: Limits, admin_token: str | None
         records = [ErasedRecord(one.collection, one.id, one.events) for one in found]
         if not body["dry_run"] and found:
             keys = [one.key for one in found]
-            erased = store.erase(space, keys, reason=body["reason"], by=body.get("by"), tidies=True)
+            erased = store.erase(
+                space, keys, reason=body["reason"], by=caller.signs(body.get("by")), tidies=True
+            )
             records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
         return json_reply(ErasureAnswer(body["dry_run"], records))
 

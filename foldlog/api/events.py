@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
+from ..domain.access import Right, takes_rights_away
 from ..domain.errors import (
     FoldlogError,
     LogBehind,
@@ -68,7 +69,12 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/events")
     @operation(
-        query=events_query(limits), answer=RangeSchema, example=examples.RANGE, problems=PROBLEMS
+        Right.READ,
+        at_hand=True,
+        query=events_query(limits),
+        answer=RangeSchema,
+        example=examples.RANGE,
+        problems=PROBLEMS,
     )
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
@@ -79,8 +85,12 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """
         asked = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
-            return json_reply(range_answer(await read_range(request, store, space, asked)))
+            page = await read_range(request, store, space, asked)
+            if page.events:
+                await request.readmit()
+            return json_reply(range_answer(page))
         deadline = time.monotonic() + query["wait"]
+        leave = _Leave(request, limits)
         with request.rates.hold(request), request.watch(store, space) as growth:
             page = await read_range(request, store, space, asked)
             while not page.events and not page.more and not growth.is_over:
@@ -89,10 +99,13 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
                     break
                 asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
                 page = await read_range(request, store, space, asked)
+        await leave.check(page)
         return json_reply(range_answer(page))
 
     @bp.get("/v1/spaces/<space>/events/stream")
     @operation(
+        Right.READ,
+        at_hand=True,
         query=stream_query(limits),
         answer=STREAM,
         media_type=EVENT_STREAM,
@@ -119,6 +132,24 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     return bp
 
 
+class _Leave:
+    """Whether who waits, or follows, still may: looked at anew now and then, and always before they
+    are told of an event that takes a right away. What comes after it comes after that look."""
+
+    def __init__(self, request: Request, limits: Limits):
+        self._request = request
+        self._seconds = limits.stream_heartbeat_seconds
+        self._looked_at = time.monotonic()
+
+    async def check(self, page: Range) -> None:
+        """Raises what `Access.admit` raises."""
+        now = time.monotonic()
+        is_told = any(map(takes_rights_away, page.events))
+        if is_told or now - self._looked_at >= self._seconds:
+            await self._request.readmit(at_hand=True, is_fresh=is_told)
+            self._looked_at = now
+
+
 async def _messages(
     request: Request,
     store: EventStore,
@@ -133,9 +164,11 @@ async def _messages(
     deadline = time.monotonic() + lifetime
     with held, request.watch(store, space) as growth:
         yield b"retry: %d\n\n" % RECONNECT_MS
+        leave = _Leave(request, limits)
         is_watched = False  # the first page was read before the watching began
         try:
             while not growth.is_over:
+                await leave.check(page)
                 if page.through > asked.after:
                     yield _message(page)
                     asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)

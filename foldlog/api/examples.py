@@ -193,6 +193,35 @@ ERASURE_ANSWER: dict[str, Any] = {
 SKIP = {"seq": 42, "reason": "written past the service", "by": "on call"}
 SKIPPED = {"seq": 42, "by_seq": 57}
 
+GRANT = {"role": "device", "device": DEVICE, "name": "Anna's phone"}
+TOKEN_ID = "0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f"
+TOKEN = {
+    "id": TOKEN_ID,
+    "role": "device",
+    "device": DEVICE,
+    "name": "Anna's phone",
+    "granted_by": "admin token",
+    "granted_at": "2026-11-23T08:55:00.000Z",
+}
+GRANTED = {
+    "token": "foldlog_Zm9sZGxvZyBpcyBhIGxvZyB0aGF0IGZvbGRzLi4u",
+    "spaces": [SPACE],
+    **TOKEN,
+}
+TOKENS = {"tokens": [TOKEN]}
+REVOKE = {"reason": "lost on a train", "by": "support"}
+REVOKED_TOKEN = {**TOKEN, "revoked_at": "2026-12-01T10:00:00.000Z"}
+REGISTER = {"device": DEVICE, "name": "Anna's phone"}
+REGISTERED_DEVICE = {
+    "device": DEVICE,
+    "counter": 7,
+    "name": "Anna's phone",
+    "registered_at": "2026-11-23T08:55:00.000Z",
+    "last_seen": "2026-11-23T09:00:02.481Z",
+}
+DEVICES = {"devices": [REGISTERED_DEVICE]}
+REVOKED_DEVICE = {**REGISTERED_DEVICE, "revoked_at": "2026-12-01T10:00:00.000Z"}
+
 ROOT = "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I="
 HASH = "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw="
 INCLUSION_PROOF = {"log": LOG, "seq": 42, "size": 42, "root": ROOT, "inclusion_path": [HASH]}

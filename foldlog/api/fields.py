@@ -76,18 +76,27 @@ def _named(is_name: Callable[[str], bool], rule: str, **described: Any) -> Calla
     return field
 
 
+_NO_DOTS = r"(?!\.{1,2}$)"
+
 space_name = _named(
-    is_space, "a space is named by 1-64 of a-z 0-9 - _ .", pattern="^[a-z0-9._-]{1,64}$"
+    is_space,
+    "a space is named by 1-64 of a-z 0-9 - _ .",
+    pattern=rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$",
 )
 collection_name = _named(
     is_collection,
     "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
-    pattern="^[A-Za-z0-9._-]{1,64}$",
+    pattern=rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$",
 )
 record_id = _named(
-    is_record_id, "an id is 1-128 characters without NUL", minLength=1, maxLength=128
+    is_record_id,
+    "an id is 1-128 characters without NUL",
+    minLength=1,
+    maxLength=128,
+    pattern=r"^[^\u0000]*$",
 )
 device_id = _named(is_uuid, "a device is a UUID in lower case", format="uuid")
+token_id = _named(is_uuid, "the id of a token is a UUID in lower case", format="uuid")
 cursor_mark = _named(
     lambda mark: _MARK.fullmatch(mark) is not None,
     f"a mark is {MARK_LENGTH} hex digits in lower case, or empty",
@@ -120,6 +129,11 @@ class MomentField(fields.DateTime):
 
 class PointField(fields.String):
     """A moment of the log: a seq, or an RFC 3339 time."""
+
+    _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
+
+    def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kwargs: Any):
+        super().__init__(metadata={"anyOf": list(self._FORMS), **(metadata or {})}, **kwargs)
 
     default_error_messages = {
         "invalid": "must be a seq, or an RFC 3339 time with an offset, like 2026-11-23T09:00:00Z"

@@ -21,6 +21,7 @@ from werkzeug.exceptions import HTTPException
 from ..domain.errors import FoldlogError, InvalidRequest
 from ..domain.names import is_space
 from ..domain.ports import EventStore
+from .access import Access
 from .compression import deflated, deflated_pieces, encoding_for
 from .cors import Cors
 from .logging import log_request, path_template
@@ -63,6 +64,7 @@ class FlaskRequest(Request):
     def __init__(self) -> None:
         self.method = flask_request.method
         self.query_string = flask_request.query_string
+        self._headers = flask_request.headers  # a stream asks when Flask's own request is over
         super().__init__()
 
     def hold_to(self, rates: Rates, trusted_proxies: tuple[Network, ...]) -> None:
@@ -73,7 +75,7 @@ class FlaskRequest(Request):
         rates.check_address(self)
 
     def header(self, name: str) -> str:
-        return flask_request.headers.get(name, "")
+        return self._headers.get(name, "")
 
     async def pieces(self) -> AsyncIterator[bytes]:
         while piece := flask_request.stream.read(PIECE_BYTES):
@@ -113,11 +115,13 @@ class FlaskDoor(Flask):
     def __init__(
         self,
         import_name: str,
+        access: Access,
         cors: Cors = NO_CORS,
         rates: Rates = NO_RATES,
         trusted_proxies: tuple[Network, ...] = (),
     ):
         super().__init__(import_name, static_folder=None)
+        self.access = access
         self.cors = cors
         self.rates = rates
         self.trusted_proxies = trusted_proxies
@@ -142,16 +146,20 @@ class FlaskDoor(Flask):
         return response
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(_call, func) if isinstance(func, Operation) else super().ensure_sync(func)
+        return (
+            partial(_call, func, self.access)
+            if isinstance(func, Operation)
+            else super().ensure_sync(func)
+        )
 
 
-def _call(operation: Operation, **path: str) -> Response:
+def _call(operation: Operation, access: Access, **path: str) -> Response:
     try:
         # Werkzeug would put U+FFFD for a byte that is none of UTF-8's.
         _path_bytes(flask_request.environ).decode()
     except UnicodeDecodeError as exc:
         raise InvalidRequest("the path is not UTF-8") from exc
-    return _answer(run_now(operation(g.call, path)))
+    return _answer(run_now(operation(g.call, path, access)))
 
 
 def _path_bytes(environ: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
+from ..domain.access import Right
 from ..domain.errors import (
     FoldlogError,
     HistoryUnavailable,
@@ -58,6 +59,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/history/<collection>/<record_id:id>")
     @operation(
+        Right.READ,
         query=history_query(limits),
         answer=HistoryPageSchema,
         example=examples.HISTORY_PAGE,
@@ -74,6 +76,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/history")
     @operation(
+        Right.READ,
         query=history_query(limits, names_record=True),
         answer=HistoryPageSchema,
         example=examples.HISTORY_PAGE,
@@ -88,6 +91,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/diff")
     @operation(
+        Right.READ,
         query=diff_query(limits),
         answer=DiffPageSchema,
         example=examples.DIFF_PAGE,

@@ -11,6 +11,7 @@ from flask import Blueprint, current_app
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from ..domain.access import Right
 from ..domain.errors import NotFound, StorageUnavailable
 from ..domain.limits import Limits
 from ..domain.ports import Gauge
@@ -45,7 +46,7 @@ def meta_blueprint(
         return openapi_document(current_app)
 
     @bp.get("/healthz")
-    @operation(answer=HealthSchema, example={"status": "ok"})
+    @operation(Right.PUBLIC, answer=HealthSchema, example={"status": "ok"})
     async def healthz(request: Request) -> Reply:
         """Tell that the process lives.
 
@@ -55,6 +56,7 @@ def meta_blueprint(
 
     @bp.get("/readyz")
     @operation(
+        Right.PUBLIC,
         answer=ReadinessSchema,
         example={"status": "ready", "checks": {"database": "ok"}},
         problems=(NotReady,),
@@ -68,7 +70,7 @@ def meta_blueprint(
         return json_reply({"status": "ready", "checks": checks})
 
     @bp.get("/metrics")
-    @operation(media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
+    @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
     def metrics() -> Reply:
         """Read what to watch, for Prometheus.
 
@@ -77,26 +79,26 @@ def meta_blueprint(
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
-    @operation(answer=LimitsSchema, example=msgspec.to_builtins(limits))
+    @operation(Right.PUBLIC, answer=LimitsSchema, example=msgspec.to_builtins(limits))
     def get_limits() -> Reply:
         """Read every limit that requests are held to."""
         return json_reply(limits)
 
     @bp.get("/openapi.json")
-    @operation()
+    @operation(Right.PUBLIC)
     def openapi() -> Reply:
         """Read the OpenAPI document of this service."""
         return json_reply(document(), DOCUMENT_HEADERS)
 
     @bp.get("/docs")
-    @operation(media_type="text/html")
+    @operation(Right.PUBLIC, media_type="text/html")
     def docs() -> Reply:
         """Read the same document as a page."""
         page = docs_page(document(), [_about(code) for code in BY_CODE])
         return Reply(page.encode(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS)
 
     @bp.get("/problems/<code>")
-    @operation(problems=(NotFound,))
+    @operation(Right.PUBLIC, problems=(NotFound,))
     async def problem(request: Request, code: str) -> Reply:
         """Read about a problem, by its stable code.
 

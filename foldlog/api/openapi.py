@@ -14,11 +14,15 @@ from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
 from .. import __version__
+from ..domain.access import Right
 from ..domain.errors import (
+    DeviceRevoked,
     FoldlogError,
     Forbidden,
     InvalidRequest,
     RateLimited,
+    SignInUnavailable,
+    StorageUnavailable,
     Unauthenticated,
 )
 from .catalogue import example_of
@@ -47,6 +51,8 @@ TAGS = {
     "collections": "What the records of a collection must be like.",
     "history": "What was, and who changed what.",
     "erasure": "For an admin: a person's right to have values erased.",
+    "tokens": "For an admin: who may do what.",
+    "devices": "For an admin: the devices of a space.",
     "skipping": "For an admin: stepping over an event that cannot be folded.",
     "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
     "witness": "Cosigning the checkpoints of other logs.",
@@ -54,10 +60,11 @@ TAGS = {
 }
 
 
-ADMIN = {
+TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "The admin's token, as the service was started with.",
+    "description": "A token that was granted, or a JWT of the app's own sign-in. Each operation "
+    "names the right that it must give.",
 }
 
 
@@ -82,7 +89,7 @@ def openapi_document(app: Flask) -> dict[str, Any]:
         servers=[{"url": "/"}],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
-    spec.components.security_scheme("admin", ADMIN)
+    spec.components.security_scheme("token", TOKEN)
     assert plugin.converter is not None
     plugin.converter.add_parameter_attribute_function(_by_comma)
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
@@ -107,8 +114,8 @@ def _operation(view: Operation, rule: Rule, converter: OpenAPIConverter) -> dict
         ],
         "responses": {"200": _answer(view), **_refusals(_problems(view))},
     }
-    if view.access is not None:
-        described["security"] = [{"admin": []}]
+    if view.right is not Right.PUBLIC:
+        described["security"] = [{"token": [view.right.value]}]
     if view.body is not None:
         content = {"schema": view.body.schema, "example": view.body_example}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -119,7 +126,7 @@ def _parameters(
     described: Mapping[str, fields.Field[Any]], location: str, converter: OpenAPIConverter
 ) -> list[dict[str, Any]]:
     return [
-        converter._field2parameter(field, name=name, location=location)
+        converter._field2parameter(field, name=field.data_key or name, location=location)
         | ({"required": True} if location == "path" else {})
         for name, field in described.items()
     ]
@@ -152,8 +159,10 @@ def _text_of(schema: type[Schema] | Schema) -> str:
 
 
 def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
-    of_access = () if view.access is None else (Unauthenticated, Forbidden)
-    return (*of_access, *view.problems)
+    if view.right is Right.PUBLIC:
+        return view.problems
+    of_access = (Unauthenticated, Forbidden, DeviceRevoked, SignInUnavailable, StorageUnavailable)
+    return tuple(dict.fromkeys((*of_access, *view.problems)))
 
 
 def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One operation of the API: what it takes, answers and refuses, said once.
 
     @blueprint.get("/v1/spaces/<space>/events")
-    @operation(query=events_query(limits), answer=RangeSchema, example=..., problems=(...))
+    @operation(Right.READ, query=events_query(limits), answer=RangeSchema, example=...)
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         '''First line: the summary. The rest: the description.'''
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from marshmallow import Schema
 
+from ..domain.access import EVERY_SPACE, Right
 from ..domain.errors import FoldlogError
 from .access import Access
 from .json_body import JsonBody
@@ -45,6 +46,7 @@ class Operation:
     def __init__(
         self,
         view: View,
+        right: Right,
         *,
         answer: type[Schema] | Schema | Lines | None,
         example: Any,
@@ -53,11 +55,13 @@ class Operation:
         body_example: Any,
         problems: tuple[type[FoldlogError], ...],
         media_type: str,
-        access: Access | None,
+        at_hand: bool,
     ):
         self.__name__ = view.__name__
         self.view = view
+        self.right = right
         self._is_coroutine = inspect.iscoroutinefunction(view)
+        self._asks_for_caller = "caller" in inspect.signature(view).parameters
         self.summary, _, self.description = inspect.cleandoc(view.__doc__ or "").partition("\n\n")
         self.answer = answer
         self.example = example
@@ -66,26 +70,32 @@ class Operation:
         self.body_example = body_example
         self.problems = problems
         self.media_type = media_type
-        self.access = access
+        self._at_hand = at_hand
 
-    async def __call__(self, request: Request, path: Mapping[str, str]) -> Reply:
-        """Raises what the view raises, and `InvalidRequest`; first what `access` raises."""
-        if self.access is not None:
-            self.access(request)
-        request.rates.check_caller(request)
+    async def __call__(self, request: Request, path: Mapping[str, str], access: Access) -> Reply:
+        """Raises what the view raises, and before it `InvalidRequest` and what `access` raises."""
         read_path(path)
+        space = path.get("space", EVERY_SPACE)
+        request.readmit = partial(access.readmit, request, space, self.right)
+        request.caller = await access.admit(request, space, self.right, at_hand=self._at_hand)
+        request.rates.check_caller(request)
         arguments: dict[str, Any] = dict(path)
         query = read_query(self.query, request.query_string)
         if self.query.fields:
             arguments["query"] = query
         if self.body is not None:
             arguments["body"] = await self.body.read(request)
+            # A body may come so slowly that its token was revoked meanwhile.
+            await request.readmit(at_hand=self._at_hand)
+        if self._asks_for_caller:
+            arguments["caller"] = request.caller
         if self._is_coroutine:
             return await self.view(request=request, **arguments)  # type: ignore[no-any-return,misc]
         return await request.run(partial(self.view, **arguments))  # type: ignore[arg-type]
 
 
 def operation(
+    right: Right,
     *,
     answer: type[Schema] | Schema | Lines | None = None,
     example: Any = None,
@@ -94,12 +104,16 @@ def operation(
     body_example: Any = None,
     problems: tuple[type[FoldlogError], ...] = (),
     media_type: str = "application/json",
-    access: Access | None = None,
+    at_hand: bool = False,
 ) -> Callable[[View], Any]:
+    """`right` is what the caller needs; `at_hand`, that the answer comes of the log's end alone, as
+    this process knows it."""
+
     # `Any`, because Flask's types know no view but one that answers in Flask's own way.
     def decorate(view: View) -> Any:
         return Operation(
             view,
+            right,
             answer=answer,
             example=example,
             query=query,
@@ -107,7 +121,7 @@ def operation(
             body_example=body_example,
             problems=problems,
             media_type=media_type,
-            access=access,
+            at_hand=at_hand,
         )
 
     return decorate

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from flask import Blueprint
 
+from ..domain.access import Right
 from ..domain.errors import (
     BeyondTree,
     FoldlogError,
@@ -86,7 +87,7 @@ def proofs_blueprint(
     bp = Blueprint("proofs", __name__)
 
     @bp.get("/v1/spaces/<space>/checkpoint")
-    @operation(media_type=NOTE, problems=(*PROBLEMS, NoCheckpoint))
+    @operation(Right.READ, media_type=NOTE, problems=(*PROBLEMS, NoCheckpoint))
     def checkpoint(space: str) -> Reply:
         """Read the last signed checkpoint.
 
@@ -96,7 +97,7 @@ def proofs_blueprint(
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
-    @operation(answer=KeysSchema, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
+    @operation(Right.READ, answer=KeysSchema, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
         """List the public keys that sign, or have signed, checkpoints of this log.
 
@@ -109,7 +110,7 @@ def proofs_blueprint(
         return json_reply({"log": head.log, "keys": found})
 
     @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
-    @operation(media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
     def tile(space: str, level: str, tile: str) -> Reply:
         """Read a tile of the tree.
 
@@ -124,7 +125,7 @@ def proofs_blueprint(
         return _octets(hashes[: width * HASH_BYTES], width)
 
     @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
-    @operation(media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
     def entries(space: str, tile: str) -> Reply:
         """Read a bundle of leaves.
 
@@ -137,7 +138,9 @@ def proofs_blueprint(
         return _octets(bundle(entry.leaf for entry in found), width)
 
     @bp.get("/v1/spaces/<space>/export")
-    @operation(query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS)
+    @operation(
+        Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS
+    )
     def export(space: str, query: Mapping[str, Any]) -> Reply:
         """Read the log with the salts that open it.
 
@@ -150,6 +153,7 @@ def proofs_blueprint(
 
     @bp.get("/v1/spaces/<space>/proof/inclusion")
     @operation(
+        Right.READ,
         query=InclusionQuery(),
         answer=InclusionProofSchema,
         example=examples.INCLUSION_PROOF,
@@ -173,6 +177,7 @@ def proofs_blueprint(
 
     @bp.get("/v1/spaces/<space>/proof/consistency")
     @operation(
+        Right.READ,
         query=consistency_query(),
         answer=ConsistencyProofSchema,
         example=examples.CONSISTENCY_PROOF,
@@ -197,6 +202,7 @@ def proofs_blueprint(
 
     @bp.get("/v1/spaces/<space>/proof/event/<seq>")
     @operation(
+        Right.READ,
         query=SizeQuery(),
         answer=EventProofSchema,
         example=examples.EVENT_PROOF,

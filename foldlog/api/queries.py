@@ -24,6 +24,7 @@ from .fields import (
     device_id,
     record_id,
     space_name,
+    token_id,
 )
 
 PARAMETERS_MAX = 50
@@ -36,6 +37,7 @@ PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
         metadata={"description": "The record's id, percent-encoded, slashes included."}
     ),
     "device": device_id(metadata={"description": "The device's id."}),
+    "token": token_id(metadata={"description": "The id of a token, which is no secret."}),
     "level": fields.String(metadata={"description": "The level of a tile, from 0 up."}),
     "tile": fields.String(
         metadata={"description": "Which tile, as C2SP writes it: `x001/x234/067`, or `067.p/112`."}
@@ -197,14 +199,14 @@ def diff_query(limits: Limits) -> Parameters:
     class DiffQuery(MasterQuery):
         from_ = PointField(
             data_key="from",
-            load_default=Point(seq=0),
+            load_default=lambda: Point(seq=0),
             metadata={
                 "description": "The earlier moment: a seq, or a time as in `as_of`. Without it: "
                 "before the first event."
             },
         )
         to = PointField(
-            load_default=NOW, metadata={"description": "The later one. Without it: now."}
+            load_default=lambda: NOW, metadata={"description": "The later one. Without it: now."}
         )
         collection = collection_name(metadata={"description": "Only records of this one."})
         cursor = _cursor()

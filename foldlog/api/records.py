@@ -9,6 +9,7 @@ import msgspec
 from flask import Blueprint
 from msgspec import UNSET, UnsetType
 
+from ..domain.access import Right
 from ..domain.errors import (
     FoldlogError,
     HistoryUnavailable,
@@ -68,6 +69,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/records")
     @operation(
+        Right.READ,
         query=records_query(limits),
         answer=RecordsPageSchema,
         example=examples.RECORDS_PAGE,
@@ -86,6 +88,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
     @operation(
+        Right.READ,
         query=RecordQuery(),
         answer=RecordAnswerSchema,
         example=examples.RECORD_ANSWER,
@@ -104,6 +107,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/conflicts")
     @operation(
+        Right.READ,
         query=conflicts_query(limits),
         answer=ConflictsPageSchema,
         example=examples.CONFLICTS_PAGE,
@@ -138,6 +142,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/devices/<device>/ids")
     @operation(
+        Right.READ,
         query=MasterQuery(),
         answer=LocalIdsSchema,
         example=examples.LOCAL_IDS,

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from ..domain.access import Caller
 from ..domain.ports import EventStore
 from .rates import NO_RATES, Rates
 
@@ -65,6 +66,10 @@ class Request(ABC):
     address: str = ""
     #: what it is held to
     rates: Rates = NO_RATES
+    #: who calls, from when that is known
+    caller: Caller | None = None
+    #: finds anew who calls: `Access.readmit`, of what this request asks for
+    readmit: Callable[..., Awaitable[None]]
 
     def __init__(self) -> None:
         self.started = time.perf_counter()

@@ -6,11 +6,14 @@ tests/acceptance holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Regexp
 
+from ..domain.access import NAME_LENGTH_MAX, Role
+from ..domain.erasure import BY_LENGTH_MAX, REASON_LENGTH_MAX
 from ..domain.limits import LIMITS, Limits
 from .fields import (
     ChangesetsField,
@@ -21,6 +24,7 @@ from .fields import (
     cursor_mark,
     device_id,
     record_id,
+    space_name,
 )
 
 
@@ -36,8 +40,8 @@ def _time(text: str, **kwargs: Any) -> fields.DateTime:
     return fields.DateTime(metadata=about(text), **kwargs)
 
 
-def _values(text: str, **kwargs: Any) -> fields.Dict:
-    return fields.Dict(keys=fields.String(), metadata=about(text), **kwargs)
+def _values(text: str, described: Mapping[str, Any] = {}, **kwargs: Any) -> fields.Dict:
+    return fields.Dict(keys=fields.String(), metadata={**about(text), **described}, **kwargs)
 
 
 def _local_ids(**kwargs: Any) -> fields.Dict:
@@ -473,6 +477,52 @@ class SkippedSchema(Answer):
     by_seq = Whole(1, required=True, metadata=about("Of the `event-skipped` event."))
 
 
+class _Dated(Answer):
+    """What is not there is not told: a token without `expires_at` does not expire."""
+
+    name = fields.String(metadata=about("What a person calls it."))
+    revoked_at = _time("Not there as long as it is valid.")
+
+
+class TokenSchema(_Dated):
+    """A token, without what makes it one."""
+
+    id = _uuid("Names it; no secret.", required=True)
+    role = fields.String(required=True, validate=OneOf([role.value for role in Role]))
+    device = device_id(metadata=about("The one that it may write as."))
+    granted_by = fields.String(metadata=about("Who granted it."))
+    granted_at = _time("When.", required=True)
+    expires_at = _time("When it ends by itself.")
+
+
+class GrantedSchema(TokenSchema):
+    """A new token. It is told here and never again."""
+
+    token = fields.String(required=True, metadata=about("Send it as `Authorization: Bearer ...`."))
+    spaces = fields.List(space_name(), required=True, metadata=about("What it is for."))
+
+
+class TokensSchema(Answer):
+    """In the order in which they were granted."""
+
+    tokens = fields.List(fields.Nested(TokenSchema), required=True)
+
+
+class DeviceSchema(_Dated):
+    """A device of a space."""
+
+    device = device_id(required=True)
+    counter = Whole(required=True, metadata=about("The last that it used up."))
+    registered_at = _time("Not there if it just pushed.")
+    last_seen = _time("When it pushed something last.")
+
+
+class DevicesSchema(Answer):
+    """By id."""
+
+    devices = fields.List(fields.Nested(DeviceSchema), required=True)
+
+
 def _hash(text: str) -> fields.String:
     return fields.String(required=True, metadata=about(text))
 
@@ -657,6 +707,16 @@ def sync_body(limits: Limits) -> Schema:
     return SyncBody()
 
 
+def _kept_text(text: str, length_max: int, **kwargs: Any) -> fields.String:
+    """What the domain checks (`check_reason`)."""
+    described = {
+        "minLength": 1,
+        "maxLength": length_max,
+        "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+    }
+    return fields.String(metadata={**about(text), **described}, **kwargs)
+
+
 def skip_body() -> Schema:
     class SkipBody(Schema):
         """Which event, and why."""
@@ -667,12 +727,57 @@ def skip_body() -> Schema:
         error_messages = {"unknown": "there is no such member"}
 
         seq = Whole(1, required=True, metadata=about("Where the master table stands still."))
-        reason = fields.String(
-            required=True, metadata=about("Why. It stays in the log for ever: name no person.")
+        reason = _kept_text(
+            "Why. It stays in the log for ever: name no person.", REASON_LENGTH_MAX, required=True
         )
-        by = fields.String(metadata=about("Who decided it. It stays as well."))
+        by = _kept_text("Who decided it. It stays as well.", BY_LENGTH_MAX)
 
     return SkipBody()
+
+
+class _Signed(Schema):
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "there is no such member"}
+
+    by = _kept_text("Who decided it. It stays in the log, with who calls.", BY_LENGTH_MAX)
+
+
+_NAME = "What a person calls it. It stays in the log for ever."
+
+
+def grant_body(limits: Limits) -> Schema:
+    class GrantBody(_Signed):
+        """What the token shall be."""
+
+        role = fields.String(required=True, validate=OneOf([role.value for role in Role]))
+        device = device_id(metadata=about("Of the role `device`: the one that it may write as."))
+        name = _kept_text(_NAME, NAME_LENGTH_MAX)
+        expires_at = MomentField(metadata=about("When it ends by itself; without it, never."))
+        also = fields.List(
+            space_name(),
+            validate=Length(max=limits.token_spaces_max),
+            load_default=list,
+            metadata=about("More spaces that it is for. Only an admin of every space may."),
+        )
+
+    return GrantBody()
+
+
+class RegisterBody(_Signed):
+    """Which device."""
+
+    device = device_id(required=True)
+    name = _kept_text(_NAME, NAME_LENGTH_MAX)
+
+
+class RevokeBody(_Signed):
+    """Why."""
+
+    reason = _kept_text(
+        "It stays in the log for ever: name no person.", REASON_LENGTH_MAX, required=True
+    )
 
 
 def erase_body(limits: Limits) -> Schema:
@@ -701,13 +806,14 @@ def erase_body(limits: Limits) -> Schema:
         collection = collection_name(metadata=about("Whose records `where` asks for."))
         where = _values(
             "Fields and their values: records of which the log ever said all of these at once.",
+            {"minProperties": 1, "maxProperties": limits.fields_per_operation_max},
             validate=Length(1, limits.fields_per_operation_max),
             load_default=dict,
         )
-        reason = fields.String(
-            required=True, metadata=about("Why. It stays in the log for ever: name no person.")
+        reason = _kept_text(
+            "Why. It stays in the log for ever: name no person.", REASON_LENGTH_MAX, required=True
         )
-        by = fields.String(metadata=about("Who decided it. It stays as well."))
+        by = _kept_text("Who decided it. It stays as well.", BY_LENGTH_MAX)
         dry_run = fields.Boolean(
             truthy={True},
             falsy={False},

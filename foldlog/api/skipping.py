@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
+from ..domain.access import Caller, Right
 from ..domain.errors import (
     Forbidden,
     NotStopped,
@@ -18,7 +19,6 @@ from ..domain.errors import (
 from ..domain.limits import Limits
 from ..domain.ports import EventStore
 from . import examples
-from .access import admin_only
 from .json_body import JsonBody
 from .operations import operation
 from .problems import UnsupportedMediaType
@@ -31,12 +31,12 @@ class SkippedAnswer(msgspec.Struct):
     by_seq: int
 
 
-def skipping_blueprint(store: EventStore, limits: Limits, admin_token: str | None) -> Blueprint:
+def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("skipping", __name__)
 
     @bp.post("/v1/admin/spaces/<space>/skip")
     @operation(
-        access=admin_only(admin_token),
+        Right.ADMIN,
         body=JsonBody(skip_body(), limits),
         body_example=examples.SKIP,
         answer=SkippedSchema,
@@ -46,13 +46,15 @@ def skipping_blueprint(store: EventStore, limits: Limits, admin_token: str | Non
             *(UnknownSpace, NotStopped, StorageUnavailable, OutcomeUnknown),
         ),
     )
-    def skip(space: str, body: dict[str, Any]) -> Reply:
+    def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Step over an event.
 
         Only the one at which the master table of the space stands still. It stays in the log and
         in every proof; what it says is folded nowhere any more. There is no way back.
         """
-        found = store.skip(space, body["seq"], reason=body["reason"], by=body.get("by"))
+        found = store.skip(
+            space, body["seq"], reason=body["reason"], by=caller.signs(body.get("by"))
+        )
         return json_reply(SkippedAnswer(found.seq, found.by_seq))
 
     return bp

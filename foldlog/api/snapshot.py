@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from flask import Blueprint
 
+from ..domain.access import Right
 from ..domain.errors import (
     LogBehind,
     LogChanged,
@@ -43,6 +44,7 @@ def snapshot_blueprint(master: MasterTable) -> Blueprint:
 
     @bp.get("/v1/spaces/<space>/snapshot")
     @operation(
+        Right.READ,
         query=SnapshotQuery(),
         answer=LINES,
         media_type=MEDIA_TYPE,

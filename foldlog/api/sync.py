@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint
 
+from ..domain.access import Right
 from ..domain.changesets import Push
 from ..domain.errors import (
     CounterGap,
@@ -63,6 +64,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
     @bp.post("/v1/spaces/<space>/changesets")
     @operation(
+        Right.WRITE,
         body=JsonBody(push_body(limits), limits),
         body_example=examples.PUSH,
         answer=ReceiptSchema,
@@ -76,10 +78,12 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         it is answered as the first time, as a `duplicate`. All or nothing is stored. The first
         push makes the space.
         """
-        return json_reply(await request.outcome(store.submit(space, push_of(body))))
+        return json_reply(await request.outcome(store.submit(space, push_of(request, body))))
 
     @bp.post("/v1/spaces/<space>/sync")
     @operation(
+        Right.WRITE,
+        at_hand=True,
         body=JsonBody(sync_body(limits), limits),
         body_example=examples.SYNC,
         answer=SyncAnswerSchema,
@@ -93,18 +97,22 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         events after the cursor answered; the device's own come without `ops`, as their
         acknowledgement, unless `own` is `full`. While `more` is true, sync again after `through`.
         """
+        pushed = push_of(request, body)
         query = range_query(body, body["device"])
         verdicts: list[Answer] = []
         if body["changesets"]:
-            verdicts = (await request.outcome(store.submit(space, push_of(body)))).verdicts
+            await request.readmit()  # what is stored is not decided by what is at hand
+            verdicts = (await request.outcome(store.submit(space, pushed))).verdicts
             page = await read_range(request, store, space, query)
         else:
             # Most syncs have nothing to say. Those must not take the space's lock.
             try:
                 page = await read_range(request, store, space, query)
             except UnknownSpace:
-                await request.outcome(store.submit(space, push_of(body)))
+                await request.outcome(store.submit(space, pushed))
                 page = await read_range(request, store, space, query)
+        if page.events:
+            await request.readmit()
         return json_reply(
             SyncAnswer(
                 page.log,
@@ -120,7 +128,10 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     return bp
 
 
-def push_of(body: dict[str, Any]) -> Push:
+def push_of(request: Request, body: dict[str, Any]) -> Push:
+    """Raises `Forbidden`: nobody writes as somebody else."""
+    assert request.caller is not None
+    request.caller.check_writes_as(body["device"])
     return Push(
         device=body["device"],
         sent_at=body["sent_at"],

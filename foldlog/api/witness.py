@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from flask import Blueprint
 
+from ..domain.access import Right
 from ..domain.errors import LimitExceeded, StorageUnavailable
 from ..domain.notes import NOTE_BYTES_MAX
 from ..domain.witness import InconsistentCheckpoint, OtherSize, UnknownLog, UntrustedCheckpoint
@@ -24,6 +25,7 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
 
     @bp.post("/v1/witness/add-checkpoint")
     @operation(
+        Right.PUBLIC,
         media_type=TEXT,
         problems=(
             LimitExceeded,

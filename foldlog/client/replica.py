@@ -28,7 +28,7 @@ from .live import Live
 from .notices import Change, Loss, Notices, Refusal
 from .queue import Queue, Queued
 from .records import COLUMNS, TEMPORARY, Collection, Record, condition, json_path, record_of
-from .server import HttpServer, Server
+from .server import HttpServer, Server, Token
 from .status import Status
 from .stream import Page, Stream, Traffic
 from .sync import Fit, Outcome, Synchroniser
@@ -463,16 +463,17 @@ def open(
     *,
     space: str | None = None,
     server: str | Server | None = None,
-    token: str | None = None,
+    token: Token = None,
     keep_syncing: bool = True,
     live: bool = True,
 ) -> Replica:
     """Opens the replica in the file `path`, which is made if there is none.
 
     `server` is the URL of a Foldlog service; without one the replica works, and queues. Space and
-    URL are kept in the file and need not be given again. With `keep_syncing` a thread of its own
-    keeps the replica in sync for as long as it is open: at once if the service has a live channel,
-    else, or without `live`, by asking now and then.
+    URL are kept in the file and need not be given again. `token` is what the service asks for, or
+    a function that gives the present one, if they expire; it is kept nowhere. With `keep_syncing` a
+    thread of its own keeps the replica in sync for as long as it is open: at once if the service
+    has a live channel, else, or without `live`, by asking now and then.
 
         with foldlog.open("app.db", server="http://localhost:3653", space="home") as replica:
             tasks = replica.collection("tasks")

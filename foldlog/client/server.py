@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import httpx
@@ -52,6 +52,10 @@ class Server(ABC):
         """Ends connections."""
 
 
+#: a token, or what gives the one of now: those of a sign-in expire
+Token = str | Callable[[], str] | None
+
+
 class HttpServer(Server):
     """One space of a Foldlog service, over HTTP."""
 
@@ -60,18 +64,24 @@ class HttpServer(Server):
         url: str,
         space: str,
         *,
-        token: str | None = None,
+        token: Token = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         transport: httpx.BaseTransport | None = None,
     ):
         super().__init__()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/v1/spaces/{space}/",
-            headers=headers,
+            auth=self._signed,
             timeout=timeout_seconds,
             transport=transport,
         )
+
+    def _signed(self, request: httpx.Request) -> httpx.Request:
+        token = self._token() if callable(self._token) else self._token
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
 
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", "sync", content=_encode(body))

@@ -9,8 +9,9 @@ from .notices import Refusal
 #: Why nothing moves, in words for a person; other problems speak for themselves.
 _WORDS = {
     "unreachable": "the server cannot be reached",
-    "unauthorized": "the server wants to know who you are: sign in again",
+    "unauthenticated": "the server wants to know who you are: sign in again",
     "forbidden": "the server does not let this device in",
+    "device-revoked": "this device was revoked: it may come back under a new id",
 }
 
 

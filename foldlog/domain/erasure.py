@@ -36,7 +36,10 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 def check_reason(reason: str, by: str | None) -> None:
     """Raises `InvalidRequest`. Both stay in the log for ever: there is no erasing them."""
-    texts = (("reason", reason, REASON_LENGTH_MAX), ("by", by or "-", BY_LENGTH_MAX))
+    texts = (
+        ("reason", reason, REASON_LENGTH_MAX),
+        ("by", "-" if by is None else by, BY_LENGTH_MAX),
+    )
     for name, text, length_max in texts:
         try:
             is_text = bool(text.strip()) and b"\0" not in text.encode()

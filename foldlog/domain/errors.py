@@ -192,6 +192,18 @@ class Unauthenticated(Forbidden):
     code = "unauthenticated"
 
 
+class DeviceRevoked(Forbidden):
+    """This device was revoked: it may do nothing any more, and nothing was stored."""
+
+    code = "device-revoked"
+
+
+class UnknownToken(NotFound):
+    """There is no such token."""
+
+    code = "unknown-token"
+
+
 class NotStopped(FoldlogError):
     """The master table does not stand still at this event."""
 
@@ -203,6 +215,12 @@ class Unavailable(FoldlogError):
 
     code = "unavailable"
     retry_after_seconds: int = 1
+
+
+class SignInUnavailable(Unavailable):
+    """The keys of the app's sign-in cannot be read now, so that its tokens cannot be checked."""
+
+    code = "sign-in-unavailable"
 
 
 class StorageUnavailable(Unavailable):

@@ -6,18 +6,19 @@ raises and leaves no trace, so it never takes along the others that are committe
 
 A push is answered in this order of precedence:
 
-1. the cursor does not fit the log: `log-behind`, `log-changed`
-2. for each changeset, in order
+1. its device was revoked: `device-revoked`
+2. the cursor does not fit the log: `log-behind`, `log-changed`
+3. for each changeset, in order
    a. its id is known: the first answer again, or `id-reused`
    b. its base is beyond the log: `log-behind`
    c. its counter does not follow: `device-forked`, `counter-gap`
-3. for each new changeset, in order: stored, or refused as `stale`, or for its `schema`
+4. for each new changeset, in order: stored, or refused as `stale`, or for its `schema`
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -28,6 +29,7 @@ from .erasure import erased_entry
 from .errors import (
     CounterGap,
     DeviceForked,
+    DeviceRevoked,
     IdReused,
     LimitExceeded,
     LogBehind,
@@ -108,10 +110,11 @@ class Intake:
     """One space, locked, while the pushes that arrived together are decided.
 
     `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
-    counter of each pushing device; `records` the state at `head` of each of `keys_to_load`, also
-    of those that never were, or `None` if that cannot be told now; `marks` the log's mark at
-    each `after` that a push carries; `schemas` are those of the space's defined collections;
-    `erasures` the seq of the last erasure of each record that the pushes name and that was erased.
+    counter of each pushing device; `revoked` those that may push no more; `records` the state at
+    `head` of each of `keys_to_load`, also of those that never were, or `None` if that cannot be
+    told now; `marks` the log's mark at each `after` that a push carries; `schemas` are those of the
+    space's defined collections; `erasures` the seq of the last erasure of each record that the
+    pushes name and that was erased.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Intake:
         received_at: int,
         known: Mapping[str, bytes],
         counters: Mapping[str, int],
+        revoked: Collection[str] = (),
         records: Mapping[Key, Record] | None,
         marks: Mapping[int, str],
         salt: Callable[[], bytes],
@@ -139,6 +143,7 @@ class Intake:
         self._known = {id: decode_event(state) for id, state in known.items()}
         self._new: dict[str, LogEntry] = {}  #: by id
         self._counters = counters
+        self._revoked = revoked
         self._records = None if records is None else dict(records)
         self._marks = marks
         self._salt = salt
@@ -149,10 +154,12 @@ class Intake:
     def take(self, push: Push) -> list[Answer]:
         """Answers each changeset of a push; what is new of it is added to `entries`.
 
-        Raises `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap`,
-        `LimitExceeded`, or `ProjectionBehind` for a guard, or a schema, on records that could not
-        be loaded; then nothing of the push has happened.
+        Raises `DeviceRevoked`, `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`,
+        `CounterGap`, `LimitExceeded`, or `ProjectionBehind` for a guard, or a schema, on records
+        that could not be loaded; then nothing of the push has happened.
         """
+        if push.device in self._revoked:
+            raise DeviceRevoked(f"the device {push.device} was revoked")
         if push.after is not None:
             check_cursor(
                 self.log, self._seen_head, push.after, push.mark, self._marks.get(push.after)

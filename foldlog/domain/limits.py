@@ -45,6 +45,8 @@ class Limits(msgspec.Struct, frozen=True):
     #: a body must come at this pace at least, measured over so many seconds
     body_bytes_per_second_min: int = 100
     body_pace_seconds: int = 30
+    #: an answer that waits for its client to read on waits for no longer
+    unread_seconds_max: int = 60
     #: of one worker at a time: of all, and of one address that is no trusted proxy
     connections_max: int = 20_000
     connections_per_address_max: int = 2_000
@@ -102,6 +104,8 @@ class Limits(msgspec.Struct, frozen=True):
     schema_check_seconds_max: int = 20
     #: of one call; `foldlog erase` knows no such limit
     erase_records_max: int = 100
+    #: that one call grants a token for
+    token_spaces_max: int = 100
 
 
 LIMITS = Limits()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from . import merkle
+from .access import Device, Grant, Token
 from .changesets import LocalIds, Push
 from .collections import Definition, Outcome, Proposal, Version
 from .erasure import Erasable, Erased, Selection
@@ -240,6 +241,59 @@ class Gauge(NamedTuple):
     labels: dict[str, str] = {}
 
 
+class Registry(ABC):
+    """The devices and tokens of each space. What changes them is an event in the space's log.
+
+    Tokens of `EVERY_SPACE` are of no log: they are an operator's. A revocation is known to every
+    process at once for pushes by the device, and for the rest `CALLER_SECONDS_MAX` (api/access.py)
+    later at most. All that changes something raises `StorageUnavailable` and `OutcomeUnknown`.
+    """
+
+    @abstractmethod
+    def token(self, space: SpaceId, digest: bytes) -> Token | None:
+        """The token of this digest that is for the space, or for every space, revoked or not."""
+
+    @abstractmethod
+    def is_revoked(self, space: SpaceId, device: str) -> bool:
+        """Whether the device was."""
+
+    @abstractmethod
+    def grant(self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None) -> Token:
+        """Grants a token, registers its device, and makes the space if there is none.
+
+        The same `id` in several spaces is one token. Raises `DeviceRevoked`.
+        """
+
+    @abstractmethod
+    def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
+        """For this space alone; the second time nothing happens. Raises `UnknownToken`."""
+
+    @abstractmethod
+    def tokens(self, space: SpaceId) -> list[Token]:
+        """Those of this space, in the order in which they were granted."""
+
+    @abstractmethod
+    def register(
+        self, space: SpaceId, device: str, *, name: str | None = None, by: str | None = None
+    ) -> Device:
+        """Registers a device, and makes the space if there is none. The second time under the same
+        name nothing happens. Raises `DeviceRevoked`.
+        """
+
+    @abstractmethod
+    def revoke_device(
+        self, space: SpaceId, device: str, *, reason: str, by: str | None = None
+    ) -> Device:
+        """For ever: it may do nothing in this space any more, whatever token it holds.
+
+        It need not be known. The second time nothing happens. Raises `UnknownSpace`.
+        """
+
+    @abstractmethod
+    def devices(self, space: SpaceId) -> list[Device]:
+        """All that were registered or revoked, or have pushed, by id. Raises `UnknownSpace`."""
+
+
 class EventStore(ABC):
     """The append-only logs of all spaces."""
 
@@ -265,6 +319,10 @@ class EventStore(ABC):
 
         It may lack, for moments, what another process appended; it never refuses a cursor.
         """
+
+    @abstractmethod
+    def head_at_hand(self, space: SpaceId) -> int | None:
+        """The log's head as `range_at_hand` would tell it, or `None`."""
 
     @abstractmethod
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:

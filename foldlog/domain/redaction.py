@@ -15,15 +15,17 @@ _SECRET = re.compile(
     | (?P<option> \bpassword["']?\s*[=:]\s* ) (?: '(?:[^'\\]|\\.)*' | [^\s"',;&]+ )
     | (?P<scheme> \b(?:bearer|basic)\s+ ) [\w.~+/=-]{8,}    # what an Authorization header holds
     | (?<![\w-])eyJ[\w-]{5,}\.[\w-]+\.[\w-]*              # a JWT
+    | (?<![\w-])foldlog_[\w-]{20,}                         # a token of ours
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_HINTS = ("://", "assword", "earer", "asic", "eyJ", "foldlog_")
 
 
 def redacted(text: str) -> str:
     """The text with `***` for what looks like a password or a token."""
     # A line for each request comes through here, and most hold nothing to look for.
-    if "://" in text or "assword" in text or "earer" in text or "asic" in text or "eyJ" in text:
+    if any(hint in text for hint in _HINTS):
         return _SECRET.sub(_hidden, text)
     return text
 

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 from psycopg import ProgrammingError
@@ -19,6 +20,7 @@ from ..domain.limits import FIXED, LIMITS, Limits
 from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
 
 LogFormat = Literal["json", "console"]
+AccessMode = Literal["tokens", "open"]
 
 DATA = "FOLDLOG_DATA"
 DATABASE_URL = "FOLDLOG_DATABASE_URL"
@@ -57,8 +59,17 @@ class Settings:
     #: connections of one process to the database
     pool_size_max: int
     log_format: LogFormat
-    #: what an admin's calls must carry; `None`: there are none
+    #: `tokens`: nobody may do anything without one; `open`: everybody on this machine may
+    access: AccessMode
+    #: a token of an admin of every space, beside those that are granted
     admin_token: str | None = field(repr=False)
+    #: a file or a URL of the keys of the app's own sign-in (RFC 7517), if its tokens are taken
+    jwt_keys: str | None
+    #: whom these tokens must be for, and of whom
+    jwt_audience: str | None
+    jwt_issuer: str | None
+    #: what the names of our claims begin with
+    jwt_claims: str
     #: whose pages may call us from a browser: exact origins, or `*`
     cors_origins: tuple[str, ...]
     #: what the origins of our checkpoints begin with: a URL without its scheme
@@ -73,6 +84,14 @@ class Settings:
     limits: Limits
     #: whose word is taken for whose requests they hand on
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+
+    def check_open_is_local(self) -> None:
+        """Raises `InvalidSettings` if everybody may do all, and not only on this machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.access == "open" and not is_loopback(host):
+            raise InvalidSettings(
+                f"access (FOLDLOG_ACCESS) = 'open': not on {self.host}, where others could come in"
+            )
 
     @property
     def keys_folder(self) -> Path:
@@ -127,6 +146,27 @@ def _cors_origins(text: str) -> tuple[str, ...]:
     if origins != ("*",) and not all(map(_ORIGIN.fullmatch, origins)):
         raise ValueError("not origins as browsers send them: scheme://host, with a port if it is")
     return origins
+
+
+def _access(text: str) -> AccessMode:
+    if text not in get_args(AccessMode):
+        raise ValueError(f"not one of {', '.join(get_args(AccessMode))}")
+    return cast(AccessMode, text)
+
+
+def _jwt_keys(text: str) -> str:
+    if text.startswith("http://") and not is_loopback(text.partition("://")[2]):
+        raise ValueError("keys that come without TLS are anybody's: https://, or a file")
+    return text
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a host, with a port and a path or without, is this machine and nobody else's."""
+    host = urlsplit(f"//{address}").hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _token(text: str) -> str:
@@ -207,7 +247,12 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "projectors": ("FOLDLOG_PROJECTORS", "1", _count),
     "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
+    "access": ("FOLDLOG_ACCESS", "tokens", _access),
     "admin_token": (ADMIN_TOKEN, None, _token),
+    "jwt_keys": ("FOLDLOG_JWT_KEYS", None, _jwt_keys),
+    "jwt_audience": ("FOLDLOG_JWT_AUDIENCE", None, str),
+    "jwt_issuer": ("FOLDLOG_JWT_ISSUER", None, str),
+    "jwt_claims": ("FOLDLOG_JWT_CLAIMS", "", str),
     "cors_origins": ("FOLDLOG_CORS_ORIGINS", "", _cors_origins),
     "origin": (ORIGIN, "foldlog.local", _origin),
     "keys": (KEYS, None, _folder),
@@ -234,6 +279,11 @@ def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Sett
         except ValueError as exc:
             told = "..." if variable in SECRET else repr(text)  # no secret in any log
             problems.append(f"{name} ({variable}) = {told}: {exc}")
+    if values.get("jwt_keys") and not values.get("jwt_audience"):
+        problems.append(
+            "jwt_keys (FOLDLOG_JWT_KEYS) needs FOLDLOG_JWT_AUDIENCE: else tokens that the sign-in "
+            "made for other services would be taken here, too"
+        )
     if problems:
         raise InvalidSettings("; ".join(problems))
     return Settings(**values)

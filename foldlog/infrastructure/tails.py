@@ -105,8 +105,7 @@ class Tails:
             if (
                 tail is None
                 or not tail.start <= query.after <= tail.head
-                or tail.told_head > tail.head
-                or self._clock() - tail.confirmed_at > CONFIRMED_SECONDS_MAX
+                or not self._is_current(tail)
             ):
                 return None
             self._tails.move_to_end(space)
@@ -120,6 +119,16 @@ class Tails:
             log, head, head_mark = tail.log, tail.head, tail.mark
         events, last = self._page(entries, query)
         return Range(log, head, events, last.seq, head_mark if last.seq == head else last.mark)
+
+    def _is_current(self, tail: _Tail) -> bool:
+        is_confirmed = self._clock() - tail.confirmed_at <= CONFIRMED_SECONDS_MAX
+        return is_confirmed and tail.told_head <= tail.head
+
+    def head(self, space: SpaceId) -> int | None:
+        """The head of a log, if it can be told from here."""
+        with self._lock:
+            tail = self._tails.get(space)
+            return tail.head if tail is not None and self._is_current(tail) else None
 
     def _page(self, entries: list[LogEntry], query: RangeQuery) -> tuple[list[bytes], LogEntry]:
         events: list[bytes] = []

@@ -16,6 +16,7 @@ from ..domain.ports import Gauge
 from ..domain.redaction import redacted
 from .embedded import EmbeddedPostgres
 from .embedded.cluster import SERVICE_ROLE
+from .jwts import Jwts, keys_at
 from .keys import read_keys
 from .postgres.datastore import CONNECTION, Datastore
 from .postgres.errors import DATABASE_ERRORS, needs_new_connections
@@ -26,6 +27,7 @@ from .postgres.master_table import PostgresMasterTable
 from .postgres.migrate import SchemaBehind, migrate, pending
 from .postgres.projections import VERSIONS, projection_named
 from .postgres.projector import Projector, follow
+from .postgres.registry import PostgresRegistry
 from .postgres.status import gauges
 from .postgres.tree import PostgresProofTree
 from .postgres.wakeups import Announcer, Wakeups
@@ -47,6 +49,7 @@ class Services:
 
     datastore: Datastore
     store: PostgresEventStore
+    registry: PostgresRegistry
     follower: Follower  #: to be started by who serves
     master: PostgresMasterTable
     tree: PostgresProofTree
@@ -56,6 +59,19 @@ class Services:
         """Whose signatures the checkpoints of a space bear, the present signer first."""
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
+
+    @property
+    def jwts(self) -> Jwts | None:
+        """Who reads the tokens of the app's own sign-in. Raises `SignInKeysUnusable`."""
+        settings = self.settings
+        if settings.jwt_keys is None or settings.jwt_audience is None:
+            return None
+        return Jwts(
+            keys_at(settings.jwt_keys),
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
+            prefix=settings.jwt_claims,
+        )
 
     @property
     def add_checkpoint(self) -> Callable[[bytes], str] | None:
@@ -162,6 +178,7 @@ def services(
             yield Services(
                 datastore=datastore,
                 store=store,
+                registry=PostgresRegistry(datastore, store.append_own),
                 follower=follower,
                 master=PostgresMasterTable(datastore, limits=settings.limits),
                 tree=PostgresProofTree(datastore),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import NoReturn, ParamSpec, Protocol, TypeVar
@@ -119,6 +119,12 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
             bar.update(task, completed=completed, total=of)
 
         yield advance
+
+
+def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> None:
+    """A table for a pipe: a line each, with tabs between; what strangers named has none itself."""
+    for row in (names, *rows):
+        click.echo("\t".join(" ".join((cell or "-").split()) for cell in row))
 
 
 def quiet_logs() -> None:

@@ -7,23 +7,28 @@ after some of them, so that a wrong answer cannot hide.
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
 import time
 import uuid
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import jwt
 import msgspec
 
 from ..domain.errors import OperatorError
 from ..domain.events import Event
 from ..domain.merge import Key, Record, fold
+from ..infrastructure.embedded.folder import write_new
 from ..infrastructure.settings import read_settings
 from .console import EXIT_NO, err, out, progress, spaced, told
 from .history import Commit, read_history, tree_of
@@ -33,12 +38,50 @@ SPACE, FILES = "flask", "files"
 PAGE = 1_000
 
 
+class SignIn:
+    """What an app has already: whoever signs in there gets a token that says which device it is.
+
+    Its keys are in a file that the service reads. Here they are one secret, made for this run.
+    """
+
+    AUDIENCE = "foldlog-demo"
+
+    def __init__(self, folder: Path):
+        self._secret = secrets.token_bytes(32)
+        self.file = folder / "sign-in.json"
+        secret = urlsafe_b64encode(self._secret).rstrip(b"=").decode()
+        key = {"kty": "oct", "alg": "HS256", "kid": "demo", "k": secret}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file.unlink(missing_ok=True)
+        write_new(self.file, json.dumps({"keys": [key]}), 0o600)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "FOLDLOG_ACCESS": "tokens",
+            "FOLDLOG_JWT_KEYS": str(self.file),
+            "FOLDLOG_JWT_AUDIENCE": self.AUDIENCE,
+        }
+
+    def token(self, device: str) -> str:
+        claims = {
+            "sub": device,
+            "aud": self.AUDIENCE,
+            "exp": time.time() + 3_600,
+            "space": SPACE,
+            "device": device,
+            "scope": "read write",
+        }
+        return jwt.encode(claims, self._secret, "HS256", headers={"kid": "demo"})
+
+
 class Device:
     """One replica as the protocol sees it: a cursor, and what it has not sent yet."""
 
-    def __init__(self, http: httpx.Client, id: str):
+    def __init__(self, http: httpx.Client, id: str, token: str):
         self._http = http
         self.id = id
+        self.token = token
         self.after, self.mark = 0, ""
 
     def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
@@ -54,7 +97,7 @@ class Device:
                 "limit": PAGE,
                 "changesets": changesets,
             }
-            answer = post(self._http, f"/v1/spaces/{SPACE}/sync", body)
+            answer = post(self._http, f"/v1/spaces/{SPACE}/sync", self.token, body)
             verdicts += answer["verdicts"]
             events += [msgspec.convert(event, Event) for event in answer["events"]]
             self.after, self.mark = answer["through"], answer["mark"]
@@ -63,10 +106,13 @@ class Device:
             changesets = ()
 
 
-def post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    response = http.post(
-        path, content=msgspec.json.encode(body), headers={"Content-Type": "application/json"}
-    )
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def post(http: httpx.Client, path: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", **bearer(token)}
+    response = http.post(path, content=msgspec.json.encode(body), headers=headers)
     if response.is_error:
         raise OperatorError(f"{path} answered {response.status_code}: {response.text}")
     answer: dict[str, Any] = msgspec.json.decode(response.content)
@@ -98,27 +144,34 @@ def demo_command(data: str, port: int | None) -> None:
     commits = read_history()
     checks = Checks()
     command = _foldlog()
+    sign_in = SignIn(Path(data))
     with (
         err.status(f"starting the service on {data}/") as status,
-        serving(command, data, port) as url,
+        serving(command, data, port, sign_in.env) as url,
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         status.stop()
         out.print(f"The service runs on {data}/ and answers at {url}", highlight=False)
-        seqs = _replay(http, commits, checks)
-        _repeat(http, commits, seqs, checks)
-        _check_table(http, commits, checks)
-        _check_new_device(http, commits, checks)
+        seqs = _replay(http, sign_in, commits, checks)
+        _repeat(http, sign_in, commits, seqs, checks)
+        _check_table(http, sign_in, commits, checks)
+        _check_new_device(http, sign_in, commits, checks)
         _check_moments(command, data, commits, seqs, checks)
         _check_rebuild(command, data, checks)
+        reader = _token(command, data, "--role", "reader", "--space", SPACE)
+        _check_access(http, _token(command, data, "--role", "admin"), reader, checks)
+        device = str(uuid.uuid4())
+        writer = _token(command, data, "--role", "device", "--device", device, "--space", SPACE)
     if checks.failed:
         err.print(f"[red]{checks.failed} checks failed[/red]")
         sys.exit(EXIT_NO)
     out.print(f"\nAll of that is true. The data is in {data}/ .", highlight=False)
-    _print_next(command, data, commits[-1])
+    _print_next(command, data, reader, (device, writer), commits[-1])
 
 
-def _replay(http: httpx.Client, commits: list[Commit], checks: Checks) -> dict[str, int]:
+def _replay(
+    http: httpx.Client, sign_in: SignIn, commits: list[Commit], checks: Checks
+) -> dict[str, int]:
     """Every device syncs, makes its change on what it has seen, and pushes it."""
     out.print(
         f"\n1. {spaced(len(commits))} commits of a git repository, pushed by their authors' devices"
@@ -129,7 +182,10 @@ def _replay(http: httpx.Client, commits: list[Commit], checks: Checks) -> dict[s
     started = time.monotonic()
     with progress("replaying", len(commits)) as report:
         for number, commit in enumerate(commits, 1):
-            device = devices.setdefault(commit.device, Device(http, commit.device))
+            device = devices.get(commit.device)
+            if device is None:
+                device = Device(http, commit.device, sign_in.token(commit.device))
+                devices[commit.device] = device
             _, before = device.sync()
             verdicts, after = device.sync(commit.changeset(base=device.after))
             pulled += len(before) + len(after)
@@ -154,7 +210,11 @@ def _replay(http: httpx.Client, commits: list[Commit], checks: Checks) -> dict[s
 
 
 def _repeat(
-    http: httpx.Client, commits: list[Commit], seqs: dict[str, int], checks: Checks
+    http: httpx.Client,
+    sign_in: SignIn,
+    commits: list[Commit],
+    seqs: dict[str, int],
+    checks: Checks,
 ) -> None:
     out.print("\n2. The same again, as after lost answers, 100 changesets a request")
     by_device: dict[str, list[Commit]] = {}
@@ -167,6 +227,7 @@ def _repeat(
             answer = post(
                 http,
                 f"/v1/spaces/{SPACE}/changesets",
+                sign_in.token(device),
                 {
                     "device": device,
                     "sent_at": datetime.now(UTC).isoformat(),
@@ -183,12 +244,16 @@ def _repeat(
     )
 
 
-def _check_table(http: httpx.Client, commits: list[Commit], checks: Checks) -> None:
+def _check_table(
+    http: httpx.Client, sign_in: SignIn, commits: list[Commit], checks: Checks
+) -> None:
     out.print("\n3. The master table")
+    headers = bearer(sign_in.token(str(uuid.uuid4())))
     fields: list[dict[str, Any]] = []
     query: dict[str, Any] = {"collection": FILES, "limit": 100, "at_least": len(commits)}
     while True:
-        answer = http.get(f"/v1/spaces/{SPACE}/records", params=query).raise_for_status().json()
+        response = http.get(f"/v1/spaces/{SPACE}/records", params=query, headers=headers)
+        answer = response.raise_for_status().json()
         fields += [record["fields"] for record in answer["records"]]
         if answer["cursor"] is None:
             break
@@ -200,9 +265,12 @@ def _check_table(http: httpx.Client, commits: list[Commit], checks: Checks) -> N
     )
 
 
-def _check_new_device(http: httpx.Client, commits: list[Commit], checks: Checks) -> None:
+def _check_new_device(
+    http: httpx.Client, sign_in: SignIn, commits: list[Commit], checks: Checks
+) -> None:
     out.print("\n4. A new phone follows the log from the beginning, and folds it itself")
-    phone = Device(http, str(uuid.uuid4()))
+    id = str(uuid.uuid4())
+    phone = Device(http, id, sign_in.token(id))
     _, events = phone.sync()
     records: dict[Key, Record] = {}
     for event in events:
@@ -240,21 +308,62 @@ def _check_rebuild(command: list[str], data: str, checks: Checks) -> None:
         checks("equal to the live table" in line, line)
 
 
-def _print_next(command: list[str], data: str, last: Commit) -> None:
+def _token(command: list[str], data: str, *grant: str) -> str:
+    return _run(command, "token", "new", *grant, "--name", "demo", "--data", data).decode().strip()
+
+
+def _check_access(http: httpx.Client, admin: str, reader: str, checks: Checks) -> None:
+    """Who may do what, in a space that the demo makes for it and in the one of above."""
+    out.print("\n7. Nobody does anything without a token (foldlog token new)")
+    own, device = "front-door", str(uuid.uuid4())
+    grant = {"role": "device", "device": device, "name": "a phone"}
+    phone = post(http, f"/v1/admin/spaces/{own}/tokens", admin, grant)["token"]
+    push = {"device": device, "sent_at": datetime.now(UTC).isoformat(), "changesets": []}
+    other = {**push, "device": str(uuid.uuid4())}
+
+    def status(method: str, path: str, token: str | None, body: Any = None) -> str:
+        headers = {} if token is None else bearer(token)
+        answer = http.request(method, f"/v1/spaces/{path}", headers=headers, json=body)
+        return "ok" if answer.is_success else str(answer.json()["code"])
+
+    found = [
+        status("GET", f"{SPACE}/records", None),
+        status("GET", f"{SPACE}/records", reader),
+        status("POST", f"{SPACE}/changesets", reader, push),
+        status("GET", f"{SPACE}/records", phone),
+        status("POST", f"{own}/changesets", phone, push),
+        status("POST", f"{own}/changesets", phone, other),
+        status("POST", f"{own}/devices/{device}/revoke", admin, {"reason": "lost"}),
+        status("POST", f"{own}/changesets", phone, push),
+    ]
+    expected = ["unauthenticated", "ok", "forbidden", "unauthenticated", "ok", "forbidden", "ok"]
+    checks(
+        found == [*expected, "device-revoked"],
+        "a reader only reads, a device writes as itself and in its space alone, and not once "
+        "it is revoked",
+    )
+
+
+def _print_next(
+    command: list[str], data: str, reader: str, writer: tuple[str, str], last: Commit
+) -> None:
+    device, its_token = writer
     foldlog = shlex.join(command)
     url = f"http://127.0.0.1:{read_settings().port}/v1/spaces/{SPACE}"
+    curl = f"curl -H 'Authorization: Bearer {reader}'"
     record = next(op["id"] for op in last.ops if op["op"] == "put")
     steps = {
         "Start it again, in another terminal": f"{foldlog} serve --data {shlex.quote(data)}",
-        "The last events": f"curl '{url}/events?after=2250'",
-        "Some records": f"curl '{url}/records?collection={FILES}&limit=3'",
+        "The last events": f"{curl} '{url}/events?after=2250'",
+        "Some records": f"{curl} '{url}/records?collection={FILES}&limit=3'",
         "What changed since seq 2,250, collapsed, with tombstones": (
-            f"curl '{url}/records?changed_after=2250'"
+            f"{curl} '{url}/records?changed_after=2250'"
         ),
-        "One record": f"curl '{url}/records/{FILES}/{record}'",
+        "One record": f"{curl} '{url}/records/{FILES}/{record}'",
         "A change of your own": (
-            f"curl '{url}/changesets' -H 'Content-Type: application/json' -d '"
-            f'{{"device": "{uuid.uuid4()}", "sent_at": "{datetime.now(UTC).isoformat()}", '
+            f"curl -H 'Authorization: Bearer {its_token}' '{url}/changesets' "
+            "-H 'Content-Type: application/json' -d '"
+            f'{{"device": "{device}", "sent_at": "{datetime.now(UTC).isoformat()}", '
             f'"changesets": [{{"id": "{uuid.uuid4()}", "base": 0, '
             f'"made_at": "{datetime.now(UTC).isoformat()}", '
             '"ops": [{"op": "put", "collection": "notes", "id": "1", '

@@ -237,6 +237,7 @@ def file_source(name: str) -> Iterator[Source]:
 
 
 @contextmanager
-def service_source(url: str, space: str) -> Iterator[Source]:
-    with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as http:
+def service_source(url: str, space: str, token: str | None) -> Iterator[Source]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS) as http:
         yield ServiceSource(http, space)

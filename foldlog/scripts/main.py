@@ -19,6 +19,8 @@ COMMANDS = {
     "status": "status",
     "replay": "replay",
     "rebuild": "rebuild",
+    "token": "token",
+    "device": "device",
     "erase": "erase",
     "skip": "skip",
     "export": "transfer",

@@ -78,8 +78,10 @@ class BoundedProtocol(HttpToolsProtocol):
         #: of which the clock runs; only what has not come at once is timed
         self._timed: Literal["head", "body"] | None = None
         self._timer: TimerHandle | None = None
+        self._unread_timer: TimerHandle | None = None
         self._body_bytes = 0  #: since the clock was set
         self._is_in_head = True
+        self._has_begun = False  #: a request, of which at least a byte has come
         #: received since a head began, or since it ended, and not handed to a request; what comes
         #: together with the beginning, which is no more than the system reads at once, is not in it
         self._unread_bytes = 0
@@ -133,7 +135,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_body:
             may_answer = len(self._cycles) <= 1 and not self.cycle.response_started
         else:  # of a connection on which nothing was asked yet, there is nothing to answer
-            may_answer = self._unread_bytes > 0 and (cycle is None or cycle.response_complete)
+            may_answer = self._has_begun and (cycle is None or cycle.response_complete)
         if may_answer:
             self._answer_408()
         self.transport.close()
@@ -148,13 +150,28 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[431] + b"connection: close\r\n\r\n" + _TOO_LARGE)
         self.transport.close()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Whoever asks and does not read would hold a thread, or a place among its streams.
+        seconds = self._limits.unread_seconds_max
+        self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
     def cut_off_if_stalled(self) -> None:
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._is_in_head = True
+        self._is_in_head = self._has_begun = True
         self._awaited = "head"
         self._unread_bytes = 0
 
@@ -196,6 +213,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         self._stop_clock()
+        self._stop_unread_timer()
         self._counted.leave(self._peer)
         super().connection_lost(exc)
 

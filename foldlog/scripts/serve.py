@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 import time
+import uuid
 from socket import socket
 from threading import Thread
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 import click
 
 from ..api.logging import configure_logging
+from ..domain.access import EVERY_SPACE, TOKEN_BYTES, Grant, Role, new_token
 from ..infrastructure.keys import make_keys
 from ..infrastructure.settings import DATA, DATABASE_URL, KEYS, ORIGIN, Settings, read_settings
 from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
-from ..infrastructure.wiring import database, projector
+from ..infrastructure.wiring import database, projector, services
 from .console import err, told, with_database
 from .listening import listen
 from .process import POLL_SECONDS, collect_seldom, is_ready
@@ -53,6 +56,7 @@ def serve_command(
         web_workers=workers,
         projectors=projectors,
     )
+    settings.check_open_is_local()
     configure_logging(settings.log_format)
     # Until the supervisor listens to signals itself, one of them must still unwind the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -62,10 +66,24 @@ def serve_command(
             # Whoever brings a database says where keys are, too: a folder that is thrown away with
             # a container would have another key at each start. `foldlog keys new` makes one.
             make_keys(settings.keys_folder)
+        if settings.access == "tokens" and settings.admin_token is None:
+            _make_first_token(db.url, settings)
         supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
         Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()
     sys.exit(code)
+
+
+def _make_first_token(url: str, settings: Settings) -> None:
+    """A token of an admin of every space, told once, if none was ever granted."""
+    with services(url, settings) as parts:
+        if any(token.role is Role.ADMIN for token in parts.registry.tokens(EVERY_SPACE)):
+            return
+        text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
+        grant = Grant(role=Role.ADMIN, name="first start")
+        parts.registry.grant(EVERY_SPACE, str(uuid.uuid4()), digest, grant, "foldlog serve")
+    err.print("The token of an admin, shown this once; `foldlog token new` makes others:")
+    err.print(f"  {text}", soft_wrap=True, highlight=False)
 
 
 def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child]:

@@ -53,6 +53,7 @@ class State(msgspec.Struct):
 @click.command("verify")
 @click.argument("space", required=False)
 @click.option("--url", help="Verify a running service, over HTTP.")
+@click.option("--token", envvar="FOLDLOG_TOKEN", help="An auditor's. [env: FOLDLOG_TOKEN]")
 @click.option("--file", help="Verify an archive or an export, without any service.")
 @click.option("--key", "keys", multiple=True, metavar="VKEY", help="Whose signature counts.")
 @click.option("--checkpoint", metavar="FILE", help="A checkpoint that you kept.")
@@ -66,6 +67,7 @@ class State(msgspec.Struct):
 def verify_command(
     space: str | None,
     url: str | None,
+    token: str | None,
     file: str | None,
     keys: tuple[str, ...],
     checkpoint: str | None,
@@ -93,7 +95,7 @@ def verify_command(
     quiet_logs()
     collect_seldom()
     given = [_verifier(text) for text in keys]
-    with _source(space, url, file, data, database_url) as source:
+    with _source(space, url, token, file, data, database_url) as source:
         run = Run(source, given, checkpoint, state, first, last, fold)
         try:
             with progress(f"verifying {source.header.space}", run.through) as report:
@@ -112,6 +114,7 @@ def verify_command(
 def _source(
     space: str | None,
     url: str | None,
+    token: str | None,
     file: str | None,
     data: str | None,
     database_url: str | None,
@@ -122,7 +125,7 @@ def _source(
         return
     assert space is not None
     if url is not None:
-        with service_source(url, space) as source:
+        with service_source(url, space, token) as source:
             yield source
         return
     settings = read_settings(data=data, database_url=database_url)

@@ -15,13 +15,14 @@ import uvicorn
 from a2wsgi import WSGIMiddleware
 from flask import Flask
 
+from ..api.access import Access, OpenAccess, TokenAccess
 from ..api.app import create_app
 from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
 from ..api.rates import LimitedRates
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
-from ..infrastructure.wiring import REQUEST_SECONDS_MAX, database, services
+from ..infrastructure.wiring import REQUEST_SECONDS_MAX, Services, database, services
 from .console import told, with_database
 from .listening import listen
 from .process import collect_seldom
@@ -89,8 +90,13 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 
 def behind_threads(app: Flask) -> AsgiApp:
     """A Flask app as an ASGI app: each of its requests takes a thread."""
-    wsgi = cast(Any, app.wsgi_app)
-    return cast(AsgiApp, WSGIMiddleware(wsgi, workers=FLASK_THREADS, send_queue_size=1))
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+        # The body ends where the request does, so one that is sent in chunks is read as well.
+        environ["wsgi.input_terminated"] = True
+        return app.wsgi_app(environ, start_response)
+
+    return cast(AsgiApp, WSGIMiddleware(cast(Any, wsgi), workers=FLASK_THREADS, send_queue_size=1))
 
 
 @click.command("web")
@@ -109,12 +115,22 @@ def web_command(
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)
     configure_logging(settings.log_format)
+    if fd is None:
+        settings.check_open_is_local()
     write_logs_behind()
     with database(settings) as db:
         [listening] = (
             listen(settings.host, settings.port) if fd is None else [socket.socket(fileno=fd)]
         )
         serve(db.url, settings, listening)
+
+
+def _access(parts: Services, settings: Settings) -> Access:
+    if settings.access == "open":
+        return OpenAccess(settings.admin_token)
+    return TokenAccess(
+        parts.registry, parts.store, admin_token=settings.admin_token, jwts=parts.jwts
+    )
 
 
 def serve(url: str, settings: Settings, listening: socket.socket) -> None:
@@ -128,7 +144,8 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             master=parts.master,
             ready=parts.ready,
             gauges=parts.gauges,
-            admin_token=settings.admin_token,
+            access=_access(parts, settings),
+            registry=parts.registry,
             tree=parts.tree,
             verifiers=parts.verifiers,
             add_checkpoint=parts.add_checkpoint,

@@ -12,6 +12,7 @@ from a2wsgi import ASGIMiddleware
 from flask import Response
 from werkzeug.test import Client
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
 from foldlog.scripts.web import behind_threads
@@ -27,7 +28,8 @@ def app(store):
         store=store,
         master=store,
         ready=lambda: {"database": "ok"},
-        admin_token=ADMIN_TOKEN,
+        access=OpenAccess(ADMIN_TOKEN),
+        registry=store,
         tree=store,
     )
 
@@ -78,6 +80,8 @@ def app_with(store, client_of):
             "master": store,
             "ready": lambda: {"database": "ok"},
             "tree": store,
+            "access": OpenAccess(),
+            "registry": store,
         }
         return SpaceClient(client_of(create_app(**usual | parts)))
 

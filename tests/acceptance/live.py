@@ -14,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import httpx
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
+from foldlog.api.flask_door import FlaskDoor
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
 from foldlog.scripts.listening import listen
@@ -29,10 +31,18 @@ WAIT_SECONDS = 10.0
 class Served:
     """A web worker in this process. `port` is where it listens."""
 
-    def __init__(self, store: EventStore, limits: Limits, threads: ThreadPoolExecutor):
+    def __init__(
+        self,
+        store: EventStore,
+        limits: Limits,
+        threads: ThreadPoolExecutor,
+        app: FlaskDoor | None = None,
+    ):
         self.store = store
-        app = create_app(store=store, master=store, ready=dict, limits=limits)
-        self.door = EventLoopDoor(app, behind_threads(app), threads)
+        self.app = app or create_app(
+            store=store, master=store, ready=dict, limits=limits, access=OpenAccess()
+        )
+        self.door = EventLoopDoor(self.app, behind_threads(self.app), threads)
         self.server = server_of(self.door)
         [listening] = listen("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
@@ -51,11 +61,17 @@ class Served:
         state = self.server.server_state
         return not (self.door._waiters._spaces or state.tasks)
 
+    def is_waited_for(self, count: int) -> bool:
+        """So many wait for a space to grow."""
+        return sum(len(space.waiters) for space in self.door._waiters._spaces.values()) == count
+
 
 @contextmanager
-def served(store: EventStore, limits: Limits = LIMITS) -> Iterator[Served]:
+def served(
+    store: EventStore, limits: Limits = LIMITS, app: FlaskDoor | None = None
+) -> Iterator[Served]:
     with ThreadPoolExecutor(4) as threads:
-        here = Served(store, limits, threads)
+        here = Served(store, limits, threads, app)
         try:
             yield here
         finally:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import InvalidSettings, read_settings
@@ -176,6 +177,7 @@ def test_a_real_browser(tmp_path, is_allowed):
         master=store,
         ready=dict,
         cors_origins=(origin if is_allowed else "https://other.example",),
+        access=OpenAccess(),
     )
     with ThreadPoolExecutor(4) as threads:
         server = server_of(EventLoopDoor(app, behind_threads(app), threads))

@@ -33,14 +33,15 @@ def test_the_demo_and_what_it_says_to_type_next(data_folder):
     folder = data_folder / "demo"
     first = run_demo(folder)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert first.stdout.count("  ok  ") == 6 and "  NO  " not in first.stdout
+    assert first.stdout.count("  ok  ") == 7 and "  NO  " not in first.stdout
     assert "23 of 23 are equal to git's tree" in first.stdout
 
     steps = re.findall(r"^  # (.+)\n  (\S.*)$", first.stdout, re.MULTILINE)
     assert len(steps) == 7
     (_, serve), *others = steps
     assert serve.startswith(FOLDLOG)
-    with serving([FOLDLOG], str(folder), port=int(re.findall(r":(\d+)/", others[0][1])[0])):
+    port = int(re.findall(r":(\d+)/", others[0][1])[0])
+    with serving([FOLDLOG], str(folder), port, {"FOLDLOG_ACCESS": "tokens"}):
         for title, command in others:
             done = subprocess.run(
                 ["bash", "-c", command.replace("curl ", "curl --fail-with-body -sS ")],

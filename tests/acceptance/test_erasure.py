@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from foldlog.api.access import OpenAccess
 from foldlog.domain.limits import Limits
 from tests.acceptance.conftest import assert_problem
 from tests.helpers import changeset, put
@@ -14,7 +15,7 @@ ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def client(app_with):
-    return app_with(admin_token=TOKEN)
+    return app_with(access=OpenAccess(TOKEN))
 
 
 def erase(client, headers=ADMIN, **body):
@@ -104,7 +105,7 @@ def test_what_is_not_there(client):
 
 
 def test_a_call_has_its_limit(app_with):
-    client = app_with(admin_token=TOKEN, limits=Limits(erase_records_max=1))
+    client = app_with(access=OpenAccess(TOKEN), limits=Limits(erase_records_max=1))
     client.filled(put("a", x=1), put("b", x=1))
     answer = erase(client, collection="tasks", where={"x": 1})
     assert_problem(answer, 413, "limit-exceeded", limit="erase_records_max", value=1)

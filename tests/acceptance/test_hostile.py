@@ -17,6 +17,7 @@ import pytest
 from backports import zstd
 from msgspec.json import decode as exact
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.operations import Operation
 from foldlog.domain.limits import Limits
@@ -156,7 +157,8 @@ def hostile(store, client_of):
         store=store,
         master=store,
         ready=lambda: {"database": "ok"},
-        admin_token=ADMIN_TOKEN,
+        access=OpenAccess(ADMIN_TOKEN),
+        registry=store,
         tree=store,
         add_checkpoint=lambda body: "- x y",
         limits=LIMITS,
@@ -177,6 +179,7 @@ def asked(app, space: str) -> list[tuple[Operation, str, dict[str, str]]]:
         "tile": "000.p/1",
         "seq": "1",
         "code": "id-reused",
+        "token": "00000000-0000-4000-8000-000000000000",
     }
     found = []
     for rule in app.url_map.iter_rules():

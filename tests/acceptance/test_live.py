@@ -683,7 +683,7 @@ def test_a_method_is_answered_as_flask_does(live, space, method, path):
         return
     space.push(changeset())
     url = f"/v1/spaces/{space.name}/{path}"
-    flask = live.door._others.app.__self__.test_client().open(url, method=method)
+    flask = live.app.test_client().open(url, method=method)
     answer = httpx.request(method, live.url + url)
     assert answer.status_code == flask.status_code
     for name in ("Content-Type", "Allow", "Cache-Control", "X-Content-Type-Options", "Vary"):

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
+from foldlog.api import examples
+from foldlog.api.access import OpenAccess
 from foldlog.api.catalogue import BY_CODE
 from foldlog.api.logging import path_template
 from foldlog.api.schemas import (
@@ -32,9 +34,12 @@ from tests.acceptance.conftest import ADMIN_TOKEN
 from tests.helpers import A, B, add, changeset, delete, grow_trees, put
 
 #: What a query must say. All else has a default.
-NEEDED = {"seq", "from"}
+NEEDED = {"seq"}
 #: ... and of this one
-NEEDED_OF = {"/v1/spaces/{space}/history": {"collection", "id"}}
+NEEDED_OF = {
+    "/v1/spaces/{space}/history": {"collection", "id"},
+    "/v1/spaces/{space}/proof/consistency": {"from"},
+}
 
 
 @pytest.fixture
@@ -160,7 +165,7 @@ def test_a_documented_shape_has_the_members_of_the_domain_s(schema, struct):
 @pytest.fixture
 def admin_client(app_with):
     verifier = Signer("foldlog.test/log", b"k" * 32).verifier()
-    return app_with(admin_token=ADMIN_TOKEN, verifiers=lambda space: [verifier])
+    return app_with(access=OpenAccess(ADMIN_TOKEN), verifiers=lambda space: [verifier])
 
 
 def test_real_answers_are_what_the_document_says(admin_client, document, store, monkeypatch):
@@ -182,6 +187,12 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
     narrower = {"properties": {"text": {"type": "string"}}, "required": ["text"]}
     grow_trees(store)
     monkeypatch.setattr(store, "skip", lambda *_, **__: Skipped(2, 3))  # nothing stands still here
+
+    def as_admin(path, body, under="/v1"):
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        return client.http.post(f"{under}/spaces/{client.space}/{path}", json=body, headers=headers)
+
+    granted = as_admin("tokens", examples.GRANT, "/v1/admin")
     one_space = "/v1/spaces/{space}"
     one_collection = "/spaces/{space}/collections/{collection}"
     answers = {
@@ -207,6 +218,18 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
             f"/v1/admin/spaces/{client.space}/skip",
             json={"seq": 2, "reason": "written past the service"},
             headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+        ),
+        ("get", f"{one_space}/devices"): client.get("devices"),
+        ("post", f"{one_space}/devices"): as_admin("devices", examples.REGISTER),
+        ("post", f"{one_space}/devices/{{device}}/revoke"): as_admin(
+            f"devices/{B}/revoke", examples.REVOKE
+        ),
+        ("post", "/v1/admin/spaces/{space}/tokens"): granted,
+        ("get", "/v1/admin/spaces/{space}/tokens"): client.http.get(
+            f"/v1/admin/spaces/{client.space}/tokens"
+        ),
+        ("post", "/v1/admin/spaces/{space}/tokens/{token}/revoke"): as_admin(
+            f"tokens/{granted.json['id']}/revoke", examples.REVOKE, "/v1/admin"
         ),
         ("get", f"{one_space}/keys"): client.get("keys"),
         ("get", f"{one_space}/proof/inclusion"): client.get("proof/inclusion?seq=1"),

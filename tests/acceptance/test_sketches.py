@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 from werkzeug.serving import make_server
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.domain.collections import Proposal
 from foldlog.domain.json_schema import JsonSchema
@@ -92,7 +93,7 @@ def test_the_javascript_sketch_syncs_and_heals(tmp_path):
     store = MemoryStore()
     store.push("home", push_of(changeset(put("theirs", n=0)), device=B))
     store.define("home", "notes", Proposal(JsonSchema({})), seconds_max=None)
-    app = create_app(store=store, master=store, ready=dict, admin_token=TOKEN)
+    app = create_app(store=store, master=store, ready=dict, access=OpenAccess(TOKEN))
     server = make_server("127.0.0.1", 0, app)
     Thread(target=server.serve_forever, daemon=True).start()
     driver = tmp_path / "driver.mjs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
@@ -20,7 +21,7 @@ def memory_store():
 
 @pytest.fixture
 def app(memory_store):
-    return create_app(store=memory_store, master=memory_store, ready=dict)
+    return create_app(store=memory_store, master=memory_store, ready=dict, access=OpenAccess())
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
 from foldlog.client import background, pace, sse, stream
@@ -84,7 +85,11 @@ def serving(app) -> Iterator[str]:
 def service():
     store = MemoryStore(limits=Limits(stream_heartbeat_seconds=1))
     app = create_app(
-        store=store, master=store, ready=dict, limits=Limits(stream_heartbeat_seconds=1)
+        store=store,
+        master=store,
+        ready=dict,
+        limits=Limits(stream_heartbeat_seconds=1),
+        access=OpenAccess(),
     )
     with ThreadPoolExecutor(4) as threads:
         service = Service(store, EventLoopDoor(app, behind_threads(app), threads))

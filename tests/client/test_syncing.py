@@ -111,7 +111,7 @@ def test_status_tells_why_not(tmp_path):
     """In words; and the queue is kept."""
     answers = {
         "down": lambda request: (_ for _ in ()).throw(httpx.ConnectError("refused")),
-        "who": lambda request: httpx.Response(401, json={"code": "unauthorized"}),
+        "who": lambda request: httpx.Response(401, json={"code": "unauthenticated"}),
         "busy": lambda request: httpx.Response(503, text="<html>", headers={"Retry-After": "7"}),
         "not us": lambda request: httpx.Response(200, text="hello"),
     }

@@ -13,12 +13,25 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from foldlog.domain.access import Grant, Role
+from foldlog.domain.errors import DeviceRevoked
 from foldlog.domain.ports import RangeQuery
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
 from foldlog.scripts.rebuild_many import rebuild_many
 from tests.conftest import as_service
-from tests.helpers import A, changeset, delete, kept_conflict, pull_all, push_of, put
+from tests.helpers import (
+    A,
+    B,
+    a_token,
+    changeset,
+    delete,
+    kept_conflict,
+    new_id,
+    pull_all,
+    push_of,
+    put,
+)
 from tests.integration.test_projector import assert_equals_fresh_fold, poison, random_history
 
 
@@ -53,6 +66,24 @@ def test_an_import_is_the_same_log(stores, run, tmp_path):
     assert_equals_fresh_fold(stores, "t", head)
     next_one = push_of(changeset(counter=3))
     assert stores.push("t", next_one).verdicts[0].seq == head + 1
+
+
+def test_an_imported_log_keeps_out_who_was_revoked_and_lets_in_nobody(stores, run, tmp_path):
+    (_, digest), id = a_token(), new_id()
+    stores.grant("s", id, digest, Grant(role=Role.DEVICE, device=B, name="phone"), "ada")
+    stores.push("s", push_of(changeset(put("x")), device=A))
+    stores.revoke_device("s", A, reason="stolen")
+    file = str(tmp_path / "log.jsonl.gz")
+
+    run("export", "s", "-o", file)
+    run("import", file, "--space", "t")
+
+    known = {device.device: device for device in stores.devices("t")}
+    assert known[A].revoked_at == stores.devices("s")[0].revoked_at is not None
+    assert known[B].name is None and known[B].registered_at is not None
+    assert stores.tokens("t") == [] and stores.token("t", digest) is None
+    with pytest.raises(DeviceRevoked):
+        stores.push("t", push_of(changeset(put("x")), device=A))
 
 
 def test_an_interrupted_import_goes_on(stores, run, tmp_path):

@@ -33,7 +33,11 @@ CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
-DROP TABLE tiles, checkpoints, erasures, collections, skipped;
+DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens;
+ALTER TABLE devices
+    DROP COLUMN name,
+    DROP COLUMN registered_at_ms,
+    ALTER COLUMN last_seen_ms SET NOT NULL;
 DELETE FROM projections WHERE projection <> 'master';
 ALTER TABLE spaces DROP COLUMN erased_seq;
 DROP TABLE versions;

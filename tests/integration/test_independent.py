@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import tile_path, unbundled
@@ -53,7 +54,9 @@ def checker(tmp_path_factory):
 def mirror(audited):  # noqa: F811
     """A copy of all that the service publishes, as a mirror fetches it."""
     parts = audited.stores
-    app = create_app(store=parts.log, master=parts.master, ready=dict, tree=parts.proofs)
+    app = create_app(
+        store=parts.log, master=parts.master, ready=dict, tree=parts.proofs, access=OpenAccess()
+    )
     client = app.test_client()
     folder = audited.folder / "mirror"
 

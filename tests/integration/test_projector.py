@@ -311,3 +311,34 @@ def test_the_fold_of_the_tail_is_the_fold_of_the_table(stores):
 
     assert verdict.verdict == "refused" and verdict.refusal.code == "stale"
     assert [(record.fields, record.seq) for record in verdict.records] == [({"x": 2}, 2)]
+
+
+class Awake:
+    """Wakeups that never come, of a service that goes on."""
+
+    closed = False
+
+
+def test_between_two_turns_of_a_space_that_is_flooded_every_other_has_one(datastore, stores):
+    """What a quiet space waits for is one turn of each other, however far those are behind."""
+    worker = Projector(datastore, MasterProjection(), turn_events=5)
+    stores.push("flooded", push_of(*(changeset() for _ in range(40))))
+
+    for turn in range(1, 5):
+        stores.push("quiet", push_of(changeset()))
+        worker.wake(["flooded", "quiet"])
+        worker.take_turns(Awake())
+
+        [flooded] = master_status(datastore, "flooded")
+        [quiet] = master_status(datastore, "quiet")
+        assert (flooded.position, quiet.lag) == (5 * turn, 0)
+
+
+def test_spaces_that_always_lag_do_not_hide_the_others(datastore, stores, monkeypatch):
+    """Of more spaces than are looked up at once, the next ones are found the next time."""
+    monkeypatch.setattr(projector_module, "SPACES_PER_ROUND", 2)
+    worker = Projector(datastore, MasterProjection())
+    for space in "abcde":
+        stores.push(space, push_of(changeset()))
+
+    assert [worker.lagging() for _ in range(4)] == [["a", "b"], ["c", "d"], ["e"], ["a", "b"]]

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from werkzeug.serving import make_server
 
 from foldlog.api import proofs as proofs_module
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import fold
@@ -111,7 +112,7 @@ def served(audited):
         return ring.verifiers(f"foldlog.local/spaces/{space}/{parts.proofs.tree(space).log}")
 
     app = create_app(store=parts.log, master=parts.master, ready=dict, tree=parts.proofs,
-                     verifiers=verifiers)  # fmt: skip
+                     verifiers=verifiers, access=OpenAccess())  # fmt: skip
     server = make_server("127.0.0.1", 0, app, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -7,6 +7,7 @@ from base64 import b64encode
 import httpx
 import pytest
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.domain.errors import InvalidRequest
 from foldlog.domain.notes import (
@@ -47,6 +48,7 @@ class Party:
             master=stores.master,
             ready=dict,
             add_checkpoint=witness.add_checkpoint,
+            access=OpenAccess(),
         ).test_client()
         self.push(3)
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from werkzeug.serving import make_server
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.client import sync
 from foldlog.client.errors import ServerProblem, Unreachable
@@ -126,13 +127,20 @@ def tasks(replica):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_sign_in_holds_the_queue(home, status):
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("unauthenticated", "the server wants to know who you are: sign in again"),
+        ("unauthorized", "unauthorized: unauthorized"),  # not of our service: of a proxy, say
+    ],
+)
+def test_a_wrong_sign_in_holds_the_queue(home, status, code, why):
     a = home.device()
     tasks(a).put("milk", done=False)
-    home.service.next_errors = [problem(status, "unauthorized")]
+    home.service.next_errors = [problem(status, code)]
     with pytest.raises(ServerProblem):
         a.sync()
-    assert a.status().why_not == "the server wants to know who you are: sign in again"
+    assert a.status().why_not == why
     assert a.status().unsent == 1
     a.sync()
     assert a.status().why_not is None
@@ -601,7 +609,7 @@ def test_a_clock_that_jumps_a_year_ahead_does_not_cost_what_a_restored_server_ne
 def url():
     """The address of a service in this process."""
     store = MemoryStore()
-    app = create_app(store=store, master=store, ready=dict)
+    app = create_app(store=store, master=store, ready=dict, access=OpenAccess())
     served = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=served.serve_forever)
     thread.start()

@@ -18,6 +18,7 @@ from unittest import mock
 
 import httpx
 
+from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.client import database, sync
 from foldlog.client.errors import ServerProblem
@@ -75,7 +76,9 @@ class World:
         self.erased: dict[Key, int] = {}  #: records that were ever erased, by which event
 
     def _make_app(self) -> Any:
-        return create_app(store=self.store, master=self.store, ready=dict, limits=self.limits)
+        return create_app(
+            store=self.store, master=self.store, ready=dict, limits=self.limits, access=OpenAccess()
+        )
 
     def service(self) -> Server:
         if self._app is None:

@@ -1,12 +1,37 @@
-"""Who passes as an admin."""
+"""Rights, tokens, and who is remembered for how long."""
 
 from __future__ import annotations
 
 import pytest
 
-from foldlog.api.access import admin_only
-from foldlog.domain.errors import Forbidden, Unauthenticated
-from foldlog.infrastructure.settings import InvalidSettings, read_settings
+from foldlog.api.access import (
+    CALLER_SECONDS_MAX,
+    CALLERS_KEPT_MAX,
+    IDLE_CALLER_SECONDS_MAX,
+    OpenAccess,
+    TokenAccess,
+)
+from foldlog.api.requests import run_now
+from foldlog.domain.access import (
+    EVERY_SPACE,
+    RIGHTS,
+    Caller,
+    Claims,
+    Grant,
+    Right,
+    Role,
+    digest_of,
+    takes_rights_away,
+)
+from foldlog.domain.errors import (
+    DeviceRevoked,
+    Forbidden,
+    InvalidRequest,
+    Unauthenticated,
+)
+from foldlog.infrastructure.memory.store import MemoryStore
+from foldlog.infrastructure.settings import InvalidSettings, is_loopback, read_settings
+from tests.helpers import A, B, a_token, changeset, push_of, put
 
 TOKEN = "correct-horse-battery"
 
@@ -14,15 +39,71 @@ TOKEN = "correct-horse-battery"
 class Call:
     def __init__(self, authorization=""):
         self.authorization = authorization
+        self.caller = None
 
     def header(self, name):
         assert name == "authorization"
         return self.authorization
 
+    async def run(self, function, *args):
+        return function(*args)
+
+
+class Counting(MemoryStore):
+    """Counts how often it was asked who somebody is."""
+
+    looks = 0
+
+    def token(self, space, digest):
+        self.looks += 1
+        return super().token(space, digest)
+
+
+class World:
+    """A store, and access to it by a clock that stands still."""
+
+    def __init__(self, **parts):
+        self.store, self.now = Counting(), 1_000.0
+        self.access = TokenAccess(
+            self.store,
+            self.store,
+            clock=lambda: self.now,
+            now=lambda: self.now,
+            sleep=self._sleep,
+            **parts,
+        )
+
+    def _sleep(self, seconds):
+        self.now += seconds
+
+    def grant(self, role, space="s", **members):
+        text, digest = a_token()
+        id = f"{self.store.head_at_hand(space) or 0:08d}-0000-4000-8000-000000000000"
+        self.store.grant(space, id, digest, Grant(role=Role(role), **members), "ada")
+        return text, id
+
+    def admit(self, token, right=Right.READ, space="s", **how) -> Caller:
+        return run_now(self.access.admit(Call(f"Bearer {token}"), space, right, **how))
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_every_role_reads_and_nobody_but_a_device_writes():
+    """So that the log says whose a change is."""
+    assert set(RIGHTS) == set(Role)
+    assert all(Right.READ in rights for rights in RIGHTS.values())
+    assert [role for role, rights in RIGHTS.items() if Right.WRITE in rights] == [Role.DEVICE]
+    assert [role for role, rights in RIGHTS.items() if Right.ADMIN in rights] == [Role.ADMIN]
+
 
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN} "])
-def test_the_token_lets_pass(given):
-    admin_only(TOKEN)(Call(given))
+@pytest.mark.parametrize("access", [OpenAccess(TOKEN), World(admin_token=TOKEN).access])
+def test_the_token_of_the_settings_is_an_admin_s(access, given):
+    caller = run_now(access.admit(Call(given), "s", Right.ADMIN))
+    assert Right.ADMIN in caller.rights and caller.is_of_every_space
 
 
 @pytest.mark.parametrize(
@@ -34,18 +115,24 @@ def test_the_token_lets_pass(given):
         f"Basic {TOKEN}",
         f"Bearer {TOKEN}x",
         "Bearer \xe4",
+        "Bearer \udc80",
         f"Bearer {TOKEN[:-1]}",
+        "Bearer " + "a" * 100_000,
+        "Bearer a.b.c",
     ],
 )
-def test_nothing_else_does(given):
+@pytest.mark.parametrize("access", [OpenAccess(TOKEN), World(admin_token=TOKEN).access])
+def test_nothing_else_is(access, given):
     with pytest.raises(Unauthenticated):
-        admin_only(TOKEN)(Call(given))
+        run_now(access.admit(Call(given), "s", Right.ADMIN))
 
 
 @pytest.mark.parametrize("token", [None, ""])
-def test_without_a_token_nobody_does(token):
+def test_without_a_token_nobody_is(token):
     with pytest.raises(Forbidden, match="FOLDLOG_ADMIN_TOKEN"):
-        admin_only(token)(Call("Bearer "))
+        run_now(OpenAccess(token).admit(Call("Bearer "), "s", Right.ADMIN))
+    with pytest.raises(Unauthenticated):
+        run_now(World(admin_token=token).access.admit(Call("Bearer "), "s", Right.ADMIN))
 
 
 @pytest.mark.parametrize("token", ["short", "with a \n line break", "not-ascii-äöüäöüäöü"])
@@ -53,3 +140,215 @@ def test_a_token_that_could_not_be_sent_is_refused_and_not_told(token):
     with pytest.raises(InvalidSettings) as refused:
         read_settings({"FOLDLOG_ADMIN_TOKEN": token})
     assert "FOLDLOG_ADMIN_TOKEN" in str(refused.value) and token not in str(refused.value)
+
+
+def test_open_to_all_is_open_on_this_machine_alone():
+    read_settings({"FOLDLOG_ACCESS": "open"}).check_open_is_local()
+    read_settings({"FOLDLOG_ACCESS": "open", "FOLDLOG_HOST": "::1"}).check_open_is_local()
+    read_settings({"FOLDLOG_HOST": "0.0.0.0"}).check_open_is_local()
+    for host in ("0.0.0.0", "::", "10.0.0.7", "foldlog.example"):
+        with pytest.raises(InvalidSettings, match="FOLDLOG_ACCESS"):
+            read_settings({"FOLDLOG_ACCESS": "open", "FOLDLOG_HOST": host}).check_open_is_local()
+    with pytest.raises(InvalidSettings, match="FOLDLOG_ACCESS"):
+        read_settings({"FOLDLOG_ACCESS": "opne"})
+
+
+def test_keys_of_a_sign_in_come_by_tls_and_for_an_audience():
+    ours = {"FOLDLOG_JWT_AUDIENCE": "foldlog"}
+    for keys in ("https://id.example/jwks", "http://localhost:1/jwks", "keys.json"):
+        assert read_settings({**ours, "FOLDLOG_JWT_KEYS": keys}).jwt_keys == keys
+    with pytest.raises(InvalidSettings, match="TLS"):
+        read_settings({**ours, "FOLDLOG_JWT_KEYS": "http://id.example/jwks"})
+    with pytest.raises(InvalidSettings, match="FOLDLOG_JWT_AUDIENCE"):
+        read_settings({"FOLDLOG_JWT_KEYS": "keys.json"})
+    assert not is_loopback("localhost.evil.example/jwks")
+
+
+def test_tokens_are_random_and_kept_as_digests():
+    text, digest = a_token()
+    assert text.startswith("foldlog_") and len(text) == len("foldlog_") + 43
+    assert digest == digest_of(text) and len(digest) == 32
+    assert a_token()[0] != text
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        Grant(role=Role.DEVICE),
+        Grant(role=Role.DEVICE, device="not a uuid"),
+        Grant(role=Role.READER, device=A),
+        Grant(role=Role.READER, name=""),
+        Grant(role=Role.READER, name="x" * 101),
+        Grant(role=Role.READER, name="\udc80"),
+        Grant(role=Role.READER, expires_at=1_000),
+    ],
+)
+def test_a_grant_that_makes_no_sense_is_refused(grant):
+    with pytest.raises(InvalidRequest):
+        grant.check(now_ms=1_000)
+
+
+def test_who_did_something_is_who_calls_whatever_they_say():
+    caller = Caller("token 1", RIGHTS[Role.ADMIN])
+    assert caller.signs("ada") == "ada (token 1)"
+    assert caller.signs(None) == "token 1"
+    assert len(Caller("x" * 500, frozenset()).signs("y" * 200) or "") <= 200
+    assert Caller("", frozenset()).signs("ada") == "ada"
+
+
+@pytest.mark.parametrize(
+    ("state", "takes"),
+    [
+        (b'{"seq":7,"kind":"device-revoked","id"', True),
+        (b'{"seq":123456789012,"kind":"token-revoked","id"', True),
+        (b'{"seq":7,"kind":"token-granted","id"', False),
+        (b'{"seq":7,"kind":"changeset","verdict":"stored"', False),
+    ],
+)
+def test_an_event_that_takes_a_right_away_is_known_by_its_first_bytes(state, takes):
+    assert takes_rights_away(state) is takes
+
+
+def test_the_store_s_own_events_are_known_so(world):
+    _, id = world.grant("reader")
+    world.store.revoke_token("s", id, reason="gone")
+    world.store.revoke_device("s", A, reason="gone")
+    taken = [takes_rights_away(entry.state) for entry in world.store.entries("s", through=3)]
+    assert taken == [False, True, True]
+
+
+def test_a_token_is_for_its_space(world):
+    token, _ = world.grant("reader", space="s")
+    assert world.admit(token, space="s").id.startswith("token ")
+    for other in ("t", EVERY_SPACE):
+        with pytest.raises(Unauthenticated):
+            world.admit(token, space=other)
+    of_all, _ = world.grant("reader", space=EVERY_SPACE)
+    for space in ("s", "t", EVERY_SPACE):
+        assert world.admit(of_all, space=space).is_of_every_space
+
+
+def test_who_lacks_the_right_is_told_which(world):
+    token, _ = world.grant("reader")
+    with pytest.raises(Forbidden, match="`write`"):
+        world.admit(token, Right.WRITE)
+
+
+def test_a_device_writes_as_itself(world):
+    token, _ = world.grant("device", device=A)
+    caller = world.admit(token, Right.WRITE)
+    caller.check_writes_as(A)
+    with pytest.raises(Forbidden):
+        caller.check_writes_as(B)
+
+
+def test_a_caller_is_remembered_for_a_moment(world):
+    token, _ = world.grant("reader")
+    for _ in range(3):
+        world.admit(token)
+    assert world.store.looks == 1
+    world.now += CALLER_SECONDS_MAX
+    world.admit(token)
+    assert world.store.looks == 2
+
+
+def test_who_asks_for_nothing_new_is_remembered_until_something_is_appended(world):
+    token, _ = world.grant("device", device=A)
+    world.admit(token, at_hand=True)
+    world.now += IDLE_CALLER_SECONDS_MAX - 1
+    world.admit(token, at_hand=True)
+    assert world.store.looks == 1
+    world.admit(token)  # asks for more
+    assert world.store.looks == 2
+    world.now += CALLER_SECONDS_MAX
+    world.store.push("s", push_of(changeset(put("x"))))
+    world.admit(token, at_hand=True)
+    assert world.store.looks == 3
+    world.now += IDLE_CALLER_SECONDS_MAX + 1
+    world.admit(token, at_hand=True)
+    assert world.store.looks == 4
+
+
+def test_a_token_of_every_space_is_in_no_log_and_so_not_remembered_by_it(world):
+    token, _ = world.grant("reader", space=EVERY_SPACE)
+    world.store.push("s", push_of(changeset(put("x"))))
+    world.admit(token, at_hand=True)
+    world.now += CALLER_SECONDS_MAX
+    world.admit(token, at_hand=True)
+    assert world.store.looks == 2
+
+
+def test_after_a_revocation_was_answered_nobody_remembers(world):
+    """Another process remembers for `CALLER_SECONDS_MAX`: `forget` waits for it, too."""
+    token, id = world.grant("reader")
+    world.admit(token)
+    looked_at = world.now
+    world.store.revoke_token("s", id, reason="gone")
+    world.access.forget()
+    assert world.now - looked_at >= CALLER_SECONDS_MAX
+    with pytest.raises(Unauthenticated):
+        world.admit(token)
+
+
+def test_a_revoked_device_is_told_so(world):
+    token, _ = world.grant("device", device=A)
+    world.store.revoke_device("s", A, reason="gone")
+    with pytest.raises(DeviceRevoked):
+        world.admit(token)
+    with pytest.raises(DeviceRevoked):
+        world.store.push("s", push_of(changeset(put("x")), device=A))
+    with pytest.raises(DeviceRevoked):
+        world.grant("device", device=A)
+
+
+def test_a_token_ends_when_it_expires_also_while_it_is_remembered(world):
+    world.now = 4_000_000_000.0
+    token, _ = world.grant("reader", expires_at=4_000_000_000_500)
+    world.admit(token)
+    world.now += 0.4
+    world.admit(token)
+    assert world.store.looks == 1
+    world.now += 0.2
+    with pytest.raises(Unauthenticated):
+        world.admit(token)
+
+
+def test_what_is_remembered_is_bounded_and_strangers_are_not(world):
+    token, _ = world.grant("reader", space=EVERY_SPACE)
+    for number in range(CALLERS_KEPT_MAX + 10):
+        world.admit(token, space=f"s{number}")
+    assert len(world.access._known) == CALLERS_KEPT_MAX
+    known = set(world.access._known)
+    for number in range(10):
+        with pytest.raises(Unauthenticated):
+            world.admit(f"guess-{number}")
+    assert set(world.access._known) == known
+
+
+class Jwts:
+    def __init__(self, claims):
+        self.claims = claims
+
+    def read(self, text):
+        return self.claims
+
+
+def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
+    claims = Claims(
+        subject="ada",
+        spaces=frozenset({"s"}),
+        rights=RIGHTS[Role.DEVICE],
+        device=A,
+        expires_at=2_000_000.0,
+    )
+    world = World(jwts=Jwts(claims))
+    caller = world.admit("a.b.c", Right.WRITE)
+    assert (caller.id, caller.device) == ("sub ada", A)
+    for other in ("t", EVERY_SPACE):
+        with pytest.raises(Forbidden):
+            world.admit("a.b.c", space=other)
+    world.store.push("s", push_of(changeset(put("x"))))
+    world.store.revoke_device("s", A, reason="gone")
+    world.access.forget()
+    with pytest.raises(DeviceRevoked):
+        world.admit("a.b.c")

@@ -9,7 +9,7 @@ from threading import Barrier, Event, Lock
 import pytest
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.infrastructure.group_commit import GroupCommit
+from foldlog.infrastructure.group_commit import GroupCommit, QueueFull
 
 
 class Recorder:
@@ -208,3 +208,49 @@ def test_who_waited_too_long_for_a_turn_is_sent_away():
     assert group_commit.submit("k", "new").result(5) == "new"
     assert committed == ["first", "new"]
     group_commit.close()
+
+
+def test_a_space_that_is_flooded_has_one_turn_before_each_other_space():
+    """However much waits for it: who comes then waits for the group that is being committed, and
+    for one of each space that was there before."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, group_size_max=10, committers=1)
+    flood = [group_commit.submit("flooded", 0)]
+    recorder.entered.wait(10)
+    flood += [group_commit.submit("flooded", n) for n in range(1, 500)]
+    others = [group_commit.submit(f"quiet-{n}", n) for n in range(5)]
+    recorder.gate.set()
+
+    assert len([future.result(10) for future in [*flood, *others]]) == 505
+    keys = [key for key, _ in recorder.groups]
+    assert keys[:6] == ["flooded", *(f"quiet-{n}" for n in range(5))]
+    assert keys[6:] == ["flooded"] * 50
+
+
+def test_between_two_turns_of_a_space_is_one_of_each_that_waits():
+    """Two that are both flooded share the thread, group by group."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, group_size_max=10, committers=1)
+    futures = [group_commit.submit("a", 0)]
+    recorder.entered.wait(10)
+    for key in ("a", "b"):
+        futures += [group_commit.submit(key, n) for n in range(100)]
+    recorder.gate.set()
+
+    assert len([future.result(10) for future in futures]) == 201
+    assert [key for key, _ in recorder.groups] == ["a", *(["b", "a"] * 10)]
+
+
+def test_a_space_of_which_too_much_waits_takes_no_more_and_others_do():
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, weigh=lambda n: n, waiting_weight_max=10)
+    futures = [group_commit.submit("flooded", 1)]
+    recorder.entered.wait(10)
+    futures += [group_commit.submit("flooded", 5), group_commit.submit("flooded", 5)]
+    with pytest.raises(QueueFull):
+        group_commit.submit("flooded", 1)
+    futures.append(group_commit.submit("quiet", 5))
+    recorder.gate.set()
+
+    assert [future.result(10) for future in futures] == [10, 50, 50, 50]
+    assert group_commit.submit("flooded", 10).result(10) == 100

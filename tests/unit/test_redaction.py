@@ -34,6 +34,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.c2ln_bmF0-dXJl"
         (f"authorization: bearer  {SECRET}", "authorization: bearer  ***"),
         (f"b'authorization', b'Basic {SECRET}'", "b'authorization', b'Basic ***'"),
         (f"the token {JWT} has expired", "the token *** has expired"),
+        (f"there is no token 'foldlog_{'x' * 43}'", "there is no token '***'"),
     ],
 )  # fmt: skip
 def test_what_is_hidden(text, left):

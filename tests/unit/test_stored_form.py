@@ -14,6 +14,14 @@ import msgspec
 import pytest
 
 from foldlog.domain import proofs
+from foldlog.domain.access import (
+    DeviceRegistered,
+    DeviceRevokedBody,
+    TokenGranted,
+    TokenRevoked,
+    access_entry,
+    devices_of,
+)
 from foldlog.domain.changesets import decode_changesets
 from foldlog.domain.erasure import record_erased_entry, without
 from foldlog.domain.events import (
@@ -93,6 +101,51 @@ EVENT_SKIPPED = (
     b'"received_at":"2026-11-23T09:00:02.481Z",'
     b'"body":{"seq":44,"reason":"ticket 7","by":"on call"}}'
 )
+
+_ACCESS = (
+    b'{"seq":47,"kind":"%b","id":"0198a3c2-0000-4000-8000-000000000006",'
+    b'"received_at":"2026-11-23T09:00:02.481Z","body":{%b}}'
+)
+_TOKEN = b'"token":"0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f"'
+_DEVICE = b'"device":"5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e"'
+ACCESS = [
+    (
+        DeviceRegistered("5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e", "phone", "ada"),
+        _ACCESS % (b"device-registered", _DEVICE + b',"name":"phone","by":"ada"'),
+    ),
+    (
+        DeviceRegistered("5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e"),
+        _ACCESS % (b"device-registered", _DEVICE),
+    ),
+    (
+        DeviceRevokedBody("5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e", "stolen", "ada"),
+        _ACCESS % (b"device-revoked", _DEVICE + b',"reason":"stolen","by":"ada"'),
+    ),
+    (
+        TokenGranted(
+            "0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f",
+            "device",
+            "5d0e9d0c-6d8e-4a3e-8f57-0d1f2b3c4d5e",
+            "phone",
+            "2027-01-01T00:00:00.000Z",
+            "ada",
+        ),
+        _ACCESS
+        % (
+            b"token-granted",
+            _TOKEN + b',"role":"device",' + _DEVICE + b',"name":"phone",'
+            b'"expires_at":"2027-01-01T00:00:00.000Z","by":"ada"',
+        ),
+    ),
+    (
+        TokenGranted("0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f", "reader"),
+        _ACCESS % (b"token-granted", _TOKEN + b',"role":"reader"'),
+    ),
+    (
+        TokenRevoked("0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f", "lost", "ada"),
+        _ACCESS % (b"token-revoked", _TOKEN + b',"reason":"lost","by":"ada"'),
+    ),
+]
 
 #: `STORED` after that, and its salt
 STORED_ERASED = STORED.replace(
@@ -281,6 +334,22 @@ def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
     """
     with pytest.raises(ValueError):
         restored_entry(STORED_ERASED, salt)
+
+
+@pytest.mark.parametrize(("body", "state"), ACCESS)
+def test_events_that_tell_who_may_do_what(body, state):
+    entry = access_entry(
+        body,
+        seq=47,
+        id="0198a3c2-0000-4000-8000-000000000006",
+        received_at=1795424402481,
+        salt=SALT,
+    )
+    assert entry.state == state
+    assert restored_entry(state, SALT) == entry
+    noted = devices_of([entry])
+    assert [device.device for device in noted] == [body.device for _ in noted]
+    assert bool(noted) is isinstance(body, DeviceRegistered | DeviceRevokedBody)
 
 
 def test_an_event_that_was_skipped():

@@ -18,6 +18,7 @@ from threading import Lock
 
 import msgspec
 
+from ...domain.access import Device
 from ...domain.changesets import LocalIds, Push, local_ids
 from ...domain.collections import (
     Check,
@@ -79,6 +80,7 @@ from ...domain.proofs import SALT_BYTES, leaf_hash
 from ...domain.skipping import Skipped
 from ...domain.snapshot import SnapshotHeader, snapshot_view
 from .history import MemoryHistory
+from .registry import MemoryRegistry, noted
 
 
 @dataclass
@@ -87,6 +89,7 @@ class _Space:
     entries: list[LogEntry] = field(default_factory=list)
     by_id: dict[str, LogEntry] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    devices: dict[str, Device] = field(default_factory=dict)  #: registered, or revoked
     received_at: int = 0
     records: dict[Key, Record] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
@@ -105,6 +108,7 @@ class _Space:
         self.entries.append(entry)
         self.by_id[entry.event_id] = entry
         self.received_at = entry.received_at
+        self.devices = noted(self.devices, [entry])
         self.conflicts += fold(self.records, decode_event(entry.state))
         self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
 
@@ -112,7 +116,7 @@ class _Space:
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
-class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
+class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofTree):
     """All ports in one, since nothing here is behind anything."""
 
     def __init__(
@@ -121,6 +125,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         limits: Limits = LIMITS,
     ):
+        MemoryRegistry.__init__(self)
         self._now_ms = now_ms
         self._limits = limits
         self._lock = Lock()
@@ -147,6 +152,7 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
                 received_at=max(here.received_at, self._now_ms()),
                 known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
                 counters=here.counters,
+                revoked={d.device for d in here.devices.values() if d.revoked_at is not None},
                 records={
                     key: here.records.get(key) or Record(*key)
                     for key in keys_to_load([push], here.schemas)
@@ -235,6 +241,24 @@ class MemoryStore(EventStore, MemoryHistory, MasterTable, ProofTree):
             return self.range_after(space, query)
         except FoldlogError:
             return None
+
+    def head_at_hand(self, space: SpaceId) -> int | None:
+        here = self._spaces.get(space)
+        return None if here is None else here.head
+
+    def _append_own(self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]) -> None:
+        with self._lock:
+            here = self._spaces.get(space) or _Space()
+            entry = decide(here.head + 1, max(here.received_at, self._now_ms()))
+            if entry is None:
+                return
+            self._spaces[space] = here
+            here.append(entry)
+        for on_growth in list(self._watchers.get(space, ())):
+            on_growth()
+
+    def _known_space(self, space: SpaceId) -> _Space | None:
+        return self._spaces.get(space)
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
         watchers = self._watchers.setdefault(space, [])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ SELECT event_id::text, topic, state
 """
 
 SELECT_COUNTERS = """
-SELECT device::text, counter
+SELECT device::text, counter, revoked_at_ms IS NOT NULL
   FROM devices
  WHERE space = %(space)s
    AND device = ANY(%(devices)s::uuid[])
@@ -116,6 +116,7 @@ class _Look(NamedTuple):
     looked_at: float
     known: dict[str, bytes]
     counters: dict[str, int]
+    revoked: set[str]  #: of the devices that push
     marks: dict[int, str]
     is_new: bool  #: the space was made just now
     schemas: Schemas
@@ -131,6 +132,7 @@ class _Kept:
     received_at: int
     erased_seq: int  #: of the last `record-erased`; it moves with the head
     counters: dict[str, int]
+    revoked: set[str]
     #: the database's clock, in ms, less ours that only counts up
     clock_offset: float
     until: float
@@ -166,6 +168,17 @@ def create_space(cursor: Cursor[Any], space: str) -> bool:
     names, versions = text_array(VERSIONS), integer_array(VERSIONS.values())
     cursor.execute(CREATE_PROJECTIONS, {"space": space, "names": names, "versions": versions})
     return True
+
+
+def _counters_of(rows: Iterable[tuple[str, int, bool]]) -> tuple[dict[str, int], set[str]]:
+    """The counters by device, and which of the devices were revoked."""
+    counters: dict[str, int] = {}
+    revoked: set[str] = set()
+    for device, counter, is_revoked in rows:
+        counters[device] = counter
+        if is_revoked:
+            revoked.add(device)
+    return counters, revoked
 
 
 class Appender:
@@ -327,7 +340,9 @@ class Appender:
                 counters.execute(SELECT_COUNTERS, names, prepare=True)
                 found = conn.cursor(row_factory=tuple_row)
                 found.execute(SELECT_FOR_MARKS, names, prepare=True)
-            kept.counters |= dict.fromkeys(devices, 0) | dict(counters.fetchall())
+            known, revoked = _counters_of(counters.fetchall())
+            kept.counters |= dict.fromkeys(devices, 0) | known
+            kept.revoked |= revoked
             marks |= marks_of(found.fetchall())
         return marks
 
@@ -340,6 +355,7 @@ class Appender:
             received_at=look.received_at,
             erased_seq=look.erased_seq,
             counters=look.counters,
+            revoked=look.revoked,
             clock_offset=look.now_ms - look.looked_at * 1000,
             until=now + KEPT_SECONDS_MAX,
             schemas=look.schemas,
@@ -405,7 +421,7 @@ class Appender:
             now_ms,
             looked_at,
             {id: FORMS.of_today(topic, state) for id, topic, state in known.fetchall()},
-            dict(counters.fetchall()),
+            *_counters_of(counters.fetchall()),
             marks_of(marks.fetchall()),
             is_new,
             self._schemas.load(cursor, space, digests.fetchall()),
@@ -445,6 +461,7 @@ class Appender:
             received_at=received_at,
             known=known,
             counters=seen.counters,
+            revoked=seen.revoked,
             marks=marks,
             records=records,
             salt=salts(pushes),

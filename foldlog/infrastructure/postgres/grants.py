@@ -30,6 +30,7 @@ PRIVILEGES: Mapping[str, str] = {
     "erasures": _KEEPS,
     "skipped": _ADDS,
     "devices": _KEEPS,
+    "tokens": _KEEPS,
     "collections": _ADDS,
     "projections": _REBUILDS,
     "records": _REBUILDS,

@@ -130,6 +130,9 @@ class PostgresEventStore(EventStore):
     def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
         return self.tails.range_after(space, query)
 
+    def head_at_hand(self, space: SpaceId) -> int | None:
+        return self.tails.head(space)
+
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
         return self.tails.watch(space, on_growth)
 

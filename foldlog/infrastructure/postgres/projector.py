@@ -52,6 +52,7 @@ SELECT s.space
     ON p.space = s.space
  WHERE p.projection = %(projection)s
    AND p.is_live
+   AND s.space > %(after)s
    AND p.position < s.head
    AND p.fold_version = %(fold_version)s
    AND (p.stopped_until IS NULL OR p.stopped_until < now())
@@ -113,6 +114,7 @@ class Projector:
         self._known: dict[str, tuple[int, Memory]] = {}
         self.positions = PositionRecorder(datastore, projection.name, projection.version)
         self._waiting: set[str] = set()
+        self._looked_through = ""  #: which spaces, as there may be more than are looked up at once
         #: not before this is there a turn, and then all that lags is looked up
         self._resting_until = self._looking_at = 0.0
 
@@ -179,10 +181,14 @@ class Projector:
         names = {
             "projection": self._projection.name,
             "fold_version": self._projection.version,
+            "after": self._looked_through,
             "limit": SPACES_PER_ROUND,
         }
         with self._datastore.rows() as cursor:
-            return [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
+            found = [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
+        # Else the first ones, if they always lag, would keep the others from being found.
+        self._looked_through = found[-1] if len(found) == SPACES_PER_ROUND else ""
+        return found
 
     def project_or_stop(self, space: str) -> bool:
         """Projects a turn of the live generation; notes where a space stops.

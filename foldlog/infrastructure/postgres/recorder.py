@@ -12,6 +12,7 @@ from eventsourcing.postgres import PostgresAggregateRecorder
 from psycopg import Connection
 from psycopg.rows import tuple_row
 
+from ...domain.access import Device, devices_of
 from ...domain.erasure import erasures_of
 from ...domain.events import Event, LogEntry, decode_event
 from ...domain.skipping import skips_of
@@ -102,6 +103,16 @@ UPDATE spaces
 RETURNING erased_seq
 """
 
+NOTE_DEVICE = """
+INSERT INTO devices (space, device, name, registered_at_ms, revoked_at_ms)
+VALUES (%(space)s, %(device)s, %(name)s, %(registered_at)s, %(revoked_at)s)
+    ON CONFLICT (space, device) DO UPDATE
+   SET name = coalesce(excluded.name, devices.name),
+       registered_at_ms = coalesce(devices.registered_at_ms, excluded.registered_at_ms),
+       revoked_at_ms = coalesce(devices.revoked_at_ms, excluded.revoked_at_ms)
+RETURNING device
+"""
+
 COPY = f"COPY events ({COLUMNS}) FROM STDIN (FORMAT binary)"
 #: from so many on, COPY and its further round trips are quicker than arrays in one statement
 COPY_EVENTS_MIN = 64
@@ -158,16 +169,19 @@ class LogRecorder(PostgresAggregateRecorder):
         of one is stored already.
         Commits, unless a transaction is under way.
         """
-        erasures, skips = erasures_of(entries), skips_of(entries)
-        if not erasures and not skips:
+        erasures, skips, devices = erasures_of(entries), skips_of(entries), devices_of(entries)
+        if not (erasures or skips or devices):
             return self._append(conn, space, log, mark_before, entries, counters)
-        # However an erasure comes to the log, what has not seen it must be told by it; and whoever
-        # folds must know of what is stepped over before it comes to that.
+        # However an erasure comes to the log, what has not seen it must be told by it; whoever
+        # folds must know of what is stepped over before it comes to that; and who was revoked is
+        # to be kept out of an imported log, too.
         with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
             fits = self._append(conn, space, log, mark_before, entries, counters)
             if fits and skips:
                 seqs, by_seqs = map(bigint_array, zip(*skips, strict=True))
                 cursor.execute(NOTE_SKIPPED, {"space": space, "seqs": seqs, "by_seqs": by_seqs})
+            for device in devices if fits else ():
+                cursor.execute(NOTE_DEVICE, _named(space, device))
             if fits and erasures:
                 collections, ids = zip(*erasures, strict=True)
                 names = {
@@ -237,6 +251,16 @@ class LogRecorder(PostgresAggregateRecorder):
                 copying.write(copy_rows(space, entries))
             cursor.execute(COUNT_DEVICES, names, prepare=True)
         return True
+
+
+def _named(space: str, device: Device) -> dict[str, Any]:
+    return {
+        "space": space,
+        "device": device.device,
+        "name": device.name,
+        "registered_at": device.registered_at,
+        "revoked_at": device.revoked_at,
+    }
 
 
 # PostgreSQL's binary COPY format ("COPY", section "Binary Format"): a row is the number of its

@@ -215,14 +215,34 @@ CREATE TABLE skipped (
     PRIMARY KEY (space, seq)
 );
 
--- Who pushes, and the last counter that each used up.
+-- Who pushes, and the last counter that each used up. What was registered and revoked follows from
+-- events, and is written in their transactions.
 CREATE TABLE devices (
-    space         text   COLLATE "C" NOT NULL,
-    device        uuid   NOT NULL,
-    counter       bigint NOT NULL DEFAULT 0,
-    last_seen_ms  bigint NOT NULL,
-    revoked_at_ms bigint,
+    space            text   COLLATE "C" NOT NULL,
+    device           uuid   NOT NULL,
+    counter          bigint NOT NULL DEFAULT 0,
+    last_seen_ms     bigint,
+    revoked_at_ms    bigint,
+    registered_at_ms bigint,
+    name             text,
     PRIMARY KEY (space, device)
+);
+
+-- Tokens: of each the SHA-256 of its secret, for one space ('' is every space). Written in the
+-- transaction of the `token-granted` event; those of every space are of no log.
+CREATE TABLE tokens (
+    space         text   COLLATE "C" NOT NULL,
+    token         uuid   NOT NULL,  -- its id; the same one may be granted for several spaces
+    digest        bytea  NOT NULL,
+    role          text   NOT NULL,
+    device        uuid,
+    name          text,
+    granted_at_ms bigint NOT NULL,
+    granted_by    text,
+    expires_at_ms bigint,
+    revoked_at_ms bigint,
+    PRIMARY KEY (space, token),
+    CONSTRAINT tokens_digest UNIQUE (space, digest)
 );
 
 -- Collections that are defined: each version of each schema. Written in the transaction of the

@@ -76,8 +76,8 @@ class Announcer:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._pending.closed:
-            heads = self._pending.take(None)
+        # What was added last is sent after the end: a command has no other turn.
+        while (heads := self._pending.take(None)) or not self._pending.closed:
             if heads:
                 names = {"channel": CHANNEL, "spaces": list(heads), "heads": list(heads.values())}
                 # Followers poll as well, so what cannot be sent now need not be sent later.

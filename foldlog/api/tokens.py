@@ -1,0 +1,125 @@
+"""Granting and revoking tokens, for an admin of the space."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from ..domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
+from ..domain.errors import (
+    DeviceRevoked,
+    FoldlogError,
+    Forbidden,
+    OutcomeUnknown,
+    StorageUnavailable,
+    UnknownSpace,
+    UnknownToken,
+)
+from ..domain.limits import Limits
+from ..domain.ports import Registry
+from ..domain.times import format_time, to_ms
+from . import examples
+from .access import Access
+from .json_body import JsonBody
+from .operations import operation
+from .problems import UnsupportedMediaType
+from .replies import Reply, json_reply
+from .schemas import GrantedSchema, RevokeBody, TokenSchema, TokensSchema, grant_body
+
+CHANGING: tuple[type[FoldlogError], ...] = (
+    UnsupportedMediaType,
+    StorageUnavailable,
+    OutcomeUnknown,
+)
+
+
+def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
+    bp = Blueprint("tokens", __name__)
+
+    @bp.post("/v1/admin/spaces/<space>/tokens")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(grant_body(limits), limits),
+        body_example=examples.GRANT,
+        answer=GrantedSchema,
+        example=examples.GRANTED,
+        problems=(*CHANGING, DeviceRevoked),
+    )
+    def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Grant a token.
+
+        For one space, or for `also` others, if the caller is an admin of every space. The answer
+        alone has the token: what is kept of it cannot be turned back. Each space's log gets an
+        event `token-granted`, and `device-registered` for a new device. A space that is not there
+        is made.
+        """
+        spaces = [space, *(other for other in body["also"] if other != space)]
+        if len(spaces) > 1 and not caller.is_of_every_space:
+            raise Forbidden("only an admin of every space grants a token for several")
+        grant = Grant(
+            role=Role(body["role"]),
+            device=body.get("device"),
+            name=body.get("name"),
+            expires_at=None if body.get("expires_at") is None else to_ms(body["expires_at"]),
+        )
+        id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
+        by = caller.signs(body.get("by"))
+        [token, *_] = [registry.grant(each, id, digest, grant, by) for each in spaces]
+        return json_reply({"token": text, "spaces": spaces, **told_token(token)})
+
+    @bp.get("/v1/admin/spaces/<space>/tokens")
+    @operation(
+        Right.AUDIT,
+        answer=TokensSchema,
+        example=examples.TOKENS,
+        problems=(StorageUnavailable,),
+    )
+    def tokens(space: str) -> Reply:
+        """List the tokens that were granted for this space, revoked ones too.
+
+        Not those of every space, which are an operator's.
+        """
+        return json_reply({"tokens": list(map(told_token, registry.tokens(space)))})
+
+    @bp.post("/v1/admin/spaces/<space>/tokens/<token>/revoke")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(RevokeBody(), limits),
+        body_example=examples.REVOKE,
+        answer=TokenSchema,
+        example=examples.REVOKED_TOKEN,
+        problems=(*CHANGING, UnknownSpace, UnknownToken),
+    )
+    def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Revoke a token in this space.
+
+        When this is answered, the token is refused everywhere: that takes a second. Streams that
+        it opened end. The second time nothing happens.
+        """
+        by = caller.signs(body.get("by"))
+        revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+        access.forget()
+        return json_reply(told_token(revoked))
+
+    return bp
+
+
+def told_token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "role": token.role.value,
+        **_told(token, ("device", "name", "granted_by")),
+        **told_times(token, ("granted_at", "expires_at", "revoked_at")),
+    }
+
+
+def _told(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(told, name)) is not None}
+
+
+def told_times(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, str]:
+    return {name: format_time(ms) for name, ms in _told(told, names).items()}

@@ -1,0 +1,385 @@
+"""Who may do what, through both doors: every role at every operation; nothing without a token."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from foldlog.api.access import CALLER_SECONDS_MAX, TokenAccess
+from foldlog.api.app import create_app
+from foldlog.domain.access import EVERY_SPACE, Claims, Grant, Right, Role
+from foldlog.domain.errors import Unauthenticated
+from tests.acceptance.conftest import ADMIN_TOKEN, SENT_AT, SpaceClient, assert_problem
+from tests.acceptance.live import Space, served, until
+from tests.helpers import A, B, a_token, changeset, new_id, put
+
+#: What each operation needs. A new one fails until somebody has thought about it.
+NEEDS = {
+    Right.PUBLIC: "healthz readyz get_limits openapi docs problem add_checkpoint_of_a_log",
+    Right.READ: """
+        events stream snapshot records record conflicts device_ids collections collection
+        record_history history_of diff checkpoint keys tile entries inclusion consistency event
+        metrics
+    """,
+    Right.WRITE: "push sync",
+    Right.AUDIT: "export devices tokens",
+    Right.ADMIN: """
+        define erase skip grant_token revoke_token register_device revoke_device
+    """,
+}
+RIGHT_OF = {name: right for right, names in NEEDS.items() for name in names.split()}
+#: what each role may do, said once more
+MAY = {
+    "device": {Right.PUBLIC, Right.READ, Right.WRITE},
+    "reader": {Right.PUBLIC, Right.READ},
+    "auditor": {Right.PUBLIC, Right.READ, Right.AUDIT},
+    "admin": {Right.PUBLIC, Right.READ, Right.AUDIT, Right.ADMIN},
+}
+#: operations that name no space: they need a token of every space
+OF_THE_SERVICE = {"metrics"}
+PARTS = {
+    "collection": "tasks",
+    "id": "x",
+    "device": B,
+    "token": "00000000-0000-4000-8000-000000000000",
+    "level": "0",
+    "tile": "000.p/1",
+    "seq": "1",
+    "code": "forbidden",
+}
+
+
+class Jwts:
+    """The sign-in of an app, whose tokens say in clear what they say."""
+
+    def read(self, text: str) -> Claims:
+        space, device, scope = text.split(".")
+        if not space:
+            raise Unauthenticated
+        return Claims(
+            subject="ada",
+            spaces=frozenset({space.replace("~", ".")}),
+            rights=frozenset(right for right in Right if right.value in scope.split("+")),
+            device=device or None,
+            expires_at=float("inf"),
+        )
+
+
+class Closed(NamedTuple):
+    client: SpaceClient
+    store: object
+    document: dict
+
+    def grant(self, role: str, space: str | None = None, **members) -> str:
+        text, digest = a_token()
+        of = self.client.space if space is None else space
+        grant = Grant(role=Role(role), device=A if role == "device" else None, **members)
+        self.store.grant(of, new_id(), digest, grant, "ada")
+        return text
+
+    def ask(self, method: str, path: str, token: str | None, **kwargs):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return self.client.http.open(path, method=method, headers=headers, **kwargs)
+
+    def post(self, path: str, token: str, body: dict):
+        return self.ask("POST", self.client.url(path), token, json=body)
+
+    def push(self, token: str, *changesets: dict, device: str = A):
+        body = {"device": device, "sent_at": SENT_AT, "changesets": list(changesets)}
+        return self.post("changesets", token, body)
+
+    def admin(self, path: str, body: dict, token: str = ADMIN_TOKEN):
+        return self.ask("POST", f"/v1/admin/spaces/{self.client.space}/{path}", token, json=body)
+
+
+@pytest.fixture
+def closed(store, app_with):
+    """The service as it runs for real: closed by default."""
+    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=lambda _: None)
+    client = app_with(access=access, add_checkpoint=lambda note: "")
+    return Closed(client, store, client.http.get("/openapi.json").json)
+
+
+def paths_of(closed: Closed):
+    """Every operation: its name, method, path and the right that the document tells."""
+    for path, methods in closed.document["paths"].items():
+        for method, described in methods.items():
+            told = described.get("security", [{"token": ["public"]}])[0]["token"]
+            full = re.sub(r"{(\w+)}", lambda m: {**PARTS, "space": closed.client.space}[m[1]], path)
+            yield described["operationId"], method.upper(), full, told
+
+
+def asked(closed: Closed, method: str, path: str, token: str | None):
+    """The answer to a request that names everything and says nothing."""
+    body = {} if method == "GET" else {"json": {}}
+    answer = closed.ask(method, path, token, **body)
+    answer.close()  # a stream would go on
+    return answer
+
+
+def test_every_operation_needs_what_it_is_said_to(closed):
+    """In the document, and in this test's own table: a new operation must be thought about."""
+    told = {name: right for name, _, _, right in paths_of(closed)}
+    assert told == {name: [right.value] for name, right in RIGHT_OF.items()}
+
+
+@pytest.mark.parametrize("given", [None, "", "guess", "foldlog_" + "x" * 43, "\xff"])
+def test_nothing_answers_without_a_token_but_health_limits_and_docs(closed, given):
+    closed.grant("reader")  # the space is there
+    for name, method, path, _ in paths_of(closed):
+        status = asked(closed, method, path, given).status_code
+        assert (status == 401) is (RIGHT_OF[name] is not Right.PUBLIC), (name, status)
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_each_role_may_do_what_it_is_for_and_nothing_else(closed, role):
+    """Of this space; and with a token of every space also what is of none."""
+    for of in (closed.client.space, EVERY_SPACE):
+        token = closed.grant(role, of)
+        for name, method, path, _ in paths_of(closed):
+            answer = asked(closed, method, path, token)
+            if name in OF_THE_SERVICE and of != EVERY_SPACE:
+                assert answer.status_code == 401, name
+            else:
+                refused = answer.status_code in (401, 403)
+                assert refused is (RIGHT_OF[name] not in MAY[role]), (name, answer.text)
+
+
+@pytest.mark.parametrize("scope", ["", "read", "write", "audit", "admin", "read+write", "public"])
+def test_a_sign_in_s_token_may_do_what_its_scope_says(closed, scope):
+    closed.grant("reader")
+    token = f"{closed.client.space}.{A}.{scope}"
+    for name, method, path, _ in paths_of(closed):
+        status = asked(closed, method, path, token).status_code
+        may = RIGHT_OF[name].value in scope.split("+") and name not in OF_THE_SERVICE
+        assert (status in (401, 403)) is not (may or RIGHT_OF[name] is Right.PUBLIC), name
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_one_space_never_learns_that_another_exists(closed, role):
+    """Of a space that is there and of one that is not, all is answered alike."""
+    token = closed.grant(role, f"{closed.client.space}-own")
+    signed = f"{closed.client.space}-own.{A}.read+write+audit+admin"
+    for given in (token, signed):
+        closed.client.space, there = f"space-{new_id()}", closed.client.space
+        absent = [_form(asked(closed, m, path, given)) for _, m, path, _ in paths_of(closed)]
+        closed.client.space = there
+        closed.grant("reader")
+        assert closed.push(closed.grant("device"), changeset(put("x"))).status_code == 200
+        present = [_form(asked(closed, m, path, given)) for _, m, path, _ in paths_of(closed)]
+        assert absent == present
+
+
+def _form(answer):
+    return answer.status_code, re.sub(r"space-[0-9a-f-]+", "space", answer.text[:2_000])
+
+
+def test_a_device_writes_as_itself_alone(closed):
+    token = closed.grant("device")
+    for given in (token, f"{closed.client.space}.{A}.write"):
+        assert closed.push(given, changeset(put("x"))).status_code == 200
+        assert_problem(closed.push(given, changeset(put("x")), device=B), 403, "forbidden")
+        body = {"device": B, "sent_at": SENT_AT, "after": 0}
+        assert_problem(closed.post("sync", given, body), 403, "forbidden")
+    nobody = f"{closed.client.space}..write"
+    assert_problem(closed.push(nobody, changeset(put("x"))), 403, "forbidden")
+
+
+def test_an_admin_grants_and_revokes_by_http(closed):
+    answer = closed.admin("tokens", {"role": "device", "device": A, "name": "phone", "by": "ada"})
+    assert answer.status_code == 200, answer.text
+    token, id = answer.json["token"], answer.json["id"]
+    assert closed.push(token, changeset(put("x"))).status_code == 200
+
+    path = f"/v1/admin/spaces/{closed.client.space}/tokens"
+    [listed] = closed.ask("GET", path, ADMIN_TOKEN).json["tokens"]
+    assert (listed["id"], listed["granted_by"]) == (id, "ada (admin token)")
+    assert token not in closed.ask("GET", path, ADMIN_TOKEN).text
+
+    revoked = closed.admin(f"tokens/{id}/revoke", {"reason": "lost"})
+    assert revoked.json["revoked_at"]
+    assert_problem(closed.push(token, changeset(put("x"))), 401, "unauthenticated")
+    again = closed.admin(f"tokens/{id}/revoke", {"reason": "lost"})
+    assert again.json == revoked.json
+    answer = closed.admin(f"tokens/{PARTS['token']}/revoke", {"reason": "lost"})
+    assert_problem(answer, 404, "unknown-token")
+
+
+def test_who_did_it_is_in_the_log(closed):
+    admin = closed.grant("admin")
+    closed.admin("tokens", {"role": "reader", "by": "ada"}, admin)
+    closed.admin("tokens", {"role": "reader"}, admin)
+    events = closed.ask("GET", closed.client.url("events"), admin).json["events"]
+    first, second = (event["body"]["by"] for event in events[-2:])
+    assert re.fullmatch(r"ada \(token [0-9a-f-]{36}\)", first)
+    assert re.fullmatch(r"token [0-9a-f-]{36}", second)
+
+
+def test_an_admin_of_one_space_grants_for_it_alone(closed):
+    other = f"{closed.client.space}-2"
+    body = {"role": "reader", "also": [other, closed.client.space]}
+    assert_problem(closed.admin("tokens", body, closed.grant("admin")), 403, "forbidden")
+    answer = closed.admin("tokens", body)
+    assert answer.json["spaces"] == [closed.client.space, other]
+    for space in answer.json["spaces"]:
+        path = f"/v1/spaces/{space}/events"
+        assert closed.ask("GET", path, answer.json["token"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"role": "king"},
+        {"role": "device"},
+        {"role": "reader", "device": A},
+        {"role": "reader", "expires_at": "2020-01-01T00:00:00Z"},
+        {"role": "reader", "expires_at": "tomorrow"},
+        {"role": "reader", "name": ""},
+        {"role": "reader", "by": "\0"},
+        {"role": "reader", "also": ["A"]},
+        {"role": "reader", "spaces": []},
+    ],
+)
+def test_a_grant_that_makes_no_sense_is_refused(closed, body):
+    answer = closed.admin("tokens", body)
+    assert (answer.status_code, answer.json["code"]) == (400, "invalid-request"), answer.text
+    assert_problem(
+        closed.ask("GET", closed.client.url("devices"), ADMIN_TOKEN), 404, "unknown-space"
+    )
+
+
+def test_a_revoked_device_is_refused_whatever_it_holds(closed):
+    """Its next request: a push, a pull, a read; with its token, another one, or the sign-in's."""
+    tokens = [
+        closed.grant("device"),
+        closed.grant("device"),
+        f"{closed.client.space}.{A}.read+write",
+    ]
+    for token in tokens:
+        assert closed.push(token, changeset(put("x"))).status_code == 200
+    url = closed.client.url(f"devices/{A}/revoke")
+    revoked = closed.ask("POST", url, ADMIN_TOKEN, json={"reason": "stolen"})
+    assert revoked.json["revoked_at"] and revoked.json["device"] == A
+    for token in tokens:
+        answers = [
+            closed.push(token, changeset(put("x"))),
+            closed.post("sync", token, {"device": A, "sent_at": SENT_AT, "after": 0}),
+            closed.ask("GET", closed.client.url("events"), token),
+            closed.ask("GET", closed.client.url("events/stream"), token),
+            closed.ask("GET", closed.client.url("records"), token),
+        ]
+        for answer in answers:
+            assert_problem(answer, 403, "device-revoked")
+    devices = closed.ask("GET", closed.client.url("devices"), ADMIN_TOKEN).json["devices"]
+    assert [device["device"] for device in devices] == [A]
+    body = {"device": A, "name": "back again"}
+    assert_problem(closed.post("devices", ADMIN_TOKEN, body), 403, "device-revoked")
+
+
+def test_a_device_is_registered_by_http(closed):
+    answer = closed.post("devices", ADMIN_TOKEN, {"device": B, "name": "tablet"})
+    assert (answer.json["device"], answer.json["name"], answer.json["counter"]) == (B, "tablet", 0)
+    [listed] = closed.ask("GET", closed.client.url("devices"), ADMIN_TOKEN).json["devices"]
+    assert listed == answer.json
+
+
+@pytest.fixture
+def live(store):
+    """A worker on a socket, that asks for tokens."""
+    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=lambda _: None)
+    app = create_app(store=store, master=store, ready=dict, access=access, registry=store)
+    with served(store, app=app) as here:
+        yield here
+
+
+@pytest.mark.parametrize("what", ["token", "device"])
+def test_a_stream_ends_before_it_tells_who_was_revoked(live, store, what):
+    """And tells nothing that comes after; another one goes on."""
+    space = Space(live.port)
+    (text, digest), (other, other_digest) = a_token(), a_token()
+    id = new_id()
+    store.grant(space.name, id, digest, Grant(role=Role.DEVICE, device=A), None)
+    store.grant(space.name, new_id(), other_digest, Grant(role=Role.DEVICE, device=B), None)
+    stream = space.stream("after=0", headers={"Authorization": f"Bearer {text}"})
+    going_on = space.stream("after=0", headers={"Authorization": f"Bearer {other}"})
+    assert stream.seqs(4) == going_on.seqs(4) == [1, 2, 3, 4]
+    until(lambda: live.is_waited_for(2))
+    if what == "token":
+        store.revoke_token(space.name, id, reason="lost")
+    else:
+        store.revoke_device(space.name, A, reason="stolen")
+    space.http.headers["Authorization"] = f"Bearer {other}"
+    space.push(changeset(put("secret")), device=B)
+    [last] = [message for message in stream.all() if message.kind != "comment"]
+    code = b"device-revoked" if what == "device" else b"unauthenticated"
+    assert last.kind == "problem" and b'"code":"%b"' % code in last.data
+    assert going_on.seqs(2) == [5, 6]
+
+
+def test_who_waits_is_not_told_what_came_after_they_were_revoked(live, store):
+    space = Space(live.port)
+    text, digest = a_token()
+    id = new_id()
+    store.grant(space.name, id, digest, Grant(role=Role.READER), None)
+    space.http.headers["Authorization"] = f"Bearer {text}"
+    answers: list = []
+    ask: Callable[[], None] = lambda: answers.append(space.http.get("events?after=1&wait=30"))  # noqa: E731
+    thread = threading.Thread(target=ask)
+    thread.start()
+    until(lambda: live.is_waited_for(1))
+    store.revoke_token(space.name, id, reason="lost")
+    thread.join(10)
+    assert answers[0].status_code == 401
+
+
+@pytest.mark.parametrize("path", ["changesets", "sync", "tokens"])
+def test_a_body_under_way_is_not_taken_from_who_was_revoked_meanwhile(live, store, path):
+    """Else a thief would keep a request dripping, and end it after the revocation."""
+    space = Space(live.port)
+    is_admin = path == "tokens"
+    text, digest = a_token()
+    id = new_id()
+    role = Grant(role=Role.ADMIN) if is_admin else Grant(role=Role.DEVICE, device=A)
+    store.grant(space.name, id, digest, role, None)
+    head = store.head_at_hand(space.name)
+    body = {"device": A, "sent_at": SENT_AT, "after": 0, "changesets": [changeset(put("x"))]}
+    if path == "changesets":
+        del body["after"]
+    if is_admin:
+        space.http.base_url = f"http://127.0.0.1:{live.port}/v1/admin/spaces/{space.name}"
+        body = {"role": "admin"}
+
+    def dripping():
+        yield b" "
+        time.sleep(0.3)  # until the service has let them in
+        store.revoke_token(space.name, id, reason="lost")
+        time.sleep(CALLER_SECONDS_MAX + 0.1)
+        yield rest
+
+    rest = json.dumps(body).encode()
+    headers = {
+        "Authorization": f"Bearer {text}",
+        "Content-Type": "application/json",
+        "Content-Length": str(1 + len(rest)),
+    }
+    answer = space.http.post(path, content=dripping(), headers=headers)
+    assert answer.status_code == 401, answer.text
+    assert store.head_at_hand(space.name) == head + 1, "nothing but the revocation was stored"
+
+
+def test_a_body_in_chunks_is_read_by_every_operation(live, store):
+    space = Space(live.port)
+    store.grant(space.name, new_id(), a_token()[1], Grant(role=Role.READER), None)
+    answer = space.http.post(
+        f"http://127.0.0.1:{live.port}/v1/admin/spaces/{space.name}/tokens",
+        content=iter([b'{"role":', b' "reader"}']),
+        headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"},
+    )
+    assert answer.status_code == 200, answer.text

@@ -1,0 +1,103 @@
+"""`foldlog serve` as it is by itself: closed to all who bring no token."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from foldlog.scripts.process import environment, free_port, serving
+from tests.helpers import A, B, changeset, put
+
+FOLDLOG = (sys.executable, "-m", "foldlog")
+CLOSED = {"FOLDLOG_ACCESS": "tokens"}
+SENT_AT = "2026-11-23T09:00:00.000Z"
+
+
+@pytest.fixture
+def run(data_folder):
+    """A command on the folder of the service; what it says on standard output."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [*FOLDLOG, *arguments, "--data", str(data_folder)],
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
+    """Two workers, so that each has to forget who was revoked."""
+    two = CLOSED | {"FOLDLOG_WEB_WORKERS": "2"}
+    token = None
+    for _ in range(2):
+        with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
+            told = (data_folder / "serve.log").read_text()
+            found = re.findall(r"^\s*(foldlog_\S{43})$", told, re.MULTILINE)
+            if token is None:
+                [token] = found
+            else:
+                assert not found
+                check_roles(url, token, run)
+    data = b"".join(path.read_bytes() for path in data_folder.rglob("*.log"))
+    assert data.count(token.encode()) == 0  # the second start has another log
+
+
+def check_roles(url: str, admin: str, run) -> None:
+    space = f"{url}/v1/spaces/home"
+    push = {"device": A, "sent_at": SENT_AT, "changesets": [changeset(put("x"))]}
+    grant = {"role": "device", "device": A, "name": "phone"}
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    assert httpx.get(f"{url}/metrics", headers=bearer(admin)).status_code == 200
+    assert httpx.post(f"{space}/changesets", json=push).status_code == 401
+    assert httpx.post(f"{space}/changesets", json=push, headers=bearer(admin)).status_code == 403
+
+    granted = httpx.post(
+        f"{url}/v1/admin/spaces/home/tokens", json=grant, headers=bearer(admin)
+    ).json()
+    phone = bearer(granted["token"])
+    assert httpx.post(f"{space}/changesets", json=push, headers=phone).status_code == 200
+
+    auditor = run("token", "new", "--role", "auditor", "--space", "home", "--name", "ann")
+    assert httpx.get(f"{space}/export", headers=phone).status_code == 403
+    assert httpx.get(f"{space}/export", headers=bearer(auditor)).status_code == 200
+    run("verify", "home", "--url", url, "--token", auditor)
+    run("verify", "home", "--url", url, code=3)
+
+    tablet = run("token", "new", "--role", "device", "--device", B, "--space", "home")
+    assert httpx.get(f"{space}/events", headers=bearer(tablet)).status_code == 200
+    listed = run("token", "list", "home")
+    assert "phone" in listed and "auditor" in listed and tablet not in listed
+    assert "admin" in run("token", "list")
+    assert B in run("device", "list", "home")
+
+    # Whichever worker is asked: a new connection may come to either.
+    run("device", "revoke", "home", B, "--reason", "lost")
+    assert {httpx.get(f"{space}/events", headers=bearer(tablet)).status_code for _ in range(8)} == {
+        403
+    }
+    run("token", "revoke", granted["id"], "--space", "home", "--reason", "lost")
+    assert {httpx.get(f"{space}/events", headers=phone).status_code for _ in range(8)} == {401}
+    run("token", "revoke", granted["id"], "--reason", "not of every space", code=3)
+    run("token", "new", "--role", "reader", "--space", "NO", code=3)
+    run("device", "register", "home", B, code=3)
+    run("device", "register", "home", "d" * 8 + A[8:], "--name", "watch")
+
+
+def test_open_is_for_this_machine_alone(run, monkeypatch):
+    monkeypatch.setenv("FOLDLOG_ACCESS", "open")
+    monkeypatch.setenv("FOLDLOG_HOST", "0.0.0.0")
+    run("serve", "--port", str(free_port()), code=3)

@@ -1,0 +1,228 @@
+"""Requests made of the OpenAPI document, by schemathesis with all its checks on.
+
+What the document allows is taken, what it does not allow is refused, and every answer, good or not,
+is one that the document describes. Asked through both doors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.core.failures import AcceptedNegativeData
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from foldlog.api.access import TokenAccess
+from foldlog.api.app import create_app
+from foldlog.domain.access import Caller, Grant, Right, Role
+from foldlog.domain.errors import Unauthenticated
+from foldlog.domain.limits import Limits
+from foldlog.domain.names import is_record_id, is_space
+from foldlog.domain.notes import Signer
+from foldlog.infrastructure.memory.store import MemoryStore
+from tests.helpers import B, a_token, changeset, delete, grow_trees, new_id, push_of, put
+
+from .conftest import ADMIN_TOKEN
+from .live import served
+
+SPACE = "home"
+#: In memory nothing stands still, and nobody signs.
+NEVER_TAKEN = {"POST /v1/admin/spaces/{space}/skip", "GET /v1/spaces/{space}/checkpoint"}
+TOKEN_ID = new_id()
+LIMITS = Limits(wait_seconds_max=1, stream_seconds_max=0, at_least_wait_seconds_max=1)
+
+
+def filled_store() -> MemoryStore:
+    store = MemoryStore(limits=LIMITS)
+    store.push(SPACE, push_of(changeset(put("r", x=1), put("s", "notes", text="a"))))
+    store.push(SPACE, push_of(changeset(put("r", x=2), delete("s", "notes")), device=B))
+    _, digest = a_token()
+    store.grant(SPACE, TOKEN_ID, digest, Grant(role=Role.READER), None)
+    grow_trees(store)
+    return store
+
+
+class OneToken(TokenAccess):
+    """One that gives every right, as every device: so that each operation can be reached."""
+
+    def _find(self, space: str, token: str, digest: bytes) -> Caller:
+        if token != ADMIN_TOKEN:
+            raise Unauthenticated
+        return Caller("all", frozenset(Right), is_any_device=True, is_of_every_space=True)
+
+
+store = filled_store()
+app = create_app(
+    store=store,
+    master=store,
+    ready=lambda: {"database": "ok"},
+    limits=LIMITS,
+    access=OneToken(store, store, sleep=lambda _: None),
+    registry=store,
+    tree=store,
+    verifiers=lambda space: [Signer("foldlog.test/log", b"k" * 32).verifier()],
+    add_checkpoint=lambda body: "- x y",
+)
+by_flask = schemathesis.openapi.from_wsgi("/openapi.json", app)
+by_event_loop = schemathesis.openapi.from_dict(by_flask.raw_schema)
+
+
+#: what there is; half of what is asked for, and most spaces
+THERE = {"collection": "tasks", "id": "r", "seq": 1, "level": 0, "tile": "000.p/1", "device": B}
+THERE |= {"token": TOKEN_ID}
+
+
+def fit(case):
+    """Much of what is asked for is there; and what is said in words alone is mostly kept to."""
+    path = case.path_parameters or {}
+    space = path.get("space")
+    if isinstance(space, str) and is_space(space) and ord(space[0]) % 8:
+        path["space"] = SPACE
+    if case.meta is not None and case.meta.generation.mode.is_positive and len(str(path)) % 2:
+        path |= {name: THERE[name] for name in path.keys() & THERE.keys()}
+    case.body = kept_to_rules(case.body)
+
+
+def kept_to_rules(value):
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # to JSON Schema 1.0 is an integer
+    if isinstance(value, list):
+        return [kept_to_rules(item) for item in value]
+    if isinstance(value, dict):
+        value = {name: kept_to_rules(item) for name, item in value.items()}
+        if "op" in value and "collection" in value:
+            return operation_kept_to_rules(value)
+    return value
+
+
+def operation_kept_to_rules(op):
+    if is_record_id_text(op.get("id")) and is_record_id_text(op.get("local_id")):
+        del op["local_id"]
+    fields, unset = op.get("fields"), op.get("unset")
+    if op["op"] in ("add", "delete") and isinstance(unset, list) and is_texts(unset):
+        del op["unset"]
+    if op["op"] == "delete" and isinstance(fields, dict):
+        del op["fields"]
+    if op["op"] == "add" and isinstance(op.setdefault("fields", {}), dict):
+        op["fields"] = {"n": len(op["fields"])}
+    if op["op"] == "put" and isinstance(fields, dict) and isinstance(unset, list):
+        op["fields"] = {name: value for name, value in fields.items() if name not in unset}
+    return op
+
+
+def is_record_id_text(value):
+    return isinstance(value, str) and is_record_id(value)
+
+
+def is_texts(values):
+    return all(isinstance(value, str) for value in values)
+
+
+#: What the document says in words alone: a problem with such a detail may answer what its schemas
+#: allow.
+IN_WORDS = {
+    "this cursor is not one that an earlier page gave",
+    "needed with id",
+    "must not be after `to`",
+    "goes not with id",
+    "goes not with as_of; /diff tells both ends",
+    "name records, or a collection and `where`",
+    "an operation names its record by either id or local_id",
+    "a token of the role `device` names a device, and no other does",
+    "`expires_at` is over already",
+}
+CODES_IN_WORDS = {"limit-exceeded", "invalid-schema"}
+
+
+#: with an offset from UTC, before the first or after the last year that Python knows
+_EDGE_OF_TIME = re.compile("0001-01-01T|9999-12-31T")
+#: In a query all is text: `true` is a name, and an empty object is nothing at all.
+_NO_TEXT = re.compile(r"violates `type` at .* became (?:boolean|object|array|null)\)")
+
+
+@by_flask.hook
+@by_event_loop.hook
+def filter_failure(context, failure, case, response):
+    if isinstance(failure, AcceptedNegativeData):
+        violations = [line for line in failure.message.splitlines() if "violates" in line]
+        if any("(was Authorization)" in line for line in violations):
+            return False  # what was sent had its token: `HEADERS`
+        in_query = "in query" in failure.message
+        return not (in_query and violations and all(map(_NO_TEXT.search, violations)))
+    if not isinstance(failure, RejectedPositiveData):
+        return True
+    if _EDGE_OF_TIME.search(str(case.query) + str(case.body)):
+        return False
+    problem = response.json()
+    told = {problem["detail"], *(error["detail"] for error in problem.get("errors", ()))}
+    return not (problem["code"] in CODES_IN_WORDS or told & IN_WORDS)
+
+
+HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept-Encoding": "identity"}
+asked = Counter()
+
+
+def ask(case, **kwargs):
+    fit(case)
+    answer = case.call(headers=HEADERS, **kwargs)
+    is_its_own = case.method == case.operation.method.upper()
+    asked[case.operation.label if is_its_own else "another method", answer.status_code] += 1
+    # A stream is described by its messages' data; schemathesis looks at whole messages.
+    excluded = [response_schema_conformance] if case.path.endswith("/stream") else []
+    case.validate_response(answer, headers=HEADERS, excluded_checks=excluded)
+
+
+def examples(count: int):
+    return settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.fixture(scope="module")
+def live():
+    with served(store, LIMITS, app) as here:
+        yield here
+
+
+@by_flask.parametrize()
+@examples(15)
+def test_flask(case):
+    ask(case)
+
+
+@by_event_loop.parametrize()
+@examples(15)
+def test_the_event_loop(case, live):
+    ask(case, base_url=live.url)
+
+
+@pytest.mark.soak
+@by_flask.parametrize()
+@examples(1_200)
+def test_many_by_flask(case):
+    ask(case)
+
+
+@pytest.mark.soak
+@by_event_loop.parametrize()
+@examples(700)
+def test_many_by_the_event_loop(case, live):
+    ask(case, base_url=live.url)
+
+
+@pytest.mark.soak
+def test_that_they_were_many_and_of_all_kinds():
+    """
+    Run with the others, in one process. Each operation has taken what it was asked.
+    """
+    print(*sorted(asked.items()), sep="\n")
+    assert sum(asked.values()) >= 50_000
+    taken = {label for label, status in asked if status == 200}
+    assert {label for label, _ in asked} - taken <= NEVER_TAKEN

@@ -1,0 +1,172 @@
+"""Devices and tokens, on every kind of store."""
+
+from __future__ import annotations
+
+import pytest
+
+from foldlog.domain.access import EVERY_SPACE, Grant, Role
+from foldlog.domain.errors import DeviceRevoked, InvalidRequest, UnknownSpace, UnknownToken
+from foldlog.domain.events import decode_event
+from tests.helpers import A, B, a_token, changeset, new_id, push_of, put
+
+LATER_MS = 4_000_000_000_000
+
+
+@pytest.fixture
+def grant(store, space):
+    def grant(role, of=space, id=None, **members):
+        _, digest = a_token()
+        token = store.grant(of, id or new_id(), digest, Grant(role=Role(role), **members), "ada")
+        return token, digest
+
+    return grant
+
+
+@pytest.fixture
+def told(store, space):
+    """The log's own events, as (kind, body)."""
+
+    def told():
+        entries = store.entries(space, through=store.head_at_hand(space) or 1_000)
+        events = (decode_event(entry.state) for entry in entries)
+        return [(event.kind, event.body) for event in events if event.kind != "changeset"]
+
+    return told
+
+
+def test_granting_makes_the_space_and_says_so_in_its_log(grant, store, space, told):
+    token, digest = grant("device", device=A, name="Anna's phone", expires_at=LATER_MS)
+    assert store.token(space, digest) == token
+    assert store.tokens(space) == [token]
+    assert told() == [
+        ("device-registered", {"device": A, "by": "ada"}),
+        (
+            "token-granted",
+            {
+                "token": token.id,
+                "role": "device",
+                "device": A,
+                "name": "Anna's phone",
+                "expires_at": "2096-10-02T07:06:40.000Z",
+                "by": "ada",
+            },
+        ),
+    ]
+
+
+def test_no_event_has_the_token_or_its_digest(grant, store, space):
+    _, digest = grant("reader")
+    states = b"".join(entry.state for entry in store.entries(space, through=10))
+    assert digest not in states and digest.hex().encode() not in states
+
+
+def test_a_token_of_one_space_is_unknown_in_another(grant, store, space):
+    _, digest = grant("reader")
+    assert store.token(f"{space}-2", digest) is None
+    assert store.token(EVERY_SPACE, digest) is None
+
+
+def test_a_token_of_every_space_is_in_no_log(grant, store, space):
+    token, digest = grant("admin", of=EVERY_SPACE)
+    assert store.token(space, digest) == token
+    assert store.token(EVERY_SPACE, digest) == token
+    assert token in store.tokens(EVERY_SPACE)
+    with pytest.raises(UnknownSpace):
+        store.devices(space)
+    revoked = store.revoke_token(EVERY_SPACE, token.id, reason="gone")
+    assert revoked.revoked_at is not None
+    assert store.token(space, digest) == revoked
+
+
+def test_one_token_for_two_spaces_is_revoked_in_one(store, space):
+    (_, digest), id, other = a_token(), new_id(), f"{space}-2"
+    for each in (space, other):
+        store.grant(each, id, digest, Grant(role=Role.READER), "ada")
+    store.revoke_token(space, id, reason="gone")
+    assert store.token(space, digest).revoked_at is not None
+    assert store.token(other, digest).revoked_at is None
+
+
+def test_revoking_says_so_once(grant, store, space, told):
+    token, digest = grant("reader")
+    revoked = store.revoke_token(space, token.id, reason="gone", by="ada")
+    again = store.revoke_token(space, token.id, reason="twice")
+    assert again == revoked and not revoked.is_valid(revoked.granted_at)
+    assert told()[1:] == [("token-revoked", {"token": token.id, "reason": "gone", "by": "ada"})]
+    assert store.token(space, digest) == revoked
+
+
+@pytest.mark.parametrize("id", [A, "not a uuid", ""])
+def test_a_token_that_never_was_is_not_revoked(grant, store, space, id):
+    for of in (space, EVERY_SPACE):
+        with pytest.raises(UnknownToken):
+            store.revoke_token(of, id, reason="gone")
+    grant("reader")
+    with pytest.raises(UnknownToken):
+        store.revoke_token(space, id, reason="gone")
+
+
+def test_registering_says_so_once_for_each_name(store, space, told):
+    for name in ("phone", "phone", None, "old phone"):
+        device = store.register(space, A, name=name, by="ada")
+    assert (device.device, device.name, device.counter) == (A, "old phone", 0)
+    assert device.registered_at is not None and device.last_seen is None
+    assert told() == [
+        ("device-registered", {"device": A, "name": "phone", "by": "ada"}),
+        ("device-registered", {"device": A, "name": "old phone", "by": "ada"}),
+    ]
+
+
+def test_devices_that_just_pushed_are_listed_too(store, space):
+    store.register(space, B)
+    store.push(space, push_of(changeset(put("x"), counter=1), device=A))
+    a, b = sorted(store.devices(space), key=lambda device: device.device != A)
+    assert (a.device, a.counter, a.registered_at) == (A, 1, None) and a.last_seen is not None
+    assert (b.device, b.counter, b.last_seen) == (B, 0, None)
+
+
+def test_a_revoked_device_pushes_no_more(grant, store, space, told):
+    """Wherever it is known from: what is kept of earlier pushes, too."""
+    _, digest = grant("device", device=A)
+    store.push(space, push_of(changeset(put("x"), counter=1), device=A))
+    store.push(space, push_of(changeset(put("y"), counter=1), device=B))
+    revoked = store.revoke_device(space, A, reason="stolen", by="ada")
+    assert revoked.revoked_at is not None
+    assert store.revoke_device(space, A, reason="twice") == revoked
+    for _ in range(2):
+        with pytest.raises(DeviceRevoked):
+            store.push(space, push_of(changeset(put("x"), counter=2), device=A))
+    store.push(space, push_of(changeset(put("y"), counter=2), device=B))
+    assert store.is_revoked(space, A) and not store.is_revoked(space, B)
+    assert store.token(space, digest).is_device_revoked
+    assert told()[-1] == ("device-revoked", {"device": A, "reason": "stolen", "by": "ada"})
+    for act in (lambda: store.register(space, A), lambda: grant("device", device=A)):
+        with pytest.raises(DeviceRevoked):
+            act()
+
+
+def test_a_device_may_be_revoked_before_it_was_ever_seen(store, space):
+    with pytest.raises(UnknownSpace):
+        store.revoke_device(space, A, reason="stolen")
+    store.push(space, push_of(changeset(put("x")), device=B))
+    store.revoke_device(space, A, reason="stolen")
+    with pytest.raises(DeviceRevoked):
+        store.push(space, push_of(changeset(put("x")), device=A))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store, space: store.register(space, "not a uuid"),
+        lambda store, space: store.register(space, A, name="\0"),
+        lambda store, space: store.revoke_device(space, A, reason=""),
+        lambda store, space: store.revoke_token(space, A, reason="\udc80"),
+        lambda store, space: store.grant(space, A, b"", Grant(role=Role.DEVICE), None),
+        lambda store, space: store.grant(EVERY_SPACE, A, b"", Grant(role=Role.DEVICE), None),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_makes_no_space(store, space, act):
+    with pytest.raises(InvalidRequest):
+        act(store, space)
+    with pytest.raises(UnknownSpace):
+        store.devices(space)

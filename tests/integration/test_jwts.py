@@ -1,0 +1,271 @@
+"""Tokens of an app's own sign-in: with real keys, from a file and from a URL, as they change."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from base64 import urlsafe_b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from foldlog.domain.access import Right
+from foldlog.domain.errors import SignInUnavailable, Unauthenticated
+from foldlog.infrastructure.jwts import (
+    KEYS_SECONDS_MAX,
+    KEYS_SECONDS_MIN,
+    STALE_SECONDS_MAX,
+    FileKeys,
+    Jwts,
+    SignInKeysUnusable,
+    UrlKeys,
+    keys_at,
+    parse_keys,
+)
+from tests.helpers import A
+
+AUDIENCE, ISSUER = "foldlog", "https://id.example"
+SECRET = bytes(range(48))
+
+
+def oct_jwk(secret: bytes = SECRET, **members) -> dict:
+    return {"kty": "oct", "k": urlsafe_b64encode(secret).rstrip(b"=").decode(), **members}
+
+
+def public_jwk(key, algorithm: str, **members) -> dict:
+    algorithms = jwt.algorithms.get_default_algorithms()
+    return json.loads(algorithms[algorithm].to_jwk(key.public_key())) | members
+
+
+ED = ed25519.Ed25519PrivateKey.generate()
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+#: algorithm -> what signs, and what is published
+SIGNERS = {
+    "HS256": (SECRET, oct_jwk(alg="HS256")),
+    "HS512": (bytes(range(64)), oct_jwk(bytes(range(64)), alg="HS512")),
+    "RS256": (RSA, public_jwk(RSA, "RS256", alg="RS256")),
+    "RS512": (RSA, public_jwk(RSA, "RS512", alg="RS512")),
+    "ES256": (EC, public_jwk(EC, "ES256", alg="ES256")),
+    "EdDSA": (ED, public_jwk(ED, "EdDSA", alg="EdDSA")),
+}
+
+
+def jwks(*keys: dict) -> str:
+    return json.dumps({"keys": keys})
+
+
+def claims(**changed) -> dict:
+    usual = {
+        "sub": "ada",
+        "aud": AUDIENCE,
+        "iss": ISSUER,
+        "exp": int(time.time()) + 600,
+        "space": ["s", "t"],
+        "device": A,
+        "scope": "read write openid",
+    }
+    return {name: value for name, value in (usual | changed).items() if value is not None}
+
+
+def signed(key=ED, algorithm="EdDSA", kid: str | None = None, **changed) -> str:
+    headers = {} if kid is None else {"kid": kid}
+    return jwt.encode(claims(**changed), key, algorithm, headers=headers)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "jwks.json"
+    path.write_text(jwks(SIGNERS["EdDSA"][1]))
+    return path
+
+
+@pytest.fixture
+def jwts(file):
+    return Jwts(FileKeys(file), audience=AUDIENCE, issuer=ISSUER)
+
+
+@pytest.mark.parametrize("algorithm", SIGNERS)
+def test_what_is_signed_is_read(tmp_path, algorithm):
+    key, public = SIGNERS[algorithm]
+    path = tmp_path / "jwks.json"
+    path.write_text(jwks(public))
+    read = Jwts(keys_at(str(path)), audience=AUDIENCE, issuer=ISSUER).read(signed(key, algorithm))
+    assert read.spaces == {"s", "t"} and read.device == A and read.subject == "ada"
+    assert read.rights == {Right.READ, Right.WRITE}
+    assert read.expires_at > time.time() * 1000
+
+
+def test_what_is_not_said_is_not_given(jwts):
+    read = jwts.read(signed(space=None, device=None, scope=None))
+    assert (read.spaces, read.device, read.rights) == (frozenset(), None, frozenset())
+    assert jwts.read(signed(space="s")).spaces == {"s"}
+
+
+def test_claims_may_have_names_of_their_own(file):
+    prefix = "https://app.example/"
+    mine = {f"{prefix}space": "mine", f"{prefix}device": A, "space": "s"}
+    jwts = Jwts(FileKeys(file), audience=AUDIENCE, prefix=prefix)
+    read = jwts.read(jwt.encode(claims() | mine, ED, "EdDSA"))
+    assert (read.spaces, read.device) == ({"mine"}, A)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"exp": int(time.time()) - 60},
+        {"exp": None},
+        {"exp": "soon"},
+        {"nbf": int(time.time()) + 600},
+        {"aud": "other"},
+        {"aud": None},
+        {"iss": "https://evil.example"},
+        {"iss": None},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": "a\nb"},
+        {"space": "UPPER"},
+        {"space": [1]},
+        {"space": {"s": 1, "..": 2}},
+        {"space": 7},
+        {"device": "me"},
+        {"device": 7},
+        {"scope": ["read"]},
+    ],
+)
+def test_what_is_not_valid_is_nothing(jwts, changed):
+    with pytest.raises(Unauthenticated):
+        jwts.read(signed(**changed))
+
+
+def test_a_token_never_chooses_its_algorithm(file, jwts):
+    """Neither none, nor the public key as a shared secret, nor another key's."""
+    public = SIGNERS["EdDSA"][1]["x"].encode()
+    for text in (
+        jwt.encode(claims(), None, "none"),
+        jwt.encode(claims(), public.ljust(32, b"="), "HS256"),
+        signed(ed25519.Ed25519PrivateKey.generate()),
+        signed(RSA, "RS256"),
+        signed()[:-4] + "AAAA",
+        "a.b.c",
+        "..",
+        "é.é.é",
+    ):
+        with pytest.raises(Unauthenticated):
+            jwts.read(text)
+    file.write_text(jwks(SIGNERS["RS512"][1]))
+    with pytest.raises(Unauthenticated):
+        Jwts(FileKeys(file), audience=AUDIENCE).read(signed(RSA, "RS256"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"keys": 7}',
+        '{"keys": []}',
+        '{"keys": [7, null, {}, {"kty": "new"}]}',
+        jwks(oct_jwk(b"short", alg="HS256")),
+        jwks(oct_jwk(alg="HS256", use="enc")),
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_set_of_keys_is_refused_at_the_start(tmp_path, text):
+    path = tmp_path / "jwks.json"
+    path.write_text(text)
+    with pytest.raises(SignInKeysUnusable):
+        FileKeys(path)
+    with pytest.raises(SignInKeysUnusable):
+        FileKeys(tmp_path / "nowhere")
+
+
+def test_keys_that_we_do_not_know_are_passed_over():
+    known = SIGNERS["EdDSA"][1]
+    assert len(parse_keys(jwks({"kty": "new"}, known, oct_jwk(alg="A128KW")).encode())) == 1
+
+
+class SignIn:
+    """Publishes keys, counts who asks, and may be down."""
+
+    def __init__(self):
+        self.keys, self.asked, self.is_down = jwks(), 0, False
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked += 1
+                self.send_response(503 if outer.is_down else 200)
+                self.end_headers()
+                self.wfile.write(outer.keys.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def sign_in():
+    sign_in = SignIn()
+    yield sign_in
+    sign_in.server.shutdown()
+    sign_in.server.server_close()
+
+
+def test_keys_of_a_url_are_remembered_and_change(sign_in):
+    now = 0.0
+    jwts = Jwts(UrlKeys(sign_in.url, clock=lambda: now), audience=AUDIENCE)
+    sign_in.keys = jwks(public_jwk(ED, "EdDSA", alg="EdDSA", kid="one"))
+    for _ in range(5):
+        jwts.read(signed(kid="one"))
+    assert sign_in.asked == 1
+
+    # A new key is there at once; and who makes up keys has nobody fetch for each.
+    now += KEYS_SECONDS_MIN
+    sign_in.keys = jwks(public_jwk(RSA, "RS256", alg="RS256", kid="two"))
+    jwts.read(signed(RSA, "RS256", kid="two"))
+    assert sign_in.asked == 2
+    for number in range(5):
+        with pytest.raises(Unauthenticated):
+            jwts.read(signed(kid=f"made-up-{number}"))
+    assert sign_in.asked == 2
+
+    # The old one is not any more.
+    with pytest.raises(Unauthenticated):
+        jwts.read(signed(kid="one"))
+
+    # An outage of the sign-in is none of ours, for a while.
+    sign_in.is_down = True
+    now += KEYS_SECONDS_MAX
+    jwts.read(signed(RSA, "RS256", kid="two"))
+    assert sign_in.asked == 3
+    now += STALE_SECONDS_MAX
+    with pytest.raises(SignInUnavailable):
+        jwts.read(signed(RSA, "RS256", kid="two"))
+    sign_in.is_down = False
+    now += KEYS_SECONDS_MAX
+    jwts.read(signed(RSA, "RS256", kid="two"))
+
+
+def test_a_sign_in_that_was_never_there_is_said_to_be_away(sign_in):
+    sign_in.is_down = True
+    with pytest.raises(SignInUnavailable):
+        Jwts(UrlKeys(sign_in.url), audience=AUDIENCE).read(signed())
+
+
+def test_keys_of_a_file_change_with_it(file):
+    now = 0.0
+    jwts = Jwts(FileKeys(file, clock=lambda: now), audience=AUDIENCE)
+    jwts.read(signed())
+    file.write_text(jwks(SIGNERS["RS256"][1]))
+    now += KEYS_SECONDS_MAX
+    with pytest.raises(Unauthenticated):
+        jwts.read(signed())
+    jwts.read(signed(RSA, "RS256"))
