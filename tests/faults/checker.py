@@ -6,7 +6,7 @@ It believes no database: it is given what clients saw, and the log as it is at t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from .history import History, Push, Read
 
@@ -25,7 +25,7 @@ def problems(history: History, logs: Mapping[str, Log]) -> list[str]:
     for space, log in logs.items():
         pushes = [push for push in history.pushes if push.space == space]
         found += _holes(space, log)
-        found += _acknowledged(space, log, pushes)
+        found += _acknowledged(space, log, pushes, history.granted)
         found += _order(space, pushes)
         by_reader: dict[str, list[Read]] = defaultdict(list)
         for read in history.reads:
@@ -54,10 +54,10 @@ def _holes(space: str, log: Log) -> Iterator[str]:
             yield f"{space}: {id} is in the log {count} times"
 
 
-def _acknowledged(space: str, log: Log, pushes: Sequence[Push]) -> Iterator[str]:
+def _acknowledged(space: str, log: Log, pushes: Sequence[Push], granted: Set[str]) -> Iterator[str]:
     seqs = {id: seq for seq, id in log}
     sent = {id for push in pushes for id in push.ids}
-    for id in seqs.keys() - sent:
+    for id in seqs.keys() - sent - granted:
         yield f"{space}: {id} is in the log and was never sent"
     for push in pushes:
         if push.status == 200 and {id for id, _ in push.told} != set(push.ids):

@@ -26,6 +26,7 @@ from foldlog.scripts.process import environment, free_port, is_ready
 from .proxy import CUTS, SLOW, Proxy
 
 READY_SECONDS_MAX = 60.0
+ADMIN_TOKEN = "the token of an admin, of faults"
 #: of the file system that is filled
 DISK_BYTES = 500 * 2**20
 #: so that a small disk is enough
@@ -36,8 +37,12 @@ class NotMet(Exception):
     """No such statement, or process, came by."""
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
 class Service:
-    """`foldlog serve` on some database, as a process of its own."""
+    """`foldlog serve` on some database, as a process of its own; closed, as it is for real."""
 
     def __init__(self, folder: Path, database_url: str):
         self._folder = folder
@@ -52,8 +57,10 @@ class Service:
         self._env = environment() | {
             "FOLDLOG_DATABASE_URL": database_url,
             "FOLDLOG_KEYS": str(folder / "keys"),
-            "FOLDLOG_ACCESS": "open",
+            "FOLDLOG_ACCESS": "tokens",
+            "FOLDLOG_ADMIN_TOKEN": ADMIN_TOKEN,
         }
+        self._admin = httpx.Client(base_url=self.url, headers=bearer(ADMIN_TOKEN), timeout=30)
         self.start()
 
     def start(self) -> None:
@@ -89,13 +96,22 @@ class Service:
                     found["projector"].append(process)
         return found
 
+    def grant(self, space: str, role: str, device: str | None = None) -> str:
+        """A token; its granting is an event of the space."""
+        body = {"role": role} | ({"device": device} if device else {})
+        answer = self._admin.post(f"/v1/admin/spaces/{space}/tokens", json=body)
+        return str(answer.raise_for_status().json()["token"])
+
+    def metrics(self) -> str:
+        return self._admin.get("/metrics").raise_for_status().text
+
     def log(self, space: str) -> list[tuple[int, str]]:
         """What the service tells of the log at the end."""
         found: list[tuple[int, str]] = []
         after, mark, more = 0, "", True
         while more:
             query = {"after": after, "mark": mark, "limit": 1_000}
-            answer = httpx.get(f"{self.url}/v1/spaces/{space}/events", params=query, timeout=30)
+            answer = self._admin.get(f"/v1/spaces/{space}/events", params=query)
             page = answer.raise_for_status().json()
             found += [(event["seq"], event["id"]) for event in page["events"]]
             after, mark, more = page["through"], page["mark"], page["more"]
@@ -260,9 +276,14 @@ def _read_only(world: World) -> None:
     world.sql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     try:
         time.sleep(2)
-        answer = httpx.get(f"{world.service.url}/readyz", timeout=10)
-        assert answer.status_code == 503, "ready, though nothing can be written"
-        assert "only reads" in answer.json()["checks"]["writes"]
+        told = []
+        # A worker whose connection was just lost to another fault says that first.
+        while not any("only reads" in writes for writes in told) and len(told) < 10:
+            answer = httpx.get(f"{world.service.url}/readyz", timeout=10)
+            assert answer.status_code == 503, "ready, though nothing can be written"
+            told.append(answer.json()["checks"]["writes"])
+            time.sleep(0.2)
+        assert "only reads" in told[-1], told
     finally:
         world.sql(
             "SET default_transaction_read_only = off",
@@ -328,7 +349,7 @@ FULL_DISK = Fault("disk full", _full_disk)
 #: over a connection that the proxy breaks
 AT_STATEMENTS = [
     _to_statement(fault, statement)
-    for statement in ("append", "look under the lock", "begin", "copy", "commit")
+    for statement in ("who calls", "append", "look under the lock", "begin", "copy", "commit")
     for fault in (*CUTS, *SLOW)
 ]
 OTHERS = [

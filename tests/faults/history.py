@@ -43,6 +43,7 @@ class Read(Attempt):
 @dataclass
 class History:
     attempts: list[Attempt] = field(default_factory=list)  #: appended to by all threads
+    granted: set[str] = field(default_factory=set)  #: ids of events that no push made
 
     @property
     def pushes(self) -> list[Push]:

@@ -13,6 +13,7 @@ import httpx
 
 from tests.helpers import changeset, put
 
+from .faults import Service
 from .history import Attempt, History, Push, Read
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -23,22 +24,36 @@ RECORDS = 40
 SIZES = (1, 1, 1, 1, 2, 3, 8, 70)
 
 
+def new_uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
 class Client(threading.Thread):
     """Does something over and over until it is told to stop, and then once to its good end."""
 
-    def __init__(self, url: str, space: str, seed: str, history: History, pause: float):
+    #: from the beginning of one request to that of the next, on average, in seconds
+    interval: float
+
+    def __init__(self, url: str, space: str, token: str, seed: str, history: History):
         super().__init__(daemon=True)
         self.rng = random.Random(seed)
         self.space = space
         self.stopping = threading.Event()
         self._history = history
-        self._pause = pause
-        self._http = httpx.Client(base_url=f"{url}/v1/spaces/{space}/", timeout=PATIENCE_SECONDS)
+        self._http = httpx.Client(
+            base_url=f"{url}/v1/spaces/{space}/",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=PATIENCE_SECONDS,
+        )
 
     def run(self) -> None:
+        due = time.monotonic()
         while not self.stopping.is_set():
             self.once()
-            self.stopping.wait(self._pause * self.rng.uniform(0.5, 1.5))
+            # Who is late does not make up for it: the load of a service that was away is as ever.
+            now = time.monotonic()
+            due = max(now, due + self.interval * self.rng.uniform(0.5, 1.5))
+            self.stopping.wait(due - now)
         self._http.close()
 
     def once(self) -> None:
@@ -74,13 +89,13 @@ class Client(threading.Thread):
 
 
 class Device(Client):
-    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.02):
-        super().__init__(url, space, seed, history, pause)
-        self.device = self._id()
-        self._counter = 0
+    interval = 0.02
 
-    def _id(self) -> str:
-        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+    def __init__(self, service: Service, space: str, seed: str, history: History):
+        self.device = new_uuid(random.Random(seed))
+        token = service.grant(space, "device", self.device)
+        super().__init__(service.url, space, token, seed, history)
+        self._counter = 0
 
     def once(self) -> None:
         """One push, until it is answered for good."""
@@ -88,7 +103,7 @@ class Device(Client):
         changesets = [
             changeset(
                 put(f"r{self.rng.randrange(RECORDS)}", n=self._counter + n),
-                id=self._id(),
+                id=new_uuid(self.rng),
                 counter=self._counter + n + 1,
             )
             for n in range(size)
@@ -113,9 +128,8 @@ class Device(Client):
 class Poller(Client):
     """Follows the log."""
 
-    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.05):
-        super().__init__(url, space, seed, history, pause)
-        self._after, self._mark = 0, ""
+    interval = 0.05
+    _after, _mark = 0, ""
 
     def once(self) -> None:
         after = self._after
@@ -137,8 +151,7 @@ class Poller(Client):
 class TableReader(Client):
     """Reads the whole master table."""
 
-    def __init__(self, url: str, space: str, seed: str, history: History, pause: float = 0.2):
-        super().__init__(url, space, seed, history, pause)
+    interval = 0.2
 
     def once(self) -> None:
         def make(**members: Any) -> Read:

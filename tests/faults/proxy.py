@@ -21,8 +21,10 @@ CUTS = ("cut before", "cut in the midst", "cut in the answer", "answer lost")
 SLOW = ("delay", "silence")
 DELAY_SECONDS = 1.5
 
-#: What each message of an append is known by; the first that fits names it.
+#: What each message of an append, and of the look before it, is known by; the first that fits
+#: names it.
 STATEMENTS = {
+    "who calls": "FROM tokens",
     "append": "WITH moved AS",
     "look under the lock": "FOR UPDATE",
     "move the head": "UPDATE spaces",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .checker import problems
-from .faults import Fault, NotMet, World
+from .faults import Fault, NotMet, Service, World
 from .history import Attempt, History, Push
 from .load import Client, Device, Poller, TableReader
 
@@ -43,25 +43,39 @@ class Outcome:
 class Load:
     """Several devices, a follower and a reader of the master table in each of several spaces."""
 
-    def __init__(self, url: str, seed: int, history: History, pause: float = 0.02):
+    def __init__(self, service: Service, seed: int, history: History):
         self.history = history
+        self.devices: list[Device] = []
         self.clients: list[Client] = []
-        for space in SPACES:
-            self.clients += [
-                Device(url, space, f"{seed} {space} {n}", history, pause)
-                for n in range(DEVICES_EACH)
-            ]
-            self.clients.append(Poller(url, space, f"{seed} {space} poller", history))
-            self.clients.append(TableReader(url, space, f"{seed} {space} table", history))
+        self.readers = {space: service.grant(space, "reader") for space in SPACES}  #: their tokens
+        for space, token in self.readers.items():
+            for n in range(DEVICES_EACH):
+                self.devices.append(Device(service, space, f"{seed} {space} {n}", history))
+            for kind in (Poller, TableReader):
+                name = f"{seed} {space} {kind.__name__}"
+                self.clients.append(kind(service.url, space, token, name, history))
+            history.granted |= {id for _, id in service.log(space)}
+        self.clients += self.devices
 
     def start(self) -> None:
         for client in self.clients:
-            if isinstance(client, Device):
-                client.start()
-        self.wait_until_served()  # a space is there from its first push on
-        for client in self.clients:
-            if not isinstance(client, Device):
-                client.start()
+            client.start()
+        self.wait_until_served()
+
+    def pace(self, share: float, seconds: float) -> float:
+        """Slows the devices down to a share of the pushes that are answered if none ever waits.
+
+        Returns how many these are, a second, measured for so many seconds.
+        """
+        for device in self.devices:
+            device.interval = 0.0
+        first = len(self.history.attempts)
+        time.sleep(seconds)
+        lately = self.history.attempts[first:]
+        full = sum(isinstance(one, Push) and one.status == 200 for one in lately) / seconds
+        for device in self.devices:
+            device.interval = len(self.devices) / (share * full)
+        return full
 
     def stop(self) -> None:
         """Each ends what it has begun: a push is sent until it is answered."""
@@ -100,7 +114,7 @@ class Run:
         self.history = History()
         self.outcomes: dict[str, Outcome] = {}
         self.world = World(folder, self.rng)
-        self.load = Load(self.world.service.url, seed, self.history)
+        self.load = Load(self.world.service, seed, self.history)
 
     def __enter__(self) -> Run:
         self.load.start()

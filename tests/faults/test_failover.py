@@ -103,7 +103,7 @@ def test_a_failover_loses_nothing_and_needs_no_restart(data_folder):
             )
             service = Service(data_folder, url)
             history = History()
-            load = Load(service.url, 1, history)
+            load = Load(service, 1, history)
             load.start()
             time.sleep(2)
             primary.kill()

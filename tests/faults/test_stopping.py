@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.live import Connection, Stream
 
 from .checker import problems
-from .faults import World
+from .faults import World, bearer
 from .history import History
 from .run import SPACES, Load
 
@@ -31,10 +31,14 @@ def test_a_stop_answers_what_has_begun_and_ends_streams_in_good_order(data_folde
     """
     history = History()
     world = World(data_folder, random.Random(1))
-    load = Load(world.service.url, 1, history)
+    load = Load(world.service, 1, history)
     try:
         load.start()
-        stream = Stream(world.service.port, f"/v1/spaces/{SPACES[0]}/events/stream?after=0")
+        stream = Stream(
+            world.service.port,
+            f"/v1/spaces/{SPACES[0]}/events/stream?after=0",
+            headers=bearer(load.readers[SPACES[0]]),
+        )
         read: list = []
         reading = threading.Thread(target=lambda: read.extend(stream.all()), daemon=True)
         reading.start()
