@@ -24,7 +24,7 @@ SOAK_SECONDS = float(os.environ.get("FOLDLOG_SOAK_SECONDS", "3600"))
 LOAD_SHARE = 0.7
 #: by how much a median may be greater in the last quarter than in the second
 SLACK = {"memory_mb": 1.2, "connections": 1.2, "lag_events": 2.0, "cpu_percent": 1.2}
-#: of a projection that keeps up, between two of its turns
+#: Of a projection that keeps up, between two of its turns: to be less than this is no matter.
 LAG_EVENTS_MAX = 2_000
 #: a file for the table of faults and outcomes
 TABLE = os.environ.get("FOLDLOG_FAULTS_TABLE")
@@ -104,10 +104,14 @@ def test_memory_connections_and_lag_stay_flat(data_folder):
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     for name, slack in SLACK.items():
-        before, after = (median(getattr(s, name) for s in part) for part in (early, late))
-        print(f"{name}: median {before:.1f} in the second quarter, {after:.1f} in the last")
-        assert after <= before * slack + 1, f"{name} grew"
-    assert median(sample.lag_events for sample in late) <= LAG_EVENTS_MAX
+        told = []
+        for part in (early, late):
+            found = [getattr(sample, name) for sample in part]
+            told.append((median(found), max(found)))
+        (before, before_max), (after, after_max) = told
+        print(f"{name}: {before:.0f}, then {after:.0f} (max {before_max:.0f}, {after_max:.0f})")
+        least = LAG_EVENTS_MAX if name == "lag_events" else 0
+        assert after <= max(before * slack, least), f"{name} grew"
 
 
 class Sample(NamedTuple):
