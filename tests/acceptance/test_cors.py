@@ -189,7 +189,8 @@ def test_a_real_browser(tmp_path, is_allowed):
         threading.Thread(target=page.serve_forever, daemon=True).start()
         browser = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", origin],
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--no-first-run", f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", origin],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
