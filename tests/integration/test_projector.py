@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from threading import Thread
 
 import psycopg
@@ -12,9 +14,9 @@ import pytest
 from eventsourcing.persistence import OperationalError
 from msgspec.json import decode, encode
 
-from foldlog.domain.limits import Limits
 from foldlog.domain.merge import conflict_document, view_of
 from foldlog.domain.ports import RecordsQuery
+from foldlog.infrastructure.postgres import ledger_rows, record_rows
 from foldlog.infrastructure.postgres import projector as projector_module
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.master import MasterProjection
@@ -24,7 +26,6 @@ from foldlog.infrastructure.postgres.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import gauges, status
 from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from foldlog.scripts.replay import fold_all, sorted_records
-from tests.conftest import LIMITS
 from tests.helpers import A, B, C, add, changeset, delete, kept_conflict, new_id, push_of, put
 
 
@@ -192,7 +193,7 @@ def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeyp
     def too_much(to, events):
         if to.space == "a":
             to.cursor.execute("SELECT repeat('x', 2147483647)")  # SQLSTATE 54000
-        apply(to, events)
+        yield from apply(to, events)
 
     monkeypatch.setattr(stores.projector._projection, "apply", too_much)
     stores.project()
@@ -211,7 +212,7 @@ def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkey
         def breaks(to, events):
             if to.space == "a":
                 to.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-            apply(to, events)
+            yield from apply(to, events)
 
         monkeypatch.setattr(worker._projection, "apply", breaks)
         for number in range(1, projector_module.BREAKS_MAX + 1):
@@ -223,6 +224,120 @@ def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkey
                     worker._project_or_note(space)
         lines = {line.space: line for line in master_status(datastore)}
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
+
+
+def breaking_at(worker: Projector, monkeypatch, seq: int) -> list[int]:
+    """Has an event of space `a` break the connection; how many events were folded each time."""
+    sizes = []
+    apply = worker._projection.apply
+
+    def breaks(to, events):
+        if to.space == "a":
+            sizes.append(len(events))
+            if events[0][0] <= seq <= events[-1][0]:
+                to.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        yield from apply(to, events)
+
+    monkeypatch.setattr(worker._projection, "apply", breaks)
+    return sizes
+
+
+def test_what_breaks_the_connection_is_found_by_smaller_turns(database, stores, monkeypatch):
+    """No seq is named but of an event that failed alone, and what is before it is projected."""
+    stores.push("a", push_of(*(changeset(put("x", n=n)) for n in range(20))))
+    with Datastore(database) as datastore:
+        worker = Projector(datastore, MasterProjection())
+        sizes = breaking_at(worker, monkeypatch, seq=18)
+        while master_status(datastore, "a")[0].stopped_at is None:
+            with suppress(OperationalError):
+                worker._project_or_note("a")
+    assert sizes == [20, 20, 15, 5, 1, 1, 1]
+    [line] = master_status(stores.datastore, "a")
+    assert (line.position, line.stopped_at) == (17, 18)
+
+
+def test_turns_are_large_again_past_what_failed(database, stores, monkeypatch):
+    """It may have been the database's trouble, and a space must not be slow for ever."""
+    stores.push("a", push_of(*(changeset(put("x", n=n)) for n in range(20))))
+    with Datastore(database) as datastore:
+        worker = Projector(datastore, MasterProjection(), turn_events=16)
+        with monkeypatch.context() as patch, pytest.raises(OperationalError):
+            breaking_at(worker, patch, seq=1)
+            worker._project_or_note("a")
+        sizes = breaking_at(worker, monkeypatch, seq=0)
+        while worker._project_or_note("a"):
+            pass
+    assert sizes == [1] * 16 + [4]
+
+
+def test_before_a_space_is_given_up_one_event_is_tried_alone():
+    """Or else the seq that is named as the one at which it stopped may be a harmless one."""
+    assert projector_module.TURN_EVENTS < projector_module.FEWER ** (
+        projector_module.BREAKS_MAX - 1
+    )
+
+
+def test_who_failed_has_the_next_turn_last(database, stores, monkeypatch):
+    """What breaks the connection may be slow to do so, and ends the round: others come before."""
+    for space in ("a", "b"):
+        stores.push(space, push_of(changeset(put("x", n=1))))
+    with Datastore(database) as datastore:
+        worker = Projector(datastore, MasterProjection())
+        breaking_at(worker, monkeypatch, seq=1)
+        for lag in (1, 0):
+            with pytest.raises(OperationalError):
+                worker.take_turns(Awake())
+            worker.start_over()
+            assert master_status(datastore, "b")[0].lag == lag
+
+
+def large_record(stores, monkeypatch, *, turn_bytes: int) -> None:
+    """40 versions of a record of 256 KB, of which a statement has room for four."""
+    monkeypatch.setattr(record_rows, "STATEMENT_BYTES", 2**20)
+    monkeypatch.setattr(projector_module, "WRITTEN_BYTES", turn_bytes)
+    large = changeset(put("x", text="x" * 2**18))
+    stores.push("s", push_of(large, *(changeset(put("x", n=n)) for n in range(39))))
+
+
+def test_a_large_record_that_changes_often_takes_many_turns(datastore, stores, monkeypatch):
+    """A version each: a few small changesets make much to write, and others wait meanwhile."""
+    large_record(stores, monkeypatch, turn_bytes=2 * 2**20)
+    positions = [0]
+    while stores.projector.project_or_stop("s"):
+        positions.append(master_status(datastore, "s")[0].position)
+    assert positions == list(range(0, 41, 8))
+    assert_equals_fresh_fold(stores, "s", 40)
+
+
+def test_the_time_of_a_turn_is_bounded(datastore, stores, monkeypatch):
+    """What is slow ends its turn after a part, and goes on in the next."""
+    large_record(stores, monkeypatch, turn_bytes=2**30)
+    monkeypatch.setattr(projector_module, "TURN_SECONDS", 0)
+    assert stores.projector.project_or_stop("s")
+    assert master_status(datastore, "s")[0].position == 4
+
+
+def test_not_all_that_is_written_is_in_memory(stores, monkeypatch):
+    """Of 10 MB of versions there is a statement's worth at a time."""
+    large_record(stores, monkeypatch, turn_bytes=2**30)
+    tracemalloc.start()
+    try:
+        stores.projector.project("s")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+@pytest.mark.parametrize("size", [1, 600, 2_000, 10_000])
+def test_sizes_of_statements_do_not_matter(datastore, stores, monkeypatch, size):
+    """Wherever a part ends, in an event or after it, the table is the fold of the log."""
+    for module in (record_rows, ledger_rows):
+        monkeypatch.setattr(module, "STATEMENT_BYTES", size)
+    head = random_history(stores, "s", seed=size)
+    stores.project()
+    assert_equals_fresh_fold(stores, "s", head)
+    Rebuilder(datastore, MasterProjection()).rebuild("s", verify=True)
 
 
 def test_a_late_note_of_a_stop_is_not_taken(datastore, stores):
@@ -287,10 +402,13 @@ def test_a_running_projector_is_woken_at_once(database, datastore, stores):
         for n in range(1, 6):
             receipt = stores.push("s", push_of(changeset(put(str(n), x=n))))
             announcer.announce("s", 1)
-            # `at_least` waits up to a second; a poll alone would take two. Only the first append
-            # may be left to a poll: the listener may not listen yet.
-            limits = LIMITS if n > 1 else Limits()
-            master = PostgresMasterTable(datastore, limits=limits)
+            # A poll alone would take two seconds. Only the first append may be left to one: the
+            # listener may not listen yet.
+            deadline = time.monotonic() + (1 if n > 1 else 10)
+            master = PostgresMasterTable(datastore)
+            while master.position("s").position < receipt.head:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
             page = master.page("s", RecordsQuery(10, at_least=receipt.head))
             assert len(page.records) == n
     finally:

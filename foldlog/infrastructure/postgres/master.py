@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
 from ...domain.events import Event
-from ...domain.merge import FOLD_VERSION, Conflict, Key, Record, conflict_document, fold
-from .arrays import bigint_array, bytea_array, integer_array, json_array, text_array, uuid_array
+from ...domain.merge import FOLD_VERSION, Key, Record, fold
+from .arrays import integer_array, text_array, uuid_array
+from .ledger_rows import INSERT_CONFLICTS, Ledger
 from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from .projection import Generation
 from .record_rows import COLUMNS, WRITE_STATES, States, record_of
@@ -27,19 +27,6 @@ SELECT {COLUMNS}
  WHERE space = %(space)s
    AND generation = %(generation)s
  ORDER BY collection, id
-"""
-
-INSERT_CONFLICTS = """
-INSERT INTO conflicts (
-           space, generation, seq, number, collection, id, document, field, lost_by, won_by
-       )
-SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, lost_by, won_by
-  FROM unnest(
-           %(seqs)s::bigint[], %(numbers)s::integer[],
-           %(collections)s::text[], %(ids)s::text[], %(documents)s::json[],
-           %(fields)s::bytea[], %(losers)s::uuid[], %(winners)s::uuid[]
-       ) AS new (seq, number, collection, id, document, field, lost_by, won_by)
-RETURNING seq
 """
 
 # What lost on an erased record goes, and what lost in the same events on others is numbered as if
@@ -150,9 +137,10 @@ class MasterProjection:
     """Folds events into one generation of the master table.
 
     The records that a batch touches are read once, folded in memory, and written once, however
-    often it touches them; their versions are as many as the events that touched them. What is
-    executed is not waited for, if the connection is in pipeline mode: PostgreSQL writes one batch
-    while the next one is folded.
+    often it touches them; their versions are as many as the events that touched them. A batch is
+    written in parts: one ends with the event that fills a statement, and nothing of it is kept but
+    its records. What is sent is not waited for, if the connection is in pipeline mode: PostgreSQL
+    writes one part while the next one is folded.
     """
 
     name = "master"
@@ -173,10 +161,12 @@ class MasterProjection:
     def memory(self, position: int, *, bytes_max: int = KNOWN_BYTES) -> Known:
         return Known(position, bytes_max=bytes_max)
 
-    def apply(self, to: Generation[Known], rows: Sequence[tuple[int, str, bytes]]) -> None:
+    def apply(
+        self, to: Generation[Known], rows: Sequence[tuple[int, str, bytes]]
+    ) -> Iterator[None]:
         events = [self._mapper.decode(topic, state) for _, topic, state in rows]
         for part in _parts(events):
-            self._apply(to, part)
+            yield from self._apply(to, part)
 
     def forget(self, cursor: Cursor[Any], space: str, generations: list[int], key: Key) -> None:
         """Takes what is kept of a record out of these generations, which must be locked."""
@@ -192,27 +182,32 @@ class MasterProjection:
             else:
                 cursor.execute(SQL(FORGET_ROWS).format(table=Identifier(table)), names)
 
-    def _apply(self, to: Generation[Known], events: Sequence[Event]) -> None:
+    def _apply(self, to: Generation[Known], events: Sequence[Event]) -> Iterator[None]:
         erased = events[0].erased_key
         if erased is not None:
             to.known.drop(erased)
             self.forget(to.cursor, to.space, [to.number], erased)
         touched = [event.keys for event in events]
         records = self._load(to, {key for keys in touched for key in keys})
-        conflicts: list[tuple[int, Conflict]] = []
-        states = States(records)
-        for event, keys in zip(events, touched, strict=True):
-            conflicts += enumerate(fold(records, event))
+        states, ledger = States(records), Ledger()
+        size = start = 0
+        for end, (event, keys) in enumerate(zip(events, touched, strict=True), start=1):
+            is_full = False
+            for number, conflict in enumerate(fold(records, event)):
+                if ledger.note(number, conflict):
+                    size += self._write(to, INSERT_CONFLICTS, ledger)
+                    is_full = True
             for key in keys:
-                states.note(key, records[key])
-        size = 0
-        for columns in states.columns():
-            size += sum(map(len, columns.values()))
-            to.cursor.execute(WRITE_STATES, {**to.names, **columns}, prepare=True)
-        if conflicts:
-            self._insert_conflicts(to, conflicts)
-        self._insert_local_ids(to, events)
-        to.known.note(records, size, events[-1].seq)
+                if states.note(key, records[key]):
+                    size += self._write(to, WRITE_STATES, states)
+                    is_full = True
+            if is_full or end == len(events):
+                size += self._write(to, WRITE_STATES, states)
+                size += self._write(to, INSERT_CONFLICTS, ledger)
+                self._insert_local_ids(to, events[start:end])
+                to.known.note(records, size, event.seq)
+                yield
+                size, start = 0, end
 
     def _load(self, to: Generation[Known], keys: set[Key]) -> dict[Key, Record]:
         records = to.known.find(keys)
@@ -226,22 +221,12 @@ class MasterProjection:
             records |= {(row[0], row[1]): record_of(row) for row in rows}
         return records
 
-    def _insert_conflicts(
-        self, to: Generation[Known], conflicts: list[tuple[int, Conflict]]
-    ) -> None:
-        names = {
-            "seqs": bigint_array(conflict.seq for _, conflict in conflicts),
-            "numbers": integer_array(number for number, _ in conflicts),
-            "collections": text_array(conflict.collection for _, conflict in conflicts),
-            "ids": text_array(conflict.id for _, conflict in conflicts),
-            "documents": json_array(
-                msgspec.json.encode(conflict_document(conflict)) for _, conflict in conflicts
-            ),
-            "fields": bytea_array(conflict.field.encode() for _, conflict in conflicts),
-            "losers": uuid_array(conflict.lost.device for _, conflict in conflicts),
-            "winners": uuid_array(conflict.won.device for _, conflict in conflicts),
-        }
-        to.cursor.execute(INSERT_CONFLICTS, {**to.names, **names}, prepare=True)
+    def _write(self, to: Generation[Known], statement: str, rows: States | Ledger) -> int:
+        if not rows:
+            return 0
+        columns = rows.take()
+        to.send(statement, columns)
+        return sum(map(len, columns.values()))
 
     def _insert_local_ids(self, to: Generation[Known], events: Sequence[Event]) -> None:
         named = [
@@ -258,7 +243,7 @@ class MasterProjection:
                 "local_ids": text_array(local_ids),
                 "ids": text_array(ids),
             }
-            to.cursor.execute(INSERT_LOCAL_IDS, {**to.names, **names}, prepare=True)
+            to.send(INSERT_LOCAL_IDS, names)
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from psycopg import Cursor
+from psycopg.generators import send
 
 
 class Memory(Protocol):
@@ -43,6 +44,13 @@ class Generation(Generic[M]):
     def names(self) -> dict[str, Any]:
         return {"space": self.space, "generation": self.number}
 
+    def send(self, statement: str, names: Mapping[str, Any]) -> None:
+        """Executes a statement; in pipeline mode, without waiting for what comes of it."""
+        self.cursor.execute(statement, {**self.names, **names}, prepare=True)
+        # Or else the end of it would stay in our memory until we turn to PostgreSQL again.
+        connection = self.cursor.connection
+        connection.wait(send(connection.pgconn))
+
 
 class Projection(Protocol[M]):
     """Folds events into one generation of its tables."""
@@ -62,8 +70,8 @@ class Projection(Protocol[M]):
 
     def memory(self, position: int, *, bytes_max: int = ...) -> M: ...
 
-    def apply(self, to: Generation[M], rows: Sequence[tuple[Any, ...]]) -> None:
-        """Writes what these events make, each a row of its seq and `columns`.
+    def apply(self, to: Generation[M], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+        """Writes what these events make, each a row of its seq and `columns`, part by part.
 
-        Ends with `to.known` at the last one's seq.
+        Yields after each part, with `to.known` at its last seq: who has had enough goes no further.
         """

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from psycopg.generators import send
 
 from ...domain.limits import INTEGER_MAX
 from .datastore import Datastore
@@ -30,15 +29,19 @@ BATCH_EVENTS = 1_000
 BATCH_BYTES = 8 * 2**20
 #: ... and so many in one transaction of the live generation: others wait for theirs
 TURN_EVENTS = 4_000
-#: a transaction that has written so much ends, for what it wrote is kept in memory until then
+#: a transaction that has written so much ends, for what it wrote is kept in memory until then; and
+#: one that has taken so long, whatever makes it slow
 WRITTEN_BYTES = 64 * 2**20
+TURN_SECONDS = 2.0
 #: between the turns of a space the records are kept that the last one touched, within these bounds
 KNOWN_BYTES = 16 * 2**20
 KNOWN_SPACES = 4
 #: how long a space that stopped rests before it is tried again
 RETRY_SECONDS = 30
-#: so often in a row a space may fail before it is not the database's trouble any more
-BREAKS_MAX = 3
+#: so often a space may fail before it is not the database's trouble any more ...
+BREAKS_MAX = 4
+#: ... and each time its turns have so many times fewer events: the last ones, a single event
+FEWER = 16
 #: a lost notification costs this at most
 POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
@@ -73,18 +76,6 @@ RETURNING generation
 """
 
 
-NOTE_FAILED = """
-UPDATE projections
-   SET stopped_at = position + 1,
-       stopped_why = %(why)s,
-       stopped_until = now() + %(seconds)s * interval '1 second'
- WHERE space = %(space)s
-   AND projection = %(projection)s
-   AND is_live
-RETURNING generation
-"""
-
-
 class Stopped(Exception):
     """An event that a projection cannot process."""
 
@@ -93,6 +84,12 @@ class Stopped(Exception):
         self.generation = generation
         self.seq = seq
         self.why = why
+
+
+class _Turn(NamedTuple):
+    generation: int
+    first: int
+    last: int  #: the seq that it is to come to
 
 
 class Projector:
@@ -109,7 +106,10 @@ class Projector:
         self._projection = projection
         self._turn_events = turn_events
         self._select_batch = select_page(f"originator_version, {projection.columns}")
-        self._breaks: Counter[str] = Counter()  #: of each space, how often in a row it has failed
+        #: of a space that fails, how often it has, and what the turn that did so last was
+        self._breaks: Counter[str] = Counter()
+        self._failed: dict[str, _Turn] = {}
+        self._turn: _Turn | None = None  #: the last one that was begun
         #: generation, and its records that the next turn need not read, of spaces far behind
         self._known: dict[str, tuple[int, Memory]] = {}
         self.positions = PositionRecorder(datastore, projection.name, projection.version)
@@ -134,10 +134,11 @@ class Projector:
         if now >= self._looking_at:
             self._waiting.update(self.lagging())
             self._looking_at = now + POLL_SECONDS
-        for space in sorted(self._waiting):
+        # A turn of each space: a long log does not hold up the others. Who has failed comes last:
+        # what fails once more, and perhaps slowly, ends the round.
+        for space in sorted(self._waiting, key=lambda space: (self._breaks[space], space)):
             if wakeups.closed:
                 return
-            # A turn of each space: a long log does not hold up the others.
             if not self._project_or_note(space):
                 self._waiting.discard(space)
         if not self._waiting:
@@ -159,23 +160,24 @@ class Projector:
 
         Raises what the database raised, as long as it may be the database's trouble alone.
         """
+        self._turn = None
         try:
-            more = self.project_or_stop(space)
+            return self.project_or_stop(space)
         except DATABASE_ERRORS as exc:
+            if self._turn is None:
+                raise
+            self._failed[space] = failed = self._turn
             self._breaks[space] += 1
             if self._breaks[space] < BREAKS_MAX:
                 raise
+            # A turn of one event, as the next one will be.
+            self._breaks[space] = BREAKS_MAX - 1
             self._datastore.check_pool()
-            # Raises if the database is gone. If it is not, something about this space is too much
-            # for it: a batch that breaks the connection each time, say.
-            with self._datastore.committed() as cursor:
-                names = {"space": space, "projection": self._projection.name}
-                why = f"{type(exc).__name__}: {exc}"
-                cursor.execute(NOTE_FAILED, {**names, "why": why, "seconds": RETRY_SECONDS})
-            log.error("projection_failed", space=space, why=why)
-            more = False
-        del self._breaks[space]
-        return more
+            # Raises if the database is gone. If it is not, something about this event is too much
+            # for it: it breaks the connection each time, say.
+            why = f"{type(exc).__name__}: {exc}"
+            self._note(space, Stopped(failed.generation, failed.first, why))
+            return False
 
     def lagging(self) -> list[str]:
         names = {
@@ -198,20 +200,21 @@ class Projector:
         try:
             return self.project(space)
         except Stopped as exc:
-            log.error("projection_stopped", space=space, seq=exc.seq, why=exc.why)
-            with self._datastore.committed() as cursor:
-                cursor.execute(
-                    NOTE_STOPPED,
-                    {
-                        "space": space,
-                        "projection": self._projection.name,
-                        "generation": exc.generation,
-                        "seq": exc.seq,
-                        "why": exc.why,
-                        "seconds": RETRY_SECONDS,
-                    },
-                )
+            self._note(space, exc)
             return False
+
+    def _note(self, space: str, stopped: Stopped) -> None:
+        names = {
+            "space": space,
+            "projection": self._projection.name,
+            "generation": stopped.generation,
+            "seq": stopped.seq,
+            "why": stopped.why,
+            "seconds": RETRY_SECONDS,
+        }
+        with self._datastore.committed() as cursor:
+            cursor.execute(NOTE_STOPPED, names)
+        log.error("projection_stopped", space=space, seq=stopped.seq, why=stopped.why)
 
     def project(self, space: str) -> bool:
         """Projects a turn of the live generation, if no other worker is at it."""
@@ -220,6 +223,8 @@ class Projector:
             if locked is None:
                 return False
             number, position, lag = locked
+            events = max(1, self._turn_events // FEWER ** self._breaks[space])
+            self._turn = _Turn(number, position + 1, position + min(lag, events))
             of, known = self._known.pop(space, (0, None))
             if known is None or (of, known.position) != (number, position):
                 known = self._projection.memory(position, bytes_max=KNOWN_BYTES)
@@ -227,8 +232,10 @@ class Projector:
             another = self._datastore.rows() if lag > BATCH_EVENTS else nullcontext(cursor)
             with another as reader:
                 to: Generation[Any] = Generation(space, number, cursor, reader, known)
-                reached = self.advance(to)
+                reached = self.advance(to, until=position + events)
         known.committed()
+        if space in self._failed and reached >= self._failed[space].last:
+            del self._failed[space], self._breaks[space]
         if reached - position < lag and len(self._known) < KNOWN_SPACES:
             self._known[space] = number, known
         return reached > position
@@ -240,13 +247,14 @@ class Projector:
         first event cannot be processed.
         """
         start, connection = to.known.position, to.cursor.connection
+        ends_at = time.monotonic() + TURN_SECONDS
         until = min(until, start + self._turn_events)
         failed: Exception | None = None
         while True:
             try:
                 # A savepoint: what fails leaves nothing behind.
                 with connection.transaction(), connection.pipeline():
-                    position = self._apply(to, start, until)
+                    position = self._apply(to, start, until, ends_at)
                 break
             except Exception as exc:
                 if is_connection_error(exc):
@@ -261,23 +269,27 @@ class Projector:
             log.warning("projected_a_part", space=to.space, to=position, error=str(failed))
         return position
 
-    def _apply(self, to: Generation[Any], start: int, until: int) -> int:
-        position, connection = start, to.cursor.connection
-        while position < until and to.known.bytes_uncommitted < WRITTEN_BYTES:
+    def _apply(self, to: Generation[Any], start: int, until: int, ends_at: float) -> int:
+        for _ in self._parts(to, start, until):
+            if to.known.bytes_uncommitted >= WRITTEN_BYTES or time.monotonic() >= ends_at:
+                break
+        position: int = to.known.position
+        if position > start:
+            self.positions.advance(to.cursor, to.space, to.number, expected=start, to=position)
+        return position
+
+    def _parts(self, to: Generation[Any], position: int, until: int) -> Iterator[None]:
+        """Reads, folds and writes; yields after each part."""
+        while position < until:
             limit = min(BATCH_EVENTS, until - position)
             rows = self._read(to, position, limit)
             if rows:
                 first, last = rows[0][0], rows[-1][0]
                 assert (first, last) == (position + 1, position + len(rows)), "a hole in the log"
-                self._projection.apply(to, rows)
-                # Or else PostgreSQL would have the end of it only when we turn to it again.
-                connection.wait(send(connection.pgconn))
+                yield from self._projection.apply(to, rows)
                 position = last
             if len(rows) < limit:
-                break
-        if position > start:
-            self.positions.advance(to.cursor, to.space, to.number, expected=start, to=position)
-        return position
+                return
 
     def _read(self, of: Generation[Any], position: int, limit: int) -> list[tuple[Any, ...]]:
         names = {
@@ -293,16 +305,14 @@ class Projector:
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
     """Has all of them follow all spaces, in turns, until `wakeups` is closed."""
     while not wakeups.closed:
-        try:
-            for projector in projectors:
+        for projector in projectors:
+            try:
                 projector.take_turns(wakeups)
-        except DATABASE_ERRORS as exc:
-            # Also what is no fault of the connection must not end the worker.
-            log.warning("projector_waits_for_the_database", error=str(exc))
-            for projector in projectors:
+            except DATABASE_ERRORS as exc:
+                # Also what is no fault of the connection must not end the worker.
+                log.warning("projector_waits_for_the_database", error=str(exc))
                 projector.start_over()
-            wakeups.sleep(RECONNECT_SECONDS)
-            continue
+                wakeups.sleep(RECONNECT_SECONDS)
         woken = wakeups.wait(min(projector.due_in() for projector in projectors))
         for projector in projectors:
             projector.wake(woken)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...domain.merkle import Growth, Tile, edge_tiles
-from ...domain.proofs import LEAF_BYTES_MAX, header_of, leaf_hash, leaf_of
+from ...domain.proofs import (
+    HEADER_BYTES_MAX,
+    header_of,
+    leaf_hash,
+    leaf_of,
+    unreadable_header,
+)
 from .arrays import bigint_array, bytea_array, integer_array
+from .pages import IS_SKIPPED
 from .projection import Generation
 
 PROOFS_VERSION = 1
@@ -42,6 +49,17 @@ def names_of(tiles: Sequence[Tile]) -> dict[str, Any]:
     }
 
 
+def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
+    """As `leaf_header_of`, of the beginning of an event. Who cannot read one that nobody has
+    stepped over yet had better stand still."""
+    try:
+        return header_of(state)
+    except ValueError:
+        if hash_if_skipped is None:
+            raise
+        return unreadable_header(hash_if_skipped)
+
+
 class Edge:
     """The tree of a generation at its position: the tiles that go on growing."""
 
@@ -65,7 +83,8 @@ class ProofsProjection:
     version = PROOFS_VERSION
     tables = {"tiles": "level, number"}
     # A leaf is bounded, and so is the header in it: no more need be read of an event of megabytes.
-    columns = f"substr(state, 1, {LEAF_BYTES_MAX}), ops_hash"
+    columns = f"""substr(state, 1, {HEADER_BYTES_MAX}), ops_hash,
+       CASE WHEN {IS_SKIPPED} THEN sha256(state) END"""
     # Checkpoints are signed once a second at most. Of a busy space the unfinished tile is written
     # a few times a second, and not once for each push.
     pause_seconds = 0.25
@@ -73,18 +92,23 @@ class ProofsProjection:
     def memory(self, position: int, *, bytes_max: int = 0) -> Edge:
         return Edge(position)
 
-    def apply(self, to: Generation[Edge], rows: Sequence[tuple[int, bytes, bytes]]) -> None:
+    def apply(
+        self, to: Generation[Edge], rows: Sequence[tuple[int, bytes, bytes, bytes | None]]
+    ) -> Iterator[None]:
         if to.known.growth is None:
             to.known.growth = self._load(to)
         growth = to.known.growth
         tiles = growth.append(
-            [leaf_hash(leaf_of(header_of(state), ops_hash)) for _, state, ops_hash in rows]
+            [
+                leaf_hash(leaf_of(_header(state, hash), ops_hash))
+                for _, state, ops_hash, hash in rows
+            ]
         )
         changed = sorted(tiles)
-        names = {**to.names, **names_of(changed)}
-        names["hashes"] = bytea_array(tiles[tile] for tile in changed)
-        to.cursor.execute(UPSERT_TILES, names, prepare=True)
+        hashes = bytea_array(tiles[tile] for tile in changed)
+        to.send(UPSERT_TILES, {**names_of(changed), "hashes": hashes})
         to.known.position = growth.size
+        yield
 
     def _load(self, to: Generation[Edge]) -> Growth:
         names = {**to.names, **names_of(edge_tiles(to.known.position))}

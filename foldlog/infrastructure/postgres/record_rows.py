@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -60,8 +60,14 @@ SELECT %(space)s, %(generation)s, {COLUMNS}
 RETURNING id
 """
 
-STATEMENT_BYTES = 32 * 2**20
+#: about so much is encoded and sent at a time; of a larger state, that one alone
+STATEMENT_BYTES = 16 * 2**20
 STATEMENT_RECORDS = 5_000
+#: what a field of a state takes until it is written, besides its value: a place in two dicts
+FIELD_BYTES = 100
+
+#: a record after an event, its fields as they are stored, whether it was not there before
+_State = tuple[Record, bytes, bool]
 
 _encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
@@ -95,63 +101,57 @@ def _ms_of(time: str) -> int | None:
 
 
 class States:
-    """What became of the records of a batch: each one after each event that touched it, in order.
+    """What becomes of records, until it is written: each one after each event that touched it.
 
     `records` are those that were there before.
     """
 
     def __init__(self, records: Mapping[Key, Record]):
-        self._by_key: dict[Key, list[Record]] = {}
         self._existing = {key for key, record in records.items() if record.created_seq}
-        self._made: dict[Key, int] = {}  #: at which event, for the first time
+        self._begin()
 
-    def note(self, key: Key, record: Record) -> None:
-        """`record`, as the event left it that touched it last."""
-        states = self._by_key.get(key)
-        if states is None:
-            self._by_key[key] = [record]
-        else:
-            states.append(record)
-        if record.created_seq and key not in self._existing:
+    def _begin(self) -> None:
+        self._by_key: dict[Key, list[_State]] = {}
+        self._count = self._size = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def note(self, key: Key, record: Record) -> bool:
+        """`record`, as the event left it that touched it last; whether a statement is full."""
+        is_first = bool(record.created_seq) and key not in self._existing
+        if is_first:
             self._existing.add(key)
-            self._made[key] = record.touched_seq
+        # Encoded at once: how large it is decides how many more there may be.
+        fields = _encode(record.fields)
+        self._by_key.setdefault(key, []).append((record, fields, is_first))
+        self._count += 1
+        self._size += len(fields) + FIELD_BYTES * len(record.writes)
+        return self._size >= STATEMENT_BYTES or self._count == STATEMENT_RECORDS
 
-    def columns(self) -> Iterator[dict[str, Array]]:
-        """The parameters of `WRITE_STATES`, but for space and generation; in parts of some MB.
+    def take(self) -> dict[str, Array]:
+        """The parameters of `WRITE_STATES`, but for space and generation. Begins anew.
 
         In the order of keys, so that two writers of the same rows could never wait in a circle.
         """
-        rows: list[Record] = []
-        is_first: list[bool] = []
+        rows: list[_State] = []
         is_last: list[bool] = []
         for key in sorted(self._by_key):
-            states, made = self._by_key[key], self._made.get(key)
+            states = self._by_key[key]
             rows += states
-            is_first += [state.touched_seq == made for state in states]
             is_last += [False] * (len(states) - 1) + [True]
-        fields = [_encode(row.fields) for row in rows]
-        for part in _parts(fields):
-            yield _columns(rows[part], fields[part], is_first[part], is_last[part])
+        self._begin()
+        return _columns(rows, is_last)
 
 
-def _parts(fields: list[bytes]) -> Iterator[slice]:
-    start = size = 0
-    for end, value in enumerate(fields, start=1):
-        size += len(value)
-        if size > STATEMENT_BYTES or end - start == STATEMENT_RECORDS or end == len(fields):
-            yield slice(start, end)
-            start, size = end, 0
-
-
-def _columns(
-    rows: list[Record], fields: list[bytes], is_first: list[bool], is_last: list[bool]
-) -> dict[str, Array]:
+def _columns(states: list[_State], is_last: list[bool]) -> dict[str, Array]:
+    rows = [record for record, _, _ in states]
     # What the merge needs of a record is kept of its last state alone.
     kept = [row if last else None for row, last in zip(rows, is_last, strict=True)]
     return {
         "collection": text_array([r.collection for r in rows]),
         "id": text_array([r.id for r in rows]),
-        "fields": json_array(fields),
+        "fields": json_array(fields for _, fields, _ in states),
         "is_deleted": bool_array([r.is_deleted for r in rows]),
         "seq": bigint_array([r.seq for r in rows]),
         "created_seq": bigint_array([r.created_seq for r in rows]),
@@ -161,6 +161,6 @@ def _columns(
         "touched_seq": bigint_array([r.touched_seq for r in rows]),
         "touched_by": uuid_array([r.touched_by for r in rows]),
         "touched_seq_other": bigint_array([r.touched_seq_other for r in rows]),
-        "is_first": bool_array(is_first),
+        "is_first": bool_array(is_first for _, _, is_first in states),
         "is_last": bool_array(is_last),
     }
