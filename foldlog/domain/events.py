@@ -122,11 +122,11 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
     @property
     def leaf(self) -> bytes:
         """What of it is in the tree: no values, but what commits to them."""
-        return proofs.leaf_of(proofs.header_of(self.state), self.ops_hash)
+        return proofs.leaf_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
     @property
     def mark(self) -> str:
-        return _mark_of(proofs.header_of(self.state), self.ops_hash)
+        return _mark_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
 
 # The last event of a group is asked again and again. By its header: what is kept here outlives

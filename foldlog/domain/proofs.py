@@ -19,6 +19,8 @@ NO_SALT = bytes(SALT_BYTES)
 MARK_LENGTH = 16  #: hex digits of a leaf hash that a cursor carries
 #: An entry bundle of C2SP tlog-tiles counts an entry's bytes with 16 bits.
 LEAF_BYTES_MAX = 65_535
+#: ... of which `,"ops_hash":"<hex>"}` come after the header
+HEADER_BYTES_MAX = LEAF_BYTES_MAX - 78
 
 _LAST_KEY = re.compile(rb',"(?:ops|body)":')
 _ERASED = re.compile(rb',"erased":"([0-9a-f]{64})"\}\Z')
@@ -96,6 +98,21 @@ def header_of(state: bytes) -> bytes:
     if found is None:
         raise ValueError("an event ends with ops or a body")
     return state[: found.start()]
+
+
+def leaf_header_of(state: bytes) -> bytes:
+    """The header as it is in the event's leaf, whatever was written past the service.
+
+    Of bytes that no header can be cut from, or none that a leaf has room for, it is their hash.
+    """
+    try:
+        return header_of(state[:HEADER_BYTES_MAX])
+    except ValueError:
+        return unreadable_header(hashlib.sha256(state).digest())
+
+
+def unreadable_header(hash_of_state: bytes) -> bytes:
+    return b'{"unreadable":"%b"' % hash_of_state.hex().encode()
 
 
 def leaf_of(header: bytes, hash_of_ops: bytes) -> bytes:

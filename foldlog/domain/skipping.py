@@ -2,7 +2,7 @@
 
 An admin says so in an event, `event-skipped`, and from then on the event that it names is folded as
 if it had no operations, whenever and by whomever the log is folded. It stays in the log, and in
-every proof, as it is.
+every proof, as it is; readers that could not read it are given an event that says nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,18 @@ def event_skipped_entry(
     return body_entry(
         seq=seq, kind=EVENT_SKIPPED, id=id, received_at=received_at, body=body, salt=salt
     )
+
+
+def is_readable(seq: int, state: bytes) -> bool:
+    """Whether bytes that are stepped over can be given to readers, among events and on a line.
+
+    What was written past the service need be no JSON, and one such event would make a page
+    unreadable, and its reader stand still.
+    """
+    try:
+        return decode_event(state).seq == seq and len(state.splitlines()) == 1
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return False
 
 
 def skips_of(entries: Iterable[LogEntry]) -> list[Skipped]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
-from ..domain.events import RECORD_ERASED, LogEntry, short_form
+from ..domain.events import EVENT_SKIPPED, RECORD_ERASED, LogEntry, short_form
 from ..domain.limits import LIMITS, Limits
 from ..domain.ports import Range, RangeQuery, SpaceId
 
@@ -58,8 +58,8 @@ class _Tail:
 
     def add(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
-            if entry.kind == RECORD_ERASED and self.entries:
-                # What came before it may hold values that are erased now.
+            if entry.kind in (RECORD_ERASED, EVENT_SKIPPED) and self.entries:
+                # What came before it may hold values that are erased now, or what is no JSON.
                 self.mark_before = self.entries[-1].mark
                 self.entries.clear()
                 self.size = TAIL_BYTES

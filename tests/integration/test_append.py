@@ -9,9 +9,12 @@ from threading import Event
 import psycopg
 import pytest
 
+from foldlog.api.problems import status_of
+from foldlog.domain import intake
 from foldlog.domain.errors import (
     CounterGap,
     DeviceForked,
+    IdReused,
     LimitExceeded,
     OutcomeUnknown,
     ProjectionBehind,
@@ -22,6 +25,7 @@ from foldlog.domain.intake import Intake
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
+from foldlog.infrastructure.postgres import log
 from foldlog.infrastructure.postgres.append import Appender
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.log import PostgresEventStore
@@ -91,6 +95,38 @@ def test_what_the_database_refuses_takes_no_other_along(database, datastore):
         assert futures[A].result().verdicts[0].seq == 2
         with pytest.raises(Exception, match="odd"):
             futures[B].result()
+
+
+def test_going_one_by_one_has_a_deadline(stores, monkeypatch):
+    """Who is to blame is looked for, but whoever waits is told in time."""
+    take = Intake.take
+
+    def fails_for_b(self, push):
+        assert push.device != B, "a fault of ours"
+        return take(self, push)
+
+    monkeypatch.setattr(Intake, "take", fails_for_b)
+    monkeypatch.setattr(log, "ALONE_SECONDS_MAX", 0.0)
+    outcomes = stores.log._append("s", [push_of(changeset(), device=d) for d in (A, B, C)])
+    assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * 3
+
+
+@pytest.mark.parametrize("trouble", [StorageUnavailable, OutcomeUnknown])
+def test_going_one_by_one_ends_with_the_database(stores, monkeypatch, trouble):
+    """What one of them has to wait for in vain, the others are not made to wait for, too."""
+    append, alone = stores.log._appender.append, []
+
+    def fails(space, pushes):
+        assert len(pushes) == 1, "a fault of ours"
+        alone.append(pushes)
+        if len(alone) == 2:
+            raise trouble
+        return append(space, pushes)
+
+    monkeypatch.setattr(stores.log._appender, "append", fails)
+    stored, *others = stores.log._append("s", [push_of(changeset()) for _ in range(5)])
+    assert stored.verdicts[0].seq == 1 and len(alone) == 2
+    assert [type(o) for o in others] == [trouble, *[StorageUnavailable] * 3]
 
 
 def test_a_fault_of_ours_takes_no_other_along(stores, monkeypatch):
@@ -318,7 +354,8 @@ def _terminate(superuser: str, statement: str, but_not: int) -> None:
 
 @pytest.mark.parametrize("code", ["53100", "53200", "55P03", "57014", "40P01", "58030", "25006"])
 def test_a_server_that_says_not_now_has_stored_nothing(database, datastore, code):
-    """A full disk, a lock, a timeout, a failover: try again later, and only those who met it."""
+    """A full disk, a lock, a timeout, a failover: the whole group is told to try again later, and
+    is not tried one by one, each of which might wait as long."""
     with psycopg.connect(database) as conn:
         conn.execute(
             "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS "
@@ -331,9 +368,9 @@ def test_a_server_that_says_not_now_has_stored_nothing(database, datastore, code
     store = PostgresEventStore(datastore)
     with pytest.raises(StorageUnavailable):
         store.push("s", push_of(changeset(), device=B))
-    good, bad = store._append("s", [push_of(changeset(), device=A), push_of(changeset(), device=B)])
-    assert good.verdicts[0].seq == 1
-    assert isinstance(bad, StorageUnavailable)
+    with pytest.raises(StorageUnavailable):
+        store._append("s", [push_of(changeset(), device=A), push_of(changeset(), device=B)])
+    assert store.push("s", push_of(changeset(), device=A)).verdicts[0].seq == 1
 
 
 def test_few_bytes_do_not_ask_for_many(stores):
@@ -346,6 +383,87 @@ def test_few_bytes_do_not_ask_for_many(stores):
     assert len(pull_all(stores, "s")) == 1
     receipt = stores.push("s", push_of(*many[:2], wants_records=True))
     assert [len(verdict.records) for verdict in receipt.verdicts] == [1, 1]
+
+
+def text(size: int, id: str = "r") -> dict:
+    return changeset(put(id, text="x" * size))
+
+
+def test_few_bytes_do_not_load_many_events(datastore):
+    """Ids of large events: no more is read than the limit, the push is to be halved, and whoever
+    was committed with it is stored. One by one they are answered."""
+    store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
+    large = [text(60_000) for _ in range(3)]
+    for each in large:
+        store.push("s", push_of(each))
+    too_much, fine = store._append("s", [push_of(*large), push_of(changeset(), device=B)])
+    assert isinstance(too_much, LimitExceeded) and "index" not in too_much.extra
+    assert too_much.extra["limit"] == "looked_up_bytes_max"
+    assert fine.verdicts[0].seq == 4
+    for each in large:
+        assert store.push("s", push_of(each)).verdicts[0].duplicate
+    assert [v.seq for v in store.push("s", push_of(*large[:2])).verdicts] == [1, 2]
+
+
+def test_pushes_that_are_too_much_together_go_alone(datastore):
+    """Each of them may repeat what it sent, whoever else does so at the same moment."""
+    store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
+    large = [text(60_000) for _ in range(4)]
+    for each in large:
+        store.push("s", push_of(each))
+    outcomes = store._append("s", [push_of(each) for each in large])
+    assert [outcome.verdicts[0].seq for outcome in outcomes] == [1, 2, 3, 4]
+
+
+def test_one_event_that_is_named_by_many_is_not_decoded_by_all(datastore, monkeypatch):
+    """Loaded once, it would be decoded for each of them: that is bounded, too."""
+    store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
+    large = text(60_000)
+    store.push("s", push_of(large))
+    decoded = []
+
+    def counting(state):
+        decoded.append(len(state))
+        return decode_event(state)
+
+    monkeypatch.setattr(intake, "decode_event", counting)
+    monkeypatch.setattr(log, "ALONE_SECONDS_MAX", 0.0)
+    other = changeset(put("other"), id=large["id"])
+    outcomes = store._append("s", [push_of(other) for _ in range(9)])
+    assert [type(o) for o in outcomes] == [IdReused] * 2 + [StorageUnavailable] * 7
+    assert len([size for size in decoded if size > 60_000]) == 2
+
+
+def test_guards_do_not_load_many_bytes(datastore, stores):
+    """Large records that guards name: the push is to be halved; of one changeset it is known that
+    it can never be decided; and the others of its group are decided."""
+    for id in "abc":
+        stores.push("s", push_of(text(60_000, id)))
+    stores.project()
+    store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
+    one_each = [changeset({**put(id, n=1), "if_seq": seq}) for seq, id in enumerate("abc", 1)]
+    all_in_one = changeset(*({**put(id, n=1), "if_seq": seq} for seq, id in enumerate("abc", 1)))
+
+    outcomes = store._append("s", [push_of(all_in_one), push_of(*one_each), push_of(one_each[0])])
+
+    assert [type(o).__name__ for o in outcomes] == ["LimitExceeded", "LimitExceeded", "Receipt"]
+    assert [o.extra.get("index") for o in outcomes[:2]] == [0, None]
+    assert [status_of(o) for o in outcomes[:2]] == [422, 413]
+    assert outcomes[2].verdicts[0].verdict == "stored"
+    with pytest.raises(LimitExceeded, match="looked_up_bytes_max"):
+        store.push("s", push_of(*(changeset(put(id, n=2)) for id in "abc"), wants_records=True))
+
+
+def test_guards_wait_for_a_tail_of_many_bytes(datastore, stores):
+    """What the master table lacks is folded in a push only if that is quick."""
+    store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
+    for id in "abc":
+        store.push("s", push_of(text(60_000, id)))
+    guarded = push_of(changeset({**put("a"), "if_seq": 1}))
+    with pytest.raises(ProjectionBehind):
+        store.push("s", guarded)
+    stores.project()
+    assert store.push("s", guarded).verdicts[0].verdict == "stored"
 
 
 def test_what_is_acknowledged_is_on_the_disk(database_urls):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.errors import StorageUnavailable
+from foldlog.infrastructure.group_commit import COMMITTERS
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.errors import (
     DATABASE_ERRORS,
@@ -50,6 +52,40 @@ def test_what_the_database_refuses_for_a_while_is_unavailable(database, state):
         conn.execute(ALLOW.encode())
         assert sorted(store.push("s", push).verdicts[0].seq for push in pushes) == [2, 3, 4, 5, 6]
         store.close()
+
+
+@pytest.mark.slow
+def test_a_space_that_is_locked_is_answered_in_time_and_holds_up_no_other(database):
+    """Each of many pushes to it is told within the wait for a turn and for a lock. Even with as
+    many of them locked as there are committers, another space waits for one turn, once."""
+    locked = [f"locked-{n}" for n in range(COMMITTERS)]
+    with Datastore(database, seconds_max=5) as datastore, psycopg.connect(database) as blocker:
+        store = PostgresEventStore(datastore)
+        for space in ("free", *locked):
+            store.push(space, push_of(changeset()))
+        blocker.execute("SELECT FROM spaces WHERE space LIKE 'locked-%' FOR UPDATE")
+        for seconds_max in (4.5, 1.5):
+            told = [timed(store, space) for space in locked for _ in range(12)]
+            time.sleep(0.1)
+            free, waited = timed(store, "free")
+            assert type(free.exception(10)) in (StorageUnavailable, type(None))
+            assert {type(future.exception(10)) for future, _ in told} == {StorageUnavailable}
+            assert max(*waited, *(took for _, [took] in told)) < seconds_max
+        assert free.result().verdicts[0].verdict == "stored"
+        blocker.rollback()
+        assert [store.push(space, push_of(changeset())).head for space in locked] == [
+            2
+        ] * COMMITTERS
+        assert not store._appender._stuck
+        store.close()
+
+
+def timed(store, space: str) -> tuple[Future, list[float]]:
+    """A push, and how long it took, once it is answered."""
+    began, took = time.monotonic(), []
+    future = store.submit(space, push_of(changeset()))
+    future.add_done_callback(lambda _: took.append(time.monotonic() - began))
+    return future, took
 
 
 @pytest.mark.parametrize("state", ["57P01", "57P02", "57P03", "57P05", "08006", "25P03", "25P04"])

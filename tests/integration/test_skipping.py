@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from msgspec.json import decode
 
 from foldlog.domain.errors import InvalidRequest, NotStopped, ProjectionBehind, UnknownSpace
+from foldlog.domain.merkle import Tile
 from foldlog.domain.ports import RangeQuery, RecordsQuery
+from foldlog.domain.proofs import leaf_hash
+from foldlog.domain.skipping import is_readable
+from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.master import MasterProjection
 from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.status import status
 from foldlog.scripts.replay import fold_all, sorted_records
-from tests.helpers import changeset, push_of, put
+from tests.helpers import A, changeset, pull_all, push_of, put
 from tests.integration.test_projector import master_status, poison
+from tests.integration.test_proof_tiles import tiles_of
 
 
 @pytest.fixture
@@ -69,6 +76,53 @@ def test_guards_are_decided_again(stopped):
     assert stopped.push("s", push_of(guarded)).verdicts[0].verdict == "stored"
     stopped.project()
     assert stopped.push("s", push_of(changeset({**put("a"), "if_seq": 6}))).head == 7
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_readers_get_past_what_is_no_json(stopped, limit):
+    """They are given an event of that seq that says nothing, wherever their pages end, by whatever
+    way they ask; also the device that is said to have made it."""
+    stopped.skip("s", 3, reason="r")
+    asked = [{}, {"collections": ["tasks"]}, {"short_for_device": A}]
+    for query in asked:
+        events = list(map(decode, pull_all(stopped, "s", limit=limit, **query)))
+        assert [event["seq"] for event in events] == [1, 2, 3, 4, 5]
+        assert {"seq": 3, "kind": "skipped"}.items() <= events[2].items()
+        assert parse_time(events[2]["received_at"]) == parse_time(events[0]["received_at"])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"\xff", b"[" * 9_000, b"[]", b'{"seq":3}', b'{"seq":"3"}', b"", b"{", b"null"],
+)
+def test_what_is_no_event_is_none_to_readers(state):
+    assert not is_readable(3, state)
+
+
+def test_what_can_be_read_is_given_as_it_is(stores):
+    """It is the fold alone that did not know what to do with it. But on a line of its own."""
+    stores.push("s", push_of(changeset()))
+    [state] = pull_all(stores, "s")
+    assert is_readable(1, state) and not is_readable(2, state)
+    assert not is_readable(1, state.replace(b',"ops"', b'\n,"ops"'))
+
+
+def test_proofs_go_on_after_what_is_skipped(stopped, database):
+    """Its leaf is of its bytes' hash. Until it is skipped, the tree stands still before it."""
+    stopped.grow_trees()
+    assert position_of_proofs(stopped) == 2
+    stopped.skip("s", 3, reason="r")
+    with psycopg.connect(database) as conn:  # as when it has rested
+        conn.execute("UPDATE projections SET stopped_until = NULL")
+    stopped.grow_trees()
+    assert position_of_proofs(stopped) == 5
+    leaves = [entry.leaf for entry in stopped.entries("s", through=5)]
+    assert leaves[2].startswith(b'{"unreadable":')
+    assert tiles_of(stopped, "s")[Tile(0, 0)] == b"".join(map(leaf_hash, leaves))
+
+
+def position_of_proofs(stores) -> int:
+    return next(s.position for s in status(stores.datastore, "s") if s.projection == "proofs")
 
 
 @pytest.mark.parametrize("seq", [1, 2, 4, 99])

@@ -171,6 +171,23 @@ def test_what_ends_with_neither_has_no_leaf():
         proofs.header_of(b'{"seq":1}')
 
 
+def test_what_was_written_past_the_service_has_a_leaf():
+    """
+    Of its hash, so that it cannot be changed; and there is none that is too long for a bundle.
+    """
+    bad = b'{"seq": oh no'
+    header = proofs.leaf_header_of(bad)
+    assert header == b'{"unreadable":"%b"' % hashlib.sha256(bad).hexdigest().encode()
+    most = proofs.HEADER_BYTES_MAX
+    for length in range(most - 20, most + 20):
+        state = b"x" * length + b',"ops":[]}'
+        header = proofs.leaf_header_of(state)
+        assert header == state[:length] or header.startswith(b'{"unreadable":"')
+        assert len(proofs.leaf_of(header, bytes(32))) <= proofs.LEAF_BYTES_MAX
+        # The projection reads no more than so many bytes, and must come to the same.
+        assert (header == state[:length]) == (b',"ops":' in state[:most])
+
+
 def test_every_byte_of_an_event_is_covered():
     """
     Other values, another order, another salt: another mark.

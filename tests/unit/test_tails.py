@@ -12,6 +12,7 @@ from foldlog.domain.errors import FoldlogError
 from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Range, RangeQuery
+from foldlog.domain.skipping import event_skipped_entry
 from foldlog.infrastructure import tails as tails_module
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.tails import CONFIRMED_SECONDS_MAX, Tails
@@ -162,6 +163,17 @@ def test_memory_is_bounded(tails, monkeypatch):
     kept = [n for n in range(50) if small.range_after(f"s{n}", RangeQuery(0, 9)) is not None]
     assert kept and kept == list(range(kept[0], 50))
     assert small._size <= 20_000 == small._bytes_max
+
+
+def test_what_was_read_before_a_skip_is_not_told_any_more(tails):
+    """Readers of what is skipped may be given something else in its place: the database knows."""
+    keep(tails, entries(1, 3))
+    skip = event_skipped_entry(
+        seq=4, id=new_id(), received_at=0, skipped=2, reason="r", by=None, salt=bytes(32)
+    )
+    keep(tails, [skip])
+    assert tails.range_after("s", RangeQuery(2, 9)) is None
+    assert seqs(tails.range_after("s", RangeQuery(3, 9))) == [4]
 
 
 def test_watchers_are_called_after_growth_alone(tails):

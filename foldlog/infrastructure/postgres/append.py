@@ -39,6 +39,7 @@ from .datastore import Datastore
 from .errors import (
     DATABASE_ERRORS,
     is_connection_error,
+    is_lock_timeout,
     is_temporary,
     needs_new_connections,
 )
@@ -55,14 +56,26 @@ SELECT log::text, head, mark, received_at_ms, erased_seq
    FOR UPDATE
 """
 
+# A committer that waits for a row keeps other spaces waiting for their turns. So who has it for
+# long is waited for once, and then, until the row can be had again, no longer than this.
+SHORTEN_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
+
 # A statement of its own, and after the lock: the time must not be older than the wait.
 SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
+# Few bytes can name many large events: beyond the limit they come without their state, and one
+# alone always with it. Lengths are known without reading what is measured.
 SELECT_KNOWN = """
-SELECT event_id::text, topic, state
-  FROM events
- WHERE originator_id = %(space)s
-   AND event_id = ANY(%(ids)s::uuid[])
+SELECT event_id::text, topic, CASE WHEN bytes_before < %(bytes_max)s THEN state END
+  FROM (
+       SELECT event_id, topic, state,
+              sum(octet_length(state)) OVER (
+                  ORDER BY event_id ROWS UNBOUNDED PRECEDING
+              ) - octet_length(state) AS bytes_before
+         FROM events
+        WHERE originator_id = %(space)s
+          AND event_id = ANY(%(ids)s::uuid[])
+       ) named
  ORDER BY event_id
 """
 
@@ -100,6 +113,8 @@ RETURNING generation
 #: of so many spaces, and devices of each, is kept what was true after the last append
 SPACES_KEPT_MAX = 1_000
 DEVICES_KEPT_MAX = 10_000
+#: spaces that are remembered for being locked by somebody for long
+STUCK_MAX = 1_000
 #: after so long a space is looked at again, if only for the database's clock
 KEPT_SECONDS_MAX = 60.0
 
@@ -114,7 +129,7 @@ class _Look(NamedTuple):
     erased_seq: int
     now_ms: int  #: the database's clock, and ours at that moment
     looked_at: float
-    known: dict[str, bytes]
+    known: dict[str, bytes | None]  #: `None`: too much to be loaded
     counters: dict[str, int]
     revoked: set[str]  #: of the devices that push
     marks: dict[int, str]
@@ -198,10 +213,14 @@ class Appender:
         self._limits = limits
         self._mark_at_hand = mark_at_hand
         self._kept: dict[str, _Kept] = {}
+        self._stuck: set[str] = set()  #: whose row could not be locked in time
         self._schemas = SchemaCache()
 
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
-        """Raises `StorageUnavailable` or `OutcomeUnknown` for all pushes."""
+        """Raises `StorageUnavailable` or `OutcomeUnknown` for all pushes.
+
+        And whatever else the database says, which the data of one of them may be the cause of.
+        """
         writing = False
         try:
             with self._datastore.get_connection() as conn:
@@ -222,16 +241,23 @@ class Appender:
                         raise Rollback  # a space that nothing was stored in is none
         except DATABASE_ERRORS as exc:
             self._kept.pop(space, None)
+            if is_lock_timeout(exc):
+                self._note_stuck(space)
             if needs_new_connections(exc):
                 self._datastore.check_pool()
             if is_connection_error(exc):
                 # Once COMMIT may have been sent, a broken connection says nothing about it.
                 raise (OutcomeUnknown() if writing else StorageUnavailable()) from exc
-            if is_temporary(exc) and len(pushes) == 1:
+            if is_temporary(exc):
                 raise StorageUnavailable() from exc
-            raise  # a group is tried one by one, see `PostgresEventStore`
+            raise
         self._keep(space, look, intake)
         return Appended(outcomes, look.log, look.mark, intake.entries)
+
+    def _note_stuck(self, space: str) -> None:
+        if len(self._stuck) >= STUCK_MAX:
+            self._stuck.clear()  # each of them is waited for once more
+        self._stuck.add(space)
 
     def append_own(
         self,
@@ -388,11 +414,14 @@ class Appender:
             "ids": uuid_array({changeset.id for changeset in changesets}),
             "devices": uuid_array({push.device for push in pushes}),
             "seqs": bigint_array({push.after for push in pushes if push.after}),
+            "bytes_max": self._limits.looked_up_bytes_max,
         }
         cursors = []
         # Sent one after another without waiting; each statement sees what is committed when it
         # runs, and so all but the first see what is true under the lock.
         with conn.pipeline():
+            if space in self._stuck:
+                cursor.execute(SHORTEN_LOCK_TIMEOUT)
             for statement in (
                 LOCK_SPACE,
                 SELECT_NOW,
@@ -405,6 +434,7 @@ class Appender:
                 cursors[-1].execute(statement, names, prepare=True)
         locked, now, known, counters, marks, digests = cursors
         looked_at = time.monotonic()
+        self._stuck.discard(space)
         row = locked.fetchone()
         if row is None:
             is_new = create_space(cursor, space)
@@ -420,7 +450,10 @@ class Appender:
             erased_seq,
             now_ms,
             looked_at,
-            {id: FORMS.of_today(topic, state) for id, topic, state in known.fetchall()},
+            {
+                id: None if state is None else FORMS.of_today(topic, state)
+                for id, topic, state in known.fetchall()
+            },
             *_counters_of(counters.fetchall()),
             marks_of(marks.fetchall()),
             is_new,
@@ -433,7 +466,10 @@ class Appender:
         keys = keys_to_load(pushes, look.schemas)
         records: dict[Key, Record] | None = {}
         if keys:
-            records = records_at_head(cursor, space, look.head, keys, self._limits)
+            bytes_max = self._limits.looked_up_bytes_max
+            records = records_at_head(
+                cursor, space, look.head, keys, self._limits, bytes_max=bytes_max
+            )
         return self._decide(
             look,
             pushes,
@@ -450,7 +486,7 @@ class Appender:
         pushes: Sequence[Push],
         *,
         received_at: int,
-        known: Mapping[str, bytes],
+        known: Mapping[str, bytes | None],
         marks: Mapping[int, str],
         records: Mapping[Key, Record] | None,
         erasures: Mapping[Key, int],

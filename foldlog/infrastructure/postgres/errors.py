@@ -19,6 +19,7 @@ DATABASE_ERRORS = (persistence.PersistenceError, psycopg.Error)
 _BROKEN = ("08", "57P", "25P03", "25P04")
 #: what a server says that only reads, since it is a standby or was told so
 READ_ONLY = "25006"
+LOCK_TIMEOUT = "55P03"
 #: ... and of what may pass by itself: a conflict of transactions, no resources (a full disk, too
 #: many connections), an object in use, a cancelled statement, trouble with the system, a server
 #: that only reads after a failover. The server has said no, so nothing is stored.
@@ -46,6 +47,10 @@ def is_temporary(exc: BaseException) -> bool:
     """Whether the same may go well a little later."""
     state = _sqlstate(exc)
     return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
+
+
+def is_lock_timeout(exc: BaseException) -> bool:
+    return _sqlstate(exc) == LOCK_TIMEOUT
 
 
 def needs_new_connections(exc: BaseException) -> bool:

@@ -8,23 +8,42 @@ from typing import Any
 import msgspec
 from psycopg import Cursor
 
-from ...domain.limits import Limits
+from ...domain.limits import INTEGER_MAX, Limits
 from ...domain.merge import Key, Record, fold
 from ...domain.upcasts import FORMS
 from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from .record_rows import COLUMNS, record_of
 
-# One statement, so one snapshot: position and records always fit each other.
+# One statement, so one snapshot: position and records always fit each other. Few bytes can name
+# many large records: beyond `bytes_max` they come without what is large of them.
 SELECT_RECORDS_AND_POSITION = f"""
 SELECT p.position, {COLUMNS}
   FROM projections p
   LEFT JOIN LATERAL (
-           SELECT {COLUMNS}
-             FROM records r
-             JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
-            USING (collection, id)
-            WHERE r.space = p.space
-              AND r.generation = p.generation
+           SELECT collection,
+                  id,
+                  CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+                  CASE WHEN bytes <= %(bytes_max)s THEN writes END AS writes,
+                  is_deleted,
+                  seq,
+                  created_seq,
+                  last_modified,
+                  deleted,
+                  touched_seq,
+                  touched_by,
+                  touched_seq_other
+             FROM (
+                  SELECT r.*,
+                         sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+                             ORDER BY collection, id ROWS UNBOUNDED PRECEDING
+                         ) AS bytes
+                    FROM records r
+                    JOIN unnest(%(collections)s::text[], %(ids)s::text[])
+                         AS wanted (collection, id)
+                   USING (collection, id)
+                   WHERE r.space = p.space
+                     AND r.generation = p.generation
+                  ) measured
        ) found ON true
  WHERE p.space = %(space)s
    AND p.projection = 'master'
@@ -32,38 +51,68 @@ SELECT p.position, {COLUMNS}
  ORDER BY collection, id
 """
 
+#: where `fields` is in a row of `COLUMNS`
+_FIELDS = 2
+
+_IN_TAIL = """originator_id = %(space)s
+   AND originator_version > %(position)s
+   AND originator_version <= %(head)s
+   AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%')"""
+
 SELECT_TAIL = f"""
 SELECT {TOPIC_TO_FOLD}, {STATE_TO_FOLD}
   FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(position)s
-   AND originator_version <= %(head)s
-   AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%')
+ WHERE {_IN_TAIL}
  ORDER BY originator_version
+"""
+
+SELECT_TAIL_BYTES = f"""
+SELECT coalesce(sum(octet_length(state)), 0)
+  FROM events
+ WHERE {_IN_TAIL}
 """
 
 
 def records_at_head(
-    cursor: Cursor[Any], space: str, head: int, keys: Collection[Key], limits: Limits
+    cursor: Cursor[Any],
+    space: str,
+    head: int,
+    keys: Collection[Key],
+    limits: Limits,
+    *,
+    bytes_max: int = INTEGER_MAX,
 ) -> dict[Key, Record] | None:
     """The records of `keys` at `head`, also of those that never were. The space must be locked.
 
-    `None` if the master table lacks more than `guard_tail_events_max` events, or one of those
-    cannot be folded.
+    Those that are more than `bytes_max` together are left out. `None` if the master table lacks
+    more than `guard_tail_events_max` events, or `bytes_max` of them, or one of those cannot be
+    folded.
     """
     collections, ids = zip(*keys, strict=True)
-    names: dict[str, Any] = {"space": space, "collections": list(collections), "ids": list(ids)}
+    names: dict[str, Any] = {
+        "space": space,
+        "collections": list(collections),
+        "ids": list(ids),
+        "bytes_max": bytes_max,
+    }
     rows = cursor.execute(SELECT_RECORDS_AND_POSITION, names, prepare=True).fetchall()
     position = rows[0][0]
     if head - position > limits.guard_tail_events_max:
         return None
     records = {key: Record(*key) for key in keys}
     for _, *row in rows:
-        if row[0] is not None:
+        if row[0] is None:
+            continue  # none of them ever was
+        if row[_FIELDS] is None:
+            del records[row[0], row[1]]
+        else:
             record = record_of(row)
             records[record.collection, record.id] = record
     if position < head:
         names |= {"position": position, "head": head}
+        (size,) = cursor.execute(SELECT_TAIL_BYTES, names, prepare=True).fetchone() or (0,)
+        if size > bytes_max:
+            return None
         for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
             try:
                 event = FORMS.decode(topic, state)

@@ -14,13 +14,20 @@ from ...domain import proofs
 from ...domain.changesets import Push
 from ...domain.collections import Definition, Outcome, Proposal, Version
 from ...domain.erasure import Erasable, Erased, Selection
-from ...domain.errors import RateLimited, Unavailable, UnknownSpace
+from ...domain.errors import (
+    FoldlogError,
+    LimitExceeded,
+    OutcomeUnknown,
+    RateLimited,
+    StorageUnavailable,
+    UnknownSpace,
+)
 from ...domain.events import LogEntry, short_form
 from ...domain.intake import check_cursor
 from ...domain.limits import INTEGER_MAX, LIMITS, Limits
 from ...domain.merge import Key
 from ...domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
-from ...domain.skipping import Skipped
+from ...domain.skipping import Skipped, is_readable
 from ..group_commit import GroupCommit, QueueFull
 from ..tails import Tails
 from .append import Appender, Locked
@@ -29,7 +36,7 @@ from .datastore import Datastore
 from .erasure import Eraser, vacuum
 from .errors import translated
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
-from .pages import select_page
+from .pages import IN_PLACE_OF_SKIPPED, select_page
 from .skipping import Skipper
 
 SELECT_SPACE = """
@@ -38,8 +45,9 @@ SELECT log::text, head, mark
  WHERE space = %(space)s
 """
 
-_PAGE_COLUMNS = """originator_version, state, ops_hash,
-       device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own"""
+_PAGE_COLUMNS = f"""originator_version, state, ops_hash,
+       device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
+       {IN_PLACE_OF_SKIPPED} AS in_its_place"""
 
 SELECT_PAGE = select_page(_PAGE_COLUMNS)
 
@@ -71,7 +79,7 @@ class _Found(NamedTuple):
     head: int
     head_mark: str
     mark_at_cursor: str | None  #: `None`: not asked for
-    rows: list[tuple[int, bytes, bytes, bool | None]]  #: of `SELECT_PAGE`
+    rows: list[tuple[int, bytes, bytes, bool | None, bytes | None]]  #: of `SELECT_PAGE`
 
 
 #: Of the pushes of one group: a transaction that is quick to decide, and a message to PostgreSQL
@@ -81,9 +89,29 @@ GROUP_BYTES_MAX = 32 * 2**20
 OPERATION_BYTES = 200
 
 
+def _told(seq: int, state: bytes, is_own: bool | None, in_its_place: bytes | None) -> bytes:
+    """An event as a reader is given it."""
+    if in_its_place is not None and not is_readable(seq, state):
+        return in_its_place
+    return short_form(state) if is_own else state
+
+
 def _weight(push: Push) -> int:
     operations = sum(len(changeset.ops) for changeset in push.changesets)
     return max(push.body_bytes, operations * OPERATION_BYTES)
+
+
+#: Those of a group that go alone are begun no later than this after the group: with the wait for
+#: their turn before, and what the last one takes, they are answered in time.
+ALONE_SECONDS_MAX = 2.0
+
+
+def _goes_alone(outcome: Receipt | Exception) -> bool:
+    """Whether another push of the group may be to blame: for a fault that nobody foresaw, or that
+    it was too much together."""
+    if isinstance(outcome, LimitExceeded):
+        return bool(outcome.extra["limit"] == "looked_up_bytes_max")
+    return isinstance(outcome, Exception) and not isinstance(outcome, FoldlogError)
 
 
 #: how far back a tail begins that had to be read
@@ -137,16 +165,37 @@ class PostgresEventStore(EventStore):
         return self.tails.watch(space, on_growth)
 
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+        until = time.monotonic() + ALONE_SECONDS_MAX
         try:
-            return self._append_group(space, pushes)
-        except Unavailable:
+            outcomes = self._append_group(space, pushes)
+        except (StorageUnavailable, OutcomeUnknown):
             raise
-        except Exception:
+        except Exception as exc:
             # The database refused what we thought was fine, or the fault is ours. Who is to blame
-            # must not take the others along, so each goes alone.
-            if len(pushes) == 1:
-                raise
-            return [self._append_alone(space, push) for push in pushes]
+            # must not take the others along.
+            outcomes = [exc] * len(pushes)
+        if len(pushes) == 1:
+            return outcomes
+        return list(self._one_by_one(space, pushes, outcomes, until))
+
+    def _one_by_one(
+        self,
+        space: SpaceId,
+        pushes: Sequence[Push],
+        outcomes: Sequence[Receipt | Exception],
+        until: float,
+    ) -> Iterator[Receipt | Exception]:
+        """What became of each push, where those that go alone were appended alone."""
+        for push, outcome in zip(pushes, outcomes, strict=True):
+            if not _goes_alone(outcome):
+                yield outcome
+                continue
+            alone: Receipt | Exception = StorageUnavailable()
+            if time.monotonic() < until:
+                alone = self._append_alone(space, push)
+            if isinstance(alone, (StorageUnavailable, OutcomeUnknown)):
+                until = 0.0  # it would be the same for the others, who wait to be told
+            yield alone
 
     def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         appended = self._appender.append(space, pushes)
@@ -240,14 +289,14 @@ class PostgresEventStore(EventStore):
         with translated(self._datastore), self._datastore.get_connection() as conn:
             log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
             check_cursor(log, head, query.after, query.mark, mark_at_cursor)
-            size = sum(len(state) for _, state, _, _ in rows)
+            size = sum(len(state) for _, state, *_ in rows)
             is_full = len(rows) == query.limit or size > self._limits.page_bytes_max
             while rows and rows[-1][0] > head:
                 rows.pop()  # appended since the head was read
             through, mark = query.after, query.mark
             if rows:
-                through, state, ops_hash, _ = rows[-1]
-                mark = proofs.mark_of(proofs.header_of(state), ops_hash)
+                through, state, ops_hash, *_ = rows[-1]
+                mark = proofs.mark_of(proofs.leaf_header_of(state), ops_hash)
             if query.collections is not None and not is_full:
                 # What the filter passed over has been looked at, too.
                 through = max(through, min(query.after + self._limits.page_scan_max, head))
@@ -257,7 +306,7 @@ class PostgresEventStore(EventStore):
                 self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
             if mark is None:
                 mark = mark_at(conn, space, through)
-        events = [short_form(state) if is_own else state for _, state, _, is_own in rows]
+        events = [_told(seq, state, own, other) for seq, state, _, own, other in rows]
         return Range(log, head, events, through, mark)
 
     def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Found:

@@ -21,7 +21,7 @@ SELECT originator_version, state, ops_hash
 
 def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
     """{seq: mark} of rows of `SELECT_FOR_MARKS`, and of the beginning."""
-    marks = {seq: proofs.mark_of(proofs.header_of(state), hash) for seq, state, hash in rows}
+    marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
     return {0: "", **marks}
 
 

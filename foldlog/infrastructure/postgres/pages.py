@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 # An event as whoever folds it reads it: one that is stepped over says nothing, whatever it holds.
-_IS_SKIPPED = (
+IS_SKIPPED = (
     "originator_version = ANY (ARRAY(SELECT k.seq FROM skipped k WHERE k.space = %(space)s))"
 )
-TOPIC_TO_FOLD = f"CASE WHEN {_IS_SKIPPED} THEN 'skipped/1' ELSE topic END"
-STATE_TO_FOLD = f"""CASE WHEN {_IS_SKIPPED}
-            THEN convert_to('{{"seq":' || originator_version || ',"kind":"skipped","id":"",' ||
-                            '"received_at":""}}', 'UTF8')
-            ELSE state
-       END"""
+_SAYS_NOTHING = """convert_to(
+                '{"seq":' || originator_version || ',"kind":"skipped","id":"' || event_id ||
+                '","received_at":"' || to_char(
+                    to_timestamp(received_at_ms / 1000.0) AT TIME ZONE 'UTC',
+                    'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'
+                ) || '"}', 'UTF8')"""
+TOPIC_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN 'skipped/1' ELSE topic END"
+STATE_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN {_SAYS_NOTHING} ELSE state END"
+# What readers are given in its place, unless they can read it.
+IN_PLACE_OF_SKIPPED = f"CASE WHEN {IS_SKIPPED} THEN {_SAYS_NOTHING} END"
 
 # A page ends before it grows too large. That it cannot is known of most spaces by their largest
 # event; only of the others lengths are added up, by a window that costs half as much as the page.
