@@ -7,8 +7,9 @@ of another space is like none, and nobody learns which other spaces there are.
 A caller is remembered for `CALLER_SECONDS_MAX`, and whoever revokes something waits for as long
 before it is said to be done: afterwards no process knows of it any more. A pull that has nothing
 to tell is answered without the database, so there a caller is remembered for longer, as long as
-nothing was appended to the log of the space: a revocation would have been. A page that tells of one
-is not sent before the caller was looked at again.
+nothing was appended to the log of the space: a revocation would have been. A stream looks at its
+caller once its first page is read, and before each page that tells of a revocation: so none is ever
+passed over. A download looks again at each piece.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..domain.access import (
     digest_of,
 )
 from ..domain.errors import DeviceRevoked, Forbidden, Unauthenticated
+from ..domain.names import is_loopback
 from ..domain.ports import EventStore, Registry
 from .requests import Request
 
@@ -48,25 +50,20 @@ class Access(ABC):
 
     @abstractmethod
     async def admit(
-        self, request: Request, space: str, right: Right, *, at_hand: bool = False
-    ) -> Caller:
-        """Who calls, if they have this right in the space; `EVERY_SPACE` if none was named.
-
-        `at_hand`: what is told has all that was appended to the log, or nothing. Raises
-        `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `StorageUnavailable`.
-        """
-
-    async def readmit(
         self,
         request: Request,
         space: str,
         right: Right,
         *,
         at_hand: bool = False,
-        is_fresh: bool = False,
-    ) -> None:
-        """Finds anew who calls, as `admit`; `is_fresh`: whatever is remembered."""
-        request.caller = await self.admit(request, space, right, at_hand=at_hand)
+        since: int | None = None,
+    ) -> Caller:
+        """Who calls, if they have this right in the space; `EVERY_SPACE` if none was named.
+
+        `at_hand`: what is told has all that was appended to the log, or nothing. `since`: whoever
+        was revoked up to this seq is not let in, however lately they were. Raises
+        `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `RateLimited`, `StorageUnavailable`.
+        """
 
     def forget(self) -> None:
         """Something was revoked. Returns when no process remembers it."""
@@ -74,20 +71,30 @@ class Access(ABC):
 
 
 class OpenAccess(Access):
-    """Everybody may do all, but what is an admin's, which needs the admin's token.
+    """Everybody on this machine may do all, but what is an admin's, which needs the admin's token.
 
-    For tests, and for a developer on his own machine.
+    For tests, and for a developer. A page that he visits is not him: its own name may resolve to
+    this machine (DNS rebinding), but it is still the name that its browser asks for.
     """
 
     def __init__(self, admin_token: str | None = None):
         self._admin_token = admin_token
 
     async def admit(
-        self, request: Request, space: str, right: Right, *, at_hand: bool = False
+        self,
+        request: Request,
+        space: str,
+        right: Right,
+        *,
+        at_hand: bool = False,
+        since: int | None = None,
     ) -> Caller:
+        if not is_loopback(request.header("host")) or request.header("x-forwarded-for"):
+            raise Forbidden("open to this machine alone: as localhost, and through no proxy")
         if right is Right.ADMIN:
             if not self._admin_token:
                 raise Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN")
+            request.rates.check_stranger(request)
             if not is_token(token_of(request), self._admin_token):
                 raise Unauthenticated
         return Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
@@ -131,25 +138,13 @@ class TokenAccess(Access):
         self._lock = Lock()
 
     async def admit(
-        self, request: Request, space: str, right: Right, *, at_hand: bool = False
-    ) -> Caller:
-        return await self._admit(request, space, right, at_hand=at_hand, is_fresh=False)
-
-    async def readmit(
         self,
         request: Request,
         space: str,
         right: Right,
         *,
         at_hand: bool = False,
-        is_fresh: bool = False,
-    ) -> None:
-        request.caller = await self._admit(
-            request, space, right, at_hand=at_hand, is_fresh=is_fresh
-        )
-
-    async def _admit(
-        self, request: Request, space: str, right: Right, *, at_hand: bool, is_fresh: bool
+        since: int | None = None,
     ) -> Caller:
         if right is Right.PUBLIC:
             return ANYBODY
@@ -157,9 +152,12 @@ class TokenAccess(Access):
         if not token or len(token) > TOKEN_LENGTH_MAX:
             raise Unauthenticated
         digest = digest_of(token)
-        caller = None if is_fresh else self._remembered(space, digest, at_hand)
+        caller = self._remembered(space, digest, at_hand, since)
         if caller is None:
-            caller = await request.run(self._look, space, token, digest)
+            if (space, digest) not in self._known:
+                request.rates.check_stranger(request)
+            caller = await request.look_up(self._look, space, token, digest)
+        request.caller = caller  # also of who may not: the log says who it was
         caller.check(right)
         return caller
 
@@ -168,9 +166,13 @@ class TokenAccess(Access):
             self._known.clear()
         self._sleep(CALLER_SECONDS_MAX)
 
-    def _remembered(self, space: str, digest: bytes, at_hand: bool) -> Caller | None:
+    def _remembered(
+        self, space: str, digest: bytes, at_hand: bool, since: int | None
+    ) -> Caller | None:
         known = self._known.get((space, digest))
         if known is None or self._now() * 1000 >= known.caller.expires_at:
+            return None
+        if since is not None and (known.head is None or known.head < since):
             return None
         age = self._clock() - known.looked_at
         if age < CALLER_SECONDS_MAX:

@@ -70,8 +70,10 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         end. A device that comes back takes a new id.
         """
         by = caller.signs(body.get("by"))
-        revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
-        access.forget()
+        try:
+            revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
+        finally:
+            access.forget()  # also if nobody can tell what became of it
         return json_reply(_told(revoked))
 
     return bp

@@ -90,7 +90,6 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
                 await request.readmit()
             return json_reply(range_answer(page))
         deadline = time.monotonic() + query["wait"]
-        leave = _Leave(request, limits)
         with request.rates.hold(request), request.watch(store, space) as growth:
             page = await read_range(request, store, space, asked)
             while not page.events and not page.more and not growth.is_over:
@@ -99,7 +98,8 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
                     break
                 asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
                 page = await read_range(request, store, space, asked)
-        await leave.check(page)
+        if page.events:
+            await request.readmit(since=_revoked_since(page))
         return json_reply(range_answer(page))
 
     @bp.get("/v1/spaces/<space>/events/stream")
@@ -125,28 +125,38 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if last_id is not None:
             asked = msgspec.structs.replace(asked, after=last_id, mark=None)
         held = request.rates.hold(request)
-        first = await read_range(request, store, space, asked)
+        with held.unless_it_fails():
+            first = await read_range(request, store, space, asked)
         body = _messages(request, store, space, asked, first, limits, held)
         return Reply(body, EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 
     return bp
 
 
+def _revoked_since(page: Range) -> int | None:
+    """What a look at who calls has to have seen before they are told this page."""
+    return page.head if any(map(takes_rights_away, page.events)) else None
+
+
 class _Leave:
-    """Whether who waits, or follows, still may: looked at anew now and then, and always before they
-    are told of an event that takes a right away. What comes after it comes after that look."""
+    """Whether who follows still may.
+
+    Whoever was revoked before the first page was read is found by a look after it, and whoever is
+    revoked later by a page that tells of it: a look goes before that one, and what comes after it
+    comes after that look. What no log tells, as that a token has expired, is found now and then.
+    """
 
     def __init__(self, request: Request, limits: Limits):
         self._request = request
         self._seconds = limits.stream_heartbeat_seconds
-        self._looked_at = time.monotonic()
+        self._looked_at: float | None = None
 
     async def check(self, page: Range) -> None:
         """Raises what `Access.admit` raises."""
         now = time.monotonic()
-        is_told = any(map(takes_rights_away, page.events))
-        if is_told or now - self._looked_at >= self._seconds:
-            await self._request.readmit(at_hand=True, is_fresh=is_told)
+        since = page.head if self._looked_at is None else _revoked_since(page)
+        if since is not None or self._looked_at is None or now - self._looked_at >= self._seconds:
+            await self._request.readmit(at_hand=True, since=since)
             self._looked_at = now
 
 

@@ -210,7 +210,12 @@ GRANTED = {
 }
 TOKENS = {"tokens": [TOKEN]}
 REVOKE = {"reason": "lost on a train", "by": "support"}
-REVOKED_TOKEN = {**TOKEN, "revoked_at": "2026-12-01T10:00:00.000Z"}
+REVOKED_TOKEN = {
+    **TOKEN,
+    "revoked_at": "2026-12-01T10:00:00.000Z",
+    "revoked_by": "support (admin token)",
+    "revoked_reason": "lost on a train",
+}
 REGISTER = {"device": DEVICE, "name": "Anna's phone"}
 REGISTERED_DEVICE = {
     "device": DEVICE,

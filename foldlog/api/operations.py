@@ -76,8 +76,12 @@ class Operation:
         """Raises what the view raises, and before it `InvalidRequest` and what `access` raises."""
         read_path(path)
         space = path.get("space", EVERY_SPACE)
-        request.readmit = partial(access.readmit, request, space, self.right)
-        request.caller = await access.admit(request, space, self.right, at_hand=self._at_hand)
+
+        async def admit(**conditions: Any) -> None:
+            request.caller = await access.admit(request, space, self.right, **conditions)
+
+        request.readmit = admit
+        await admit(at_hand=self._at_hand)
         request.rates.check_caller(request)
         arguments: dict[str, Any] = dict(path)
         query = read_query(self.query, request.query_string)

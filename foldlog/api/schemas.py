@@ -15,6 +15,7 @@ from marshmallow.validate import Length, OneOf, Regexp
 from ..domain.access import NAME_LENGTH_MAX, Role
 from ..domain.erasure import BY_LENGTH_MAX, REASON_LENGTH_MAX
 from ..domain.limits import LIMITS, Limits
+from ..domain.names import UNSHOWN
 from .fields import (
     ChangesetsField,
     Flag,
@@ -493,6 +494,8 @@ class TokenSchema(_Dated):
     granted_by = fields.String(metadata=about("Who granted it."))
     granted_at = _time("When.", required=True)
     expires_at = _time("When it ends by itself.")
+    revoked_by = fields.String(metadata=about("Who revoked it."))
+    revoked_reason = fields.String(metadata=about("Why."))
 
 
 class GrantedSchema(TokenSchema):
@@ -708,11 +711,11 @@ def sync_body(limits: Limits) -> Schema:
 
 
 def _kept_text(text: str, length_max: int, **kwargs: Any) -> fields.String:
-    """What the domain checks (`check_reason`)."""
+    """What the domain checks (`check_text`)."""
     described = {
         "minLength": 1,
         "maxLength": length_max,
-        "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+        "pattern": rf"^[^{UNSHOWN}]*[^\s{UNSHOWN}][^{UNSHOWN}]*$",
     }
     return fields.String(metadata={**about(text), **described}, **kwargs)
 

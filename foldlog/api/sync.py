@@ -25,7 +25,7 @@ from ..domain.errors import (
 )
 from ..domain.intake import Answer
 from ..domain.limits import Limits
-from ..domain.ports import EventStore
+from ..domain.ports import EventStore, Range, RangeQuery
 from . import examples
 from .events import range_query, read_range
 from .json_body import JsonBody
@@ -103,7 +103,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if body["changesets"]:
             await request.readmit()  # what is stored is not decided by what is at hand
             verdicts = (await request.outcome(store.submit(space, pushed))).verdicts
-            page = await read_range(request, store, space, query)
+            page = await _read_stored(request, store, space, query)
         else:
             # Most syncs have nothing to say. Those must not take the space's lock.
             try:
@@ -111,8 +111,8 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
             except UnknownSpace:
                 await request.outcome(store.submit(space, pushed))
                 page = await read_range(request, store, space, query)
-        if page.events:
-            await request.readmit()
+            if page.events:
+                await request.readmit()
         return json_reply(
             SyncAnswer(
                 page.log,
@@ -126,6 +126,17 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         )
 
     return bp
+
+
+async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
+    """The page after what was pushed. Raises `OutcomeUnknown`: any other refusal would say that
+    nothing was stored; who sends the same again is told the verdicts, or why not."""
+    try:
+        page = await read_range(request, store, space, query)
+        await request.readmit()
+    except FoldlogError as exc:
+        raise OutcomeUnknown from exc
+    return page
 
 
 def push_of(request: Request, body: dict[str, Any]) -> Push:

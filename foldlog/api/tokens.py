@@ -55,9 +55,9 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         For one space, or for `also` others, if the caller is an admin of every space. The answer
         alone has the token: what is kept of it cannot be turned back. Each space's log gets an
         event `token-granted`, and `device-registered` for a new device. A space that is not there
-        is made.
+        is made. If one of the spaces cannot grant it, none does.
         """
-        spaces = [space, *(other for other in body["also"] if other != space)]
+        spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
             raise Forbidden("only an admin of every space grants a token for several")
         grant = Grant(
@@ -68,7 +68,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         )
         id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
         by = caller.signs(body.get("by"))
-        [token, *_] = [registry.grant(each, id, digest, grant, by) for each in spaces]
+        [token, *_] = registry.grant_all(spaces, id, digest, grant, by)
         return json_reply({"token": text, "spaces": spaces, **told_token(token)})
 
     @bp.get("/v1/admin/spaces/<space>/tokens")
@@ -101,8 +101,10 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         it opened end. The second time nothing happens.
         """
         by = caller.signs(body.get("by"))
-        revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
-        access.forget()
+        try:
+            revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+        finally:
+            access.forget()  # also if nobody can tell what became of it
         return json_reply(told_token(revoked))
 
     return bp
@@ -112,7 +114,7 @@ def told_token(token: Token) -> dict[str, Any]:
     return {
         "id": token.id,
         "role": token.role.value,
-        **_told(token, ("device", "name", "granted_by")),
+        **_told(token, ("device", "name", "granted_by", "revoked_by", "revoked_reason")),
         **told_times(token, ("granted_at", "expires_at", "revoked_at")),
     }
 

@@ -11,14 +11,14 @@ import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from .erasure import BY_LENGTH_MAX, check_reason
+from .erasure import BY_LENGTH_MAX, check_reason, check_text
 from .errors import DeviceRevoked, Forbidden, InvalidRequest
 from .events import LogEntry, body_entry, decode_event
-from .names import is_space, is_uuid
+from .names import is_shown, is_space, is_uuid
 
 #: in the place of a space: all of them
 EVERY_SPACE = ""
@@ -33,6 +33,11 @@ DEVICE_REGISTERED = "device-registered"
 DEVICE_REVOKED = "device-revoked"
 TOKEN_GRANTED = "token-granted"
 TOKEN_REVOKED = "token-revoked"
+#: The id of the token that the first start makes: it is always the same, so that of several
+#: services that start at once on one database only one grants it.
+FIRST_TOKEN = "00000000-0000-4000-8000-000000000001"
+#: Round brackets are around who calls, and nowhere else in what is signed.
+_NO_ROUND_BRACKETS = str.maketrans("()", "[]")
 #: how the bytes of an event begin that takes a right away, after its seq
 _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
 
@@ -89,13 +94,17 @@ class Caller(NamedTuple):
     def signs(self, by: str | None) -> str | None:
         """Who did something, for the log: who calls, and whom they named.
 
-        Raises `InvalidRequest` for what is no name.
+        Nobody can name somebody who looks like a caller. Raises `InvalidRequest` for what is no
+        name.
         """
         check_reason("-", by)
+        named = "" if by is None else by.translate(_NO_ROUND_BRACKETS)
         if not self.id:
-            return by
-        caller = self.id[:CALLER_LENGTH_MAX]
-        return f"{by[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if by else caller
+            return named or None
+        # A sign-in's subject may be any text.
+        told = (char if is_shown(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
+        caller = "".join(told).translate(_NO_ROUND_BRACKETS)
+        return f"{named[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if named else caller
 
 
 def new_token(random: bytes) -> tuple[str, bytes]:
@@ -141,6 +150,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     granted_by: str | None
     expires_at: int | None
     revoked_at: int | None = None
+    revoked_by: str | None = None
+    revoked_reason: str | None = None
     is_device_revoked: bool = False  #: in the space that was asked for
 
     def caller(self) -> Caller:
@@ -181,6 +192,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     registered_at: int | None = None
     last_seen: int | None = None
     revoked_at: int | None = None
+
+    def after(self, told: Device) -> Device:
+        """The device as it is after an event that told this of it."""
+        return msgspec.structs.replace(
+            self,
+            name=told.name or self.name,
+            registered_at=self.registered_at or told.registered_at,
+            revoked_at=self.revoked_at or told.revoked_at,
+        )
 
 
 class DeviceRegistered(msgspec.Struct, omit_defaults=True):
@@ -234,21 +254,26 @@ def access_entry(
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
-    """What these events tell of devices, each by itself; the log has it all."""
-    found = []
-    for entry in entries:
-        if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED):
-            body: dict[str, Any] = decode_event(entry.state).body
-            is_new = entry.kind == DEVICE_REGISTERED
-            found.append(
-                Device(
-                    device=body["device"],
-                    name=body.get("name"),
-                    registered_at=entry.received_at if is_new else None,
-                    revoked_at=None if is_new else entry.received_at,
-                )
-            )
-    return found
+    """What these events tell of devices, each by itself; the log has it all.
+
+    Raises `ValueError` for an event that nobody of us wrote.
+    """
+    return [
+        _told_of(entry) for entry in entries if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
+    ]
+
+
+def _told_of(entry: LogEntry) -> Device:
+    body = decode_event(entry.state).body
+    if entry.kind == DEVICE_REVOKED:
+        gone = msgspec.convert(body, DeviceRevokedBody)
+        told = Device(device=gone.device, revoked_at=entry.received_at)
+    else:
+        new = msgspec.convert(body, DeviceRegistered)
+        told = Device(device=new.device, name=new.name, registered_at=entry.received_at)
+    if not is_uuid(told.device) or "\0" in (told.name or ""):
+        raise ValueError("a device is a UUID in lower case, and its name has no NUL")
+    return told
 
 
 def takes_rights_away(state: bytes) -> bool:
@@ -263,14 +288,18 @@ def check_device(device: str) -> None:
         raise InvalidRequest("a device is a UUID in lower case")
 
 
+def check_space(space: str) -> None:
+    """Raises `InvalidRequest`."""
+    if not is_space(space):
+        raise InvalidRequest(f"{space!r} can be no space")
+
+
 def check_space_or_all(space: str) -> None:
     """Raises `InvalidRequest`."""
-    if space != EVERY_SPACE and not is_space(space):
-        raise InvalidRequest(f"{space!r} can be no space")
+    if space != EVERY_SPACE:
+        check_space(space)
 
 
 def check_name(name: str | None) -> None:
     """Raises `InvalidRequest`. It stays in the log for ever, as a reason does."""
-    check_reason("-" if name is None else name, None)
-    if name is not None and len(name) > NAME_LENGTH_MAX:
-        raise InvalidRequest(f"`name` is text of 1-{NAME_LENGTH_MAX} characters")
+    check_text("name", "-" if name is None else name, NAME_LENGTH_MAX)

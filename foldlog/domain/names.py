@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
 from .limits import LIMITS
@@ -36,6 +38,26 @@ def is_uuid(text: str) -> bool:
 
 def is_record_id(text: str) -> bool:
     return _RECORD_ID.fullmatch(text) is not None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a host, with a port and a path or without, is this machine and nobody else's."""
+    try:
+        host = urlsplit(f"//{address}").hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+#: What is not shown but does something: controls, ends of lines, what turns the direction of text.
+#: Joiners and spaces of all scripts are what people write. In this form a JSON Schema has it too.
+UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNSHOWN = re.compile(rf"[{UNSHOWN}\ud800-\udfff]")
+
+
+def is_shown(text: str) -> bool:
+    """Whether the text, printed, is all that a terminal makes of it."""
+    return _UNSHOWN.search(text) is None
 
 
 def time_ordered_id(now_ms: int, random: int) -> str:

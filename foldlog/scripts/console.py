@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 done, and the answer is no; 2 mistyped; 3 could not be don
 
 from __future__ import annotations
 
+import getpass
 import logging
 import sys
 import zlib
@@ -28,6 +29,7 @@ from rich.progress import (
 )
 
 from ..domain.errors import FoldlogError
+from ..domain.names import is_shown
 from ..domain.redaction import redacted
 
 EXIT_NO = 1
@@ -94,6 +96,16 @@ def with_database(command: Callable[..., R]) -> Callable[..., R]:
     return command
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # nobody whom the system knows by name
+        return "an operator"
+
+
+BY = click.option("--by", default=_user, show_default="the user of the system", help="Who does it.")
+
+
 class Report(Protocol):
     """Told how far something has come, and of how much if that is known only now."""
 
@@ -124,7 +136,14 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
 def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> None:
     """A table for a pipe: a line each, with tabs between; what strangers named has none itself."""
     for row in (names, *rows):
-        click.echo("\t".join(" ".join((cell or "-").split()) for cell in row))
+        click.echo("\t".join(printable(" ".join((cell or "-").split())) for cell in row))
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal might act on written out: `\\x1b`."""
+    return "".join(
+        char if is_shown(char) else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def quiet_logs() -> None:

@@ -159,7 +159,9 @@ def demo_command(data: str, port: int | None) -> None:
         _check_moments(command, data, commits, seqs, checks)
         _check_rebuild(command, data, checks)
         reader = _token(command, data, "--role", "reader", "--space", SPACE)
-        _check_access(http, _token(command, data, "--role", "admin"), reader, checks)
+        _check_access(
+            http, _token(command, data, "--role", "admin", "--every-space"), reader, checks
+        )
         device = str(uuid.uuid4())
         writer = _token(command, data, "--role", "device", "--device", device, "--space", SPACE)
     if checks.failed:

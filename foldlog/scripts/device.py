@@ -10,8 +10,7 @@ from ..api.access import CALLER_SECONDS_MAX
 from ..domain.times import format_time
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import err, print_rows, quiet_logs, spaced, told, with_database
-from .token import BY
+from .console import BY, err, print_rows, quiet_logs, spaced, told, with_database
 
 
 @click.group("device")
@@ -79,8 +78,10 @@ def revoke_command(
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
-        parts.registry.revoke_device(space, device, reason=reason, by=by)
-    time.sleep(CALLER_SECONDS_MAX)
+        try:
+            parts.registry.revoke_device(space, device, reason=reason, by=by)
+        finally:
+            time.sleep(CALLER_SECONDS_MAX)
     err.print(f"revoked {device} in {space}", soft_wrap=True, highlight=False)
 
 

@@ -6,7 +6,6 @@ import secrets
 import signal
 import sys
 import time
-import uuid
 from socket import socket
 from threading import Thread
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from ..api.logging import configure_logging
-from ..domain.access import EVERY_SPACE, TOKEN_BYTES, Grant, Role, new_token
+from ..domain.access import TOKEN_BYTES, Grant, Role, new_token
 from ..infrastructure.keys import make_keys
 from ..infrastructure.settings import DATA, DATABASE_URL, KEYS, ORIGIN, Settings, read_settings
 from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
@@ -76,12 +75,11 @@ def serve_command(
 
 def _make_first_token(url: str, settings: Settings) -> None:
     """A token of an admin of every space, told once, if none was ever granted."""
+    text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
+    grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:
-        if any(token.role is Role.ADMIN for token in parts.registry.tokens(EVERY_SPACE)):
+        if parts.registry.grant_first(digest, grant, "foldlog serve") is None:
             return
-        text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
-        grant = Grant(role=Role.ADMIN, name="first start")
-        parts.registry.grant(EVERY_SPACE, str(uuid.uuid4()), digest, grant, "foldlog serve")
     err.print("The token of an admin, shown this once; `foldlog token new` makes others:")
     err.print(f"  {text}", soft_wrap=True, highlight=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import click
@@ -16,23 +18,16 @@ from ..domain.access import (
     Grant,
     Role,
     Token,
+    check_space,
     check_space_or_all,
     new_token,
 )
-from ..domain.errors import InvalidRequest
+from ..domain.errors import InvalidRequest, UnknownToken
+from ..domain.ports import Registry
 from ..domain.times import format_time, to_ms
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import err, print_rows, quiet_logs, told, with_database
-
-SPACE = click.option(
-    "--space",
-    "spaces",
-    multiple=True,
-    metavar="SPACE",
-    help="What it is for; may be given several times. Without it: every space.",
-)
-BY = click.option("--by", default="an operator", show_default=True, help="Who does it.")
+from .console import BY, err, print_rows, quiet_logs, told, with_database
 
 
 @click.group("token")
@@ -45,7 +40,14 @@ def token_command() -> None:
 
 @token_command.command("new")
 @click.option("--role", type=click.Choice([role.value for role in Role]), required=True)
-@SPACE
+@click.option(
+    "--space",
+    "spaces",
+    multiple=True,
+    metavar="SPACE",
+    help="What it is for; may be given several times.",
+)
+@click.option("--every-space", "is_of_every_space", is_flag=True, help="It is for all of them.")
 @click.option("--device", help="Of the role `device`: its id. By default a new one is made.")
 @click.option("--name", help="What a person calls it. It stays in the log.")
 @click.option("--expires", type=click.DateTime(), help="When it ends by itself, in UTC.")
@@ -55,6 +57,7 @@ def token_command() -> None:
 def new_command(
     role: str,
     spaces: tuple[str, ...],
+    is_of_every_space: bool,
     device: str | None,
     name: str | None,
     expires: datetime | None,
@@ -64,6 +67,8 @@ def new_command(
 ) -> None:
     """Grant a token. It is printed, this once, and nothing else is."""
     quiet_logs()
+    if bool(spaces) is is_of_every_space:
+        raise click.UsageError("say what it is for: either --space or --every-space")
     if role == Role.DEVICE.value and device is None:
         device = str(uuid.uuid4())
     grant = Grant(
@@ -74,13 +79,12 @@ def new_command(
     )
     grant.check(time.time_ns() // 1_000_000)
     for space in spaces:
-        check_space_or_all(space)
+        check_space(space)
     id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
-        for space in spaces or (EVERY_SPACE,):
-            parts.registry.grant(space, id, digest, grant, by)
-    where = ", ".join(spaces) or "every space"
+        granted = parts.registry.grant_all(spaces or (EVERY_SPACE,), id, digest, grant, by)
+    where = _named(token.space for token in granted)
     err.print(f"token {id} of the role {role} for {where}", soft_wrap=True, highlight=False)
     if device is not None:
         err.print(f"it may write as device {device}", soft_wrap=True, highlight=False)
@@ -99,7 +103,7 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
     with database(settings) as db, services(db.url, settings) as parts:
         tokens = parts.registry.tokens(space)
     print_rows(
-        ("id", "role", "device", "name", "granted", "by", "state"),
+        ("id", "role", "device", "name", "granted", "by", "state", "revoked by", "why"),
         (
             (
                 token.id,
@@ -109,6 +113,8 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
                 format_time(token.granted_at),
                 token.granted_by,
                 _state(token),
+                token.revoked_by,
+                token.revoked_reason,
             )
             for token in tokens
         ),
@@ -117,7 +123,13 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
 
 @token_command.command("revoke")
 @click.argument("id")
-@SPACE
+@click.option(
+    "--space",
+    "spaces",
+    multiple=True,
+    metavar="SPACE",
+    help="Only there; may be given several times. [default: wherever it was granted]",
+)
 @click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
 @BY
 @with_database
@@ -133,13 +145,32 @@ def revoke_command(
     """Revoke the token of this ID. When this has ended, it is refused everywhere."""
     quiet_logs()
     for space in spaces:
-        check_space_or_all(space)
+        check_space(space)
     settings = read_settings(data=data, database_url=database_url)
     with database(settings) as db, services(db.url, settings) as parts:
-        for space in spaces or (EVERY_SPACE,):
-            parts.registry.revoke_token(space, id, reason=reason, by=by)
-    time.sleep(CALLER_SECONDS_MAX)
-    err.print(f"revoked {id}", soft_wrap=True, highlight=False)
+        try:
+            revoked = _revoke(parts.registry, id, spaces, reason=reason, by=by)
+        finally:
+            time.sleep(CALLER_SECONDS_MAX)
+    if not revoked:
+        raise UnknownToken(f"there is no token {id!r}")
+    err.print(f"revoked {id} for {_named(revoked)}", soft_wrap=True, highlight=False)
+
+
+def _revoke(
+    registry: Registry, id: str, spaces: tuple[str, ...], *, reason: str, by: str
+) -> list[str]:
+    """Revokes the token in these spaces, or wherever it is; returns where it was found."""
+    found = []
+    for space in dict.fromkeys(spaces or registry.spaces_of(id)):
+        with suppress(UnknownToken):
+            registry.revoke_token(space, id, reason=reason, by=by)
+            found.append(space)
+    return found
+
+
+def _named(spaces: Iterable[str]) -> str:
+    return ", ".join(space or "every space" for space in spaces)
 
 
 def _ms(at: datetime) -> int:

@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 import click
 import msgspec
 
+from ..domain.access import devices_of
 from ..domain.audit import Erasures, Evidence
 from ..domain.errors import InvalidRequest, NoCheckpoint, OperatorError
 from ..domain.events import LogEntry, restored_entry
@@ -162,6 +163,7 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
         for number, (state, salt, _) in enumerate(evidence, 2):
             try:
                 entry = restored_entry(state, salt)
+                devices_of([entry])  # what is noted of it, before anything of it is stored
             except (ValueError, msgspec.MsgspecError) as exc:
                 raise InvalidExport(f"line {number}: {exc}") from exc
             seq = entry.seq

@@ -14,7 +14,7 @@ import pytest
 from foldlog.api.access import CALLER_SECONDS_MAX, TokenAccess
 from foldlog.api.app import create_app
 from foldlog.domain.access import EVERY_SPACE, Claims, Grant, Right, Role
-from foldlog.domain.errors import Unauthenticated
+from foldlog.domain.errors import StorageUnavailable, Unauthenticated
 from tests.acceptance.conftest import ADMIN_TOKEN, SENT_AT, SpaceClient, assert_problem
 from tests.acceptance.live import Space, served, until
 from tests.helpers import A, B, a_token, changeset, new_id, put
@@ -191,6 +191,58 @@ def test_a_device_writes_as_itself_alone(closed):
     assert_problem(closed.push(nobody, changeset(put("x"))), 403, "forbidden")
 
 
+def test_a_challenge_says_what_the_token_lacks(closed):
+    """RFC 6750 section 3: whoever brought none is told of no fault in it."""
+
+    def challenge(method: str, path: str, token: str | None) -> str | None:
+        answer = asked(closed, method, closed.client.url(path), token)
+        return answer.headers.get("WWW-Authenticate")
+
+    reader = closed.grant("reader")
+    for method, path in (("GET", "events"), ("GET", "records")):
+        assert challenge(method, path, None) == "Bearer"
+        assert challenge(method, path, "guess") == 'Bearer error="invalid_token"'
+        assert challenge(method, path, reader) is None
+    for method, path in (("POST", "changesets"), ("GET", "export")):
+        assert challenge(method, path, reader) == 'Bearer error="insufficient_scope"'
+    device = closed.grant("device")
+    closed.store.revoke_device(closed.client.space, A, reason="lost")
+    assert challenge("GET", "events", device) is None
+
+
+class Away:
+    """A registry of which nobody can be asked for."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def token(self, *_):
+        raise StorageUnavailable
+
+    def is_revoked(self, *_):
+        raise StorageUnavailable
+
+
+@pytest.mark.parametrize("token", ["foldlog_" + "x" * 43, "SPACE.DEVICE.read+write"])
+def test_a_database_that_is_away_refuses_nobody(app_with, store, token):
+    """503, and never 401 or 403: a device must not take it for the end of its token."""
+    away = Away(store)
+    client = app_with(access=TokenAccess(away, store, jwts=Jwts()))
+    given = token.replace("SPACE", client.space).replace("DEVICE", A)
+    headers = {"Authorization": f"Bearer {given}"}
+    body = {"device": A, "sent_at": SENT_AT, "changesets": [changeset(put("x"))]}
+    for answer in (
+        client.get("events", headers=headers),
+        client.get("records", headers=headers),
+        client.post("changesets", body, headers=headers),
+    ):
+        assert_problem(answer, 503, "storage-unavailable")
+        assert "WWW-Authenticate" not in answer.headers
+
+
 def test_an_admin_grants_and_revokes_by_http(closed):
     answer = closed.admin("tokens", {"role": "device", "device": A, "name": "phone", "by": "ada"})
     assert answer.status_code == 200, answer.text
@@ -204,6 +256,9 @@ def test_an_admin_grants_and_revokes_by_http(closed):
 
     revoked = closed.admin(f"tokens/{id}/revoke", {"reason": "lost"})
     assert revoked.json["revoked_at"]
+    assert revoked.json["revoked_by"] == "admin token"
+    assert revoked.json["revoked_reason"] == "lost"
+    assert closed.ask("GET", path, ADMIN_TOKEN).json["tokens"] == [revoked.json]
     assert_problem(closed.push(token, changeset(put("x"))), 401, "unauthenticated")
     again = closed.admin(f"tokens/{id}/revoke", {"reason": "lost"})
     assert again.json == revoked.json
@@ -223,13 +278,23 @@ def test_who_did_it_is_in_the_log(closed):
 
 def test_an_admin_of_one_space_grants_for_it_alone(closed):
     other = f"{closed.client.space}-2"
-    body = {"role": "reader", "also": [other, closed.client.space]}
+    body = {"role": "reader", "also": [other, closed.client.space, other]}
     assert_problem(closed.admin("tokens", body, closed.grant("admin")), 403, "forbidden")
     answer = closed.admin("tokens", body)
     assert answer.json["spaces"] == [closed.client.space, other]
     for space in answer.json["spaces"]:
         path = f"/v1/spaces/{space}/events"
         assert closed.ask("GET", path, answer.json["token"]).status_code == 200
+        assert len(closed.store.tokens(space)) == 2 - (space == other)
+
+
+def test_a_token_for_several_spaces_is_granted_in_all_of_them_or_in_none(closed):
+    other = f"{closed.client.space}-2"
+    closed.store.register(other, A)
+    closed.store.revoke_device(other, A, reason="stolen")
+    body = {"role": "device", "device": A, "also": [other]}
+    assert_problem(closed.admin("tokens", body), 403, "device-revoked")
+    assert closed.store.tokens(closed.client.space) == []
 
 
 @pytest.mark.parametrize(
@@ -243,6 +308,8 @@ def test_an_admin_of_one_space_grants_for_it_alone(closed):
         {"role": "reader", "expires_at": "tomorrow"},
         {"role": "reader", "name": ""},
         {"role": "reader", "by": "\0"},
+        {"role": "reader", "name": "two\nlines"},
+        {"role": "reader", "by": "\x1b[2J"},
         {"role": "reader", "also": ["A"]},
         {"role": "reader", "spaces": []},
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -41,21 +43,33 @@ def bearer(token: str) -> dict[str, str]:
 def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
     """Two workers, so that each has to forget who was revoked."""
     two = CLOSED | {"FOLDLOG_WEB_WORKERS": "2"}
-    token = None
-    for _ in range(2):
-        with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
-            told = (data_folder / "serve.log").read_text()
-            found = re.findall(r"^\s*(foldlog_\S{43})$", told, re.MULTILINE)
-            if token is None:
-                [token] = found
-            else:
-                assert not found
-                check_roles(url, token, run)
-    data = b"".join(path.read_bytes() for path in data_folder.rglob("*.log"))
-    assert data.count(token.encode()) == 0  # the second start has another log
+    with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
+        told = (data_folder / "serve.log").read_text()
+        [token] = re.findall(r"^\s*(foldlog_\S{43})$", told, re.MULTILINE)
+        granted = check_roles(url, token, run)
+    assert_only_the_log_of_serve_has(data_folder, token)
+    with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
+        assert httpx.get(f"{url}/metrics", headers=bearer(token)).status_code == 200
+    for secret in (token, *granted):  # the second start has another log
+        assert files_with(data_folder, secret) == []
 
 
-def check_roles(url: str, admin: str, run) -> None:
+def assert_only_the_log_of_serve_has(data_folder, token: str) -> None:
+    """And that once: it is where standard error went."""
+    log = data_folder / "serve.log"
+    assert files_with(data_folder, token) == [log]
+    assert log.read_bytes().count(token.encode()) == 1
+
+
+def files_with(folder, secret: str) -> list[Path]:
+    """The files that hold it: logs, the database's own, whatever else there is."""
+    files = [path for path in folder.rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
+    assert len(files) > 500, "the database's files are among them"
+    return [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def check_roles(url: str, admin: str, run) -> list[str]:
+    """Returns the tokens that were granted."""
     space = f"{url}/v1/spaces/home"
     push = {"device": A, "sent_at": SENT_AT, "changesets": [changeset(put("x"))]}
     grant = {"role": "device", "device": A, "name": "phone"}
@@ -91,10 +105,13 @@ def check_roles(url: str, admin: str, run) -> None:
     }
     run("token", "revoke", granted["id"], "--space", "home", "--reason", "lost")
     assert {httpx.get(f"{space}/events", headers=phone).status_code for _ in range(8)} == {401}
-    run("token", "revoke", granted["id"], "--reason", "not of every space", code=3)
+    run("token", "revoke", granted["id"], "--space", "work", "--reason", "lost", code=3)
+    run("token", "revoke", granted["id"], "--reason", "wherever it is")
+    run("token", "new", "--role", "reader", code=2)
     run("token", "new", "--role", "reader", "--space", "NO", code=3)
     run("device", "register", "home", B, code=3)
     run("device", "register", "home", "d" * 8 + A[8:], "--name", "watch")
+    return [granted["token"], auditor, tablet]
 
 
 def test_open_is_for_this_machine_alone(run, monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.slow
 class Service:
     """`foldlog serve`, and all that was ever heard of it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, env: dict[str, str]):
+        self.planted = {"admin": ADMIN, "token": TOKEN, "jwt": JWT}
         self.data = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -43,7 +45,7 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "foldlog", "serve", "--data", str(self.data),
                  "--port", str(self.port), "--workers", "1"],
-                stdout=file, stderr=file, env=environment() | {"FOLDLOG_ADMIN_TOKEN": ADMIN},
+                stdout=file, stderr=file, env=environment() | {"FOLDLOG_ACCESS": "tokens"} | env,
                 umask=0o022,
             )  # fmt: skip
 
@@ -74,7 +76,7 @@ class Service:
 
     def secrets(self) -> dict[str, bytes]:
         """Everything that nobody else may read."""
-        found = {"admin": ADMIN.encode(), "token": TOKEN.encode(), "jwt": JWT.encode()}
+        found = {name: secret.encode() for name, secret in self.planted.items()}
         for file in (self.data / "secrets").iterdir():
             found[file.name] = file.read_bytes().strip()
         ring = json.loads((self.data / "keys" / "keys.json").read_bytes())
@@ -83,10 +85,19 @@ class Service:
         assert len(found) >= 8 and all(len(secret) > 20 for secret in found.values())
         return found
 
+    def grant(self) -> str:
+        """A device's token. The answer to this is the one place where it is told."""
+        answer = httpx.post(
+            f"{self.url}/v1/admin/spaces/home/tokens",
+            headers={"Authorization": f"Bearer {ADMIN}"},
+            json={"role": "device", "device": A},
+        )
+        return str(answer.json()["token"])
 
-@pytest.fixture
-def service(data_folder):
-    service = Service(data_folder)
+
+@contextmanager
+def started(folder: Path, env: dict[str, str]):
+    service = Service(folder, env)
     try:
         service.wait_until(lambda: is_ready(service.url))
         yield service
@@ -95,13 +106,29 @@ def service(data_folder):
         service.process.wait(60)
 
 
-def authorizations() -> list[str]:
-    return [f"Bearer {ADMIN}", f"Bearer {TOKEN}", f"Bearer {JWT}", f"Basic {TOKEN}", TOKEN, JWT]
+@pytest.fixture
+def first_token(data_folder):
+    """What a first start shows, once; the log of that start is not looked at again."""
+    with started(data_folder, {}) as service:
+        pass
+    [token] = re.findall(rb"foldlog_\S{43}", service.said.read_bytes())
+    return token.decode()
+
+
+@pytest.fixture
+def service(data_folder):
+    with started(data_folder, {"FOLDLOG_ADMIN_TOKEN": ADMIN}) as service:
+        yield service
+
+
+def authorizations(service: Service) -> list[str]:
+    bearers = [f"Bearer {secret}" for secret in service.planted.values()]
+    return [*bearers, f"Basic {TOKEN}", TOKEN, JWT]
 
 
 def every_kind_of_request(service: Service) -> None:
     push = {"device": A, "sent_at": "2026-11-23T09:00:00.000Z", "changesets": [changeset(put("r"))]}
-    for authorization in authorizations():
+    for authorization in authorizations(service):
         headers = {"Authorization": authorization, "Cookie": f"session={TOKEN}"}
         for method, path, body in (
             ("POST", "/v1/spaces/home/changesets", push),
@@ -131,10 +158,15 @@ def every_kind_of_request(service: Service) -> None:
                 service.heard.append(connection.recv(65_536))
 
 
-def test_nothing_that_is_seen_holds_a_secret(service):
+def test_nothing_that_is_seen_holds_a_secret(first_token, service):
     """Answers, problems, metrics, logs, `ps`, and files that others may read; also while the
-    database is gone, and all want to tell what they miss."""
+    database is gone, and all want to tell what they miss. Tokens that let somebody in, too."""
+    service.planted |= {"first token": first_token, "device's token": service.grant()}
     every_kind_of_request(service)
+    for secret in ("first token", "device's token"):
+        headers = {"Authorization": f"Bearer {service.planted[secret]}"}
+        answer = service.ask("GET", "/v1/spaces/home/events", headers=headers)
+        assert answer is not None and answer.status_code == 200, secret
     command_lines = [" ".join(line).encode() for _, line in service.processes()]
     postmaster = next(process for process, line in service.processes() if "-D" in line)
     postmaster.kill()
@@ -159,13 +191,18 @@ def test_nothing_that_is_seen_holds_a_secret(service):
     for where, what in seen.items():
         for name, secret in secrets.items():
             assert secret not in what, f"{where} holds {name}"
+    # What is kept of a granted token is its digest, so not even the database's own files have it.
+    granted = [service.planted[name].encode() for name in ("first token", "device's token")]
+    for path in service.data.rglob("*"):
+        if stat.S_ISREG(path.lstat().st_mode):
+            assert not any(secret in path.read_bytes() for secret in granted), path
 
 
 def test_what_is_made_is_for_its_owner_alone(service):
     """Under an ordinary umask: nobody else reads a file of the data folder, or lists one of it."""
     service.ask("POST", "/v1/spaces/home/changesets", json={
         "device": A, "sent_at": "2026-11-23T09:00:00.000Z", "changesets": [changeset(put("r"))]
-    })  # fmt: skip
+    }, headers={"Authorization": f"Bearer {service.grant()}"})  # fmt: skip
     service.wait_until(lambda: list((service.data / "checkpoints").glob("*")))
 
     def is_open(path: Path) -> bool:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from foldlog.domain.access import EVERY_SPACE, Grant, Role
-from foldlog.domain.errors import DeviceRevoked, InvalidRequest, UnknownSpace, UnknownToken
+from foldlog.domain.errors import (
+    DeviceRevoked,
+    InvalidRequest,
+    OutcomeUnknown,
+    UnknownSpace,
+    UnknownToken,
+)
 from foldlog.domain.events import decode_event
+from foldlog.domain.ports import GRANT_FAILED
 from tests.helpers import A, B, a_token, changeset, new_id, push_of, put
 
 LATER_MS = 4_000_000_000_000
@@ -73,8 +80,10 @@ def test_a_token_of_every_space_is_in_no_log(grant, store, space):
     assert token in store.tokens(EVERY_SPACE)
     with pytest.raises(UnknownSpace):
         store.devices(space)
-    revoked = store.revoke_token(EVERY_SPACE, token.id, reason="gone")
+    revoked = store.revoke_token(EVERY_SPACE, token.id, reason="gone", by="ada")
     assert revoked.revoked_at is not None
+    assert (revoked.revoked_by, revoked.revoked_reason) == ("ada", "gone")
+    assert store.revoke_token(EVERY_SPACE, token.id, reason="twice", by="bob") == revoked
     assert store.token(space, digest) == revoked
 
 
@@ -87,11 +96,62 @@ def test_one_token_for_two_spaces_is_revoked_in_one(store, space):
     assert store.token(other, digest).revoked_at is None
 
 
+def test_one_token_for_several_spaces_is_granted_once_in_each(store, space):
+    (_, digest), id, other = a_token(), new_id(), f"{space}-2"
+    spaces = [space, other, space, other]
+    granted = store.grant_all(spaces, id, digest, Grant(role=Role.READER), "ada")
+    assert [token.space for token in granted] == [space, other]
+    assert [store.tokens(each) for each in (space, other)] == [[token] for token in granted]
+
+
+def test_a_device_that_is_revoked_in_one_space_is_granted_nothing_in_others(store, space):
+    (_, digest), other = a_token(), f"{space}-2"
+    store.register(other, A)
+    store.revoke_device(other, A, reason="stolen")
+    with pytest.raises(DeviceRevoked):
+        store.grant_all([space, other], new_id(), digest, Grant(role=Role.DEVICE, device=A), None)
+    assert store.tokens(space) == store.tokens(other) == []
+    with pytest.raises(UnknownSpace):
+        store.devices(space)
+
+
+def test_a_grant_that_fails_in_the_midst_leaves_no_token_that_is_valid(store, space, monkeypatch):
+    """Nor where nobody can tell whether it was stored: nobody was ever shown it."""
+    registry = getattr(store, "registry", store)
+    (_, digest), id, other, grant = a_token(), new_id(), f"{space}-2", registry.grant
+
+    def failing(of, *args):
+        token = grant(of, *args)
+        if of == other:
+            raise OutcomeUnknown
+        return token
+
+    monkeypatch.setattr(registry, "grant", failing)
+    with pytest.raises(OutcomeUnknown):
+        store.grant_all([space, other, f"{space}-3"], id, digest, Grant(role=Role.READER), "ada")
+    for each in (space, other):
+        [token] = store.tokens(each)
+        assert (token.revoked_by, token.revoked_reason) == ("ada", GRANT_FAILED)
+        assert token.revoked_at is not None
+    assert store.spaces_of(id) == [space, other]
+
+
+def test_where_a_token_is_can_be_asked(grant, store, space):
+    id, other = new_id(), f"{space}-2"
+    for each in (other, space, EVERY_SPACE):
+        grant("reader", of=each, id=id)
+    grant("reader")
+    assert store.spaces_of(id) == [EVERY_SPACE, space, other]
+    assert store.spaces_of(new_id()) == store.spaces_of("not a uuid") == []
+
+
 def test_revoking_says_so_once(grant, store, space, told):
     token, digest = grant("reader")
     revoked = store.revoke_token(space, token.id, reason="gone", by="ada")
     again = store.revoke_token(space, token.id, reason="twice")
     assert again == revoked and not revoked.is_valid(revoked.granted_at)
+    assert (revoked.revoked_by, revoked.revoked_reason) == ("ada", "gone")
+    assert store.tokens(space) == [revoked]
     assert told()[1:] == [("token-revoked", {"token": token.id, "reason": "gone", "by": "ada"})]
     assert store.token(space, digest) == revoked
 
@@ -154,11 +214,23 @@ def test_a_device_may_be_revoked_before_it_was_ever_seen(store, space):
         store.push(space, push_of(changeset(put("x")), device=A))
 
 
+def test_who_changes_a_device_is_told_what_is_listed_then(store, space):
+    store.push(space, push_of(changeset(put("x"), counter=1), device=A))
+    for change in (
+        lambda: store.register(space, A, name="phone"),
+        lambda: store.register(space, A),
+        lambda: store.revoke_device(space, A, reason="stolen"),
+        lambda: store.revoke_device(space, A, reason="twice"),
+    ):
+        assert [change()] == store.devices(space)
+
+
 @pytest.mark.parametrize(
     "act",
     [
         lambda store, space: store.register(space, "not a uuid"),
         lambda store, space: store.register(space, A, name="\0"),
+        lambda store, space: store.register(space, A, name="\x1b[2J"),
         lambda store, space: store.revoke_device(space, A, reason=""),
         lambda store, space: store.revoke_token(space, A, reason="\udc80"),
         lambda store, space: store.grant(space, A, b"", Grant(role=Role.DEVICE), None),

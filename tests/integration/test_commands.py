@@ -103,6 +103,29 @@ def test_an_interrupted_import_goes_on(stores, run, tmp_path):
     assert len(pull_all(stores, "t")) == head
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        "7",
+        '{"device":7}',
+        '{"device":"phone"}',
+        f'{{"device":"{A.upper()}x"}}',
+        f'{{"device":"{A}","name":7}}',
+        f'{{"device":"{A}","name":"\\u0000"}}',
+        f'{{"device":"{A}","by":"ada","name":{{}}}}',
+    ],
+)
+def test_an_export_that_tells_of_no_device_is_told(stores, run, tmp_path, body):
+    """Forged or damaged: which line it is, and no traceback."""
+    stores.push("s", push_of(changeset(put("x"))))
+    stores.register("s", A, by="ada")
+    file = tmp_path / "forged.jsonl"
+    file.write_text(run("export", "s").stdout.replace(f'{{"device":"{A}","by":"ada"}}', body))
+    result = run("import", str(file), "--space", "t", code=3)
+    assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
+
+
 def _without(lines, number):
     return [line for n, line in enumerate(lines) if n != number]
 

@@ -11,6 +11,8 @@ from foldlog.api.access import (
     OpenAccess,
     TokenAccess,
 )
+from foldlog.api.app import create_app
+from foldlog.api.rates import NO_RATES, Rates
 from foldlog.api.requests import run_now
 from foldlog.domain.access import (
     EVERY_SPACE,
@@ -20,32 +22,40 @@ from foldlog.domain.access import (
     Grant,
     Right,
     Role,
+    check_name,
     digest_of,
     takes_rights_away,
 )
+from foldlog.domain.erasure import check_reason
 from foldlog.domain.errors import (
     DeviceRevoked,
     Forbidden,
     InvalidRequest,
+    OutcomeUnknown,
+    RateLimited,
+    StorageUnavailable,
     Unauthenticated,
 )
+from foldlog.domain.names import is_loopback
+from foldlog.infrastructure.jwts import SECONDS_MAX
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.infrastructure.settings import InvalidSettings, is_loopback, read_settings
+from foldlog.infrastructure.settings import InvalidSettings, read_settings
 from tests.helpers import A, B, a_token, changeset, push_of, put
 
 TOKEN = "correct-horse-battery"
 
 
 class Call:
-    def __init__(self, authorization=""):
-        self.authorization = authorization
+    rates = NO_RATES
+
+    def __init__(self, authorization="", host="localhost", **headers):
+        self.headers = {"authorization": authorization, "host": host, **headers}
         self.caller = None
 
     def header(self, name):
-        assert name == "authorization"
-        return self.authorization
+        return self.headers.get(name, "")
 
-    async def run(self, function, *args):
+    async def look_up(self, function, *args):
         return function(*args)
 
 
@@ -64,6 +74,7 @@ class World:
 
     def __init__(self, **parts):
         self.store, self.now = Counting(), 1_000.0
+        self.rates = NO_RATES
         self.access = TokenAccess(
             self.store,
             self.store,
@@ -83,7 +94,9 @@ class World:
         return text, id
 
     def admit(self, token, right=Right.READ, space="s", **how) -> Caller:
-        return run_now(self.access.admit(Call(f"Bearer {token}"), space, right, **how))
+        call = Call(f"Bearer {token}")
+        call.rates = self.rates
+        return run_now(self.access.admit(call, space, right, **how))
 
 
 @pytest.fixture
@@ -153,6 +166,52 @@ def test_open_to_all_is_open_on_this_machine_alone():
         read_settings({"FOLDLOG_ACCESS": "opne"})
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:3653", "127.0.0.1", "127.8.9.1:80", "[::1]", "[::1]:3653"],
+)
+@pytest.mark.parametrize("right", [Right.PUBLIC, Right.READ])
+def test_open_is_for_who_asks_for_this_machine(host, right):
+    assert run_now(OpenAccess().admit(Call(host=host), "s", right)).is_of_every_space
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(
+            {"host": host}
+            for host in ("evil.example", "evil.example:3653", "localhost.evil.example")
+        ),
+        *(
+            {"host": host}
+            for host in ("10.0.0.7", "[fe80::1]", "0.0.0.0", "", "[::1", "\xff", "::1")
+        ),
+        {"x-forwarded-for": "127.0.0.1"},
+    ],
+)
+def test_open_is_closed_to_pages_of_other_names_and_through_proxies(asked):
+    """Whatever a name resolves to (DNS rebinding); an admin's token does not open it either."""
+    for right in (Right.READ, Right.WRITE, Right.ADMIN):
+        with pytest.raises(Forbidden, match="this machine alone"):
+            run_now(OpenAccess(TOKEN).admit(Call(f"Bearer {TOKEN}", **asked), "s", right))
+
+
+def test_open_to_all_is_not_open_to_every_page():
+    """Some pages may be named, as those of a developer's own app."""
+    read_settings({"FOLDLOG_CORS_ORIGINS": "*"})
+    read_settings({"FOLDLOG_ACCESS": "open", "FOLDLOG_CORS_ORIGINS": "http://localhost:5173"})
+    with pytest.raises(InvalidSettings, match="FOLDLOG_CORS_ORIGINS"):
+        read_settings({"FOLDLOG_ACCESS": "open", "FOLDLOG_CORS_ORIGINS": "*"})
+
+
+def test_how_far_away_the_end_of_a_jwt_may_be_is_a_setting():
+    assert read_settings({}).jwt_seconds_max == SECONDS_MAX
+    assert read_settings({"FOLDLOG_JWT_SECONDS_MAX": "0"}).jwt_seconds_max == 0
+    for text in ("-1", "a day"):
+        with pytest.raises(InvalidSettings, match="FOLDLOG_JWT_SECONDS_MAX"):
+            read_settings({"FOLDLOG_JWT_SECONDS_MAX": text})
+
+
 def test_keys_of_a_sign_in_come_by_tls_and_for_an_audience():
     ours = {"FOLDLOG_JWT_AUDIENCE": "foldlog"}
     for keys in ("https://id.example/jwks", "http://localhost:1/jwks", "keys.json"):
@@ -194,6 +253,64 @@ def test_who_did_something_is_who_calls_whatever_they_say():
     assert caller.signs(None) == "token 1"
     assert len(Caller("x" * 500, frozenset()).signs("y" * 200) or "") <= 200
     assert Caller("", frozenset()).signs("ada") == "ada"
+    assert Caller("", frozenset()).signs(None) is None
+
+
+def test_who_calls_stands_in_brackets_that_nobody_else_writes():
+    """Neither whom they name, nor a sign-in's subject, looks like another caller."""
+    caller = Caller("token 1", RIGHTS[Role.ADMIN])
+    assert caller.signs("eve (token 2)") == "eve [token 2] (token 1)"
+    assert Caller("", frozenset()).signs("eve (token 2)") == "eve [token 2]"
+    assert Caller("sub eve (token 2)", frozenset()).signs(None) == "sub eve [token 2]"
+    assert Caller("sub \x1b[2J\n\0", frozenset()).signs("ada") == "ada (sub ?[2J??)"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31m", "two\nlines", "\t-", "\u202etxt", "\x9b2J", "\udc80", "-\0"]
+)
+def test_what_stays_for_ever_does_nothing_to_who_shows_it(text):
+    for check in (
+        lambda: check_name(text),
+        lambda: check_reason(text, None),
+        lambda: check_reason("-", text),
+    ):
+        with pytest.raises(InvalidRequest, match="printed"):
+            check()
+
+
+@pytest.mark.parametrize(
+    "text", ["Anna's phone", "Ünïcödé", "日本\u3000語", "👩\u200d🚀", "e\u0301", "می\u200cخواهم"]
+)
+def test_all_letters_are_text(text):
+    check_name(text)
+    check_reason(text, text)
+
+
+@pytest.mark.parametrize("what", ["tokens", "devices"])
+def test_callers_are_forgotten_also_if_nobody_can_tell_what_became_of_it(what):
+    """The answer to the commit was lost: it may have been one."""
+    forgotten: list[bool] = []
+
+    class Lost(MemoryStore):
+        def revoke_token(self, *args, **kwargs):
+            raise OutcomeUnknown
+
+        revoke_device = revoke_token
+
+    class Noting(OpenAccess):
+        def forget(self):
+            forgotten.append(True)
+
+    app = create_app(
+        store=(store := Lost()), master=store, ready=dict, access=Noting(TOKEN), registry=store
+    )
+    path = {"tokens": f"admin/spaces/s/tokens/{A}", "devices": f"spaces/s/devices/{A}"}[what]
+    answer = app.test_client().post(
+        f"/v1/{path}/revoke",
+        json={"reason": "gone"},
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    assert answer.status_code == 503 and forgotten == [True]
 
 
 @pytest.mark.parametrize(
@@ -325,23 +442,49 @@ def test_what_is_remembered_is_bounded_and_strangers_are_not(world):
     assert set(world.access._known) == known
 
 
+class Away(MemoryStore):
+    """A database that cannot be reached, whoever is looked for."""
+
+    def token(self, *_):
+        raise StorageUnavailable
+
+    def is_revoked(self, *_):
+        raise StorageUnavailable
+
+
+@pytest.mark.parametrize("token", ["foldlog_" + "x" * 43, "a.b.c"])
+def test_a_database_that_is_away_says_nothing_of_who_calls(token):
+    """Neither that they are known, nor that they are not: a device would sign out."""
+    store = Away()
+    access = TokenAccess(store, store, jwts=Jwts(claims_of("ada")))
+    for right in (Right.READ, Right.WRITE, Right.ADMIN):
+        with pytest.raises(StorageUnavailable):
+            run_now(access.admit(Call(f"Bearer {token}"), "s", right))
+    assert not access._known
+
+
 class Jwts:
     def __init__(self, claims):
         self.claims = claims
+        self.reads = 0
 
     def read(self, text):
+        self.reads += 1
         return self.claims
 
 
-def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
-    claims = Claims(
-        subject="ada",
+def claims_of(subject: str, expires_at: float = 2_000_000.0) -> Claims:
+    return Claims(
+        subject=subject,
         spaces=frozenset({"s"}),
         rights=RIGHTS[Role.DEVICE],
         device=A,
-        expires_at=2_000_000.0,
+        expires_at=expires_at,
     )
-    world = World(jwts=Jwts(claims))
+
+
+def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
+    world = World(jwts=Jwts(claims_of("ada")))
     caller = world.admit("a.b.c", Right.WRITE)
     assert (caller.id, caller.device) == ("sub ada", A)
     for other in ("t", EVERY_SPACE):
@@ -352,3 +495,40 @@ def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
     world.access.forget()
     with pytest.raises(DeviceRevoked):
         world.admit("a.b.c")
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_a_sign_in_s_token_ends_when_it_expires_also_while_it_is_remembered(at_hand):
+    """Within the second that everybody is remembered for, and within the minute of the idle."""
+    seconds = IDLE_CALLER_SECONDS_MAX / 2 if at_hand else CALLER_SECONDS_MAX / 2
+    jwts = Jwts(claims_of("ada", expires_at=(1_000.0 + seconds) * 1_000))
+    world = World(jwts=jwts)
+    world.store.push("s", push_of(changeset(put("x"))))
+    assert world.admit("a.b.c", at_hand=at_hand).expires_at == jwts.claims.expires_at
+    world.now += seconds * 0.9
+    world.admit("a.b.c", at_hand=at_hand)
+    assert jwts.reads == 1
+    world.now += seconds * 0.2
+    world.admit("a.b.c", at_hand=at_hand)  # it would be refused by who reads it
+    assert jwts.reads == 2
+
+
+class Guarded(Rates):
+    """Of an address that has guessed too often."""
+
+    def check_stranger(self, request):
+        raise RateLimited("wrong_tokens_per_second_per_address", 1)
+
+
+def test_who_was_found_good_is_looked_up_whatever_strangers_do(world):
+    """Also long after; in another space, and for another token, they are strangers."""
+    token, _ = world.grant("reader")
+    other, _ = world.grant("reader", space="t")
+    world.admit(token)
+    world.now += 10 * IDLE_CALLER_SECONDS_MAX
+    world.rates = Guarded()
+    assert world.admit(token).id.startswith("token ")
+    for stranger, space in ((token, "t"), (other, "t"), ("guess", "s")):
+        with pytest.raises(RateLimited):
+            world.admit(stranger, space=space)
+    assert world.store.looks == 2

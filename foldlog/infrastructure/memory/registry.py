@@ -13,10 +13,12 @@ import msgspec
 
 from ...domain.access import (
     EVERY_SPACE,
+    FIRST_TOKEN,
     Device,
     DeviceRegistered,
     DeviceRevokedBody,
     Grant,
+    Role,
     Token,
     TokenGranted,
     TokenRevoked,
@@ -52,13 +54,7 @@ def noted(devices: Mapping[str, Device], entries: Iterable[LogEntry]) -> dict[st
     """The devices after these events."""
     found = dict(devices)
     for new in devices_of(entries):
-        old = found.get(new.device, Device(device=new.device))
-        found[new.device] = msgspec.structs.replace(
-            old,
-            name=new.name or old.name,
-            registered_at=old.registered_at or new.registered_at,
-            revoked_at=old.revoked_at or new.revoked_at,
-        )
+        found[new.device] = found.get(new.device, Device(device=new.device)).after(new)
     return found
 
 
@@ -123,6 +119,11 @@ class MemoryRegistry(Registry):
             self._tell(space, insert)
         return self._tokens[space, id]
 
+    def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
+        if any(token.role is Role.ADMIN for token in self.tokens(EVERY_SPACE)):
+            return None
+        return self.grant(EVERY_SPACE, FIRST_TOKEN, digest, grant, by)
+
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
         check_reason(reason, by)
         if (space, id) not in self._tokens:
@@ -132,7 +133,9 @@ class MemoryRegistry(Registry):
             token = self._tokens[space, id]
             if token.revoked_at is not None:
                 return None
-            self._tokens[space, id] = msgspec.structs.replace(token, revoked_at=now_ms)
+            self._tokens[space, id] = msgspec.structs.replace(
+                token, revoked_at=now_ms, revoked_by=by, revoked_reason=reason
+            )
             return TokenRevoked(id, reason, by)
 
         if space == EVERY_SPACE:
@@ -140,6 +143,9 @@ class MemoryRegistry(Registry):
         else:
             self._tell(space, revoke)
         return self._tokens[space, id]
+
+    def spaces_of(self, id: str) -> list[SpaceId]:
+        return sorted(space for space, known in self._tokens if known == id)
 
     def tokens(self, space: SpaceId) -> list[Token]:
         found = [token for (of, _), token in self._tokens.items() if of == space]

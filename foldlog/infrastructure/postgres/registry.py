@@ -17,6 +17,7 @@ from psycopg import Cursor
 
 from ...domain.access import (
     EVERY_SPACE,
+    FIRST_TOKEN,
     Device,
     DeviceRegistered,
     DeviceRevokedBody,
@@ -28,6 +29,7 @@ from ...domain.access import (
     access_entry,
     check_device,
     check_name,
+    devices_of,
 )
 from ...domain.erasure import check_reason
 from ...domain.errors import DeviceRevoked, UnknownSpace, UnknownToken
@@ -42,7 +44,7 @@ from .errors import translated
 
 _TOKEN = """
 SELECT token::text, space, role, t.device::text, t.name,
-       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms
+       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms, revoked_by, revoked_reason
 """
 
 # A token of the space itself goes before one of every space: that one is narrower.
@@ -68,6 +70,24 @@ SELECT_TOKENS = f"""
  ORDER BY granted_at_ms, token
 """
 
+# The one statement that looks across spaces: an operator's, who revokes a token wherever it is. No
+# request may come to it, since one space never learns of another.
+SELECT_SPACES = """
+SELECT space
+  FROM tokens
+ WHERE token = %(id)s
+ ORDER BY space
+"""
+
+SELECT_ADMIN = """
+SELECT token
+  FROM tokens
+ WHERE space = ''
+   AND role = 'admin'
+ ORDER BY token
+ LIMIT 1
+"""
+
 LOCK_TOKEN = f"""
 {_TOKEN}
   FROM tokens t
@@ -76,17 +96,30 @@ LOCK_TOKEN = f"""
    FOR UPDATE
 """
 
-INSERT_TOKEN = """
+_INSERT = """
 INSERT INTO tokens
        (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms)
 VALUES (%(space)s, %(id)s, %(digest)s, %(role)s, %(device)s, %(name)s,
         %(granted_at)s, %(granted_by)s, %(expires_at)s)
+"""
+
+INSERT_TOKEN = f"""
+{_INSERT}
+RETURNING token
+"""
+
+# Services that start at once on one database all come here: the primary key lets in one of them.
+INSERT_FIRST_TOKEN = f"""
+{_INSERT}
+    ON CONFLICT (space, token) DO NOTHING
 RETURNING token
 """
 
 REVOKE_TOKEN = """
 UPDATE tokens
-   SET revoked_at_ms = %(revoked_at)s
+   SET revoked_at_ms = %(revoked_at)s,
+       revoked_by = %(revoked_by)s,
+       revoked_reason = %(revoked_reason)s
  WHERE space = %(space)s
    AND token = %(id)s
 RETURNING token
@@ -108,7 +141,8 @@ SELECT device::text, counter, name, registered_at_ms, last_seen_ms, revoked_at_m
 
 SELECT_SPACE = "SELECT FROM spaces WHERE space = %(space)s"
 
-Decide = Callable[[Cursor[Any], Locked], LogEntry | None]
+#: From a device as it is, the body of an event that is to be appended.
+Decide = Callable[[Device], msgspec.Struct | None]
 
 
 class PostgresRegistry(Registry):
@@ -133,8 +167,10 @@ class PostgresRegistry(Registry):
         now_ms = time.time_ns() // 1_000_000
         grant.check(now_ms, by)
         if space == EVERY_SPACE:
+            token = _new_token(space, id, grant, by, now_ms)
             with translated(self._datastore), self._datastore.committed() as cursor:
-                return _insert(cursor, space, id, digest, grant, by, now_ms)
+                cursor.execute(INSERT_TOKEN, _row(token, digest))
+            return token
         if grant.device is not None:
             self.register(space, grant.device, by=by)
         granted: list[Token] = []
@@ -142,7 +178,9 @@ class PostgresRegistry(Registry):
         def decide(cursor: Cursor[Any], locked: Locked) -> LogEntry:
             if grant.device is not None:
                 _check_not_revoked(_find_device(cursor, space, grant.device))
-            granted.append(_insert(cursor, space, id, digest, grant, by, locked.received_at))
+            token = _new_token(space, id, grant, by, locked.received_at)
+            cursor.execute(INSERT_TOKEN, _row(token, digest))
+            granted.append(token)
             expires_at = None if grant.expires_at is None else format_time(grant.expires_at)
             body = TokenGranted(id, grant.role.value, grant.device, grant.name, expires_at, by)
             return _entry(body, locked)
@@ -150,15 +188,25 @@ class PostgresRegistry(Registry):
         self._append_own(space, decide, makes_space=True)
         return granted[0]
 
+    def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
+        now_ms = time.time_ns() // 1_000_000
+        grant.check(now_ms, by)
+        token = _new_token(EVERY_SPACE, FIRST_TOKEN, grant, by, now_ms)
+        with translated(self._datastore), self._datastore.committed() as cursor:
+            if cursor.execute(SELECT_ADMIN).fetchone() is not None:
+                return None
+            is_ours = cursor.execute(INSERT_FIRST_TOKEN, _row(token, digest)).fetchone() is not None
+        return token if is_ours else None
+
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
         check_reason(reason, by)
         if space == EVERY_SPACE:
             with translated(self._datastore), self._datastore.committed() as cursor:
-                return _revoke(cursor, space, id, time.time_ns() // 1_000_000)[0]
+                return _revoke(cursor, space, id, time.time_ns() // 1_000_000, reason, by)[0]
         found: list[Token] = []
 
         def decide(cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-            token, is_new = _revoke(cursor, space, id, locked.received_at)
+            token, is_new = _revoke(cursor, space, id, locked.received_at, reason, by)
             found.append(token)
             body = TokenRevoked(id, reason, by)
             entry = _entry(body, locked)
@@ -169,6 +217,12 @@ class PostgresRegistry(Registry):
         except UnknownSpace:
             raise UnknownToken(f"there is no token {id!r}") from None
         return found[0]
+
+    def spaces_of(self, id: str) -> list[SpaceId]:
+        if not is_uuid(id):
+            return []
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            return [space for (space,) in cursor.execute(SELECT_SPACES, {"id": id}).fetchall()]
 
     def tokens(self, space: SpaceId) -> list[Token]:
         with translated(self._datastore), self._datastore.rows() as cursor:
@@ -182,13 +236,11 @@ class PostgresRegistry(Registry):
         check_name(name)
         check_reason("-", by)
 
-        def decide(cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-            found = _find_device(cursor, space, device)
+        def decide(found: Device) -> msgspec.Struct | None:
             _check_not_revoked(found)
-            if found is not None and found.registered_at is not None and name in (None, found.name):
+            if found.registered_at is not None and name in (None, found.name):
                 return None
-            body = DeviceRegistered(device, name, by)
-            return _entry(body, locked)
+            return DeviceRegistered(device, name, by)
 
         return self._change_device(space, device, decide, makes_space=True)
 
@@ -198,23 +250,33 @@ class PostgresRegistry(Registry):
         check_device(device)
         check_reason(reason, by)
 
-        def decide(cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-            found = _find_device(cursor, space, device)
-            if found is not None and found.revoked_at is not None:
-                return None
-            body = DeviceRevokedBody(device, reason, by)
-            return _entry(body, locked)
-
-        return self._change_device(space, device, decide, makes_space=False)
+        return self._change_device(
+            space,
+            device,
+            lambda found: (
+                DeviceRevokedBody(device, reason, by) if found.revoked_at is None else None
+            ),
+            makes_space=False,
+        )
 
     def _change_device(
         self, space: SpaceId, device: str, decide: Decide, *, makes_space: bool
     ) -> Device:
-        self._append_own(space, decide, makes_space=makes_space)
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            found = _find_device(cursor, space, device)
-        assert found is not None
-        return found
+        """Returns what the transaction knew: no read may fail when it is committed."""
+        after: list[Device] = []
+
+        def append(cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
+            found = _find_device(cursor, space, device) or Device(device=device)
+            body = decide(found)
+            if body is None:
+                after.append(found)
+                return None
+            entry = _entry(body, locked)
+            after.extend(found.after(told) for told in devices_of([entry]))
+            return entry
+
+        self._append_own(space, append, makes_space=makes_space)
+        return after[0]
 
     def devices(self, space: SpaceId) -> list[Device]:
         with translated(self._datastore), self._datastore.rows() as cursor:
@@ -223,28 +285,23 @@ class PostgresRegistry(Registry):
             return list(map(_device, cursor.execute(SELECT_DEVICES, {"space": space}).fetchall()))
 
 
-def _insert(
-    cursor: Cursor[Any],
-    space: str,
-    id: str,
-    digest: bytes,
-    grant: Grant,
-    by: str | None,
-    now_ms: int,
-) -> Token:
-    token = Token(
+def _new_token(space: str, id: str, grant: Grant, by: str | None, now_ms: int) -> Token:
+    return Token(
         id=id,
         space=space,
         granted_at=now_ms,
         granted_by=by,
         **{name: getattr(grant, name) for name in Grant.__struct_fields__},
     )
-    names = msgspec.structs.asdict(token) | {"role": grant.role.value, "digest": digest}
-    cursor.execute(INSERT_TOKEN, names)
-    return token
 
 
-def _revoke(cursor: Cursor[Any], space: str, id: str, now_ms: int) -> tuple[Token, bool]:
+def _row(token: Token, digest: bytes) -> dict[str, Any]:
+    return msgspec.structs.asdict(token) | {"role": token.role.value, "digest": digest}
+
+
+def _revoke(
+    cursor: Cursor[Any], space: str, id: str, now_ms: int, reason: str, by: str | None
+) -> tuple[Token, bool]:
     """The token, and whether it was revoked only now. Raises `UnknownToken`."""
     row = None
     if is_uuid(id):
@@ -254,8 +311,9 @@ def _revoke(cursor: Cursor[Any], space: str, id: str, now_ms: int) -> tuple[Toke
     token = _token(row)
     if token.revoked_at is not None:
         return token, False
-    cursor.execute(REVOKE_TOKEN, {"space": space, "id": id, "revoked_at": now_ms})
-    return msgspec.structs.replace(token, revoked_at=now_ms), True
+    told = {"revoked_at": now_ms, "revoked_by": by, "revoked_reason": reason}
+    cursor.execute(REVOKE_TOKEN, {"space": space, "id": id, **told})
+    return msgspec.structs.replace(token, **told), True
 
 
 def _entry(body: msgspec.Struct, locked: Locked) -> LogEntry:
