@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from foldlog.domain.errors import ProjectionBehind
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
@@ -103,6 +104,17 @@ def datastore(cluster, database):
         yield datastore
 
 
+class ProjectedMasterTable(PostgresMasterTable):
+    """Whoever would have to wait makes the projection go on."""
+
+    def _select(self, *args, **kwargs):
+        try:
+            return super()._select(*args, **kwargs)
+        except ProjectionBehind:
+            self.project()
+            return super()._select(*args, **kwargs)
+
+
 class PostgresStores:
     """Both ports on one database. Whoever waits for the projection makes it go on."""
 
@@ -113,7 +125,8 @@ class PostgresStores:
         self.tree_projector = Projector(datastore, projection_named("proofs"))
         self.proofs = PostgresProofTree(datastore)
         self.registry = PostgresRegistry(datastore, self.log.append_own)
-        self.master = PostgresMasterTable(datastore, limits=limits, sleep=lambda _: self.project())
+        self.master = ProjectedMasterTable(datastore, limits=limits)
+        self.master.project = self.project
 
     def project(self) -> None:
         for space in self.projector.lagging():

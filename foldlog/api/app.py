@@ -71,7 +71,7 @@ def create_app(
 
     app.register_blueprint(sync_blueprint(store, limits))
     app.register_blueprint(events_blueprint(store, limits))
-    app.register_blueprint(snapshot_blueprint(master))
+    app.register_blueprint(snapshot_blueprint(master, limits))
     app.register_blueprint(records_blueprint(master, limits))
     app.register_blueprint(collections_blueprint(store, limits))
     app.register_blueprint(erasure_blueprint(store, limits))

@@ -13,11 +13,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-from ..domain.errors import StorageUnavailable
+from ..domain.errors import FoldlogError, RateLimited, StorageUnavailable
+from ..domain.limits import LIMITS
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
@@ -25,9 +35,11 @@ from .flask_door import HEADERS, FlaskDoor
 from .logging import log_request
 from .operations import Operation
 from .problems import problem_reply
-from .rates import client_address
+from .rates import UNLIMITED_PATH
 from .replies import Reply
-from .requests import Growth, Request
+from .requests import Growth, Request, check_given_once
+from .threads import Threads
+from .whole_bodies import WholeBodies
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
@@ -53,17 +65,31 @@ _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.i
 RUN_SECONDS_MAX = 10.0
 #: smaller answers are compressed at once, larger ones in a thread while the loop goes on
 COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
+#: While so many are compressed, or wait for it, an answer goes as it is: sooner than it would by
+#: waiting for its turn.
+COMPRESSING_MAX = 8
+#: What an answer has beyond this counts as a body's bytes do.
+ANSWER_BYTES_FREE = 64 * 2**10
 
 
 class EventLoopDoor:
     """An ASGI app that answers `CALLS`, and hands on all else to `others`."""
 
-    def __init__(self, app: FlaskDoor, others: AsgiApp, threads: ThreadPoolExecutor):
+    def __init__(
+        self,
+        app: FlaskDoor,
+        others: AsgiApp,
+        threads: Threads,
+        *,
+        body_bytes_max: int = LIMITS.body_bytes_max,
+    ):
         self._others = others
+        self._bodies = WholeBodies(body_bytes_max)
+        self._compressing = 0  #: answers that are being compressed, or wait for it
         self._cors = app.cors
         self._rates = app.rates
         self._access = app.access
-        self._trusted_proxies = app.trusted_proxies
+        self._proxies = app.proxies
         self._threads = threads
         self._waiters = Waiters()
         self._calls = {
@@ -85,8 +111,12 @@ class EventLoopDoor:
         found = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
         call = self._calls.get((scope["method"], found[2])) if found else None
         if found is not None and scope["method"] == "OPTIONS":
-            request = LoopRequest(scope, receive, self._threads, self._waiters)
+            request = self._request(scope, receive, self._threads.reading)
             if reply := self._cors.preflight("OPTIONS", request.header):
+                try:
+                    self._hold(request, scope)
+                except RateLimited as exc:
+                    reply = problem_reply(exc, request)
                 await self._send_whole(request, None, None, reply, send)
                 return
         path: dict[str, str] = {}
@@ -96,12 +126,14 @@ class EventLoopDoor:
         elif scope["type"] == "http" and (scope["method"], scope["path"]) in self._health:
             operation, template = self._health[scope["method"], scope["path"]], scope["path"]
         else:
-            await self._others(scope, receive, send)
+            await self._hand_on(scope, receive, send)
             return
         space = path.get("space")
-        request = LoopRequest(scope, receive, self._threads, self._waiters)
+        threads = self._threads.admission if space is None else self._threads.reading
+        request = self._request(scope, receive, threads)
         try:
             self._hold(request, scope)
+            check_given_once(scope["headers"])
             reply = await operation(request, path, self._access)
         except Exception as exc:
             reply = problem_reply(exc, request)
@@ -113,10 +145,31 @@ class EventLoopDoor:
             await self._send_pieces(request, pieces, send)
             self._log(request, template, space, reply, None)
 
+    def _request(self, scope: Scope, receive: Receive, threads: ThreadPoolExecutor) -> LoopRequest:
+        admission, bytes_max = self._threads.admission, self._bodies.bytes_max
+        return LoopRequest(scope, receive, threads, admission, self._waiters, bytes_max)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._others(scope, receive, send)
+            return
+        request = self._request(scope, receive, self._threads.reading)
+        with self._bodies.body_of(scope, receive) as body:
+            try:
+                self._hold(request, scope)
+                await body.read()
+            except FoldlogError as exc:
+                await self._send_whole(request, None, None, problem_reply(exc, request), send)
+            else:
+                await self._others(scope, body.receive, send)
+
     async def _send_whole(
         self, request: LoopRequest, path: str | None, space: str | None, reply: Reply, send: Send
     ) -> None:
         body = await self._compressed(request, reply)
+        if len(body) > ANSWER_BYTES_FREE:
+            with suppress(RateLimited):  # whoever comes next is
+                request.rates.count_body(request, len(body) - ANSWER_BYTES_FREE, 0)
         # Before it is sent: whoever has the answer finds its line in the log.
         self._log(request, path, space, reply, len(body))
         await send(self._start(request, reply, len(body)))
@@ -124,15 +177,10 @@ class EventLoopDoor:
 
     def _hold(self, request: Request, scope: Scope) -> None:
         """To what its client may ask for. Raises `RateLimited`."""
-        peer, forwarded_for = (scope.get("client") or ("",))[0], b""
-        if self._trusted_proxies:
-            told = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-            forwarded_for = b",".join(told)
-        request.rates = self._rates
-        request.address = client_address(
-            peer, forwarded_for.decode("latin-1"), self._trusted_proxies
-        )
-        self._rates.check_address(request)
+        peer = (scope.get("client") or ("",))[0]
+        told = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        address = self._proxies.client_address(peer, b",".join(told).decode("latin-1"))
+        request.hold_to(self._rates, address, is_counted=scope["path"] != UNLIMITED_PATH)
 
     def _log(
         self,
@@ -156,15 +204,22 @@ class EventLoopDoor:
             headers.append((b"content-length", b"%d" % length))
         return {"type": "http.response.start", "status": reply.status, "headers": headers}
 
-    async def _compressed(self, request: Request, reply: Reply) -> bytes:
+    async def _compressed(self, request: LoopRequest, reply: Reply) -> bytes:
         body = reply.body
         assert isinstance(body, bytes)
-        encoding = encoding_for(reply, request.header("accept-encoding"))
+        is_small = len(body) <= COMPRESSED_AT_ONCE_BYTES
+        may_compress = is_small or self._compressing < COMPRESSING_MAX
+        accepted = request.header("accept-encoding") if may_compress else ""
+        encoding = encoding_for(reply, accepted)
         if encoding is None:
             return body
-        if len(body) <= COMPRESSED_AT_ONCE_BYTES:
+        if is_small:
             return deflated(body, encoding)
-        return await request.run(deflated, body, encoding)
+        self._compressing += 1
+        try:
+            return await request.run_in(self._threads.compression, deflated, body, encoding)
+        finally:
+            self._compressing -= 1
 
     def _pieces(self, request: LoopRequest, reply: Reply) -> AsyncIterator[bytes]:
         assert not isinstance(reply.body, bytes)
@@ -195,14 +250,22 @@ class LoopRequest(Request):
     """A request that waits on the event loop; what takes a thread goes to a few of them."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, threads: ThreadPoolExecutor, waiters: Waiters
+        self,
+        scope: Scope,
+        receive: Receive,
+        threads: ThreadPoolExecutor,
+        admission: ThreadPoolExecutor,
+        waiters: Waiters,
+        bytes_max: int,
     ):
         self.method = scope["method"]
         self.query_string = scope["query_string"]
         self._headers = dict(scope["headers"])
         self._receive = receive
         self._threads = threads
+        self._admission = admission
         self._waiters = waiters
+        self._bytes_max = bytes_max
         super().__init__()
 
     def header(self, name: str) -> str:
@@ -220,30 +283,57 @@ class LoopRequest(Request):
             more = message.get("more_body", False)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
+        return await self.run_in(self._threads, function, *args)
+
+    async def look_up(self, function: Callable[..., T], *args: Any) -> T:
+        return await self.run_in(self._admission, function, *args)
+
+    async def run_in(
+        self, threads: ThreadPoolExecutor, function: Callable[..., T], *args: Any
+    ) -> T:
         context = contextvars.copy_context()  # what is logged there, too, says whose way it is
         loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._threads, context.run, function, *args)
+        running = loop.run_in_executor(threads, context.run, function, *args)
         await asyncio.wait((running,), timeout=RUN_SECONDS_MAX)
         if not running.done():
             running.cancel()
             raise StorageUnavailable()
-        return running.result()
+        try:
+            return running.result()
+        finally:
+            # An error names this frame, which named the error: with all that it has in its hands,
+            # a body say, both would stay until garbage is collected.
+            del running
+
+    async def pause(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return not self._waiters.is_ending
 
     async def outcome(self, future: Future[T]) -> T:
         return await asyncio.wrap_future(future)
 
     async def read_in_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         """No thread is held while a slow client takes its time with a piece, and nothing more is
-        read for one that has gone."""
-        gone = asyncio.ensure_future(_gone(self._receive))
+        read for one that has gone. Raises what `Access.admit` raises: however long it takes, nobody
+        is told what was read after they were revoked."""
+        gone = asyncio.ensure_future(self._gone())
         try:
             while not gone.done() and (piece := await self.run(next, pieces, b"")):
+                await self.readmit()
                 yield piece
         finally:
             gone.cancel()
 
     def watch(self, store: EventStore, space: str) -> Growth:
-        return _LoopGrowth(self._waiters, store, space, self._receive)
+        return _LoopGrowth(self._waiters, store, space, self._gone())
+
+    async def _gone(self) -> None:
+        """Returns when the client has gone, or sends more than any body may hold, to nobody."""
+        while self.bytes_in <= self._bytes_max:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
+            self.bytes_in += len(message.get("body", b""))
 
 
 class Waiters:
@@ -298,12 +388,18 @@ class _Space:
 
 
 class _LoopGrowth(Growth):
-    def __init__(self, waiters: Waiters, store: EventStore, space: str, receive: Receive):
+    def __init__(
+        self,
+        waiters: Waiters,
+        store: EventStore,
+        space: str,
+        gone: Coroutine[Any, Any, None],
+    ):
         self._waiters = waiters
         self._joined = waiters.join(store, space, self)
         self._seen = self._joined.version
         self._waiting: asyncio.Future[None] | None = None
-        self._gone = asyncio.ensure_future(_gone(receive))
+        self._gone = asyncio.ensure_future(gone)
         self._gone.add_done_callback(lambda _: self.wake())
 
     async def wait(self, seconds: float) -> bool:
@@ -331,9 +427,3 @@ class _LoopGrowth(Growth):
     def close(self) -> None:
         self._gone.cancel()
         self._waiters.leave(self._joined, self)
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

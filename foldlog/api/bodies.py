@@ -1,7 +1,8 @@
 """Bodies: bounded while they come in, and inflated within bounds.
 
 Nothing here trusts a length that a client says. A body is read in pieces, each is inflated to no
-more than what is still allowed, and the first byte too many ends it.
+more than what is still allowed, and the first byte too many ends it. What has come counts at once:
+whoever withholds the end of a body holds its bytes all the same.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
+from threading import Lock
 from typing import Protocol
 
 from werkzeug.http import parse_options_header
 
-from ..domain.errors import InvalidRequest, LimitExceeded
+from ..domain.errors import InvalidRequest, LimitExceeded, RateLimited
 from ..domain.limits import Limits
 from .problems import UnsupportedMediaType
 from .requests import Request
@@ -27,6 +29,8 @@ else:
 CONTENT_TYPE_LENGTH_MAX = 200
 #: Python refuses to read a number of some thousand digits.
 LENGTH_DIGITS_MAX = 19
+#: of a body that is read at once, and not counted among those that a worker holds
+SMALL_BODY_BYTES = 64 * 2**10
 #: RFC 9659: what a decoder of the content coding must hold, and all that ours will.
 ZSTD_WINDOW_LOG_MAX = 23
 
@@ -53,21 +57,70 @@ def _zstd() -> Inflater:
 INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, "zstd": _zstd}
 
 
-async def read_body(request: Request, limits: Limits) -> bytearray:
-    """The request's body, inflated. Raises `LimitExceeded`, `InvalidRequest`, or 415."""
+class BodiesHeld:
+    """Bytes of bodies that this process holds, whoever sent them: so there is one such count."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._lock = Lock()
+
+    def add(self, size: int, bytes_max: int) -> None:
+        """Raises `RateLimited` if there is no room for so many more; then none is taken."""
+        with self._lock:
+            if self._bytes + size > bytes_max:
+                raise RateLimited("bodies_bytes_max", bytes_max)
+            self._bytes += size
+
+    def release(self, size: int) -> None:
+        with self._lock:
+            self._bytes -= size
+
+
+HELD = BodiesHeld()
+
+
+class Room:
+    """What one body takes as it grows, until it has been read: `with` it."""
+
+    __slots__ = ("_held", "_limits", "_request", "_size")
+
+    def __init__(self, request: Request, limits: Limits):
+        self._request = request
+        self._limits = limits
+        self._size = 0
+        self._held = 0
+
+    def grow(self, size: int) -> None:
+        """The body has so many bytes now. Raises `RateLimited`."""
+        before, self._size = self._size, size
+        self._request.rates.count_body(self._request, size - before, before)
+        more = size - SMALL_BODY_BYTES - self._held
+        if more > 0:
+            HELD.add(more, self._limits.bodies_bytes_max)
+            self._held += more
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            HELD.release(self._held)
+
+
+async def read_body(request: Request, limits: Limits, room: Room) -> bytearray:
+    """The request's body, inflated. Raises `LimitExceeded`, `RateLimited`, `InvalidRequest`, or
+    415."""
     _check_media_type(request.header("content-type"))
     encoding = request.header("content-encoding").strip().lower()
     if encoding not in INFLATERS and encoding not in ("", "identity"):
         raise UnsupportedMediaType("a body may be sent as it is, or by gzip or zstd")
     body = bytearray()
-    try:
-        if encoding in INFLATERS:
-            await _inflate(body, INFLATERS[encoding](), request, limits)
-        else:
-            async for piece in pieces_of(request, limits.body_bytes_max):
-                body += piece
-    finally:
-        request.rates.count_body(request, max(len(body), request.bytes_in))
+    if encoding in INFLATERS:
+        await _inflate(body, INFLATERS[encoding](), request, limits, room)
+    else:
+        async for piece in pieces_of(request, limits.body_bytes_max):
+            body += piece
+            room.grow(len(body))
     return body
 
 
@@ -104,16 +157,19 @@ async def pieces_of(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _inflate(body: bytearray, inflater: Inflater, request: Request, limits: Limits) -> None:
+async def _inflate(
+    body: bytearray, inflater: Inflater, request: Request, limits: Limits, room: Room
+) -> None:
     async for piece in pieces_of(request, limits.body_bytes_max):
         if inflater.eof:
             raise InvalidRequest("the compressed body has something after its end")
         # One more byte than allowed, to tell what just fits from what does not.
-        room = limits.inflated_bytes_max - len(body) + 1
+        left = limits.inflated_bytes_max - len(body) + 1
         try:
-            body += inflater.decompress(piece, max_length=room)
+            body += inflater.decompress(piece, max_length=left)
         except (zlib.error, zstd.ZstdError) as exc:
             raise InvalidRequest("the compressed body cannot be inflated") from exc
+        room.grow(max(len(body), request.bytes_in))
         if len(body) > limits.inflated_bytes_max:
             raise LimitExceeded("inflated_bytes_max", limits.inflated_bytes_max)
         if inflater.unused_data:

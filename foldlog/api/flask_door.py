@@ -7,8 +7,10 @@ asgi.py takes the calls that are made most. Both answer alike: tests/acceptance 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -32,14 +34,17 @@ from .problems import (
     UnsupportedMediaType,
     problem_reply,
 )
-from .rates import NO_RATES, Network, Rates, client_address
+from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates
 from .replies import Reply
-from .requests import Growth, Request, run_now
+from .requests import Growth, Request, check_given_once, run_now
 
 T = TypeVar("T")
 
 NO_CORS = Cors()
 PIECE_BYTES = 64 * 2**10
+#: threads that may wait for the master table at a time, of the 64 that there are for everybody
+WAITING_MAX = 16
+_PLACES_TO_WAIT = threading.BoundedSemaphore(WAITING_MAX)
 #: Answers are what users wrote: no cache keeps them, no browser guesses what they are, runs or
 #: loads what they say, shows them inside of another page, or hands them to one unasked.
 HEADERS = {
@@ -67,13 +72,6 @@ class FlaskRequest(Request):
         self._headers = flask_request.headers  # a stream asks when Flask's own request is over
         super().__init__()
 
-    def hold_to(self, rates: Rates, trusted_proxies: tuple[Network, ...]) -> None:
-        """Raises `RateLimited`."""
-        forwarded_for = ",".join(flask_request.headers.getlist("x-forwarded-for"))
-        peer = flask_request.remote_addr or ""
-        self.address, self.rates = client_address(peer, forwarded_for, trusted_proxies), rates
-        rates.check_address(self)
-
     def header(self, name: str) -> str:
         return self._headers.get(name, "")
 
@@ -83,6 +81,19 @@ class FlaskRequest(Request):
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
+
+    async def pause(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return True
+
+    @contextmanager
+    def place_to_wait(self) -> Iterator[bool]:
+        has_place = _PLACES_TO_WAIT.acquire(blocking=False)
+        try:
+            yield has_place
+        finally:
+            if has_place:
+                _PLACES_TO_WAIT.release()
 
     async def outcome(self, future: Future[T]) -> T:
         return future.result()
@@ -124,7 +135,7 @@ class FlaskDoor(Flask):
         self.access = access
         self.cors = cors
         self.rates = rates
-        self.trusted_proxies = trusted_proxies
+        self.proxies = Proxies(trusted_proxies)
         self.before_request(self._begin)
         self.before_request(self._answer_preflight)
         self.after_request(self._allow_origin)  # the last one comes first
@@ -134,7 +145,14 @@ class FlaskDoor(Flask):
 
     def _begin(self) -> None:
         g.call = FlaskRequest()
-        g.call.hold_to(self.rates, self.trusted_proxies)
+        forwarded_for = ",".join(flask_request.headers.getlist("x-forwarded-for"))
+        address = self.proxies.client_address(flask_request.remote_addr or "", forwarded_for)
+        scope = flask_request.environ.get("asgi.scope")
+        # Whatever came by the door before this one was counted there.
+        is_counted = scope is None and flask_request.path != UNLIMITED_PATH
+        g.call.hold_to(self.rates, address, is_counted=is_counted)
+        # A WSGI server has put a comma between two: no type, encoding or token of ours has one.
+        check_given_once((scope or {}).get("headers", ()))
 
     def _answer_preflight(self) -> Response | None:
         reply = self.cors.preflight(g.call.method, g.call.header)
@@ -175,6 +193,8 @@ def _answer(reply: Reply) -> Response:
     body = reply.body
     if isinstance(body, AsyncIterator):
         body = _in_thread(body)
+    elif not isinstance(body, bytes):
+        body = _while_admitted(g.call, body)
     if encoding is not None:
         body = (
             deflated(body, encoding) if isinstance(body, bytes) else deflated_pieces(body, encoding)
@@ -188,6 +208,16 @@ def _in_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
             yield piece
     finally:
         run_now(pieces.aclose())  # type: ignore[attr-defined]
+
+
+def _while_admitted(request: Request, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """As `LoopRequest.read_in_threads`; whoever may not have the rest misses its end."""
+    try:
+        for piece in pieces:
+            run_now(request.readmit())
+            yield piece
+    except FoldlogError as exc:
+        problem_reply(exc, request)  # it has begun well: all that can be done is to note it
 
 
 def _answer_error(error: Exception) -> Response:

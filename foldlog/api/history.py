@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,12 +21,14 @@ from ..domain.errors import (
 )
 from ..domain.limits import Limits
 from ..domain.merge import Key
-from ..domain.ports import DiffQuery, History, HistoryQuery
+from ..domain.ports import DiffQuery, History, HistoryPage, HistoryQuery
 from . import examples
 from .operations import operation
 from .queries import diff_query, history_query
 from .replies import Reply, joined, json_reply
+from .requests import Request
 from .schemas import DiffPageSchema, HistoryPageSchema
+from .waiting import ProjectedReads
 
 PROBLEMS: tuple[type[FoldlogError], ...] = (
     UnknownSpace,
@@ -56,6 +59,7 @@ class DiffAnswer(msgspec.Struct, rename={"from_": "from"}):
 
 def history_blueprint(history: History, limits: Limits) -> Blueprint:
     bp = Blueprint("history", __name__)
+    projected = ProjectedReads(history, limits)
 
     @bp.get("/v1/spaces/<space>/history/<collection>/<record_id:id>")
     @operation(
@@ -65,14 +69,17 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         example=examples.HISTORY_PAGE,
         problems=(*PROBLEMS, UnknownRecord),
     )
-    def record_history(space: str, collection: str, id: str, query: Mapping[str, Any]) -> Reply:
+    async def record_history(
+        request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
+    ) -> Reply:
         """Read what became of a record.
 
         A version for each event that named it, also of one that lost altogether: whose it was, what
         it changed from what to what, and which values lost at it. For ids like `..`, which browsers
         take for folders, ask `/history?collection=...&id=...`.
         """
-        return _history(history, space, (collection, id), query)
+        page = partial(_history, history, space, (collection, id), query)
+        return _history_reply(await projected(request, space, page))
 
     @bp.get("/v1/spaces/<space>/history")
     @operation(
@@ -82,12 +89,14 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         example=examples.HISTORY_PAGE,
         problems=(*PROBLEMS, UnknownRecord),
     )
-    def history_of(space: str, query: Mapping[str, Any]) -> Reply:
+    async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read what became of a record, whatever its id.
 
         The same, with the record named in the query.
         """
-        return _history(history, space, (query["collection"], query["id"]), query)
+        key = (query["collection"], query["id"])
+        page = partial(_history, history, space, key, query)
+        return _history_reply(await projected(request, space, page))
 
     @bp.get("/v1/spaces/<space>/diff")
     @operation(
@@ -97,24 +106,22 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         example=examples.DIFF_PAGE,
         problems=PROBLEMS,
     )
-    def diff(space: str, query: Mapping[str, Any]) -> Reply:
+    async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Compare two moments.
 
         Every record that was another one at `to` than at `from`, with both states; null where there
         was none, or a deleted one. What changed and changed back is not told. Go on with `cursor`
         until it is null; a page may be empty before that.
         """
-        page = history.diff(
-            space,
-            DiffQuery(
-                query["from_"],
-                query["to"],
-                query["limit"],
-                collection=query.get("collection"),
-                cursor=query.get("cursor"),
-                at_least=query["at_least"],
-            ),
+        wanted = DiffQuery(
+            query["from_"],
+            query["to"],
+            query["limit"],
+            collection=query.get("collection"),
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
         )
+        page = await projected(request, space, partial(history.diff, space, wanted))
         return json_reply(
             DiffAnswer(
                 page.log,
@@ -130,8 +137,8 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     return bp
 
 
-def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -> Reply:
-    page = history.history(
+def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -> HistoryPage:
+    return history.history(
         space,
         key,
         HistoryQuery(
@@ -141,6 +148,9 @@ def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -
             at_least=query["at_least"],
         ),
     )
+
+
+def _history_reply(page: HistoryPage) -> Reply:
     return json_reply(
         HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
     )

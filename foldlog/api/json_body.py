@@ -1,7 +1,8 @@
 """A JSON body: an object with every member known and given once, read by a schema.
 
 Its size is bounded before; here, what it may grow to when decoded. A few bytes of JSON become a
-Python object of many, so nothing but the changesets is decoded that is larger than it need be.
+Python object of many, so its values are bounded too, and nothing but the changesets is decoded that
+is larger than it need be. What takes long is done in a thread.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 import msgspec
 from marshmallow import Schema, ValidationError
 
-from ..domain.changesets import array_in
-from ..domain.errors import InvalidRequest
+from ..domain.changesets import array_in, check_searchable
+from ..domain.errors import InvalidRequest, LimitExceeded
 from ..domain.limits import Limits
-from .bodies import read_body
+from .bodies import SMALL_BODY_BYTES, Room, read_body
 from .fields import ChangesetsField
 from .queries import flat
 from .requests import Request
@@ -39,11 +40,20 @@ class JsonBody:
         self._fields = {field.data_key or name: field for name, field in schema.fields.items()}
 
     async def read(self, request: Request) -> dict[str, Any]:
-        body = await read_body(request, self._limits)
+        with Room(request, self._limits) as room:
+            body = await read_body(request, self._limits, room)
+            if len(body) <= SMALL_BODY_BYTES:
+                return self._decode(body)
+            return await request.run(self._decode, body)
+
+    def _decode(self, body: bytearray) -> dict[str, Any]:
+        _check_values(body, self._limits.values_per_body_max)
         try:
             try:
                 members = decode_members(body)
             except msgspec.DecodeError:
+                if len(body) > self._limits.unreadable_bytes_max:
+                    raise
                 members = decode_members(_mark_half_pairs(body))
             return self._load(members) | {"body_bytes": len(body)}
         except msgspec.ValidationError as exc:
@@ -55,10 +65,12 @@ class JsonBody:
     def _name_unreadable(self, body: bytearray) -> None:
         """Raises what says which changeset cannot be read, if it is one of them.
 
-        A device must set that one aside, or it would stand in its queue for ever.
+        A device must set that one aside, or it would stand in its queue for ever. Of a large body
+        it is told to send less.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
+                check_searchable(body, self._limits)
                 raw = array_in(body, msgspec.json.encode(name))
                 if raw is not None:
                     try:
@@ -82,6 +94,18 @@ class JsonBody:
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
             raise _wrong([([name], f"longer than {MEMBER_BYTES_MAX} bytes")])
         return msgspec.json.decode(raw)
+
+
+def _check_values(body: bytearray, values_max: int) -> None:
+    """Bounds what decoding can make of a body. Raises `LimitExceeded`.
+
+    In front of each value, but the first of an array or an object, is one of these. Those in texts
+    count as well: to tell them apart would be to read it all.
+    """
+    if len(body) > values_max:  # or it can't have as many
+        count = sum(body.count(sign) for sign in b",[{")
+        if count > values_max:
+            raise LimitExceeded("values_per_body_max", values_max)
 
 
 class _Name(str):

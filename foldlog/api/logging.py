@@ -161,8 +161,9 @@ def log_request(
 ) -> None:
     """`path` is the template, not what was asked for: that may name a person's record.
 
-    `bytes_out` is `None` for a stream.
+    `bytes_out` is `None` for a stream. Who calls is named by id, if that was found.
     """
+    caller = {"caller": request.caller.id} if request.caller and request.caller.id else {}
     log.info(
         "request",
         method=request.method,
@@ -173,4 +174,5 @@ def log_request(
         duration_ms=round((time.perf_counter() - request.started) * 1000, 1),
         bytes_in=request.bytes_in,
         bytes_out=bytes_out,
+        **caller,
     )

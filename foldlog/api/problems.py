@@ -28,12 +28,16 @@ from ..domain.errors import (
     Unavailable,
 )
 from ..domain.witness import InconsistentCheckpoint
+from .access import token_of
 from .replies import Reply
 from .requests import Request
 
 log = structlog.get_logger("foldlog.api")
 
 MEDIA_TYPE = "application/problem+json"
+#: RFC 6750 section 3
+INVALID_TOKEN = 'Bearer error="invalid_token"'  # noqa: S105
+INSUFFICIENT_SCOPE = 'Bearer error="insufficient_scope"'
 TOLD_LENGTH_MAX = 500
 ERRORS_TOLD_MAX = 20
 
@@ -92,8 +96,12 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
 LIMITS_OF_SIZE = {
     "body_bytes_max",
     "inflated_bytes_max",
+    "values_per_body_max",
+    "unreadable_bytes_max",
     "changesets_per_push_max",
+    "operations_per_push_max",
     "page_bytes_max",
+    "looked_up_bytes_max",
     "erase_records_max",
 }
 
@@ -109,7 +117,9 @@ def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
 
 
 def status_of(error: FoldlogError) -> HTTPStatus:
-    if isinstance(error, LimitExceeded) and error.extra["limit"] in LIMITS_OF_SIZE:
+    # Of one changeset alone no smaller request can be made.
+    is_divisible = isinstance(error, LimitExceeded) and "index" not in error.extra
+    if is_divisible and error.extra["limit"] in LIMITS_OF_SIZE:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     return statuses_of(type(error))[-1]
 
@@ -159,14 +169,22 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     reply = Reply(msgspec.json.encode(document_of(error)), MEDIA_TYPE, status_of(error).value)
     if isinstance(error, Unavailable):
         reply.headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, Unauthenticated):
+    if challenge := _challenge(error, has_token=bool(token_of(request))):
+        reply.headers["WWW-Authenticate"] = challenge
+    if challenge == INVALID_TOKEN:
         request.rates.count_wrong_token(request)
-        reply.headers["WWW-Authenticate"] = "Bearer"  # RFC 6750 section 3
     if isinstance(error, UnsupportedMediaType):
         # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
         reply.headers["Accept"] = "application/json"
         reply.headers["Accept-Encoding"] = "gzip, zstd"
     return reply
+
+
+def _challenge(error: FoldlogError, has_token: bool) -> str | None:
+    """What a token lacks; whoever brought none is told of no fault in it."""
+    if isinstance(error, Unauthenticated):
+        return INVALID_TOKEN if has_token else "Bearer"
+    return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None
 
 
 def _is_unforeseen(error: FoldlogError) -> bool:

@@ -6,6 +6,7 @@ prefix. The proofs are what a client could make of the tiles, for who wants no m
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from ..domain.errors import (
     StorageUnavailable,
     UnknownSpace,
 )
+from ..domain.events import LogEntry
 from ..domain.merkle import HASH_BYTES, TILE_WIDTH, Tile
 from ..domain.notes import Verifier, bundle, parse_level, parse_tile_path
 from ..domain.ports import EventStore, ProofTree, RangeQuery
@@ -31,7 +33,9 @@ from . import examples
 from .operations import Lines, operation
 from .problems import NoSuchPath
 from .queries import ExportQuery, InclusionQuery, SizeQuery, consistency_query
+from .rates import DOWNLOADS, Held
 from .replies import Reply, json_reply
+from .requests import Request
 from .schemas import (
     ConsistencyProofSchema,
     EventProofSchema,
@@ -47,7 +51,7 @@ PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
 OCTETS = "application/octet-stream"
 NOTE = "text/plain; charset=utf-8"
 #: What is full never changes. `private`, because it tells who changed what, and when.
-IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
 FRESH = {"Cache-Control": "private, no-cache"}
 
 
@@ -60,6 +64,9 @@ EXPORT = Lines(
     },
 )
 PIECE_BYTES = 2**20
+#: An export that has begun waits for its connection, between pieces, so many times longer than a
+#: request does, rather than be cut.
+TRIES_MAX, TRY_AGAIN_SECONDS = 10, 1.0
 
 
 class ExportHeader(msgspec.Struct, tag_field="foldlog", tag="export"):
@@ -141,15 +148,17 @@ def proofs_blueprint(
     @operation(
         Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS
     )
-    def export(space: str, query: Mapping[str, Any]) -> Reply:
+    async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the log with the salts that open it.
 
         As `foldlog export` writes it: a line that names the log, and one for each event up to its
         `head`. Whoever audits a running service computes every hash anew from this.
         """
-        page = store.range_after(space, RangeQuery(0, 1))
+        held = request.rates.hold(request, DOWNLOADS)
+        with held.unless_it_fails():
+            page = await request.run(store.range_after, space, RangeQuery(0, 1))
         header = ExportHeader(1, space, page.log, page.head)
-        return Reply(_lines(store, header, query["after"]), NDJSON)
+        return Reply(_lines(store, header, query["after"], held), NDJSON)
 
     @bp.get("/v1/spaces/<space>/proof/inclusion")
     @operation(
@@ -233,20 +242,36 @@ def proofs_blueprint(
     return bp
 
 
-def _lines(store: EventStore, header: ExportHeader, after: int) -> Iterator[bytes]:
-    yield msgspec.json.encode(header) + b"\n"
-    try:
-        piece = bytearray()
-        for entry in store.entries(header.space, after=after, through=header.head):
-            piece += b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
-            if len(piece) >= PIECE_BYTES:
+def _lines(store: EventStore, header: ExportHeader, after: int, held: Held) -> Iterator[bytes]:
+    with held:
+        yield msgspec.json.encode(header) + b"\n"
+        try:
+            piece = bytearray()
+            for entry in _entries(store, header.space, after, header.head):
+                piece += b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
+                if len(piece) >= PIECE_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+            if piece:
                 yield bytes(piece)
-                piece.clear()
-        if piece:
-            yield bytes(piece)
-    except Exception as exc:
-        # The answer has begun and was promised to be well: whoever reads it misses the rest.
-        log.error("export-cut", space=header.space, exc_info=exc)
+        except Exception as exc:
+            # The answer has begun and was promised to be well: whoever reads it misses the rest.
+            log.error("export-cut", space=header.space, exc_info=exc)
+
+
+def _entries(store: EventStore, space: str, after: int, through: int) -> Iterator[LogEntry]:
+    tries = 0
+    while after < through:
+        try:
+            for entry in store.entries(space, after=after, through=through):
+                yield entry
+                after, tries = entry.seq, 0
+            return
+        except StorageUnavailable:
+            tries += 1
+            if tries == TRIES_MAX:
+                raise
+            time.sleep(TRY_AGAIN_SECONDS)
 
 
 def _place(of: Tile, path: str, size: int) -> tuple[Tile, int]:

@@ -1,8 +1,11 @@
 """How much a client may ask for: per second, and open at a time.
 
 Each request takes from two buckets: of its address, before anything is looked at, and of its
-caller, once it is known who that is. A body takes more, by its bytes, when it has come; a wrong
-token takes many. Whoever has emptied a bucket is answered 429 until it has filled again.
+caller, once it is known who that is. A body takes more, by its bytes, as they come. Whoever has
+emptied a bucket is answered 429 until it has filled again.
+
+A wrong token takes from a third one, of its address too. When that is empty, no token is looked up
+that was not found good before: guesses stay slow, and whoever shares the address goes on.
 
 A bucket is one number, the time at which it will be full again (the "generic cell rate algorithm"
 of ATM). So it needs no clock of its own and no thread, and what is kept of strangers is bounded.
@@ -14,10 +17,13 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from threading import Lock
 from typing import TYPE_CHECKING
+
+import structlog
 
 from ..domain.errors import RateLimited
 from ..domain.limits import Limits
@@ -25,6 +31,12 @@ from ..domain.limits import Limits
 if TYPE_CHECKING:
     from .requests import Request
 
+log = structlog.get_logger("foldlog.api")
+
+#: Whether the process lives is told to anybody: who floods an address has nobody restart us.
+UNLIMITED_PATH = "/healthz"
+#: names of limits of what may be open at a time
+STREAMS, DOWNLOADS = "streams_per_caller_max", "downloads_per_caller_max"
 #: buckets that are not full; of more, the one that was not touched for longest counts as full
 BUCKETS_MAX = 100_000
 #: A house has as many addresses of IPv6 as it likes, but one prefix of this length.
@@ -54,12 +66,25 @@ class Buckets:
             self._keep(key, full_at)
         return max(0.0, missing)
 
-    def charge(self, key: str, count: float) -> None:
-        """Takes so many, whether there are so many or not: whoever comes next waits for it."""
+    def missing(self, key: str) -> float:
+        """For how many seconds there is none; 0 if there is one. Takes nothing."""
         with self._lock:
             now = self._clock()
-            full_at = max(self._full_at.pop(key, now), now) + count * self._seconds_each
-            self._keep(key, full_at)
+            full_at = max(self._full_at.get(key, now), now) + self._seconds_each
+        return max(0.0, full_at - now - self._burst_seconds)
+
+    def charge(self, key: str, count: float, own: float = 0) -> float:
+        """Takes so many, whether there are so many or not: whoever comes next waits for it.
+
+        No longer than a whole bucket takes to fill: others may share the key. Returns by how many
+        seconds it was overdrawn before, by others than whoever has taken `own` of it himself.
+        """
+        with self._lock:
+            now = self._clock()
+            before = max(self._full_at.pop(key, now), now)
+            full_at = before + count * self._seconds_each
+            self._keep(key, min(full_at, now + 2 * self._burst_seconds))
+        return max(0.0, before - now - self._burst_seconds - own * self._seconds_each)
 
     def _keep(self, key: str, full_at: float) -> None:
         if len(self._full_at) >= BUCKETS_MAX:
@@ -77,6 +102,16 @@ class Held:
         let_go, self._let_go = self._let_go, None
         if let_go is not None:
             let_go()
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Lets go if what is done here fails: a failure keeps what its traceback names, and itself,
+        until garbage is collected, which is seldom."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Held:
         return self
@@ -97,12 +132,16 @@ class Rates:
     def check_caller(self, request: Request) -> None:
         """When it is known who calls. Raises `RateLimited`."""
 
-    def count_body(self, request: Request, size: int) -> None:
-        """A body has come, of so many bytes when inflated."""
+    def count_body(self, request: Request, size: int, before: int) -> None:
+        """More of a body has come: so many bytes, inflated, after those before. Raises
+        `RateLimited` for a long one, if others have emptied its bucket meanwhile."""
+
+    def check_stranger(self, request: Request) -> None:
+        """Before a token is looked up that is not known to be good. Raises `RateLimited`."""
 
     def count_wrong_token(self, request: Request) -> None: ...
 
-    def hold(self, request: Request) -> Held:
+    def hold(self, request: Request, limit: str = STREAMS) -> Held:
         """For what stays open. Raises `RateLimited`."""
         return Held()
 
@@ -115,7 +154,9 @@ class LimitedRates(Rates):
         self._limits = limits
         self._callers = self._buckets(limits.requests_per_second_per_caller, clock)
         self._addresses = self._buckets(limits.requests_per_second_per_address, clock)
-        self._open: Counter[str] = Counter()
+        self._wrong_tokens = self._buckets(limits.wrong_tokens_per_second_per_address, clock)
+        #: by limit and caller
+        self._open: Counter[tuple[str, str]] = Counter()
         self._lock = Lock()
 
     def _buckets(self, rate: int, clock: Callable[[], float]) -> Buckets | None:
@@ -134,29 +175,43 @@ class LimitedRates(Rates):
             if missing:
                 raise self._too_fast("requests_per_second_per_caller", missing)
 
-    def count_body(self, request: Request, size: int) -> None:
-        count = size / self._limits.bytes_per_request_counted
+    def count_body(self, request: Request, size: int, before: int) -> None:
+        each = self._limits.bytes_per_request_counted
+        count, is_long = size / each, before + size > each
+        # Not refused for what is its own: or one that is larger than a bucket could never come.
+        own = 1 + before / each
         caller = _caller(request)
         if self._addresses is not None and request.address:
-            self._addresses.charge(request.address, count)
+            missing = self._addresses.charge(request.address, count, own)
+            if missing and is_long:
+                raise self._too_fast("requests_per_second_per_address", missing)
         if self._callers is not None and caller:
-            self._callers.charge(caller, count)
+            missing = self._callers.charge(caller, count, own)
+            if missing and is_long:
+                raise self._too_fast("requests_per_second_per_caller", missing)
+
+    def check_stranger(self, request: Request) -> None:
+        if self._wrong_tokens is not None and request.address:
+            missing = self._wrong_tokens.missing(request.address)
+            if missing:
+                raise self._too_fast("wrong_tokens_per_second_per_address", missing)
 
     def count_wrong_token(self, request: Request) -> None:
-        if self._addresses is not None and request.address:
-            self._addresses.charge(request.address, self._limits.requests_per_wrong_token)
+        if self._wrong_tokens is not None and request.address:
+            self._wrong_tokens.charge(request.address, 1)
 
-    def hold(self, request: Request) -> Held:
-        limit, key = self._limits.streams_per_caller_max, _caller(request) or request.address
-        if not limit or not key:
+    def hold(self, request: Request, limit: str = STREAMS) -> Held:
+        most, caller = getattr(self._limits, limit), _caller(request) or request.address
+        if not most or not caller:
             return Held()
+        key = (limit, caller)
         with self._lock:
-            if self._open[key] >= limit:
-                raise RateLimited("streams_per_caller_max", limit, retry_after_seconds=30)
+            if self._open[key] >= most:
+                raise RateLimited(limit, most, retry_after_seconds=30)
             self._open[key] += 1
         return Held(lambda: self._let_go(key))
 
-    def _let_go(self, key: str) -> None:
+    def _let_go(self, key: tuple[str, str]) -> None:
         with self._lock:
             self._open[key] -= 1
             if not self._open[key]:
@@ -169,6 +224,28 @@ class LimitedRates(Rates):
 def _caller(request: Request) -> str:
     """Who calls, as the access to it knows it; an anonymous one has no bucket but its address's."""
     return getattr(getattr(request, "caller", None), "id", "") or ""
+
+
+class Proxies:
+    """Our own, who may say whose requests they hand on."""
+
+    def __init__(self, trusted: tuple[Network, ...] = ()):
+        self._trusted = trusted
+        self._has_warned = False
+
+    def client_address(self, peer: str, forwarded_for: str) -> str:
+        """Whose request it is. Tells the log, once, of a proxy that seems to be ours."""
+        if forwarded_for and not self._has_warned and self._seems_forgotten(peer):
+            self._has_warned = True
+            log.warning(
+                "proxy-not-trusted",
+                peer=peer,
+                detail="all of its clients share one address's rate: FOLDLOG_TRUSTED_PROXIES",
+            )
+        return client_address(peer, forwarded_for, self._trusted)
+
+    def _seems_forgotten(self, peer: str) -> bool:
+        return _is_private(peer) and not is_trusted(peer, self._trusted)
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
@@ -192,6 +269,14 @@ def is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
     except ValueError:
         return False
     return any(found.version == network.version and found in network for network in trusted)
+
+
+def _is_private(address: str) -> bool:
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_private  # or a loopback one
 
 
 def _network_of(address: str) -> str:

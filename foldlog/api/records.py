@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,12 +23,21 @@ from ..domain.errors import (
 from ..domain.ledger import ConflictsFilter
 from ..domain.limits import Limits
 from ..domain.merge import Key
-from ..domain.ports import AsOfPage, AsOfQuery, MasterTable, RecordsPage, RecordsQuery
+from ..domain.ports import (
+    AsOfPage,
+    AsOfQuery,
+    ConflictsPage,
+    MasterTable,
+    RecordsPage,
+    RecordsQuery,
+)
 from . import examples
 from .operations import operation
 from .queries import MasterQuery, RecordQuery, conflicts_query, records_query
 from .replies import Reply, joined, json_reply
+from .requests import Request
 from .schemas import ConflictsPageSchema, LocalIdsSchema, RecordAnswerSchema, RecordsPageSchema
+from .waiting import ProjectedReads
 
 READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
 READ_PROBLEMS_AS_OF: tuple[type[FoldlogError], ...] = (
@@ -66,6 +76,7 @@ class ConflictsAnswer(msgspec.Struct):
 
 def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     bp = Blueprint("records", __name__)
+    projected = ProjectedReads(master, limits)
 
     @bp.get("/v1/spaces/<space>/records")
     @operation(
@@ -75,7 +86,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.RECORDS_PAGE,
         problems=READ_PROBLEMS_AS_OF,
     )
-    def records(space: str, query: Mapping[str, Any]) -> Reply:
+    async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the master table.
 
         The live records by collection and id; or, with `changed_after`, every record that changed
@@ -84,7 +95,8 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         With `as_of` the records that were live at that moment, in each collection in the order in
         which they were made. All pages are of that one moment, whatever happens meanwhile.
         """
-        return json_reply(_records_answer(_page(master, space, query)))
+        page = await projected(request, space, partial(_page, master, space, query))
+        return json_reply(_records_answer(page))
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
     @operation(
@@ -94,14 +106,17 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.RECORD_ANSWER,
         problems=READ_PROBLEMS_AS_OF,
     )
-    def record(space: str, collection: str, id: str, query: Mapping[str, Any]) -> Reply:
+    async def record(
+        request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
+    ) -> Reply:
         """Read one record.
 
         A deleted one is answered as a tombstone. Everything after the collection is the id; encode
         it whole, slashes as `%2F`. For ids like `..`, which browsers take for folders, ask
         `/records?collection=...&id=...`.
         """
-        page = _one(master, space, (collection, id), query)
+        one = partial(_one, master, space, (collection, id), query)
+        page = await projected(request, space, one)
         record = msgspec.Raw(page.records[0])
         return json_reply(RecordAnswer(page.log, page.head, page.projected, record, _as_of(page)))
 
@@ -113,7 +128,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.CONFLICTS_PAGE,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind, HistoryUnavailable),
     )
-    def conflicts(space: str, query: Mapping[str, Any]) -> Reply:
+    async def conflicts(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
 
         Every value that lost against a concurrent change, with what it lost to: nothing that a
@@ -121,19 +136,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         `id`, `counter` and `made_at`, and push it. It is null for a number that could not be added.
         Go on with `cursor` until it is null; a page may be empty before that.
         """
-        page = master.conflicts(
-            space,
-            limit=query["limit"],
-            cursor=query.get("cursor"),
-            at_least=query["at_least"],
-            wanted=ConflictsFilter(
-                collection=query.get("collection"),
-                id=query.get("id"),
-                field=query.get("field"),
-                device=query.get("device"),
-                since=query["since"],
-            ),
-        )
+        page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
             ConflictsAnswer(
                 page.log, page.head, page.projected, joined(page.conflicts), page.cursor
@@ -148,12 +151,15 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         example=examples.LOCAL_IDS,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
-    def device_ids(space: str, device: str, query: Mapping[str, Any]) -> Reply:
+    async def device_ids(
+        request: Request, space: str, device: str, query: Mapping[str, Any]
+    ) -> Reply:
         """List the ids made from a device's own keys.
 
         A `local_id` always leads to the same id, so this can be asked again at any time.
         """
-        return json_reply({"ids": master.local_ids(space, device, at_least=query["at_least"])})
+        local_ids = partial(master.local_ids, space, device, at_least=query["at_least"])
+        return json_reply({"ids": await projected(request, space, local_ids)})
 
     return bp
 
@@ -188,6 +194,22 @@ def _one(master: MasterTable, space: str, key: Key, query: Mapping[str, Any]) ->
     if "as_of" in query:
         return master.record_as_of(space, key, query["as_of"], at_least=query["at_least"])
     return master.record(space, key, at_least=query["at_least"])
+
+
+def _conflicts(master: MasterTable, space: str, query: Mapping[str, Any]) -> ConflictsPage:
+    return master.conflicts(
+        space,
+        limit=query["limit"],
+        cursor=query.get("cursor"),
+        at_least=query["at_least"],
+        wanted=ConflictsFilter(
+            collection=query.get("collection"),
+            id=query.get("id"),
+            field=query.get("field"),
+            device=query.get("device"),
+            since=query["since"],
+        ),
+    )
 
 
 def _as_of(page: RecordsPage) -> int | UnsetType:

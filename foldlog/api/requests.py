@@ -7,27 +7,23 @@ it leaves to its request. In a thread that waits by itself, so its coroutine nev
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from itertools import count
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import structlog
 
 from ..domain.access import Caller
+from ..domain.errors import InvalidRequest
 from ..domain.ports import EventStore
 from .rates import NO_RATES, Rates
 
 T = TypeVar("T")
-
-#: Ids of requests: where and when this process began, by chance, and a number. A random one each
-#: would be a system call each, at which Python's other threads take their turn.
-_ID_START = secrets.token_hex(8)
-_numbers = count(1)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -68,19 +64,23 @@ class Request(ABC):
     rates: Rates = NO_RATES
     #: who calls, from when that is known
     caller: Caller | None = None
-    #: finds anew who calls: `Access.readmit`, of what this request asks for
+    #: finds anew who calls: `Access.admit`, of what this request asks for
     readmit: Callable[..., Awaitable[None]]
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         given = self.header("x-request-id")
-        self.id = (
-            given if given and _SANE_ID.fullmatch(given) else f"{_ID_START}{next(_numbers):08x}"
-        )
+        self.id = given if given and _SANE_ID.fullmatch(given) else _new_id()
         # Of the thread, or of the task: whatever is logged on the way says whose way it is.
         structlog.contextvars.bind_contextvars(request_id=self.id)
         self.bytes_in = 0
         self.problem: str | None = None  #: the code of what it was refused with
+
+    def hold_to(self, rates: Rates, address: str, *, is_counted: bool) -> None:
+        """To what its client may ask for. Raises `RateLimited`, if it is to be counted."""
+        self.rates, self.address = rates, address
+        if is_counted:
+            rates.check_address(self)
 
     @abstractmethod
     def header(self, name: str) -> str:
@@ -94,12 +94,47 @@ class Request(ABC):
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Calls what waits for a database, or computes for long."""
 
+    async def look_up(self, function: Callable[..., T], *args: Any) -> T:
+        """As `run`, of who calls: whoever is to be let in waits for nobody who reads."""
+        return await self.run(function, *args)
+
+    @abstractmethod
+    async def pause(self, seconds: float) -> bool:
+        """Whether it is still of use to wait, after so many seconds."""
+
+    @contextmanager
+    def place_to_wait(self) -> Iterator[bool]:
+        """Whether there is one: whoever pauses must leave threads for the others."""
+        yield True
+
     @abstractmethod
     async def outcome(self, future: Future[T]) -> T:
         """What becomes of what another thread does."""
 
     @abstractmethod
     def watch(self, store: EventStore, space: str) -> Growth: ...
+
+
+#: Of each of these a request has one. Of two, a proxy might go by the one and we by the other.
+_GIVEN_ONCE = (b"authorization", b"content-encoding", b"content-length", b"content-type")
+
+
+def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises `InvalidRequest` for a request that contradicts itself; of ASGI's headers."""
+    if len(dict(headers)) < len(headers):
+        names = [name for name, _ in headers]
+        for name in _GIVEN_ONCE:
+            if names.count(name) > 1:
+                raise InvalidRequest(f"the header {name.decode()} is given more than once")
+
+
+def _new_id() -> str:
+    """One that tells nothing of other requests, as a number would.
+
+    It is no secret, so Python's own generator does: the system's would be a system call for each
+    request, at which other threads take their turn.
+    """
+    return f"{random.getrandbits(64):016x}"
 
 
 def run_now(coroutine: Awaitable[T]) -> T:

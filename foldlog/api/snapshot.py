@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,13 +18,17 @@ from ..domain.errors import (
     StorageUnavailable,
     UnknownSpace,
 )
+from ..domain.limits import Limits
 from ..domain.ports import MasterTable, Snapshot
 from ..domain.snapshot import SnapshotPageEnd
 from . import examples
 from .operations import Lines, operation
 from .queries import SnapshotQuery
+from .rates import DOWNLOADS, Held
 from .replies import Reply
+from .requests import Request
 from .schemas import SnapshotHeaderSchema, SnapshotPageEndSchema, SnapshotRecordSchema
+from .waiting import ProjectedReads
 
 log = structlog.get_logger("foldlog.api")
 
@@ -39,8 +44,9 @@ LINES = Lines(
 )
 
 
-def snapshot_blueprint(master: MasterTable) -> Blueprint:
+def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     bp = Blueprint("snapshot", __name__)
+    projected = ProjectedReads(master, limits)
 
     @bp.get("/v1/spaces/<space>/snapshot")
     @operation(
@@ -50,7 +56,7 @@ def snapshot_blueprint(master: MasterTable) -> Blueprint:
         media_type=MEDIA_TYPE,
         problems=(UnknownSpace, LogBehind, LogChanged, ProjectionBehind, StorageUnavailable),
     )
-    def snapshot(space: str, query: Mapping[str, Any]) -> Reply:
+    async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Load all records, to follow the log from there.
 
         Tombstones too, each with its writes, as the merge needs them. Each page is true at the
@@ -60,23 +66,27 @@ def snapshot_blueprint(master: MasterTable) -> Blueprint:
         A stream that does not end with a `cursor` of null was cut: throw away what came after the
         last one, ask again with that `cursor`, and keep the `seq` and `mark` of the first header.
         """
-        found = master.snapshot(space, cursor=query.get("cursor"), at_least=query["at_least"])
-        return Reply(_pieces(space, found), MEDIA_TYPE)
+        held = request.rates.hold(request, DOWNLOADS)
+        asked = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
+        with held.unless_it_fails():
+            found = await projected(request, space, partial(master.snapshot, space, **asked))
+        return Reply(_pieces(space, found, held), MEDIA_TYPE)
 
     return bp
 
 
-def _pieces(space: str, snapshot: Snapshot) -> Iterator[bytes]:
+def _pieces(space: str, snapshot: Snapshot, held: Held) -> Iterator[bytes]:
     """The header, and each page as one piece; no more than that is in memory."""
-    yield _line(snapshot.header)
-    try:
-        for page in snapshot.pages:
-            end = _line(SnapshotPageEnd(page.at, page.mark, page.cursor))
-            yield b"\n".join([*page.records, end])
-    except Exception as exc:
-        # The answer has begun and was promised to be well: all that can be done is to end it
-        # before its last line, which every reader understands.
-        log.error("snapshot-cut", space=space, exc_info=exc)
+    with held:
+        yield _line(snapshot.header)
+        try:
+            for page in snapshot.pages:
+                end = _line(SnapshotPageEnd(page.at, page.mark, page.cursor))
+                yield b"\n".join([*page.records, end])
+        except Exception as exc:
+            # The answer has begun and was promised to be well: all that can be done is to end it
+            # before its last line, which every reader understands.
+            log.error("snapshot-cut", space=space, exc_info=exc)
 
 
 def _line(value: Any) -> bytes:

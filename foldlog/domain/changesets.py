@@ -122,7 +122,8 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     """Reads the `changesets` of a push; each `local_id` is resolved to its `id`.
 
     Raises `InvalidChangeset` or `LimitExceeded`, with `index` and, where it can be told,
-    `pointer` (RFC 6901, relative to the array); `InvalidRequest` for what is not JSON at all.
+    `pointer` (RFC 6901, relative to the array); `InvalidRequest` for what is not JSON at all;
+    `LimitExceeded` without an index for what is too much, but might pass in smaller pushes.
     """
     try:
         changesets = _decode(raw)
@@ -137,6 +138,7 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         text = bytes(raw)
+        check_searchable(text, limits)
         deep = deep_item(text)
         if deep is not None:
             where = {"index": deep, "pointer": f"/{deep}"}
@@ -148,6 +150,8 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         raise InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}") from exc
     if len(changesets) > limits.changesets_per_push_max:
         raise LimitExceeded("changesets_per_push_max", limits.changesets_per_push_max)
+    if sum(len(changeset.ops) for changeset in changesets) > limits.operations_per_push_max:
+        raise LimitExceeded("operations_per_push_max", limits.operations_per_push_max)
     for index, changeset in enumerate(changesets):
         try:
             _check(changeset, device, limits)
@@ -184,6 +188,15 @@ def _pointer(path: str) -> str:
 #: No JSON reader of ours goes deeper than some hundred; and none that we know refuses so few.
 _DEPTH_READ = 200
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
+
+
+def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
+    """Raises `LimitExceeded` for what is unreadable and too large to be searched for why.
+
+    A smaller push is the cure: of a few changesets, or of one alone, it is known which one it is.
+    """
+    if len(raw) > limits.unreadable_bytes_max:
+        raise LimitExceeded("unreadable_bytes_max", limits.unreadable_bytes_max, _UNREADABLE)
 
 
 def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:

@@ -240,6 +240,10 @@ class ProjectionBehind(Unavailable):
 
     code = "projection-behind"
 
+    def __init__(self, message: str | None = None, awaited: int | None = None, **extra: Any):
+        super().__init__(message, **extra)
+        self.awaited = awaited  #: the seq that may be waited for
+
 
 class HistoryUnavailable(Unavailable):
     """An older version made this space's master table: its history waits for `foldlog rebuild`."""

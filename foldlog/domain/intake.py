@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -87,11 +88,12 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas = NO_SCHEMAS) -> set[K
         op.key
         for push in pushes
         for changeset in push.changesets
-        for op in changeset.ops
-        # Of a guarded one all: the answer to a stale one carries every record that it names.
+        # Of a guarded one all: the answer to a stale one carries every record that it names. Asked
+        # once of a changeset, as each of these may look at all of its operations.
         if push.wants_records
         or changeset.is_guarded
         or (schemas and needs_records(changeset.ops, schemas))
+        for op in changeset.ops
     }
 
 
@@ -109,9 +111,10 @@ def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
 class Intake:
     """One space, locked, while the pushes that arrived together are decided.
 
-    `known` holds the stored events of the changeset ids that the pushes name; `counters` the last
-    counter of each pushing device; `revoked` those that may push no more; `records` the state at
-    `head` of each of `keys_to_load`, also of those that never were, or `None` if that cannot be
+    `known` holds the stored events of the changeset ids that the pushes name, or `None` for one
+    that was too much to be loaded; `counters` the last counter of each pushing device; `revoked`
+    those that may push no more; `records` the state at `head` of each of `keys_to_load`, also of
+    those that never were, but not of what was too much to be loaded, or `None` if that cannot be
     told now; `marks` the log's mark at each `after` that a push carries; `schemas` are those of the
     space's defined collections; `erasures` the seq of the last erasure of each record that the
     pushes name and that was erased.
@@ -123,7 +126,7 @@ class Intake:
         log: str,
         head: int,
         received_at: int,
-        known: Mapping[str, bytes],
+        known: Mapping[str, bytes | None],
         counters: Mapping[str, int],
         revoked: Collection[str] = (),
         records: Mapping[Key, Record] | None,
@@ -140,7 +143,9 @@ class Intake:
         self.entries: list[LogEntry] = []  #: to be appended, in order
         self.counters: dict[str, int] = {}  #: of the devices whose pushes brought something new
         self._received_at = received_at
-        self._known = {id: decode_event(state) for id, state in known.items()}
+        self._known = known
+        #: bytes of events that may still be decoded, each as often as a changeset names it
+        self._decodable = limits.looked_up_bytes_max
         self._new: dict[str, LogEntry] = {}  #: by id
         self._counters = counters
         self._revoked = revoked
@@ -164,7 +169,7 @@ class Intake:
             check_cursor(
                 self.log, self._seen_head, push.after, push.mark, self._marks.get(push.after)
             )
-        counter = self._check(push)
+        counter, repeated = self._check(push)
         entries: list[LogEntry] = []
         new: dict[str, LogEntry] = {}
         changed: dict[Key, Record] = {}  # by this push: what was loaded is not copied for each
@@ -172,15 +177,13 @@ class Intake:
         answers: list[Answer] = []
         room = self._limits.page_bytes_max  # for records: a few bytes may ask for many large ones
         for index, changeset in enumerate(push.changesets):
-            first = self._event(changeset.id, new)
-            if first is not None:
-                answer = _answer(first, changeset)
-            else:
+            answer = repeated.get(index)
+            if answer is None and changeset.id in new:
+                answer = _answer(decode_event(new[changeset.id].state), changeset)
+            if answer is None:
                 is_judged = bool(self._schemas) and needs_records(changeset.ops, self._schemas)
-                if self._records is None and (
-                    is_judged or changeset.is_guarded or push.wants_records
-                ):
-                    raise ProjectionBehind(head=self.head)
+                if is_judged or changeset.is_guarded or push.wants_records:
+                    self._check_loaded(push, index)
                 refusal = stale(changeset, push.device, records)
                 if is_judged and refusal is UNSET:
                     refusal = self._violated(push, changeset, self.head + len(entries) + 1, records)
@@ -196,13 +199,8 @@ class Intake:
                 new[changeset.id] = entry
                 answer = self._first_answer(push, changeset, entry, refusal)
             is_told_records = push.wants_records or answer.verdict == "refused"
-            if is_told_records and self._records is not None:
-                views = _views(changeset.ops, records)
-                room -= sum(len(msgspec.json.encode(view)) for view in views)
-                if room >= 0:
-                    answer.records = views
-                elif push.wants_records:
-                    raise LimitExceeded("page_bytes_max", self._limits.page_bytes_max)
+            if is_told_records and self._records is not None and room >= 0:
+                room -= self._tell_records(push, changeset, answer, records, room)
             answers.append(answer)
         # Only here, where nothing can be refused any more, does the push leave a trace.
         if entries:
@@ -214,23 +212,69 @@ class Intake:
                 self._records |= changed
         return answers
 
-    def _event(self, id: str, new: Mapping[str, LogEntry]) -> Event | None:
-        """The event of a changeset id that is stored already, or will be with `new`."""
-        event = self._known.get(id)
-        if event is None and (entry := new.get(id) or self._new.get(id)) is not None:
-            # Few come again in one transaction: those alone are decoded.
-            event = decode_event(entry.state)
-        return event
+    def _tell_records(
+        self,
+        push: Push,
+        changeset: Changeset,
+        answer: Answer,
+        records: Mapping[Key, Record],
+        room: int,
+    ) -> int:
+        """Adds to an answer what the changeset touched, and returns its bytes; if there are more
+        than there is `room`, that is told only to who asked for it."""
+        views = _views(changeset.ops, records)
+        if views is None:
+            if push.wants_records:
+                raise self._too_much()
+            return 0
+        size = sum(len(msgspec.json.encode(view)) for view in views)
+        if size <= room:
+            answer.records = views
+        elif push.wants_records:
+            raise LimitExceeded("page_bytes_max", self._limits.page_bytes_max)
+        return size
 
-    def _check(self, push: Push) -> int:
-        """Finds that all of a push fits the log, and returns its device's counter after it."""
-        first: dict[str, Event | Changeset] = {}
+    def _event(self, id: str) -> Event | None:
+        """The event of a changeset id that is stored already, or will be with this transaction.
+
+        Decoded each time, and kept by nobody: it may be large, and few come again.
+        """
+        if id in self._known:
+            state = self._known[id]
+        elif id in self._new:
+            state = self._new[id].state
+        else:
+            return None
+        if state is None or self._decodable <= 0:
+            raise self._too_much()
+        self._decodable -= len(state)
+        return decode_event(state)
+
+    def _too_much(self, **where: Any) -> LimitExceeded:
+        return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **where)
+
+    def _check_loaded(self, push: Push, index: int) -> None:
+        """Raises unless the records are at hand that a changeset is decided on."""
+        if self._records is None:
+            raise ProjectionBehind(head=self.head)
+        if any(op.key not in self._records for op in push.changesets[index].ops):
+            # A smaller push may be the cure; of one changeset there is none.
+            raise self._too_much(**({"index": index} if len(push.changesets) == 1 else {}))
+
+    def _check(self, push: Push) -> tuple[int, dict[int, Answer]]:
+        """Finds that all of a push fits the log. Returns its device's counter after it, and the
+        answers to those of its changesets, by index, whose ids were known before it."""
+        first: dict[str, Changeset] = {}
+        repeated: dict[int, Answer] = {}
         counter = self.counters.get(push.device, self._counters.get(push.device, 0))
         for index, changeset in enumerate(push.changesets):
-            before = first.get(changeset.id) or self._event(changeset.id, {})
+            event = self._event(changeset.id)
+            before = first.get(changeset.id) if event is None else event
             if before is not None:
                 if not same_content(changeset, before):
                     raise IdReused(index=index, id=changeset.id)
+                if event is not None:
+                    repeated[index] = _answer(event, changeset)
                 continue
             first[changeset.id] = changeset
             if changeset.base > self._seen_head:
@@ -246,7 +290,7 @@ class Intake:
                     raise DeviceForked(index=index, counter=changeset.counter, expected=counter)
                 if changeset.counter > counter:
                     raise CounterGap(index=index, counter=changeset.counter, expected=counter)
-        return counter
+        return counter, repeated
 
     def _first_answer(
         self, push: Push, changeset: Changeset, entry: LogEntry, refusal: Refusal | UnsetType
@@ -361,6 +405,10 @@ def _answer(event: Event, changeset: Changeset) -> Answer:
     )
 
 
-def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView]:
-    found = (records[key] for key in dict.fromkeys(op.key for op in ops) if key in records)
+def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView] | None:
+    """`None` if not all of them are at hand."""
+    keys = dict.fromkeys(op.key for op in ops)
+    if any(key not in records for key in keys):
+        return None
+    found = (records[key] for key in keys)
     return [view_of(record) for record in found if record.exists]

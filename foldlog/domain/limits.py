@@ -53,20 +53,33 @@ class Limits(msgspec.Struct, frozen=True):
     #: requests that are answered per second, of one caller and of one address ...
     requests_per_second_per_caller: int = 200
     requests_per_second_per_address: int = 1_000
-    #: ... of which so many seconds' worth may come at once
+    #: ... of which, as of wrong tokens, so many seconds' worth may come at once
     burst_seconds: int = 10
     #: a body counts as one more request for each so many bytes
     bytes_per_request_counted: int = 64 * 2**10
-    #: as how many requests of its address one with a wrong token counts
-    requests_per_wrong_token: int = 20
-    #: streams and pulls that wait, of one caller, or address, at a time
+    #: wrong tokens of one address, after which no token is looked up that is not known to be good
+    wrong_tokens_per_second_per_address: int = 50
+    #: streams and calls that wait, of one caller, or address, at a time
     streams_per_caller_max: int = 500
+    #: snapshots and exports that are under way, of one caller, or address, at a time
+    downloads_per_caller_max: int = 4
     #: bytes of pushes to one space that wait to be stored
     waiting_bytes_per_space_max: int = 64 * 2**20
 
     body_bytes_max: int = 8 * 2**20
     inflated_bytes_max: int = 16 * 2**20
+    #: of `,`, `[` and `{` of a body, in its texts too: about as many values as it can have at most.
+    #: So many take 0.2 s to decode, and 70 MB
+    values_per_body_max: int = 500_000
+    #: what cannot be read is looked for in no larger body: that takes a hundred times longer
+    unreadable_bytes_max: int = 256 * 2**10
+    #: of all bodies that one worker holds at a time; the first bytes of each are not counted
+    bodies_bytes_max: int = 256 * 2**20
     changesets_per_push_max: int = 1_000
+    #: of all changesets of a push: they are stored together, guarded ones too, within a deadline
+    operations_per_push_max: int = 50_000
+    #: of the stored events that one push repeats, and of the records that its guards name
+    looked_up_bytes_max: int = 16 * 2**20
     #: of one stored event; keeps a page of one event within memory
     event_bytes_max: int = 4 * 2**20
     field_name_length_max: int = 256

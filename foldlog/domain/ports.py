@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +19,14 @@ from .access import Device, Grant, Token
 from .changesets import LocalIds, Push
 from .collections import Definition, Outcome, Proposal, Version
 from .erasure import Erasable, Erased, Selection
-from .errors import BeyondTree, InvalidRequest, LogBehind, LogChanged
+from .errors import (
+    BeyondTree,
+    DeviceRevoked,
+    FoldlogError,
+    InvalidRequest,
+    LogBehind,
+    LogChanged,
+)
 from .events import LogEntry
 from .history import Order, Point
 from .intake import Answer
@@ -30,6 +38,8 @@ from .snapshot import SnapshotHeader
 
 SpaceId = str
 Progress = Callable[[int, int], None]  #: told how far it has come, and of how much
+#: why a token is revoked that was granted for some of its spaces only
+GRANT_FAILED = "the grant failed in another space"
 
 
 def encode_cursor(*parts: str | int) -> str:
@@ -183,6 +193,13 @@ class AsOfQuery(msgspec.Struct, frozen=True):
     at_least: int = 0
 
 
+class Projected(NamedTuple):
+    """How far the master table has come."""
+
+    position: int
+    is_stopped: bool  #: at an event that cannot be projected: it is of no use to wait
+
+
 class AsOfPage(RecordsPage):
     as_of: int
 
@@ -264,9 +281,44 @@ class Registry(ABC):
         The same `id` in several spaces is one token. Raises `DeviceRevoked`.
         """
 
+    def grant_all(
+        self, spaces: Iterable[SpaceId], id: str, digest: bytes, grant: Grant, by: str | None
+    ) -> list[Token]:
+        """Grants one token for each of these spaces: for all of them, or for none.
+
+        Each space is a transaction of its own; if one fails, what was granted is revoked again.
+        Raises what `grant` raises.
+        """
+        wanted = list(dict.fromkeys(spaces))
+        for space in wanted:
+            if grant.device is not None and self.is_revoked(space, grant.device):
+                raise DeviceRevoked(f"the device {grant.device} was revoked")
+        granted: list[Token] = []
+        try:
+            for space in wanted:
+                granted.append(self.grant(space, id, digest, grant, by))
+        except BaseException:
+            # Also where it failed: what became of a commit may be unknown.
+            for space in wanted[: len(granted) + 1]:
+                with suppress(FoldlogError):
+                    self.revoke_token(space, id, reason=GRANT_FAILED, by=by)
+            raise
+        return granted
+
+    @abstractmethod
+    def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
+        """Grants the token `FIRST_TOKEN` of every space, if no admin of every space ever was.
+
+        However many do it at once, one grants it; the others get `None`.
+        """
+
     @abstractmethod
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
         """For this space alone; the second time nothing happens. Raises `UnknownToken`."""
+
+    @abstractmethod
+    def spaces_of(self, id: str) -> list[SpaceId]:
+        """Where a token of this id was ever granted, by name. For an operator, never a request."""
 
     @abstractmethod
     def tokens(self, space: SpaceId) -> list[Token]:
@@ -410,10 +462,14 @@ class EventStore(ABC):
 class History(ABC):
     """What was: every question is answered from the versions of records, whatever came later.
 
-    A moment beyond the log is `LogBehind`; one that is not projected yet is waited for, as
-    `at_least` is. Raises `HistoryUnavailable` for a space whose versions were never kept, and
-    `UnknownSpace`, `InvalidRequest`, `ProjectionBehind` as `MasterTable.page`.
+    A moment beyond the log is `LogBehind`; one that is not projected yet, or `at_least`, is
+    `ProjectionBehind`, which says what to wait for. Raises `HistoryUnavailable` for a space whose
+    versions were never kept, and `UnknownSpace`, `InvalidRequest` as `MasterTable.page`.
     """
+
+    @abstractmethod
+    def position(self, space: SpaceId) -> Projected:
+        """For who waits: it is looked at often, so it must cost little. Raises `UnknownSpace`."""
 
     @abstractmethod
     def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
@@ -441,7 +497,8 @@ class MasterTable(History):
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         """Raises `UnknownSpace`, `InvalidRequest` for a strange cursor, `ProjectionBehind`.
 
-        `at_least` beyond the log is `LogBehind`, here and in all that follows.
+        Nothing waits for `at_least`. One beyond the log is `LogBehind`, here and in all that
+        follows.
         """
 
     @abstractmethod

@@ -38,6 +38,8 @@ KEYS_SECONDS_MIN = 10.0
 STALE_SECONDS_MAX = 3_600.0
 FETCH_SECONDS_MAX = 3.0
 KEYS_BYTES_MAX = 2**20
+#: until a token ends: nobody can revoke it before
+SECONDS_MAX = 86_400
 SECRET_BYTES_MIN = 32  # RFC 7518 section 3.2
 SUBJECT_LENGTH_MAX = 200
 
@@ -102,8 +104,10 @@ class Keys(ABC):
 
     def _refresh(self, wait: float, is_needed: bool) -> None:
         # While one fetches, the others go on with what is at hand: a sign-in that is slow, or
-        # ids of keys that somebody made up, shall not hold all threads.
-        if not self._lock.acquire(blocking=False):
+        # ids of keys that somebody made up, shall not hold all threads. Only the first fetch is
+        # waited for by all.
+        is_first = self._tried_at == float("-inf")
+        if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
             if is_needed:
                 raise SignInUnavailable
             return
@@ -165,13 +169,25 @@ def keys_at(place: str) -> Keys:
 
 
 class Jwts:
-    """Reads tokens. `prefix` is what the names of the claims `space` and `device` begin with."""
+    """Reads tokens. `prefix` is what the names of the claims `space` and `device` begin with.
 
-    def __init__(self, keys: Keys, *, audience: str, issuer: str | None = None, prefix: str = ""):
+    None is taken that ends later than after `seconds_max`, if that is not 0.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        audience: str,
+        issuer: str | None = None,
+        prefix: str = "",
+        seconds_max: int = SECONDS_MAX,
+    ):
         self._keys = keys
         self._audience = audience
         self._issuer = issuer
         self._prefix = prefix
+        self._seconds_max = seconds_max
 
     def read(self, text: str) -> Claims:
         """Raises `Unauthenticated` for what is not valid, and `SignInUnavailable`."""
@@ -189,15 +205,20 @@ class Jwts:
                 options={"require": ["exp", "sub", "aud"]},
             )
             return self._claims(claims)
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise Unauthenticated from None  # what is wrong with it is told to nobody
 
     def _claims(self, claims: Mapping[str, Any]) -> Claims:
-        """Raises `ValueError` or `TypeError`."""
-        spaces = claims.get(f"{self._prefix}space", ())
-        spaces = frozenset([spaces] if isinstance(spaces, str) else spaces)
+        """Raises `ValueError`, `TypeError` or `OverflowError`."""
+        spaces = claims.get(f"{self._prefix}space", [])
+        spaces = [spaces] if isinstance(spaces, str) else spaces
         device = claims.get(f"{self._prefix}device")
         scope, subject = claims.get("scope", ""), claims["sub"]
+        seconds_left = claims["exp"] - time.time()
+        if self._seconds_max and seconds_left > self._seconds_max + LEEWAY_SECONDS:
+            raise ValueError("an end that is too far away")
+        if not isinstance(spaces, list):
+            raise ValueError("neither a space nor a list of some")
         if not all(isinstance(space, str) and is_space(space) for space in spaces):
             raise ValueError("a space that can be none")
         if device is not None and not (isinstance(device, str) and is_uuid(device)):
@@ -207,7 +228,7 @@ class Jwts:
         names = set(scope.split())
         return Claims(
             subject=subject[:SUBJECT_LENGTH_MAX],
-            spaces=spaces,
+            spaces=frozenset(spaces),
             rights=frozenset(right for right in Right if right.value in names),
             device=device,
             expires_at=(claims["exp"] + LEEWAY_SECONDS) * 1000.0,

@@ -6,10 +6,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
 
 import msgspec
 from psycopg import ProgrammingError
@@ -17,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ..domain.errors import OperatorError
 from ..domain.limits import FIXED, LIMITS, Limits
+from ..domain.names import is_loopback
 from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
 
 LogFormat = Literal["json", "console"]
@@ -70,6 +70,8 @@ class Settings:
     jwt_issuer: str | None
     #: what the names of our claims begin with
     jwt_claims: str
+    #: how far away their end may be; 0: any
+    jwt_seconds_max: int
     #: whose pages may call us from a browser: exact origins, or `*`
     cors_origins: tuple[str, ...]
     #: what the origins of our checkpoints begin with: a URL without its scheme
@@ -160,13 +162,11 @@ def _jwt_keys(text: str) -> str:
     return text
 
 
-def is_loopback(address: str) -> bool:
-    """Whether a host, with a port and a path or without, is this machine and nobody else's."""
-    host = urlsplit(f"//{address}").hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _seconds(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("less than 0")
+    return number
 
 
 def _token(text: str) -> str:
@@ -215,7 +215,7 @@ def _limits(text: str) -> Limits:
         if name in FIXED:
             raise ValueError(f"{name} is fixed by the wire format")
         given[name] = int(value)
-        may_be_none = name.startswith("requests_per_second_") or name.endswith(
+        may_be_none = "_per_second_per_" in name or name.endswith(
             ("_per_caller_max", "_per_address_max")
         )
         if given[name] < (0 if may_be_none else 1):
@@ -253,6 +253,7 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "jwt_audience": ("FOLDLOG_JWT_AUDIENCE", None, str),
     "jwt_issuer": ("FOLDLOG_JWT_ISSUER", None, str),
     "jwt_claims": ("FOLDLOG_JWT_CLAIMS", "", str),
+    "jwt_seconds_max": ("FOLDLOG_JWT_SECONDS_MAX", "86400", _seconds),
     "cors_origins": ("FOLDLOG_CORS_ORIGINS", "", _cors_origins),
     "origin": (ORIGIN, "foldlog.local", _origin),
     "keys": (KEYS, None, _folder),
@@ -283,6 +284,11 @@ def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Sett
         problems.append(
             "jwt_keys (FOLDLOG_JWT_KEYS) needs FOLDLOG_JWT_AUDIENCE: else tokens that the sign-in "
             "made for other services would be taken here, too"
+        )
+    if values.get("access") == "open" and values.get("cors_origins") == ("*",):
+        problems.append(
+            "access (FOLDLOG_ACCESS) = 'open': not with FOLDLOG_CORS_ORIGINS = '*', which lets in "
+            "every page that somebody visits on this machine"
         )
     if problems:
         raise InvalidSettings("; ".join(problems))

@@ -71,6 +71,7 @@ class Services:
             audience=settings.jwt_audience,
             issuer=settings.jwt_issuer,
             prefix=settings.jwt_claims,
+            seconds_max=settings.jwt_seconds_max,
         )
 
     @property

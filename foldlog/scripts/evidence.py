@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ import httpx
 import msgspec
 
 from ..domain.audit import Evidence
-from ..domain.errors import NoCheckpoint, OperatorError
+from ..domain.errors import NoCheckpoint, OperatorError, ProjectionBehind
 from ..domain.limits import INTEGER_MAX
 from ..domain.merkle import TILE_WIDTH, Tile
 from ..domain.notes import tile_path
-from ..domain.ports import RangeQuery, RecordsQuery
+from ..domain.ports import RangeQuery, RecordsPage, RecordsQuery
 from ..infrastructure.postgres.evidence import evidence
 from ..infrastructure.postgres.transfer import InvalidExport
 from ..infrastructure.wiring import Services
@@ -29,6 +30,8 @@ from .export_lines import Header, evidence_of, read_header
 
 BATCH_EVENTS = 1_000
 RECORDS_PER_PAGE = 1_000
+#: at a master table that is not yet where the log is, for ten seconds together
+LOOKS_MAX, LOOK_SECONDS = 100, 0.1
 TIMEOUT_SECONDS = 60.0
 
 
@@ -96,11 +99,19 @@ class DatabaseSource(Source):
             asked = RecordsQuery(
                 RECORDS_PER_PAGE, changed_after=0, cursor=cursor, at_least=at_least
             )
-            page = self._parts.master.page(self.header.space, asked)
+            page = self._page(asked)
             yield from map(msgspec.json.decode, page.records)
             cursor = page.cursor
             if cursor is None:
                 return
+
+    def _page(self, asked: RecordsQuery) -> RecordsPage:
+        """Waits for a projector that is a little behind."""
+        for _ in range(LOOKS_MAX):
+            with suppress(ProjectionBehind):
+                return self._parts.master.page(self.header.space, asked)
+            time.sleep(LOOK_SECONDS)
+        return self._parts.master.page(self.header.space, asked)
 
 
 class ServiceSource(Source):

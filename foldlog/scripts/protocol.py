@@ -146,9 +146,33 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         if self.transport.is_closing():
             return
-        if self._is_in_head and (self.cycle is None or self.cycle.response_complete):
-            self.transport.write(STATUS_LINE[431] + b"connection: close\r\n\r\n" + _TOO_LARGE)
+        if self._is_in_head:
+            self._refuse_head(431, _TOO_LARGE)
         self.transport.close()
+
+    def _refuse_head(self, status: int, text: bytes) -> None:
+        """Nothing that comes after it is read. Answers are in order, so one that is still owed to
+        an earlier request leaves no place for this one."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(STATUS_LINE[status] + b"connection: close\r\n\r\n" + text)
+        self.transport.close()
+
+    def _fault_of_head(self) -> tuple[int, bytes] | None:
+        """Whether others, a proxy before us say, could read this head otherwise than we do, and
+        find the end of its body elsewhere (RFC 9112 sections 3.2, 6.1 and 11.2)."""
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and b",".join(codings).strip().lower() != b"chunked":
+            return 501, b"no transfer coding but chunked is known"
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            return 400, b"a request has one Host"
+        has_body = bool(codings) or any(
+            name == b"content-length" and value.strip(b" 0") for name, value in self.headers
+        )
+        # The parser takes all that follows for another protocol, the body too.
+        if has_body and self.parser.should_upgrade():
+            return 400, b"no protocol is upgraded to: send no Upgrade with a body"
+        return None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -184,6 +208,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._awaited = "body"
         self._stop_clock()
         self._unread_bytes = 0
+        if self.transport.is_closing():
+            return
+        if fault := self._fault_of_head():
+            self._refuse_head(*fault)
+            return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         app = self.app
         if size > self._limits.head_bytes_max:
@@ -201,6 +230,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
+        if self.transport.is_closing():
+            return  # of a request that was refused by its head, or whose client has gone
         self._body_bytes += len(body)
         if not self.cycle.response_complete:
             self._unread_bytes -= len(body)

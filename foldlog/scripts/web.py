@@ -6,7 +6,6 @@ import asyncio
 import signal
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +19,8 @@ from ..api.app import create_app
 from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
 from ..api.rates import LimitedRates
+from ..api.threads import Threads
+from ..infrastructure.group_commit import COMMITTERS
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
 from ..infrastructure.wiring import REQUEST_SECONDS_MAX, Services, database, services
@@ -136,7 +137,8 @@ def _access(parts: Services, settings: Settings) -> Access:
 def serve(url: str, settings: Settings, listening: socket.socket) -> None:
     with (
         services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
-        ThreadPoolExecutor(settings.pool_size_max, thread_name_prefix="foldlog-web") as threads,
+        # Whoever reads leaves connections to those who commit.
+        Threads(max(1, settings.pool_size_max - COMMITTERS)) as threads,
     ):
         parts.follower.start()
         app = create_app(
@@ -154,5 +156,6 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             rates=LimitedRates(settings.limits),
             trusted_proxies=settings.trusted_proxies,
         )
-        door = EventLoopDoor(app, behind_threads(app), threads)
+        body_bytes_max = settings.limits.body_bytes_max
+        door = EventLoopDoor(app, behind_threads(app), threads, body_bytes_max=body_bytes_max)
         run(door, listening, Connections(settings.limits, settings.trusted_proxies))

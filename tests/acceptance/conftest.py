@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
@@ -15,6 +14,7 @@ from werkzeug.test import Client
 from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
+from foldlog.api.threads import Threads
 from foldlog.scripts.web import behind_threads
 from tests.helpers import A, changeset, new_id
 
@@ -39,7 +39,7 @@ def event_loop_thread():
     """The loop that the second door runs on, and the threads beside it."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    with ThreadPoolExecutor(4) as threads:
+    with Threads(4) as threads:
         yield loop, threads
         loop.call_soon_threadsafe(loop.stop)
 

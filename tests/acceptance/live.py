@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +17,7 @@ from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
 from foldlog.api.flask_door import FlaskDoor
+from foldlog.api.threads import Threads
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
 from foldlog.scripts.listening import listen
@@ -35,14 +35,16 @@ class Served:
         self,
         store: EventStore,
         limits: Limits,
-        threads: ThreadPoolExecutor,
+        threads: Threads,
         app: FlaskDoor | None = None,
     ):
         self.store = store
         self.app = app or create_app(
             store=store, master=store, ready=dict, limits=limits, access=OpenAccess()
         )
-        self.door = EventLoopDoor(self.app, behind_threads(self.app), threads)
+        self.door = EventLoopDoor(
+            self.app, behind_threads(self.app), threads, body_bytes_max=limits.body_bytes_max
+        )
         self.server = server_of(self.door)
         [listening] = listen("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
@@ -70,7 +72,7 @@ class Served:
 def served(
     store: EventStore, limits: Limits = LIMITS, app: FlaskDoor | None = None
 ) -> Iterator[Served]:
-    with ThreadPoolExecutor(4) as threads:
+    with Threads(4) as threads:
         here = Served(store, limits, threads, app)
         try:
             yield here
@@ -119,7 +121,7 @@ class Message(NamedTuple):
 
 
 def request_of(path: str, headers: dict[str, str] | None = None, method: str = "GET") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode()
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import gzip
+import http.client
 import io
 import json
+import threading
 import tracemalloc
 import zlib
+from collections.abc import AsyncIterator
 
 import brotli
 import pytest
 from backports import zstd
 
-from foldlog.domain.limits import Limits
-from tests.helpers import A, changeset, put
+from foldlog.api.bodies import HELD, SMALL_BODY_BYTES, Room, read_body
+from foldlog.api.json_body import JsonBody
+from foldlog.api.rates import NO_RATES, LimitedRates
+from foldlog.api.requests import Request
+from foldlog.domain.errors import RateLimited
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.infrastructure.memory.store import MemoryStore
+from tests.helpers import A, changeset, new_id, put
 
 from .conftest import SENT_AT, assert_problem
+from .live import Space, served
 
 MIB = 2**20
 
@@ -366,3 +378,213 @@ def test_data_is_kept_by_no_cache(client):
         assert answer.headers["Cache-Control"] == "private, no-store"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "ETag" not in answer.headers
+
+
+# -- What decoding may take --------------------------------------------------------------------
+
+
+def values_in(body: bytes) -> int:
+    return sum(body.count(sign) for sign in b",[{")
+
+
+def test_the_limit_of_values_is_exact(app_with):
+    """
+    The last one that is allowed is allowed; signs in texts count as well.
+    """
+    body = body_of(changeset(put(title=",[{" * 100)))
+    client = app_with(limits=Limits(values_per_body_max=values_in(body)))
+    over = body.replace(b",[{", b",[{,", 1)
+
+    assert client.post("changesets", body).status_code == 200
+    answer = client.post("changesets", over)
+
+    limit = {"limit": "values_per_body_max", "value": values_in(body)}
+    assert_problem(answer, 413, "limit-exceeded", **limit)
+
+
+@pytest.mark.parametrize("end", [b"]}", b"\x01]}"])
+def test_a_few_bytes_do_not_become_millions_of_values(client, end):
+    """
+    Neither decoded, nor searched for what is wrong with them: both would take seconds.
+    """
+    wide = b'{"changesets":[' + b"[]," * (5 * MIB) + b"[]" + end
+    tracemalloc.start()
+
+    answer = send(client, zstd.compress(wide), "zstd")
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    limit = {"limit": "values_per_body_max", "value": LIMITS.values_per_body_max}
+    assert_problem(answer, 413, "limit-exceeded", **limit)
+    assert peak < 50 * MIB
+
+
+@pytest.mark.parametrize(("changesets", "operations"), [(1_000, 10), (30, 1_000)])
+def test_a_large_push_is_within_the_limits(changesets, operations):
+    """
+    As many changesets as may be, and large ones: of a few operations, with a few fields each.
+    """
+    ops = [put(new_id(), title="Buy milk", done=False) for _ in range(operations)]
+    body = body_of(*[changeset(*ops)] * changesets)
+
+    assert values_in(body) <= LIMITS.values_per_body_max
+    assert changesets * operations <= LIMITS.operations_per_push_max
+
+
+def test_what_cannot_be_read_is_found_by_sending_less(client):
+    """
+    In a large push it is not looked for: a client halves it, as for any 413, until it is told.
+    """
+    good, bad = changeset(put(title="x" * 200_000)), changeset(put("s", title="\ud83d"))
+    limit = {"limit": "unreadable_bytes_max", "value": LIMITS.unreadable_bytes_max}
+
+    answer = client.post("changesets", body_of(good, good, bad))
+    assert_problem(answer, 413, "limit-exceeded", **limit)
+
+    answer = client.post("changesets", body_of(good, bad))
+    assert (answer.status_code, answer.json["index"]) == (422, 1)
+
+
+@pytest.mark.parametrize("client_of", ["event loop"], indirect=True)
+def test_a_large_body_is_decoded_beside_the_loop(client, monkeypatch):
+    """
+    Others are answered meanwhile. A small one is done before a thread would have begun.
+    """
+    decoded_by = []
+
+    def decode(self, body):
+        decoded_by.append(threading.current_thread())
+        return _decode(self, body)
+
+    _decode = JsonBody._decode
+    monkeypatch.setattr(JsonBody, "_decode", decode)
+    for size in (10, SMALL_BODY_BYTES):
+        answer = client.post("changesets", body_of(changeset(put(title="x" * size))))
+        assert answer.status_code == 200, answer.text
+
+    small, large = decoded_by
+    assert small is not large
+
+
+# -- Bodies whose end is withheld --------------------------------------------------------------
+
+
+class Withheld(Request):
+    """A body of which all has come but its end, until that is let go of."""
+
+    def __init__(self, body: bytes, rates=NO_RATES):
+        self.method, self.query_string, self.address, self.rates = "POST", b"", "192.0.2.1", rates
+        self._body = body
+        self.end = asyncio.Event()
+        super().__init__()
+
+    def header(self, name: str) -> str:
+        return {"content-type": "application/json", "content-encoding": "gzip"}.get(name, "")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        yield self._body[:-1]
+        await self.end.wait()
+        yield self._body[-1:]
+
+    async def run(self, function, *args):
+        raise NotImplementedError
+
+    outcome = watch = pause = run
+
+    async def read(self, limits: Limits) -> int:
+        with Room(self, limits) as room:
+            return len(await read_body(self, limits, room))
+
+
+async def comes_beside(limits: Limits, rates=NO_RATES) -> dict:
+    """What a second body of 1 MiB is refused for, while the end of a first one is withheld."""
+    first, second, small = (
+        Withheld(gzip.compress(b" " * size), rates) for size in (MIB, MIB, SMALL_BODY_BYTES)
+    )
+    reading = asyncio.create_task(first.read(limits))
+    await asyncio.sleep(0)
+    second.end.set()
+    small.end.set()
+    with pytest.raises(RateLimited) as refused:
+        await second.read(limits)
+    assert await small.read(limits) == SMALL_BODY_BYTES
+    first.end.set()
+    assert await reading == MIB
+    assert HELD._bytes == 0
+    return refused.value.extra
+
+
+def test_what_has_come_of_a_body_counts_before_its_end():
+    """
+    Slow connections are held to the rate by what they hold; the first is not, for its own length.
+    """
+    limits = Limits(requests_per_second_per_address=1, requests_per_second_per_caller=0)
+    rates = LimitedRates(limits, lambda: 0.0)
+
+    refused = asyncio.run(comes_beside(limits, rates))
+
+    assert refused == {"limit": "requests_per_second_per_address", "value": 1}
+
+
+def test_a_worker_holds_no_more_than_so_many_bytes_of_bodies():
+    """
+    Of everybody together; small ones come through, and room that was held is given back.
+    """
+    refused = asyncio.run(comes_beside(Limits(bodies_bytes_max=MIB)))
+
+    assert refused == {"limit": "bodies_bytes_max", "value": MIB}
+
+
+# -- Headers that are given twice --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["changesets", "devices"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Content-Type", "application/json"),
+        ("Content-Encoding", "identity"),
+        ("Authorization", "Bearer x"),
+        ("Content-Length", "2"),
+    ],
+)
+def test_a_header_that_is_given_twice_is_refused(path, name, value):
+    """
+    By both doors, or a proxy might go by the one and we by the other.
+    """
+    once = {"Content-Type": "application/json", "Content-Length": "2", name: value}
+    with served(MemoryStore()) as service:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+        connection.putrequest("POST", f"/v1/spaces/s/{path}")
+        for given in (*once.items(), (name, value)):
+            connection.putheader(*given)
+        connection.endheaders(b"{}")
+        answer = connection.getresponse()
+        told = answer.read()
+        connection.close()
+
+    assert answer.status == 400
+    assert name == "Content-Length" or b"more than once" in told  # that one no server takes
+
+
+def test_a_body_that_was_refused_is_let_go_of():
+    """
+    At once, and not when garbage is collected next: until then there may be many.
+    """
+    body = body_of(changeset(put(title="x" * 2 * MIB + "\ud83d")))
+    headers = {"Content-Type": "application/json"}
+    with served(MemoryStore()) as service:
+        space = Space(service.port)
+        space.push(changeset())
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                answer = space.http.post("changesets", content=body, headers=headers)
+                assert answer.status_code == 413
+            now, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert now < 2 * MIB

@@ -7,12 +7,12 @@ import json
 import shutil
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.threads import Threads
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import InvalidSettings, read_settings
 from foldlog.scripts.listening import listen
@@ -179,7 +179,7 @@ def test_a_real_browser(tmp_path, is_allowed):
         cors_origins=(origin if is_allowed else "https://other.example",),
         access=OpenAccess(),
     )
-    with ThreadPoolExecutor(4) as threads:
+    with Threads(4) as threads:
         server = server_of(EventLoopDoor(app, behind_threads(app), threads))
         [listening] = listen("127.0.0.1", 0)
         service = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -134,6 +134,11 @@ IN_WORDS = {
     "an operation names its record by either id or local_id",
     "a token of the role `device` names a device, and no other does",
     "`expires_at` is over already",
+    # To Python, not to JSON Schema, the `$` of a pattern is before a last newline.
+    *(
+        f"`{name}` is one line, of characters that can be printed"
+        for name in ("reason", "by", "name")
+    ),
 }
 CODES_IN_WORDS = {"limit-exceeded", "invalid-schema"}
 

@@ -508,7 +508,7 @@ def test_what_is_accepted_comes_back_as_it_was(hostile):
     assert expected in [exact(line).get("fields") for line in lines]
 
 
-@pytest.mark.parametrize("depth", [33, 500, 1_000, 1_500, 20_000, DEEP])
+@pytest.mark.parametrize("depth", [33, 500, 1_000, 1_500, 20_000, 40_000])
 @pytest.mark.parametrize("shape", [(b"[", b"]"), (b'{"a":', b"}")])
 def test_the_changeset_that_is_nested_too_deeply_is_named(hostile, depth, shape):
     """

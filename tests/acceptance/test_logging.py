@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 import structlog
 
+from foldlog.api.access import TokenAccess
 from foldlog.api.logging import configure_logging
+from foldlog.domain.access import Claims, Grant, Right, Role
 from foldlog.domain.errors import StorageUnavailable
-from tests.helpers import changeset, put
+from foldlog.domain.redaction import redacted
+from tests.helpers import a_token, changeset, new_id, put
+
+from .conftest import ADMIN_TOKEN
 
 
 def test_a_request_is_one_line(client, lines):
@@ -67,6 +73,52 @@ def test_a_sane_request_id_is_kept_and_another_is_not(client, lines):
 
     assert kept.headers["X-Request-Id"] == lines[0]["request_id"] == "trace-1.a_B"
     assert made.headers["X-Request-Id"] == lines[1]["request_id"] != 'x" injected="1'
+
+
+def test_an_id_tells_nothing_of_other_requests(client):
+    """
+    A number in it would tell anybody how many requests others make.
+    """
+    ids = [client.get("events").headers["X-Request-Id"] for _ in range(20)]
+
+    assert all(re.fullmatch("[0-9a-f]{16}", id) for id in ids)
+    for half in ({id[:8] for id in ids}, {id[8:] for id in ids}):
+        assert len(half) == len(ids)
+
+
+class SignIn:
+    """Takes any token with two dots."""
+
+    def read(self, text):
+        return Claims(
+            subject="ada",
+            spaces=frozenset({text.split(".")[0]}),
+            rights=frozenset({Right.READ}),
+            device=None,
+            expires_at=float("inf"),
+        )
+
+
+def test_a_line_names_who_called(app_with, store, lines):
+    """
+    By an id that is no secret, at both doors; whoever is not known is not named.
+    """
+    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=SignIn())
+    client = app_with(access=access)
+    text, digest = a_token()
+    id = new_id()
+    store.grant(client.space, id, digest, Grant(role=Role.READER), None)
+    signed = f"{client.space}.b.c"
+
+    callers = {ADMIN_TOKEN: "admin token", text: f"token {id}", signed: "sub ada", "guess": None}
+    for token, caller in callers.items():
+        for path in ("events", "records"):
+            client.get(path, headers={"Authorization": f"Bearer {token}"})
+            assert lines[-1].get("caller") == caller
+    client.get("events")
+    assert "caller" not in lines[-1]
+    assert not any(token in str(lines) for token in (ADMIN_TOKEN, text, signed))
+    assert redacted(json.dumps(lines)) == json.dumps(lines)
 
 
 def test_a_fault_of_ours_is_logged_with_its_traceback(app_with, lines):

@@ -31,6 +31,7 @@ def test_tiles_are_hashes_and_bundles_are_leaves(audited):
             assert answer.status_code == 200
             assert answer.content_type == "application/octet-stream"
             assert "immutable" in answer.headers["Cache-Control"]
+            assert answer.headers["Vary"] == "Authorization"  # kept for years, but for nobody else
         leaves = unbundled(entries.data)
         assert len(leaves) == width and tile.data == b"".join(map(leaf_hash, leaves))
         assert b'"fields"' not in entries.data

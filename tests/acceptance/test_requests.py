@@ -209,7 +209,7 @@ def test_a_wrong_item_is_named_by_its_place(client):
         b'{"\xff":1}',
         b'{"device":"\\ud800"}',
         b'{"changesets":' + b"[" * 100_000,
-        b'{"device":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+        b'{"device":' + b'{"a":' * 40_000 + b"1" + b"}" * 40_000 + b"}",
         b"[" * 100_000,
         json.dumps({**BODY, "changesets": [changeset()]}).encode()[:-20],
         json.dumps(BODY).encode("utf-16"),

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
+from foldlog.api.threads import Threads
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.scripts.listening import listen
@@ -32,8 +32,8 @@ LIMITS = Limits(
     unread_seconds_max=1,
 )
 PUSH = (
-    b"POST /v1/spaces/s/changesets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 1000\r\n\r\n"
+    b"POST /v1/spaces/s/changesets HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 )
 
 
@@ -41,7 +41,7 @@ def base64_of(count: int) -> str:
     return b64encode(random.randbytes(count * 3 // 4)).decode()
 
 
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def port():
     for n in range(40):  # more than the system keeps of an answer that nobody reads
         store.push("large", push_of(changeset(put(str(n), x=base64_of(300_000)))))
     app = create_app(store=store, master=store, ready=dict, limits=LIMITS, access=OpenAccess())
-    with ThreadPoolExecutor(2) as threads:
+    with Threads(2) as threads:
         door = EventLoopDoor(app, behind_threads(app), threads)
         server = server_of(door, Connections(LIMITS))
         [listening] = listen("127.0.0.1", 0)
@@ -123,7 +123,7 @@ def test_an_answer_that_nobody_reads_is_cut_off(connect, path):
     """A snapshot, of which each holds a thread; a stream; a page."""
     lazy = connect()
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**18)  # no more than that
-    lazy.sendall(b"GET /v1/spaces/large/%b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+    lazy.sendall(b"GET /v1/spaces/large/%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
     time.sleep(3)
     received = 0
     with suppress(ConnectionError):
@@ -134,7 +134,9 @@ def test_an_answer_that_nobody_reads_is_cut_off(connect, path):
 
 def test_an_answer_that_is_read_slowly_comes_whole(connect):
     slow = connect()
-    slow.sendall(b"GET /v1/spaces/large/snapshot HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    slow.sendall(
+        b"GET /v1/spaces/large/snapshot HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     received = 0
     while piece := slow.recv(2**20):
         received += len(piece)
@@ -164,3 +166,42 @@ def test_an_address_has_so_many_connections_and_no_more(connect):
         pass
     there[0].sendall(HEALTH)
     assert there[0].recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+POST = b"POST /v1/spaces/s/changesets HTTP/1.1\r\nContent-Type: application/json\r\n"
+HIDDEN = b"GET /v1/limits HTTP/1.1\r\nHost: x\r\n\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (POST + b"Host: x\r\n" + LENGTH + b"Connection: upgrade\r\nUpgrade: h2c\r\n", 400),
+        (POST + b"Host: x\r\n" + LENGTH + b"Connection: upgrade\r\nUpgrade: websocket\r\n", 400),
+        (POST + b"Host: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
+        (POST + LENGTH, 400),
+        (POST + LENGTH + b"Host: x\r\nHost: y\r\n", 400),
+    ],
+)
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_body_is_never_taken_for_a_request(connect, head, status, is_at_once):
+    """What others could read otherwise is refused, and nothing that comes after it is answered."""
+    connection = connect()
+    with suppress(ConnectionError):
+        if is_at_once:
+            connection.sendall(head + b"\r\n" + HIDDEN * 2)
+        else:
+            connection.sendall(head + b"\r\n")
+            time.sleep(0.1)
+            connection.sendall(HIDDEN * 2)
+    with suppress(ConnectionError):
+        answer = all_of(connection)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_an_upgrade_that_we_do_not_know_is_passed_over(connect):
+    """As RFC 9110 section 7.8 has it: what has no body is answered as ever."""
+    connection = connect()
+    connection.sendall(HEALTH[:-2] + b"Connection: upgrade, close\r\nUpgrade: h2c\r\n\r\n")
+    assert all_of(connection).startswith(b"HTTP/1.1 200 ")

@@ -30,7 +30,7 @@ def device(app, tmp_path):
     opened = []
 
     def open_device(name: str, **options) -> Replica:
-        server = HttpServer("http://foldlog", SPACE, transport=httpx.WSGITransport(app=app))
+        server = HttpServer("http://localhost", SPACE, transport=httpx.WSGITransport(app=app))
         options.setdefault("server", server)
         replica = Replica(tmp_path / f"{name}.db", space=SPACE, **options)
         opened.append(replica)

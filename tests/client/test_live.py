@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import msgspec
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.asgi import EventLoopDoor
+from foldlog.api.threads import Threads
 from foldlog.client import background, pace, sse, stream
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.live import Live
@@ -91,7 +91,7 @@ def service():
         limits=Limits(stream_heartbeat_seconds=1),
         access=OpenAccess(),
     )
-    with ThreadPoolExecutor(4) as threads:
+    with Threads(4) as threads:
         service = Service(store, EventLoopDoor(app, behind_threads(app), threads))
         with serving(service) as service.url:
             yield service

@@ -201,7 +201,8 @@ def test_the_guide_runs(device, app, tmp_path, monkeypatch):
     real = HttpServer.__init__
 
     def to_the_app(self, url, space, **options):
-        real(self, url, space, **options, transport=httpx.WSGITransport(app=app))
+        transport = httpx.WSGITransport(app=app)
+        real(self, "http://localhost", space, **options, transport=transport)
 
     monkeypatch.setattr(HttpServer, "__init__", to_the_app)
     exec(blocks[0], {})

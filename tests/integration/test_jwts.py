@@ -6,6 +6,8 @@ import json
 import threading
 import time
 from base64 import urlsafe_b64encode
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
@@ -14,9 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from foldlog.domain.access import Right
 from foldlog.domain.errors import SignInUnavailable, Unauthenticated
+from foldlog.infrastructure import jwts as module
 from foldlog.infrastructure.jwts import (
+    KEYS_BYTES_MAX,
     KEYS_SECONDS_MAX,
     KEYS_SECONDS_MIN,
+    LEEWAY_SECONDS,
+    SECONDS_MAX,
     STALE_SECONDS_MAX,
     FileKeys,
     Jwts,
@@ -25,6 +31,7 @@ from foldlog.infrastructure.jwts import (
     keys_at,
     parse_keys,
 )
+from tests.acceptance.live import until
 from tests.helpers import A
 
 AUDIENCE, ISSUER = "foldlog", "https://id.example"
@@ -41,6 +48,7 @@ def public_jwk(key, algorithm: str, **members) -> dict:
 
 
 ED = ed25519.Ed25519PrivateKey.generate()
+OTHER_ED = ed25519.Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 #: algorithm -> what signs, and what is published
@@ -119,7 +127,7 @@ def test_claims_may_have_names_of_their_own(file):
         {"exp": int(time.time()) - 60},
         {"exp": None},
         {"exp": "soon"},
-        {"nbf": int(time.time()) + 600},
+        {"nbf": int(time.time()) + 6_000},
         {"aud": "other"},
         {"aud": None},
         {"iss": "https://evil.example"},
@@ -130,6 +138,12 @@ def test_claims_may_have_names_of_their_own(file):
         {"space": "UPPER"},
         {"space": [1]},
         {"space": {"s": 1, "..": 2}},
+        {"space": {"s": 1}},
+        {"space": [["s"]]},
+        {"exp": 10**400},
+        {"exp": 1e308},
+        {"exp": float("inf")},
+        {"exp": int(time.time()) + SECONDS_MAX + 6_000},
         {"space": 7},
         {"device": "me"},
         {"device": 7},
@@ -139,6 +153,30 @@ def test_claims_may_have_names_of_their_own(file):
 def test_what_is_not_valid_is_nothing(jwts, changed):
     with pytest.raises(Unauthenticated):
         jwts.read(signed(**changed))
+
+
+def test_how_far_away_an_end_may_be_is_a_setting(file):
+    """Nobody can revoke a JWT before; whoever says 0 takes that upon himself."""
+    end = int(time.time()) + 300
+    for seconds_max, is_taken in ((600, True), (200, False), (0, True)):
+        jwts = Jwts(FileKeys(file), audience=AUDIENCE, seconds_max=seconds_max)
+        if is_taken:
+            assert jwts.read(signed(exp=end)).expires_at == (end + LEEWAY_SECONDS) * 1000
+        else:
+            with pytest.raises(Unauthenticated):
+                jwts.read(signed(exp=end))
+    with pytest.raises(Unauthenticated):
+        Jwts(FileKeys(file), audience=AUDIENCE, seconds_max=0).read(signed(exp=10**400))
+
+
+def test_once_there_are_two_keys_a_token_names_its_own(file):
+    ours = [public_jwk(key, "EdDSA", kid=kid) for kid, key in (("a", ED), ("b", OTHER_ED))]
+    file.write_text(jwks(*ours))
+    jwts = Jwts(FileKeys(file), audience=AUDIENCE)
+    assert jwts.read(signed(kid="a")).subject == jwts.read(signed(OTHER_ED, kid="b")).subject
+    for wrong in (signed(), signed(kid="b"), signed(OTHER_ED, kid="a")):
+        with pytest.raises(Unauthenticated):
+            jwts.read(wrong)
 
 
 def test_a_token_never_chooses_its_algorithm(file, jwts):
@@ -190,18 +228,36 @@ def test_keys_that_we_do_not_know_are_passed_over():
 
 
 class SignIn:
-    """Publishes keys, counts who asks, and may be down."""
+    """Publishes keys, counts who asks, and may be down, slow, or elsewhere."""
 
     def __init__(self):
         self.keys, self.asked, self.is_down = jwks(), 0, False
+        self.elsewhere: str | None = None
+        self.seconds_each = 0.0  #: that a byte takes
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.asked += 1
-                self.send_response(503 if outer.is_down else 200)
+                outer.may_answer.wait(10)
+                if outer.elsewhere is not None:
+                    self.send_response(302)
+                    self.send_header("Location", outer.elsewhere)
+                else:
+                    self.send_response(503 if outer.is_down else 200)
                 self.end_headers()
-                self.wfile.write(outer.keys.encode())
+                with suppress(ConnectionError):
+                    self.say(outer.keys.encode())
+
+            def say(self, body):
+                if not outer.seconds_each:
+                    self.wfile.write(body)
+                    return
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(outer.seconds_each)
 
             def log_message(self, *_):
                 pass
@@ -210,13 +266,17 @@ class SignIn:
         self.url = f"http://127.0.0.1:{self.server.server_port}/jwks"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def close(self):
+        self.may_answer.set()
+        self.server.shutdown()
+        self.server.server_close()
+
 
 @pytest.fixture
 def sign_in():
     sign_in = SignIn()
     yield sign_in
-    sign_in.server.shutdown()
-    sign_in.server.server_close()
+    sign_in.close()
 
 
 def test_keys_of_a_url_are_remembered_and_change(sign_in):
@@ -258,6 +318,73 @@ def test_a_sign_in_that_was_never_there_is_said_to_be_away(sign_in):
     sign_in.is_down = True
     with pytest.raises(SignInUnavailable):
         Jwts(UrlKeys(sign_in.url), audience=AUDIENCE).read(signed())
+
+
+def refused(sign_in) -> bool:
+    """Whether what a sign-in answers is taken for no keys."""
+    try:
+        Jwts(UrlKeys(sign_in.url), audience=AUDIENCE).read(signed())
+    except SignInUnavailable:
+        return True
+    return False
+
+
+def test_a_redirection_is_not_followed(sign_in):
+    """The URL is whom we trust, and not whom it names."""
+    other = SignIn()
+    sign_in.elsewhere, other.keys = other.url, jwks(SIGNERS["EdDSA"][1])
+    assert refused(sign_in)
+    assert (sign_in.asked, other.asked) == (1, 0)
+    assert not refused(other)
+    other.close()
+
+
+def test_a_set_that_is_too_long_is_not_read(sign_in):
+    sign_in.keys = jwks(SIGNERS["EdDSA"][1]) + " " * KEYS_BYTES_MAX
+    assert refused(sign_in)
+    sign_in.keys = jwks(SIGNERS["EdDSA"][1]).ljust(KEYS_BYTES_MAX)
+    assert not refused(sign_in)
+
+
+def test_a_sign_in_that_drips_is_given_up_on(sign_in, monkeypatch):
+    """Each byte comes in time, and all of them never would."""
+    monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.3)
+    sign_in.keys, sign_in.seconds_each = jwks(SIGNERS["EdDSA"][1]).ljust(500), 0.02
+    began = time.monotonic()
+    assert refused(sign_in)
+    assert time.monotonic() - began < 5
+
+
+def test_those_who_come_during_the_first_fetch_wait_for_it(sign_in):
+    """Else a restart would turn away everybody but one; and one fetch does for all."""
+    sign_in.keys = jwks(SIGNERS["EdDSA"][1])
+    sign_in.may_answer.clear()
+    jwts = Jwts(UrlKeys(sign_in.url), audience=AUDIENCE)
+    with ThreadPoolExecutor(5) as threads:
+        reading = [threads.submit(jwts.read, signed()) for _ in range(5)]
+        until(lambda: sign_in.asked)
+        assert not wait(reading, timeout=0.2).done
+        sign_in.may_answer.set()
+        assert {future.result().subject for future in reading} == {"ada"}
+    assert sign_in.asked == 1
+
+
+def test_nobody_waits_for_a_later_fetch(sign_in):
+    """What is at hand is good enough; and without anything, a sign-in that is away is away."""
+    now = 0.0
+    sign_in.keys = jwks(public_jwk(ED, "EdDSA", kid="one"))
+    jwts = Jwts(UrlKeys(sign_in.url, clock=lambda: now), audience=AUDIENCE)
+    jwts.read(signed(kid="one"))
+    now += KEYS_SECONDS_MAX
+    sign_in.may_answer.clear()
+    with ThreadPoolExecutor(1) as threads:
+        fetching = threads.submit(jwts.read, signed(kid="one"))
+        until(lambda: sign_in.asked == 2)
+        assert jwts.read(signed(kid="one")).subject == "ada"
+        with pytest.raises(SignInUnavailable):
+            jwts.read(signed(kid="two"))
+        assert not fetching.done()
+        sign_in.may_answer.set()
 
 
 def test_keys_of_a_file_change_with_it(file):

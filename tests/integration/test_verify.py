@@ -19,6 +19,7 @@ from werkzeug.serving import make_server
 from foldlog.api import proofs as proofs_module
 from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.rates import Held
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
@@ -391,6 +392,6 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     assert list(audited.stores.entries("s", through=440)) == whole
     assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
     header = proofs_module.ExportHeader(1, "s", "log", 440)
-    pieces = list(proofs_module._lines(audited.stores.log, header, 0))
+    pieces = list(proofs_module._lines(audited.stores.log, header, 0, Held()))
     assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
     assert max(map(len, pieces)) < 2_000 + largest + 200

@@ -84,7 +84,7 @@ class World:
         if self._app is None:
             return DirectServer(self.store, SPACE, self.limits)
         transport = httpx.WSGITransport(app=self._app)
-        return HttpServer("http://foldlog", SPACE, transport=transport)
+        return HttpServer("http://localhost", SPACE, transport=transport)
 
     def wire(self, device: Device) -> Server:
         return Wire(self, device, self.service())

@@ -337,10 +337,10 @@ def test_what_is_no_readable_json_is_named_too(text, pointer, more):
     "text",
     [
         fields_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),
-        fields_text('{"a":' * 100_000 + "1" + "}" * 100_000),
+        fields_text('{"a":' * 40_000 + "1" + "}" * 40_000),
         fields_text('{"a":"][}{,","b":' + "[" * 1_000 + "]" * 1_000 + "}"),
         fields_text('{"a":' + "[" * 100_000),
-        fields_text('{"a":' + "[" * 100_000 + '"' + '\\"' * 100_000 + "\\"),
+        fields_text('{"a":' + "[" * 80_000 + '"' + '\\"' * 80_000 + "\\"),
     ],
     ids=["lists", "objects", "brackets in a text", "never closed", "a text that is never closed"],
 )
@@ -385,7 +385,7 @@ def test_bytes_that_are_not_utf8_are_named():
         b"[" + msgspec.json.encode(changeset()) + b",",
         b"[" + msgspec.json.encode(changeset()) + b",]",
         b"[" + msgspec.json.encode(changeset()) + b',{"id',
-        b'{"a":' * 100_000,
+        b'{"a":' * 40_000,
     ],
     ids=range(16),
 )
@@ -493,6 +493,36 @@ def test_too_many_changesets_are_the_fault_of_none():
     with pytest.raises(LimitExceeded) as refused:
         decode(*[changeset()] * 4, limits=SMALL)
     assert refused.value.extra == {"limit": "changesets_per_push_max", "value": 3}
+
+
+def test_too_many_operations_in_all_are_the_fault_of_none():
+    """
+    The client halves its batch; one changeset that may be is never too much alone.
+    """
+    assert LIMITS.operations_per_push_max >= LIMITS.operations_per_changeset_max
+    small = Limits(operations_per_push_max=3)
+    decode(changeset(OP, OP, OP), limits=small)
+    decode(changeset(OP, OP), changeset(OP), limits=small)
+    with pytest.raises(LimitExceeded) as refused:
+        decode(changeset(OP, OP), changeset(OP, OP), limits=small)
+    assert refused.value.extra == {"limit": "operations_per_push_max", "value": 3}
+
+
+@pytest.mark.parametrize("odd", [b'"\xff"', b"[" * 1_000, b'"\\ud800"', b"NaN"], ids=str)
+def test_what_cannot_be_read_is_looked_for_in_what_is_small(odd):
+    """
+    The search is slow. Of a larger push the client sends the half, until it is small or one alone.
+    """
+    text = op_text('{"op":"put","collection":"c","id":"x","fields":{"a":"","b":@}}').encode()
+    bad = text.replace(b"@", odd)
+    raw = b"[%b]" % bad.replace(b'""', b'"%b"' % (b"x" * (LIMITS.unreadable_bytes_max - len(bad))))
+    with pytest.raises(LimitExceeded) as refused:
+        decode_changesets(raw, A, LIMITS)
+    limit = {"limit": "unreadable_bytes_max", "value": LIMITS.unreadable_bytes_max}
+    assert refused.value.extra == limit
+    with pytest.raises(InvalidRequest) as refused:
+        decode_changesets(raw.replace(b"xx", b"", 1), A, LIMITS)
+    assert refused.value.extra["index"] == 0
 
 
 @pytest.mark.parametrize("value", [[[[[]]]], {"a": {"b": {"c": {}}}}, [{"a": [[1]]}]], ids=str)

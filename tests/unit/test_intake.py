@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foldlog.domain.changesets import Push
+from foldlog.domain.changesets import Changeset, Push
 from foldlog.domain.errors import (
     CounterGap,
     DeviceForked,
@@ -687,3 +687,24 @@ def test_what_must_be_loaded():
     assert ids(push_of(plain, guarded)) == ["beside", "guarded"]
     assert ids(push_of(plain, whole)) == ["whole"]
     assert ids(push_of(plain, whole, wants_records=True)) == ["plain", "whole"]
+
+
+def test_what_must_be_loaded_is_asked_once_of_a_changeset():
+    """
+    Each answer looks at all of its operations: asked for each of them, it would be their square.
+    """
+    asked = []
+
+    class Asked(Changeset):
+        @property
+        def is_guarded(self) -> bool:
+            asked.append(self.id)
+            return super().is_guarded
+
+    guard = {**put("x"), "if_seq": 0}
+    push = push_of(changeset(*[put(str(n)) for n in range(20)], guard))
+    [made] = push.changesets
+    push.changesets = [Asked(made.id, made.base, made.made_at, made.ops)]
+
+    assert len(keys_to_load([push])) == 21
+    assert asked == [made.id]

@@ -32,6 +32,7 @@ from ...domain.ports import (
     History,
     HistoryPage,
     HistoryQuery,
+    Projected,
     SpaceId,
     decode_cursor,
     encode_cursor,
@@ -76,6 +77,9 @@ class MemoryHistory(History):
     @abstractmethod
     def _space(self, space: SpaceId, at_least: int = 0) -> Log:
         """Raises `UnknownSpace`, `LogBehind`."""
+
+    def position(self, space: SpaceId) -> Projected:
+        return Projected(self._space(space).head, is_stopped=False)
 
     def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
         here = self._space(space, query.at_least)

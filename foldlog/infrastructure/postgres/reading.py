@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,7 +9,7 @@ import msgspec
 from ...domain.errors import HistoryUnavailable, LogBehind, ProjectionBehind, UnknownSpace
 from ...domain.limits import LIMITS, Limits
 from ...domain.merge import FOLD_VERSION, RecordView
-from ...domain.ports import SpaceId
+from ...domain.ports import Projected, SpaceId
 from ...domain.times import format_time, to_ms
 from .datastore import Datastore
 from .errors import translated
@@ -51,8 +49,14 @@ _BOUNDED = """
 AFTER_ALL_NAMES = "~"  # collections are named by letters, digits and - _ .
 VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq"
 
-#: How long a read that waits for its projection sleeps between looks: first, and at most.
-WAIT_MS_FIRST, WAIT_MS_MAX = 5, 100
+SELECT_POSITION = """
+SELECT position, stopped_at IS NOT NULL
+  FROM projections
+ WHERE space = %(space)s
+   AND projection = 'master'
+   AND is_live
+ ORDER BY position
+"""
 
 
 def page_of(page: str, order: str) -> str:
@@ -80,18 +84,18 @@ class Found(msgspec.Struct):
 
 
 class LiveReader:
-    """Asks the live generation. `sleep` is between looks; tests hand in something quicker."""
+    """Asks the live generation."""
 
-    def __init__(
-        self,
-        datastore: Datastore,
-        *,
-        limits: Limits = LIMITS,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
+    def __init__(self, datastore: Datastore, *, limits: Limits = LIMITS):
         self._datastore = datastore
         self._limits = limits
-        self._sleep = sleep
+
+    def position(self, space: SpaceId) -> Projected:
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            found = cursor.execute(SELECT_POSITION, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        return Projected(*found)
 
     def _page(
         self,
@@ -118,31 +122,26 @@ class LiveReader:
         *,
         needs_history: bool = False,
     ) -> Found:
-        """Asks, and asks again until the projection has reached `at_least`."""
-        deadline = time.monotonic() + self._limits.at_least_wait_seconds_max
-        wait_ms = WAIT_MS_FIRST
-        while True:
-            with translated(self._datastore), self._datastore.rows() as cursor:
-                rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
-            if not rows:
-                raise UnknownSpace(f"there is no space {space!r}")
-            log, head, position, has_history = rows[0][:4]
-            if needs_history and not has_history:
-                raise HistoryUnavailable()
-            if at_least > head:
-                raise LogBehind(f"seq {at_least} is beyond the log's head {head}", head=head)
-            if position >= at_least:
-                there = [row for row in rows if row[4] is not None]
-                candidates = there[0][4] if there else 0
-                return Found(log, head, position, candidates, [row[5:] for row in there])
-            if time.monotonic() > deadline:
-                raise ProjectionBehind(
-                    f"the master table is at {position}, not yet at {at_least}",
-                    projected=position,
-                    head=head,
-                )
-            self._sleep(wait_ms / 1000)
-            wait_ms = min(2 * wait_ms, WAIT_MS_MAX)
+        """Raises `ProjectionBehind` if the projection has not come to `at_least`."""
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
+        if not rows:
+            raise UnknownSpace(f"there is no space {space!r}")
+        log, head, position, has_history = rows[0][:4]
+        if needs_history and not has_history:
+            raise HistoryUnavailable()
+        if at_least > head:
+            raise LogBehind(f"seq {at_least} is beyond the log's head {head}", head=head)
+        if position < at_least:
+            raise ProjectionBehind(
+                f"the master table is at {position}, not yet at {at_least}",
+                awaited=at_least,
+                projected=position,
+                head=head,
+            )
+        there = [row for row in rows if row[4] is not None]
+        candidates = there[0][4] if there else 0
+        return Found(log, head, position, candidates, [row[5:] for row in there])
 
 
 def view_of_row(row: Any) -> RecordView:

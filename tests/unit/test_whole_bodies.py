@@ -1,0 +1,58 @@
+"""Bodies that are read for a thread: bounded all together, and let go of however they end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from foldlog.api import whole_bodies
+from foldlog.api.whole_bodies import WholeBodies
+from foldlog.domain.errors import InvalidRequest, StorageUnavailable
+
+CHUNKED = {"headers": [(b"transfer-encoding", b"chunked")]}
+
+
+def received(*pieces: bytes):
+    """What a server hands out: pieces of a body, none of them the last; then the client goes."""
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.disconnect"})
+
+    async def receive():
+        return messages.pop(0)
+
+    return receive
+
+
+def read(bodies: WholeBodies, receive) -> None:
+    async def read():
+        with bodies.body_of(CHUNKED, receive) as body:
+            await body.read()
+
+    asyncio.run(read())
+
+
+def test_all_together_are_bounded(monkeypatch):
+    """Whoever is one too many is told to come again, and what he sent is forgotten."""
+    monkeypatch.setattr(whole_bodies, "UNDER_WAY_BYTES_MAX", 100)
+    bodies = WholeBodies(1_000)
+    with pytest.raises(StorageUnavailable):
+        read(bodies, received(b"x" * 60, b"x" * 60))
+    assert bodies.under_way == 0
+
+
+def test_a_body_that_breaks_off_is_none():
+    """It must not be taken for a shorter one."""
+    bodies = WholeBodies(1_000)
+    with pytest.raises(InvalidRequest):
+        read(bodies, received(b"x" * 60))
+    assert bodies.under_way == 0
+
+
+def test_nobody_keeps_his_share_for_long(monkeypatch):
+    """Else a few who send slowly would keep everybody else from sending anything."""
+    monkeypatch.setattr(whole_bodies, "SECONDS_MAX", 0.05)
+    bodies = WholeBodies(1_000)
+    with pytest.raises(InvalidRequest):
+        read(bodies, lambda: asyncio.sleep(10))
+    assert bodies.under_way == 0
