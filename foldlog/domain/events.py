@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from . import proofs
 from .changesets import Key, LocalIds, Operation, local_ids
+from .limits import INTEGER_MAX
 from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
 
@@ -63,15 +64,21 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def erased_key(self) -> Key | None:
-        """The record that this event erases, if it does."""
+        """The record that this event erases, if it does.
+
+        Raises `ValueError` for an event that nobody of us wrote; as `skipped_seq` does.
+        """
         if self.kind != RECORD_ERASED:
             return None
-        return self.body["collection"], self.body["id"]
+        told = _told(self.body, _Erased)
+        if not (is_collection(told.collection) and is_record_id(told.id)):
+            raise ValueError("no record can have this name")
+        return told.collection, told.id
 
     @property
     def skipped_seq(self) -> int | None:
         """The event that this one says is to be passed over by every fold, if it does."""
-        return int(self.body["seq"]) if self.kind == EVENT_SKIPPED else None
+        return _told(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
@@ -87,6 +94,27 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     def made_at_ms(self) -> int:
         assert self.made_at is not UNSET
         return parse_time(self.made_at)
+
+
+class _Erased(msgspec.Struct):
+    """Of a `record-erased`, what folds go by; `_Skipped` of an `event-skipped`."""
+
+    collection: str
+    id: str
+
+
+class _Skipped(msgspec.Struct):
+    seq: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)]
+
+
+T = TypeVar("T")
+
+
+def _told(body: Any, form: type[T]) -> T:
+    try:
+        return msgspec.convert(body, form)
+    except msgspec.ValidationError as exc:
+        raise ValueError(f"body: {exc}") from exc
 
 
 class _Header(msgspec.Struct, omit_defaults=True, gc=False):

@@ -18,10 +18,12 @@ import msgspec
 
 from ..domain.access import devices_of
 from ..domain.audit import Erasures, Evidence
+from ..domain.erasure import erasures_of
 from ..domain.errors import InvalidRequest, NoCheckpoint, OperatorError
 from ..domain.events import LogEntry, restored_entry
 from ..domain.names import is_space
 from ..domain.ports import RangeQuery
+from ..domain.skipping import skips_of
 from ..infrastructure.postgres.transfer import Importer, InvalidExport
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import Services, database, services
@@ -163,7 +165,8 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
         for number, (state, salt, _) in enumerate(evidence, 2):
             try:
                 entry = restored_entry(state, salt)
-                devices_of([entry])  # what is noted of it, before anything of it is stored
+                # What is noted of it, before anything of it is stored.
+                devices_of([entry]), erasures_of([entry]), skips_of([entry])
             except (ValueError, msgspec.MsgspecError) as exc:
                 raise InvalidExport(f"line {number}: {exc}") from exc
             seq = entry.seq

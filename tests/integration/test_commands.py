@@ -126,6 +126,29 @@ def test_an_export_that_tells_of_no_device_is_told(stores, run, tmp_path, body):
     assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("record-erased", "{}"),
+        ("record-erased", "7"),
+        ("record-erased", '{"collection":"tasks","id":"\\u0000"}'),
+        ("record-erased", '{"collection":["tasks"],"id":"x"}'),
+        ("event-skipped", "{}"),
+        ("event-skipped", '{"seq":"1"}'),
+        ("event-skipped", '{"seq":0}'),
+        ("event-skipped", '{"seq":1000000000000000000000}'),
+    ],
+)
+def test_an_export_that_erases_or_skips_nothing_is_told(stores, run, tmp_path, kind, body):
+    stores.push("s", push_of(changeset(put("x"))))
+    stores.register("s", A, by="ada")
+    text = run("export", "s").stdout.replace("device-registered", kind)
+    file = tmp_path / "forged.jsonl"
+    file.write_text(text.replace(f'{{"device":"{A}","by":"ada"}}', body))
+    result = run("import", str(file), "--space", "t", code=3)
+    assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
+
+
 def _without(lines, number):
     return [line for n, line in enumerate(lines) if n != number]
 
