@@ -372,11 +372,11 @@ OTHERS = [
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
+def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[bool]:
     """A file system of its own for the database; `False` where mounting is not allowed."""
     folder = folder / "db"
     folder.mkdir()
-    options = f"size={DISK_BYTES},mode=0711"
+    options = f"size={size},mode=0711"
     mounting = ["mount", "-t", "tmpfs", "-o", options, "foldlog-faults", str(folder)]
     try:
         is_own = os.geteuid() == 0 and subprocess.run(mounting, check=False).returncode == 0

@@ -26,6 +26,8 @@ LOAD_SHARE = 0.7
 SLACK = {"memory_mb": 1.2, "connections": 1.2, "lag_events": 2.0, "cpu_percent": 1.2}
 #: Of a projection that keeps up, between two of its turns: to be less than this is no matter.
 LAG_EVENTS_MAX = 2_000
+#: of the file system of the long run, which its load alone must not fill
+LARGE_ENOUGH_BYTES = 3 * 2**30
 #: a file for the table of faults and outcomes
 TABLE = os.environ.get("FOLDLOG_FAULTS_TABLE")
 
@@ -66,7 +68,8 @@ def test_what_was_acknowledged_survives_a_full_disk(data_folder):
 @pytest.mark.soak
 def test_what_was_acknowledged_survives_hundreds_of_faults(data_folder):
     rng = random.Random(SEED)
-    with small_disk(data_folder) as can_be_filled, Run(data_folder, SEED) as run:
+    disk = small_disk(data_folder, LARGE_ENOUGH_BYTES)
+    with disk as can_be_filled, Run(data_folder, SEED) as run:
         every = [*AT_STATEMENTS, *OTHERS, *([FULL_DISK] if can_be_filled else [])]
         # Each kind comes, and they come in any order.
         planned = [*every * (FAULTS // len(every)), *rng.sample(every, FAULTS % len(every))]
