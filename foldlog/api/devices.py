@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint
@@ -14,6 +15,7 @@ from . import examples
 from .access import Access
 from .json_body import JsonBody
 from .operations import operation
+from .queries import devices_query
 from .replies import Reply, json_reply
 from .schemas import DeviceSchema, DevicesSchema, RegisterBody, RevokeBody
 from .tokens import CHANGING, told_times
@@ -25,13 +27,18 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     @bp.get("/v1/spaces/<space>/devices")
     @operation(
         Right.AUDIT,
+        query=devices_query(limits),
         answer=DevicesSchema,
         example=examples.DEVICES,
         problems=(UnknownSpace, StorageUnavailable),
     )
-    def devices(space: str) -> Reply:
-        """List the devices that have pushed, or were registered or revoked."""
-        return json_reply({"devices": list(map(_told, registry.devices(space)))})
+    def devices(space: str, query: Mapping[str, Any]) -> Reply:
+        """List the devices that have pushed, or were registered or revoked, by id.
+
+        Go on with `cursor` until it is null.
+        """
+        page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
+        return json_reply({"devices": list(map(_told, page.items)), "cursor": page.cursor})
 
     @bp.post("/v1/spaces/<space>/devices")
     @operation(

@@ -178,7 +178,10 @@ DIFF_PAGE = {
     "differences": [DIFFERENCE],
     "cursor": None,
 }
-LOCAL_IDS = {"ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}}}
+LOCAL_IDS: dict[str, Any] = {
+    "ids": {"tasks": {"local-17": "3f0a6c1e-52a7-5f0e-9a4b-1c2d3e4f5a6b"}},
+    "cursor": None,
+}
 
 ERASE = {
     "records": [{"collection": "tasks", "id": "8f0c1d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f"}],
@@ -208,7 +211,7 @@ GRANTED = {
     "spaces": [SPACE],
     **TOKEN,
 }
-TOKENS = {"tokens": [TOKEN]}
+TOKENS = {"tokens": [TOKEN], "cursor": None}
 REVOKE = {"reason": "lost on a train", "by": "support"}
 REVOKED_TOKEN = {
     **TOKEN,
@@ -224,7 +227,7 @@ REGISTERED_DEVICE = {
     "registered_at": "2026-11-23T08:55:00.000Z",
     "last_seen": "2026-11-23T09:00:02.481Z",
 }
-DEVICES = {"devices": [REGISTERED_DEVICE]}
+DEVICES = {"devices": [REGISTERED_DEVICE], "cursor": None}
 REVOKED_DEVICE = {**REGISTERED_DEVICE, "revoked_at": "2026-12-01T10:00:00.000Z"}
 
 ROOT = "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I="

@@ -267,6 +267,30 @@ def conflicts_query(limits: Limits) -> Parameters:
     return ConflictsQuery()
 
 
+def local_ids_query(limits: Limits) -> Parameters:
+    class LocalIdsQuery(MasterQuery):
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many ids at most.")
+
+    return LocalIdsQuery()
+
+
+def devices_query(limits: Limits) -> Parameters:
+    class DevicesQuery(Parameters):
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many devices at most.")
+
+    return DevicesQuery()
+
+
+def tokens_query(limits: Limits) -> Parameters:
+    class TokensQuery(Parameters):
+        cursor = _cursor()
+        limit = _page_limit(limits, "How many tokens at most.")
+
+    return TokensQuery()
+
+
 class CollectionQuery(Parameters):
     version = QueryWhole(1, metadata={"description": "This version, instead of the last one."})
 

@@ -33,7 +33,7 @@ from ..domain.ports import (
 )
 from . import examples
 from .operations import operation
-from .queries import MasterQuery, RecordQuery, conflicts_query, records_query
+from .queries import RecordQuery, conflicts_query, local_ids_query, records_query
 from .replies import Reply, joined, json_reply
 from .requests import Request
 from .schemas import ConflictsPageSchema, LocalIdsSchema, RecordAnswerSchema, RecordsPageSchema
@@ -146,7 +146,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     @bp.get("/v1/spaces/<space>/devices/<device>/ids")
     @operation(
         Right.READ,
-        query=MasterQuery(),
+        query=local_ids_query(limits),
         answer=LocalIdsSchema,
         example=examples.LOCAL_IDS,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
@@ -154,12 +154,20 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def device_ids(
         request: Request, space: str, device: str, query: Mapping[str, Any]
     ) -> Reply:
-        """List the ids made from a device's own keys.
+        """List the ids made from a device's own keys, by collection and key.
 
-        A `local_id` always leads to the same id, so this can be asked again at any time.
+        A `local_id` always leads to the same id, so this can be asked again at any time. Go on with
+        `cursor` until it is null: a collection may go on in the next page.
         """
-        local_ids = partial(master.local_ids, space, device, at_least=query["at_least"])
-        return json_reply({"ids": await projected(request, space, local_ids)})
+        local_ids = partial(
+            master.local_ids,
+            space,
+            device,
+            limit=query["limit"],
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        )
+        return json_reply(await projected(request, space, local_ids))
 
     return bp
 

@@ -228,10 +228,14 @@ class _Projected(_OfLog):
     projected = Whole(required=True, metadata=about("The seq that this answer is true at."))
 
 
-class _Page(_Projected):
-    cursor = fields.String(
+def _next_cursor() -> fields.String:
+    return fields.String(
         required=True, allow_none=True, metadata=about("Of the next page; null at the end.")
     )
+
+
+class _Page(_Projected):
+    cursor = _next_cursor()
 
 
 class ReceiptSchema(_OfLog):
@@ -381,9 +385,10 @@ class ConflictsPageSchema(_Page):
 
 
 class LocalIdsSchema(Answer):
-    """Every id that was made from one of the device's own keys."""
+    """A page of the ids that were made from the device's own keys, by collection and key."""
 
     ids = _local_ids(required=True)
+    cursor = _next_cursor()
 
 
 class CollectionVersionSchema(Answer):
@@ -506,9 +511,10 @@ class GrantedSchema(TokenSchema):
 
 
 class TokensSchema(Answer):
-    """In the order in which they were granted."""
+    """A page of them, in the order in which they were granted."""
 
     tokens = fields.List(fields.Nested(TokenSchema), required=True)
+    cursor = _next_cursor()
 
 
 class DeviceSchema(_Dated):
@@ -521,9 +527,10 @@ class DeviceSchema(_Dated):
 
 
 class DevicesSchema(Answer):
-    """By id."""
+    """A page of them, by id."""
 
     devices = fields.List(fields.Nested(DeviceSchema), required=True)
+    cursor = _next_cursor()
 
 
 def _hash(text: str) -> fields.String:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from .access import Access
 from .json_body import JsonBody
 from .operations import operation
 from .problems import UnsupportedMediaType
+from .queries import tokens_query
 from .replies import Reply, json_reply
 from .schemas import GrantedSchema, RevokeBody, TokenSchema, TokensSchema, grant_body
 
@@ -74,16 +76,19 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     @bp.get("/v1/admin/spaces/<space>/tokens")
     @operation(
         Right.AUDIT,
+        query=tokens_query(limits),
         answer=TokensSchema,
         example=examples.TOKENS,
         problems=(StorageUnavailable,),
     )
-    def tokens(space: str) -> Reply:
+    def tokens(space: str, query: Mapping[str, Any]) -> Reply:
         """List the tokens that were granted for this space, revoked ones too.
 
-        Not those of every space, which are an operator's.
+        In the order in which they were granted; not those of every space, which are an operator's.
+        Go on with `cursor` until it is null.
         """
-        return json_reply({"tokens": list(map(told_token, registry.tokens(space)))})
+        page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
+        return json_reply({"tokens": list(map(told_token, page.items)), "cursor": page.cursor})
 
     @bp.post("/v1/admin/spaces/<space>/tokens/<token>/revoke")
     @operation(

@@ -10,7 +10,9 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -31,13 +33,14 @@ from .events import LogEntry
 from .history import Order, Point
 from .intake import Answer
 from .ledger import ALL_CONFLICTS, ConflictsFilter
-from .limits import INTEGER_MAX
+from .limits import INTEGER_MAX, LIMITS
 from .merge import Key
 from .skipping import Skipped
 from .snapshot import SnapshotHeader
 
 SpaceId = str
 Progress = Callable[[int, int], None]  #: told how far it has come, and of how much
+T = TypeVar("T")
 #: why a token is revoked that was granted for some of its spaces only
 GRANT_FAILED = "the grant failed in another space"
 
@@ -58,9 +61,15 @@ def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
     except (ValueError, msgspec.MsgspecError) as exc:
         raise InvalidRequest(_STRANGE_CURSOR) from exc
     # A made-up cursor must not reach a database with what its types cannot hold.
-    if any("\0" in p if isinstance(p, str) else not 0 <= p <= INTEGER_MAX for p in parts):
+    if not all(map(_can_be_stored, parts)):
         raise InvalidRequest(_STRANGE_CURSOR)
     return parts
+
+
+def _can_be_stored(part: str | int | UUID) -> bool:
+    if isinstance(part, str):
+        return "\0" not in part
+    return isinstance(part, UUID) or 0 <= part <= INTEGER_MAX
 
 
 class Receipt(msgspec.Struct):
@@ -128,6 +137,11 @@ class ConflictsPage(msgspec.Struct):
     head: int
     projected: int
     conflicts: list[bytes]
+    cursor: str | None
+
+
+class LocalIdsPage(msgspec.Struct):
+    ids: LocalIds
     cursor: str | None
 
 
@@ -249,6 +263,11 @@ class DiffPage(msgspec.Struct):
     cursor: str | None
 
 
+class Page(msgspec.Struct, Generic[T]):
+    items: list[T]
+    cursor: str | None
+
+
 class Gauge(NamedTuple):
     """A number that an operator watches. Its name says its unit, and is for ever."""
 
@@ -321,8 +340,15 @@ class Registry(ABC):
         """Where a token of this id was ever granted, by name. For an operator, never a request."""
 
     @abstractmethod
+    def tokens_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Token]:
+        """Those of this space, in the order in which they were granted.
+
+        Raises `InvalidRequest` for a strange cursor.
+        """
+
     def tokens(self, space: SpaceId) -> list[Token]:
-        """Those of this space, in the order in which they were granted."""
+        """All of them. For an operator, never a request."""
+        return _all(partial(self.tokens_page, space))
 
     @abstractmethod
     def register(
@@ -342,8 +368,24 @@ class Registry(ABC):
         """
 
     @abstractmethod
+    def devices_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Device]:
+        """Those that were registered or revoked, or have pushed, by id.
+
+        Raises `UnknownSpace`, `InvalidRequest` for a strange cursor.
+        """
+
     def devices(self, space: SpaceId) -> list[Device]:
-        """All that were registered or revoked, or have pushed, by id. Raises `UnknownSpace`."""
+        """All of them. For an operator, never a request. Raises `UnknownSpace`."""
+        return _all(partial(self.devices_page, space))
+
+
+def _all(page_of: Callable[..., Page[T]]) -> list[T]:
+    page = page_of(limit=LIMITS.page_records_max, cursor=None)
+    found = page.items
+    while page.cursor is not None:
+        page = page_of(limit=LIMITS.page_records_max, cursor=page.cursor)
+        found += page.items
+    return found
 
 
 class EventStore(ABC):
@@ -527,8 +569,10 @@ class MasterTable(History):
         """A page of the ledger (domain/ledger), in the order in which conflicts were decided."""
 
     @abstractmethod
-    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
-        """Every id that was made from one of this device's own keys."""
+    def local_ids(
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> LocalIdsPage:
+        """A page of the ids that were made from this device's own keys, by collection and key."""
 
 
 class TreeHead(NamedTuple):

@@ -266,6 +266,26 @@ def test_an_admin_grants_and_revokes_by_http(closed):
     assert_problem(answer, 404, "unknown-token")
 
 
+@pytest.mark.parametrize("what", ["tokens", "devices"])
+def test_the_lists_of_tokens_and_devices_page(closed, what):
+    """There may be many; the pages together are the list."""
+    space = closed.client.space
+    path = {"tokens": f"/v1/admin/spaces/{space}/tokens", "devices": f"/v1/spaces/{space}/devices"}
+    for device in (A, B, new_id()):
+        closed.admin("tokens", {"role": "device", "device": device})
+
+    def page(query):
+        return closed.ask("GET", f"{path[what]}?{query}", ADMIN_TOKEN)
+
+    first = page("limit=2").json
+    rest = page(f"limit=2&cursor={first['cursor']}").json
+    assert (len(first[what]), len(rest[what]), rest["cursor"]) == (2, 1, None)
+    assert {what: first[what] + rest[what], "cursor": None} == page("").json
+    for query in ("cursor=x", "cursor=W10", "cursor=WyJ4Il0", "cursor=WzEsIngiXQ"):
+        assert_problem(page(query), 400, "invalid-request")
+    assert page("limit=1001").json["code"] == "invalid-request"
+
+
 def test_who_did_it_is_in_the_log(closed):
     admin = closed.grant("admin")
     closed.admin("tokens", {"role": "reader", "by": "ada"}, admin)

@@ -180,12 +180,27 @@ def test_the_ids_of_a_device(client):
     client.filled(op)
 
     assert client.get(f"devices/{A}/ids").json == {
-        "ids": {"tasks": {"17": id_of_local(A, "tasks", "17")}}
+        "ids": {"tasks": {"17": id_of_local(A, "tasks", "17")}},
+        "cursor": None,
     }
-    assert client.get(f"devices/{B}/ids").json == {"ids": {}}
+    assert client.get(f"devices/{B}/ids").json == {"ids": {}, "cursor": None}
 
 
-@pytest.mark.parametrize("path", ["records", "conflicts"])
+def test_the_ids_of_a_device_page(client):
+    """
+    A device makes as many as it likes, and each answer stays small.
+    """
+    client.filled(*({"op": "put", "collection": "tasks", "local_id": key} for key in "abc"))
+
+    first = client.get(f"devices/{A}/ids?limit=2").json
+    rest = client.get(f"devices/{A}/ids?limit=2&cursor={first['cursor']}").json
+
+    assert [list(page["ids"]["tasks"]) for page in (first, rest)] == [["a", "b"], ["c"]]
+    assert rest["cursor"] is None
+    assert client.get(f"devices/{A}/ids?limit=1001").json["code"] == "invalid-request"
+
+
+@pytest.mark.parametrize("path", ["records", "conflicts", "devices", f"devices/{A}/ids"])
 @pytest.mark.parametrize("cursor", ["x", "!!", "W10", "%F0%9F%90%98", "WzFd" * 1_000])
 def test_a_strange_cursor_is_refused(client, path, cursor):
     """

@@ -280,6 +280,12 @@ def local(local_id: str, collection: str = "tasks", **members: Any) -> Json:
     return {"op": "put", "collection": collection, "local_id": local_id, **members}
 
 
+def local_ids(store, space, device: str) -> Json:
+    page = store.local_ids(space, device, limit=100, cursor=None)
+    assert page.cursor is None
+    return page.ids
+
+
 def test_local_ids_are_listed_for_each_device(store, space):
     """
     All that were ever answered, of refused changesets too; of this device only.
@@ -296,12 +302,32 @@ def test_local_ids_are_listed_for_each_device(store, space):
     first, again, refused = answers[0][0], answers[0][1], answers[2][0]
     assert refused.verdict == "refused"
     assert again.ids == {"tasks": {"7": first.ids["tasks"]["7"]}}
-    assert store.local_ids(space, A) == {
+    assert local_ids(store, space, A) == {
         "tasks": {**first.ids["tasks"], **refused.ids["tasks"]},
         "notes": first.ids["notes"],
     }
-    assert store.local_ids(space, B) == answers[1][0].ids
-    assert store.local_ids(space, C) == {}
+    assert local_ids(store, space, B) == answers[1][0].ids
+    assert local_ids(store, space, C) == {}
+
+
+def test_paging_the_local_ids_visits_each_once(store, space):
+    """
+    By collection and key, whatever the size of a page; one may end within a collection.
+    """
+    keys = [(collection, key) for collection in ("Notes", "a", "tasks") for key in IDS]
+    ops = [local(key, collection) for collection, key in reversed(keys)]
+    head = store.push(space, push_of(changeset(*ops))).head
+    store.page(space, RecordsQuery(1, at_least=head))
+    whole = local_ids(store, space, A)
+    for limit in range(1, len(keys) + 2):
+        seen, cursor = [], None
+        for start in range(0, len(keys), limit):
+            page = store.local_ids(space, A, limit=limit, cursor=cursor)
+            found = [(of, key, id) for of, ids in page.ids.items() for key, id in ids.items()]
+            assert len(found) == min(limit, len(keys) - start)
+            seen, cursor = seen + found, page.cursor
+        assert cursor is None
+        assert seen == [(of, key, whole[of][key]) for of, key in keys]
 
 
 # -- What cannot be answered -------------------------------------------------------------------
@@ -316,7 +342,7 @@ def test_an_unknown_space(store, space):
         lambda: store.page(space, RecordsQuery(1, changed_after=0)),
         lambda: store.record(space, ("tasks", "r")),
         lambda: store.conflicts(space, limit=1, cursor=None),
-        lambda: store.local_ids(space, A),
+        lambda: store.local_ids(space, A, limit=1, cursor=None),
     ):
         with pytest.raises(UnknownSpace):
             ask()
@@ -356,6 +382,8 @@ def test_a_cursor_that_no_page_gave(store, lived_in):
             store.page(lived_in, RecordsQuery(1, changed_after=0, cursor=cursor))
         with pytest.raises(InvalidRequest):
             store.conflicts(lived_in, limit=1, cursor=cursor)
+        with pytest.raises(InvalidRequest):
+            store.local_ids(lived_in, A, limit=1, cursor=cursor)
 
 
 def test_a_cursor_of_another_question(store, lived_in):

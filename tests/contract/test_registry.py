@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from foldlog.domain import ports
 from foldlog.domain.access import EVERY_SPACE, Grant, Role
 from foldlog.domain.errors import (
     DeviceRevoked,
@@ -13,10 +14,13 @@ from foldlog.domain.errors import (
     UnknownToken,
 )
 from foldlog.domain.events import decode_event
-from foldlog.domain.ports import GRANT_FAILED
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import GRANT_FAILED, encode_cursor
 from tests.helpers import A, B, a_token, changeset, new_id, push_of, put
 
 LATER_MS = 4_000_000_000_000
+#: the first one there can be, and the last one
+NIL, MAX = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 @pytest.fixture
@@ -242,3 +246,68 @@ def test_what_makes_no_sense_is_refused_and_makes_no_space(store, space, act):
         act(store, space)
     with pytest.raises(UnknownSpace):
         store.devices(space)
+
+
+def pages(page_of, space, limit, count):
+    """All pages of so many items, each as full as it can be."""
+    seen, cursor = [], None
+    for start in range(0, count, limit):
+        page = page_of(space, limit=limit, cursor=cursor)
+        assert len(page.items) == min(limit, count - start)
+        seen, cursor = seen + page.items, page.cursor
+    assert cursor is None
+    return seen
+
+
+def test_paging_the_tokens_visits_each_once(grant, store, space):
+    """In the order in which they were granted, also of those of one millisecond."""
+    granted = [grant("reader")[0] for _ in range(7)]
+    grant("reader", of=f"{space}-2")
+    granted.sort(key=lambda token: (token.granted_at, token.id))
+    for limit in range(1, 9):
+        assert pages(store.tokens_page, space, limit, 7) == granted == store.tokens(space)
+
+
+def test_paging_the_devices_visits_each_once(store, space):
+    """By id, the first one that there can be too; those that pushed, and those that did not."""
+    ids = sorted([NIL, A, B, *(new_id() for _ in range(3)), MAX])
+    for device in ids[::-2]:
+        store.register(space, device)
+    for device in ids[1::2]:
+        store.push(space, push_of(changeset(put("x"), counter=1), device=device))
+    for limit in range(1, 9):
+        listed = pages(store.devices_page, space, limit, 7)
+        assert [device.device for device in listed] == ids
+        assert listed == store.devices(space)
+
+
+def test_all_are_more_than_a_page(grant, store, space, monkeypatch):
+    """Commands list all of them."""
+    monkeypatch.setattr(ports, "LIMITS", Limits(page_records_max=2))
+    granted = {grant("device", device=new_id())[0].id for _ in range(5)}
+    assert {token.id for token in store.tokens(space)} == granted
+    assert len(store.tokens(space)) == len(store.devices(space)) == 5
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        ("x",),
+        (A, A),
+        (1, "x"),
+        (-1, A),
+        (2**63, A),
+        (A, 1),
+        (1, A, 1),
+        (1,),
+    ],
+)
+def test_a_cursor_that_no_page_of_a_list_gave(store, space, parts):
+    """It is the caller's mistake, and is answered as one, not passed on to a database."""
+    store.register(space, A)
+    for page_of in (store.tokens_page, store.devices_page):
+        with pytest.raises(InvalidRequest):
+            page_of(space, limit=1, cursor=encode_cursor(*parts))
+        with pytest.raises(InvalidRequest):
+            page_of(space, limit=1, cursor="!!")

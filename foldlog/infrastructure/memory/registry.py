@@ -8,6 +8,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 
@@ -30,7 +31,7 @@ from ...domain.access import (
 from ...domain.erasure import check_reason
 from ...domain.errors import DeviceRevoked, UnknownToken
 from ...domain.events import LogEntry
-from ...domain.ports import Registry, SpaceId
+from ...domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from ...domain.proofs import SALT_BYTES
 from ...domain.times import format_time
 
@@ -147,9 +148,14 @@ class MemoryRegistry(Registry):
     def spaces_of(self, id: str) -> list[SpaceId]:
         return sorted(space for space, known in self._tokens if known == id)
 
-    def tokens(self, space: SpaceId) -> list[Token]:
-        found = [token for (of, _), token in self._tokens.items() if of == space]
-        return sorted(found, key=lambda token: (token.granted_at, token.id))
+    def tokens_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Token]:
+        granted_at, id = decode_cursor(cursor, int, UUID) if cursor else (-1, "")
+        found = sorted(
+            (token.granted_at, token.id) for (of, _), token in self._tokens.items() if of == space
+        )
+        rest = [place for place in found if place > (granted_at, str(id))]
+        page = [self._tokens[space, id] for _, id in rest[:limit]]
+        return Page(page, encode_cursor(*rest[limit - 1]) if len(rest) > limit else None)
 
     def register(
         self, space: SpaceId, device: str, *, name: str | None = None, by: str | None = None
@@ -185,9 +191,12 @@ class MemoryRegistry(Registry):
         )
         return self._device(space, device)
 
-    def devices(self, space: SpaceId) -> list[Device]:
+    def devices_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Device]:
+        after = str(decode_cursor(cursor, UUID)[0]) if cursor else ""
         here = self._space(space)
-        return [self._device(space, device) for device in sorted({*here.devices, *here.counters})]
+        rest = sorted(device for device in {*here.devices, *here.counters} if device > after)
+        page = [self._device(space, device) for device in rest[:limit]]
+        return Page(page, encode_cursor(rest[limit - 1]) if len(rest) > limit else None)
 
     def _device(self, space: SpaceId, device: str) -> Device:
         here = self._space(space)

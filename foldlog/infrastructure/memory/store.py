@@ -60,6 +60,7 @@ from ...domain.merkle import Growth, Tile
 from ...domain.ports import (
     ConflictsPage,
     EventStore,
+    LocalIdsPage,
     MasterTable,
     Progress,
     ProofTree,
@@ -479,13 +480,22 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             encode_cursor(page[-1][0]) if len(chosen) > len(page) else None,
         )
 
-    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
-        ids: LocalIds = {}
-        for entry in self._space(space, at_least).entries:
-            if entry.device == device:
-                for collection, found in local_ids(decode_event(entry.state).ops).items():
-                    ids.setdefault(collection, {}).update(found)
-        return ids
+    def local_ids(
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> LocalIdsPage:
+        after = decode_cursor(cursor, str, str) if cursor else ("", "")
+        found = {
+            (collection, local_id): id
+            for entry in self._space(space, at_least).entries
+            if entry.device == device
+            for collection, ids in local_ids(decode_event(entry.state).ops).items()
+            for local_id, id in ids.items()
+        }
+        rest = sorted(place for place in found if place > after)
+        page: LocalIds = {}
+        for collection, local_id in rest[:limit]:
+            page.setdefault(collection, {})[local_id] = found[collection, local_id]
+        return LocalIdsPage(page, encode_cursor(*rest[limit - 1]) if len(rest) > limit else None)
 
     def _space(self, space: SpaceId, at_least: int = 0) -> _Space:
         here = self._spaces.get(space)

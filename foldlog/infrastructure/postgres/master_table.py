@@ -16,6 +16,7 @@ from ...domain.limits import INTEGER_MAX
 from ...domain.merge import Key
 from ...domain.ports import (
     ConflictsPage,
+    LocalIdsPage,
     MasterTable,
     RecordsPage,
     RecordsQuery,
@@ -178,6 +179,9 @@ SELECT_LOCAL_IDS = page_of(
          WHERE l.space = p.space
            AND l.generation = p.generation
            AND l.device = %(device)s::uuid
+           AND (collection, local_id) > (%(after_collection)s, %(after_local_id)s)
+         ORDER BY collection, local_id
+         LIMIT %(limit)s
     """,
     order="collection, local_id",
 )
@@ -311,12 +315,18 @@ class PostgresMasterTable(PostgresHistory, MasterTable):
         with translated(self._datastore), self._datastore.rows() as cursor:
             return cursor.execute(statement, names, prepare=True).fetchone()
 
-    def local_ids(self, space: SpaceId, device: str, *, at_least: int = 0) -> LocalIds:
+    def local_ids(
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+    ) -> LocalIdsPage:
+        after = decode_cursor(cursor, str, str) if cursor else ("", "")
+        names = {"device": device, "after_collection": after[0], "after_local_id": after[1]}
+        found = self._page(SELECT_LOCAL_IDS, space, names, limit, at_least)
+        rows = found.rows[:limit]
         ids: LocalIds = {}
-        found = self._select(SELECT_LOCAL_IDS, space, {"device": device}, at_least)
-        for collection, local_id, id in found.rows:
+        for collection, local_id, id in rows:
             ids.setdefault(collection, {})[local_id] = id
-        return ids
+        more = len(found.rows) > limit
+        return LocalIdsPage(ids, encode_cursor(*rows[-1][:2]) if more else None)
 
 
 def _records_page(found: Found, rows: list[Any], cursor: str | None) -> RecordsPage:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from psycopg import Cursor
@@ -35,7 +36,7 @@ from ...domain.erasure import check_reason
 from ...domain.errors import DeviceRevoked, UnknownSpace, UnknownToken
 from ...domain.events import LogEntry
 from ...domain.names import is_uuid
-from ...domain.ports import Registry, SpaceId
+from ...domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from ...domain.proofs import SALT_BYTES
 from ...domain.times import format_time
 from .append import Locked
@@ -63,11 +64,14 @@ SELECT_BY_DIGEST = f"""
  LIMIT 1
 """
 
+# `t.token`, because `token` alone is the text that is selected.
 SELECT_TOKENS = f"""
 {_TOKEN}
   FROM tokens t
  WHERE t.space = %(space)s
- ORDER BY granted_at_ms, token
+   AND (granted_at_ms, t.token) > (%(after_ms)s, %(after_token)s)
+ ORDER BY granted_at_ms, t.token
+ LIMIT %(limit)s
 """
 
 # The one statement that looks across spaces: an operator's, who revokes a token wherever it is. No
@@ -125,11 +129,14 @@ UPDATE tokens
 RETURNING token
 """
 
+# `d.device`, because `device` alone is the text that is selected, of which there is no index.
 SELECT_DEVICES = """
 SELECT device::text, counter, name, registered_at_ms, last_seen_ms, revoked_at_ms
-  FROM devices
- WHERE space = %(space)s
- ORDER BY device
+  FROM devices d
+ WHERE d.space = %(space)s
+   AND d.device >= %(first)s
+ ORDER BY d.device
+ LIMIT %(limit)s
 """
 
 SELECT_DEVICE = """
@@ -140,6 +147,8 @@ SELECT device::text, counter, name, registered_at_ms, last_seen_ms, revoked_at_m
 """
 
 SELECT_SPACE = "SELECT FROM spaces WHERE space = %(space)s"
+
+FIRST_UUID = UUID(int=0)  # which may itself be a device
 
 #: From a device as it is, the body of an event that is to be appended.
 Decide = Callable[[Device], msgspec.Struct | None]
@@ -224,10 +233,14 @@ class PostgresRegistry(Registry):
         with translated(self._datastore), self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_SPACES, {"id": id}).fetchall()]
 
-    def tokens(self, space: SpaceId) -> list[Token]:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            rows = cursor.execute(SELECT_TOKENS, {"space": space}).fetchall()
-        return list(map(_token, rows))
+    def tokens_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Token]:
+        after = decode_cursor(cursor, int, UUID) if cursor else (-1, FIRST_UUID)
+        names = {"space": space, "after_ms": after[0], "after_token": after[1], "limit": limit + 1}
+        with translated(self._datastore), self._datastore.rows() as rows:
+            found = list(map(_token, rows.execute(SELECT_TOKENS, names).fetchall()))
+        page = found[:limit]
+        more = len(found) > limit
+        return Page(page, encode_cursor(page[-1].granted_at, page[-1].id) if more else None)
 
     def register(
         self, space: SpaceId, device: str, *, name: str | None = None, by: str | None = None
@@ -278,11 +291,15 @@ class PostgresRegistry(Registry):
         self._append_own(space, append, makes_space=makes_space)
         return after[0]
 
-    def devices(self, space: SpaceId) -> list[Device]:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            if not cursor.execute(SELECT_SPACE, {"space": space}).fetchall():
+    def devices_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Device]:
+        (first,) = decode_cursor(cursor, UUID) if cursor else (FIRST_UUID,)
+        names = {"space": space, "first": first, "limit": limit + 1}
+        with translated(self._datastore), self._datastore.rows() as rows:
+            if not rows.execute(SELECT_SPACE, names).fetchall():
                 raise UnknownSpace(f"there is no space {space!r}")
-            return list(map(_device, cursor.execute(SELECT_DEVICES, {"space": space}).fetchall()))
+            found = list(map(_device, rows.execute(SELECT_DEVICES, names).fetchall()))
+        more = len(found) > limit
+        return Page(found[:limit], encode_cursor(found[limit].device) if more else None)
 
 
 def _new_token(space: str, id: str, grant: Grant, by: str | None, now_ms: int) -> Token:

@@ -247,6 +247,9 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_digest UNIQUE (space, digest)
 );
 
+-- They are listed in the order in which they were granted.
+CREATE INDEX tokens_granted ON tokens (space, granted_at_ms, token);
+
 -- Collections that are defined: each version of each schema. Written in the transaction of the
 -- `collection-defined` event that it is of, because pushes are decided by it; the log has it all.
 CREATE TABLE collections (

@@ -17,6 +17,9 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_digest UNIQUE (space, digest)
 );
 
+-- They are listed in the order in which they were granted.
+CREATE INDEX tokens_granted ON tokens (space, granted_at_ms, token);
+
 -- A device may be registered before it has pushed, and revoked.
 ALTER TABLE devices
     ALTER COLUMN last_seen_ms DROP NOT NULL,
