@@ -82,7 +82,8 @@ def fit(case):
     space = path.get("space")
     if isinstance(space, str) and is_space(space) and ord(space[0]) % 8:
         path["space"] = SPACE
-    if case.meta is not None and case.meta.generation.mode.is_positive and len(str(path)) % 2:
+    is_chosen = sum(map(ord, str(path))) % 2  # by no length: those of ids are all the same
+    if case.meta is not None and case.meta.generation.mode.is_positive and is_chosen:
         path |= {name: THERE[name] for name in path.keys() & THERE.keys()}
     case.body = kept_to_rules(case.body)
 
