@@ -18,7 +18,7 @@ from .operations import operation
 from .queries import devices_query
 from .replies import Reply, json_reply
 from .schemas import DeviceSchema, DevicesSchema, RegisterBody, RevokeBody
-from .tokens import CHANGING, told_times
+from .tokens import CHANGING, told_members, told_times
 
 
 def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -87,6 +87,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
 
 
 def _told(device: Device) -> dict[str, Any]:
-    name = {} if device.name is None else {"name": device.name}
-    times = told_times(device, ("registered_at", "last_seen", "revoked_at"))
-    return {"device": device.device, "counter": device.counter, **name, **times}
+    return {
+        **told_members(device, ("device", "counter", "name")),
+        **told_times(device, ("registered_at", "last_seen", "revoked_at")),
+    }

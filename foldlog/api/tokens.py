@@ -119,14 +119,15 @@ def told_token(token: Token) -> dict[str, Any]:
     return {
         "id": token.id,
         "role": token.role.value,
-        **_told(token, ("device", "name", "granted_by", "revoked_by", "revoked_reason")),
+        **told_members(token, ("device", "name", "granted_by", "revoked_by", "revoked_reason")),
         **told_times(token, ("granted_at", "expires_at", "revoked_at")),
     }
 
 
-def _told(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
+def told_members(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
+    """What is not there is not told."""
     return {name: value for name in names if (value := getattr(told, name)) is not None}
 
 
 def told_times(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, str]:
-    return {name: format_time(ms) for name, ms in _told(told, names).items()}
+    return {name: format_time(ms) for name, ms in told_members(told, names).items()}
