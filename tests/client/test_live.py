@@ -321,7 +321,8 @@ def test_a_problem_on_the_stream_is_like_one_of_an_answer(service, device, quick
     service.instead = None
     until(lambda: is_live(phone))
     assert phone.status().problem is None
-    assert service.count(SYNC) >= (4 if code == "log-changed" else 1)
+    # The third stream was counted before it was answered: whether that too was a problem is chance.
+    assert service.count(SYNC) >= (3 if code == "log-changed" else 1)
 
 
 def test_a_service_that_lost_events_is_noticed_on_the_stream(service, device, quick):
