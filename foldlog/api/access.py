@@ -15,6 +15,7 @@ passed over. A download looks again at each piece.
 from __future__ import annotations
 
 import hmac
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -163,7 +164,11 @@ class TokenAccess(Access):
 
     def forget(self) -> None:
         with self._lock:
-            self._known.clear()
+            # Looked up again, but not as strangers: those may have to wait.
+            self._known = {
+                key: known._replace(looked_at=-math.inf, head=None)
+                for key, known in self._known.items()
+            }
         self._sleep(CALLER_SECONDS_MAX)
 
     def _remembered(
@@ -184,7 +189,12 @@ class TokenAccess(Access):
 
     def _look(self, space: str, token: str, digest: bytes) -> Caller:
         looked_at, head = self._clock(), self._store.head_at_hand(space)
-        caller = self._find(space, token, digest)
+        try:
+            caller = self._find(space, token, digest)
+        except Unauthenticated:
+            with self._lock:
+                self._known.pop((space, digest), None)  # from now on it is a stranger's
+            raise
         with self._lock:
             self._known.pop((space, digest), None)
             if len(self._known) >= CALLERS_KEPT_MAX:

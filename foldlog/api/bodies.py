@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from threading import Lock
@@ -19,6 +20,7 @@ from werkzeug.http import parse_options_header
 from ..domain.errors import InvalidRequest, LimitExceeded, RateLimited
 from ..domain.limits import Limits
 from .problems import UnsupportedMediaType
+from .rates import caller_of
 from .requests import Request
 
 if sys.version_info >= (3, 14):
@@ -62,18 +64,26 @@ class BodiesHeld:
 
     def __init__(self) -> None:
         self._bytes = 0
+        self._bytes_of: Counter[str] = Counter()  #: by caller
         self._lock = Lock()
 
-    def add(self, size: int, bytes_max: int) -> None:
+    def add(self, caller: str, size: int, limits: Limits) -> None:
         """Raises `RateLimited` if there is no room for so many more; then none is taken."""
+        most, own = limits.bodies_bytes_max, limits.bodies_bytes_per_caller_max
         with self._lock:
-            if self._bytes + size > bytes_max:
-                raise RateLimited("bodies_bytes_max", bytes_max)
+            if own and caller and self._bytes_of[caller] + size > own:
+                raise RateLimited("bodies_bytes_per_caller_max", own)
+            if self._bytes + size > most:
+                raise RateLimited("bodies_bytes_max", most)
             self._bytes += size
+            self._bytes_of[caller] += size
 
-    def release(self, size: int) -> None:
+    def release(self, caller: str, size: int) -> None:
         with self._lock:
             self._bytes -= size
+            self._bytes_of[caller] -= size
+            if not self._bytes_of[caller]:
+                del self._bytes_of[caller]
 
 
 HELD = BodiesHeld()
@@ -82,11 +92,12 @@ HELD = BodiesHeld()
 class Room:
     """What one body takes as it grows, until it has been read: `with` it."""
 
-    __slots__ = ("_held", "_limits", "_request", "_size")
+    __slots__ = ("_caller", "_held", "_limits", "_request", "_size")
 
     def __init__(self, request: Request, limits: Limits):
         self._request = request
         self._limits = limits
+        self._caller = caller_of(request) or request.address
         self._size = 0
         self._held = 0
 
@@ -96,7 +107,7 @@ class Room:
         self._request.rates.count_body(self._request, size - before, before)
         more = size - SMALL_BODY_BYTES - self._held
         if more > 0:
-            HELD.add(more, self._limits.bodies_bytes_max)
+            HELD.add(self._caller, more, self._limits)
             self._held += more
 
     def __enter__(self) -> Room:
@@ -104,7 +115,7 @@ class Room:
 
     def __exit__(self, *_: object) -> None:
         if self._held:
-            HELD.release(self._held)
+            HELD.release(self._caller, self._held)
 
 
 async def read_body(request: Request, limits: Limits, room: Room) -> bytearray:

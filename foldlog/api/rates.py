@@ -169,7 +169,7 @@ class LimitedRates(Rates):
                 raise self._too_fast("requests_per_second_per_address", missing)
 
     def check_caller(self, request: Request) -> None:
-        caller = _caller(request)
+        caller = caller_of(request)
         if self._callers is not None and caller:
             missing = self._callers.take(caller)
             if missing:
@@ -180,7 +180,7 @@ class LimitedRates(Rates):
         count, is_long = size / each, before + size > each
         # Not refused for what is its own: or one that is larger than a bucket could never come.
         own = 1 + before / each
-        caller = _caller(request)
+        caller = caller_of(request)
         if self._addresses is not None and request.address:
             missing = self._addresses.charge(request.address, count, own)
             if missing and is_long:
@@ -201,7 +201,7 @@ class LimitedRates(Rates):
             self._wrong_tokens.charge(request.address, 1)
 
     def hold(self, request: Request, limit: str = STREAMS) -> Held:
-        most, caller = getattr(self._limits, limit), _caller(request) or request.address
+        most, caller = getattr(self._limits, limit), caller_of(request) or request.address
         if not most or not caller:
             return Held()
         key = (limit, caller)
@@ -221,7 +221,7 @@ class LimitedRates(Rates):
         return RateLimited(limit, getattr(self._limits, limit), math.ceil(missing))
 
 
-def _caller(request: Request) -> str:
+def caller_of(request: Request) -> str:
     """Who calls, as the access to it knows it; an anonymous one has no bucket but its address's."""
     return getattr(getattr(request, "caller", None), "id", "") or ""
 

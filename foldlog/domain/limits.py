@@ -75,11 +75,15 @@ class Limits(msgspec.Struct, frozen=True):
     unreadable_bytes_max: int = 256 * 2**10
     #: of all bodies that one worker holds at a time; the first bytes of each are not counted
     bodies_bytes_max: int = 256 * 2**20
+    #: ... and of those of one caller, or address
+    bodies_bytes_per_caller_max: int = 64 * 2**20
     changesets_per_push_max: int = 1_000
     #: of all changesets of a push: they are stored together, guarded ones too, within a deadline
     operations_per_push_max: int = 50_000
     #: of the stored events that one push repeats, and of the records that its guards name
     looked_up_bytes_max: int = 16 * 2**20
+    #: of the records, as they are stored, that one event touches: it cannot be folded otherwise
+    touched_bytes_per_event_max: int = 128 * 2**20
     #: of one stored event; keeps a page of one event within memory
     event_bytes_max: int = 4 * 2**20
     field_name_length_max: int = 256

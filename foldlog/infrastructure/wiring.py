@@ -202,7 +202,9 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
         signing(url, settings),
     ):
         wakeups = Wakeups(url)
-        projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
+        projectors = [
+            Projector(datastore, projection_named(name, settings.limits)) for name in VERSIONS
+        ]
         try:
             yield partial(follow, projectors, wakeups), wakeups
         finally:

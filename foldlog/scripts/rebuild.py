@@ -23,7 +23,7 @@ from .console import (
     told,
     with_database,
 )
-from .rebuild_many import Outcome, heads, rebuild_many
+from .rebuild_many import Outcome, Task, heads, rebuild_many
 
 
 @click.command("rebuild")
@@ -86,10 +86,8 @@ def rebuild_command(
             for outcome in rebuild_many(
                 db.url,
                 list(logs),
+                Task(projection, verify, fresh, settings.limits),
                 jobs=jobs or os.cpu_count() or 1,
-                projection=projection,
-                verify=verify,
-                fresh=fresh,
                 report=report,
             ):
                 outcomes.append(outcome)

@@ -19,6 +19,7 @@ from multiprocessing.queues import SimpleQueue
 from threading import Thread
 
 from ..domain.errors import FoldlogError, OperatorError, Unavailable
+from ..domain.limits import LIMITS, Limits
 from ..infrastructure.postgres.datastore import Datastore
 from ..infrastructure.postgres.projections import projection_named
 from ..infrastructure.postgres.projector import Stopped
@@ -50,6 +51,16 @@ class Outcome:
     failed: str = ""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be done with each space."""
+
+    projection: str = "master"
+    verify: bool = False
+    fresh: bool = False
+    limits: Limits = LIMITS
+
+
 def heads(datastore: Datastore, spaces: Sequence[str]) -> dict[str, int]:
     """How long the logs of these spaces are, the longest first; 0 for one that is not there."""
     with datastore.rows() as cursor:
@@ -58,14 +69,7 @@ def heads(datastore: Datastore, spaces: Sequence[str]) -> dict[str, int]:
 
 
 def rebuild_many(
-    url: str,
-    spaces: Sequence[str],
-    *,
-    jobs: int,
-    verify: bool,
-    fresh: bool,
-    report: Report,
-    projection: str = "master",
+    url: str, spaces: Sequence[str], task: Task, *, jobs: int, report: Report
 ) -> Iterator[Outcome]:
     """Rebuilds a projection of the spaces in the order given, so many at a time.
 
@@ -74,20 +78,19 @@ def rebuild_many(
     """
     jobs = min(jobs, len(spaces))
     if jobs > 1:
-        yield from _in_processes(url, spaces, jobs, projection, verify, fresh, report)
+        yield from _in_processes(url, spaces, jobs, task, report)
     elif spaces:
         _collect_rarely()
         with Datastore(url) as datastore:
             for space in spaces:
-                yield _rebuild(datastore, projection, space, verify, fresh, report)
+                yield _rebuild(datastore, space, task, report)
 
 
-def _rebuild(
-    datastore: Datastore, projection: str, space: str, verify: bool, fresh: bool, report: Report
-) -> Outcome:
+def _rebuild(datastore: Datastore, space: str, task: Task, report: Report) -> Outcome:
     try:
-        rebuilder = Rebuilder(datastore, projection_named(projection), report=report)
-        return Outcome(space, rebuilder.rebuild(space, verify=verify, fresh=fresh))
+        projection = projection_named(task.projection, task.limits)
+        rebuilder = Rebuilder(datastore, projection, report=report)
+        return Outcome(space, rebuilder.rebuild(space, verify=task.verify, fresh=task.fresh))
     except RebuildDiffers as exc:
         return Outcome(space, differs=str(exc))
     except Stopped as exc:
@@ -99,13 +102,7 @@ def _rebuild(
 
 
 def _in_processes(
-    url: str,
-    spaces: Sequence[str],
-    jobs: int,
-    projection: str,
-    verify: bool,
-    fresh: bool,
-    report: Report,
+    url: str, spaces: Sequence[str], jobs: int, task: Task, report: Report
 ) -> Iterator[Outcome]:
     context = get_context("spawn")  # a fork would share our connections and threads
     reports: SimpleQueue[tuple[str, int, int]] = context.SimpleQueue()
@@ -119,9 +116,7 @@ def _in_processes(
         jobs, mp_context=context, initializer=_begin, initargs=(url, lifeline, reports)
     )
     try:
-        waiting: set[Future[Outcome]] = {
-            workers.submit(_work, projection, space, verify, fresh) for space in spaces
-        }
+        waiting: set[Future[Outcome]] = {workers.submit(_work, space, task) for space in spaces}
         while waiting:
             done, waiting = wait(waiting, REPORT_SECONDS, FIRST_COMPLETED)
             pass_on()
@@ -144,10 +139,8 @@ def _begin(url: str, lifeline: Connection, reports: SimpleQueue[tuple[str, int, 
     Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 
 
-def _work(projection: str, space: str, verify: bool, fresh: bool) -> Outcome:
-    return _rebuild(
-        _datastore, projection, space, verify, fresh, lambda *where: _reports.put(where)
-    )
+def _work(space: str, task: Task) -> Outcome:
+    return _rebuild(_datastore, space, task, lambda *where: _reports.put(where))
 
 
 _datastore: Datastore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from ..domain.audit import LogAudit, Place, WrongEvent
+from ..domain.audit import NOT_OURS, Evidence, LogAudit, Place, WrongEvent
 from ..domain.errors import OperatorError
 from ..domain.events import decode_event
 from ..domain.limits import INTEGER_MAX
@@ -140,6 +140,30 @@ def _verifier(text: str) -> Verifier:
         raise click.UsageError(str(exc)) from exc
 
 
+class Folded:
+    """The records that events make, in one pass over them, from the first on."""
+
+    def __init__(self, skipped: Container[int] = ()):
+        self._skipped = skipped
+        self._seq = 0
+        self.records = SpilledRecords()
+        self.to_skip: set[int] = set()  #: because an event says so
+        self.failed: WrongEvent | None = None  #: where it came to an end
+
+    def add(self, events: Iterable[Evidence]) -> None:
+        """The next ones. What cannot be folded may turn out to be skipped: see `failed`."""
+        for state, _, _ in events:
+            self._seq += 1
+            try:
+                event = decode_event(state)
+                if event.skipped_seq is not None:
+                    self.to_skip.add(event.skipped_seq)
+                if self.failed is None and self._seq not in self._skipped:
+                    fold(self.records, event)
+            except NOT_OURS as exc:
+                self.failed = self.failed or WrongEvent(self._seq, f"it cannot be folded: {exc}")
+
+
 class Run:
     """One verification. `verify` raises `Wrong` or `WrongEvent`, or fills `findings`."""
 
@@ -178,14 +202,13 @@ class Run:
             if claim.size > self._header.head:
                 raise Wrong(f"the log ends at seq {self._header.head}; {who} has {claim.size}")
             claims.setdefault(claim.size, []).append((claim.root, who))
-        records = SpilledRecords()
+        folded = Folded()
         self._compare(audit, claims)
         for batch in self._pieces(claims):
             self._check(audit, batch)
             self._compare(audit, claims)
             if self._wants_fold:
-                for state, _, _ in batch.events:
-                    fold(records, decode_event(state))
+                folded.add(batch.events)
             report(audit.seq)
             if self._state is not None and audit.seq % STATE_EVENTS < len(batch.events):
                 self._note(audit)
@@ -200,7 +223,7 @@ class Run:
         if self._state is not None:
             self._note(audit)
         if self._wants_fold:
-            self._compare_fold(records, at_least=audit.seq)
+            self._compare_fold(self._without_skipped(folded), at_least=audit.seq)
 
     # -- where to begin
 
@@ -333,6 +356,19 @@ class Run:
                     check_consistency(old, old_root, new, new_root, proof)
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
+
+    def _without_skipped(self, folded: Folded) -> SpilledRecords:
+        """Raises `WrongEvent` if an event cannot be folded that is not skipped."""
+        if folded.to_skip:
+            seqs = sorted(folded.to_skip)
+            self.findings.append(f"stepped over, as an event says: seq {', '.join(map(str, seqs))}")
+            # What was folded before that event came is folded anew, which is seldom needed.
+            folded = Folded(folded.to_skip)
+            for batch in self._source.batches(0, self.through):
+                folded.add(batch.events)
+        if folded.failed is not None:
+            raise folded.failed
+        return folded.records
 
     def _compare_fold(self, records: SpilledRecords, at_least: int) -> None:
         """Each record of the master table that has not moved since is what the events make."""

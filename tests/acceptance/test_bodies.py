@@ -514,6 +514,20 @@ async def comes_beside(limits: Limits, rates=NO_RATES) -> dict:
     return refused.value.extra
 
 
+async def comes_beside_of_others(limits: Limits) -> int:
+    """How much of a second caller's body of 1 MiB comes, meanwhile."""
+    first, second = (Withheld(gzip.compress(b" " * MIB)) for _ in range(2))
+    second.address = "192.0.2.2"
+    reading = asyncio.create_task(first.read(limits))
+    await asyncio.sleep(0)
+    second.end.set()
+    came = await second.read(limits)
+    first.end.set()
+    assert await reading == MIB
+    assert not HELD._bytes_of
+    return came
+
+
 def test_what_has_come_of_a_body_counts_before_its_end():
     """
     Slow connections are held to the rate by what they hold; the first is not, for its own length.
@@ -533,6 +547,16 @@ def test_a_worker_holds_no_more_than_so_many_bytes_of_bodies():
     refused = asyncio.run(comes_beside(Limits(bodies_bytes_max=MIB)))
 
     assert refused == {"limit": "bodies_bytes_max", "value": MIB}
+
+
+def test_a_caller_has_a_share_of_them():
+    """Whoever opens many connections leaves room for the others."""
+    limits = Limits(bodies_bytes_per_caller_max=MIB)
+
+    refused = asyncio.run(comes_beside(limits))
+
+    assert refused == {"limit": "bodies_bytes_per_caller_max", "value": MIB}
+    assert asyncio.run(comes_beside_of_others(limits)) == MIB
 
 
 # -- Headers that are given twice --------------------------------------------------------------

@@ -18,7 +18,7 @@ from foldlog.domain.errors import DeviceRevoked
 from foldlog.domain.ports import RangeQuery
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
-from foldlog.scripts.rebuild_many import rebuild_many
+from foldlog.scripts.rebuild_many import Task, rebuild_many
 from tests.conftest import as_service
 from tests.helpers import (
     A,
@@ -317,9 +317,8 @@ def test_progress_of_many_spaces_is_one_sum(stores, database):
     outcomes = rebuild_many(
         database,
         list(heads),
+        Task(),
         jobs=3,
-        verify=False,
-        fresh=False,
         report=lambda space, position, head: told.update({space: (position, head)}),
     )
     assert {outcome.space: outcome.rebuilt.events for outcome in outcomes} == heads

@@ -14,6 +14,7 @@ import pytest
 from eventsourcing.persistence import OperationalError
 from msgspec.json import decode, encode
 
+from foldlog.domain.limits import Limits
 from foldlog.domain.merge import conflict_document, view_of
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.postgres import ledger_rows, record_rows
@@ -364,6 +365,79 @@ def test_what_other_code_folded_is_left_alone(datastore, stores):
     assert line.position == 0 and line.needs_rebuild
     Rebuilder(datastore, MasterProjection()).rebuild("s")
     assert_equals_fresh_fold(stores, "s", 1)
+
+
+LARGE = "x" * 60_000
+
+
+def fold_within(stores, bytes_max: int) -> None:
+    limits = Limits(touched_bytes_per_event_max=bytes_max)
+    stores.projector = Projector(stores.datastore, MasterProjection(limits))
+    stores.project()
+
+
+def test_events_that_touch_much_are_folded_a_few_at_a_time(stores):
+    """Each alone fits into memory, all of a batch would not."""
+    ids = [f"r{number}" for number in range(10)]
+    stores.push("s", push_of(*(changeset(put(id, text=LARGE)) for id in ids)))
+    stores.project()
+    head = stores.push("s", push_of(*(changeset(put(id, n=1)) for id in ids * 2))).head
+
+    fold_within(stores, 100_000)
+
+    assert_equals_fresh_fold(stores, "s", head)
+
+
+def test_an_event_that_touches_more_than_fits_stops_its_space_alone(stores):
+    """It says so, and goes on once there is more room, or an admin has it skipped."""
+    head = {}
+    two = changeset(put("a", text=LARGE)), changeset(put("b", text=LARGE))
+    for space in ("more room", "skipped", "other"):
+        stores.push(space, push_of(*two))
+    stores.project()
+    for space in ("more room", "skipped", "other"):
+        both = () if space == "other" else (changeset(put("a", n=1), put("b", n=1)),)
+        one = changeset(put("a", n=2))
+        head[space] = stores.push(space, push_of(changeset(put("c", n=0)), *both, one)).head
+
+    fold_within(stores, 100_000)
+
+    lines = {line.space: line for line in master_status(stores.datastore)}
+    assert {space: line.position for space, line in lines.items()} == {
+        "more room": 3,
+        "skipped": 3,
+        "other": 4,
+    }
+    assert "touched_bytes_per_event_max" in lines["skipped"].stopped_why
+    stores.skip("skipped", 4, reason="too much")
+    stores.project()
+    [line] = master_status(stores.datastore, "skipped")
+    assert (line.lag, line.stopped_at) == (0, None)
+    page = stores.page("skipped", RecordsQuery(10))
+    assert [decode(record)["fields"].get("n") for record in page.records] == [2, None, 0]
+
+    with stores.datastore.committed() as cursor:  # as when it has rested
+        cursor.execute("UPDATE projections SET stopped_until = NULL RETURNING space")
+    fold_within(stores, 1_000_000)
+    assert_equals_fresh_fold(stores, "more room", head["more room"])
+
+
+def test_a_space_that_stopped_is_tried_again_by_the_one_event(database, stores, monkeypatch):
+    """And not by ever smaller turns, which would cost the others theirs."""
+    stores.push("s", push_of(*(changeset() for _ in range(5))))
+    poison(database, "s", 6)
+    stores.project()
+    tried = []
+    advance = stores.projector._apply
+    monkeypatch.setattr(
+        stores.projector,
+        "_apply",
+        lambda to, start, until, ends_at: tried.append(until) or advance(to, start, until, ends_at),
+    )
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE projections SET stopped_until = NULL")
+    stores.projector.project_or_stop("s")
+    assert tried == [6]
 
 
 RIDDLE = b'{"seq":2,"kind":"riddle","id":"x","received_at":"now","body":1}'

@@ -21,12 +21,15 @@ from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
 from foldlog.api.rates import Held
 from foldlog.domain.events import decode_event
+from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.keys import make_keys, read_keys
 from foldlog.infrastructure.postgres import log as log_module
 from foldlog.infrastructure.postgres.datastore import Datastore
 from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.projector import Projector
 from foldlog.infrastructure.signer import CheckpointSigner
 from foldlog.scripts import archive as archive_module
 from foldlog.scripts import verify as verify_module
@@ -165,6 +168,33 @@ def test_what_happens_while_it_is_verified_is_no_fault(audited, meanwhile, work,
     with served(audited) as url:
         meanwhile(lambda: work(audited))
         assert "440 events" in audited.verify(*(("s", "--url", url) if over_http else ()))
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_what_is_skipped_is_no_part_of_the_fold(audited, over_http):
+    """The master table does not have it, because a later event says so. It is told."""
+    audited.stores.push("s", push_of(changeset(put("7", n=-1), put("8", n=-1))))
+    limits = Limits(touched_bytes_per_event_max=1)
+    audited.stores.projector = Projector(audited.stores.datastore, MasterProjection(limits))
+    audited.stores.project()
+    audited.stores.skip("s", 441, reason="too much")
+    audited.sign()
+
+    with served(audited) as url:
+        told = audited.verify(*(("s", "--url", url) if over_http else ()))
+
+    assert "442 events" in told and "stepped over, as an event says: seq 441" in told
+    assert "the master table is the fold of these events" in told
+
+
+def test_what_cannot_be_folded_and_is_not_skipped_is_wrong(audited, monkeypatch):
+    def fold_but(records, event):
+        if event.seq == 48:
+            raise KeyError("riddle")
+        return fold(records, event)
+
+    monkeypatch.setattr(verify_module, "fold", fold_but)
+    assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 
 def test_an_archive_holds_what_its_checkpoint_signs(audited, meanwhile):

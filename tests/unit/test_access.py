@@ -532,3 +532,19 @@ def test_who_was_found_good_is_looked_up_whatever_strangers_do(world):
         with pytest.raises(RateLimited):
             world.admit(stranger, space=space)
     assert world.store.looks == 2
+
+
+def test_a_revocation_makes_nobody_a_stranger_but_whom_it_is_of(world):
+    """While strangers are held up, all others are looked up again, and go on."""
+    token, _ = world.grant("reader")
+    revoked, id = world.grant("reader")
+    world.admit(token)
+    world.admit(revoked)
+    world.store.revoke_token("s", id, reason="gone")
+    world.access.forget()
+    with pytest.raises(Unauthenticated):
+        world.admit(revoked)
+    world.rates = Guarded()
+    assert world.admit(token).id.startswith("token ")
+    with pytest.raises(RateLimited):
+        world.admit(revoked)

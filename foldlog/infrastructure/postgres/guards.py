@@ -12,47 +12,18 @@ from ...domain.limits import INTEGER_MAX, Limits
 from ...domain.merge import Key, Record, fold
 from ...domain.upcasts import FORMS
 from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
-from .record_rows import COLUMNS, record_of
+from .record_rows import COLUMNS, lacks_values, record_of, select_wanted
 
-# One statement, so one snapshot: position and records always fit each other. Few bytes can name
-# many large records: beyond `bytes_max` they come without what is large of them.
+# One statement, so one snapshot: position and records always fit each other.
 SELECT_RECORDS_AND_POSITION = f"""
 SELECT p.position, {COLUMNS}
   FROM projections p
-  LEFT JOIN LATERAL (
-           SELECT collection,
-                  id,
-                  CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
-                  CASE WHEN bytes <= %(bytes_max)s THEN writes END AS writes,
-                  is_deleted,
-                  seq,
-                  created_seq,
-                  last_modified,
-                  deleted,
-                  touched_seq,
-                  touched_by,
-                  touched_seq_other
-             FROM (
-                  SELECT r.*,
-                         sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
-                             ORDER BY collection, id ROWS UNBOUNDED PRECEDING
-                         ) AS bytes
-                    FROM records r
-                    JOIN unnest(%(collections)s::text[], %(ids)s::text[])
-                         AS wanted (collection, id)
-                   USING (collection, id)
-                   WHERE r.space = p.space
-                     AND r.generation = p.generation
-                  ) measured
-       ) found ON true
+  LEFT JOIN LATERAL ({select_wanted("p.space", "p.generation")}) found ON true
  WHERE p.space = %(space)s
    AND p.projection = 'master'
    AND p.is_live
  ORDER BY collection, id
 """
-
-#: where `fields` is in a row of `COLUMNS`
-_FIELDS = 2
 
 _IN_TAIL = """originator_id = %(space)s
    AND originator_version > %(position)s
@@ -103,7 +74,7 @@ def records_at_head(
     for _, *row in rows:
         if row[0] is None:
             continue  # none of them ever was
-        if row[_FIELDS] is None:
+        if lacks_values(row):
             del records[row[0], row[1]]
         else:
             record = record_of(row)

@@ -11,23 +11,16 @@ from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
 from ...domain.events import Event
+from ...domain.limits import LIMITS, Limits
 from ...domain.merge import FOLD_VERSION, Key, Record, fold
 from .arrays import integer_array, text_array, uuid_array
 from .ledger_rows import INSERT_CONFLICTS, Ledger
 from .pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from .projection import Generation
-from .record_rows import COLUMNS, WRITE_STATES, States, record_of
+from .record_rows import WRITE_STATES, States, lacks_values, record_of, select_wanted
 from .recorder import EventMapper
 
-SELECT_RECORDS = f"""
-SELECT {COLUMNS}
-  FROM records
-  JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
- USING (collection, id)
- WHERE space = %(space)s
-   AND generation = %(generation)s
- ORDER BY collection, id
-"""
+SELECT_RECORDS = select_wanted("%(space)s", "%(generation)s")
 
 # What lost on an erased record goes, and what lost in the same events on others is numbered as if
 # it had never been: a rebuild finds it so. Those rows are deleted and inserted again by one
@@ -133,6 +126,10 @@ class Known:
             self._bytes = 0
 
 
+class TooMuchTouched(Exception):
+    """By one event: its records do not fit into memory together."""
+
+
 class MasterProjection:
     """Folds events into one generation of the master table.
 
@@ -155,8 +152,9 @@ class MasterProjection:
     columns = f"{TOPIC_TO_FOLD}, {STATE_TO_FOLD}"
     pause_seconds = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
         self._mapper = EventMapper()
+        self._bytes_max = limits.touched_bytes_per_event_max
 
     def memory(self, position: int, *, bytes_max: int = KNOWN_BYTES) -> Known:
         return Known(position, bytes_max=bytes_max)
@@ -210,14 +208,21 @@ class MasterProjection:
                 size, start = 0, end
 
     def _load(self, to: Generation[Known], keys: set[Key]) -> dict[Key, Record]:
+        """Raises `TooMuchTouched`: then fewer events may be what can be folded at a time."""
         records = to.known.find(keys)
         missing = keys - records.keys()
         if missing and not to.known.is_all:
             names = {
                 "collections": text_array(collection for collection, _ in missing),
                 "ids": text_array(id for _, id in missing),
+                "bytes_max": self._bytes_max,
             }
-            rows = to.reader.execute(SELECT_RECORDS, {**to.names, **names}, prepare=True)
+            rows = to.reader.execute(SELECT_RECORDS, {**to.names, **names}, prepare=True).fetchall()
+            if any(map(lacks_values, rows)):
+                raise TooMuchTouched(
+                    f"the records that it touches are more than {self._bytes_max} bytes: "
+                    "see touched_bytes_per_event_max"
+                )
             records |= {(row[0], row[1]): record_of(row) for row in rows}
         return records
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...domain.limits import LIMITS, Limits
 from ...domain.merge import FOLD_VERSION
 from .master import MasterProjection
 from .projection import Projection
@@ -13,7 +14,10 @@ from .proofs import PROOFS_VERSION, ProofsProjection
 VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 
 
-def projection_named(name: str) -> Projection[Any]:
+def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
     """A new one each time: none is shared between threads."""
-    made: dict[str, Projection[Any]] = {"master": MasterProjection(), "proofs": ProofsProjection()}
+    made: dict[str, Projection[Any]] = {
+        "master": MasterProjection(limits),
+        "proofs": ProofsProjection(),
+    }
     return made[name]

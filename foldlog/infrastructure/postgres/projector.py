@@ -201,6 +201,9 @@ class Projector:
             return self.project(space)
         except Stopped as exc:
             self._note(space, exc)
+            # It is tried again by itself, and not once more in ever smaller turns.
+            self._failed[space] = _Turn(exc.generation, exc.seq, exc.seq)
+            self._breaks[space] = BREAKS_MAX - 1
             return False
 
     def _note(self, space: str, stopped: Stopped) -> None:

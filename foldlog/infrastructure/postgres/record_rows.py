@@ -17,6 +17,36 @@ COLUMNS = (
     "collection, id, fields, is_deleted, seq, created_seq, last_modified, "
     "writes, deleted, touched_seq, touched_by, touched_seq_other"
 )
+#: where `fields` is in them
+_FIELDS = 2
+
+# Few bytes can name many large records: beyond `bytes_max` they come without what is large of them.
+_SELECT_WANTED = """
+SELECT collection,
+       id,
+       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       is_deleted,
+       seq,
+       created_seq,
+       last_modified,
+       CASE WHEN bytes <= %(bytes_max)s THEN writes END AS writes,
+       deleted,
+       touched_seq,
+       touched_by,
+       touched_seq_other
+  FROM (
+       SELECT r.*,
+              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+                  ORDER BY collection, id ROWS UNBOUNDED PRECEDING
+              ) AS bytes
+         FROM records r
+         JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
+        USING (collection, id)
+        WHERE r.space = {space}
+          AND r.generation = {generation}
+       ) measured
+ ORDER BY collection, id
+"""
 
 # A row for each record after each event that touched it: every one is a version, the last one is
 # the record as it is. What never was (`created_seq` 0) has no versions.
@@ -73,6 +103,16 @@ _encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_writes = msgspec.json.Decoder(PackedWrites).decode
 _decode_write = msgspec.json.Decoder(Write).decode
+
+
+def select_wanted(space: str, generation: str) -> str:
+    """`COLUMNS` of the records that are named by `collections` and `ids`, in the order of keys."""
+    return _SELECT_WANTED.format(space=space, generation=generation)
+
+
+def lacks_values(row: Sequence[Any]) -> bool:
+    """Whether a row of `select_wanted` is beyond `bytes_max`."""
+    return row[_FIELDS] is None
 
 
 def record_of(row: Sequence[Any]) -> Record:
