@@ -21,7 +21,7 @@ import msgspec
 
 from foldlog.scripts.process import environment
 
-from .bench import Bench
+from .bench import UNLIMITED, Bench
 from .cells import Row
 from .errors import BenchmarkFailed, Skipped
 from .figures import Figure
@@ -78,7 +78,7 @@ def _started(order: Order, folder: Path) -> Iterator[subprocess.Popen[str]]:
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [*CALLGRIND, f"--callgrind-out-file={folder}/dump", *mix],
-            env={**environment(), "PYTHONHASHSEED": "0"},
+            env={**environment(), **UNLIMITED, "PYTHONHASHSEED": "0"},
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -40,6 +40,7 @@ def is_record_id(text: str) -> bool:
     return _RECORD_ID.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=64)  # the name that a browser asks for is looked at with each request
 def is_loopback(address: str) -> bool:
     """Whether a host, with a port and a path or without, is this machine and nobody else's."""
     try:

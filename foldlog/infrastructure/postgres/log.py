@@ -306,7 +306,10 @@ class PostgresEventStore(EventStore):
                 self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
             if mark is None:
                 mark = mark_at(conn, space, through)
-        events = [_told(seq, state, own, other) for seq, state, _, own, other in rows]
+        events = [
+            state if other is None and not own else _told(seq, state, own, other)
+            for seq, state, _, own, other in rows
+        ]
         return Range(log, head, events, through, mark)
 
     def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Found:
