@@ -106,7 +106,7 @@ def test_a_server_that_hangs_is_hung_up_on(database):
             with pytest.raises(DATABASE_ERRORS) as raised, datastore.rows() as cursor:
                 cursor.execute("SELECT 1")
             assert is_connection_error(raised.value)
-            assert 0.9 < time.monotonic() - began < 2
+            assert 0.9 < time.monotonic() - began < 5
             with datastore.rows() as cursor:
                 [(another,)] = cursor.execute("SELECT pg_backend_pid()").fetchall()
             assert another != pid
@@ -146,7 +146,7 @@ def test_where_nobody_is_served_nobody_waits_for_long(tmp_path):
             with pytest.raises(DATABASE_ERRORS), datastore.rows():
                 pass
             waits.append(time.monotonic() - began)
-        assert 0.35 < waits[0] < 1 and max(waits[1:]) < 0.3
+        assert 0.35 < waits[0] < 3 and max(waits[1:]) < 0.35
 
 
 def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: Path):
