@@ -115,12 +115,15 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """Follow the log as Server-Sent Events.
 
         First what is there after the cursor, then what comes, as it comes. Each message is a page
-        as a pull would get it; its `id` is the cursor after it, and who connects again with it as
-        `Last-Event-ID` misses nothing. A comment comes when nothing else does, so that a broken
-        connection is noticed. The stream ends now and then, in good order: connect again. A
-        message of the type `problem` holds a problem document, and ends it for good.
+        as a pull would get it, but of fewer bytes; its `id` is the cursor after it, and who
+        connects again with it as `Last-Event-ID` misses nothing. A comment comes when nothing else
+        does, so that a broken connection is noticed. The stream ends now and then, in good order:
+        connect again. A message of the type `problem` holds a problem document, and ends it for
+        good.
         """
-        asked = range_query(query, query.get("device"))
+        asked = msgspec.structs.replace(
+            range_query(query, query.get("device")), bytes_max=limits.stream_message_bytes_max
+        )
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
             asked = msgspec.structs.replace(asked, after=last_id, mark=None)
@@ -180,8 +183,11 @@ async def _messages(
             while not growth.is_over:
                 await leave.check(page)
                 if page.through > asked.after:
-                    yield _message(page)
                     asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
+                    # While its reader takes its time, nothing is kept but the message.
+                    message, page.events = _message(page), []
+                    yield message
+                    del message
                 rest = deadline - time.monotonic()
                 if rest <= 0:
                     return

@@ -60,7 +60,7 @@ class Limits(msgspec.Struct, frozen=True):
     #: wrong tokens of one address, after which no token is looked up that is not known to be good
     wrong_tokens_per_second_per_address: int = 50
     #: streams and calls that wait, of one caller, or address, at a time
-    streams_per_caller_max: int = 500
+    streams_per_caller_max: int = 100
     #: snapshots and exports that are under way, of one caller, or address, at a time
     downloads_per_caller_max: int = 4
     #: bytes of pushes to one space that wait to be stored
@@ -98,6 +98,8 @@ class Limits(msgspec.Struct, frozen=True):
     page_snapshot_records: int = 1_000
     #: a page ends early, never empty, when it would grow beyond this
     page_bytes_max: int = 8 * 2**20
+    #: ... and a message of a stream, which is kept until its reader has taken it
+    stream_message_bytes_max: int = 2**20
     #: a filtered page looks at no more events than this, and then answers with `more`
     page_scan_max: int = 20_000
     #: how many collections a range may be filtered by

@@ -90,6 +90,8 @@ class RangeQuery(msgspec.Struct, frozen=True):
     collections: Sequence[str] | None = None
     #: this device's own changesets come in the short form
     short_for_device: str | None = None
+    #: for who takes smaller pages than `page_bytes_max`
+    bytes_max: int = INTEGER_MAX
 
 
 class Range(msgspec.Struct):

@@ -132,13 +132,13 @@ class Tails:
 
     def _page(self, entries: list[LogEntry], query: RangeQuery) -> tuple[list[bytes], LogEntry]:
         events: list[bytes] = []
-        size = 0
+        size, bytes_max = 0, min(query.bytes_max, self._limits.page_bytes_max)
         last: LogEntry | None = None
         wanted = None if query.collections is None else set(query.collections)
         for entry in entries:
             if wanted is None or entry.collections is None or wanted & set(entry.collections):
                 size += len(entry.state)
-                if len(events) == query.limit or (events and size > self._limits.page_bytes_max):
+                if len(events) == query.limit or (events and size > bytes_max):
                     break
                 own = entry.kind == "changeset" and entry.device == query.short_for_device
                 events.append(short_form(entry.state) if own else entry.state)

@@ -534,6 +534,19 @@ def test_a_reader_that_stalls_costs_a_page_and_holds_up_nobody(live_with):
     assert stalled.seqs(12) == list(range(2, 14)), "it comes as soon as it is read"
 
 
+def test_messages_of_a_stream_are_small(live_with):
+    """
+    Each is kept until its reader has taken it; and all of the log comes in them.
+    """
+    live = live_with(stream_message_bytes_max=5_000)
+    space = Space(live.port)
+    space.push(*(changeset(put(new_id(), text="x" * 2_000)) for _ in range(5)))
+    stream = space.stream()
+    assert [stream.next().seqs for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    space.push(*(changeset(put(new_id(), text="x" * size)) for size in (6_000, 2_000)))
+    assert [stream.next().seqs for _ in range(2)] == [[6], [7]]
+
+
 def test_a_reader_that_stalls_for_long_is_given_up(monkeypatch):
     """
     By the system: else it would be kept for as long as its machine answers.

@@ -534,14 +534,21 @@ def test_every_text_that_may_come_in_can_be_kept(store, space):
 
 @pytest.mark.parametrize("collections", [None, ["tasks"]])
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_page_that_grows_too_large_ends_early_and_skips_nothing(store, space, collections, after):
-    """Neither what a filter leaves nor what a large event before it weighs moves `through` on."""
+@pytest.mark.parametrize(
+    ("size", "more", "page_max"),
+    [(3_000_000, {}, 12_000_000), (3_000, {"bytes_max": 8_000}, 12_000)],
+)
+def test_a_page_that_grows_too_large_ends_early_and_skips_nothing(
+    store, space, collections, after, size, more, page_max
+):
+    """Neither what a filter leaves nor what a large event before it weighs moves `through` on.
+    Too large for the store, or for who asks."""
     for n in range(4):
-        store.push(space, push_of(changeset(put(str(n), big="x" * 3_000_000))))
+        store.push(space, push_of(changeset(put(str(n), big="x" * size))))
     seen, through = [], after
     for _ in range(10):
-        page = store.range_after(space, RangeQuery(through, 500, collections=collections))
-        assert sum(map(len, page.events)) < 12_000_000
+        page = store.range_after(space, RangeQuery(through, 500, collections=collections, **more))
+        assert sum(map(len, page.events)) < page_max
         seen += [decode_event(state).seq for state in page.events]
         if not page.more:
             break

@@ -271,6 +271,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         check_cursor(here.log, here.head, query.after, query.mark, here.mark(query.after))
         events: list[bytes] = []
         through, size = query.after, 0
+        bytes_max = min(query.bytes_max, self._limits.page_bytes_max)
         for entry in here.entries[query.after : query.after + self._limits.page_scan_max]:
             wanted = (
                 query.collections is None
@@ -279,7 +280,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             )
             if wanted:
                 size += len(entry.state)
-                if len(events) == query.limit or (events and size > self._limits.page_bytes_max):
+                if len(events) == query.limit or (events and size > bytes_max):
                     break
                 own = entry.kind == "changeset" and entry.device == query.short_for_device
                 events.append(short_form(entry.state) if own else entry.state)
