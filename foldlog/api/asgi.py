@@ -23,7 +23,6 @@ from collections.abc import (
     MutableMapping,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from ..domain.errors import FoldlogError, RateLimited, StorageUnavailable
@@ -68,8 +67,6 @@ COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
 #: While so many are compressed, or wait for it, an answer goes as it is: sooner than it would by
 #: waiting for its turn.
 COMPRESSING_MAX = 8
-#: What an answer has beyond this counts as a body's bytes do.
-ANSWER_BYTES_FREE = 64 * 2**10
 
 
 class EventLoopDoor:
@@ -167,9 +164,7 @@ class EventLoopDoor:
         self, request: LoopRequest, path: str | None, space: str | None, reply: Reply, send: Send
     ) -> None:
         body = await self._compressed(request, reply)
-        if len(body) > ANSWER_BYTES_FREE:
-            with suppress(RateLimited):  # whoever comes next is
-                request.rates.count_body(request, len(body) - ANSWER_BYTES_FREE, 0)
+        request.rates.count_answer(request, len(body))
         # Before it is sent: whoever has the answer finds its line in the log.
         self._log(request, path, space, reply, len(body))
         await send(self._start(request, reply, len(body)))

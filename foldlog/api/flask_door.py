@@ -244,11 +244,13 @@ def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.call.id
     space = (flask_request.view_args or {}).get("space", "")
     rule = flask_request.url_rule
+    bytes_out = None if response.is_streamed else response.calculate_content_length()
+    g.call.rates.count_answer(g.call, bytes_out or 0)
     log_request(
         g.call,
         path=path_template(rule.rule) if rule else None,
         space=space if is_space(space) else None,
         status=response.status_code,
-        bytes_out=None if response.is_streamed else response.calculate_content_length(),
+        bytes_out=bytes_out,
     )
     return response

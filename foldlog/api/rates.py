@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -39,6 +39,8 @@ UNLIMITED_PATH = "/healthz"
 STREAMS, DOWNLOADS = "streams_per_caller_max", "downloads_per_caller_max"
 #: buckets that are not full; of more, the one that was not touched for longest counts as full
 BUCKETS_MAX = 100_000
+#: What an answer has beyond this counts as a body's bytes do.
+ANSWER_BYTES_FREE = 64 * 2**10
 #: A house has as many addresses of IPv6 as it likes, but one prefix of this length.
 IPV6_PREFIX_BITS = 64
 
@@ -135,6 +137,12 @@ class Rates:
     def count_body(self, request: Request, size: int, before: int) -> None:
         """More of a body has come: so many bytes, inflated, after those before. Raises
         `RateLimited` for a long one, if others have emptied its bucket meanwhile."""
+
+    def count_answer(self, request: Request, size: int) -> None:
+        """So many bytes are kept until the client has taken them, be it ever so slow."""
+        if size > ANSWER_BYTES_FREE:
+            with suppress(RateLimited):  # whoever comes next is
+                self.count_body(request, size - ANSWER_BYTES_FREE, 0)
 
     def check_stranger(self, request: Request) -> None:
         """Before a token is looked up that is not known to be good. Raises `RateLimited`."""

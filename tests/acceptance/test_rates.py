@@ -157,6 +157,19 @@ def test_who_brings_no_token_has_not_guessed(closed):
     assert status("guess") == 401
 
 
+@pytest.mark.parametrize("path", ["events", "records/tasks/large", "records", "conflicts"])
+def test_a_large_answer_counts_as_more_requests(client, clock, path):
+    """Its bytes are kept until the client has taken them. Small ones count as one each."""
+    head = client.push(changeset(put("large", text="x" * 80_000))).json["head"]
+    clock.now += 100
+    client.caught_up(head)
+    clock.now += 100
+    first, *others = [client.get(path, **of("203.0.113.1")) for _ in range(15)]
+    is_large = path != "conflicts"
+    assert (first.status_code, len(first.data) > 80_000) == (200, is_large)
+    assert [answer.status_code for answer in others].count(429) == (13 if is_large else 0)
+
+
 def test_whether_the_process_lives_is_told_to_anybody(client):
     """Or else a flood of one address could have the service restarted."""
     answers = [client.get("events", **of("203.0.113.1")).status_code for _ in range(21)]
