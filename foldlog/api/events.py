@@ -60,8 +60,18 @@ def range_query(asked: Mapping[str, Any], device: str | None) -> RangeQuery:
 
 
 async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
+    """The page that a request asks for.
+
+    Raises `RateLimited`: of many that were let in at once, and wait for a thread, each may ask for
+    a large page, and those that were read meanwhile count.
+    """
+
+    def read() -> Range:
+        request.rates.check_waited(request)
+        return store.range_after(space, query)
+
     page = store.range_at_hand(space, query)
-    return await request.run(store.range_after, space, query) if page is None else page
+    return await request.run(read) if page is None else page
 
 
 def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
@@ -195,7 +205,10 @@ async def _messages(
                 if is_watched and not page.more and not await growth.wait(pause):
                     yield b":\n\n"
                     continue
-                page = await read_range(request, store, space, asked)
+                told = store.range_at_hand(space, asked)
+                if told is None:
+                    told = await request.run(store.range_after, space, asked)
+                page = told
                 is_watched = True
         except Exception as exc:
             # The answer has begun and was promised to be well: what went wrong is a message.

@@ -138,6 +138,10 @@ class Rates:
         """More of a body has come: so many bytes, inflated, after those before. Raises
         `RateLimited` for a long one, if others have emptied its bucket meanwhile."""
 
+    def check_waited(self, request: Request) -> None:
+        """When what was let in has its turn. Raises `RateLimited` if others have overdrawn its
+        bucket meanwhile. Takes nothing."""
+
     def count_answer(self, request: Request, size: int) -> None:
         """So many bytes are kept until the client has taken them, be it ever so slow."""
         if size > ANSWER_BYTES_FREE:
@@ -185,17 +189,22 @@ class LimitedRates(Rates):
 
     def count_body(self, request: Request, size: int, before: int) -> None:
         each = self._limits.bytes_per_request_counted
-        count, is_long = size / each, before + size > each
         # Not refused for what is its own: or one that is larger than a bucket could never come.
         own = 1 + before / each
+        self._charge(request, size / each, own, refuses=before + size > each)
+
+    def check_waited(self, request: Request) -> None:
+        self._charge(request, 0, 1, refuses=True)
+
+    def _charge(self, request: Request, count: float, own: float, *, refuses: bool) -> None:
         caller = caller_of(request)
         if self._addresses is not None and request.address:
             missing = self._addresses.charge(request.address, count, own)
-            if missing and is_long:
+            if missing and refuses:
                 raise self._too_fast("requests_per_second_per_address", missing)
         if self._callers is not None and caller:
             missing = self._callers.charge(caller, count, own)
-            if missing and is_long:
+            if missing and refuses:
                 raise self._too_fast("requests_per_second_per_caller", missing)
 
     def check_stranger(self, request: Request) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from foldlog.api.access import OpenAccess
+from foldlog.api.app import create_app
+from foldlog.api.rates import LimitedRates
 from foldlog.domain.errors import StorageUnavailable
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
@@ -532,6 +536,40 @@ def test_a_reader_that_stalls_costs_a_page_and_holds_up_nobody(live_with):
     assert 0 < max(buffered) < 2 * 3_100_000
     assert sum(buffered) < 2 * 3_100_000
     assert stalled.seqs(12) == list(range(2, 14)), "it comes as soon as it is read"
+
+
+def test_pages_that_wait_to_be_read_are_refused_once_others_have_cost_too_much():
+    """
+    All of them are let in at once; each is kept until its reader has taken it.
+    """
+    limits = Limits(requests_per_second_per_address=100, bytes_per_request_counted=1_000)
+
+    class Slow(MemoryStore):
+        def range_at_hand(self, space, query):
+            return None
+
+        def range_after(self, space, query):
+            time.sleep(0.05)
+            return super().range_after(space, query)
+
+    store = Slow()
+    app = create_app(
+        store=store,
+        master=store,
+        ready=dict,
+        limits=limits,
+        access=OpenAccess(),
+        rates=LimitedRates(limits, lambda: 0.0),
+    )
+    with served(store, limits, app) as live:
+        space = Space(live.port)
+        space.push(changeset(put(text="x" * 400_000)))
+        clients = [Connection(live.port) for _ in range(40)]
+        for client in clients:
+            client.send(request_of(f"/v1/spaces/{space.name}/events"))
+        found = Counter(client.answer().status for client in clients)
+    assert found[200] + found[429] == 40
+    assert 0 < found[200] < 10
 
 
 def test_messages_of_a_stream_are_small(live_with):
