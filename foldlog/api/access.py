@@ -44,6 +44,7 @@ CALLERS_KEPT_MAX = 20_000
 TOKEN_LENGTH_MAX = 8 * 2**10
 
 ANYBODY = Caller("", frozenset({Right.PUBLIC}))
+ANYBODY_HERE = Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
 
 
 class Access(ABC):
@@ -98,7 +99,7 @@ class OpenAccess(Access):
             request.rates.check_stranger(request)
             if not is_token(token_of(request), self._admin_token):
                 raise Unauthenticated
-        return Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
+        return ANYBODY_HERE
 
 
 class Jwts(Protocol):
