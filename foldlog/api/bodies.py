@@ -104,7 +104,7 @@ class Room:
     def grow(self, size: int) -> None:
         """The body has so many bytes now. Raises `RateLimited`."""
         before, self._size = self._size, size
-        self._request.rates.count_body(self._request, size - before, before)
+        self._request.rates.count_body(self._request, size - before)
         more = size - SMALL_BODY_BYTES - self._held
         if more > 0:
             HELD.add(self._caller, more, self._limits)

@@ -134,9 +134,9 @@ class Rates:
     def check_caller(self, request: Request) -> None:
         """When it is known who calls. Raises `RateLimited`."""
 
-    def count_body(self, request: Request, size: int, before: int) -> None:
-        """More of a body has come: so many bytes, inflated, after those before. Raises
-        `RateLimited` for a long one, if others have emptied its bucket meanwhile."""
+    def count_body(self, request: Request, size: int) -> None:
+        """More of a body has come: so many bytes, inflated. Raises `RateLimited` for a long one,
+        if others have emptied its bucket meanwhile."""
 
     def check_waited(self, request: Request) -> None:
         """When what was let in has its turn. Raises `RateLimited` if others have overdrawn its
@@ -146,7 +146,7 @@ class Rates:
         """So many bytes are kept until the client has taken them, be it ever so slow."""
         if size > ANSWER_BYTES_FREE:
             with suppress(RateLimited):  # whoever comes next is
-                self.count_body(request, size - ANSWER_BYTES_FREE, 0)
+                self.count_body(request, size - ANSWER_BYTES_FREE)
 
     def check_stranger(self, request: Request) -> None:
         """Before a token is looked up that is not known to be good. Raises `RateLimited`."""
@@ -187,16 +187,17 @@ class LimitedRates(Rates):
             if missing:
                 raise self._too_fast("requests_per_second_per_caller", missing)
 
-    def count_body(self, request: Request, size: int, before: int) -> None:
-        each = self._limits.bytes_per_request_counted
-        # Not refused for what is its own: or one that is larger than a bucket could never come.
-        own = 1 + before / each
-        self._charge(request, size / each, own, refuses=before + size > each)
+    def count_body(self, request: Request, size: int) -> None:
+        count = size / self._limits.bytes_per_request_counted
+        self._charge(request, count, refuses=request.charged + count > 1)
 
     def check_waited(self, request: Request) -> None:
-        self._charge(request, 0, 1, refuses=True)
+        self._charge(request, 0, refuses=True)
 
-    def _charge(self, request: Request, count: float, own: float, *, refuses: bool) -> None:
+    def _charge(self, request: Request, count: float, *, refuses: bool) -> None:
+        # Not refused for what is its own: or one that is larger than a bucket could never come.
+        own = 1 + request.charged
+        request.charged += count
         caller = caller_of(request)
         if self._addresses is not None and request.address:
             missing = self._addresses.charge(request.address, count, own)

@@ -62,6 +62,8 @@ class Request(ABC):
     address: str = ""
     #: what it is held to
     rates: Rates = NO_RATES
+    #: how many requests it counted as, besides itself, for its bytes
+    charged: float = 0.0
     #: who calls, from when that is known
     caller: Caller | None = None
     #: finds anew who calls: `Access.admit`, of what this request asks for

@@ -206,6 +206,7 @@ class Asked:
 
     address: str
     caller: object = field(default=None)
+    charged: float = 0.0
 
 
 def caller(id: str) -> Caller:
@@ -218,6 +219,19 @@ def refused(call, *args) -> bool:
     except RateLimited:
         return True
     return False
+
+
+def test_what_a_request_has_cost_itself_is_nothing_that_it_waits_for(clock):
+    """Or a sync whose body is larger than a bucket would store it, and never be answered."""
+    rates = LimitedRates(LIMITS, clock)
+    mine = Asked("203.0.113.1", caller("mine"))
+    another = Asked("203.0.113.1", caller("another"))
+    for one in (mine, another):
+        rates.check_address(one)
+    for _ in range(3):
+        rates.count_body(mine, 30_000)
+    rates.check_waited(mine)
+    assert refused(rates.check_waited, another)
 
 
 def test_a_caller_is_known_at_any_address_and_another_at_the_same_is_not_held_up(clock):
