@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from ..domain.errors import FoldlogError, RateLimited, StorageUnavailable
-from ..domain.limits import LIMITS
+from ..domain.limits import LIMITS, Limits
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .compression import deflated, deflated_pieces, encoding_for
@@ -78,10 +78,11 @@ class EventLoopDoor:
         others: AsgiApp,
         threads: Threads,
         *,
-        body_bytes_max: int = LIMITS.body_bytes_max,
+        limits: Limits = LIMITS,
     ):
         self._others = others
-        self._bodies = WholeBodies(body_bytes_max)
+        self._body_bytes_max = limits.body_bytes_max
+        self._bodies = WholeBodies(limits.small_body_bytes_max)
         self._compressing = 0  #: answers that are being compressed, or wait for it
         self._cors = app.cors
         self._rates = app.rates
@@ -143,7 +144,7 @@ class EventLoopDoor:
             self._log(request, template, space, reply, None)
 
     def _request(self, scope: Scope, receive: Receive, threads: ThreadPoolExecutor) -> LoopRequest:
-        admission, bytes_max = self._threads.admission, self._bodies.bytes_max
+        admission, bytes_max = self._threads.admission, self._body_bytes_max
         return LoopRequest(scope, receive, threads, admission, self._waiters, bytes_max)
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -151,7 +152,7 @@ class EventLoopDoor:
             await self._others(scope, receive, send)
             return
         request = self._request(scope, receive, self._threads.reading)
-        with self._bodies.body_of(scope, receive) as body:
+        with self._bodies.body_of(request, scope, receive) as body:
             try:
                 self._hold(request, scope)
                 await body.read()

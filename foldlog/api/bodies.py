@@ -118,18 +118,21 @@ class Room:
             HELD.release(self._caller, self._held)
 
 
-async def read_body(request: Request, limits: Limits, room: Room) -> bytearray:
-    """The request's body, inflated. Raises `LimitExceeded`, `RateLimited`, `InvalidRequest`, or
-    415."""
+async def read_body(
+    request: Request, limits: Limits, room: Room, limit: str = "body_bytes_max"
+) -> bytearray:
+    """The request's body, inflated; of no more bytes, as they come, than `limit` says. Raises
+    `LimitExceeded`, `RateLimited`, `InvalidRequest`, or 415."""
+    pieces = pieces_of(request, getattr(limits, limit), limit)
     _check_media_type(request.header("content-type"))
     encoding = request.header("content-encoding").strip().lower()
     if encoding not in INFLATERS and encoding not in ("", "identity"):
         raise UnsupportedMediaType("a body may be sent as it is, or by gzip or zstd")
     body = bytearray()
     if encoding in INFLATERS:
-        await _inflate(body, INFLATERS[encoding](), request, limits, room)
+        await _inflate(body, pieces, INFLATERS[encoding](), request, limits, room)
     else:
-        async for piece in pieces_of(request, limits.body_bytes_max):
+        async for piece in pieces:
             body += piece
             room.grow(len(body))
     return body
@@ -148,11 +151,13 @@ def _check_media_type(content_type: str) -> None:
         raise UnsupportedMediaType("a body must be application/json, in UTF-8")
 
 
-async def pieces_of(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
+async def pieces_of(
+    request: Request, bytes_max: int, limit: str = "body_bytes_max"
+) -> AsyncIterator[bytes]:
     """The body as it comes over the wire, to its end or to the limit."""
     length = request.header("content-length")
     if length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > bytes_max):
-        raise LimitExceeded("body_bytes_max", bytes_max)
+        raise LimitExceeded(limit, bytes_max)
     pieces = request.pieces()
     while True:
         try:
@@ -164,14 +169,19 @@ async def pieces_of(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
             return
         request.bytes_in += len(piece)
         if request.bytes_in > bytes_max:
-            raise LimitExceeded("body_bytes_max", bytes_max)
+            raise LimitExceeded(limit, bytes_max)
         yield piece
 
 
 async def _inflate(
-    body: bytearray, inflater: Inflater, request: Request, limits: Limits, room: Room
+    body: bytearray,
+    pieces: AsyncIterator[bytes],
+    inflater: Inflater,
+    request: Request,
+    limits: Limits,
+    room: Room,
 ) -> None:
-    async for piece in pieces_of(request, limits.body_bytes_max):
+    async for piece in pieces:
         if inflater.eof:
             raise InvalidRequest("the compressed body has something after its end")
         # One more byte than allowed, to tell what just fits from what does not.

@@ -32,16 +32,20 @@ NAME_LENGTH_TOLD_MAX = 100
 
 
 class JsonBody:
-    """The body of an operation. Raises `InvalidRequest`, naming each member that is wrong."""
+    """The body of an operation, of no more bytes than `limit` says.
 
-    def __init__(self, schema: Schema, limits: Limits):
+    Raises `InvalidRequest`, naming each member that is wrong.
+    """
+
+    def __init__(self, schema: Schema, limits: Limits, limit: str = "small_body_bytes_max"):
         self.schema = schema
         self._limits = limits
+        self._limit = limit
         self._fields = {field.data_key or name: field for name, field in schema.fields.items()}
 
     async def read(self, request: Request) -> dict[str, Any]:
         with Room(request, self._limits) as room:
-            body = await read_body(request, self._limits, room)
+            body = await read_body(request, self._limits, room, self._limit)
             if len(body) <= SMALL_BODY_BYTES:
                 return self._decode(body)
             return await request.run(self._decode, body)

@@ -95,6 +95,7 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
 #: Over one of these, a smaller request is the cure: 413 lets a client halve its batch.
 LIMITS_OF_SIZE = {
     "body_bytes_max",
+    "small_body_bytes_max",
     "inflated_bytes_max",
     "values_per_body_max",
     "unreadable_bytes_max",

@@ -65,7 +65,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     @bp.post("/v1/spaces/<space>/changesets")
     @operation(
         Right.WRITE,
-        body=JsonBody(push_body(limits), limits),
+        body=JsonBody(push_body(limits), limits, "body_bytes_max"),
         body_example=examples.PUSH,
         answer=ReceiptSchema,
         example=examples.RECEIPT,
@@ -84,7 +84,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     @operation(
         Right.WRITE,
         at_hand=True,
-        body=JsonBody(sync_body(limits), limits),
+        body=JsonBody(sync_body(limits), limits, "body_bytes_max"),
         body_example=examples.SYNC,
         answer=SyncAnswerSchema,
         example=examples.SYNC_ANSWER,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,11 +13,14 @@ from .bodies import LENGTH_DIGITS_MAX
 
 if TYPE_CHECKING:
     from .asgi import Message, Receive, Scope
+    from .requests import Request
 
 #: of all that were read and not yet handed on; those are an administrator's calls, which are small
 UNDER_WAY_BYTES_MAX = 64 * 2**20
+#: ... of one address: whoever it is, nobody has asked yet
+UNDER_WAY_OF_ADDRESS_BYTES_MAX = 2 * 2**20
 #: Nobody keeps a share of that for long.
-SECONDS_MAX = 60.0
+SECONDS_MAX = 30.0
 
 
 class WholeBodies:
@@ -26,19 +29,35 @@ class WholeBodies:
     def __init__(self, bytes_max: int):
         self.bytes_max = bytes_max
         self.under_way = 0
+        self._of_address: Counter[str] = Counter()
 
     @contextmanager
-    def body_of(self, scope: Scope, receive: Receive) -> Iterator[WholeBody]:
-        body = WholeBody(self, scope, receive)
+    def body_of(self, request: Request, scope: Scope, receive: Receive) -> Iterator[WholeBody]:
+        body = WholeBody(self, request, scope, receive)
         try:
             yield body
         finally:
             body.forget()
 
+    def add(self, address: str, size: int) -> None:
+        """Raises `StorageUnavailable` if that is too much; it is counted all the same."""
+        self.under_way += size
+        self._of_address[address] += size
+        is_own_too_much = self._of_address[address] > UNDER_WAY_OF_ADDRESS_BYTES_MAX
+        if is_own_too_much or self.under_way > UNDER_WAY_BYTES_MAX:
+            raise StorageUnavailable("too many bodies come in just now")
+
+    def release(self, address: str, size: int) -> None:
+        self.under_way -= size
+        self._of_address[address] -= size
+        if not self._of_address[address]:
+            del self._of_address[address]
+
 
 class WholeBody:
-    def __init__(self, bodies: WholeBodies, scope: Scope, receive: Receive):
+    def __init__(self, bodies: WholeBodies, request: Request, scope: Scope, receive: Receive):
         self._bodies = bodies
+        self._request = request
         self._headers = dict(scope["headers"])
         self._receive = receive
         self._messages: deque[Message] = deque()
@@ -46,7 +65,7 @@ class WholeBody:
     async def read(self) -> None:
         """To its end, or to the first byte too many, which whoever it is handed to refuses.
 
-        Raises `InvalidRequest`, `StorageUnavailable`.
+        Raises `InvalidRequest`, `RateLimited`, `StorageUnavailable`.
         """
         if not self._is_worth_reading():
             return
@@ -59,9 +78,8 @@ class WholeBody:
                         raise InvalidRequest("the body could not be read to its end")
                     self._messages.append(message)
                     size += _size(message)
-                    self._bodies.under_way += _size(message)
-                    if self._bodies.under_way > UNDER_WAY_BYTES_MAX:
-                        raise StorageUnavailable("too many bodies come in just now")
+                    self._bodies.add(self._request.address, _size(message))
+                    self._request.rates.count_body(self._request, _size(message))
                     more = message.get("more_body", False)
         except TimeoutError as exc:
             raise InvalidRequest(f"the body did not come within {SECONDS_MAX:g} s") from exc
@@ -71,11 +89,11 @@ class WholeBody:
         if not self._messages:
             return await self._receive()
         message = self._messages.popleft()
-        self._bodies.under_way -= _size(message)
+        self._bodies.release(self._request.address, _size(message))
         return message
 
     def forget(self) -> None:
-        self._bodies.under_way -= sum(map(_size, self._messages))
+        self._bodies.release(self._request.address, sum(map(_size, self._messages)))
         self._messages.clear()
 
     def _is_worth_reading(self) -> bool:

@@ -67,6 +67,8 @@ class Limits(msgspec.Struct, frozen=True):
     waiting_bytes_per_space_max: int = 64 * 2**20
 
     body_bytes_max: int = 8 * 2**20
+    #: ... of all calls but pushes and syncs
+    small_body_bytes_max: int = 256 * 2**10
     inflated_bytes_max: int = 16 * 2**20
     #: of `,`, `[` and `{` of a body, in its texts too: about as many values as it can have at most.
     #: So many take 0.2 s to decode, and 70 MB

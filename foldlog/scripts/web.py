@@ -156,6 +156,5 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             rates=LimitedRates(settings.limits),
             trusted_proxies=settings.trusted_proxies,
         )
-        body_bytes_max = settings.limits.body_bytes_max
-        door = EventLoopDoor(app, behind_threads(app), threads, body_bytes_max=body_bytes_max)
+        door = EventLoopDoor(app, behind_threads(app), threads, limits=settings.limits)
         run(door, listening, Connections(settings.limits, settings.trusted_proxies))

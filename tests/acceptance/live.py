@@ -42,9 +42,7 @@ class Served:
         self.app = app or create_app(
             store=store, master=store, ready=dict, limits=limits, access=OpenAccess()
         )
-        self.door = EventLoopDoor(
-            self.app, behind_threads(self.app), threads, body_bytes_max=limits.body_bytes_max
-        )
+        self.door = EventLoopDoor(self.app, behind_threads(self.app), threads, limits=limits)
         self.server = server_of(self.door)
         [listening] = listen("127.0.0.1", 0)
         self.port = listening.getsockname()[1]

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from foldlog.api import whole_bodies
+from foldlog.api.requests import Request
 from foldlog.api.whole_bodies import WholeBodies
 from foldlog.domain.errors import InvalidRequest, StorageUnavailable
 
@@ -24,12 +25,23 @@ def received(*pieces: bytes):
     return receive
 
 
-def read(bodies: WholeBodies, receive) -> None:
-    async def read():
-        with bodies.body_of(CHUNKED, receive) as body:
-            await body.read()
+class Call(Request):
+    """Of some address; nothing else is looked at."""
 
-    asyncio.run(read())
+    header = pieces = run = pause = outcome = watch = lambda *_: ""
+
+    def __init__(self, address: str):
+        self.address = address
+        super().__init__()
+
+
+async def read_of(bodies: WholeBodies, receive, address: str = "192.0.2.1") -> None:
+    with bodies.body_of(Call(address), CHUNKED, receive) as body:
+        await body.read()
+
+
+def read(bodies: WholeBodies, receive) -> None:
+    asyncio.run(read_of(bodies, receive))
 
 
 def test_all_together_are_bounded(monkeypatch):
@@ -39,6 +51,31 @@ def test_all_together_are_bounded(monkeypatch):
     with pytest.raises(StorageUnavailable):
         read(bodies, received(b"x" * 60, b"x" * 60))
     assert bodies.under_way == 0
+
+
+def test_one_address_has_no_more_than_a_share(monkeypatch):
+    """Strangers, who need not say who they are, keep no administrator from revoking something."""
+    monkeypatch.setattr(whole_bodies, "UNDER_WAY_OF_ADDRESS_BYTES_MAX", 100)
+    bodies = WholeBodies(1_000)
+
+    async def together():
+        end = asyncio.Event()
+
+        async def withheld():
+            if not end.is_set() and bodies.under_way:
+                await end.wait()
+            return {"type": "http.request", "body": b"x" * 60, "more_body": not end.is_set()}
+
+        first = asyncio.create_task(read_of(bodies, withheld))
+        await asyncio.sleep(0)
+        with pytest.raises(StorageUnavailable):
+            await read_of(bodies, received(b"x" * 60))
+        with pytest.raises(InvalidRequest):  # it comes, and breaks off
+            await read_of(bodies, received(b"x" * 60), "192.0.2.2")
+        first.cancel()
+
+    asyncio.run(together())
+    assert bodies.under_way == 0 and not bodies._of_address
 
 
 def test_a_body_that_breaks_off_is_none():
