@@ -24,6 +24,7 @@ from .records import records_blueprint
 from .skipping import skipping_blueprint
 from .snapshot import snapshot_blueprint
 from .sync import sync_blueprint
+from .threads import Turns
 from .tokens import tokens_blueprint
 from .witness import witness_blueprint
 
@@ -55,6 +56,7 @@ def create_app(
     cors_origins: tuple[str, ...] = (),
     rates: Rates = NO_RATES,
     trusted_proxies: tuple[Network, ...] = (),
+    turns: Turns | None = None,
 ) -> FlaskDoor:
     """Builds the app from ready-made parts; it reads no environment of its own.
 
@@ -63,8 +65,9 @@ def create_app(
     monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
     `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it. `rates` are
     what clients are held to, and `trusted_proxies` those who may say whose requests they hand on.
+    `turns` are those of threads at the database.
     """
-    app = FlaskDoor(__name__, access, Cors(cors_origins), rates, trusted_proxies)
+    app = FlaskDoor(__name__, access, Cors(cors_origins), rates, trusted_proxies, turns)
     app.url_map.merge_slashes = False
     app.url_map.converters["record_id"] = RecordIdConverter
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}

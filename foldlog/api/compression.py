@@ -115,6 +115,10 @@ def deflated(data: bytes, encoding: str) -> bytes:
     return deflater.piece(data) + deflater.end()
 
 
+#: `deflated`, of the few bodies that are the same for everybody
+deflated_once = lru_cache(maxsize=16)(deflated)
+
+
 def deflated_pieces(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     deflater = DEFLATERS[encoding]()
     for piece in pieces:

@@ -24,7 +24,7 @@ from ..domain.errors import FoldlogError, InvalidRequest
 from ..domain.names import is_space
 from ..domain.ports import EventStore
 from .access import Access
-from .compression import deflated, deflated_pieces, encoding_for
+from .compression import deflated, deflated_once, deflated_pieces, encoding_for
 from .cors import Cors
 from .logging import log_request, path_template
 from .operations import Operation
@@ -34,14 +34,17 @@ from .problems import (
     UnsupportedMediaType,
     problem_reply,
 )
-from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates
+from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, caller_of
 from .replies import Reply
 from .requests import Growth, Request, check_given_once, run_now
+from .threads import Turns
 
 T = TypeVar("T")
 
 NO_CORS = Cors()
 PIECE_BYTES = 64 * 2**10
+#: of threads that turn to the database, if nobody says how many connections there are
+TURNS_MAX = 64
 #: threads that may wait for the master table at a time, of the 64 that there are for everybody
 WAITING_MAX = 16
 _PLACES_TO_WAIT = threading.BoundedSemaphore(WAITING_MAX)
@@ -66,7 +69,8 @@ ERROR_OF_STATUS: dict[int, type[FoldlogError]] = {
 class FlaskRequest(Request):
     """The request of this thread, which waits by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self.method = flask_request.method
         self.query_string = flask_request.query_string
         self._headers = flask_request.headers  # a stream asks when Flask's own request is over
@@ -80,6 +84,10 @@ class FlaskRequest(Request):
             yield piece
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
+        with self._turns.one(caller_of(self) or self.address):
+            return function(*args)
+
+    async def look_up(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
     async def pause(self, seconds: float) -> bool:
@@ -130,12 +138,14 @@ class FlaskDoor(Flask):
         cors: Cors = NO_CORS,
         rates: Rates = NO_RATES,
         trusted_proxies: tuple[Network, ...] = (),
+        turns: Turns | None = None,
     ):
         super().__init__(import_name, static_folder=None)
         self.access = access
         self.cors = cors
         self.rates = rates
         self.proxies = Proxies(trusted_proxies)
+        self._turns = turns or Turns(TURNS_MAX)
         self.before_request(self._begin)
         self.before_request(self._answer_preflight)
         self.after_request(self._allow_origin)  # the last one comes first
@@ -144,7 +154,7 @@ class FlaskDoor(Flask):
         self.register_error_handler(Exception, _answer_error)
 
     def _begin(self) -> None:
-        g.call = FlaskRequest()
+        g.call = FlaskRequest(self._turns)
         forwarded_for = ",".join(flask_request.headers.getlist("x-forwarded-for"))
         address = self.proxies.client_address(flask_request.remote_addr or "", forwarded_for)
         scope = flask_request.environ.get("asgi.scope")
@@ -196,9 +206,10 @@ def _answer(reply: Reply) -> Response:
     elif not isinstance(body, bytes):
         body = _while_admitted(g.call, body)
     if encoding is not None:
-        body = (
-            deflated(body, encoding) if isinstance(body, bytes) else deflated_pieces(body, encoding)
-        )
+        if isinstance(body, bytes):
+            body = (deflated_once if reply.is_kept else deflated)(body, encoding)
+        else:
+            body = deflated_pieces(body, encoding)
     return Response(body, reply.status, reply.headers, content_type=reply.media_type)
 
 
@@ -213,7 +224,7 @@ def _in_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
 def _while_admitted(request: Request, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """As `LoopRequest.read_in_threads`; whoever may not have the rest misses its end."""
     try:
-        for piece in pieces:
+        while piece := run_now(request.run(next, pieces, b"")):
             run_now(request.readmit())
             yield piece
     except FoldlogError as exc:

@@ -45,6 +45,14 @@ def meta_blueprint(
         # Made at the first request, when every blueprint is there.
         return openapi_document(current_app)
 
+    @cache
+    def encoded_document() -> bytes:
+        return msgspec.json.encode(document())
+
+    @cache
+    def page() -> bytes:
+        return docs_page(document(), [_about(code) for code in BY_CODE]).encode()
+
     @bp.get("/healthz")
     @operation(Right.PUBLIC, answer=HealthSchema, example={"status": "ok"})
     async def healthz(request: Request) -> Reply:
@@ -80,22 +88,21 @@ def meta_blueprint(
 
     @bp.get("/v1/limits")
     @operation(Right.PUBLIC, answer=LimitsSchema, example=msgspec.to_builtins(limits))
-    def get_limits() -> Reply:
+    async def get_limits(request: Request) -> Reply:
         """Read every limit that requests are held to."""
-        return json_reply(limits)
+        return json_reply(limits)  # of none of these calls a thread need wait for the database
 
     @bp.get("/openapi.json")
     @operation(Right.PUBLIC)
-    def openapi() -> Reply:
+    async def openapi(request: Request) -> Reply:
         """Read the OpenAPI document of this service."""
-        return json_reply(document(), DOCUMENT_HEADERS)
+        return Reply(encoded_document(), headers=dict(DOCUMENT_HEADERS), is_kept=True)
 
     @bp.get("/docs")
     @operation(Right.PUBLIC, media_type="text/html")
-    def docs() -> Reply:
+    async def docs(request: Request) -> Reply:
         """Read the same document as a page."""
-        page = docs_page(document(), [_about(code) for code in BY_CODE])
-        return Reply(page.encode(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS)
+        return Reply(page(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS, is_kept=True)
 
     @bp.get("/problems/<code>")
     @operation(Right.PUBLIC, problems=(NotFound,))

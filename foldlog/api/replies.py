@@ -23,6 +23,8 @@ class Reply:
     media_type: str = JSON
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    #: whether the body is the same for everybody and always, and is compressed once
+    is_kept: bool = False
 
     @property
     def is_streamed(self) -> bool:

@@ -1,16 +1,61 @@
-"""The threads of the event loop's door, each kind for itself.
+"""The threads of the event loop's door, each kind for itself; and turns of those of Flask's.
 
 Whoever is let in, and whoever asks whether the service is ready, waits for nobody who reads; and
-nobody waits for a database behind answers that are compressed.
+nobody waits for a database behind answers that are compressed. Whoever reads leaves connections to
+the database to those who commit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from threading import Condition
+
+from ..domain.errors import StorageUnavailable
 
 ADMISSION_THREADS = 3
 COMPRESSION_THREADS = 2
+#: for a turn, after which it is known better that there is none
+TURN_SECONDS_MAX = 3.0
+
+
+class Turns:
+    """So many threads turn to the database at a time; those of one caller leave room for another's.
+
+    The others wait, in no order.
+    """
+
+    def __init__(self, most: int, seconds_max: float = TURN_SECONDS_MAX):
+        self._most = most
+        self._of_one_most = max(1, most - 1)
+        self._seconds_max = seconds_max
+        self._taken = 0
+        self._taken_by: Counter[str] = Counter()
+        self._changed = Condition()
+
+    @contextmanager
+    def one(self, caller: str) -> Iterator[None]:
+        """Raises `StorageUnavailable` if none comes in time."""
+
+        def is_free() -> bool:
+            return self._taken < self._most and self._taken_by[caller] < self._of_one_most
+
+        with self._changed:
+            if not self._changed.wait_for(is_free, self._seconds_max):
+                raise StorageUnavailable("too many calls wait for the database")
+            self._taken += 1
+            self._taken_by[caller] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= 1
+                self._taken_by[caller] -= 1
+                if not self._taken_by[caller]:
+                    del self._taken_by[caller]
+                self._changed.notify_all()
 
 
 class Threads:

@@ -245,7 +245,7 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "port": ("FOLDLOG_PORT", str(DEFAULT_PORT), _port),
     "web_workers": ("FOLDLOG_WEB_WORKERS", _default_workers(), _count),
     "projectors": ("FOLDLOG_PROJECTORS", "1", _count),
-    "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "10", _count),
+    "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "16", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),
     "access": ("FOLDLOG_ACCESS", "tokens", _access),
     "admin_token": (ADMIN_TOKEN, None, _token),

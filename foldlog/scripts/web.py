@@ -19,7 +19,7 @@ from ..api.app import create_app
 from ..api.asgi import AsgiApp, EventLoopDoor
 from ..api.logging import configure_logging, write_logs_behind
 from ..api.rates import LimitedRates
-from ..api.threads import Threads
+from ..api.threads import ADMISSION_THREADS, Threads, Turns
 from ..infrastructure.group_commit import COMMITTERS
 from ..infrastructure.settings import Settings, read_settings
 from ..infrastructure.supervisor import exit_with_parent
@@ -135,10 +135,12 @@ def _access(parts: Services, settings: Settings) -> Access:
 
 
 def serve(url: str, settings: Settings, listening: socket.socket) -> None:
+    # Whoever reads leaves connections to those who commit, are let in, follow, and announce.
+    readers = settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2
+    in_threads = max(1, readers // 2)
     with (
         services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
-        # Whoever reads leaves connections to those who commit.
-        Threads(max(1, settings.pool_size_max - COMMITTERS)) as threads,
+        Threads(max(1, readers - in_threads)) as threads,
     ):
         parts.follower.start()
         app = create_app(
@@ -155,6 +157,7 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             limits=settings.limits,
             rates=LimitedRates(settings.limits),
             trusted_proxies=settings.trusted_proxies,
+            turns=Turns(in_threads),
         )
         door = EventLoopDoor(app, behind_threads(app), threads, limits=settings.limits)
         run(door, listening, Connections(settings.limits, settings.trusted_proxies))
