@@ -422,11 +422,12 @@ def test_an_event_that_touches_more_than_fits_stops_its_space_alone(stores):
     assert_equals_fresh_fold(stores, "more room", head["more room"])
 
 
-def test_a_space_that_stopped_is_tried_again_by_the_one_event(database, stores, monkeypatch):
-    """And not by ever smaller turns, which would cost the others theirs."""
-    stores.push("s", push_of(*(changeset() for _ in range(5))))
-    poison(database, "s", 6)
+def test_what_fails_is_not_tried_more_often_than_need_be(database, stores, monkeypatch):
+    """Each try may cost a second, which the others wait for: neither turns of more events than
+    there are, nor, once it has stopped, ever smaller ones again."""
+    stores.push("s", push_of(changeset()))
     stores.project()
+    poison(database, "s", 2)
     tried = []
     advance = stores.projector._apply
     monkeypatch.setattr(
@@ -434,10 +435,40 @@ def test_a_space_that_stopped_is_tried_again_by_the_one_event(database, stores, 
         "_apply",
         lambda to, start, until, ends_at: tried.append(until) or advance(to, start, until, ends_at),
     )
+    stores.project()
+    assert len(tried) == 1
+    stores.push("s", push_of(*(changeset() for _ in range(5))))
     with psycopg.connect(database) as conn:
         conn.execute("UPDATE projections SET stopped_until = NULL")
     stores.projector.project_or_stop("s")
-    assert tried == [6]
+    assert tried[1:] == [2]
+
+
+def test_a_turn_that_fails_and_takes_its_time_ends_with_the_first_event(stores, monkeypatch):
+    """Or eleven more tries, each as slow, would hold up all other spaces."""
+    monkeypatch.setattr(projector_module, "TURN_SECONDS", 0.0)
+    head = stores.push("s", push_of(*(changeset(put("a", n=n)) for n in range(100)))).head
+    understood, tried = stores.projector._projection._mapper.decode, []
+
+    def fails_on_the_last(topic, state):
+        if b'"n":99' in state:
+            raise ValueError("what is this?")
+        return understood(topic, state)
+
+    apply = stores.projector._apply
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.projector._projection._mapper, "decode", fails_on_the_last)
+        patch.setattr(
+            stores.projector,
+            "_apply",
+            lambda to, start, until, ends_at: (
+                tried.append(until - start) or apply(to, start, until, ends_at)
+            ),
+        )
+        stores.projector.project("s")
+    assert tried[1:] == [1]
+    stores.project()
+    assert_equals_fresh_fold(stores, "s", head)
 
 
 RIDDLE = b'{"seq":2,"kind":"riddle","id":"x","received_at":"now","body":1}'

@@ -110,6 +110,7 @@ class Projector:
         self._breaks: Counter[str] = Counter()
         self._failed: dict[str, _Turn] = {}
         self._turn: _Turn | None = None  #: the last one that was begun
+        self._read_to = 0  #: the last seq that was read, or is to be
         #: generation, and its records that the next turn need not read, of spaces far behind
         self._known: dict[str, tuple[int, Memory]] = {}
         self.positions = PositionRecorder(datastore, projection.name, projection.version)
@@ -254,6 +255,7 @@ class Projector:
         until = min(until, start + self._turn_events)
         failed: Exception | None = None
         while True:
+            self._read_to = until
             try:
                 # A savepoint: what fails leaves nothing behind.
                 with connection.transaction(), connection.pipeline():
@@ -262,10 +264,13 @@ class Projector:
             except Exception as exc:
                 if is_connection_error(exc):
                     raise
+                until = min(until, max(self._read_to, start + 1))  # the log may end before it
                 if until <= start + 1:
                     raise Stopped(to.number, start + 1, f"{type(exc).__name__}: {exc}") from exc
                 # Which one was it? Half as many, so that all before it are projected in the end.
-                until = start + (until - start) // 2
+                # A turn that has taken its time already ends with the first one.
+                is_late = time.monotonic() >= ends_at
+                until = start + (1 if is_late else (until - start) // 2)
                 failed = exc
                 to.known.forget(start)
         if failed is not None:
@@ -302,7 +307,9 @@ class Projector:
             "limit": limit,
             "bytes_max": BATCH_BYTES,
         }
-        return of.reader.execute(self._select_batch, names, prepare=True, binary=True).fetchall()
+        found = of.reader.execute(self._select_batch, names, prepare=True, binary=True).fetchall()
+        self._read_to = found[-1][0] if found else position
+        return found
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
