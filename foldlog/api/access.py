@@ -43,6 +43,9 @@ CALLERS_KEPT_MAX = 20_000
 #: of what is no token of ours, and longer than any JWT should be
 TOKEN_LENGTH_MAX = 8 * 2**10
 
+#: what a proxy tells: whoever comes by way of one need not be on this machine
+OF_PROXIES = ("x-forwarded-for", "forwarded", "via")
+
 ANYBODY = Caller("", frozenset({Right.PUBLIC}))
 ANYBODY_HERE = Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
 
@@ -91,7 +94,7 @@ class OpenAccess(Access):
         at_hand: bool = False,
         since: int | None = None,
     ) -> Caller:
-        if not is_loopback(request.header("host")) or request.header("x-forwarded-for"):
+        if not is_loopback(request.header("host")) or any(map(request.header, OF_PROXIES)):
             raise Forbidden("open to this machine alone: as localhost, and through no proxy")
         if right is Right.ADMIN:
             if not self._admin_token:

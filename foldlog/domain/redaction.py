@@ -19,13 +19,14 @@ _SECRET = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_HINTS = ("://", "assword", "earer", "asic", "eyJ", "foldlog_")
+_HINTS = ("://", "password", "bearer", "basic", "eyj", "foldlog_")
 
 
 def redacted(text: str) -> str:
     """The text with `***` for what looks like a password or a token."""
     # A line for each request comes through here, and most hold nothing to look for.
-    if any(hint in text for hint in _HINTS):
+    lowered = text.lower()
+    if any(hint in lowered for hint in _HINTS):
         return _SECRET.sub(_hidden, text)
     return text
 

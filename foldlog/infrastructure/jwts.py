@@ -71,6 +71,8 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
     try:
         if document.get("use", "sig") != "sig":
             return None
+        if document.get("kty") != "oct" and "d" in document:
+            raise SignInKeysUnusable("a private key among the keys of the sign-in: give its public")
         key = jwt.PyJWK.from_dict(document)
     except (jwt.PyJWTError, AttributeError, ValueError, TypeError):
         return None  # not of a kind that we know
@@ -205,7 +207,7 @@ class Jwts:
                 options={"require": ["exp", "sub", "aud"]},
             )
             return self._claims(claims)
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             raise Unauthenticated from None  # what is wrong with it is told to nobody
 
     def _claims(self, claims: Mapping[str, Any]) -> Claims:

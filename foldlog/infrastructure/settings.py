@@ -220,7 +220,13 @@ def _limits(text: str) -> Limits:
         )
         if given[name] < (0 if may_be_none else 1):
             raise ValueError(f"{name} is a whole number above 0")
-    return msgspec.structs.replace(LIMITS, **given)
+    limits = msgspec.structs.replace(LIMITS, **given)
+    for name in ("bodies_bytes_max", "bodies_bytes_per_caller_max"):
+        if 0 < getattr(limits, name) < limits.inflated_bytes_max:
+            raise ValueError(
+                f"{name} is less than inflated_bytes_max: such a body could never come"
+            )
+    return limits
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

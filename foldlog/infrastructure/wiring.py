@@ -9,6 +9,7 @@ from functools import partial
 from threading import Event, Thread
 
 import psycopg
+import structlog
 
 from ..domain.errors import OperatorError, StorageUnavailable
 from ..domain.notes import Verifier, origin_of
@@ -34,6 +35,8 @@ from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
 from .signer import CheckpointSigner
 from .witness import Witness, Witnesses
+
+log = structlog.get_logger("foldlog.wiring")
 
 #: A request is given up on after ten seconds at most: three for its turn to be committed, two for
 #: a connection, five for all that it asks of the database.
@@ -92,7 +95,9 @@ class Services:
         except DATABASE_ERRORS as exc:
             if needs_new_connections(exc):
                 self.datastore.check_pool()
-            why = redacted(str(exc).strip().splitlines()[0])
+            # To whoever asks no more than that: it names hosts and roles.
+            log.warning("database-unreachable", error=redacted(str(exc).strip().splitlines()[0]))
+            why = "unreachable, or it does not answer: the service's log says more"
             return {"database": why, "writes": "unknown", "schema": "unknown"}
         if only_reads:
             self.datastore.check_pool()  # another of the URL's hosts may take writes by now

@@ -17,7 +17,7 @@ from ..domain.limits import LIMITS
 from ..domain.names import is_collection, is_space
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import EXIT_NO, err, out, progress, quiet_logs, spaced, told, with_database
+from .console import BY, EXIT_NO, err, out, progress, quiet_logs, spaced, told, with_database
 
 
 @click.command("collections")
@@ -64,7 +64,7 @@ def collections_command(
     type=click.IntRange(min=0),
     help="Refuse unless this is the version so far; 0: not defined.",
 )
-@click.option("--by", help="Who defines it; told with the definition for ever.")
+@BY
 @with_database
 @told
 def define_command(

@@ -15,7 +15,7 @@ from ..domain.merge import Key
 from ..domain.names import is_collection, is_record_id
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
+from .console import BY, EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
 
 #: so many are listed before the question; `--dry-run` lists all
 LISTED_MAX = 20
@@ -37,7 +37,7 @@ LISTED_MAX = 20
     "lost or was refused. VALUE is JSON, or else text. Several must be said at once.",
 )
 @click.option("--reason", help="Why. It stays in the log for ever: name no person.")
-@click.option("--by", help="Who decided it. It stays in the log as well.")
+@BY
 @click.option("--dry-run", is_flag=True, help="List what would be erased, by collection and id.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(

@@ -6,14 +6,14 @@ import click
 
 from ..infrastructure.settings import read_settings
 from ..infrastructure.wiring import database, services
-from .console import err, quiet_logs, spaced, told, with_database
+from .console import BY, err, quiet_logs, spaced, told, with_database
 
 
 @click.command("skip")
 @click.argument("space")
 @click.argument("seq", type=click.IntRange(min=1))
 @click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
-@click.option("--by", help="Who decided it. It stays in the log as well.")
+@BY
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_database
 @told

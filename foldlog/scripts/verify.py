@@ -223,7 +223,7 @@ class Run:
         if self._state is not None:
             self._note(audit)
         if self._wants_fold:
-            self._compare_fold(self._without_skipped(folded), at_least=audit.seq)
+            self._compare_fold(self._without_skipped(folded, audit), at_least=audit.seq)
 
     # -- where to begin
 
@@ -357,15 +357,19 @@ class Run:
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
 
-    def _without_skipped(self, folded: Folded) -> SpilledRecords:
+    def _without_skipped(self, folded: Folded, audit: LogAudit) -> SpilledRecords:
         """Raises `WrongEvent` if an event cannot be folded that is not skipped."""
         if folded.to_skip:
             seqs = sorted(folded.to_skip)
             self.findings.append(f"stepped over, as an event says: seq {', '.join(map(str, seqs))}")
-            # What was folded before that event came is folded anew, which is seldom needed.
-            folded = Folded(folded.to_skip)
+            # What was folded before that event came is folded anew, which is seldom needed; and
+            # looked at anew, for these are what the source says now.
+            folded, again = Folded(folded.to_skip), LogAudit()
             for batch in self._source.batches(0, self.through):
+                again.check(batch.events)
                 folded.add(batch.events)
+            if again.root != audit.root:
+                raise Wrong("the events were others when they were asked for again")
         if folded.failed is not None:
             raise folded.failed
         return folded.records

@@ -13,7 +13,7 @@ from foldlog.api.rates import Buckets, LimitedRates, Proxies, client_address
 from foldlog.domain.access import Caller, Grant, Right, Role
 from foldlog.domain.errors import RateLimited
 from foldlog.domain.limits import Limits
-from foldlog.infrastructure.settings import _networks
+from foldlog.infrastructure.settings import InvalidSettings, _networks, read_settings
 from tests.helpers import a_token, changeset, new_id, put
 
 from .conftest import ADMIN_TOKEN, assert_problem
@@ -219,6 +219,15 @@ def refused(call, *args) -> bool:
     except RateLimited:
         return True
     return False
+
+
+@pytest.mark.parametrize("name", ["bodies_bytes_max", "bodies_bytes_per_caller_max"])
+def test_there_is_room_for_the_largest_body(name):
+    """Or it would be answered 429 for ever, by which no client learns that it is too large."""
+    with pytest.raises(InvalidSettings, match=f"{name} is less than inflated_bytes_max"):
+        read_settings({"FOLDLOG_LIMITS": f"{name}=1000000"})
+    few = f"{name}=1000000 inflated_bytes_max=1000000"
+    assert getattr(read_settings({"FOLDLOG_LIMITS": few}).limits, name) == 1_000_000
 
 
 def test_what_a_request_has_cost_itself_is_nothing_that_it_waits_for(clock):

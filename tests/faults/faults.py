@@ -20,7 +20,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
+from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
 from foldlog.infrastructure.keys import make_keys
+from foldlog.infrastructure.postgres.grants import grant
+from foldlog.infrastructure.postgres.migrate import migrate
 from foldlog.scripts.process import environment, free_port, is_ready
 
 from .proxy import CUTS, SLOW, Proxy
@@ -142,7 +145,9 @@ class World:
         self.cluster.start()
         sockets = Path(str(conninfo_to_dict(self.cluster.url)["host"]))
         self.proxy = Proxy(folder / "proxy", sockets)
-        url = make_conninfo(self.cluster.url, host=str(self.proxy.folder))
+        migrate(self.cluster.url)
+        grant(self.cluster.url, SERVICE_ROLE)
+        url = make_conninfo(self.cluster.service_url, host=str(self.proxy.folder))
         self.service = Service(folder, url)
         self._ending = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
@@ -171,7 +176,7 @@ class World:
         found["backend"] = []
         for process in found["postmaster"][0].children():
             with suppress(psutil.NoSuchProcess):
-                if "foldlog foldlog" in " ".join(process.cmdline()):
+                if f"{SERVICE_ROLE} foldlog" in " ".join(process.cmdline()):
                     found["backend"].append(process)
         return found
 
@@ -269,7 +274,9 @@ def _restart(number: signal.Signals, name: str) -> Fault:
 
 
 def _terminate(world: World) -> None:
-    world.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'foldlog'")
+    world.sql(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{SERVICE_ROLE}'"
+    )
 
 
 def _read_only(world: World) -> None:
@@ -293,12 +300,12 @@ def _read_only(world: World) -> None:
 
 
 def _no_connections(world: World) -> None:
-    world.sql("ALTER ROLE foldlog CONNECTION LIMIT 0")
+    world.sql(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT 0")
     try:
         _terminate(world)
         time.sleep(2)
     finally:
-        world.sql("ALTER ROLE foldlog CONNECTION LIMIT -1")
+        world.sql(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1")
 
 
 def _locked(world: World) -> None:
@@ -349,7 +356,10 @@ FULL_DISK = Fault("disk full", _full_disk)
 #: over a connection that the proxy breaks
 AT_STATEMENTS = [
     _to_statement(fault, statement)
-    for statement in ("who calls", "append", "look under the lock", "begin", "copy", "commit")
+    for statement in (
+        *("who calls", "append", "look under the lock"),
+        *("begin", "copy", "move the head", "commit"),
+    )
     for fault in (*CUTS, *SLOW)
 ]
 OTHERS = [

@@ -103,6 +103,8 @@ def test_memory_connections_and_lag_stay_flat(data_folder):
         pushed = sum(push.status == 200 for push in run.history.pushes if push.began >= began)
         faults = sum(outcome.times for outcome in run.outcomes.values())
         print(f"{faults} faults, {pushed / SOAK_SECONDS:.0f} pushes/s of {full:.0f} at most")
+        # During a fault none are taken.
+        assert pushed / SOAK_SECONDS > 0.7 * LOAD_SHARE * full, "that was no load"
         assert "\n".join(run.check()) == ""
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]

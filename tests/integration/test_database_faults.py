@@ -167,6 +167,16 @@ def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: 
         until(lambda: parts.ready()["writes"] == "ok")
 
 
+def test_readiness_tells_strangers_nothing_of_where_the_database_is(tmp_path: Path):
+    """Which host, port and role is for the service's own log."""
+    url = f"host={tmp_path} user=secret-role dbname=secret-name"
+    settings = read_settings({}, data=tmp_path, database_url=url)
+    with services(url, settings, seconds_max=1) as parts:
+        told = str(parts.ready())
+    assert "unreachable" in told
+    assert not any(part in told for part in (str(tmp_path), "secret-role", "secret-name"))
+
+
 def until(condition, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

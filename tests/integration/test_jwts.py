@@ -47,6 +47,11 @@ def public_jwk(key, algorithm: str, **members) -> dict:
     return json.loads(algorithms[algorithm].to_jwk(key.public_key())) | members
 
 
+def private_jwk(key, algorithm: str) -> dict:
+    algorithms = jwt.algorithms.get_default_algorithms()
+    return json.loads(algorithms[algorithm].to_jwk(key)) | {"alg": algorithm}
+
+
 ED = ed25519.Ed25519PrivateKey.generate()
 OTHER_ED = ed25519.Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(65537, 2048)
@@ -211,6 +216,7 @@ def test_a_token_never_chooses_its_algorithm(file, jwts):
         jwks(oct_jwk(b"short", alg="HS256")),
         jwks(oct_jwk(alg="HS256", use="enc")),
         "[" * 100_000,
+        *(jwks(private_jwk(SIGNERS[name][0], name)) for name in ("RS256", "ES256", "EdDSA")),
     ],
 )
 def test_what_is_no_set_of_keys_is_refused_at_the_start(tmp_path, text):

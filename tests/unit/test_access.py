@@ -187,6 +187,8 @@ def test_open_is_for_who_asks_for_this_machine(host, right):
             for host in ("10.0.0.7", "[fe80::1]", "0.0.0.0", "", "[::1", "\xff", "::1")
         ),
         {"x-forwarded-for": "127.0.0.1"},
+        {"forwarded": "for=127.0.0.1"},
+        {"via": "1.1 proxy"},
     ],
 )
 def test_open_is_closed_to_pages_of_other_names_and_through_proxies(asked):

@@ -32,6 +32,8 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.c2ln_bmF0-dXJl"
         (f"?sslmode=x&password={SECRET}&user=u", "?sslmode=x&password=***&user=u"),
         (f"Authorization: Bearer {SECRET}", "Authorization: Bearer ***"),
         (f"authorization: bearer  {SECRET}", "authorization: bearer  ***"),
+        (f"BEARER {SECRET}", "BEARER ***"),
+        (f"PASSWORD={SECRET} user=u", "PASSWORD=*** user=u"),
         (f"b'authorization', b'Basic {SECRET}'", "b'authorization', b'Basic ***'"),
         (f"the token {JWT} has expired", "the token *** has expired"),
         (f"there is no token 'foldlog_{'x' * 43}'", "there is no token '***'"),
