@@ -37,7 +37,7 @@ from .problems import (
 from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, caller_of
 from .replies import Reply
 from .requests import Growth, Request, check_given_once, run_now
-from .threads import Turns
+from .threads import NEXT_TURN_SECONDS_MAX, TURN_SECONDS_MAX, Turns
 
 T = TypeVar("T")
 
@@ -84,7 +84,14 @@ class FlaskRequest(Request):
             yield piece
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        with self._turns.one(caller_of(self) or self.address):
+        return self._run_within(TURN_SECONDS_MAX, function, *args)
+
+    async def run_on(self, function: Callable[..., T], *args: Any) -> T:
+        """As `run`, of an answer that has begun."""
+        return self._run_within(NEXT_TURN_SECONDS_MAX, function, *args)
+
+    def _run_within(self, seconds_max: float, function: Callable[..., T], *args: Any) -> T:
+        with self._turns.one(caller_of(self) or self.address, seconds_max):
             return function(*args)
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
@@ -221,10 +228,10 @@ def _in_thread(pieces: AsyncIterator[bytes]) -> Iterator[bytes]:
         run_now(pieces.aclose())  # type: ignore[attr-defined]
 
 
-def _while_admitted(request: Request, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _while_admitted(request: FlaskRequest, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """As `LoopRequest.read_in_threads`; whoever may not have the rest misses its end."""
     try:
-        while piece := run_now(request.run(next, pieces, b"")):
+        while piece := run_now(request.run_on(next, pieces, b"")):
             run_now(request.readmit())
             yield piece
     except FoldlogError as exc:

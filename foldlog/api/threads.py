@@ -17,8 +17,9 @@ from ..domain.errors import StorageUnavailable
 
 ADMISSION_THREADS = 3
 COMPRESSION_THREADS = 2
-#: for a turn, after which it is known better that there is none
-TURN_SECONDS_MAX = 3.0
+#: for a turn, after which it is known better that there is none; and for one in the midst of a
+#: download, which would be cut
+TURN_SECONDS_MAX, NEXT_TURN_SECONDS_MAX = 3.0, 30.0
 
 
 class Turns:
@@ -27,23 +28,22 @@ class Turns:
     The others wait, in no order.
     """
 
-    def __init__(self, most: int, seconds_max: float = TURN_SECONDS_MAX):
+    def __init__(self, most: int):
         self._most = most
         self._of_one_most = max(1, most - 1)
-        self._seconds_max = seconds_max
         self._taken = 0
         self._taken_by: Counter[str] = Counter()
         self._changed = Condition()
 
     @contextmanager
-    def one(self, caller: str) -> Iterator[None]:
+    def one(self, caller: str, seconds_max: float = TURN_SECONDS_MAX) -> Iterator[None]:
         """Raises `StorageUnavailable` if none comes in time."""
 
         def is_free() -> bool:
             return self._taken < self._most and self._taken_by[caller] < self._of_one_most
 
         with self._changed:
-            if not self._changed.wait_for(is_free, self._seconds_max):
+            if not self._changed.wait_for(is_free, seconds_max):
                 raise StorageUnavailable("too many calls wait for the database")
             self._taken += 1
             self._taken_by[caller] += 1

@@ -13,14 +13,14 @@ from foldlog.domain.errors import StorageUnavailable
 
 def refused(turns: Turns, caller: str) -> bool:
     try:
-        with turns.one(caller):
+        with turns.one(caller, seconds_max=0):
             return False
     except StorageUnavailable:
         return True
 
 
 def test_no_more_than_so_many_at_a_time_and_one_is_left_for_others():
-    turns = Turns(3, seconds_max=0)
+    turns = Turns(3)
     with turns.one("a"), turns.one("a"):
         assert refused(turns, "a")
         assert not refused(turns, "b")
@@ -30,21 +30,21 @@ def test_no_more_than_so_many_at_a_time_and_one_is_left_for_others():
 
 
 def test_where_there_is_one_turn_all_have_it():
-    turns = Turns(1, seconds_max=0)
+    turns = Turns(1)
     with turns.one("a"):
         assert refused(turns, "b")
     assert not refused(turns, "b")
 
 
 def test_a_turn_is_given_back_by_what_fails():
-    turns = Turns(1, seconds_max=0)
+    turns = Turns(1)
     with pytest.raises(ZeroDivisionError), turns.one("a"):
         1 / 0  # noqa: B018
     assert not refused(turns, "a")
 
 
 def test_who_waits_has_the_next_turn():
-    turns = Turns(2, seconds_max=10)
+    turns = Turns(2)
     most, at_once, lock = 0, 0, threading.Lock()
 
     def work(number: int) -> None:
