@@ -7,7 +7,7 @@ kill at any point loses nothing and doubles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -37,6 +37,8 @@ ROUNDS_MAX = 100_000
 HEALS_MAX = 1_000
 #: how long acknowledged changesets are kept for a server that loses them, in ms
 KEEP_SENT_MS = 30 * 24 * 3_600_000
+#: records that are folded together; of an event that touches more, all of its own
+RECORDS_AT_ONCE = 200
 #: marks of the way: all of the last so many, and of the rest the ever sparser
 MARKS_DENSE = 100
 #: further behind than this, a snapshot may be the shorter way
@@ -322,17 +324,18 @@ class Synchroniser:
         for event in events:
             if event.seq in skipped:
                 event.ops = []
-        keys = {key for event in events for key in event.keys}
-        records, as_of = self._view.confirmed(keys)
-        for event in events:
-            # A snapshot's records may be ahead of the cursor: those events are in them already.
-            event.ops = [op for op in event.ops if event.seq > as_of.get(op.key, 0)]
-            if event.erased_key is not None and event.seq <= as_of.get(event.erased_key, 0):
-                continue
-            for conflict in fold(records, event):
-                self._keep_conflict(conflict, outcome)
-        self._view.confirm(records.values())
-        return keys | touched
+        for part, keys in _parts(events):
+            records, as_of = self._view.confirmed(keys)
+            for event in part:
+                # A snapshot's records may be ahead of the cursor: those events are in them already.
+                event.ops = [op for op in event.ops if event.seq > as_of.get(op.key, 0)]
+                if event.erased_key is not None and event.seq <= as_of.get(event.erased_key, 0):
+                    continue
+                for conflict in fold(records, event):
+                    self._keep_conflict(conflict, outcome)
+            self._view.confirm(records.values())
+            touched |= keys
+        return touched
 
     def _meet_own(self, event: Event, device: str, outcome: Outcome) -> set[Key]:
         """If a changeset of our queue comes back: it leaves, and gives its operations back.
@@ -506,3 +509,17 @@ class Synchroniser:
             else:
                 high = middle
         return int(trail[low - 1][0]) if low else 0
+
+
+def _parts(events: list[Event]) -> Iterator[tuple[list[Event], set[Key]]]:
+    """Events, and the records that they touch: a page can name more than fit into memory."""
+    part: list[Event] = []
+    keys: set[Key] = set()
+    for event in events:
+        if part and len(keys.union(event.keys)) > RECORDS_AT_ONCE:
+            yield part, keys
+            part, keys = [], set()
+        part.append(event)
+        keys.update(event.keys)
+    if part:
+        yield part, keys

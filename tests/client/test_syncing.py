@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 import foldlog
+from foldlog.client import sync as sync_module
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.pace import (
     HELD_SECONDS,
@@ -20,6 +21,7 @@ from foldlog.client.pace import (
 )
 from foldlog.client.server import HttpServer
 from foldlog.client.sync import Outcome
+from foldlog.client.view import View
 
 
 def test_a_change_reaches_the_other_device(device):
@@ -130,6 +132,26 @@ def test_status_tells_why_not(tmp_path):
         "who": "the server wants to know who you are: sign in again",
         "busy": "unknown: status 503",
         "not us": "the server cannot be reached",
+    }
+
+
+def test_a_page_that_names_many_records_is_folded_some_at_a_time(device, monkeypatch):
+    """Another device of the same person, or whoever has its token, could else fill our memory."""
+    monkeypatch.setattr(sync_module, "RECORDS_AT_ONCE", 3)
+    phone, tablet = device("phone"), device("tablet")
+    for count in (1, 2, 5, 1, 1):
+        with phone.changeset():
+            for n in range(count):
+                phone.collection("tasks").put(f"r{n}", n=count)
+    phone.sync()
+    loaded, confirmed = [], View.confirmed
+    monkeypatch.setattr(
+        View, "confirmed", lambda self, keys: loaded.append(len(keys)) or confirmed(self, keys)
+    )
+    tablet.sync()
+    assert loaded[:3] == [2, 5, 1]
+    assert {r.id: r.fields for r in tablet.collection("tasks")} == {
+        r.id: r.fields for r in phone.collection("tasks")
     }
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+
+from foldlog.client import sync
 
 from .world import World
 
@@ -17,7 +20,11 @@ SEEDS_A_TEST = 10
 
 
 def run(seed: int, *, over_http: bool = False) -> None:
-    with tempfile.TemporaryDirectory(prefix="foldlog-") as folder:
+    at_once = (1, 3, sync.RECORDS_AT_ONCE)[seed % 3]
+    with (
+        tempfile.TemporaryDirectory(prefix="foldlog-") as folder,
+        patch.object(sync, "RECORDS_AT_ONCE", at_once),
+    ):
         try:
             World(seed, Path(folder), over_http=over_http).run()
         except BaseException as exc:
