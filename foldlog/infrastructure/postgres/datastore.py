@@ -26,6 +26,7 @@ SESSION_OPTIONS = (
     "-c plan_cache_mode=force_generic_plan"
 )
 CONNECT_TIMEOUT_SECONDS = 5
+IDLE_SECONDS_MAX = 30.0
 RECONNECT_SECONDS_MAX = 5.0
 #: A network that fell silent must not hold a space's queue until TCP gives up, which takes hours.
 CONNECTION: dict[str, Any] = {
@@ -79,6 +80,8 @@ class Datastore(PostgresDatastore):
         # psycopg's pool doubles the pause between attempts, up to this: no longer than it takes
         # somebody to notice that the database is back.
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
+        # Else what a burst needed would be kept for hours: one is given back each time.
+        self.pool.max_idle = IDLE_SECONDS_MAX
         options = f"{parts.pop('options', '') or ''} {SESSION_OPTIONS}".strip()
         self._seconds_max = math.inf if seconds_max is None else seconds_max
         if seconds_max is not None:
