@@ -20,7 +20,7 @@ from werkzeug.http import parse_options_header
 from ..domain.errors import InvalidRequest, LimitExceeded, RateLimited
 from ..domain.limits import Limits
 from .problems import UnsupportedMediaType
-from .rates import caller_of
+from .rates import party_of
 from .requests import Request
 
 if sys.version_info >= (3, 14):
@@ -97,7 +97,7 @@ class Room:
     def __init__(self, request: Request, limits: Limits):
         self._request = request
         self._limits = limits
-        self._caller = caller_of(request) or request.address
+        self._caller = party_of(request)
         self._size = 0
         self._held = 0
 

@@ -34,7 +34,7 @@ from .problems import (
     UnsupportedMediaType,
     problem_reply,
 )
-from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, caller_of
+from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, party_of
 from .replies import Reply
 from .requests import Growth, Request, check_given_once, run_now
 from .threads import NEXT_TURN_SECONDS_MAX, TURN_SECONDS_MAX, Turns
@@ -91,7 +91,7 @@ class FlaskRequest(Request):
         return self._run_within(NEXT_TURN_SECONDS_MAX, function, *args)
 
     def _run_within(self, seconds_max: float, function: Callable[..., T], *args: Any) -> T:
-        with self._turns.one(caller_of(self) or self.address, seconds_max):
+        with self._turns.one(party_of(self), seconds_max):
             return function(*args)
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:

@@ -219,7 +219,7 @@ class LimitedRates(Rates):
             self._wrong_tokens.charge(request.address, 1)
 
     def hold(self, request: Request, limit: str = STREAMS) -> Held:
-        most, caller = getattr(self._limits, limit), caller_of(request) or request.address
+        most, caller = getattr(self._limits, limit), party_of(request)
         if not most or not caller:
             return Held()
         key = (limit, caller)
@@ -242,6 +242,11 @@ class LimitedRates(Rates):
 def caller_of(request: Request) -> str:
     """Who calls, as the access to it knows it; an anonymous one has no bucket but its address's."""
     return getattr(getattr(request, "caller", None), "id", "") or ""
+
+
+def party_of(request: Request) -> str:
+    """Who has a share of what there is for everybody: the caller, or an anonymous one's address."""
+    return caller_of(request) or request.address
 
 
 class Proxies:

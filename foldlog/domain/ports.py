@@ -33,7 +33,7 @@ from .events import LogEntry
 from .history import Order, Point
 from .intake import Answer
 from .ledger import ALL_CONFLICTS, ConflictsFilter
-from .limits import INTEGER_MAX, LIMITS
+from .limits import INTEGER_MAX, LIMITS, Limits
 from .merge import Key
 from .skipping import Skipped
 from .snapshot import SnapshotHeader
@@ -92,6 +92,10 @@ class RangeQuery(msgspec.Struct, frozen=True):
     short_for_device: str | None = None
     #: for who takes smaller pages than `page_bytes_max`
     bytes_max: int = INTEGER_MAX
+
+    def page_bytes_max(self, limits: Limits) -> int:
+        """Beyond which its pages do not grow, but by their last event."""
+        return min(self.bytes_max, limits.page_bytes_max)
 
 
 class Range(msgspec.Struct):

@@ -132,7 +132,7 @@ class Tails:
 
     def _page(self, entries: list[LogEntry], query: RangeQuery) -> tuple[list[bytes], LogEntry]:
         events: list[bytes] = []
-        size, bytes_max = 0, min(query.bytes_max, self._limits.page_bytes_max)
+        size, bytes_max = 0, query.page_bytes_max(self._limits)
         last: LogEntry | None = None
         wanted = None if query.collections is None else set(query.collections)
         for entry in entries:

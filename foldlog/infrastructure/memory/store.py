@@ -271,7 +271,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         check_cursor(here.log, here.head, query.after, query.mark, here.mark(query.after))
         events: list[bytes] = []
         through, size = query.after, 0
-        bytes_max = min(query.bytes_max, self._limits.page_bytes_max)
+        bytes_max = query.page_bytes_max(self._limits)
         for entry in here.entries[query.after : query.after + self._limits.page_scan_max]:
             wanted = (
                 query.collections is None

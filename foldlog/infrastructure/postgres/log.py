@@ -291,7 +291,7 @@ class PostgresEventStore(EventStore):
             log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
             check_cursor(log, head, query.after, query.mark, mark_at_cursor)
             size = sum(len(state) for _, state, *_ in rows)
-            is_full = len(rows) == query.limit or size > self._bytes_max(query)
+            is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
             while rows and rows[-1][0] > head:
                 rows.pop()  # appended since the head was read
             through, mark = query.after, query.mark
@@ -313,9 +313,6 @@ class PostgresEventStore(EventStore):
         ]
         return Range(log, head, events, through, mark)
 
-    def _bytes_max(self, query: RangeQuery) -> int:
-        return min(query.bytes_max, self._limits.page_bytes_max)
-
     def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Found:
         is_filtered = query.collections is not None
         scan = self._limits.page_scan_max if is_filtered else INTEGER_MAX
@@ -326,7 +323,7 @@ class PostgresEventStore(EventStore):
             "collections": list(query.collections or ()),
             "own": query.short_for_device,
             "limit": query.limit,
-            "bytes_max": self._bytes_max(query),
+            "bytes_max": query.page_bytes_max(self._limits),
             "seqs": [query.after],
         }
         with conn.pipeline():  # one round trip; the head is read before the events
