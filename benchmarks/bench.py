@@ -23,10 +23,10 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
-from foldlog.infrastructure.postgres.migrate import migrate
+from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.settings import read_settings
-from foldlog.scripts.listening import listen
-from foldlog.scripts.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, free_port, serving
+from foldlog.scripts.server.sockets import listen
 
 from .connection import fetch, request
 from .errors import BenchmarkFailed

@@ -12,7 +12,7 @@ from functools import partial
 
 import brotli
 
-from foldlog.scripts.process import environment
+from foldlog.scripts.server.process import environment
 
 from . import bare
 from .bench import COMMAND, Bench, decode

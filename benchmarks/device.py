@@ -19,7 +19,7 @@ from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
 from foldlog.domain.limits import LIMITS
 from foldlog.infrastructure.embedded import EmbeddedPostgres
-from foldlog.scripts.process import serving
+from foldlog.scripts.server.process import serving
 
 from .bench import COMMAND, FULL, UNLIMITED, Bench
 from .connection import fetch, request

@@ -16,7 +16,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from foldlog.scripts.web import behind_threads, run
+from foldlog.scripts.server.web import behind_threads, run
 
 FLASK, BARE, STREAM, ANNOUNCE = "/echo", "/bare", "/stream", "/announce"
 

@@ -17,10 +17,10 @@ from foldlog.domain import proofs
 from foldlog.domain.changesets import Operation
 from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.times import parse_time
-from foldlog.infrastructure.postgres.append import create_space
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.recorder import LogRecorder
-from foldlog.infrastructure.postgres.wakeups import CHANNEL, NOTIFY
+from foldlog.infrastructure.postgres.append.appender import create_space
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.wakeups import CHANNEL, NOTIFY
 
 from .errors import BenchmarkFailed
 from .workload import COLLECTION, NOW, Item, Workload

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from foldlog.scripts.process import environment
+from foldlog.scripts.server.process import environment
 
 from .bench import UNLIMITED, Bench
 from .cells import Row

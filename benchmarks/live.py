@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from foldlog.scripts.process import serving
+from foldlog.scripts.server.process import serving
 
 from .bench import COMMAND, UNLIMITED, Bench, echoing, port_of, resident_mb, web_workers
 from .cells import Row

@@ -18,13 +18,13 @@ import msgspec
 import psycopg
 from psycopg.rows import tuple_row
 
-from foldlog.api.logging import configure_logging
+from foldlog.api.http.logging import configure_logging
 from foldlog.domain.events import decode_event
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.settings import read_settings
-from foldlog.scripts import web
+from foldlog.scripts.server import web
 
 from . import echo
 from .bare import SELECT_PAGE

@@ -9,7 +9,9 @@ with foldlog.open("app.db", server="http://localhost:3653", space="home") as rep
 
 from __future__ import annotations
 
-from .client.errors import (
+from foldlog.client.callbacks import Change, Loss, Refusal
+from foldlog.client.collection import SYNCED, TEMPORARY, WAITING, Collection, Record
+from foldlog.client.errors import (
     ClientError,
     NotARecord,
     RecordExists,
@@ -18,10 +20,8 @@ from .client.errors import (
     Unreachable,
     WrongReplica,
 )
-from .client.notices import Change, Loss, Refusal
-from .client.records import SYNCED, TEMPORARY, WAITING, Collection, Record
-from .client.replica import Replica, open
-from .client.status import Status
+from foldlog.client.replica import Replica, open
+from foldlog.client.status import Status
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """`python -m foldlog` is the `foldlog` command."""
 
-from .scripts.main import main
+from foldlog.scripts.main import main
 
 if __name__ == "__main__":
     main()

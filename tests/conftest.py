@@ -17,16 +17,16 @@ from foldlog.domain.limits import Limits
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.grants import grant
-from foldlog.infrastructure.postgres.log import PostgresEventStore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
-from foldlog.infrastructure.postgres.migrate import migrate
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
 from foldlog.infrastructure.postgres.projections import projection_named
-from foldlog.infrastructure.postgres.projector import Projector
-from foldlog.infrastructure.postgres.registry import PostgresRegistry
-from foldlog.infrastructure.postgres.tree import PostgresProofTree
+from foldlog.infrastructure.postgres.proofs.tree import PostgresProofTree
+from foldlog.infrastructure.postgres.rebuild.projector import Projector
+from foldlog.infrastructure.postgres.schema.grants import grant
+from foldlog.infrastructure.postgres.schema.migrate import migrate
+from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
 
 #: A read that waits for what will never come need not try a test's patience.
 LIMITS = Limits(at_least_wait_seconds_max=1)
@@ -124,7 +124,7 @@ class PostgresStores:
         self.projector = Projector(datastore, MasterProjection())
         self.tree_projector = Projector(datastore, projection_named("proofs"))
         self.proofs = PostgresProofTree(datastore)
-        self.registry = PostgresRegistry(datastore, self.log.append_own)
+        self.registry = PostgresRegistry(datastore, self.log.append_service_event)
         self.master = ProjectedMasterTable(datastore, limits=limits)
         self.master.project = self.project
 

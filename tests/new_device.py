@@ -12,12 +12,7 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key, Record, fold, pack_writes
 from foldlog.domain.ports import EventStore, RangeQuery, Snapshot
-from foldlog.domain.snapshot import (
-    SnapshotHeader,
-    SnapshotPageEnd,
-    snapshot_header,
-    snapshot_line,
-)
+from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, snapshot_header, snapshot_line
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import pull_all
 

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 import foldlog
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.problems import statuses_of
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.problems import statuses_of
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.limits import FIXED, LIMITS
 from foldlog.infrastructure.memory.store import MemoryStore

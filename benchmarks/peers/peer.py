@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foldlog.scripts.process import environment, free_port
+from foldlog.scripts.server.process import environment, free_port
 
 from .. import bare
 from ..bench import Bench

@@ -6,27 +6,28 @@ from collections.abc import Callable, Iterable, Sequence
 
 from werkzeug.routing import BaseConverter
 
-from ..domain.limits import LIMITS, Limits
-from ..domain.notes import Verifier
-from ..domain.ports import EventStore, Gauge, MasterTable, ProofTree, Registry
-from .access import Access
-from .collections import collections_blueprint
-from .cors import Cors
-from .devices import devices_blueprint
-from .erasure import erasure_blueprint
-from .events import events_blueprint
+from foldlog.api.http.access import Access
+from foldlog.api.http.cors import Cors
+from foldlog.api.http.rates import NO_RATES, Network, Rates
+from foldlog.api.http.threads import Turns
+from foldlog.api.operations.collections import collections_blueprint
+from foldlog.api.operations.devices import devices_blueprint
+from foldlog.api.operations.erasure import erasure_blueprint
+from foldlog.api.operations.events import events_blueprint
+from foldlog.api.operations.history import history_blueprint
+from foldlog.api.operations.meta import meta_blueprint
+from foldlog.api.operations.proofs import proofs_blueprint
+from foldlog.api.operations.records import records_blueprint
+from foldlog.api.operations.skipping import skipping_blueprint
+from foldlog.api.operations.snapshot import snapshot_blueprint
+from foldlog.api.operations.sync import sync_blueprint
+from foldlog.api.operations.tokens import tokens_blueprint
+from foldlog.api.operations.witness import witness_blueprint
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.notes import Verifier
+from foldlog.domain.ports import EventStore, Gauge, MasterTable, ProofTree, Registry
+
 from .flask_door import FlaskDoor
-from .history import history_blueprint
-from .meta import meta_blueprint
-from .proofs import proofs_blueprint
-from .rates import NO_RATES, Network, Rates
-from .records import records_blueprint
-from .skipping import skipping_blueprint
-from .snapshot import snapshot_blueprint
-from .sync import sync_blueprint
-from .threads import Turns
-from .tokens import tokens_blueprint
-from .witness import witness_blueprint
 
 
 class RecordIdConverter(BaseConverter):

@@ -20,24 +20,25 @@ from flask import Flask, Response, g
 from flask import request as flask_request
 from werkzeug.exceptions import HTTPException
 
-from ..domain.errors import FoldlogError, InvalidRequest
-from ..domain.names import is_space
-from ..domain.ports import EventStore
-from .access import Access
-from .compression import deflated, deflated_once, deflated_pieces, encoding_for
-from .cors import Cors
-from .logging import log_request, path_template
-from .operations import Operation
-from .problems import (
+from foldlog.api.http.access import Access
+from foldlog.api.http.compression import deflated, deflated_once, deflated_pieces, encoding_for
+from foldlog.api.http.cors import Cors
+from foldlog.api.http.logging import log_request, path_template
+from foldlog.api.http.problems import (
     MethodNotAllowed,
     NoSuchPath,
     UnsupportedMediaType,
     problem_reply,
 )
-from .rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, party_of
-from .replies import Reply
-from .requests import Growth, Request, check_given_once, run_now
-from .threads import NEXT_TURN_SECONDS_MAX, TURN_SECONDS_MAX, Turns
+from foldlog.api.http.rates import NO_RATES, UNLIMITED_PATH, Network, Proxies, Rates, rate_key
+from foldlog.api.http.replies import Reply
+from foldlog.api.http.requests import LogWatch, Request, check_given_once, run_now
+from foldlog.api.http.threads import NEXT_TURN_SECONDS_MAX, TURN_SECONDS_MAX, Turns
+from foldlog.domain.errors import FoldlogError, InvalidRequest
+from foldlog.domain.names import is_space
+from foldlog.domain.ports import EventStore
+
+from .operation import Operation
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class FlaskRequest(Request):
         return self._run_within(NEXT_TURN_SECONDS_MAX, function, *args)
 
     def _run_within(self, seconds_max: float, function: Callable[..., T], *args: Any) -> T:
-        with self._turns.one(party_of(self), seconds_max):
+        with self._turns.one(rate_key(self), seconds_max):
             return function(*args)
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
@@ -113,11 +114,11 @@ class FlaskRequest(Request):
     async def outcome(self, future: Future[T]) -> T:
         return future.result()
 
-    def watch(self, store: EventStore, space: str) -> Growth:
-        return _ThreadGrowth(store, space)
+    def watch(self, store: EventStore, space: str) -> LogWatch:
+        return _ThreadLogWatch(store, space)
 
 
-class _ThreadGrowth(Growth):
+class _ThreadLogWatch(LogWatch):
     def __init__(self, store: EventStore, space: str):
         self._grown = threading.Event()
         self._unwatch = store.watch(space, self._grown.set)

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..domain.errors import InvalidRequest, StorageUnavailable
-from .bodies import LENGTH_DIGITS_MAX
+from foldlog.api.http.bodies import LENGTH_DIGITS_MAX
+from foldlog.domain.errors import InvalidRequest, StorageUnavailable
 
 if TYPE_CHECKING:
-    from .asgi import Message, Receive, Scope
-    from .requests import Request
+    from foldlog.api.http.requests import Request
+
+    from .server import Message, Receive, Scope
 
 #: of all that were read and not yet handed on; those are an administrator's calls, which are small
 UNDER_WAY_BYTES_MAX = 64 * 2**20

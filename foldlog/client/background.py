@@ -12,10 +12,10 @@ from collections.abc import Callable
 from threading import Event, Thread
 
 from .errors import ServerProblem, Unreachable
+from .file_lock import FileLockTaken
 from .live import Live
 from .pace import POLL_SECONDS_MIN, Pace
 from .sync import Outcome
-from .turn import TurnTaken
 
 log = logging.getLogger("foldlog")
 
@@ -28,7 +28,7 @@ GRACE_SECONDS = 5.0
 
 
 class Background:
-    """`sync` raises `TurnTaken` while somebody else does it. Without `live` it only polls."""
+    """`sync` raises `FileLockTaken` while somebody else does it. Without `live` it only polls."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Background:
         """Syncs; returns how long to wait."""
         try:
             outcome = self._sync()
-        except TurnTaken:
+        except FileLockTaken:
             # What it does may not be all that there is to do here.
             self._look_at = self._now()
             return self._pace.jittered(POLL_SECONDS_MIN)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..domain.errors import FoldlogError
+from foldlog.domain.errors import FoldlogError
 
 
 class ClientError(FoldlogError):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET
 
-from ..domain.changesets import Operation
-from ..domain.merge import Key
+from foldlog.domain.changesets import Operation
+from foldlog.domain.merge import Key
+
 from .database import Database, Meta
 
 _decode_ops = msgspec.json.Decoder(list[Operation]).decode

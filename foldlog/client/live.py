@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 
 from .errors import ServerProblem, Unreachable
+from .file_lock import FileLockTaken, file_lock
 from .pace import HELD_SECONDS, POLL_SECONDS_MAX, Pace
 from .stream import SILENCE_SECONDS, Page, Stream
-from .sync import Fit
-from .turn import TurnTaken, turn
+from .sync import PageResult
 
 log = logging.getLogger("foldlog")
 
@@ -43,7 +43,7 @@ class Live:
         self,
         path: Path,
         connect: Callable[[], Stream],
-        take: Callable[[Page], Fit],
+        take: Callable[[Page], PageResult],
         woken: Event,
         now: Callable[[], float] = time.monotonic,
     ):
@@ -109,19 +109,19 @@ class Live:
     def _take_page(self, reader: _Reader) -> bool:
         try:
             fit = self._take(reader.page)
-        except TurnTaken:
+        except FileLockTaken:
             self._next_at = self._now() + TURN_SECONDS
             return False
         except Exception:
             # A full disk, a locked file: syncing knows how to wait for better times.
             log.exception("a page of the live channel could not be applied")
-            fit = Fit.ODD
-        if fit in (Fit.APPLIED, Fit.KNOWN):
-            reader.is_useful |= fit is Fit.APPLIED
-            reader.let_go()
+            fit = PageResult.ODD
+        if fit in (PageResult.APPLIED, PageResult.KNOWN):
+            reader.is_useful |= fit is PageResult.APPLIED
+            reader.release()
             return False
         self._leave(reader)
-        if fit is Fit.OVERLAPS:
+        if fit is PageResult.OVERLAPS:
             # A sync was quicker. Where histories cannot be compared, the service must do it.
             return self._go_on(reader)
         self._next_at = self._now() + self._pace.after_failure()
@@ -151,7 +151,7 @@ class Live:
     def _wait_after(self, why: Exception | None) -> bool:
         wait = self._pace.after_failure(why)
         heals = False
-        if isinstance(why, TurnTaken):
+        if isinstance(why, FileLockTaken):
             self._pace.forgive()  # another process follows, and applies what comes
             wait = self._pace.jittered(POLL_SECONDS_MAX)
         elif isinstance(why, ServerProblem):
@@ -195,7 +195,7 @@ class _Reader:
         assert self._page is not None
         return self._page
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The page is done with: on to the next one."""
         with self._handover:
             self._page = None
@@ -203,18 +203,18 @@ class _Reader:
 
     def close(self) -> None:
         self._is_closed = True
-        self.let_go()
+        self.release()
         self.stream.close()
 
     def _run(self) -> None:
         try:
             # One process follows for all that have the file open.
-            with turn(self._path, "live"), closing(self.stream.pages()) as pages:
+            with file_lock(self._path, "live"), closing(self.stream.pages()) as pages:
                 for page in pages:
                     if self._is_closed:
                         return
                     self._hear(page)
-        except (TurnTaken, ServerProblem, Unreachable) as exc:
+        except (FileLockTaken, ServerProblem, Unreachable) as exc:
             self.why = exc
         except Exception as exc:
             if not self._is_closed:

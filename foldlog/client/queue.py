@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..domain.changesets import Operation
-from ..domain.events import Event
-from ..domain.merge import Key
-from ..domain.times import format_time
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Key
+from foldlog.domain.times import format_time
+
 from .database import Database, Meta
 from .forgetting import to_send
 

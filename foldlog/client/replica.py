@@ -15,24 +15,25 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET
 
-from ..domain.changesets import Operation, check_operation
-from ..domain.errors import InvalidRequest
-from ..domain.limits import LIMITS
-from ..domain.merge import Key
-from ..domain.names import is_collection, is_record_id, is_space, time_ordered_id
-from ..domain.values import is_number, sum_of
+from foldlog.domain.changesets import Operation, check_operation
+from foldlog.domain.errors import InvalidRequest
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.merge import Key
+from foldlog.domain.names import is_collection, is_record_id, is_space, time_ordered_id
+from foldlog.domain.values import is_number, sum_of
+
 from .background import Background
+from .callbacks import Callbacks, Change, Loss, Refusal
+from .collection import COLUMNS, TEMPORARY, Collection, Record, condition, json_path, record_of
 from .database import Database, Meta
 from .errors import ClientError, NotARecord, ServerProblem, Unreachable, WrongReplica
+from .file_lock import FileLockTaken, file_lock
 from .live import Live
-from .notices import Change, Loss, Notices, Refusal
 from .queue import Queue, Queued
-from .records import COLUMNS, TEMPORARY, Collection, Record, condition, json_path, record_of
 from .server import HttpServer, Server, Token
 from .status import Status
 from .stream import Page, Stream, Traffic
-from .sync import Fit, Outcome, Synchroniser
-from .turn import TurnTaken, turn
+from .sync import Outcome, PageResult, Synchroniser
 from .view import Making, View
 
 
@@ -61,7 +62,7 @@ class Replica:
         keep_syncing: bool = False,
         live: bool = True,
     ):
-        self.notices = Notices()
+        self.notices = Callbacks()
         self._now_ms = now_ms
         self._new_id = new_id
         self._server = server
@@ -178,12 +179,12 @@ class Replica:
         """
         try:
             return self._sync_in_turn()
-        except TurnTaken:
+        except FileLockTaken:
             return Outcome()
 
     def _sync_in_turn(self) -> Outcome:
         server = self._needed_server()
-        with turn(self._database.path):
+        with file_lock(self._database.path):
             return self._sync(server)
 
     def _needed_server(self) -> Server:
@@ -227,9 +228,9 @@ class Replica:
         meta = self._meta
         return self._needed_server().follow(self.device, meta.get("after", 0), meta.get("mark", ""))
 
-    def _take(self, page: Page) -> Fit:
-        """Applies a page of the live channel, as if a sync had brought it. Raises `TurnTaken`."""
-        with turn(self._database.path):
+    def _take(self, page: Page) -> PageResult:
+        """Applies a page of the live channel as a sync would. Raises `FileLockTaken`."""
+        with file_lock(self._database.path):
             synchroniser = self._synchroniser()
             try:
                 fit = synchroniser.take(page)
@@ -250,17 +251,17 @@ class Replica:
 
     def _report(self, done: int, total: int) -> None:
         self._progress = done, total
-        self.notices.tell_progress(done, total)
+        self.notices.notify_progress(done, total)
 
     def _tell(self, outcome: Outcome) -> None:
         for key in dict.fromkeys(outcome.changed):
-            self.notices.tell_change(Change(*key, self._find(key)))
+            self.notices.notify_change(Change(*key, self._find(key)))
         for id in dict.fromkeys(outcome.refused):
             queued = self._queue.find(id)
             if queued is not None:
-                self.notices.tell_refusal(_refusal(queued))
+                self.notices.notify_refusal(_refusal(queued))
         for conflict in outcome.conflicts:
-            self.notices.tell_loss(Loss.of(conflict, self._own_devices()))
+            self.notices.notify_loss(Loss.of(conflict, self._own_devices()))
 
     def _backoff_seconds(self) -> float:
         return 0.0 if self._server is None else self._server.backoff_seconds

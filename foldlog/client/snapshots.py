@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-from ..domain.merge import Key, Record
-from ..domain.snapshot import (
+from foldlog.domain.merge import Key, Record
+from foldlog.domain.snapshot import (
     SnapshotHeader,
     SnapshotPageEnd,
     snapshot_erasure,
     snapshot_header,
     snapshot_line,
 )
+
 from .database import Database, Meta
 from .errors import Unreachable
 from .forgetting import Forgetting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .notices import Refusal
+from .callbacks import Refusal
 
 #: Why nothing moves, in words for a person; other problems speak for themselves.
 _WORDS = {

@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from ..domain.changesets import Operation
-from ..domain.events import Event
-from ..domain.merge import Conflict, Key, conflict_document, fold
-from ..domain.times import format_time, parse_time
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Conflict, Key, conflict_document, fold
+from foldlog.domain.times import format_time, parse_time
+
 from .database import Database, Meta
 from .errors import ServerProblem
 from .forgetting import Forgetting, without_values
@@ -56,7 +57,7 @@ class Outcome(msgspec.Struct):
     healed: list[str] = []  #: what was mended on the way: codes
 
 
-class Fit(Enum):
+class PageResult(Enum):
     """What became of a page of the live channel."""
 
     APPLIED = "it went on from the cursor, and was applied"
@@ -125,7 +126,7 @@ class Synchroniser:
                     raise
         return outcome
 
-    def take(self, page: Page) -> Fit:
+    def take(self, page: Page) -> PageResult:
         """Applies a page of the live channel, if it is what a sync would bring.
 
         Whatever is odd about it is left to a sync, which asks the server and heals.
@@ -133,15 +134,15 @@ class Synchroniser:
         try:
             events = [msgspec.convert(event, Event) for event in page.answer["events"]]
             fit = self._fit_of(page, [event.seq for event in events])
-            if fit is Fit.APPLIED:
+            if fit is PageResult.APPLIED:
                 answer = {**page.answer, "verdicts": []}
                 self._apply(answer, page.after, page.device, self._now_ms(), self.outcome)
                 self._forgetting.scrub()
         except (_Restored, OtherHistory, msgspec.ValidationError):
-            return Fit.ODD
+            return PageResult.ODD
         return fit
 
-    def _fit_of(self, page: Page, seqs: list[int]) -> Fit:
+    def _fit_of(self, page: Page, seqs: list[int]) -> PageResult:
         """The checks that the server makes when a sync asks, and those of what is in between.
 
         An answer belongs to a request; a page goes on from the page before.
@@ -152,14 +153,14 @@ class Synchroniser:
         is_whole = seqs == list(range(page.after + 1, through + 1))
         is_loading = self._snapshots.is_under_way or self._snapshots.ahead is not None
         if not is_ours or not is_whole or is_loading or page.after > after:
-            return Fit.ODD
+            return PageResult.ODD
         if through <= after:
-            return Fit.KNOWN if self._is_shared(through, answer["mark"]) else Fit.ODD
+            return PageResult.KNOWN if self._is_shared(through, answer["mark"]) else PageResult.ODD
         if page.after < after:
-            return Fit.OVERLAPS
+            return PageResult.OVERLAPS
         is_next = page.mark == meta.get("mark", "") and answer["head"] >= meta.get("head", 0)
         is_near = answer["head"] - after <= SNAPSHOT_EVENTS_MIN
-        return Fit.APPLIED if is_next and is_near else Fit.ODD
+        return PageResult.APPLIED if is_next and is_near else PageResult.ODD
 
     def _is_shared(self, seq: int, mark: str) -> bool:
         """Whether this is the mark of our way there, as far as we know."""

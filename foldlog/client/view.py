@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ..domain.changesets import Operation
-from ..domain.events import Event
-from ..domain.merge import Key, Record, fold
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Key, Record, fold
+
 from .database import Database, Meta
 from .queue import Queue, Queued
 

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from . import proofs
 from .changesets import Key
 from .events import committed, decode_event
-from .merkle import Growth, InvalidProof, Tile, edge_tiles
+from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
 #: what taking bytes apart raises if they are no event that we would have written
 NOT_OURS = (
@@ -41,7 +41,7 @@ class WrongEvent(Exception):
         self.why = why
 
 
-class Place(msgspec.Struct):
+class AuditCursor(msgspec.Struct):
     """How far a log was checked: all that is needed to go on from there."""
 
     seq: int = 0
@@ -56,13 +56,13 @@ class Place(msgspec.Struct):
     is_from_first: bool = True
 
     @classmethod
-    def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> Place:
+    def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
         """After `seq`, by tiles that are believed until the root is compared.
 
         Raises `InvalidProof` if they are not of a tree of that size.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
-        Growth(seq, cut)
+        TreeBuilder(seq, cut)
         edge = [cut[tile].hex() for tile in edge_tiles(seq)]
         return cls(seq, "", edge, is_from_first=seq == 0)
 
@@ -103,14 +103,14 @@ class Erasures:
 class LogAudit:
     """Checks the events of one log, one after another."""
 
-    def __init__(self, start: Place | None = None):
+    def __init__(self, start: AuditCursor | None = None):
         """Raises `InvalidProof` if there can be no such place."""
-        start = start or Place()
+        start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
             raise InvalidProof(f"not the unfinished tiles of a tree of {start.seq}")
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
-        self._growth = Growth(start.seq, edge)
+        self._growth = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
         self._erasures = Erasures(start.erased, start.owing)
         self._is_from_first = start.is_from_first
@@ -125,8 +125,8 @@ class LogAudit:
         return self._growth.root()
 
     @property
-    def place(self) -> Place:
-        return Place(
+    def place(self) -> AuditCursor:
+        return AuditCursor(
             self.seq,
             self._received_at,
             [tile.hex() for tile in self._growth.edge],

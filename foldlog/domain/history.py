@@ -141,7 +141,7 @@ def _fields_of(view: RecordView | None) -> Fields:
     return _decode_fields(view.fields) if isinstance(view.fields, msgspec.Raw) else view.fields
 
 
-class DiffPlace(NamedTuple):
+class DiffCursor(NamedTuple):
     """Where a diff goes on: at event `seq`, of which it has told the records up to this one.
 
     Each record has its place at the last event up to `to` that touched it.

@@ -75,7 +75,7 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
     return [_decode(document) for document in documents]
 
 
-def tell_ledger(
+def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
     """The entries as readers get them; `heads` are the events of their `seqs`."""

@@ -164,7 +164,7 @@ def consistency_proof(old: int, new: int, read: ReadTiles) -> list[bytes]:
     return hashes_of(consistency_spans(old, new), read)
 
 
-class Growth:
+class TreeBuilder:
     """A tree that leaves are appended to. It holds one unfinished tile a level, and no more."""
 
     def __init__(self, size: int = 0, edge: Mapping[Tile, bytes] | None = None):

@@ -21,20 +21,13 @@ from .access import Device, Grant, Token
 from .changesets import LocalIds, Push
 from .collections import Definition, Outcome, Proposal, Version
 from .erasure import Erasable, Erased, Selection
-from .errors import (
-    BeyondTree,
-    DeviceRevoked,
-    FoldlogError,
-    InvalidRequest,
-    LogBehind,
-    LogChanged,
-)
+from .errors import BeyondTree, DeviceRevoked, FoldlogError, InvalidRequest, LogBehind, LogChanged
 from .events import LogEntry
 from .history import Order, Point
-from .intake import Answer
 from .ledger import ALL_CONFLICTS, ConflictsFilter
 from .limits import INTEGER_MAX, LIMITS, Limits
 from .merge import Key
+from .push_decider import Answer
 from .skipping import Skipped
 from .snapshot import SnapshotHeader
 
@@ -170,7 +163,7 @@ class Snapshot(msgspec.Struct):
     pages: Iterator[SnapshotPage]
 
 
-class SnapshotPlace(NamedTuple):
+class SnapshotCursor(NamedTuple):
     """Where a snapshot goes on: after this record, on this history, and not before seq `at`."""
 
     log: str = ""
@@ -180,7 +173,7 @@ class SnapshotPlace(NamedTuple):
     id: str = ""
 
     @classmethod
-    def of(cls, cursor: str | None) -> SnapshotPlace:
+    def of(cls, cursor: str | None) -> SnapshotCursor:
         return cls(*decode_cursor(cursor, str, int, str, str, str)) if cursor else cls()
 
     @property
@@ -400,7 +393,7 @@ class EventStore(ABC):
     def push(self, space: SpaceId, push: Push) -> Receipt:
         """Appends what is new of a push, and answers all of it. Makes the space if there is none.
 
-        Returns after the commit. Raises what `Intake.take` raises, `StorageUnavailable`,
+        Returns after the commit. Raises what `PushDecider.take` raises, `StorageUnavailable`,
         `OutcomeUnknown`, and `ProjectionBehind` if guards cannot be decided now.
         """
         return self.submit(space, push).result()
@@ -414,15 +407,15 @@ class EventStore(ABC):
         """A page of the log. Raises `UnknownSpace`, `LogBehind` or `LogChanged`."""
 
     @abstractmethod
-    def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
+    def cached_range(self, space: SpaceId, query: RangeQuery) -> Range | None:
         """The same without waiting for anything, or `None`: then it must be asked for.
 
         It may lack, for moments, what another process appended; it never refuses a cursor.
         """
 
     @abstractmethod
-    def head_at_hand(self, space: SpaceId) -> int | None:
-        """The log's head as `range_at_hand` would tell it, or `None`."""
+    def cached_head(self, space: SpaceId) -> int | None:
+        """The log's head as `cached_range` would tell it, or `None`."""
 
     @abstractmethod
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:

@@ -26,7 +26,7 @@ class UnknownForm(ValueError):
     """A newer Foldlog wrote this event."""
 
 
-class Forms:
+class Upcaster:
     """Topics are `<kind>/<version of the stored form>`."""
 
     def __init__(self, upcasts: Mapping[tuple[str, int], Upcast] = UPCASTS):
@@ -44,7 +44,7 @@ class Forms:
         """Of what is written now."""
         return f"{kind}/{self.newest(kind)}"
 
-    def of_today(self, topic: str, state: bytes) -> bytes:
+    def upcast(self, topic: str, state: bytes) -> bytes:
         """An event as it would be written today; its own bytes if that is what it is.
 
         Raises `UnknownForm`.
@@ -63,7 +63,7 @@ class Forms:
 
     def decode(self, topic: str, state: bytes) -> Event:
         """Raises `UnknownForm`."""
-        return decode_event(self.of_today(topic, state))
+        return decode_event(self.upcast(topic, state))
 
 
-FORMS = Forms()
+FORMS = Upcaster()

@@ -12,13 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .errors import Forbidden, InvalidRequest, NotFound
-from .merkle import (
-    EMPTY_ROOT,
-    HASH_BYTES,
-    PROOF_LENGTH_MAX,
-    InvalidProof,
-    check_consistency,
-)
+from .merkle import EMPTY_ROOT, HASH_BYTES, PROOF_LENGTH_MAX, InvalidProof, check_consistency
 from .notes import SIZE_MAX, Checkpoint, InvalidNote, Note, Verifier
 
 _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})", re.ASCII)

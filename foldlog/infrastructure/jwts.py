@@ -19,9 +19,9 @@ import httpx
 import jwt
 import structlog
 
-from ..domain.access import Claims, Right
-from ..domain.errors import OperatorError, SignInUnavailable, Unauthenticated
-from ..domain.names import is_space, is_uuid
+from foldlog.domain.access import Claims, Right
+from foldlog.domain.errors import OperatorError, SignInUnavailable, Unauthenticated
+from foldlog.domain.names import is_space, is_uuid
 
 log = structlog.get_logger("foldlog.jwts")
 

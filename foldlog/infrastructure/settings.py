@@ -14,10 +14,10 @@ import msgspec
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from ..domain.errors import OperatorError
-from ..domain.limits import FIXED, LIMITS, Limits
-from ..domain.names import is_loopback
-from ..domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.limits import FIXED, LIMITS, Limits
+from foldlog.domain.names import is_loopback
+from foldlog.domain.notes import COSIGNATURE, InvalidNote, Verifier, is_origin_name
 
 LogFormat = Literal["json", "console"]
 AccessMode = Literal["tokens", "open"]

@@ -11,30 +11,31 @@ from threading import Event, Thread
 import psycopg
 import structlog
 
-from ..domain.errors import OperatorError, StorageUnavailable
-from ..domain.notes import Verifier, origin_of
-from ..domain.ports import Gauge
-from ..domain.redaction import redacted
+from foldlog.domain.errors import OperatorError, StorageUnavailable
+from foldlog.domain.notes import Verifier, origin_of
+from foldlog.domain.ports import Gauge
+from foldlog.domain.redaction import redacted
+from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
+from foldlog.infrastructure.postgres.connection.datastore import CONNECTION, Datastore
+from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, needs_new_connections
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.log.following import Follower
+from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
+from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
+from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
+from foldlog.infrastructure.postgres.proofs.tree import PostgresProofTree
+from foldlog.infrastructure.postgres.rebuild.projector import Projector, follow
+from foldlog.infrastructure.postgres.schema.grants import grant
+from foldlog.infrastructure.postgres.schema.migrate import SchemaBehind, migrate, pending
+from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
+from foldlog.infrastructure.postgres.status import gauges
+from foldlog.infrastructure.signing.keys import read_keys
+from foldlog.infrastructure.signing.signer import CheckpointSigner
+from foldlog.infrastructure.signing.witness import Witness, Witnesses
+
 from .embedded import EmbeddedPostgres
-from .embedded.cluster import SERVICE_ROLE
 from .jwts import Jwts, keys_at
-from .keys import read_keys
-from .postgres.datastore import CONNECTION, Datastore
-from .postgres.errors import DATABASE_ERRORS, needs_new_connections
-from .postgres.following import Follower
-from .postgres.grants import grant
-from .postgres.log import PostgresEventStore
-from .postgres.master_table import PostgresMasterTable
-from .postgres.migrate import SchemaBehind, migrate, pending
-from .postgres.projections import VERSIONS, projection_named
-from .postgres.projector import Projector, follow
-from .postgres.registry import PostgresRegistry
-from .postgres.status import gauges
-from .postgres.tree import PostgresProofTree
-from .postgres.wakeups import Announcer, Wakeups
 from .settings import Settings
-from .signer import CheckpointSigner
-from .witness import Witness, Witnesses
 
 log = structlog.get_logger("foldlog.wiring")
 
@@ -184,7 +185,7 @@ def services(
             yield Services(
                 datastore=datastore,
                 store=store,
-                registry=PostgresRegistry(datastore, store.append_own),
+                registry=PostgresRegistry(datastore, store.append_service_event),
                 follower=follower,
                 master=PostgresMasterTable(datastore, limits=settings.limits),
                 tree=PostgresProofTree(datastore),

@@ -20,12 +20,13 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from ..domain.audit import Evidence
-from ..domain.events import LogEntry
-from ..domain.merkle import TILE_BYTES, Growth, Tile
-from ..domain.notes import parse_level, parse_tile_path, tile_path
-from ..domain.proofs import leaf_hash
-from ..infrastructure.postgres.transfer import InvalidExport
+from foldlog.domain.audit import Evidence
+from foldlog.domain.events import LogEntry
+from foldlog.domain.merkle import TILE_BYTES, Tile, TreeBuilder
+from foldlog.domain.notes import parse_level, parse_tile_path, tile_path
+from foldlog.domain.proofs import leaf_hash
+from foldlog.infrastructure.postgres.append.transfer import InvalidExport
+
 from .export_lines import Header, evidence_of, line_of, read_header
 
 PART_EVENTS = 4_000
@@ -89,7 +90,7 @@ def write_archive(
         add("keys.txt", "".join(f"{vkey}\n" for vkey in vkeys).encode())
         if checkpoint is not None:
             add("checkpoint", checkpoint)
-        growth, edge = Growth(), dict[Tile, bytes]()
+        growth, edge = TreeBuilder(), dict[Tile, bytes]()
         for part in _parts(entries):
             lines = [line_of(entry) for entry in part]
             add(f"events/{part[0].seq:012}.jsonl", b"".join(lines))

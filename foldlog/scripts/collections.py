@@ -10,21 +10,32 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from ..domain.collections import Check, Outcome, Proposal
-from ..domain.errors import InvalidRequest, InvalidSchema, SchemaNotAdditive, SchemaViolated
-from ..domain.json_schema import JsonSchema, Violation
-from ..domain.limits import LIMITS
-from ..domain.names import is_collection, is_space
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import BY, EXIT_NO, err, out, progress, quiet_logs, spaced, told, with_database
+from foldlog.domain.collections import Check, Outcome, Proposal
+from foldlog.domain.errors import InvalidRequest, InvalidSchema, SchemaNotAdditive, SchemaViolated
+from foldlog.domain.json_schema import JsonSchema, Violation
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.names import is_collection, is_space
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import (
+    BY,
+    EXIT_NO,
+    err,
+    out,
+    progress,
+    quiet_logs,
+    report_errors,
+    spaced,
+    with_database,
+)
 
 
 @click.command("collections")
 @click.argument("space")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line, with the schema.")
 @with_database
-@told
+@report_errors
 def collections_command(
     space: str, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
@@ -66,7 +77,7 @@ def collections_command(
 )
 @BY
 @with_database
-@told
+@report_errors
 def define_command(
     space: str,
     collection: str,

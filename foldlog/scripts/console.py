@@ -28,9 +28,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..domain.errors import FoldlogError
-from ..domain.names import is_shown
-from ..domain.redaction import redacted
+from foldlog.domain.errors import FoldlogError
+from foldlog.domain.names import is_shown
+from foldlog.domain.redaction import redacted
 
 EXIT_NO = 1
 EXIT_FAILED = 3
@@ -52,13 +52,13 @@ def _outside_errors() -> tuple[type[Exception], ...]:
     """Faults of the database, the disk or a file, which need no traceback to be understood."""
     errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     with suppress(ModuleNotFoundError):  # of the service
-        from ..infrastructure.postgres.errors import DATABASE_ERRORS
+        from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 
         errors += DATABASE_ERRORS
     return errors
 
 
-def told(command: Callable[P, R]) -> Callable[P, R]:
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Tells an error of ours in a line, with its code; others keep their traceback."""
 
     @wraps(command)

@@ -25,14 +25,15 @@ import httpx
 import jwt
 import msgspec
 
-from ..domain.errors import OperatorError
-from ..domain.events import Event
-from ..domain.merge import Key, Record, fold
-from ..infrastructure.embedded.folder import write_new
-from ..infrastructure.settings import read_settings
-from .console import EXIT_NO, err, out, progress, spaced, told
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Key, Record, fold
+from foldlog.infrastructure.embedded.folder import write_new
+from foldlog.infrastructure.settings import read_settings
+from foldlog.scripts.server.process import environment, serving
+
+from .console import EXIT_NO, err, out, progress, report_errors, spaced
 from .history import Commit, read_history, tree_of
-from .process import environment, serving
 
 SPACE, FILES = "flask", "files"
 PAGE = 1_000
@@ -134,7 +135,7 @@ class Checks:
 @click.command("demo")
 @click.option("--data", metavar="DIR", default="demo-data", help="[default: demo-data]")
 @click.option("--port", type=int, help="[default: a free one]")
-@told
+@report_errors
 def demo_command(data: str, port: int | None) -> None:
     """Start the service, replay a real history through it as 125 devices, check everything.
 

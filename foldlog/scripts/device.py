@@ -6,11 +6,12 @@ import time
 
 import click
 
-from ..api.access import CALLER_SECONDS_MAX
-from ..domain.times import format_time
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import BY, err, print_rows, quiet_logs, spaced, told, with_database
+from foldlog.api.http.access import CALLER_SECONDS_MAX
+from foldlog.domain.times import format_time
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import BY, err, print_rows, quiet_logs, report_errors, spaced, with_database
 
 
 @click.group("device")
@@ -27,7 +28,7 @@ def device_command() -> None:
 @click.option("--name", help="What a person calls it. It stays in the log.")
 @BY
 @with_database
-@told
+@report_errors
 def register_command(
     space: str, device: str, name: str | None, by: str, data: str | None, database_url: str | None
 ) -> None:
@@ -42,7 +43,7 @@ def register_command(
 @device_command.command("list")
 @click.argument("space")
 @with_database
-@told
+@report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the devices of SPACE that have pushed, or were registered or revoked."""
     quiet_logs()
@@ -70,7 +71,7 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
 @click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
 @BY
 @with_database
-@told
+@report_errors
 def revoke_command(
     space: str, device: str, reason: str, by: str, data: str | None, database_url: str | None
 ) -> None:

@@ -9,13 +9,14 @@ from typing import Any, TextIO
 import click
 import msgspec
 
-from ..domain.erasure import Erasable, Selection, check_reason
-from ..domain.errors import InvalidRequest
-from ..domain.merge import Key
-from ..domain.names import is_collection, is_record_id
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import BY, EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
+from foldlog.domain.erasure import Erasable, Selection, check_reason
+from foldlog.domain.errors import InvalidRequest
+from foldlog.domain.merge import Key
+from foldlog.domain.names import is_collection, is_record_id
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import BY, EXIT_NO, err, progress, quiet_logs, report_errors, spaced, with_database
 
 #: so many are listed before the question; `--dry-run` lists all
 LISTED_MAX = 20
@@ -47,7 +48,7 @@ LISTED_MAX = 20
     help="Afterwards, have PostgreSQL give up the rows as they were. [default: --vacuum]",
 )
 @with_database
-@told
+@report_errors
 def erase_command(
     space: str,
     collection: str,

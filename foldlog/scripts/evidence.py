@@ -16,15 +16,16 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from ..domain.audit import Evidence
-from ..domain.errors import NoCheckpoint, OperatorError, ProjectionBehind
-from ..domain.limits import INTEGER_MAX
-from ..domain.merkle import TILE_WIDTH, Tile
-from ..domain.notes import tile_path
-from ..domain.ports import RangeQuery, RecordsPage, RecordsQuery
-from ..infrastructure.postgres.evidence import evidence
-from ..infrastructure.postgres.transfer import InvalidExport
-from ..infrastructure.wiring import Services
+from foldlog.domain.audit import Evidence
+from foldlog.domain.errors import NoCheckpoint, OperatorError, ProjectionBehind
+from foldlog.domain.limits import INTEGER_MAX
+from foldlog.domain.merkle import TILE_WIDTH, Tile
+from foldlog.domain.notes import tile_path
+from foldlog.domain.ports import RangeQuery, RecordsPage, RecordsQuery
+from foldlog.infrastructure.postgres.append.transfer import InvalidExport
+from foldlog.infrastructure.postgres.log.evidence import evidence
+from foldlog.infrastructure.wiring import Services
+
 from .archive import Archive, is_archive, read_archive
 from .export_lines import Header, evidence_of, read_header
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from ..domain.audit import Evidence
-from ..domain.events import LogEntry
-from ..infrastructure.postgres.transfer import InvalidExport
+from foldlog.domain.audit import Evidence
+from foldlog.domain.events import LogEntry
+from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
 
 class Header(msgspec.Struct, tag_field="foldlog", tag="export"):

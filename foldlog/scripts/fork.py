@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from ..domain.errors import UnknownSpace
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import err, quiet_logs, told, with_database
+from foldlog.domain.errors import UnknownSpace
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import err, quiet_logs, report_errors, with_database
 
 NEW_LOG = """
 UPDATE spaces
@@ -21,7 +22,7 @@ RETURNING log::text
 @click.argument("space")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_database
-@told
+@report_errors
 def fork_command(space: str, yes: bool, data: str | None, database_url: str | None) -> None:
     """Declare that the log of SPACE has forked: it gets a new id, and so a new origin.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
-from ..domain.notes import Verifier, origin_of
-from ..infrastructure.keys import KeyRing, make_keys, read_keys, rotate_keys
-from ..infrastructure.settings import Settings, read_settings
-from ..infrastructure.wiring import database, services
-from .console import err, fail, quiet_logs, told, with_database
+from foldlog.domain.notes import Verifier, origin_of
+from foldlog.infrastructure.settings import Settings, read_settings
+from foldlog.infrastructure.signing.keys import KeyRing, make_keys, read_keys, rotate_keys
+from foldlog.infrastructure.wiring import database, services
+
+from .console import err, fail, quiet_logs, report_errors, with_database
 
 
 @click.group("keys")
@@ -31,7 +32,7 @@ def with_keys(command: click.decorators.FC) -> click.decorators.FC:
 
 @keys_command.command("new")
 @with_keys
-@told
+@report_errors
 def new_command(keys: str | None, data: str | None) -> None:
     """Make a key, if there is none; `serve` does so for its own database."""
     settings = read_settings(data=data, keys=keys)
@@ -42,7 +43,7 @@ def new_command(keys: str | None, data: str | None) -> None:
 
 @keys_command.command("rotate")
 @with_keys
-@told
+@report_errors
 def rotate_command(keys: str | None, data: str | None) -> None:
     """Sign with a new key from now on; the old one stays listed for what it has signed."""
     settings = read_settings(data=data, keys=keys)
@@ -53,7 +54,7 @@ def rotate_command(keys: str | None, data: str | None) -> None:
 @keys_command.command("list")
 @with_keys
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
-@told
+@report_errors
 def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
     """List the public halves, and when each was made and retired."""
     settings = read_settings(data=data, keys=keys)
@@ -73,7 +74,7 @@ def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
 @click.argument("space")
 @with_database
 @click.option("--keys", metavar="DIR", help="Folder of the keys. [env: FOLDLOG_KEYS]")
-@told
+@report_errors
 def show_command(space: str, keys: str | None, data: str | None, database_url: str | None) -> None:
     """Print the verifier's keys (vkey) of the log of SPACE, the present one first.
 

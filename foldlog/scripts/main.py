@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from .. import __version__
+from foldlog import __version__
 
 #: command -> module, imported when it is called: a shell waits for `foldlog --help` every time
 COMMANDS = {
     "serve": "serve",
-    "web": "web",
+    "web": "server.web",
     "projector": "serve",
     "demo": "demo",
     "status": "status",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from ..infrastructure.postgres.grants import grant
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database
-from .console import quiet_logs, told, with_database
+from foldlog.infrastructure.postgres.schema.grants import grant
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database
+
+from .console import quiet_logs, report_errors, with_database
 
 
 @click.command("migrate")
@@ -18,7 +19,7 @@ from .console import quiet_logs, told, with_database
     "connects as it. Say it again at each upgrade.",
 )
 @with_database
-@told
+@report_errors
 def migrate_command(grant_to: str | None, data: str | None, database_url: str | None) -> None:
     """Bring the database to this version's schema; `serve` does it by itself.
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 from psycopg.conninfo import conninfo_to_dict
 
-from ..domain.errors import OperatorError
-from ..infrastructure.embedded.binaries import find_binaries
-from ..infrastructure.embedded.errors import PostgresNotInstalled
-from ..infrastructure.settings import DATABASE_URL, read_settings
-from ..infrastructure.wiring import database_as_it_is
-from .console import quiet_logs, told, with_database
+from foldlog.domain.errors import OperatorError
+from foldlog.infrastructure.embedded.binaries import find_binaries
+from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
+from foldlog.infrastructure.settings import DATABASE_URL, read_settings
+from foldlog.infrastructure.wiring import database_as_it_is
+
+from .console import quiet_logs, report_errors, with_database
 
 #: part of a URL -> where libpq's programs look for it: an argument would show passwords to `ps`
 VARIABLES = {
@@ -37,7 +38,7 @@ VARIABLES = {
 @click.option("--superuser", is_flag=True, help="As the embedded server's superuser.")
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@told
+@report_errors
 def pg_command(
     program: str,
     args: tuple[str, ...],

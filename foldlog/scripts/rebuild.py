@@ -9,18 +9,19 @@ from typing import IO
 import click
 from rich.markup import escape
 
-from ..infrastructure.postgres.projections import VERSIONS
-from ..infrastructure.postgres.status import spaces as all_spaces
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
+from foldlog.infrastructure.postgres.projections import VERSIONS
+from foldlog.infrastructure.postgres.status import spaces as all_spaces
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
 from .console import (
     EXIT_FAILED,
     EXIT_NO,
     err,
     progress,
     quiet_logs,
+    report_errors,
     spaced,
-    told,
     with_database,
 )
 from .rebuild_many import Outcome, Task, heads, rebuild_many
@@ -50,7 +51,7 @@ from .rebuild_many import Outcome, Task, heads, rebuild_many
     help="Rebuild so many spaces at a time, each in a process. [default: the number of cores]",
 )
 @with_database
-@told
+@report_errors
 def rebuild_command(
     spaces: tuple[str, ...],
     wants_all: bool,

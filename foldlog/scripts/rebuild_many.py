@@ -18,12 +18,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from threading import Thread
 
-from ..domain.errors import FoldlogError, OperatorError, Unavailable
-from ..domain.limits import LIMITS, Limits
-from ..infrastructure.postgres.datastore import Datastore
-from ..infrastructure.postgres.projections import projection_named
-from ..infrastructure.postgres.projector import Stopped
-from ..infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder, Rebuilt
+from foldlog.domain.errors import FoldlogError, OperatorError, Unavailable
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.projections import projection_named
+from foldlog.infrastructure.postgres.rebuild.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder, Rebuilt
+
 from .console import quiet_logs
 
 #: called with a space, its position, and its head

@@ -8,13 +8,14 @@ from collections.abc import Container, Iterable, Iterator
 import click
 import msgspec
 
-from ..domain.errors import OperatorError
-from ..domain.events import decode_event
-from ..domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
-from ..domain.ports import EventStore, RangeQuery
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import progress, quiet_logs, told, with_database
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import decode_event
+from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from foldlog.domain.ports import EventStore, RangeQuery
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import progress, quiet_logs, report_errors, with_database
 
 
 @click.command("replay")
@@ -28,7 +29,7 @@ from .console import progress, quiet_logs, told, with_database
     "--conflicts", "wants_conflicts", is_flag=True, help="Print the values that lost among them."
 )
 @with_database
-@told
+@report_errors
 def replay_command(
     space: str,
     first: int,

@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from ..client.errors import ServerProblem, Unreachable
-from ..client.notices import Change
-from ..client.records import Record
-from ..client.replica import Replica
-from ..client.replica import open as open_replica
-from .console import EXIT_FAILED, EXIT_NO, err, progress, told
+from foldlog.client.callbacks import Change
+from foldlog.client.collection import Record
+from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.replica import Replica
+from foldlog.client.replica import open as open_replica
+
+from .console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
 
 WATCH_SECONDS = 0.5
 
@@ -41,7 +42,7 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
     """Opens the replica for as long as the command runs."""
 
     @click.pass_obj
-    @told
+    @report_errors
     @wraps(command)
     def wrapper(opened: Callable[[], Replica], /, **options: Any) -> None:
         with opened() as replica:
@@ -54,7 +55,7 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--server", metavar="URL", help="Of the service. Kept in FILE.")
 @click.option("--space", help="Which space. Kept in FILE.")
 @click.pass_obj
-@told
+@report_errors
 def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
     """Make the replica, or show which one it is."""
     with opened(server=server, space=space) as replica:

@@ -12,15 +12,23 @@ from typing import Any
 
 import click
 
-from ..api.logging import configure_logging
-from ..domain.access import TOKEN_BYTES, Grant, Role, new_token
-from ..infrastructure.keys import make_keys
-from ..infrastructure.settings import DATA, DATABASE_URL, KEYS, ORIGIN, Settings, read_settings
-from ..infrastructure.supervisor import Child, Supervisor, exit_with_parent
-from ..infrastructure.wiring import database, projector, services
-from .console import err, told, with_database
-from .listening import listen
-from .process import POLL_SECONDS, collect_seldom, is_ready
+from foldlog.api.http.logging import configure_logging
+from foldlog.domain.access import TOKEN_BYTES, Grant, Role, new_token
+from foldlog.infrastructure.settings import (
+    DATA,
+    DATABASE_URL,
+    KEYS,
+    ORIGIN,
+    Settings,
+    read_settings,
+)
+from foldlog.infrastructure.signing.keys import make_keys
+from foldlog.infrastructure.supervisor import Child, Supervisor, exit_with_parent
+from foldlog.infrastructure.wiring import database, projector, services
+from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
+from foldlog.scripts.server.sockets import listen
+
+from .console import err, report_errors, with_database
 
 PROJECTOR_STOP_SECONDS = 10.0
 #: a worker's own deadline is shorter, see web.py
@@ -33,7 +41,7 @@ WEB_STOP_SECONDS = 30.0
 @click.option("--workers", type=int, help="Web processes. [env: FOLDLOG_WEB_WORKERS]")
 @click.option("--projectors", type=int, help="[env: FOLDLOG_PROJECTORS] [default: 1]")
 @with_database
-@told
+@report_errors
 def serve_command(
     host: str | None,
     port: int | None,
@@ -131,7 +139,7 @@ def _tell_when_ready(settings: Settings) -> None:
 
 @click.command("projector")
 @with_database
-@told
+@report_errors
 def projector_command(data: str | None, database_url: str | None) -> None:
     """Run a projector alone; `serve` runs one already.
 
@@ -147,5 +155,5 @@ def projector_command(data: str | None, database_url: str | None) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        collect_seldom()
+        tune_gc()
         run()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import BY, err, quiet_logs, spaced, told, with_database
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import BY, err, quiet_logs, report_errors, spaced, with_database
 
 
 @click.command("skip")
@@ -16,7 +17,7 @@ from .console import BY, err, quiet_logs, spaced, told, with_database
 @BY
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_database
-@told
+@report_errors
 def skip_command(
     space: str,
     seq: int,

@@ -9,23 +9,24 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from ..domain.errors import UnknownSpace
-from ..infrastructure.postgres.status import (
+from foldlog.domain.errors import UnknownSpace
+from foldlog.infrastructure.postgres.status import (
     CheckpointStatus,
     ProjectionStatus,
     checkpoints,
     status,
 )
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import EXIT_NO, out, quiet_logs, spaced, told, with_database
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
 
 
 @click.command("status")
 @click.argument("space", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 @with_database
-@told
+@report_errors
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:

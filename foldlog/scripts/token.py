@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 import click
 
-from ..api.access import CALLER_SECONDS_MAX
-from ..domain.access import (
+from foldlog.api.http.access import CALLER_SECONDS_MAX
+from foldlog.domain.access import (
     EVERY_SPACE,
     TOKEN_BYTES,
     Grant,
@@ -22,12 +22,13 @@ from ..domain.access import (
     check_space_or_all,
     new_token,
 )
-from ..domain.errors import InvalidRequest, UnknownToken
-from ..domain.ports import Registry
-from ..domain.times import format_time, to_ms
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import BY, err, print_rows, quiet_logs, told, with_database
+from foldlog.domain.errors import InvalidRequest, UnknownToken
+from foldlog.domain.ports import Registry
+from foldlog.domain.times import format_time, to_ms
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+
+from .console import BY, err, print_rows, quiet_logs, report_errors, with_database
 
 
 @click.group("token")
@@ -53,7 +54,7 @@ def token_command() -> None:
 @click.option("--expires", type=click.DateTime(), help="When it ends by itself, in UTC.")
 @BY
 @with_database
-@told
+@report_errors
 def new_command(
     role: str,
     spaces: tuple[str, ...],
@@ -94,7 +95,7 @@ def new_command(
 @token_command.command("list")
 @click.argument("space", default=EVERY_SPACE)
 @with_database
-@told
+@report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the tokens of SPACE, or those of every space."""
     quiet_logs()
@@ -133,7 +134,7 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
 @click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
 @BY
 @with_database
-@told
+@report_errors
 def revoke_command(
     id: str,
     spaces: tuple[str, ...],

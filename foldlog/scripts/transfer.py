@@ -16,19 +16,20 @@ from typing import BinaryIO, cast
 import click
 import msgspec
 
-from ..domain.access import devices_of
-from ..domain.audit import Erasures, Evidence
-from ..domain.erasure import erasures_of
-from ..domain.errors import InvalidRequest, NoCheckpoint, OperatorError
-from ..domain.events import LogEntry, restored_entry
-from ..domain.names import is_space
-from ..domain.ports import RangeQuery
-from ..domain.skipping import skips_of
-from ..infrastructure.postgres.transfer import Importer, InvalidExport
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import Services, database, services
+from foldlog.domain.access import devices_of
+from foldlog.domain.audit import Erasures, Evidence
+from foldlog.domain.erasure import erasures_of
+from foldlog.domain.errors import InvalidRequest, NoCheckpoint, OperatorError
+from foldlog.domain.events import LogEntry, restored_entry
+from foldlog.domain.names import is_space
+from foldlog.domain.ports import RangeQuery
+from foldlog.domain.skipping import skips_of
+from foldlog.infrastructure.postgres.append.transfer import Importer, InvalidExport
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import Services, database, services
+
 from .archive import is_archive, read_archive, write_archive
-from .console import err, progress, quiet_logs, spaced, told, with_database
+from .console import err, progress, quiet_logs, report_errors, spaced, with_database
 from .export_lines import Header, evidence_of, line_of, read_header
 
 LINES_PER_REPORT = 500
@@ -55,7 +56,7 @@ class ErasedMeanwhile(OperatorError):
     help="Write the archive for auditors: events, tiles, checkpoint and keys, as .tar or .tar.gz.",
 )
 @with_database
-@told
+@report_errors
 def export_command(
     space: str, output: str, wants_archive: bool, data: str | None, database_url: str | None
 ) -> None:
@@ -126,7 +127,7 @@ def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, o
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--space", help="Name of the new space. [default: as exported]")
 @with_database
-@told
+@report_errors
 def import_command(
     file: str, space: str | None, data: str | None, database_url: str | None
 ) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import click
 import msgspec
 
-from ..domain.audit import NOT_OURS, Evidence, LogAudit, Place, WrongEvent
-from ..domain.errors import OperatorError
-from ..domain.events import decode_event
-from ..domain.limits import INTEGER_MAX
-from ..domain.merge import Record, fold, view_of
-from ..domain.merkle import (
+from foldlog.domain.audit import NOT_OURS, AuditCursor, Evidence, LogAudit, WrongEvent
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import decode_event
+from foldlog.domain.limits import INTEGER_MAX
+from foldlog.domain.merge import Record, fold, view_of
+from foldlog.domain.merkle import (
     TILE_WIDTH,
     InvalidProof,
     Tile,
@@ -25,14 +25,15 @@ from ..domain.merkle import (
     edge_tiles,
     root_of,
 )
-from ..domain.notes import Checkpoint, InvalidNote, Verifier, log_of, opened
-from ..infrastructure.embedded.folder import write_new
-from ..infrastructure.settings import read_settings
-from ..infrastructure.wiring import database, services
-from .console import EXIT_NO, err, progress, quiet_logs, spaced, told, with_database
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, opened
+from foldlog.infrastructure.embedded.folder import write_new
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+from foldlog.scripts.server.process import tune_gc
+
+from .console import EXIT_NO, err, progress, quiet_logs, report_errors, spaced, with_database
+from .disk_backed import DiskBackedRecords
 from .evidence import Batch, DatabaseSource, Source, file_source, service_source
-from .process import collect_seldom
-from .spilled import SpilledRecords
 
 #: how often the state is written, for a verification that is interrupted
 STATE_EVENTS = 100_000
@@ -47,7 +48,7 @@ class State(msgspec.Struct):
 
     space: str
     log: str
-    place: Place
+    place: AuditCursor
 
 
 @click.command("verify")
@@ -63,7 +64,7 @@ class State(msgspec.Struct):
 @click.option("--to", "last", type=click.IntRange(min=1), help="Last seq. [default: the head]")
 @click.option("--fold/--no-fold", default=True, help="Compare the master table with the fold.")
 @with_database
-@told
+@report_errors
 def verify_command(
     space: str | None,
     url: str | None,
@@ -93,7 +94,7 @@ def verify_command(
     if (space is None) == (file is None) or (url and file):
         raise click.UsageError("name a SPACE (of the database, or of --url), or a --file")
     quiet_logs()
-    collect_seldom()
+    tune_gc()
     given = [_verifier(text) for text in keys]
     with _source(space, url, token, file, data, database_url) as source:
         run = Run(source, given, checkpoint, state, first, last, fold)
@@ -146,7 +147,7 @@ class Folded:
     def __init__(self, skipped: Container[int] = ()):
         self._skipped = skipped
         self._seq = 0
-        self.records = SpilledRecords()
+        self.records = DiskBackedRecords()
         self.to_skip: set[int] = set()  #: because an event says so
         self.failed: WrongEvent | None = None  #: where it came to an end
 
@@ -227,7 +228,7 @@ class Run:
 
     # -- where to begin
 
-    def _place(self, first: int | None) -> Place:
+    def _place(self, first: int | None) -> AuditCursor:
         if self._state is not None and self._state.exists():
             try:
                 state = msgspec.json.decode(self._state.read_bytes(), type=State)
@@ -239,9 +240,9 @@ class Run:
                 raise OperatorError("--from and --state are two places to begin at")
             return state.place
         if first is None or first == 1:
-            return Place()
+            return AuditCursor()
         try:
-            return Place.at(first - 1, self._source.tiles(edge_tiles(first - 1)))
+            return AuditCursor.at(first - 1, self._source.tiles(edge_tiles(first - 1)))
         except InvalidProof as exc:
             raise OperatorError(f"the tiles do not reach to seq {first}: {exc}") from exc
 
@@ -357,7 +358,7 @@ class Run:
                 except InvalidProof as exc:
                     raise Wrong(f"{who} of {size} events is not of this log: {exc}") from exc
 
-    def _without_skipped(self, folded: Folded, audit: LogAudit) -> SpilledRecords:
+    def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
         """Raises `WrongEvent` if an event cannot be folded that is not skipped."""
         if folded.to_skip:
             seqs = sorted(folded.to_skip)
@@ -374,7 +375,7 @@ class Run:
             raise folded.failed
         return folded.records
 
-    def _compare_fold(self, records: SpilledRecords, at_least: int) -> None:
+    def _compare_fold(self, records: DiskBackedRecords, at_least: int) -> None:
         """Each record of the master table that has not moved since is what the events make."""
         count = 0
         for record in self._source.records(at_least):

@@ -11,11 +11,11 @@ from a2wsgi import ASGIMiddleware
 from flask import Response
 from werkzeug.test import Client
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.asgi import EventLoopDoor
-from foldlog.api.threads import Threads
-from foldlog.scripts.web import behind_threads
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.threads import Threads
+from foldlog.api.server import AsgiServer
+from foldlog.scripts.server.web import behind_threads
 from tests.helpers import A, changeset, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -52,7 +52,7 @@ def client_of(request, event_loop_thread):
     def client(app):
         if request.param == "flask":
             return app.test_client()
-        door = EventLoopDoor(app, behind_threads(app), threads)
+        door = AsgiServer(app, behind_threads(app), threads)
         return Client(ASGIMiddleware(door, loop=loop), Response)
 
     return client

@@ -13,15 +13,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import httpx
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.asgi import EventLoopDoor
 from foldlog.api.flask_door import FlaskDoor
-from foldlog.api.threads import Threads
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.threads import Threads
+from foldlog.api.server import AsgiServer
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
-from foldlog.scripts.listening import listen
-from foldlog.scripts.web import behind_threads, server_of
+from foldlog.scripts.server.sockets import listen
+from foldlog.scripts.server.web import behind_threads, server_of
 from tests.helpers import A, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -42,7 +42,7 @@ class Served:
         self.app = app or create_app(
             store=store, master=store, ready=dict, limits=limits, access=OpenAccess()
         )
-        self.door = EventLoopDoor(self.app, behind_threads(self.app), threads, limits=limits)
+        self.door = AsgiServer(self.app, behind_threads(self.app), threads, limits=limits)
         self.server = server_of(self.door)
         [listening] = listen("127.0.0.1", 0)
         self.port = listening.getsockname()[1]

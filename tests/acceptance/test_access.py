@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from foldlog.api.access import CALLER_SECONDS_MAX, TokenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import CALLER_SECONDS_MAX, TokenAccess
 from foldlog.domain.access import EVERY_SPACE, Claims, Grant, Right, Role
 from foldlog.domain.errors import StorageUnavailable, Unauthenticated
 from tests.acceptance.conftest import ADMIN_TOKEN, SENT_AT, SpaceClient, assert_problem
@@ -435,7 +435,7 @@ def test_a_body_under_way_is_not_taken_from_who_was_revoked_meanwhile(live, stor
     id = new_id()
     role = Grant(role=Role.ADMIN) if is_admin else Grant(role=Role.DEVICE, device=A)
     store.grant(space.name, id, digest, role, None)
-    head = store.head_at_hand(space.name)
+    head = store.cached_head(space.name)
     body = {"device": A, "sent_at": SENT_AT, "after": 0, "changesets": [changeset(put("x"))]}
     if path == "changesets":
         del body["after"]
@@ -458,7 +458,7 @@ def test_a_body_under_way_is_not_taken_from_who_was_revoked_meanwhile(live, stor
     }
     answer = space.http.post(path, content=dripping(), headers=headers)
     assert answer.status_code == 401, answer.text
-    assert store.head_at_hand(space.name) == head + 1, "nothing but the revocation was stored"
+    assert store.cached_head(space.name) == head + 1, "nothing but the revocation was stored"
 
 
 def test_a_body_in_chunks_is_read_by_every_operation(live, store):

@@ -15,7 +15,7 @@ import pytest
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
 from foldlog.infrastructure.embedded import EmbeddedPostgres
-from foldlog.scripts.process import environment, serving
+from foldlog.scripts.server.process import environment, serving
 
 FOLDLOG = [sys.executable, "-m", "foldlog"]
 SPACE = "home"

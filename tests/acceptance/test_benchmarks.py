@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foldlog.scripts.process import environment
+from foldlog.scripts.server.process import environment
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,10 +17,10 @@ import brotli
 import pytest
 from backports import zstd
 
-from foldlog.api.bodies import HELD, SMALL_BODY_BYTES, Room, read_body
-from foldlog.api.json_body import JsonBody
-from foldlog.api.rates import NO_RATES, LimitedRates
-from foldlog.api.requests import Request
+from foldlog.api.http.bodies import HELD, SMALL_BODY_BYTES, Reservation, read_body
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.rates import NO_RATES, LimitedRates
+from foldlog.api.http.requests import Request
 from foldlog.domain.errors import RateLimited
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.infrastructure.memory.store import MemoryStore
@@ -492,7 +492,7 @@ class Withheld(Request):
     outcome = watch = pause = run
 
     async def read(self, limits: Limits) -> int:
-        with Room(self, limits) as room:
+        with Reservation(self, limits) as room:
             return len(await read_body(self, limits, room))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from foldlog.scripts.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, free_port, serving
 from tests.helpers import A, B, changeset, put
 
 FOLDLOG = (sys.executable, "-m", "foldlog")

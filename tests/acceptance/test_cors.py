@@ -10,13 +10,13 @@ import threading
 
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.threads import Threads
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.threads import Threads
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import InvalidSettings, read_settings
-from foldlog.scripts.listening import listen
-from foldlog.scripts.web import EventLoopDoor, behind_threads, server_of
+from foldlog.scripts.server.sockets import listen
+from foldlog.scripts.server.web import AsgiServer, behind_threads, server_of
 
 from .live import until
 
@@ -180,7 +180,7 @@ def test_a_real_browser(tmp_path, is_allowed):
         access=OpenAccess(),
     )
     with Threads(4) as threads:
-        server = server_of(EventLoopDoor(app, behind_threads(app), threads))
+        server = server_of(AsgiServer(app, behind_threads(app), threads))
         [listening] = listen("127.0.0.1", 0)
         service = f"http://127.0.0.1:{listening.getsockname()[1]}"
         page.page = PAGE_HTML.replace("SERVICE", service).encode()

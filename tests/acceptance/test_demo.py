@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foldlog.scripts.history import read_history, tree_of
-from foldlog.scripts.process import environment, serving
+from foldlog.scripts.server.process import environment, serving
 
 FOLDLOG = str(Path(sys.executable).with_name("foldlog"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foldlog.api.access import OpenAccess
+from foldlog.api.http.access import OpenAccess
 from foldlog.domain.limits import Limits
 from tests.acceptance.conftest import assert_problem
 from tests.helpers import changeset, put

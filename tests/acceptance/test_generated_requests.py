@@ -16,8 +16,8 @@ from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from foldlog.api.access import TokenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import TokenAccess
 from foldlog.domain.access import Caller, Grant, Right, Role
 from foldlog.domain.errors import Unauthenticated
 from foldlog.domain.limits import Limits

@@ -10,15 +10,16 @@ from threading import Event
 import httpx
 import pytest
 
-from foldlog.api import asgi, proofs
-from foldlog.api.access import OpenAccess
+from foldlog.api import server as asgi
 from foldlog.api.app import create_app
-from foldlog.api.rates import LimitedRates
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.rates import LimitedRates
+from foldlog.api.operations import proofs
 from foldlog.domain.errors import ProjectionBehind, StorageUnavailable
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import Projected
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts import web
+from foldlog.scripts.server import web
 from tests.helpers import changeset, push_of, put
 
 from .live import Connection, Space, request_of, served
@@ -33,7 +34,7 @@ class HangingStore(MemoryStore):
         super().__init__()
         self.ending = Event()
 
-    def range_at_hand(self, space, query):
+    def cached_range(self, space, query):
         return None
 
     def range_after(self, space, query):

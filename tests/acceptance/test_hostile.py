@@ -17,9 +17,9 @@ import pytest
 from backports import zstd
 from msgspec.json import decode as exact
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.operations import Operation
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.operation import Operation
 from foldlog.domain.limits import Limits
 from tests.helpers import A, changeset, new_id, pull_all, put
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from foldlog.scripts.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, free_port, is_ready
 from tests.helpers import changeset, new_id, put
 
 KILLS = 20

@@ -18,14 +18,15 @@ import httpx
 import psutil
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.rates import LimitedRates
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.rates import LimitedRates
 from foldlog.domain.errors import StorageUnavailable
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts import listening, protocol, web
-from foldlog.scripts.process import environment, free_port, is_ready
+from foldlog.scripts.server import protocol, web
+from foldlog.scripts.server import sockets as listening
+from foldlog.scripts.server.process import environment, free_port, is_ready
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
 from .live import SENT_AT, Connection, Space, Stream, request_of, served, until
@@ -219,8 +220,8 @@ class Breaking(MemoryStore):
             raise self.error
         return super().range_after(space, query)
 
-    def range_at_hand(self, space, query):
-        return None if self.error is not None else super().range_at_hand(space, query)
+    def cached_range(self, space, query):
+        return None if self.error is not None else super().cached_range(space, query)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_a_wait_ends_although_the_log_never_rests(live_with):
     """
 
     class NeverAtHand(MemoryStore):
-        def range_at_hand(self, space, query):
+        def cached_range(self, space, query):
             return None
 
         def range_after(self, space, query):
@@ -545,7 +546,7 @@ def test_pages_that_wait_to_be_read_are_refused_once_others_have_cost_too_much()
     limits = Limits(requests_per_second_per_address=100, bytes_per_request_counted=1_000)
 
     class Slow(MemoryStore):
-        def range_at_hand(self, space, query):
+        def cached_range(self, space, query):
             return None
 
         def range_after(self, space, query):

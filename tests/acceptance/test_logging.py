@@ -9,8 +9,8 @@ import re
 import pytest
 import structlog
 
-from foldlog.api.access import TokenAccess
-from foldlog.api.logging import configure_logging
+from foldlog.api.http.access import TokenAccess
+from foldlog.api.http.logging import configure_logging
 from foldlog.domain.access import Claims, Grant, Right, Role
 from foldlog.domain.errors import StorageUnavailable
 from foldlog.domain.redaction import redacted
@@ -127,7 +127,7 @@ def test_a_fault_of_ours_is_logged_with_its_traceback(app_with, lines):
     """
 
     class Broken:
-        def range_at_hand(self, *_):
+        def cached_range(self, *_):
             return None
 
         def range_after(self, *_):
@@ -148,7 +148,7 @@ def test_why_the_storage_is_away_is_logged(app_with, lines):
     """
 
     class Away:
-        def range_at_hand(self, *_):
+        def cached_range(self, *_):
             return None
 
         def range_after(self, *_):

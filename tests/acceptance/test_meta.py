@@ -8,7 +8,7 @@ from html import unescape
 import msgspec
 import pytest
 
-from foldlog.api.catalogue import BY_CODE, CATALOGUE
+from foldlog.api.document.catalogue import BY_CODE, CATALOGUE
 from foldlog.domain import errors
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import Gauge

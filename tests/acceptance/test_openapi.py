@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
-from foldlog.api import examples
-from foldlog.api.access import OpenAccess
-from foldlog.api.catalogue import BY_CODE
-from foldlog.api.logging import path_template
-from foldlog.api.schemas import (
+from foldlog.api.document.catalogue import BY_CODE
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.logging import path_template
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.schemas import (
     ChangesetSchema,
     EventSchema,
     OperationSchema,
@@ -25,9 +25,9 @@ from foldlog.api.schemas import (
 )
 from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import Event
-from foldlog.domain.intake import Answer
 from foldlog.domain.merge import RecordView
 from foldlog.domain.notes import Signer
+from foldlog.domain.push_decider import Answer
 from foldlog.domain.skipping import Skipped
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.acceptance.conftest import ADMIN_TOKEN

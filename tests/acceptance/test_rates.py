@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from foldlog.api import access
-from foldlog.api.access import Access, TokenAccess
-from foldlog.api.rates import Buckets, LimitedRates, Proxies, client_address
+from foldlog.api.http import access
+from foldlog.api.http.access import Access, TokenAccess
+from foldlog.api.http.rates import Buckets, LimitedRates, Proxies, client_address
 from foldlog.domain.access import Caller, Grant, Right, Role
 from foldlog.domain.errors import RateLimited
 from foldlog.domain.limits import Limits

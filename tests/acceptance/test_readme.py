@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foldlog.scripts.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, free_port, serving
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"^```(sh serve|sh|json)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

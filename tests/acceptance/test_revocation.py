@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from foldlog.api.access import CALLER_SECONDS_MAX, TokenAccess
 from foldlog.api.app import create_app
-from foldlog.api.proofs import PIECE_BYTES
+from foldlog.api.http.access import CALLER_SECONDS_MAX, TokenAccess
+from foldlog.api.operations.proofs import PIECE_BYTES
 from foldlog.domain.access import EVERY_SPACE, Grant, Role
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Snapshot
@@ -82,7 +82,7 @@ def secret(store, space: str) -> None:
 
 
 def head_of(store, space: str) -> int:
-    head = store.head_at_hand(space)
+    head = store.cached_head(space)
     assert head is not None
     return head
 
@@ -144,7 +144,7 @@ def test_a_page_is_not_told_to_who_was_revoked_while_it_was_read(
         return client.post("sync", body, headers=token.headers)
 
     assert ask().status_code == 200
-    read = store.range_at_hand
+    read = store.cached_range
 
     def slow(space, query):
         secret(store, space)
@@ -153,7 +153,7 @@ def test_a_page_is_not_told_to_who_was_revoked_while_it_was_read(
         clock.pass_by()
         return page
 
-    monkeypatch.setattr(store, "range_at_hand", slow)
+    monkeypatch.setattr(store, "cached_range", slow)
     assert_problem(ask(), 401, "unauthenticated")
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.scripts.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, free_port, is_ready
 from tests.helpers import A, changeset, put
 
 ADMIN = "planted-admin-token-0123456789"

@@ -11,8 +11,8 @@ from threading import Thread
 import pytest
 from werkzeug.serving import make_server
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.domain.collections import Proposal
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.infrastructure.memory.store import MemoryStore

@@ -11,15 +11,15 @@ from contextlib import suppress
 
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.asgi import EventLoopDoor
-from foldlog.api.threads import Threads
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.threads import Threads
+from foldlog.api.server import AsgiServer
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts.listening import listen
-from foldlog.scripts.protocol import Connections
-from foldlog.scripts.web import behind_threads, server_of
+from foldlog.scripts.server.protocol import Connections
+from foldlog.scripts.server.sockets import listen
+from foldlog.scripts.server.web import behind_threads, server_of
 from tests.helpers import changeset, push_of, put
 
 from .live import WAIT_SECONDS, until
@@ -51,7 +51,7 @@ def port():
         store.push("large", push_of(changeset(put(str(n), x=base64_of(300_000)))))
     app = create_app(store=store, master=store, ready=dict, limits=LIMITS, access=OpenAccess())
     with Threads(2) as threads:
-        door = EventLoopDoor(app, behind_threads(app), threads)
+        door = AsgiServer(app, behind_threads(app), threads)
         server = server_of(door, Connections(LIMITS))
         [listening] = listen("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

@@ -16,7 +16,7 @@ else:
     from backports import zstd
 
 from foldlog.domain.errors import ProjectionBehind, StorageUnavailable
-from foldlog.domain.ports import MasterTable, Snapshot, SnapshotPlace
+from foldlog.domain.ports import MasterTable, Snapshot, SnapshotCursor
 from tests.conftest import LIMITS
 from tests.helpers import A, B, add, changeset, delete, put
 from tests.new_device import NewDevice, fold_of, with_limits
@@ -304,8 +304,8 @@ def test_a_cursor_of_another_history_is_refused(client):
     Pages of two histories do not fit together: the device begins without a cursor.
     """
     log = client.filled(put())["log"]
-    ahead = SnapshotPlace(log, 5, "", "tasks", "r").cursor
-    other = SnapshotPlace("another", 1, "", "tasks", "r").cursor
+    ahead = SnapshotCursor(log, 5, "", "tasks", "r").cursor
+    other = SnapshotCursor("another", 1, "", "tasks", "r").cursor
 
     assert_problem(client.get(f"snapshot?cursor={ahead}"), 409, "log-behind", log=log, head=1)
     assert_problem(client.get(f"snapshot?cursor={other}"), 409, "log-changed", log=log, head=1)

@@ -138,7 +138,7 @@ def test_an_idle_sync_takes_no_lock(client, store, app_with):
 
     class Watched:
         range_after = store.range_after
-        range_at_hand = store.range_at_hand
+        cached_range = store.cached_range
 
         def submit(self, *args):
             pushes.append(args)

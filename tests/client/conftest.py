@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore

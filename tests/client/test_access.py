@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from foldlog.api.access import TokenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import TokenAccess
 from foldlog.client.errors import ServerProblem
 from foldlog.client.server import HttpServer
 from foldlog.domain.access import Grant, Role

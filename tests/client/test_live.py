@@ -16,24 +16,24 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.asgi import EventLoopDoor
-from foldlog.api.threads import Threads
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.threads import Threads
+from foldlog.api.server import AsgiServer
 from foldlog.client import background, pace, sse, stream
 from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.file_lock import turn
 from foldlog.client.live import Live
 from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
 from foldlog.client.stream import Page, Stream
-from foldlog.client.sync import Fit
-from foldlog.client.turn import turn
+from foldlog.client.sync import PageResult
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts.web import behind_threads
+from foldlog.scripts.server.web import behind_threads
 from tests.simulation.world import copy_of
 
 SPACE = "home"
@@ -45,7 +45,7 @@ PROMPT_SECONDS = 1.0
 class Service:
     """The service in this process, and what a test puts between it and its clients."""
 
-    def __init__(self, store: MemoryStore, door: EventLoopDoor):
+    def __init__(self, store: MemoryStore, door: AsgiServer):
         self.store = store
         self._door = door
         self.asked: list[str] = []
@@ -92,7 +92,7 @@ def service():
         access=OpenAccess(),
     )
     with Threads(4) as threads:
-        service = Service(store, EventLoopDoor(app, behind_threads(app), threads))
+        service = Service(store, AsgiServer(app, behind_threads(app), threads))
         with serving(service) as service.url:
             yield service
 
@@ -282,7 +282,7 @@ def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
     tablet._background._live._take = lambda page: taken.append(take(page)) or taken[-1]
 
     def is_enough() -> bool:
-        return taken.count(Fit.APPLIED) >= 5 and service.count(STREAM) >= 8
+        return taken.count(PageResult.APPLIED) >= 5 and service.count(STREAM) >= 8
 
     number = 0
     while not is_enough():
@@ -422,17 +422,17 @@ def changed(page: Page, **members) -> Page:
 
 def test_a_page_is_applied_once(page):
     tablet, page = page
-    assert tablet._take(page) is Fit.APPLIED
-    assert tablet._take(page) is Fit.KNOWN
+    assert tablet._take(page) is PageResult.APPLIED
+    assert tablet._take(page) is PageResult.KNOWN
     assert set(looks(tablet)) == {"one", "two", "three"}
     assert (tablet.status().after, tablet.status().head) == (3, 3)
 
 
 def test_a_page_that_the_cursor_is_within_overlaps(page):
     tablet, page = page
-    assert tablet._take(page) is Fit.APPLIED
+    assert tablet._take(page) is PageResult.APPLIED
     tablet._meta.set(after=2)
-    assert tablet._take(page) is Fit.OVERLAPS
+    assert tablet._take(page) is PageResult.OVERLAPS
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_whatever_is_odd_is_left_to_a_sync(page, oddity):
     tablet, page = page
     if oddity(page).answer["head"] == 0:
         tablet._meta.set(head=2)
-    assert tablet._take(oddity(page)) is Fit.ODD
+    assert tablet._take(oddity(page)) is PageResult.ODD
     assert set(looks(tablet)) == {"one"} and tablet.status().after == 1
     assert tablet.sync().pulled == 2
 
@@ -495,7 +495,9 @@ class Ends(Stream):
 )
 def test_how_long_to_leave_a_service_alone(tmp_path, why, at_least, at_most, is_odd):
     now, woken = [1_000.0], threading.Event()
-    live = Live(tmp_path / "a.db", lambda: Ends(why), lambda page: Fit.KNOWN, woken, lambda: now[0])
+    live = Live(
+        tmp_path / "a.db", lambda: Ends(why), lambda page: PageResult.KNOWN, woken, lambda: now[0]
+    )
 
     def end_one() -> bool:
         assert live.attend() is False

@@ -13,12 +13,7 @@ import pytest
 import foldlog
 from foldlog.client import sync as sync_module
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.pace import (
-    HELD_SECONDS,
-    POLL_SECONDS_MAX,
-    RETRY_SECONDS_MAX,
-    Pace,
-)
+from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX, RETRY_SECONDS_MAX, Pace
 from foldlog.client.server import HttpServer
 from foldlog.client.sync import Outcome
 from foldlog.client.view import View

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foldlog.domain.errors import BeyondTree, NoCheckpoint, UnknownSpace
-from foldlog.domain.merkle import (
-    EMPTY_ROOT,
-    Growth,
-    Tile,
-    check_consistency,
-    check_inclusion,
-)
+from foldlog.domain.merkle import EMPTY_ROOT, Tile, TreeBuilder, check_consistency, check_inclusion
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from tests.helpers import changeset, grow_trees, new_id, push_of, put
 
@@ -48,7 +42,7 @@ def test_tiles_are_the_hashes_of_the_log(store, space, leaves):
 def test_proofs_can_be_checked(store, space, leaves):
     """Of any event, in any tree that the log had, and of any size to any later one."""
     for size in (1, 2, 255, 256, 257, 300):
-        growth = Growth()
+        growth = TreeBuilder()
         growth.append(leaves[:size])
         for seq in {1, size // 2 + 1, size}:
             proof = store.inclusion(space, seq, size)

@@ -38,7 +38,7 @@ def told(store, space):
     """The log's own events, as (kind, body)."""
 
     def told():
-        entries = store.entries(space, through=store.head_at_hand(space) or 1_000)
+        entries = store.entries(space, through=store.cached_head(space) or 1_000)
         events = (decode_event(entry.state) for entry in entries)
         return [(event.kind, event.body) for event in events if event.kind != "changeset"]
 

@@ -10,13 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from foldlog.domain.errors import (
-    InvalidRequest,
-    LogBehind,
-    LogChanged,
-    UnknownSpace,
-)
-from foldlog.domain.ports import RangeQuery, RecordsQuery, SnapshotPlace
+from foldlog.domain.errors import InvalidRequest, LogBehind, LogChanged, UnknownSpace
+from foldlog.domain.ports import RangeQuery, RecordsQuery, SnapshotCursor
 from foldlog.domain.snapshot import snapshot_line
 from tests.conftest import LIMITS
 from tests.helpers import A, B, C, add, delete, push_of, put
@@ -287,9 +282,9 @@ def test_a_cursor_of_another_history(store, lived_in):  # noqa: F811
     """
     log = store.snapshot(lived_in, at_least=HEAD).header.log
     with pytest.raises(LogBehind):
-        store.snapshot(lived_in, cursor=SnapshotPlace(log, HEAD + 1, "", "tasks", "a").cursor)
+        store.snapshot(lived_in, cursor=SnapshotCursor(log, HEAD + 1, "", "tasks", "a").cursor)
     with pytest.raises(LogChanged):
-        store.snapshot(lived_in, cursor=SnapshotPlace("other", 1, "", "tasks", "a").cursor)
+        store.snapshot(lived_in, cursor=SnapshotCursor("other", 1, "", "tasks", "a").cursor)
 
 
 def test_it_has_what_was_answered(store, space):

@@ -21,10 +21,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.infrastructure.keys import make_keys
-from foldlog.infrastructure.postgres.grants import grant
-from foldlog.infrastructure.postgres.migrate import migrate
-from foldlog.scripts.process import environment, free_port, is_ready
+from foldlog.infrastructure.postgres.schema.grants import grant
+from foldlog.infrastructure.postgres.schema.migrate import migrate
+from foldlog.infrastructure.signing.keys import make_keys
+from foldlog.scripts.server.process import environment, free_port, is_ready
 
 from .proxy import CUTS, SLOW, Proxy
 

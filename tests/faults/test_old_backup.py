@@ -17,7 +17,7 @@ import pytest
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
-from foldlog.scripts.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, free_port, serving
 
 from .faults import ADMIN_TOKEN, bearer
 

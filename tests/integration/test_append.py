@@ -9,8 +9,8 @@ from threading import Event
 import psycopg
 import pytest
 
-from foldlog.api.problems import status_of
-from foldlog.domain import intake
+from foldlog.api.http.problems import status_of
+from foldlog.domain import push_decider
 from foldlog.domain.errors import (
     CounterGap,
     DeviceForked,
@@ -21,14 +21,14 @@ from foldlog.domain.errors import (
     StorageUnavailable,
 )
 from foldlog.domain.events import decode_event
-from foldlog.domain.intake import Intake
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
-from foldlog.infrastructure.postgres import log
-from foldlog.infrastructure.postgres.append import Appender
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.domain.push_decider import PushDecider
+from foldlog.infrastructure.postgres import event_store
+from foldlog.infrastructure.postgres.append.appender import Appender
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from tests.helpers import A, B, C, changeset, new_id, pull_all, push_of, put
 
 
@@ -99,14 +99,14 @@ def test_what_the_database_refuses_takes_no_other_along(database, datastore):
 
 def test_going_one_by_one_has_a_deadline(stores, monkeypatch):
     """Who is to blame is looked for, but whoever waits is told in time."""
-    take = Intake.take
+    take = PushDecider.take
 
     def fails_for_b(self, push):
         assert push.device != B, "a fault of ours"
         return take(self, push)
 
-    monkeypatch.setattr(Intake, "take", fails_for_b)
-    monkeypatch.setattr(log, "ALONE_SECONDS_MAX", 0.0)
+    monkeypatch.setattr(PushDecider, "take", fails_for_b)
+    monkeypatch.setattr(event_store, "ALONE_SECONDS_MAX", 0.0)
     outcomes = stores.log._append("s", [push_of(changeset(), device=d) for d in (A, B, C)])
     assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * 3
 
@@ -131,13 +131,13 @@ def test_going_one_by_one_ends_with_the_database(stores, monkeypatch, trouble):
 
 def test_a_fault_of_ours_takes_no_other_along(stores, monkeypatch):
     """If deciding one push fails in a way that nobody foresaw, its neighbours are stored."""
-    take = Intake.take
+    take = PushDecider.take
 
     def fails_for_b(self, push):
         assert push.device != B, "a fault of ours"
         return take(self, push)
 
-    monkeypatch.setattr(Intake, "take", fails_for_b)
+    monkeypatch.setattr(PushDecider, "take", fails_for_b)
     outcomes = stores.log._append("s", [push_of(changeset(), device=d) for d in (A, B, C)])
     assert [type(outcome).__name__ for outcome in outcomes] == [
         "Receipt",
@@ -426,8 +426,8 @@ def test_one_event_that_is_named_by_many_is_not_decoded_by_all(datastore, monkey
         decoded.append(len(state))
         return decode_event(state)
 
-    monkeypatch.setattr(intake, "decode_event", counting)
-    monkeypatch.setattr(log, "ALONE_SECONDS_MAX", 0.0)
+    monkeypatch.setattr(push_decider, "decode_event", counting)
+    monkeypatch.setattr(event_store, "ALONE_SECONDS_MAX", 0.0)
     other = changeset(put("other"), id=large["id"])
     outcomes = store._append("s", [push_of(other) for _ in range(9)])
     assert [type(o) for o in outcomes] == [IdReused] * 2 + [StorageUnavailable] * 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, push_of
 

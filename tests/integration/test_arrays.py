@@ -6,7 +6,7 @@ import pytest
 from eventsourcing.persistence import ProgrammingError
 
 from foldlog.domain.times import format_time, parse_time, to_ms
-from foldlog.infrastructure.postgres import arrays
+from foldlog.infrastructure.postgres.connection import arrays
 from tests.helpers import A, B
 
 TIMES = [

@@ -14,8 +14,8 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import RangeQuery
-from foldlog.infrastructure.postgres import collections
-from foldlog.infrastructure.postgres.append import Appender
+from foldlog.infrastructure.postgres.append.appender import Appender
+from foldlog.infrastructure.postgres.service_events import collections
 from foldlog.infrastructure.postgres.status import status
 from tests.conftest import PostgresStores
 from tests.helpers import add, changeset, pull_all, push_of, put

@@ -13,14 +13,14 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.infrastructure.group_commit import COMMITTERS
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.errors import (
+from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.errors import (
     DATABASE_ERRORS,
     is_connection_error,
     is_temporary,
 )
-from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import services
 from tests.helpers import changeset, push_of, put

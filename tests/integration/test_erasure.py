@@ -10,17 +10,17 @@ from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.events import decode_event
 from foldlog.domain.ports import RangeQuery
-from foldlog.infrastructure.postgres import erasure as erasure_module
-from foldlog.infrastructure.postgres import migrate as migrate_module
-from foldlog.infrastructure.postgres import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.erasure import Eraser, vacuum
-from foldlog.infrastructure.postgres.following import Follower
-from foldlog.infrastructure.postgres.log import PostgresEventStore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.migrate import migrate, migrations
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
-from foldlog.infrastructure.postgres.transfer import Importer
+from foldlog.infrastructure.postgres.append.transfer import Importer
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.log.following import Follower
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.schema import migrate as migrate_module
+from foldlog.infrastructure.postgres.schema.migrate import migrate, migrations
+from foldlog.infrastructure.postgres.service_events import erasure as erasure_module
+from foldlog.infrastructure.postgres.service_events.erasure import Eraser, vacuum
 from tests.conftest import PostgresStores, create_database
 from tests.erasing import Life, check_log, check_records
 from tests.helpers import A, B, changeset, pull_all, push_of, put
@@ -82,7 +82,7 @@ def test_whatever_happens_proofs_hold_and_values_are_nowhere(database_urls, seed
 
 
 def _in_small_steps(stores, space, keys, *, reason):
-    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=2)
+    eraser = Eraser(stores.datastore, stores.log.append_service_event, erase_events=2)
     return eraser.erase(space, keys, reason, None, lambda done, of: None)
 
 
@@ -172,7 +172,7 @@ def test_one_that_is_interrupted_is_gone_on_with(stores, monkeypatch):
     for n in range(10):
         stores.push("s", push_of(changeset(put("r", x=f"secret {n}"))))
     stores.project()
-    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=3)
+    eraser = Eraser(stores.datastore, stores.log.append_service_event, erase_events=3)
     erase_in = erasure_module._OneRecord._erase_in
 
     def dies(self, cursor, seqs):
@@ -203,16 +203,16 @@ def test_another_process_lets_go_of_what_it_keeps(stores, database):
         other.read_on("s")
         other.range_after("s", RangeQuery(0, 10))
         other.push("s", push_of(changeset(put("s", x=1))))
-        assert other.range_at_hand("s", RangeQuery(1, 10)) is not None
+        assert other.cached_range("s", RangeQuery(1, 10)) is not None
         other.push("s", push_of(changeset(put("r", x="secret"))))
         erase(stores)
         Follower(datastore, other.tails, other.read_on)._look()  # nobody told it
-        assert other.range_at_hand("s", RangeQuery(2, 10)) is None
+        assert other.cached_range("s", RangeQuery(2, 10)) is None
         other.watch("s", lambda: None)
         Follower(datastore, other.tails, other.read_on)._look()
-        page = other.range_at_hand("s", RangeQuery(3, 10))
+        page = other.cached_range("s", RangeQuery(3, 10))
         assert [decode_event(event).kind for event in page.events] == ["record-erased"]
-        assert other.range_at_hand("s", RangeQuery(2, 10)) is None
+        assert other.cached_range("s", RangeQuery(2, 10)) is None
         kept = [e.state for tail in other.tails._tails.values() for e in tail.entries]
         assert kept and not any(b"secret" in state for state in kept)
         # ... and what it keeps to decide pushes on
@@ -258,7 +258,7 @@ def test_two_that_erase_in_the_same_event(stores):
     """Each erases its own record, and neither puts back what the other has erased."""
     for n in range(20):
         stores.push("s", push_of(changeset(put("r", x=f"secret {n}"), put("s", x=f"secret {n}"))))
-    eraser = Eraser(stores.datastore, stores.log.append_own, erase_events=2)
+    eraser = Eraser(stores.datastore, stores.log.append_service_event, erase_events=2)
     threads = [
         threading.Thread(target=eraser.erase, args=("s", [key], "why", None, lambda *_: None))
         for key in (R, S, R, S)

@@ -8,7 +8,7 @@ from psycopg.sql import SQL
 
 from foldlog.domain import proofs
 from foldlog.domain.erasure import without
-from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, new_id, push_of, put
 

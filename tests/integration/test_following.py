@@ -15,11 +15,11 @@ import psycopg
 import pytest
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.following import LOOK_SECONDS, Follower
-from foldlog.infrastructure.postgres.wakeups import Announcer
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.following import LOOK_SECONDS, Follower
+from foldlog.infrastructure.postgres.log.tail_cache import LogTailCache
+from foldlog.infrastructure.postgres.log.wakeups import Announcer
 from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.tails import Tails
 from foldlog.infrastructure.wiring import services
 from tests.acceptance.live import Connection, Served, Space, request_of, served, until
 from tests.acceptance.test_live import follow_all, numbered, waiters
@@ -186,7 +186,7 @@ def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
     """
     Its thread must not end with the database: nobody at this worker would hear of anything again.
     """
-    monkeypatch.setattr("foldlog.infrastructure.postgres.following.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("foldlog.infrastructure.postgres.event_store.following.LOOK_SECONDS", 0.05)
     attempts = []
 
     def read_on(space: str) -> None:
@@ -197,7 +197,7 @@ def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
     with Datastore(database) as datastore:
         with datastore.committed() as cursor:
             cursor.execute("INSERT INTO spaces (space) VALUES ('s')")
-        tails = Tails()
+        tails = LogTailCache()
         follower = Follower(datastore, tails, read_on)
         tails.watch("s", lambda: None)
         follower.start()

@@ -14,16 +14,16 @@ from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.errors import StorageUnavailable
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.erasure import vacuum
-from foldlog.infrastructure.postgres.grants import (
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.schema.grants import (
     FUNCTIONS,
     PRIVILEGES,
     VACUUMED,
     UnfitRole,
     grant,
 )
-from foldlog.infrastructure.postgres.migrate import SchemaBehind, migrate
+from foldlog.infrastructure.postgres.schema.migrate import SchemaBehind, migrate
+from foldlog.infrastructure.postgres.service_events.erasure import vacuum
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database as open_database
 from foldlog.scripts.main import cli
@@ -259,7 +259,7 @@ def test_a_role_that_may_do_more_is_refused(other_role):
 def test_the_service_does_not_migrate(cluster, database, monkeypatch):
     """It says who must, and that before it serves anything."""
     known = {"0001_log": "", "9998_new": "CREATE TABLE t (x int)"}
-    monkeypatch.setattr("foldlog.infrastructure.postgres.migrate.migrations", lambda: known)
+    monkeypatch.setattr("foldlog.infrastructure.postgres.schema.migrate.migrations", lambda: known)
     with psycopg.connect(database) as conn:
         conn.execute("DELETE FROM schema_migrations WHERE name <> '0001_log'")
     url = as_service(cluster, database)

@@ -13,10 +13,10 @@ from foldlog.domain.ledger import ConflictsFilter
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import AsOfQuery, DiffQuery, HistoryQuery, RecordsQuery
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.infrastructure.postgres.grants import grant
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.migrate import migrate
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.schema.grants import grant
+from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.postgres.status import gauges, status
 from foldlog.scripts.history import read_history, tree_of
 from tests.conftest import PostgresStores

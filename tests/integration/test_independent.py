@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
-from foldlog.infrastructure.keys import rotate_keys
+from foldlog.infrastructure.signing.keys import rotate_keys
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_verify import audited, change, members, rewritten  # noqa: F401
 

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from foldlog.domain.ports import RangeQuery
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.log import PostgresEventStore
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from tests.helpers import changeset, new_id, push_of, put
 
 WRITERS = 8

@@ -23,7 +23,7 @@ def decide_once(cursor, locked):
 
 def test_it_follows_what_was_pushed_and_pushes_follow_it(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
-    entry = stores.append_own("s", decide_once)
+    entry = stores.append_service_event("s", decide_once)
     assert entry.seq == 2
     receipt = stores.push("s", push_of(changeset(put(n=2), counter=2, base=2)))
     assert receipt.verdicts[0].seq == 3
@@ -33,25 +33,25 @@ def test_it_follows_what_was_pushed_and_pushes_follow_it(stores):
 
 def test_what_is_not_decided_leaves_no_trace(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
-    assert stores.append_own("s", lambda cursor, locked: None) is None
+    assert stores.append_service_event("s", lambda cursor, locked: None) is None
     with pytest.raises(ZeroDivisionError):
-        stores.append_own("s", lambda cursor, locked: 1 / 0)
+        stores.append_service_event("s", lambda cursor, locked: 1 / 0)
     assert stores.range_after("s", RangeQuery(0, 10)).head == 1
 
 
 def test_there_must_be_such_a_space(stores):
     with pytest.raises(UnknownSpace):
-        stores.append_own("nowhere", decide_once)
+        stores.append_service_event("nowhere", decide_once)
 
 
 def test_one_may_make_the_space(stores):
-    assert stores.append_own("new", decide_once, makes_space=True).seq == 1
-    assert stores.append_own("new", lambda cursor, locked: None, makes_space=True) is None
+    assert stores.append_service_event("new", decide_once, makes_space=True).seq == 1
+    assert stores.append_service_event("new", lambda cursor, locked: None, makes_space=True) is None
     assert stores.push("new", push_of(changeset())).head == 2
 
 
 def test_what_is_not_decided_makes_no_space(stores):
-    assert stores.append_own("new", lambda cursor, locked: None, makes_space=True) is None
+    assert stores.append_service_event("new", lambda cursor, locked: None, makes_space=True) is None
     with pytest.raises(UnknownSpace):
         stores.range_after("new", RangeQuery(0, 10))
 
@@ -60,5 +60,5 @@ def test_who_waits_for_the_space_is_told(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
     told = []
     stores.watch("s", lambda: told.append(1))
-    stores.append_own("s", decide_once)
+    stores.append_service_event("s", decide_once)
     assert told

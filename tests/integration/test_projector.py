@@ -17,15 +17,15 @@ from msgspec.json import decode, encode
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import conflict_document, view_of
 from foldlog.domain.ports import RecordsQuery
-from foldlog.infrastructure.postgres import ledger_rows, record_rows
-from foldlog.infrastructure.postgres import projector as projector_module
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.master_table import PostgresMasterTable
-from foldlog.infrastructure.postgres.projector import Projector
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
+from foldlog.infrastructure.postgres.master import ledger_rows, record_rows
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
+from foldlog.infrastructure.postgres.rebuild import projector as projector_module
+from foldlog.infrastructure.postgres.rebuild.projector import Projector
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import gauges, status
-from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from foldlog.scripts.replay import fold_all, sorted_records
 from tests.helpers import A, B, C, add, changeset, delete, kept_conflict, new_id, push_of, put
 

@@ -12,15 +12,15 @@ from psycopg.sql import SQL
 from foldlog.domain.events import body_entry
 from foldlog.domain.merkle import Tile, root_of
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
-from foldlog.infrastructure.postgres import projector as projector_module
-from foldlog.infrastructure.postgres import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
 from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
-from foldlog.infrastructure.postgres.projector import Projector, follow
-from foldlog.infrastructure.postgres.proofs import ProofsProjection
-from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
+from foldlog.infrastructure.postgres.proofs.projection import ProofsProjection
+from foldlog.infrastructure.postgres.rebuild import projector as projector_module
+from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
+from foldlog.infrastructure.postgres.rebuild.projector import Projector, follow
+from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder
 from foldlog.infrastructure.postgres.status import status
-from foldlog.infrastructure.postgres.wakeups import Announcer, Wakeups
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import poison, random_history
 from tests.unit.test_merkle import tree
@@ -103,7 +103,7 @@ def test_events_of_every_form_are_leaves(stores):
             salt=b"s" * 32,
         )
 
-    stores.append_own("s", decide)
+    stores.append_service_event("s", decide)
     grow(stores, Projector(stores.datastore, ProofsProjection()))
     assert_tiles_are_of_the_log(stores, "s", 2)
 

@@ -15,12 +15,12 @@ import pytest
 from foldlog.domain.errors import OperatorError, UnknownSpace
 from foldlog.domain.merge import Record
 from foldlog.domain.ports import RecordsQuery
-from foldlog.infrastructure.postgres import master as master_module
-from foldlog.infrastructure.postgres import projector as projector_module
-from foldlog.infrastructure.postgres import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.master import Known, MasterProjection
-from foldlog.infrastructure.postgres.projector import Stopped
-from foldlog.infrastructure.postgres.rebuild import RebuildDiffers, Rebuilder
+from foldlog.infrastructure.postgres.master import projection as master_module
+from foldlog.infrastructure.postgres.master.projection import Known, MasterProjection
+from foldlog.infrastructure.postgres.rebuild import projector as projector_module
+from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
+from foldlog.infrastructure.postgres.rebuild.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import (
     assert_equals_fresh_fold,

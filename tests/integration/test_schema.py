@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from foldlog.infrastructure.embedded.binaries import find_binaries
-from foldlog.infrastructure.postgres.migrate import UnknownSchema, migrate, migrations
+from foldlog.infrastructure.postgres.schema.migrate import UnknownSchema, migrate, migrations
 from tests.conftest import create_database
 
 
@@ -49,7 +49,9 @@ def test_every_first_part_of_the_migrations_leads_to_the_same(empty, monkeypatch
         url = empty()
         with monkeypatch.context() as patch:
             earlier = dict(list(known.items())[:length])
-            patch.setattr("foldlog.infrastructure.postgres.migrate.migrations", lambda e=earlier: e)
+            patch.setattr(
+                "foldlog.infrastructure.postgres.schema.migrate.migrations", lambda e=earlier: e
+            )
             assert migrate(url, from_scratch=False) == list(earlier)
         assert migrate(url) == list(known)[length:]
         assert dump(url) == dump(expected)

@@ -13,12 +13,12 @@ from foldlog.domain.errors import BeyondTree, StorageUnavailable, UnknownSpace
 from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import Verifier, opened, origin_of
 from foldlog.domain.ports import RangeQuery
-from foldlog.infrastructure import signer as signer_module
-from foldlog.infrastructure.keys import KeysUnusable, make_keys, read_keys, rotate_keys
-from foldlog.infrastructure.postgres.datastore import Datastore
+from foldlog.infrastructure.postgres.append.transfer import Importer
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.status import checkpoints, gauges
-from foldlog.infrastructure.postgres.transfer import Importer
-from foldlog.infrastructure.signer import CheckpointSigner
+from foldlog.infrastructure.signing import signer as signer_module
+from foldlog.infrastructure.signing.keys import KeysUnusable, make_keys, read_keys, rotate_keys
+from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.scripts.main import cli
 from tests.conftest import PostgresStores, create_database
 from tests.helpers import changeset, push_of, put

@@ -12,8 +12,8 @@ from foldlog.domain.ports import RangeQuery, RecordsQuery
 from foldlog.domain.proofs import leaf_hash
 from foldlog.domain.skipping import is_readable
 from foldlog.domain.times import parse_time
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import status
 from foldlog.scripts.replay import fold_all, sorted_records
 from tests.helpers import A, changeset, pull_all, push_of, put

@@ -5,10 +5,10 @@ from __future__ import annotations
 from psycopg.rows import tuple_row
 
 from foldlog.domain.limits import Limits
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.master_table import SELECT_SNAPSHOT
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.master.table import SELECT_SNAPSHOT
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, push_of, put
 from tests.new_device import NewDevice, fold_of, lines_of

@@ -16,26 +16,26 @@ import pytest
 from click.testing import CliRunner
 from werkzeug.serving import make_server
 
-from foldlog.api import proofs as proofs_module
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
-from foldlog.api.rates import Held
+from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.rates import Lease
+from foldlog.api.operations import proofs as proofs_module
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
-from foldlog.infrastructure.keys import make_keys, read_keys
-from foldlog.infrastructure.postgres import log as log_module
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.log import PostgresEventStore
-from foldlog.infrastructure.postgres.master import MasterProjection
-from foldlog.infrastructure.postgres.projector import Projector
-from foldlog.infrastructure.signer import CheckpointSigner
+from foldlog.infrastructure.postgres import event_store as log_module
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.rebuild.projector import Projector
+from foldlog.infrastructure.signing.keys import make_keys, read_keys
+from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.scripts import archive as archive_module
 from foldlog.scripts import verify as verify_module
+from foldlog.scripts.disk_backed import DiskBackedRecords
 from foldlog.scripts.export_lines import line_of
 from foldlog.scripts.main import cli
-from foldlog.scripts.spilled import SpilledRecords
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 
@@ -382,7 +382,7 @@ def test_a_damaged_export_cannot_be_read(audited):
 
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Most of the records are in a file; what is wrong is found all the same."""
-    monkeypatch.setattr(verify_module, "SpilledRecords", partial(SpilledRecords, kept_max=3))
+    monkeypatch.setattr(verify_module, "DiskBackedRecords", partial(DiskBackedRecords, kept_max=3))
     assert "the master table is the fold of these events: " in audited.verify()
     change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
     assert "the master table has" in audited.verify(code=1)
@@ -393,7 +393,7 @@ def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
 def test_records_in_a_file_fold_as_those_in_memory(audited):
     """One by one, whatever is at hand."""
     stores = audited.stores
-    spilled, in_memory = SpilledRecords(kept_max=2), {}
+    spilled, in_memory = DiskBackedRecords(kept_max=2), {}
     for entry in stores.entries("s", through=440):
         for records in (spilled, in_memory):
             fold(records, decode_event(entry.state))
@@ -422,6 +422,6 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     assert list(audited.stores.entries("s", through=440)) == whole
     assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
     header = proofs_module.ExportHeader(1, "s", "log", 440)
-    pieces = list(proofs_module._lines(audited.stores.log, header, 0, Held()))
+    pieces = list(proofs_module._lines(audited.stores.log, header, 0, Lease()))
     assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
     assert max(map(len, pieces)) < 2_000 + largest + 200

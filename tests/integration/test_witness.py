@@ -7,8 +7,8 @@ from base64 import b64encode
 import httpx
 import pytest
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.domain.errors import InvalidRequest
 from foldlog.domain.notes import (
     COSIGNATURE,
@@ -22,11 +22,11 @@ from foldlog.domain.notes import (
 )
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.witness import AddCheckpoint
-from foldlog.infrastructure.keys import make_keys, read_keys
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.transfer import Importer
-from foldlog.infrastructure.signer import CheckpointSigner
-from foldlog.infrastructure.witness import Witness, Witnesses
+from foldlog.infrastructure.postgres.append.transfer import Importer
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.signing.keys import make_keys, read_keys
+from foldlog.infrastructure.signing.signer import CheckpointSigner
+from foldlog.infrastructure.signing.witness import Witness, Witnesses
 from tests.conftest import PostgresStores, create_database
 from tests.helpers import changeset, push_of, put
 

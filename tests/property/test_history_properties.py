@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from foldlog.domain.history import Point
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.infrastructure.postgres.rebuild import Rebuilder
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from tests.helpers import A, B, C, changeset, kept_conflict, new_id, push_of
 from tests.history import Past, all_as_of, texts, whole_diff, whole_history
 from tests.oracle import canonical

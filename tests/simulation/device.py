@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from foldlog.api.events import range_answer
+from foldlog.api.operations.events import range_answer
+from foldlog.client.callbacks import Change, Loss, Refusal
+from foldlog.client.collection import Collection, Record
 from foldlog.client.errors import RecordExists, RecordNotFound, ServerProblem, Unreachable
-from foldlog.client.notices import Change, Loss, Refusal
-from foldlog.client.records import Collection, Record
 from foldlog.client.replica import Replica
 from foldlog.client.stream import Page
-from foldlog.client.sync import Fit, Outcome
+from foldlog.client.sync import Outcome, PageResult
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import RangeQuery
@@ -150,7 +150,7 @@ class Device:
             if self.world.may(0.05):
                 self.fuse = self.world.rng.randint(1, 3)
             fit = self.replica._take(page)
-        if fit is Fit.ODD:
+        if fit is PageResult.ODD:
             self.sync()
 
     def edit(self) -> None:

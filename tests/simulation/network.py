@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from foldlog.api.problems import document_of, status_of
-from foldlog.api.replies import joined
-from foldlog.api.sync import SyncAnswer
+from foldlog.api.http.problems import document_of, status_of
+from foldlog.api.http.replies import joined
+from foldlog.api.operations.sync import SyncAnswer
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.server import Server
 from foldlog.domain.changesets import Push, decode_changesets

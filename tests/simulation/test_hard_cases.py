@@ -15,13 +15,13 @@ import httpx
 import pytest
 from werkzeug.serving import make_server
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.client import sync
 from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.file_lock import turn
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
-from foldlog.client.turn import turn
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore

@@ -18,8 +18,8 @@ from unittest import mock
 
 import httpx
 
-from foldlog.api.access import OpenAccess
 from foldlog.api.app import create_app
+from foldlog.api.http.access import OpenAccess
 from foldlog.client import database, sync
 from foldlog.client.errors import ServerProblem
 from foldlog.client.server import HttpServer, Server

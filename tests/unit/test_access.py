@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from foldlog.api.access import (
+from foldlog.api.app import create_app
+from foldlog.api.http.access import (
     CALLER_SECONDS_MAX,
     CALLERS_KEPT_MAX,
     IDLE_CALLER_SECONDS_MAX,
     OpenAccess,
     TokenAccess,
 )
-from foldlog.api.app import create_app
-from foldlog.api.rates import NO_RATES, Rates
-from foldlog.api.requests import run_now
+from foldlog.api.http.rates import NO_RATES, Rates
+from foldlog.api.http.requests import run_now
 from foldlog.domain.access import (
     EVERY_SPACE,
     RIGHTS,
@@ -89,7 +89,7 @@ class World:
 
     def grant(self, role, space="s", **members):
         text, digest = a_token()
-        id = f"{self.store.head_at_hand(space) or 0:08d}-0000-4000-8000-000000000000"
+        id = f"{self.store.cached_head(space) or 0:08d}-0000-4000-8000-000000000000"
         self.store.grant(space, id, digest, Grant(role=Role(role), **members), "ada")
         return text, id
 
@@ -373,27 +373,27 @@ def test_a_caller_is_remembered_for_a_moment(world):
 
 def test_who_asks_for_nothing_new_is_remembered_until_something_is_appended(world):
     token, _ = world.grant("device", device=A)
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     world.now += IDLE_CALLER_SECONDS_MAX - 1
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     assert world.store.looks == 1
     world.admit(token)  # asks for more
     assert world.store.looks == 2
     world.now += CALLER_SECONDS_MAX
     world.store.push("s", push_of(changeset(put("x"))))
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     assert world.store.looks == 3
     world.now += IDLE_CALLER_SECONDS_MAX + 1
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     assert world.store.looks == 4
 
 
 def test_a_token_of_every_space_is_in_no_log_and_so_not_remembered_by_it(world):
     token, _ = world.grant("reader", space=EVERY_SPACE)
     world.store.push("s", push_of(changeset(put("x"))))
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     world.now += CALLER_SECONDS_MAX
-    world.admit(token, at_hand=True)
+    world.admit(token, from_cache=True)
     assert world.store.looks == 2
 
 
@@ -500,25 +500,25 @@ def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
 
 
 @pytest.mark.parametrize("at_hand", [False, True])
-def test_a_sign_in_s_token_ends_when_it_expires_also_while_it_is_remembered(at_hand):
+def test_a_sign_in_s_token_ends_when_it_expires_also_while_it_is_remembered(from_cache):
     """Within the second that everybody is remembered for, and within the minute of the idle."""
-    seconds = IDLE_CALLER_SECONDS_MAX / 2 if at_hand else CALLER_SECONDS_MAX / 2
+    seconds = IDLE_CALLER_SECONDS_MAX / 2 if from_cache else CALLER_SECONDS_MAX / 2
     jwts = Jwts(claims_of("ada", expires_at=(1_000.0 + seconds) * 1_000))
     world = World(jwts=jwts)
     world.store.push("s", push_of(changeset(put("x"))))
-    assert world.admit("a.b.c", at_hand=at_hand).expires_at == jwts.claims.expires_at
+    assert world.admit("a.b.c", from_cache=from_cache).expires_at == jwts.claims.expires_at
     world.now += seconds * 0.9
-    world.admit("a.b.c", at_hand=at_hand)
+    world.admit("a.b.c", from_cache=from_cache)
     assert jwts.reads == 1
     world.now += seconds * 0.2
-    world.admit("a.b.c", at_hand=at_hand)  # it would be refused by who reads it
+    world.admit("a.b.c", from_cache=from_cache)  # it would be refused by who reads it
     assert jwts.reads == 2
 
 
 class Guarded(Rates):
     """Of an address that has guessed too often."""
 
-    def check_stranger(self, request):
+    def check_unknown_caller(self, request):
         raise RateLimited("wrong_tokens_per_second_per_address", 1)
 
 

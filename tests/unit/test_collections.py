@@ -14,7 +14,7 @@ from foldlog.domain.collections import (
     needs_records,
 )
 from foldlog.domain.events import decode_event, restored_entry
-from foldlog.domain.intake import keys_to_load
+from foldlog.domain.push_decider import keys_to_load
 from tests.helpers import add, changeset, delete, push_of, put
 
 SALT = bytes(range(32))

@@ -9,7 +9,7 @@ from threading import Barrier, Event, Lock
 import pytest
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.infrastructure.group_commit import GroupCommit, QueueFull
+from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, QueueFull
 
 
 class Recorder:

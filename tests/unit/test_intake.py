@@ -18,9 +18,9 @@ from foldlog.domain.errors import (
     LogChanged,
 )
 from foldlog.domain.events import LogEntry, decode_event
-from foldlog.domain.intake import Answer, Intake, check_cursor, keys_to_load, time_of
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import Key, Record, fold
+from foldlog.domain.push_decider import Answer, PushDecider, check_cursor, keys_to_load, time_of
 from tests.helpers import NOW, A, B, C, add, changeset, delete, new_id, push_of, put
 
 Json = dict[str, Any]
@@ -37,11 +37,13 @@ class Log:
         for push in pushes:
             self.push(push)
 
-    def lock(self, *pushes: Push, received_at: int = NOW_MS, limits: Limits = LIMITS) -> Intake:
+    def lock(
+        self, *pushes: Push, received_at: int = NOW_MS, limits: Limits = LIMITS
+    ) -> PushDecider:
         """What one append transaction has before it: what these pushes need, and no more."""
         ids = {c.id for push in pushes for c in push.changesets}
         afters = {push.after for push in pushes if push.after is not None}
-        return Intake(
+        return PushDecider(
             log="log",
             head=len(self.entries),
             received_at=received_at,
@@ -64,7 +66,7 @@ class Log:
         self.commit(intake)
         return answers
 
-    def commit(self, intake: Intake) -> None:
+    def commit(self, intake: PushDecider) -> None:
         self.entries += intake.entries
         self.counters |= intake.counters
         for entry in intake.entries:
@@ -308,7 +310,7 @@ def test_an_erased_one_is_compared_by_id_alone():
     """
     log = Log(push_of(changeset(put(secret=1), id=ID)))
     state = log.entries[0].state.replace(b'"fields":{"secret":1}', b'"erased":"00"')
-    intake = Intake(
+    intake = PushDecider(
         log="log",
         head=1,
         received_at=NOW_MS,

@@ -10,9 +10,9 @@ import pytest
 
 from foldlog.domain.merkle import (
     EMPTY_ROOT,
-    Growth,
     InvalidProof,
     Tile,
+    TreeBuilder,
     check_consistency,
     check_inclusion,
     consistency_proof,
@@ -48,7 +48,7 @@ SIZES = [*range(18), 255, 256, 257, 511, 512, 513, 1_000, 65_535, 65_536, 65_537
 
 def tree(leaves: list[bytes], step: int = 1_000):
     """A tree grown step by step, and all of its tiles as they are at the end."""
-    growth, tiles = Growth(), {}
+    growth, tiles = TreeBuilder(), {}
     for start in range(0, len(leaves), step):
         tiles |= growth.append(leaves[start : start + step])
     return growth, lambda wanted: {tile: tiles[tile] for tile in wanted}
@@ -76,7 +76,7 @@ def test_roots_are_those_of_certificate_transparency():
     for size, root in enumerate(CT_ROOTS, 1):
         growth, read = tree([leaf_hash(leaf) for leaf in CT_LEAVES[:size]])
         assert growth.root().hex() == root_of(size, read).hex() == root
-    assert Growth().root() == root_of(0, tree([])[1]) == EMPTY_ROOT
+    assert TreeBuilder().root() == root_of(0, tree([])[1]) == EMPTY_ROOT
 
 
 def test_a_proof_of_certificate_transparency():
@@ -108,7 +108,7 @@ def test_a_tree_goes_on_from_its_unfinished_tiles(grown, size):
     tiles = {
         tile: hashes[: tile.width(size) * 32] for tile, hashes in read(edge_tiles(size)).items()
     }
-    growth = Growth(size, tiles)
+    growth = TreeBuilder(size, tiles)
     assert growth.root() == by_the_book(LEAVES[:size])
     for start, end in itertools.pairwise([size, size + 1, size + 300, size + 1_000]):
         growth.append(LEAVES[start:end] if end <= 70_000 else [])
@@ -200,4 +200,4 @@ def test_tiles_that_lack_hashes_are_noticed():
     with pytest.raises(InvalidProof, match="lacks"):
         root_of(300, lambda wanted: {tile: read([tile])[tile][:-32] for tile in wanted})
     with pytest.raises(InvalidProof, match="not of a tree"):
-        Growth(300, {tile: read([tile])[tile][:-32] for tile in edge_tiles(300)})
+        TreeBuilder(300, {tile: read([tile])[tile][:-32] for tile in edge_tiles(300)})

@@ -8,11 +8,11 @@ import logging
 import pytest
 import structlog
 
-from foldlog.api.logging import configure_logging
+from foldlog.api.http.logging import configure_logging
 from foldlog.domain.notes import Signer
 from foldlog.domain.redaction import redacted
-from foldlog.infrastructure.keys import Key
 from foldlog.infrastructure.settings import InvalidSettings, read_settings
+from foldlog.infrastructure.signing.keys import Key
 from foldlog.infrastructure.supervisor import Child
 from foldlog.infrastructure.wiring import Database
 

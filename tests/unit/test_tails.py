@@ -13,9 +13,9 @@ from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Range, RangeQuery
 from foldlog.domain.skipping import event_skipped_entry
-from foldlog.infrastructure import tails as tails_module
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.infrastructure.tails import CONFIRMED_SECONDS_MAX, Tails
+from foldlog.infrastructure.postgres.log import tail_cache as tails_module
+from foldlog.infrastructure.postgres.log.tail_cache import CONFIRMED_SECONDS_MAX, LogTailCache
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
 LOG = "log"
@@ -35,7 +35,7 @@ def clock():
 
 @pytest.fixture
 def tails(clock):
-    return Tails(clock=clock)
+    return LogTailCache(clock=clock)
 
 
 def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
@@ -157,7 +157,7 @@ def test_memory_is_bounded(tails, monkeypatch):
     keep(tails, entries(1, 50))
     assert seqs(tails.range_after("s", RangeQuery(40, 99))) == list(range(41, 51))
     assert tails.range_after("s", RangeQuery(39, 99)) is None
-    small = Tails(bytes_max=20_000, clock=Clock())
+    small = LogTailCache(bytes_max=20_000, clock=Clock())
     for number in range(50):
         small.put(f"s{number}", LOG, "", entries(1, 1), head=1, confirmed_at=100.0)
     kept = [n for n in range(50) if small.range_after(f"s{n}", RangeQuery(0, 9)) is not None]
@@ -194,7 +194,7 @@ def test_pages_are_the_stores_own():
     """Against the store in memory, at random: what is at hand is what would be read."""
     rng = random.Random(11)
     limits = Limits(page_bytes_max=1_500, page_scan_max=20_000)
-    store, tails = MemoryStore(limits=limits), Tails(limits=limits)
+    store, tails = MemoryStore(limits=limits), LogTailCache(limits=limits)
     told = 0
     for _ in range(60):
         ops = [put(f"r{n}", collection=rng.choice("ab")) for n in range(rng.randint(1, 2))]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from foldlog.api.threads import Turns
+from foldlog.api.http.threads import Turns
 from foldlog.domain.errors import StorageUnavailable
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from foldlog.domain.events import decode_event
-from foldlog.domain.upcasts import FORMS, UPCASTS, Forms, UnknownForm
+from foldlog.domain.upcasts import FORMS, UPCASTS, UnknownForm, Upcaster
 from tests.unit.test_collections import DEFINED
 from tests.unit.test_stored_form import REFUSED, STORED
 
@@ -34,13 +34,13 @@ def test_what_is_in_today_s_form_is_its_own_bytes():
     """
     Nothing is parsed and made again that need not be.
     """
-    assert FORMS.of_today("changeset/1", STORED) is STORED
+    assert FORMS.upcast("changeset/1", STORED) is STORED
     assert FORMS.topic_of("changeset") == "changeset/1"
 
 
 # A made-up past: in its first form a `noted` had its note at the top of the body, in its second
 # a list of them.
-PAST = Forms(
+PAST = Upcaster(
     {
         ("noted", 1): lambda event: {**event, "body": [event["body"]]},
         ("noted", 2): lambda event: {**event, "body": {"notes": event["body"]}},
@@ -78,4 +78,4 @@ def test_a_form_that_nobody_knows_is_refused_by_name(topic):
 
 def test_a_table_with_a_hole_is_a_mistake():
     with pytest.raises(ValueError, match="noted/1"):
-        Forms({("noted", 2): dict})
+        Upcaster({("noted", 2): dict})

@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from foldlog.api import waiting
-from foldlog.api.rates import NO_RATES
-from foldlog.api.waiting import ProjectedReads
+from foldlog.api.http import waiting
+from foldlog.api.http.rates import NO_RATES
+from foldlog.api.http.waiting import ProjectedReads
 from foldlog.domain.errors import ProjectionBehind
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Projected

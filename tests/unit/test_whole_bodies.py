@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from foldlog.api import whole_bodies
-from foldlog.api.requests import Request
+from foldlog.api.http.requests import Request
 from foldlog.api.whole_bodies import WholeBodies
 from foldlog.domain.errors import InvalidRequest, StorageUnavailable
 

@@ -17,7 +17,7 @@ Read it in this order: `server` (the life of one), `cluster` (its birth), `lefto
 still be in the house after a crash), `account` (whom it runs as).
 """
 
-from foldlog.infrastructure.embedded.errors import (
+from .errors import (
     DataFolderInUse,
     DataFolderUnusable,
     PostgresFailed,
@@ -26,7 +26,7 @@ from foldlog.infrastructure.embedded.errors import (
     PostgresTooSlow,
     WrongPostgresVersion,
 )
-from foldlog.infrastructure.embedded.server import EmbeddedPostgres
+from .server import EmbeddedPostgres
 
 __all__ = [
     "DataFolderInUse",

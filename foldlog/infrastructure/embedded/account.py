@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from foldlog.infrastructure.embedded.errors import DataFolderUnusable
+from .errors import DataFolderUnusable
 
 SYSTEM_USER = "foldlog"
 SYSTEM_USER_FALLBACK = "nobody"

@@ -7,8 +7,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from foldlog.infrastructure.embedded.account import Account
-from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
+from .account import Account
+from .errors import PostgresNotInstalled
 
 #: Pinned: another major version cannot read the data of this one.
 POSTGRES_MAJOR = 18

@@ -12,14 +12,10 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from foldlog.infrastructure.embedded.account import Account
-from foldlog.infrastructure.embedded.binaries import POSTGRES_MAJOR, has_lz4
-from foldlog.infrastructure.embedded.errors import (
-    DataFolderUnusable,
-    PostgresFailed,
-    WrongPostgresVersion,
-)
-from foldlog.infrastructure.embedded.folder import PORT, Layout, sync_folder, write_new
+from .account import Account
+from .binaries import POSTGRES_MAJOR, has_lz4
+from .errors import DataFolderUnusable, PostgresFailed, WrongPostgresVersion
+from .folder import PORT, Layout, sync_folder, write_new
 
 SUPERUSER = "postgres"
 ROLE = "foldlog"  #: owns the tables, and migrates them

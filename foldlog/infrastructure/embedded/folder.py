@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from foldlog.infrastructure.embedded.account import Account
-from foldlog.infrastructure.embedded.errors import DataFolderUnusable
+from .account import Account
+from .errors import DataFolderUnusable
 
 PORT = 5432  #: there is no TCP; it is only the end of the socket's name
 SOCKET_NAME = f".s.PGSQL.{PORT}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import structlog
 
-from foldlog.infrastructure.embedded.folder import SOCKET_NAME
-from foldlog.infrastructure.embedded.patience import Patience
+from .deadlines import Patience
+from .folder import SOCKET_NAME
 
 #: how long each way of asking is given before the next, harsher one
 FAST_SECONDS = 60.0

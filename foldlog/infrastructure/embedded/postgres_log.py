@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from foldlog.infrastructure.embedded.folder import follow_owner
+from .folder import follow_owner
 
 LOG_BYTES_MAX = 10 * 2**20
 TAIL_BYTES = 4_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from foldlog.infrastructure.embedded.account import Account
+from .account import Account
 
 #: A fast shutdown writes a checkpoint, which may have to flush all of shared_buffers.
 STOP_FAST_SECONDS = 60.0

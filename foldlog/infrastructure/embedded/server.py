@@ -13,32 +13,21 @@ from urllib.parse import quote
 import psycopg
 import structlog
 
-from foldlog.infrastructure.embedded import cluster
-from foldlog.infrastructure.embedded.account import account_for, let_through, own_tree
-from foldlog.infrastructure.embedded.binaries import check_runnable, find_binaries
-from foldlog.infrastructure.embedded.errors import (
-    DataFolderInUse,
-    DataFolderUnusable,
-    PostgresFailed,
-)
-from foldlog.infrastructure.embedded.folder import (
-    PORT,
-    FolderLock,
-    Holder,
-    Layout,
-    Passwords,
-    make_password,
-)
-from foldlog.infrastructure.embedded.leftovers import (
+from . import cluster
+from .account import account_for, let_through, own_tree
+from .binaries import check_runnable, find_binaries
+from .deadlines import Patience
+from .errors import DataFolderInUse, DataFolderUnusable, PostgresFailed
+from .folder import PORT, FolderLock, Holder, Layout, Passwords, make_password
+from .leftovers import (
     forget_stale_files,
     postmaster_pid,
     says_ready,
     stop_leftovers,
     stop_unfinished,
 )
-from foldlog.infrastructure.embedded.patience import Patience
-from foldlog.infrastructure.embedded.postgres_log import PostgresLog
-from foldlog.infrastructure.embedded.postmaster import Postmaster, is_alive
+from .postgres_log import PostgresLog
+from .postmaster import Postmaster, is_alive
 
 START_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 5

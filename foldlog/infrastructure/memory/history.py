@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ...domain.errors import LogBehind, UnknownRecord
-from ...domain.events import LogEntry, decode_event
-from ...domain.history import (
-    DiffPlace,
+from foldlog.domain.errors import LogBehind, UnknownRecord
+from foldlog.domain.events import LogEntry, decode_event
+from foldlog.domain.history import (
+    DiffCursor,
     EventHead,
     Point,
     check_begun,
@@ -22,9 +22,9 @@ from ...domain.history import (
     head_of,
     version_view,
 )
-from ...domain.limits import Limits
-from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
-from ...domain.ports import (
+from foldlog.domain.limits import Limits
+from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from foldlog.domain.ports import (
     AsOfPage,
     AsOfQuery,
     DiffPage,
@@ -153,12 +153,12 @@ class MemoryHistory(History):
     def diff(self, space: SpaceId, query: DiffQuery) -> DiffPage:
         here = self._space(space, query.at_least)
         if query.cursor:
-            place = DiffPlace(*decode_cursor(query.cursor, int, int, int, str, str))
+            place = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
             check_begun(query.start, place.start)
             check_begun(query.to, place.to)
         else:
             start = _seq_of(here, query.start)
-            place = DiffPlace(start, _seq_of(here, query.to), start + 1)
+            place = DiffCursor(start, _seq_of(here, query.to), start + 1)
         check_moments(place.start, place.to)
         _check_head(here, place.to)
         before: dict[Key, Record] = {}

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from ...domain.access import (
+from foldlog.domain.access import (
     EVERY_SPACE,
     FIRST_TOKEN,
     Device,
@@ -28,12 +28,12 @@ from ...domain.access import (
     check_name,
     devices_of,
 )
-from ...domain.erasure import check_reason
-from ...domain.errors import DeviceRevoked, UnknownToken
-from ...domain.events import LogEntry
-from ...domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
-from ...domain.proofs import SALT_BYTES
-from ...domain.times import format_time
+from foldlog.domain.erasure import check_reason
+from foldlog.domain.errors import DeviceRevoked, UnknownToken
+from foldlog.domain.events import LogEntry
+from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
+from foldlog.domain.proofs import SALT_BYTES
+from foldlog.domain.times import format_time
 
 
 class Log(Protocol):
@@ -72,7 +72,9 @@ class MemoryRegistry(Registry):
     def _known_space(self, space: SpaceId) -> Log | None: ...
 
     @abstractmethod
-    def _append_own(self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]) -> None:
+    def _append_service_event(
+        self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]
+    ) -> None:
         """Appends what `decide` makes of the next seq and the time, and makes the space."""
 
     def _tell(self, space: SpaceId, decide: Decide) -> None:
@@ -83,7 +85,7 @@ class MemoryRegistry(Registry):
             id, salt = str(uuid.uuid4()), secrets.token_bytes(SALT_BYTES)
             return access_entry(body, seq=seq, id=id, received_at=received_at, salt=salt)
 
-        self._append_own(space, entry)
+        self._append_service_event(space, entry)
 
     def token(self, space: SpaceId, digest: bytes) -> Token | None:
         for of in (space, EVERY_SPACE):

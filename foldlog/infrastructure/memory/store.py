@@ -1,7 +1,7 @@
 """The event store and the master table in memory: for tests, docs and simulations.
 
 Ships with the code and passes the same contract as PostgreSQL. Everything is decided by the same
-`Intake` and the same `fold`; what is left here is a lock and some dictionaries.
+`PushDecider` and the same `fold`; what is left here is a lock and some dictionaries.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from threading import Lock
 
 import msgspec
 
-from ...domain.access import Device
-from ...domain.changesets import LocalIds, Push, local_ids
-from ...domain.collections import (
+from foldlog.domain.access import Device
+from foldlog.domain.changesets import LocalIds, Push, local_ids
+from foldlog.domain.collections import (
     Check,
     Definition,
     Outcome,
@@ -32,7 +32,7 @@ from ...domain.collections import (
     definition_entry,
     definition_of,
 )
-from ...domain.erasure import (
+from foldlog.domain.erasure import (
     Erasable,
     Erased,
     Selection,
@@ -41,7 +41,7 @@ from ...domain.erasure import (
     erased_entry,
     record_erased_entry,
 )
-from ...domain.errors import (
+from foldlog.domain.errors import (
     FoldlogError,
     LogBehind,
     NoCheckpoint,
@@ -50,14 +50,13 @@ from ...domain.errors import (
     UnknownRecord,
     UnknownSpace,
 )
-from ...domain.events import LogEntry, decode_event, short_form
-from ...domain.history import head_of
-from ...domain.intake import Intake, check_cursor, keys_to_load, keys_unseen
-from ...domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, tell_ledger
-from ...domain.limits import LIMITS, Limits
-from ...domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
-from ...domain.merkle import Growth, Tile
-from ...domain.ports import (
+from foldlog.domain.events import LogEntry, decode_event, short_form
+from foldlog.domain.history import head_of
+from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, render_ledger
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from foldlog.domain.merkle import Tile, TreeBuilder
+from foldlog.domain.ports import (
     ConflictsPage,
     EventStore,
     LocalIdsPage,
@@ -70,16 +69,18 @@ from ...domain.ports import (
     RecordsPage,
     RecordsQuery,
     Snapshot,
+    SnapshotCursor,
     SnapshotPage,
-    SnapshotPlace,
     SpaceId,
     TreeHead,
     decode_cursor,
     encode_cursor,
 )
-from ...domain.proofs import SALT_BYTES, leaf_hash
-from ...domain.skipping import Skipped
-from ...domain.snapshot import SnapshotHeader, snapshot_view
+from foldlog.domain.proofs import SALT_BYTES, leaf_hash
+from foldlog.domain.push_decider import PushDecider, check_cursor, keys_to_load, keys_unseen
+from foldlog.domain.skipping import Skipped
+from foldlog.domain.snapshot import SnapshotHeader, snapshot_view
+
 from .history import MemoryHistory
 from .registry import MemoryRegistry, noted
 
@@ -97,7 +98,7 @@ class _Space:
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     schemas: dict[str, RecordSchema] = field(default_factory=dict)
     erasures: dict[Key, int] = field(default_factory=dict)
-    tree: Growth = field(default_factory=Growth)
+    tree: TreeBuilder = field(default_factory=TreeBuilder)
     tiles: dict[Tile, bytes] = field(default_factory=dict)
     checkpoint: bytes = b""
 
@@ -147,7 +148,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
     def _push(self, space: SpaceId, push: Push) -> Receipt:
         with self._lock:
             here = self._spaces.get(space) or _Space()
-            intake = Intake(
+            intake = PushDecider(
                 log=here.log,
                 head=here.head,
                 received_at=max(here.received_at, self._now_ms()),
@@ -237,17 +238,19 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
                 check.add(record.id, schema.violation(record.fields))
         return check
 
-    def range_at_hand(self, space: SpaceId, query: RangeQuery) -> Range | None:
+    def cached_range(self, space: SpaceId, query: RangeQuery) -> Range | None:
         try:
             return self.range_after(space, query)
         except FoldlogError:
             return None
 
-    def head_at_hand(self, space: SpaceId) -> int | None:
+    def cached_head(self, space: SpaceId) -> int | None:
         here = self._spaces.get(space)
         return None if here is None else here.head
 
-    def _append_own(self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]) -> None:
+    def _append_service_event(
+        self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]
+    ) -> None:
         with self._lock:
             here = self._spaces.get(space) or _Space()
             entry = decide(here.head + 1, max(here.received_at, self._now_ms()))
@@ -416,7 +419,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         return self._page_of(here, [record], None)
 
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
-        place = SnapshotPlace.of(cursor)
+        place = SnapshotCursor.of(cursor)
         here = self._space(space, at_least)
         with self._lock:
             place.check(here.log, here.head, here.mark(place.at))
@@ -430,10 +433,10 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         yield page
         while page.cursor is not None:
             with self._lock:
-                page = self._snapshot_page(here, SnapshotPlace.of(page.cursor))
+                page = self._snapshot_page(here, SnapshotCursor.of(page.cursor))
             yield page
 
-    def _snapshot_page(self, here: _Space, place: SnapshotPlace) -> SnapshotPage:
+    def _snapshot_page(self, here: _Space, place: SnapshotCursor) -> SnapshotPage:
         limit = self._limits.page_snapshot_records
         after = (place.collection, place.id)
         keys = nsmallest(
@@ -450,7 +453,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         more = len(keys) > len(lines)
         last = None
         if more:
-            last = SnapshotPlace(here.log, here.head, here.mark(here.head), *keys[len(lines) - 1])
+            last = SnapshotCursor(here.log, here.head, here.mark(here.head), *keys[len(lines) - 1])
         return SnapshotPage(lines, here.head, here.mark(here.head), last and last.cursor)
 
     def conflicts(
@@ -477,7 +480,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             here.log,
             here.head,
             here.head,
-            tell_ledger(entries, heads, base=here.head),
+            render_ledger(entries, heads, base=here.head),
             encode_cursor(page[-1][0]) if len(chosen) > len(page) else None,
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...domain.limits import LIMITS, Limits
-from ...domain.merge import FOLD_VERSION
-from .master import MasterProjection
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.merge import FOLD_VERSION
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.proofs.projection import PROOFS_VERSION, ProofsProjection
+
 from .projection import Projection
-from .proofs import PROOFS_VERSION, ProofsProjection
 
 #: name -> version of the code that fills it
 VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...domain.ports import Gauge
-from .arrays import integer_array, text_array
-from .datastore import Datastore
-from .errors import translated
+from foldlog.domain.ports import Gauge
+from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.errors import translated
+
 from .projections import VERSIONS
 
 SELECT_STATUS = """

@@ -1,0 +1,192 @@
+"""The OpenAPI document, made of the routes and of what each operation says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Flask
+from marshmallow import Schema, fields
+from werkzeug.routing import Rule
+
+from foldlog import __version__
+from foldlog.api.http.logging import path_template
+from foldlog.api.http.problems import MEDIA_TYPE, InternalError, statuses_of
+from foldlog.api.operation import Lines, Operation
+from foldlog.api.shapes.fields import CommaList
+from foldlog.api.shapes.queries import PATH_PARAMETERS
+from foldlog.api.shapes.schemas import ProblemSchema
+from foldlog.domain.access import Right
+from foldlog.domain.errors import (
+    DeviceRevoked,
+    FoldlogError,
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    SignInUnavailable,
+    StorageUnavailable,
+    Unauthenticated,
+)
+
+from .catalogue import example_of
+
+ABOUT = """\
+Apps that work offline queue their changesets; this service stores each one as an immutable event, \
+folds the events into the current records, and hands every device the events after the last one \
+it saw.
+
+Every refusal is a problem document (RFC 9457) with a stable `code`. Unknown members and \
+parameters of a request are refused; ignore those of an answer that you do not know. Bodies may be \
+sent compressed by gzip or zstd.\
+"""
+
+TAGS = {
+    "sync": "Send changesets, and stay up to date.",
+    "events": "The log: every event, in order.",
+    "snapshot": "All that a new device needs, without the whole log.",
+    "records": "The master table: what the events add up to.",
+    "collections": "What the records of a collection must be like.",
+    "history": "What was, and who changed what.",
+    "erasure": "For an admin: a person's right to have values erased.",
+    "tokens": "For an admin: who may do what.",
+    "devices": "For an admin: the devices of a space.",
+    "skipping": "For an admin: stepping over an event that cannot be folded.",
+    "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
+    "witness": "Cosigning the checkpoints of other logs.",
+    "meta": "The service itself.",
+}
+
+
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token that was granted, or a JWT of the app's own sign-in. Each operation "
+    "names the right that it must give.",
+}
+
+
+class _Converter(OpenAPIConverter):
+    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
+        described: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
+        return {"description": _text_of(schema), **described}
+
+
+class _Plugin(MarshmallowPlugin):
+    Converter = _Converter
+
+
+def openapi_document(app: Flask) -> dict[str, Any]:
+    plugin = _Plugin(schema_name_resolver=_component_name)
+    spec = APISpec(
+        title="Foldlog",
+        version=__version__,
+        openapi_version="3.1.0",
+        plugins=[plugin],
+        info={"description": ABOUT, "license": {"name": "MIT", "identifier": "MIT"}},
+        servers=[{"url": "/"}],
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+    )
+    spec.components.security_scheme("token", TOKEN)
+    assert plugin.converter is not None
+    plugin.converter.add_parameter_attribute_function(_by_comma)
+    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+        view = app.view_functions[rule.endpoint]
+        assert isinstance(view, Operation), f"{rule.rule} does not say what it does"
+        (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        described = _operation(view, rule, plugin.converter)
+        spec.path(path_template(rule.rule), operations={method.lower(): described})
+    return spec.to_dict()
+
+
+def _operation(view: Operation, rule: Rule, converter: OpenAPIConverter) -> dict[str, Any]:
+    path = {name: field for name, field in PATH_PARAMETERS.items() if name in rule.arguments}
+    described: dict[str, Any] = {
+        "operationId": view.__name__,
+        "tags": [rule.endpoint.partition(".")[0]],
+        "summary": view.summary.rstrip("."),
+        "description": view.description,
+        "parameters": [
+            *_parameters(path, "path", converter),
+            *_parameters(view.query.fields, "query", converter),
+        ],
+        "responses": {"200": _answer(view), **_refusals(_problems(view))},
+    }
+    if view.right is not Right.PUBLIC:
+        described["security"] = [{"token": [view.right.value]}]
+    if view.body is not None:
+        content = {"schema": view.body.schema, "example": view.body_example}
+        described["requestBody"] = {"required": True, "content": {"application/json": content}}
+    return described
+
+
+def _parameters(
+    described: Mapping[str, fields.Field[Any]], location: str, converter: OpenAPIConverter
+) -> list[dict[str, Any]]:
+    return [
+        converter._field2parameter(field, name=field.data_key or name, location=location)
+        | ({"required": True} if location == "path" else {})
+        for name, field in described.items()
+    ]
+
+
+def _component_name(schema: Any) -> str:
+    kind: type[Any] = schema if isinstance(schema, type) else type(schema)
+    return kind.__name__.removesuffix("Schema")
+
+
+def _answer(view: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if isinstance(view.answer, Lines):
+        # OpenAPI 3.1 has no word for a sequence of documents: schema and examples are of a line.
+        kinds = view.answer.kinds
+        content["schema"] = {"oneOf": [schema for schema, _ in kinds.values()]}
+        content["examples"] = {name: {"value": example} for name, (_, example) in kinds.items()}
+        return {"description": view.answer.about, "content": {view.media_type: content}}
+    if view.answer is not None:
+        content["schema"] = view.answer
+    if view.example is not None:
+        content["example"] = view.example
+    text = _text_of(view.answer) if view.answer is not None else view.summary
+    return {"description": text, "content": {view.media_type: content}}
+
+
+def _text_of(schema: type[Schema] | Schema) -> str:
+    kind = schema if isinstance(schema, type) else type(schema)
+    return (kind.__doc__ or "").strip()
+
+
+def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
+    if view.right is Right.PUBLIC:
+        return view.problems
+    of_access = (Unauthenticated, Forbidden, DeviceRevoked, SignInUnavailable, StorageUnavailable)
+    return tuple(dict.fromkeys((*of_access, *view.problems)))
+
+
+def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:
+    refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, RateLimited, InternalError]
+    by_status: dict[HTTPStatus, list[type[FoldlogError]]] = {}
+    for error in refusals:
+        for status in statuses_of(error):
+            by_status.setdefault(status, []).append(error)
+    return {
+        str(status.value): {
+            "description": ", ".join(f"`{error.code}`" for error in errors),
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": ProblemSchema,
+                    "examples": {
+                        error.code: {"value": example_of(error, status)} for error in errors
+                    },
+                }
+            },
+        }
+        for status, errors in sorted(by_status.items())
+    }
+
+
+def _by_comma(_: Any, field: fields.Field[Any], **__: Any) -> dict[str, Any]:
+    return {"explode": False, "style": "form"} if isinstance(field, CommaList) else {}

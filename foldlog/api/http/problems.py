@@ -1,0 +1,194 @@
+"""Every refusal as a problem document (RFC 9457), and the one table of its status.
+
+A problem's `code` is the stable name that clients match on; its `type` is a page about it. What a
+server refuses by itself and what nobody expected come in the same form.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+
+from foldlog.domain.errors import (
+    DefinitionConflict,
+    FoldlogError,
+    Forbidden,
+    InvalidChangeset,
+    InvalidRequest,
+    InvalidSchema,
+    LimitExceeded,
+    NotFound,
+    NotStopped,
+    PushConflict,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
+from foldlog.domain.witness import InconsistentCheckpoint
+
+from .access import token_of
+from .replies import Reply
+from .requests import Request
+
+log = structlog.get_logger("foldlog.api")
+
+MEDIA_TYPE = "application/problem+json"
+#: RFC 6750 section 3
+INVALID_TOKEN = 'Bearer error="invalid_token"'  # noqa: S105
+INSUFFICIENT_SCOPE = 'Bearer error="insufficient_scope"'
+TOLD_LENGTH_MAX = 500
+ERRORS_TOLD_MAX = 20
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not JSON, or in an encoding that is not understood."""
+
+    code = "unsupported-media-type"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """There is something at this path, but not for this method."""
+
+    code = "method-not-allowed"
+
+
+class NoSuchPath(NotFound):
+    """There is nothing at this path."""
+
+    code = "no-such-path"
+
+
+class NotReady(Unavailable):
+    """The service cannot take requests now."""
+
+    code = "not-ready"
+
+
+class InternalError(FoldlogError):
+    """Something went wrong that nobody expected; it was noted."""
+
+    code = "internal-error"
+
+
+#: An error has the status of its nearest ancestor here. What has none is a fault of ours: 500.
+STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
+    InvalidRequest: HTTPStatus.BAD_REQUEST,
+    InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
+    LimitExceeded: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InvalidSchema: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InconsistentCheckpoint: HTTPStatus.UNPROCESSABLE_ENTITY,
+    UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
+    PushConflict: HTTPStatus.CONFLICT,
+    DefinitionConflict: HTTPStatus.CONFLICT,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
+    NotStopped: HTTPStatus.CONFLICT,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+#: Over one of these, a smaller request is the cure: 413 lets a client halve its batch.
+LIMITS_OF_SIZE = {
+    "body_bytes_max",
+    "small_body_bytes_max",
+    "inflated_bytes_max",
+    "values_per_body_max",
+    "unreadable_bytes_max",
+    "changesets_per_push_max",
+    "operations_per_push_max",
+    "page_bytes_max",
+    "looked_up_bytes_max",
+    "erase_records_max",
+}
+
+
+def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
+    """Every status that this error may be answered with."""
+    usual = next(
+        (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+    too_large = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if issubclass(error, LimitExceeded) else ()
+    return (*too_large, usual)
+
+
+def status_of(error: FoldlogError) -> HTTPStatus:
+    # Of one changeset alone no smaller request can be made.
+    is_divisible = isinstance(error, LimitExceeded) and "index" not in error.extra
+    if is_divisible and error.extra["limit"] in LIMITS_OF_SIZE:
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return statuses_of(type(error))[-1]
+
+
+def title_of(error: type[FoldlogError]) -> str:
+    """What is wrong, in one sentence that is the same at every occurrence."""
+    return (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def document_of(error: FoldlogError) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{error.code}",
+        "title": title_of(type(error)),
+        "status": status_of(error).value,
+        "detail": _clipped(str(error)),
+        "code": error.code,
+        **_clipped(error.extra),
+    }
+
+
+def _clipped(told: Any) -> Any:
+    """What strangers sent is not told back at any length."""
+    if isinstance(told, str):
+        return told if len(told) <= TOLD_LENGTH_MAX else f"{told[:TOLD_LENGTH_MAX]}..."
+    if isinstance(told, dict):
+        shorter = {"errors": _some_of(told["errors"])} if "errors" in told else {}
+        return {name: _clipped(value) for name, value in (told | shorter).items()}
+    if isinstance(told, list):
+        return list(map(_clipped, told))
+    return told
+
+
+def _some_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    told, more = errors[:ERRORS_TOLD_MAX], len(errors) - ERRORS_TOLD_MAX
+    return [*told, {"detail": f"and {more} more"}] if more > 0 else told
+
+
+def problem_reply(error: Exception, request: Request) -> Reply:
+    """The answer to what was raised; whatever nobody foresaw is noted, and told as no more."""
+    if not isinstance(error, FoldlogError) or _is_unforeseen(error):
+        # Says nothing of what happened, but under which id it can be found in our logs.
+        log.error("unexpected-error", exc_info=error)
+        error = InternalError(request_id=request.id)
+    elif error.__cause__ is not None and isinstance(error, Unavailable):
+        log.warning("unavailable", problem=error.code, exc_info=error)
+    request.problem = error.code
+    reply = Reply(msgspec.json.encode(document_of(error)), MEDIA_TYPE, status_of(error).value)
+    if isinstance(error, Unavailable):
+        reply.headers["Retry-After"] = str(error.retry_after_seconds)
+    if challenge := _challenge(error, has_token=bool(token_of(request))):
+        reply.headers["WWW-Authenticate"] = challenge
+    if challenge == INVALID_TOKEN:
+        request.rates.count_wrong_token(request)
+    if isinstance(error, UnsupportedMediaType):
+        # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
+        reply.headers["Accept"] = "application/json"
+        reply.headers["Accept-Encoding"] = "gzip, zstd"
+    return reply
+
+
+def _challenge(error: FoldlogError, has_token: bool) -> str | None:
+    """What a token lacks; whoever brought none is told of no fault in it."""
+    if isinstance(error, Unauthenticated):
+        return INVALID_TOKEN if has_token else "Bearer"
+    return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None
+
+
+def _is_unforeseen(error: FoldlogError) -> bool:
+    is_fault = status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR
+    return is_fault and not isinstance(error, InternalError)

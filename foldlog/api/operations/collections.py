@@ -1,0 +1,120 @@
+"""Collections: what is defined, and defining them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.problems import UnsupportedMediaType
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import CollectionQuery
+from foldlog.api.shapes.schemas import (
+    CollectionsSchema,
+    DefineBody,
+    DefinitionSchema,
+    OutcomeSchema,
+)
+from foldlog.domain.access import Caller, Right
+from foldlog.domain.collections import Definition, Proposal, Version
+from foldlog.domain.errors import (
+    FoldlogError,
+    InvalidSchema,
+    LimitExceeded,
+    OutcomeUnknown,
+    ProjectionBehind,
+    SchemaNotAdditive,
+    SchemaViolated,
+    StorageUnavailable,
+    UnknownCollection,
+    UnknownSpace,
+    VersionConflict,
+)
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import EventStore
+
+DEFINE_PROBLEMS: tuple[type[FoldlogError], ...] = (
+    UnsupportedMediaType,
+    InvalidSchema,
+    LimitExceeded,
+    SchemaNotAdditive,
+    SchemaViolated,
+    VersionConflict,
+    StorageUnavailable,
+    OutcomeUnknown,
+    ProjectionBehind,
+)
+
+
+class CollectionAnswer(Definition, kw_only=True):
+    versions: list[Version]
+
+
+def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("collections", __name__)
+
+    @bp.get("/v1/spaces/<space>/collections")
+    @operation(
+        Right.READ,
+        answer=CollectionsSchema,
+        example=examples.COLLECTIONS,
+        problems=(UnknownSpace, StorageUnavailable),
+    )
+    def collections(space: str) -> Reply:
+        """List the collections that are defined.
+
+        Each in its last version. Records of other collections may have any fields.
+        """
+        return json_reply({"collections": store.collections(space)})
+
+    @bp.get("/v1/spaces/<space>/collections/<collection>")
+    @operation(
+        Right.READ,
+        query=CollectionQuery(),
+        answer=DefinitionSchema,
+        example=examples.COLLECTION,
+        problems=(UnknownSpace, UnknownCollection, StorageUnavailable),
+    )
+    def collection(space: str, collection: str, query: Mapping[str, Any]) -> Reply:
+        """Read what the records of a collection must be like.
+
+        The schema in its last version, or in the one asked for, and which versions there are.
+        """
+        definition, versions = store.collection(space, collection, query.get("version"))
+        members = msgspec.structs.asdict(definition)
+        return json_reply(CollectionAnswer(**members, versions=versions))
+
+    @bp.put("/v1/admin/spaces/<space>/collections/<collection>")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(DefineBody(), limits),
+        body_example=examples.DEFINING,
+        answer=OutcomeSchema,
+        example=examples.DEFINED,
+        problems=DEFINE_PROBLEMS,
+    )
+    def define(space: str, collection: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Define a collection, or a new version of it.
+
+        Changesets that do not fit are refused from then on. A new version must allow all that the
+        one before allowed, so that apps of older versions go on. The same schema again is answered
+        with its version, and changes nothing. With `dry_run` nothing is stored: the answer tells
+        what would stand against it.
+        """
+        wanted = Proposal(
+            JsonSchema.checked(body["schema"], limits),
+            by=caller.signs(body.get("by")),
+            is_dry_run=body["dry_run"],
+            force=body["force"],
+            if_version=body.get("if_version"),
+        )
+        seconds_max = limits.schema_check_seconds_max
+        return json_reply(store.define(space, collection, wanted, seconds_max=seconds_max))
+
+    return bp

@@ -1,0 +1,94 @@
+"""Registering and revoking devices, for an admin of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint
+
+from foldlog.api.http.access import Access
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import devices_query
+from foldlog.api.shapes.schemas import DeviceSchema, DevicesSchema, RegisterBody, RevokeBody
+from foldlog.domain.access import Caller, Device, Right
+from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpace
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import Registry
+
+from .tokens import CHANGING, rendered_members, rendered_times
+
+
+def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
+    bp = Blueprint("devices", __name__)
+
+    @bp.get("/v1/spaces/<space>/devices")
+    @operation(
+        Right.AUDIT,
+        query=devices_query(limits),
+        answer=DevicesSchema,
+        example=examples.DEVICES,
+        problems=(UnknownSpace, StorageUnavailable),
+    )
+    def devices(space: str, query: Mapping[str, Any]) -> Reply:
+        """List the devices that have pushed, or were registered or revoked, by id.
+
+        Go on with `cursor` until it is null.
+        """
+        page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
+        return json_reply({"devices": list(map(_told, page.items)), "cursor": page.cursor})
+
+    @bp.post("/v1/spaces/<space>/devices")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(RegisterBody(), limits),
+        body_example=examples.REGISTER,
+        answer=DeviceSchema,
+        example=examples.REGISTERED_DEVICE,
+        problems=(*CHANGING, DeviceRevoked),
+    )
+    def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Register a device, or give it another name.
+
+        An event `device-registered` says so. Granting a device its token does it as well; with
+        tokens of an app's own sign-in a device need not be registered. A space that is not there
+        is made.
+        """
+        by = caller.signs(body.get("by"))
+        device = registry.register(space, body["device"], name=body.get("name"), by=by)
+        return json_reply(_told(device))
+
+    @bp.post("/v1/spaces/<space>/devices/<device>/revoke")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(RevokeBody(), limits),
+        body_example=examples.REVOKE,
+        answer=DeviceSchema,
+        example=examples.REVOKED_DEVICE,
+        problems=(*CHANGING, UnknownSpace),
+    )
+    def revoke_device(space: str, device: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Revoke a device, for ever.
+
+        Whatever token it holds, it may neither write nor read in this space any more; what it wrote
+        stays. When this is answered, it is refused everywhere: that takes a second. Its streams
+        end. A device that comes back takes a new id.
+        """
+        by = caller.signs(body.get("by"))
+        try:
+            revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
+        finally:
+            access.forget()  # also if nobody can tell what became of it
+        return json_reply(_told(revoked))
+
+    return bp
+
+
+def _told(device: Device) -> dict[str, Any]:
+    return {
+        **rendered_members(device, ("device", "counter", "name")),
+        **rendered_times(device, ("registered_at", "last_seen", "revoked_at")),
+    }

@@ -1,0 +1,85 @@
+"""Erasing records, for whoever has the admin's token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+from msgspec import UNSET, UnsetType
+
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.problems import UnsupportedMediaType
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.schemas import ErasureAnswerSchema, erase_body
+from foldlog.domain.access import Caller, Right
+from foldlog.domain.erasure import Selection, check_reason
+from foldlog.domain.errors import (
+    Forbidden,
+    LimitExceeded,
+    OutcomeUnknown,
+    StorageUnavailable,
+    Unauthenticated,
+    UnknownRecord,
+    UnknownSpace,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import EventStore
+
+
+class ErasedRecord(msgspec.Struct):
+    collection: str
+    id: str
+    events: int
+    seq: int | UnsetType = UNSET
+
+
+class ErasureAnswer(msgspec.Struct):
+    dry_run: bool
+    records: list[ErasedRecord]
+
+
+def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("erasure", __name__)
+
+    @bp.post("/v1/admin/spaces/<space>/erase")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(erase_body(limits), limits),
+        body_example=examples.ERASE,
+        answer=ErasureAnswerSchema,
+        example=examples.ERASURE_ANSWER,
+        problems=(
+            *(Unauthenticated, Forbidden, UnsupportedMediaType, LimitExceeded),
+            *(UnknownSpace, UnknownRecord, StorageUnavailable, OutcomeUnknown),
+        ),
+    )
+    def erase(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Erase records.
+
+        Their values leave the log, the master table, the ledger and, when they pull, the devices;
+        every proof stays valid. Erase the `records` that are named, or those of `collection` of
+        which something in the log ever said what `where` says. What is erased already is answered
+        as done, so this can be sent again. It takes as long as reading the whole log.
+        """
+        check_reason(body["reason"], body.get("by"))
+        wanted = Selection(
+            keys=tuple((named["collection"], named["id"]) for named in body["records"]),
+            collection=body.get("collection"),
+            where=body["where"],
+        )
+        found = store.find_erasable(space, wanted)
+        if len(found) > limits.erase_records_max:
+            raise LimitExceeded("erase_records_max", limits.erase_records_max)
+        records = [ErasedRecord(one.collection, one.id, one.events) for one in found]
+        if not body["dry_run"] and found:
+            keys = [one.key for one in found]
+            erased = store.erase(
+                space, keys, reason=body["reason"], by=caller.signs(body.get("by")), tidies=True
+            )
+            records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
+        return json_reply(ErasureAnswer(body["dry_run"], records))
+
+    return bp

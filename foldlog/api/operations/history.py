@@ -1,0 +1,156 @@
+"""What was: the versions of a record, and what differs between two moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from foldlog.api.http.replies import Reply, joined, json_reply
+from foldlog.api.http.requests import Request
+from foldlog.api.http.waiting import ProjectedReads
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import diff_query, history_query
+from foldlog.api.shapes.schemas import DiffPageSchema, HistoryPageSchema
+from foldlog.domain.access import Right
+from foldlog.domain.errors import (
+    FoldlogError,
+    HistoryUnavailable,
+    LogBehind,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownRecord,
+    UnknownSpace,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.merge import Key
+from foldlog.domain.ports import DiffQuery, History, HistoryPage, HistoryQuery
+
+PROBLEMS: tuple[type[FoldlogError], ...] = (
+    UnknownSpace,
+    LogBehind,
+    StorageUnavailable,
+    ProjectionBehind,
+    HistoryUnavailable,
+)
+
+
+class HistoryAnswer(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    versions: msgspec.Raw
+    cursor: str | None
+
+
+class DiffAnswer(msgspec.Struct, rename={"from_": "from"}):
+    log: str
+    head: int
+    projected: int
+    from_: int
+    to: int
+    differences: msgspec.Raw
+    cursor: str | None
+
+
+def history_blueprint(history: History, limits: Limits) -> Blueprint:
+    bp = Blueprint("history", __name__)
+    projected = ProjectedReads(history, limits)
+
+    @bp.get("/v1/spaces/<space>/history/<collection>/<record_id:id>")
+    @operation(
+        Right.READ,
+        query=history_query(limits),
+        answer=HistoryPageSchema,
+        example=examples.HISTORY_PAGE,
+        problems=(*PROBLEMS, UnknownRecord),
+    )
+    async def record_history(
+        request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
+    ) -> Reply:
+        """Read what became of a record.
+
+        A version for each event that named it, also of one that lost altogether: whose it was, what
+        it changed from what to what, and which values lost at it. For ids like `..`, which browsers
+        take for folders, ask `/history?collection=...&id=...`.
+        """
+        page = partial(_history, history, space, (collection, id), query)
+        return _history_reply(await projected(request, space, page))
+
+    @bp.get("/v1/spaces/<space>/history")
+    @operation(
+        Right.READ,
+        query=history_query(limits, names_record=True),
+        answer=HistoryPageSchema,
+        example=examples.HISTORY_PAGE,
+        problems=(*PROBLEMS, UnknownRecord),
+    )
+    async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Read what became of a record, whatever its id.
+
+        The same, with the record named in the query.
+        """
+        key = (query["collection"], query["id"])
+        page = partial(_history, history, space, key, query)
+        return _history_reply(await projected(request, space, page))
+
+    @bp.get("/v1/spaces/<space>/diff")
+    @operation(
+        Right.READ,
+        query=diff_query(limits),
+        answer=DiffPageSchema,
+        example=examples.DIFF_PAGE,
+        problems=PROBLEMS,
+    )
+    async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Compare two moments.
+
+        Every record that was another one at `to` than at `from`, with both states; null where there
+        was none, or a deleted one. What changed and changed back is not told. Go on with `cursor`
+        until it is null; a page may be empty before that.
+        """
+        wanted = DiffQuery(
+            query["from_"],
+            query["to"],
+            query["limit"],
+            collection=query.get("collection"),
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        )
+        page = await projected(request, space, partial(history.diff, space, wanted))
+        return json_reply(
+            DiffAnswer(
+                page.log,
+                page.head,
+                page.projected,
+                page.start,
+                page.to,
+                joined(page.differences),
+                page.cursor,
+            )
+        )
+
+    return bp
+
+
+def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -> HistoryPage:
+    return history.history(
+        space,
+        key,
+        HistoryQuery(
+            query["limit"],
+            order=query["order"],
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        ),
+    )
+
+
+def _history_reply(page: HistoryPage) -> Reply:
+    return json_reply(
+        HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
+    )

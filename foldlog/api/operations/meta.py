@@ -1,0 +1,137 @@
+"""What is not data: health, limits, and the documents about the API itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import msgspec
+from flask import Blueprint, current_app
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from foldlog.api.document.catalogue import BY_CODE, CATALOGUE, example_of
+from foldlog.api.document.openapi import openapi_document
+from foldlog.api.document.pages import docs_page, problem_page, register_filters
+from foldlog.api.http.problems import NotReady, statuses_of, title_of
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
+from foldlog.api.operation import operation
+from foldlog.api.shapes.schemas import HealthSchema, LimitsSchema, ReadinessSchema
+from foldlog.domain.access import Right
+from foldlog.domain.errors import NotFound, StorageUnavailable
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import Gauge
+
+from .metrics import CONTENT_TYPE_PLAIN_0_0_4, exposition
+
+#: A page that runs nothing and loads nothing, whatever may ever get into it.
+HTML_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+}
+HTML = "text/html"
+DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
+
+
+def meta_blueprint(
+    ready: Callable[[], dict[str, str]], gauges: Callable[[], Iterable[Gauge]], limits: Limits
+) -> Blueprint:
+    bp = Blueprint("meta", __name__)
+    register_filters(bp)
+
+    @cache
+    def document() -> dict[str, Any]:
+        # Made at the first request, when every blueprint is there.
+        return openapi_document(current_app)
+
+    @cache
+    def encoded_document() -> bytes:
+        return msgspec.json.encode(document())
+
+    @cache
+    def page() -> bytes:
+        return docs_page(document(), [_about(code) for code in BY_CODE]).encode()
+
+    @bp.get("/healthz")
+    @operation(Right.PUBLIC, answer=HealthSchema, example={"status": "ok"})
+    async def healthz(request: Request) -> Reply:
+        """Tell that the process lives.
+
+        Asks nobody else: a database that is down is no reason to restart this process.
+        """
+        return json_reply({"status": "ok"})
+
+    @bp.get("/readyz")
+    @operation(
+        Right.PUBLIC,
+        answer=ReadinessSchema,
+        example={"status": "ready", "checks": {"database": "ok"}},
+        problems=(NotReady,),
+    )
+    def readyz() -> Reply:
+        """Tell whether requests can be taken."""
+        checks = ready()
+        broken = sorted(name for name, found in checks.items() if found != "ok")
+        if broken:
+            raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
+        return json_reply({"status": "ready", "checks": checks})
+
+    @bp.get("/metrics")
+    @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
+    def metrics() -> Reply:
+        """Read what to watch, for Prometheus.
+
+        How much there is, how far the projections are behind, and which stand still.
+        """
+        return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
+
+    @bp.get("/v1/limits")
+    @operation(Right.PUBLIC, answer=LimitsSchema, example=msgspec.to_builtins(limits))
+    async def get_limits(request: Request) -> Reply:
+        """Read every limit that requests are held to."""
+        return json_reply(limits)  # of none of these calls a thread need wait for the database
+
+    @bp.get("/openapi.json")
+    @operation(Right.PUBLIC)
+    async def openapi(request: Request) -> Reply:
+        """Read the OpenAPI document of this service."""
+        return Reply(encoded_document(), headers=dict(DOCUMENT_HEADERS), is_kept=True)
+
+    @bp.get("/docs")
+    @operation(Right.PUBLIC, media_type="text/html")
+    async def docs(request: Request) -> Reply:
+        """Read the same document as a page."""
+        return Reply(page(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS, is_kept=True)
+
+    @bp.get("/problems/<code>")
+    @operation(Right.PUBLIC, problems=(NotFound,))
+    async def problem(request: Request, code: str) -> Reply:
+        """Read about a problem, by its stable code.
+
+        As a page if the request prefers `text/html`, else as JSON.
+        """
+        if code not in BY_CODE:
+            raise NotFound(f"there is no problem called {code!r}")
+        about = _about(code)
+        accepted = parse_accept_header(request.header("accept"), MIMEAccept)
+        if accepted.best_match(["application/json", HTML]) == HTML:
+            reply = Reply(problem_page(about).encode(), HTML, headers=dict(HTML_HEADERS))
+        else:
+            reply = json_reply(about)
+        reply.headers |= DOCUMENT_HEADERS | {"Vary": "Accept"}
+        return reply
+
+    return bp
+
+
+def _about(code: str) -> dict[str, Any]:
+    error = BY_CODE[code]
+    return {
+        "code": code,
+        "title": title_of(error),
+        "statuses": [status.value for status in statuses_of(error)],
+        "remedy": CATALOGUE[error].remedy,
+        "example": example_of(error),
+    }

@@ -1,0 +1,34 @@
+"""Gauges as Prometheus reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from foldlog.domain.ports import Gauge
+
+__all__ = ["CONTENT_TYPE_PLAIN_0_0_4", "exposition"]
+
+
+class _Gauges(Collector):
+    """Asked once: these numbers are the database's, not this process's."""
+
+    def __init__(self, gauges: Iterable[Gauge]):
+        self._gauges = list(gauges)
+
+    def collect(self) -> Iterator[Metric]:
+        for gauge in self._gauges:
+            family = GaugeMetricFamily(gauge.name, gauge.help, labels=list(gauge.labels))
+            family.add_metric(list(gauge.labels.values()), gauge.value)
+            yield family
+
+
+def exposition(gauges: Iterable[Gauge]) -> bytes:
+    """The text format, version 0.0.4."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Gauges(gauges))
+    return generate_latest(registry)

@@ -1,0 +1,294 @@
+"""What makes a log provable: its tree as tiles, signed checkpoints, and ready-made proofs.
+
+Checkpoint, tiles and bundles are byte for byte those of C2SP tlog-tiles, with a space's URL as the
+prefix. The proofs are what a client could make of the tiles, for who wants no more than one.
+"""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from flask import Blueprint
+
+from foldlog.api.http.problems import NoSuchPath
+from foldlog.api.http.rates import DOWNLOADS, Lease
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
+from foldlog.api.operation import Lines, operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, consistency_query
+from foldlog.api.shapes.schemas import (
+    ConsistencyProofSchema,
+    EventProofSchema,
+    ExportHeaderSchema,
+    ExportLineSchema,
+    InclusionProofSchema,
+    KeysSchema,
+)
+from foldlog.domain.access import Right
+from foldlog.domain.errors import (
+    BeyondTree,
+    FoldlogError,
+    NoCheckpoint,
+    NoKeys,
+    StorageUnavailable,
+    UnknownSpace,
+)
+from foldlog.domain.events import LogEntry
+from foldlog.domain.merkle import HASH_BYTES, TILE_WIDTH, Tile
+from foldlog.domain.notes import Verifier, bundle, parse_level, parse_tile_path
+from foldlog.domain.ports import EventStore, ProofTree, RangeQuery
+from foldlog.domain.proofs import leaf_hash
+
+log = structlog.get_logger("foldlog.api")
+
+PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
+OCTETS = "application/octet-stream"
+NOTE = "text/plain; charset=utf-8"
+#: What is full never changes. `private`, because it tells who changed what, and when.
+IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
+FRESH = {"Cache-Control": "private, no-cache"}
+
+
+NDJSON = "application/x-ndjson"
+EXPORT = Lines(
+    "JSON lines: a header, and each event with its salt.",
+    {
+        "header": (ExportHeaderSchema, examples.EXPORT_HEADER),
+        "event": (ExportLineSchema, examples.EXPORT_LINE),
+    },
+)
+PIECE_BYTES = 2**20
+#: An export that has begun waits for its connection, between pieces, so many times longer than a
+#: request does, rather than be cut.
+TRIES_MAX, TRY_AGAIN_SECONDS = 10, 1.0
+
+
+class ExportHeader(msgspec.Struct, tag_field="foldlog", tag="export"):
+    version: int
+    space: str
+    log: str
+    head: int
+
+
+class EventProof(msgspec.Struct):
+    log: str
+    seq: int
+    size: int
+    root: str
+    leaf_hash: str
+    inclusion_path: list[str]
+    ops_hash: str
+    salt: str
+    event: msgspec.Raw
+
+
+def proofs_blueprint(
+    store: EventStore, tree: ProofTree, verifiers: Callable[[str], Sequence[Verifier]]
+) -> Blueprint:
+    bp = Blueprint("proofs", __name__)
+
+    @bp.get("/v1/spaces/<space>/checkpoint")
+    @operation(Right.READ, media_type=NOTE, problems=(*PROBLEMS, NoCheckpoint))
+    def checkpoint(space: str) -> Reply:
+        """Read the last signed checkpoint.
+
+        A signed note (C2SP tlog-checkpoint): origin, size, root, and the signatures of the log and
+        of its witnesses.
+        """
+        return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
+
+    @bp.get("/v1/spaces/<space>/keys")
+    @operation(Right.READ, answer=KeysSchema, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
+    def keys(space: str) -> Reply:
+        """List the public keys that sign, or have signed, checkpoints of this log.
+
+        As verifier's keys (vkey), the present one first. Whoever audits has them by another way.
+        """
+        head = tree.tree(space)
+        found = [verifier.vkey for verifier in verifiers(space)]
+        if not found:
+            raise NoKeys
+        return json_reply({"log": head.log, "keys": found})
+
+    @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
+    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    def tile(space: str, level: str, tile: str) -> Reply:
+        """Read a tile of the tree.
+
+        Hashes of 32 bytes, 256 of them, or as many as `.p/<W>` says (C2SP tlog-tiles). A tile
+        beyond the tree is a 404.
+        """
+        number = parse_level(level)
+        if number is None:
+            raise NoSuchPath(f"there is no level {level!r}")
+        place, width = _place(Tile(number, 0), tile, tree.tree(space).size)
+        hashes = tree.tiles(space, [place]).get(place, b"")
+        return _octets(hashes[: width * HASH_BYTES], width)
+
+    @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
+    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    def entries(space: str, tile: str) -> Reply:
+        """Read a bundle of leaves.
+
+        The leaves of a tile of level 0, each after its length in two bytes (C2SP tlog-tiles). A
+        leaf is an event with the hash of its operations in their place: it tells no values.
+        """
+        place, width = _place(Tile(0, 0), tile, tree.tree(space).size)
+        first = place.number * TILE_WIDTH
+        found = store.entries(space, after=first, through=first + width)
+        return _octets(bundle(entry.leaf for entry in found), width)
+
+    @bp.get("/v1/spaces/<space>/export")
+    @operation(
+        Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS
+    )
+    async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Read the log with the salts that open it.
+
+        As `foldlog export` writes it: a line that names the log, and one for each event up to its
+        `head`. Whoever audits a running service computes every hash anew from this.
+        """
+        held = request.rates.hold(request, DOWNLOADS)
+        with held.unless_it_fails():
+            page = await request.run(store.range_after, space, RangeQuery(0, 1))
+        header = ExportHeader(1, space, page.log, page.head)
+        return Reply(_lines(store, header, query["after"], held), NDJSON)
+
+    @bp.get("/v1/spaces/<space>/proof/inclusion")
+    @operation(
+        Right.READ,
+        query=InclusionQuery(),
+        answer=InclusionProofSchema,
+        example=examples.INCLUSION_PROOF,
+        problems=(*PROBLEMS, BeyondTree),
+    )
+    def inclusion(space: str, query: Mapping[str, Any]) -> Reply:
+        """Prove that an event is in the tree.
+
+        RFC 9162 section 2.1.3: hashes in base64, from the leaf up; event N is leaf N - 1.
+        """
+        found = tree.inclusion(space, query["seq"], query.get("size"))
+        return json_reply(
+            {
+                "log": found.log,
+                "seq": found.seq,
+                "size": found.size,
+                "root": _base64(found.root),
+                "inclusion_path": list(map(_base64, found.path)),
+            }
+        )
+
+    @bp.get("/v1/spaces/<space>/proof/consistency")
+    @operation(
+        Right.READ,
+        query=consistency_query(),
+        answer=ConsistencyProofSchema,
+        example=examples.CONSISTENCY_PROOF,
+        problems=(*PROBLEMS, BeyondTree),
+    )
+    def consistency(space: str, query: Mapping[str, Any]) -> Reply:
+        """Prove that the tree begins with an older one.
+
+        RFC 9162 section 2.1.4: hashes in base64.
+        """
+        found = tree.consistency(space, query["from"], query.get("to"))
+        return json_reply(
+            {
+                "log": found.log,
+                "from": found.old,
+                "to": found.new,
+                "from_root": _base64(found.old_root),
+                "to_root": _base64(found.new_root),
+                "consistency_path": list(map(_base64, found.path)),
+            }
+        )
+
+    @bp.get("/v1/spaces/<space>/proof/event/<seq>")
+    @operation(
+        Right.READ,
+        query=SizeQuery(),
+        answer=EventProofSchema,
+        example=examples.EVENT_PROOF,
+        problems=(*PROBLEMS, BeyondTree),
+    )
+    def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
+        """Prove an event with all that it says.
+
+        The event, the salt that opens the commitments to its operations, and the proof that its
+        leaf is in the tree. Whoever may read events may read this: it tells the same values.
+        """
+        found = tree.inclusion(space, int(seq), query.get("size"))
+        (entry,) = store.entries(space, after=found.seq - 1, through=found.seq)
+        return json_reply(
+            EventProof(
+                found.log,
+                found.seq,
+                found.size,
+                _base64(found.root),
+                _base64(leaf_hash(entry.leaf)),
+                list(map(_base64, found.path)),
+                entry.ops_hash.hex(),
+                entry.salt.hex(),
+                msgspec.Raw(entry.state),
+            )
+        )
+
+    return bp
+
+
+def _lines(store: EventStore, header: ExportHeader, after: int, held: Lease) -> Iterator[bytes]:
+    with held:
+        yield msgspec.json.encode(header) + b"\n"
+        try:
+            piece = bytearray()
+            for entry in _entries(store, header.space, after, header.head):
+                piece += b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
+                if len(piece) >= PIECE_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+            if piece:
+                yield bytes(piece)
+        except Exception as exc:
+            # The answer has begun and was promised to be well: whoever reads it misses the rest.
+            log.error("export-cut", space=header.space, exc_info=exc)
+
+
+def _entries(store: EventStore, space: str, after: int, through: int) -> Iterator[LogEntry]:
+    tries = 0
+    while after < through:
+        try:
+            for entry in store.entries(space, after=after, through=through):
+                yield entry
+                after, tries = entry.seq, 0
+            return
+        except StorageUnavailable:
+            tries += 1
+            if tries == TRIES_MAX:
+                raise
+            time.sleep(TRY_AGAIN_SECONDS)
+
+
+def _place(of: Tile, path: str, size: int) -> tuple[Tile, int]:
+    """The tile that a path names, and how much of it. Raises `NoSuchPath`, `BeyondTree`."""
+    parsed = parse_tile_path(path)
+    if parsed is None:
+        raise NoSuchPath(f"{path!r} is no path of a tile")
+    number, asked = parsed
+    place, width = Tile(of.level, number), asked or TILE_WIDTH
+    if width > place.width(size):
+        raise BeyondTree(f"the tree has come to {size}", size=size)
+    return place, width
+
+
+def _octets(body: bytes, width: int) -> Reply:
+    return Reply(body, OCTETS, headers=dict(IMMUTABLE))
+
+
+def _base64(hash: bytes) -> str:
+    return b64encode(hash).decode()

@@ -1,0 +1,235 @@
+"""The master table: current records, what lost, and the ids of a device's own keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+from msgspec import UNSET, UnsetType
+
+from foldlog.api.http.replies import Reply, joined, json_reply
+from foldlog.api.http.requests import Request
+from foldlog.api.http.waiting import ProjectedReads
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import RecordQuery, conflicts_query, local_ids_query, records_query
+from foldlog.api.shapes.schemas import (
+    ConflictsPageSchema,
+    LocalIdsSchema,
+    RecordAnswerSchema,
+    RecordsPageSchema,
+)
+from foldlog.domain.access import Right
+from foldlog.domain.errors import (
+    FoldlogError,
+    HistoryUnavailable,
+    LogBehind,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownRecord,
+    UnknownSpace,
+)
+from foldlog.domain.ledger import ConflictsFilter
+from foldlog.domain.limits import Limits
+from foldlog.domain.merge import Key
+from foldlog.domain.ports import (
+    AsOfPage,
+    AsOfQuery,
+    ConflictsPage,
+    MasterTable,
+    RecordsPage,
+    RecordsQuery,
+)
+
+READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
+READ_PROBLEMS_AS_OF: tuple[type[FoldlogError], ...] = (
+    *READ_PROBLEMS,
+    UnknownRecord,
+    LogBehind,
+    ProjectionBehind,
+    HistoryUnavailable,
+)
+
+
+class RecordsAnswer(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    records: msgspec.Raw
+    cursor: str | None
+    as_of: int | UnsetType = UNSET
+
+
+class RecordAnswer(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    record: msgspec.Raw
+    as_of: int | UnsetType = UNSET
+
+
+class ConflictsAnswer(msgspec.Struct):
+    log: str
+    head: int
+    projected: int
+    conflicts: msgspec.Raw
+    cursor: str | None
+
+
+def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
+    bp = Blueprint("records", __name__)
+    projected = ProjectedReads(master, limits)
+
+    @bp.get("/v1/spaces/<space>/records")
+    @operation(
+        Right.READ,
+        query=records_query(limits),
+        answer=RecordsPageSchema,
+        example=examples.RECORDS_PAGE,
+        problems=READ_PROBLEMS_AS_OF,
+    )
+    async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Read the master table.
+
+        The live records by collection and id; or, with `changed_after`, every record that changed
+        since that seq, once, as it is now, deleted ones too. Go on with `cursor` until it is null.
+
+        With `as_of` the records that were live at that moment, in each collection in the order in
+        which they were made. All pages are of that one moment, whatever happens meanwhile.
+        """
+        page = await projected(request, space, partial(_page, master, space, query))
+        return json_reply(_records_answer(page))
+
+    @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
+    @operation(
+        Right.READ,
+        query=RecordQuery(),
+        answer=RecordAnswerSchema,
+        example=examples.RECORD_ANSWER,
+        problems=READ_PROBLEMS_AS_OF,
+    )
+    async def record(
+        request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
+    ) -> Reply:
+        """Read one record.
+
+        A deleted one is answered as a tombstone. Everything after the collection is the id; encode
+        it whole, slashes as `%2F`. For ids like `..`, which browsers take for folders, ask
+        `/records?collection=...&id=...`.
+        """
+        one = partial(_one, master, space, (collection, id), query)
+        page = await projected(request, space, one)
+        record = msgspec.Raw(page.records[0])
+        return json_reply(RecordAnswer(page.log, page.head, page.projected, record, _as_of(page)))
+
+    @bp.get("/v1/spaces/<space>/conflicts")
+    @operation(
+        Right.READ,
+        query=conflicts_query(limits),
+        answer=ConflictsPageSchema,
+        example=examples.CONFLICTS_PAGE,
+        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind, HistoryUnavailable),
+    )
+    async def conflicts(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
+        """Read the conflict ledger.
+
+        Every value that lost against a concurrent change, with what it lost to: nothing that a
+        user typed disappears without a trace. `restore` is a changeset that puts it back: add
+        `id`, `counter` and `made_at`, and push it. It is null for a number that could not be added.
+        Go on with `cursor` until it is null; a page may be empty before that.
+        """
+        page = await projected(request, space, partial(_conflicts, master, space, query))
+        return json_reply(
+            ConflictsAnswer(
+                page.log, page.head, page.projected, joined(page.conflicts), page.cursor
+            )
+        )
+
+    @bp.get("/v1/spaces/<space>/devices/<device>/ids")
+    @operation(
+        Right.READ,
+        query=local_ids_query(limits),
+        answer=LocalIdsSchema,
+        example=examples.LOCAL_IDS,
+        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
+    )
+    async def device_ids(
+        request: Request, space: str, device: str, query: Mapping[str, Any]
+    ) -> Reply:
+        """List the ids made from a device's own keys, by collection and key.
+
+        A `local_id` always leads to the same id, so this can be asked again at any time. Go on with
+        `cursor` until it is null: a collection may go on in the next page.
+        """
+        local_ids = partial(
+            master.local_ids,
+            space,
+            device,
+            limit=query["limit"],
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        )
+        return json_reply(await projected(request, space, local_ids))
+
+    return bp
+
+
+def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsPage:
+    if "id" in query:
+        return _one(master, space, (query["collection"], query["id"]), query)
+    if "as_of" in query:
+        return master.as_of(
+            space,
+            AsOfQuery(
+                query["as_of"],
+                query["limit"],
+                collection=query.get("collection"),
+                cursor=query.get("cursor"),
+                at_least=query["at_least"],
+            ),
+        )
+    return master.page(
+        space,
+        RecordsQuery(
+            limit=query["limit"],
+            collection=query.get("collection"),
+            changed_after=query.get("changed_after"),
+            cursor=query.get("cursor"),
+            at_least=query["at_least"],
+        ),
+    )
+
+
+def _one(master: MasterTable, space: str, key: Key, query: Mapping[str, Any]) -> RecordsPage:
+    if "as_of" in query:
+        return master.record_as_of(space, key, query["as_of"], at_least=query["at_least"])
+    return master.record(space, key, at_least=query["at_least"])
+
+
+def _conflicts(master: MasterTable, space: str, query: Mapping[str, Any]) -> ConflictsPage:
+    return master.conflicts(
+        space,
+        limit=query["limit"],
+        cursor=query.get("cursor"),
+        at_least=query["at_least"],
+        wanted=ConflictsFilter(
+            collection=query.get("collection"),
+            id=query.get("id"),
+            field=query.get("field"),
+            device=query.get("device"),
+            since=query["since"],
+        ),
+    )
+
+
+def _as_of(page: RecordsPage) -> int | UnsetType:
+    return page.as_of if isinstance(page, AsOfPage) else UNSET
+
+
+def _records_answer(page: RecordsPage) -> RecordsAnswer:
+    return RecordsAnswer(
+        page.log, page.head, page.projected, joined(page.records), page.cursor, _as_of(page)
+    )

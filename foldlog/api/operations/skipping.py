@@ -1,0 +1,60 @@
+"""Stepping over an event that cannot be folded, for whoever has the admin's token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.problems import UnsupportedMediaType
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.schemas import SkippedSchema, skip_body
+from foldlog.domain.access import Caller, Right
+from foldlog.domain.errors import (
+    Forbidden,
+    NotStopped,
+    OutcomeUnknown,
+    StorageUnavailable,
+    Unauthenticated,
+    UnknownSpace,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import EventStore
+
+
+class SkippedAnswer(msgspec.Struct):
+    seq: int
+    by_seq: int
+
+
+def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("skipping", __name__)
+
+    @bp.post("/v1/admin/spaces/<space>/skip")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(skip_body(), limits),
+        body_example=examples.SKIP,
+        answer=SkippedSchema,
+        example=examples.SKIPPED,
+        problems=(
+            *(Unauthenticated, Forbidden, UnsupportedMediaType),
+            *(UnknownSpace, NotStopped, StorageUnavailable, OutcomeUnknown),
+        ),
+    )
+    def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Step over an event.
+
+        Only the one at which the master table of the space stands still. It stays in the log and
+        in every proof; what it says is folded nowhere any more. There is no way back.
+        """
+        found = store.skip(
+            space, body["seq"], reason=body["reason"], by=caller.signs(body.get("by"))
+        )
+        return json_reply(SkippedAnswer(found.seq, found.by_seq))
+
+    return bp

@@ -1,0 +1,155 @@
+"""Pushing changesets; and push and pull in one round trip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.problems import UnsupportedMediaType
+from foldlog.api.http.replies import Reply, joined, json_reply
+from foldlog.api.http.requests import Request
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.schemas import ReceiptSchema, SyncAnswerSchema, push_body, sync_body
+from foldlog.domain.access import Right
+from foldlog.domain.changesets import Push
+from foldlog.domain.errors import (
+    CounterGap,
+    DeviceForked,
+    FoldlogError,
+    IdReused,
+    InvalidChangeset,
+    LimitExceeded,
+    LogBehind,
+    LogChanged,
+    OutcomeUnknown,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownSpace,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import EventStore, Range, RangeQuery
+from foldlog.domain.push_decider import Answer
+
+from .events import range_query, read_range
+
+PUSH_PROBLEMS: tuple[type[FoldlogError], ...] = (
+    UnsupportedMediaType,
+    InvalidChangeset,
+    LimitExceeded,
+    IdReused,
+    CounterGap,
+    DeviceForked,
+    LogBehind,
+    StorageUnavailable,
+    OutcomeUnknown,
+    ProjectionBehind,
+)
+
+
+class SyncAnswer(msgspec.Struct):
+    log: str
+    head: int
+    verdicts: list[Answer]
+    events: msgspec.Raw
+    through: int
+    mark: str
+    more: bool
+
+
+def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
+    bp = Blueprint("sync", __name__)
+
+    @bp.post("/v1/spaces/<space>/changesets")
+    @operation(
+        Right.WRITE,
+        body=JsonBody(push_body(limits), limits, "body_bytes_max"),
+        body_example=examples.PUSH,
+        answer=ReceiptSchema,
+        example=examples.RECEIPT,
+        problems=PUSH_PROBLEMS,
+    )
+    async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
+        """Push changesets.
+
+        Appends what is new and answers every changeset in order. Sending the same again is safe:
+        it is answered as the first time, as a `duplicate`. All or nothing is stored. The first
+        push makes the space.
+        """
+        return json_reply(await request.outcome(store.submit(space, push_of(request, body))))
+
+    @bp.post("/v1/spaces/<space>/sync")
+    @operation(
+        Right.WRITE,
+        from_cache=True,
+        body=JsonBody(sync_body(limits), limits, "body_bytes_max"),
+        body_example=examples.SYNC,
+        answer=SyncAnswerSchema,
+        example=examples.SYNC_ANSWER,
+        problems=(*PUSH_PROBLEMS, LogChanged),
+    )
+    async def sync(request: Request, space: str, body: dict[str, Any]) -> Reply:
+        """Push and pull in one round trip.
+
+        The cursor is checked before anything is stored. Then the changesets are appended, and the
+        events after the cursor answered; the device's own come without `ops`, as their
+        acknowledgement, unless `own` is `full`. While `more` is true, sync again after `through`.
+        """
+        pushed = push_of(request, body)
+        query = range_query(body, body["device"])
+        verdicts: list[Answer] = []
+        if body["changesets"]:
+            await request.readmit()  # what is stored is not decided by what is at hand
+            verdicts = (await request.outcome(store.submit(space, pushed))).verdicts
+            page = await _read_stored(request, store, space, query)
+        else:
+            # Most syncs have nothing to say. Those must not take the space's lock.
+            try:
+                page = await read_range(request, store, space, query)
+            except UnknownSpace:
+                await request.outcome(store.submit(space, pushed))
+                page = await read_range(request, store, space, query)
+            if page.events:
+                await request.readmit()
+        return json_reply(
+            SyncAnswer(
+                page.log,
+                page.head,
+                verdicts,
+                joined(page.events),
+                page.through,
+                page.mark,
+                page.more,
+            )
+        )
+
+    return bp
+
+
+async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
+    """The page after what was pushed. Raises `OutcomeUnknown`: any other refusal would say that
+    nothing was stored; who sends the same again is told the verdicts, or why not."""
+    try:
+        page = await read_range(request, store, space, query)
+        await request.readmit()
+    except FoldlogError as exc:
+        raise OutcomeUnknown from exc
+    return page
+
+
+def push_of(request: Request, body: dict[str, Any]) -> Push:
+    """Raises `Forbidden`: nobody writes as somebody else."""
+    assert request.caller is not None
+    request.caller.check_writes_as(body["device"])
+    return Push(
+        device=body["device"],
+        sent_at=body["sent_at"],
+        changesets=body["changesets"],
+        after=body.get("after"),
+        mark=body.get("mark"),
+        wants_records="return_" in body,
+        body_bytes=body["body_bytes"],
+    )

@@ -1,0 +1,139 @@
+"""Granting and revoking tokens, for an admin of the space."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from flask import Blueprint
+
+from foldlog.api.http.access import Access
+from foldlog.api.http.json_body import JsonBody
+from foldlog.api.http.problems import UnsupportedMediaType
+from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.operation import operation
+from foldlog.api.shapes import examples
+from foldlog.api.shapes.queries import tokens_query
+from foldlog.api.shapes.schemas import (
+    GrantedSchema,
+    RevokeBody,
+    TokenSchema,
+    TokensSchema,
+    grant_body,
+)
+from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
+from foldlog.domain.errors import (
+    DeviceRevoked,
+    FoldlogError,
+    Forbidden,
+    OutcomeUnknown,
+    StorageUnavailable,
+    UnknownSpace,
+    UnknownToken,
+)
+from foldlog.domain.limits import Limits
+from foldlog.domain.ports import Registry
+from foldlog.domain.times import format_time, to_ms
+
+CHANGING: tuple[type[FoldlogError], ...] = (
+    UnsupportedMediaType,
+    StorageUnavailable,
+    OutcomeUnknown,
+)
+
+
+def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
+    bp = Blueprint("tokens", __name__)
+
+    @bp.post("/v1/admin/spaces/<space>/tokens")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(grant_body(limits), limits),
+        body_example=examples.GRANT,
+        answer=GrantedSchema,
+        example=examples.GRANTED,
+        problems=(*CHANGING, DeviceRevoked),
+    )
+    def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Grant a token.
+
+        For one space, or for `also` others, if the caller is an admin of every space. The answer
+        alone has the token: what is kept of it cannot be turned back. Each space's log gets an
+        event `token-granted`, and `device-registered` for a new device. A space that is not there
+        is made. If one of the spaces cannot grant it, none does.
+        """
+        spaces = list(dict.fromkeys([space, *body["also"]]))
+        if len(spaces) > 1 and not caller.is_of_every_space:
+            raise Forbidden("only an admin of every space grants a token for several")
+        grant = Grant(
+            role=Role(body["role"]),
+            device=body.get("device"),
+            name=body.get("name"),
+            expires_at=None if body.get("expires_at") is None else to_ms(body["expires_at"]),
+        )
+        id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
+        by = caller.signs(body.get("by"))
+        [token, *_] = registry.grant_all(spaces, id, digest, grant, by)
+        return json_reply({"token": text, "spaces": spaces, **rendered_token(token)})
+
+    @bp.get("/v1/admin/spaces/<space>/tokens")
+    @operation(
+        Right.AUDIT,
+        query=tokens_query(limits),
+        answer=TokensSchema,
+        example=examples.TOKENS,
+        problems=(StorageUnavailable,),
+    )
+    def tokens(space: str, query: Mapping[str, Any]) -> Reply:
+        """List the tokens that were granted for this space, revoked ones too.
+
+        In the order in which they were granted; not those of every space, which are an operator's.
+        Go on with `cursor` until it is null.
+        """
+        page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
+        return json_reply({"tokens": list(map(rendered_token, page.items)), "cursor": page.cursor})
+
+    @bp.post("/v1/admin/spaces/<space>/tokens/<token>/revoke")
+    @operation(
+        Right.ADMIN,
+        body=JsonBody(RevokeBody(), limits),
+        body_example=examples.REVOKE,
+        answer=TokenSchema,
+        example=examples.REVOKED_TOKEN,
+        problems=(*CHANGING, UnknownSpace, UnknownToken),
+    )
+    def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
+        """Revoke a token in this space.
+
+        When this is answered, the token is refused everywhere: that takes a second. Streams that
+        it opened end. The second time nothing happens.
+        """
+        by = caller.signs(body.get("by"))
+        try:
+            revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+        finally:
+            access.forget()  # also if nobody can tell what became of it
+        return json_reply(rendered_token(revoked))
+
+    return bp
+
+
+def rendered_token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "role": token.role.value,
+        **rendered_members(token, ("device", "name", "granted_by", "revoked_by", "revoked_reason")),
+        **rendered_times(token, ("granted_at", "expires_at", "revoked_at")),
+    }
+
+
+def rendered_members(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
+    """What is not there is not told."""
+    return {name: value for name in names if (value := getattr(told, name)) is not None}
+
+
+def rendered_times(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, str]:
+    return {name: format_time(ms) for name, ms in rendered_members(told, names).items()}

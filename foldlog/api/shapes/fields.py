@@ -1,0 +1,186 @@
+"""The marshmallow fields of our own: stricter than the library's, and said in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from marshmallow import ValidationError, fields
+from marshmallow.validate import Range
+
+from foldlog.domain.changesets import decode_changesets
+from foldlog.domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
+from foldlog.domain.history import Point
+from foldlog.domain.limits import INTEGER_MAX, Limits
+from foldlog.domain.names import is_collection, is_record_id, is_space, is_uuid
+from foldlog.domain.proofs import MARK_LENGTH
+from foldlog.domain.times import Moment, parse_time, to_ms
+
+_WHOLE = re.compile(r"[0-9]{1,16}", re.ASCII)
+_MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
+
+
+class Whole(fields.Integer):
+    """A whole number of a JSON document, 0 or more: neither 1.0 nor "1" nor true is one."""
+
+    default_error_messages = {"invalid": "must be a whole number"}
+
+    def __init__(self, minimum: int = 0, maximum: int = INTEGER_MAX, **kwargs: Any):
+        super().__init__(validate=Range(minimum, maximum), **kwargs)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if type(value) is not int:
+            raise self.make_error("invalid")
+        return value
+
+
+class Flag(fields.Boolean):
+    """`true` or `false` of a JSON document: neither 1 nor "yes" is one."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
+        if type(value) is not bool:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class QueryWhole(Whole):
+    """The same in a query string. Python's `int` would read `1_0`, ` 1` and `١` too."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if not _WHOLE.fullmatch(value):
+            raise self.make_error("invalid")
+        return int(value)
+
+
+class Named(fields.String):
+    """Text of which a function of the domain says whether it may be such a name."""
+
+    def __init__(self, is_name: Callable[[str], bool], rule: str, **kwargs: Any):
+        self.is_name, self.rule = is_name, rule
+        super().__init__(**kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        if text is None or not self.is_name(text):
+            raise ValidationError(self.rule)
+        return text
+
+
+def _named(is_name: Callable[[str], bool], rule: str, **described: Any) -> Callable[..., Named]:
+    def field(metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> Named:
+        return Named(is_name, rule, metadata={**described, **(metadata or {})}, **kwargs)
+
+    return field
+
+
+_NO_DOTS = r"(?!\.{1,2}$)"
+
+space_name = _named(
+    is_space,
+    "a space is named by 1-64 of a-z 0-9 - _ .",
+    pattern=rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$",
+)
+collection_name = _named(
+    is_collection,
+    "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
+    pattern=rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$",
+)
+record_id = _named(
+    is_record_id,
+    "an id is 1-128 characters without NUL",
+    minLength=1,
+    maxLength=128,
+    pattern=r"^[^\u0000]*$",
+)
+device_id = _named(is_uuid, "a device is a UUID in lower case", format="uuid")
+token_id = _named(is_uuid, "the id of a token is a UUID in lower case", format="uuid")
+cursor_mark = _named(
+    lambda mark: _MARK.fullmatch(mark) is not None,
+    f"a mark is {MARK_LENGTH} hex digits in lower case, or empty",
+    pattern=f"^{_MARK.pattern}$",
+)
+
+
+class CommaList(fields.List[Any]):
+    """Several names in one query parameter: `a,b`."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return super()._deserialize(value.split(","), *args, **kwargs)
+
+
+class MomentField(fields.DateTime):
+    """An RFC 3339 time with an offset, inside Python's calendar."""
+
+    default_error_messages = {
+        "invalid": "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
+    }
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> datetime:
+        try:
+            moment = msgspec.convert(value, Moment)
+            to_ms(moment)
+        except ValueError as exc:
+            raise self.make_error("invalid", input=value, obj_type="datetime") from exc
+        return moment
+
+
+class PointField(fields.String):
+    """A moment of the log: a seq, or an RFC 3339 time."""
+
+    _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
+
+    def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kwargs: Any):
+        super().__init__(metadata={"anyOf": list(self._FORMS), **(metadata or {})}, **kwargs)
+
+    default_error_messages = {
+        "invalid": "must be a seq, or an RFC 3339 time with an offset, like 2026-11-23T09:00:00Z"
+    }
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Point:  # type: ignore[override]
+        if _WHOLE.fullmatch(value) and int(value) <= INTEGER_MAX:
+            return Point(seq=int(value))
+        try:
+            return Point(time=parse_time(value))
+        except ValueError as exc:
+            raise self.make_error("invalid", input=value) from exc
+
+
+class ChangesetsField(fields.List[Any]):
+    """The changesets of a push, still as bytes; read by the domain, 50 times faster than here.
+
+    As a field it takes its place in the body's schema, and so in the document. What the domain
+    refuses passes through as it is, with pointers into the body.
+    """
+
+    def __init__(self, inner: Any, limits: Limits, **kwargs: Any):
+        super().__init__(inner, **kwargs)
+        self.limits = limits
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **_: Any
+    ) -> list[Any]:
+        assert isinstance(value, msgspec.Raw)
+        device = (data or {}).get("device")
+        if not isinstance(device, str) or not is_uuid(device):
+            return []  # the device's own field says so, and the request is refused
+        return self.read(value, str(attr), device)
+
+    def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
+        try:
+            return decode_changesets(raw, device, self.limits)
+        except InvalidChangeset as exc:
+            pointer = f"/{attr}{exc.extra.get('pointer', '')}"
+            errors = [{"pointer": pointer, "detail": str(exc)}]
+            raise InvalidChangeset(
+                str(exc), **exc.extra | {"pointer": pointer, "errors": errors}
+            ) from exc
+        except InvalidRequest as exc:
+            if isinstance(exc, LimitExceeded):
+                if "pointer" in exc.extra:
+                    exc.extra["pointer"] = f"/{attr}{exc.extra['pointer']}"
+                raise
+            errors = [{"pointer": f"/{attr}", "detail": str(exc)}]
+            raise InvalidRequest(str(exc), errors=errors) from exc

@@ -1,0 +1,99 @@
+"""The state that guards are decided on: the master table, and the events that it lacks yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from psycopg import Cursor
+
+from foldlog.domain.limits import INTEGER_MAX, Limits
+from foldlog.domain.merge import Key, Record, fold
+from foldlog.domain.upcasts import FORMS
+from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, TOPIC_TO_FOLD
+from foldlog.infrastructure.postgres.master.record_rows import (
+    COLUMNS,
+    lacks_values,
+    record_of,
+    select_wanted,
+)
+
+# One statement, so one snapshot: position and records always fit each other.
+SELECT_RECORDS_AND_POSITION = f"""
+SELECT p.position, {COLUMNS}
+  FROM projections p
+  LEFT JOIN LATERAL ({select_wanted("p.space", "p.generation")}) found ON true
+ WHERE p.space = %(space)s
+   AND p.projection = 'master'
+   AND p.is_live
+ ORDER BY collection, id
+"""
+
+_IN_TAIL = """originator_id = %(space)s
+   AND originator_version > %(position)s
+   AND originator_version <= %(head)s
+   AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%')"""
+
+SELECT_TAIL = f"""
+SELECT {TOPIC_TO_FOLD}, {STATE_TO_FOLD}
+  FROM events
+ WHERE {_IN_TAIL}
+ ORDER BY originator_version
+"""
+
+SELECT_TAIL_BYTES = f"""
+SELECT coalesce(sum(octet_length(state)), 0)
+  FROM events
+ WHERE {_IN_TAIL}
+"""
+
+
+def records_at_head(
+    cursor: Cursor[Any],
+    space: str,
+    head: int,
+    keys: Collection[Key],
+    limits: Limits,
+    *,
+    bytes_max: int = INTEGER_MAX,
+) -> dict[Key, Record] | None:
+    """The records of `keys` at `head`, also of those that never were. The space must be locked.
+
+    Those that are more than `bytes_max` together are left out. `None` if the master table lacks
+    more than `guard_tail_events_max` events, or `bytes_max` of them, or one of those cannot be
+    folded.
+    """
+    collections, ids = zip(*keys, strict=True)
+    names: dict[str, Any] = {
+        "space": space,
+        "collections": list(collections),
+        "ids": list(ids),
+        "bytes_max": bytes_max,
+    }
+    rows = cursor.execute(SELECT_RECORDS_AND_POSITION, names, prepare=True).fetchall()
+    position = rows[0][0]
+    if head - position > limits.guard_tail_events_max:
+        return None
+    records = {key: Record(*key) for key in keys}
+    for _, *row in rows:
+        if row[0] is None:
+            continue  # none of them ever was
+        if lacks_values(row):
+            del records[row[0], row[1]]
+        else:
+            record = record_of(row)
+            records[record.collection, record.id] = record
+    if position < head:
+        names |= {"position": position, "head": head}
+        (size,) = cursor.execute(SELECT_TAIL_BYTES, names, prepare=True).fetchone() or (0,)
+        if size > bytes_max:
+            return None
+        for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
+            try:
+                event = FORMS.decode(topic, state)
+                event.ops = [op for op in event.ops if op.key in records]
+                fold(records, event)
+            except (ValueError, msgspec.MsgspecError, RecursionError):
+                return None  # the master table stands still before it, see `status`
+    return records

@@ -1,0 +1,32 @@
+"""The log's own marks: what a cursor is checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import tuple_row
+
+from foldlog.domain import proofs
+
+SELECT_FOR_MARKS = """
+SELECT originator_version, state, ops_hash
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version = ANY(%(seqs)s::bigint[])
+ ORDER BY originator_version
+"""
+
+
+def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
+    """{seq: mark} of rows of `SELECT_FOR_MARKS`, and of the beginning."""
+    marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
+    return {0: "", **marks}
+
+
+def mark_at(conn: Connection[Any], space: str, seq: int) -> str:
+    """The mark at a seq that the log has."""
+    names = {"space": space, "seqs": [seq]}
+    cursor = conn.cursor(row_factory=tuple_row)
+    return marks_of(cursor.execute(SELECT_FOR_MARKS, names, prepare=True).fetchall())[seq]

@@ -1,0 +1,214 @@
+"""Records as rows of the master table and of their versions, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from foldlog.domain.merge import Key, PackedWrites, Record, Write, pack_writes, unpack_writes
+from foldlog.domain.times import format_time, parse_time, to_ms
+from foldlog.infrastructure.postgres.connection.arrays import (
+    Array,
+    bigint_array,
+    bool_array,
+    json_array,
+    text_array,
+    time_array,
+    uuid_array,
+)
+
+#: In this order in every statement that reads or writes whole records.
+COLUMNS = (
+    "collection, id, fields, is_deleted, seq, created_seq, last_modified, "
+    "writes, deleted, touched_seq, touched_by, touched_seq_other"
+)
+#: where `fields` is in them
+_FIELDS = 2
+
+# Few bytes can name many large records: beyond `bytes_max` they come without what is large of them.
+_SELECT_WANTED = """
+SELECT collection,
+       id,
+       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       is_deleted,
+       seq,
+       created_seq,
+       last_modified,
+       CASE WHEN bytes <= %(bytes_max)s THEN writes END AS writes,
+       deleted,
+       touched_seq,
+       touched_by,
+       touched_seq_other
+  FROM (
+       SELECT r.*,
+              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+                  ORDER BY collection, id ROWS UNBOUNDED PRECEDING
+              ) AS bytes
+         FROM records r
+         JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
+        USING (collection, id)
+        WHERE r.space = {space}
+          AND r.generation = {generation}
+       ) measured
+ ORDER BY collection, id
+"""
+
+# A row for each record after each event that touched it: every one is a version, the last one is
+# the record as it is. What never was (`created_seq` 0) has no versions.
+WRITE_STATES = f"""
+WITH states AS MATERIALIZED (
+SELECT *
+  FROM unnest(
+           %(collection)s::text[], %(id)s::text[], %(fields)s::json[], %(is_deleted)s::boolean[],
+           %(seq)s::bigint[], %(created_seq)s::bigint[], %(last_modified)s::timestamptz[],
+           %(writes)s::json[], %(deleted)s::json[], %(touched_seq)s::bigint[],
+           %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[],
+           %(is_first)s::boolean[], %(is_last)s::boolean[]
+       ) AS state ({COLUMNS}, is_first, is_last)
+),
+kept AS (
+INSERT INTO versions (
+           space, generation, collection, id, seq,
+           fields, is_deleted, state_seq, created_seq, last_modified, is_first
+       )
+SELECT %(space)s, %(generation)s, collection, id, touched_seq,
+       fields, is_deleted, seq, created_seq, last_modified, is_first
+  FROM states
+ WHERE created_seq > 0
+RETURNING id
+)
+INSERT INTO records (space, generation, {COLUMNS})
+SELECT %(space)s, %(generation)s, {COLUMNS}
+  FROM states
+ WHERE is_last
+    ON CONFLICT (space, generation, collection, id) DO UPDATE
+   SET fields = excluded.fields,
+       is_deleted = excluded.is_deleted,
+       seq = excluded.seq,
+       created_seq = excluded.created_seq,
+       last_modified = excluded.last_modified,
+       writes = excluded.writes,
+       deleted = excluded.deleted,
+       touched_seq = excluded.touched_seq,
+       touched_by = excluded.touched_by,
+       touched_seq_other = excluded.touched_seq_other
+RETURNING id
+"""
+
+#: about so much is encoded and sent at a time; of a larger state, that one alone
+STATEMENT_BYTES = 16 * 2**20
+STATEMENT_RECORDS = 5_000
+#: what a field of a state takes until it is written, besides its value: a place in two dicts
+FIELD_BYTES = 100
+
+#: a record after an event, its fields as they are stored, whether it was not there before
+_State = tuple[Record, bytes, bool]
+
+_encode = msgspec.json.encode
+_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_writes = msgspec.json.Decoder(PackedWrites).decode
+_decode_write = msgspec.json.Decoder(Write).decode
+
+
+def select_wanted(space: str, generation: str) -> str:
+    """`COLUMNS` of the records that are named by `collections` and `ids`, in the order of keys."""
+    return _SELECT_WANTED.format(space=space, generation=generation)
+
+
+def lacks_values(row: Sequence[Any]) -> bool:
+    """Whether a row of `select_wanted` is beyond `bytes_max`."""
+    return row[_FIELDS] is None
+
+
+def record_of(row: Sequence[Any]) -> Record:
+    """The record of a row of `COLUMNS`."""
+    (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
+    (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
+    return Record(
+        collection=collection,
+        id=id,
+        fields=_decode_fields(fields),
+        writes=unpack_writes(_decode_writes(writes)),
+        deleted=None if deleted is None else _decode_write(deleted),
+        is_deleted=is_deleted,
+        seq=seq,
+        last_modified="" if last_modified is None else format_time(to_ms(last_modified)),
+        created_seq=created_seq,
+        touched_seq=touched_seq,
+        touched_by=None if touched_by is None else str(touched_by),
+        touched_seq_other=touched_seq_other,
+    )
+
+
+@lru_cache(maxsize=4_096)  # records that came together were received at one time
+def _ms_of(time: str) -> int | None:
+    return parse_time(time) if time else None
+
+
+class States:
+    """What becomes of records, until it is written: each one after each event that touched it.
+
+    `records` are those that were there before.
+    """
+
+    def __init__(self, records: Mapping[Key, Record]):
+        self._existing = {key for key, record in records.items() if record.created_seq}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._by_key: dict[Key, list[_State]] = {}
+        self._count = self._size = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def note(self, key: Key, record: Record) -> bool:
+        """`record`, as the event left it that touched it last; whether a statement is full."""
+        is_first = bool(record.created_seq) and key not in self._existing
+        if is_first:
+            self._existing.add(key)
+        # Encoded at once: how large it is decides how many more there may be.
+        fields = _encode(record.fields)
+        self._by_key.setdefault(key, []).append((record, fields, is_first))
+        self._count += 1
+        self._size += len(fields) + FIELD_BYTES * len(record.writes)
+        return self._size >= STATEMENT_BYTES or self._count == STATEMENT_RECORDS
+
+    def take(self) -> dict[str, Array]:
+        """The parameters of `WRITE_STATES`, but for space and generation. Begins anew.
+
+        In the order of keys, so that two writers of the same rows could never wait in a circle.
+        """
+        rows: list[_State] = []
+        is_last: list[bool] = []
+        for key in sorted(self._by_key):
+            states = self._by_key[key]
+            rows += states
+            is_last += [False] * (len(states) - 1) + [True]
+        self._begin()
+        return _columns(rows, is_last)
+
+
+def _columns(states: list[_State], is_last: list[bool]) -> dict[str, Array]:
+    rows = [record for record, _, _ in states]
+    # What the merge needs of a record is kept of its last state alone.
+    kept = [row if last else None for row, last in zip(rows, is_last, strict=True)]
+    return {
+        "collection": text_array([r.collection for r in rows]),
+        "id": text_array([r.id for r in rows]),
+        "fields": json_array(fields for _, fields, _ in states),
+        "is_deleted": bool_array([r.is_deleted for r in rows]),
+        "seq": bigint_array([r.seq for r in rows]),
+        "created_seq": bigint_array([r.created_seq for r in rows]),
+        "last_modified": time_array([_ms_of(r.last_modified) for r in rows]),
+        "writes": json_array([None if r is None else _encode(pack_writes(r.writes)) for r in kept]),
+        "deleted": json_array([_encode(r.deleted) if r and r.deleted else None for r in kept]),
+        "touched_seq": bigint_array([r.touched_seq for r in rows]),
+        "touched_by": uuid_array([r.touched_by for r in rows]),
+        "touched_seq_other": bigint_array([r.touched_seq_other for r in rows]),
+        "is_first": bool_array(is_first for _, _, is_first in states),
+        "is_last": bool_array(is_last),
+    }

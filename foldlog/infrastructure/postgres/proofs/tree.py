@@ -1,0 +1,185 @@
+"""The tree and its checkpoints on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from foldlog.domain.errors import NoCheckpoint, UnknownSpace
+from foldlog.domain.merkle import Tile
+from foldlog.domain.ports import ProofTree, SpaceId, TreeHead
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.errors import translated
+
+from .projection import names_of
+
+SELECT_TREE = """
+SELECT s.log::text, p.position
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
+ WHERE s.space = %(space)s
+"""
+
+SELECT_LIVE_TILES = """
+SELECT t.level, t.number, t.hashes
+  FROM projections p
+  JOIN tiles t
+    ON t.space = p.space AND t.generation = p.generation
+  JOIN unnest(%(levels)s::integer[], %(numbers)s::bigint[]) AS wanted (level, number)
+    ON wanted.level = t.level AND wanted.number = t.number
+ WHERE p.space = %(space)s
+   AND p.projection = 'proofs'
+   AND p.is_live
+   AND t.space = %(space)s
+ ORDER BY t.level, t.number
+"""
+
+SELECT_NOTE = """
+SELECT s.space, c.note
+  FROM spaces s
+  LEFT JOIN checkpoints c
+    ON c.space = s.space AND c.log = s.log
+ WHERE s.space = %(space)s
+"""
+
+# One of the statements that look at all spaces; on shards, one of them at a time.
+SELECT_PUBLISHED = """
+SELECT s.space, s.log::text, c.note
+  FROM spaces s
+  JOIN checkpoints c
+    ON c.space = s.space AND c.log = s.log
+ WHERE c.note IS NOT NULL
+ ORDER BY s.space
+"""
+
+PUBLISH = """
+INSERT INTO checkpoints (space, log, size, note, signed_at)
+SELECT space, log, %(size)s, %(note)s, now()
+  FROM spaces
+ WHERE space = %(space)s
+   AND log = %(log)s  -- it may have forked meanwhile
+    ON CONFLICT (space) DO UPDATE
+   SET log = excluded.log,
+       size = excluded.size,
+       note = excluded.note,
+       signed_at = excluded.signed_at,
+       alarm = NULL,
+       alarm_detail = NULL,
+       alarm_since = NULL
+ -- a note that comes back late from the witnesses must not take the place of a newer one
+ WHERE checkpoints.log IS DISTINCT FROM excluded.log
+    OR checkpoints.size <= excluded.size
+RETURNING space
+"""
+
+ALARM = """
+INSERT INTO checkpoints (space, alarm, alarm_detail, alarm_since)
+VALUES (%(space)s, %(alarm)s, %(detail)s, now())
+    ON CONFLICT (space) DO UPDATE
+   SET alarm_since = CASE WHEN checkpoints.alarm = excluded.alarm
+                          THEN checkpoints.alarm_since
+                          ELSE excluded.alarm_since END,
+       alarm = excluded.alarm,
+       alarm_detail = excluded.alarm_detail
+RETURNING space
+"""
+
+# One of the statements that look at all spaces; on shards, one of them at a time.
+SELECT_TO_SIGN = """
+SELECT s.space
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
+  LEFT JOIN checkpoints c
+    ON c.space = s.space
+ WHERE p.position > 0
+   AND (c.space IS NULL
+        OR c.alarm IS NOT NULL
+        OR c.log <> s.log
+        OR c.size <> p.position)
+ ORDER BY s.space
+"""
+
+# The same; asked once after a start, or after the database was away.
+SELECT_HEADS = """
+SELECT s.log::text, s.head, p.position
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
+ WHERE s.space = %(space)s
+"""
+
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtext(%(space)s))"
+
+
+class Heads(NamedTuple):
+    """Where a log stands, and the tree over it."""
+
+    log: str
+    head: int
+    size: int
+
+
+class PostgresProofTree(ProofTree):
+    def __init__(self, datastore: Datastore):
+        self._datastore = datastore
+
+    def tree(self, space: SpaceId) -> TreeHead:
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            found = cursor.execute(SELECT_TREE, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        return TreeHead(*found)
+
+    def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
+        names = {"space": space, **names_of(wanted)}
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_LIVE_TILES, names, prepare=True, binary=True).fetchall()
+        return {Tile(level, number): hashes for level, number, hashes in rows}
+
+    def checkpoint(self, space: SpaceId) -> bytes:
+        with translated(self._datastore), self._datastore.rows() as cursor:
+            found = cursor.execute(SELECT_NOTE, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        if found[1] is None:
+            raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
+        return bytes(found[1])
+
+    def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
+        names = {"space": space, "log": log, "size": size, "note": note}
+        with translated(self._datastore), self._datastore.committed() as cursor:
+            cursor.execute(PUBLISH, names)
+
+    # -- what only the signer asks
+
+    def to_sign(self) -> list[SpaceId]:
+        """Spaces of which the last checkpoint is not of the tree as it is."""
+        with self._datastore.rows() as cursor:
+            return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
+
+    def published(self) -> list[tuple[SpaceId, str, bytes]]:
+        """The last checkpoint of each space: its log, and the note."""
+        with self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_PUBLISHED, prepare=True).fetchall()
+        return [(space, log, bytes(note)) for space, log, note in rows]
+
+    def heads(self, space: SpaceId) -> Heads:
+        with self._datastore.rows() as cursor:
+            found = cursor.execute(SELECT_HEADS, {"space": space}, prepare=True).fetchone()
+        if found is None:
+            raise UnknownSpace(f"there is no space {space!r}")
+        return Heads(*found)
+
+    @contextmanager
+    def signing(self, space: SpaceId) -> Iterator[bool]:
+        """Whether nobody else signs for this space as long as the block runs."""
+        with self._datastore.committed() as cursor:
+            row = cursor.execute(TRY_LOCK, {"space": space}).fetchone()
+            yield bool(row and row[0])
+
+    def alarm(self, space: SpaceId, code: str, detail: str) -> None:
+        with self._datastore.committed() as cursor:
+            cursor.execute(ALARM, {"space": space, "alarm": code, "detail": detail})

@@ -1,0 +1,124 @@
+"""The keys that sign checkpoints: one file, outside of the database, for its owner's eyes alone.
+
+A key is used under the name of each log's origin, so there is one for all spaces, and as many
+verifiers as there are logs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.notes import COSIGNATURE, ED25519, KEY_BYTES, Signer, Verifier, public_key_of
+from foldlog.infrastructure.embedded.folder import make_folder, write_new
+
+FILE = "keys.json"
+MODE = 0o600
+
+
+class KeysUnusable(OperatorError):
+    """The file of keys cannot be read, or not be made."""
+
+    code = "keys-unusable"
+
+
+class Key(msgspec.Struct, omit_defaults=True):
+    """A key pair; of a retired one the public half alone. All in base64."""
+
+    public: str
+    made_at: str
+    private: str | None = None
+    retired_at: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Key({self.public})"  # of the private half nothing, wherever it is shown
+
+
+class KeyRing(msgspec.Struct):
+    """What the file holds: the last key of each list is the one that signs."""
+
+    version: Literal[1] = 1
+    log: list[Key] = []
+    witness: list[Key] = []
+
+    def signer(self, name: str) -> Signer | None:
+        """Who signs under this name now; nobody if there is no key."""
+        return _signer(self.log, name)
+
+    def cosigner(self, name: str) -> Signer | None:
+        return _signer(self.witness, name)
+
+    def verifiers(self, name: str) -> list[Verifier]:
+        """Of all that ever signed under this name, the present one first."""
+        return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
+
+    def cosigner_verifier(self, name: str) -> Verifier | None:
+        found = self.cosigner(name)
+        return None if found is None else found.verifier(COSIGNATURE)
+
+
+def _signer(keys: list[Key], name: str) -> Signer | None:
+    private = keys[-1].private if keys else None
+    return None if private is None else Signer(name, b64decode(private))
+
+
+def read_keys(folder: Path) -> KeyRing:
+    """The keys in this folder, none if there are none. Raises `KeysUnusable`."""
+    path = folder / FILE
+    try:
+        if not path.exists():
+            return KeyRing()
+        if path.stat().st_mode & 0o077:
+            raise KeysUnusable(f"{path} can be read by others: chmod 600 {path}")
+        return msgspec.json.decode(path.read_bytes(), type=KeyRing)
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise KeysUnusable(f"{path}: {exc}") from exc
+
+
+def make_keys(folder: Path) -> KeyRing:
+    """Makes what is missing of a key for the logs and one as a witness; keeps what is there."""
+    ring = read_keys(folder)
+    if ring.log and ring.witness:
+        return ring
+    ring.log = ring.log or [_new_key()]
+    ring.witness = ring.witness or [_new_key()]
+    _write(folder, ring)
+    return ring
+
+
+def rotate_keys(folder: Path) -> KeyRing:
+    """A new key signs from now on. The old one's private half is gone with that."""
+    ring = read_keys(folder)
+    if not ring.log:
+        raise KeysUnusable(f"there is no key in {folder} to rotate: foldlog keys new")
+    ring.log[-1].private, ring.log[-1].retired_at = None, _now()
+    ring.log.append(_new_key())
+    _write(folder, ring)
+    return ring
+
+
+def _new_key() -> Key:
+    private = secrets.token_bytes(KEY_BYTES)
+    public = b64encode(public_key_of(private)).decode()
+    return Key(public=public, made_at=_now(), private=b64encode(private).decode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _write(folder: Path, ring: KeyRing) -> None:
+    """All at once or not at all, also after a power cut."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        text = msgspec.json.format(msgspec.json.encode(ring)).decode()
+        write_new(folder / FILE, text + "\n", MODE)
+    except OSError as exc:
+        raise KeysUnusable(f"cannot write {folder / FILE}: {exc}") from exc

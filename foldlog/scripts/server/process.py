@@ -1,0 +1,91 @@
+"""The service as a process of its own, like anybody's: for the demo, tests and benchmarks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from foldlog.domain.errors import OperatorError
+from foldlog.infrastructure.settings import DATABASE_URL
+
+POLL_SECONDS = 0.1
+#: objects made before Python looks for cycles among them
+GC_THRESHOLD = 20_000
+READY_SECONDS_MAX = 120
+STOP_SECONDS_MAX = 60
+NO_ENV: Mapping[str, str] = {}
+
+
+def tune_gc() -> None:
+    """For a process that serves: what is there by now stays, and of what comes nearly nothing is in
+    a cycle, so that Python's looking for cycles is mostly in vain."""
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+
+
+def environment() -> dict[str, str]:
+    """Ours without a database of somebody else's: what is started here brings its own."""
+    return {name: value for name, value in os.environ.items() if name != DATABASE_URL}
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
+) -> Iterator[str]:
+    """The service as a process of its own, like anybody's; stopped by SIGTERM at the end."""
+    port = port or free_port()
+    folder = Path(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "serve.log"
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as file:
+        service = subprocess.Popen(
+            [*command, "serve", "--data", data, "--port", str(port)],
+            stdout=file,
+            stderr=file,
+            env={**environment(), **env},
+            start_new_session=True,
+        )
+        try:
+            _wait_until_ready(service, url, log)
+            yield url
+        finally:
+            service.send_signal(signal.SIGTERM)
+            try:
+                service.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                service.kill()
+
+
+def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            break
+        if is_ready(url):
+            return
+        time.sleep(POLL_SECONDS)
+    tail = log.read_text("utf-8", "replace")[-2_000:]
+    raise OperatorError(f"the service did not come up; its log {log} ends with:\n{tail}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

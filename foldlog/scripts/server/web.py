@@ -1,0 +1,164 @@
+"""A web worker: the service on one event loop. `foldlog serve` runs some of them on one address."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from functools import partial
+from typing import Any, cast
+
+import click
+import uvicorn
+from a2wsgi import WSGIMiddleware
+from flask import Flask
+
+from foldlog.api.app import create_app
+from foldlog.api.http.access import Access, OpenAccess, TokenAccess
+from foldlog.api.http.logging import configure_logging, write_logs_behind
+from foldlog.api.http.rates import LimitedRates
+from foldlog.api.http.threads import ADMISSION_THREADS, Threads, Turns
+from foldlog.api.server import AsgiApp, AsgiServer
+from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
+from foldlog.infrastructure.settings import Settings, read_settings
+from foldlog.infrastructure.supervisor import exit_with_parent
+from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, database, services
+from foldlog.scripts.console import report_errors, with_database
+
+from .process import tune_gc
+from .protocol import NO_CONNECTION_LIMITS, BoundedProtocol, Connections
+from .sockets import listen
+
+KEEP_ALIVE_SECONDS = 75
+#: how long requests that have begun may take to end when the service stops
+STOP_SECONDS = 20
+#: ... and how long of that if their clients read nothing of what they are sent
+STALLED_STOP_SECONDS = 5
+#: requests to Flask that are answered at the same time
+FLASK_THREADS = 64
+#: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
+#: wait for the other for longer than a whole request takes.
+SWITCH_SECONDS = 0.0005
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, which lets everybody who waits go before it waits for the last requests."""
+
+    def __init__(self, config: uvicorn.Config, door: AsgiServer | None = None):
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._door is not None:
+            self._door.end_waiting()
+        asyncio.get_running_loop().call_later(STALLED_STOP_SECONDS, self._cut_off_the_stalled)
+        await super().shutdown(sockets)
+
+    def _cut_off_the_stalled(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.cut_off_if_stalled()
+
+
+def run(
+    app: AsgiApp, listening: socket.socket, connections: Connections = NO_CONNECTION_LIMITS
+) -> None:
+    """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    tune_gc()
+    # Uvicorn ends by raising the signal again that it was stopped by; whatever is open around us
+    # must then still be closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server_of(app, connections).run([listening])
+
+
+def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> Server:
+    config = uvicorn.Config(
+        cast(Any, app),
+        loop="uvloop",
+        http=cast(Any, partial(BoundedProtocol, connections)),
+        ws="none",
+        lifespan="off",
+        access_log=False,  # our own log has a line for each request
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    return Server(config, app if isinstance(app, AsgiServer) else None)
+
+
+def behind_threads(app: Flask) -> AsgiApp:
+    """A Flask app as an ASGI app: each of its requests takes a thread."""
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+        # The body ends where the request does, so one that is sent in chunks is read as well.
+        environ["wsgi.input_terminated"] = True
+        return app.wsgi_app(environ, start_response)
+
+    return cast(AsgiApp, WSGIMiddleware(cast(Any, wsgi), workers=FLASK_THREADS, send_queue_size=1))
+
+
+@click.command("web")
+@click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
+@click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
+@click.option("--fd", type=int, help="A socket that listens already, handed down by a parent.")
+@with_database
+@report_errors
+def web_command(
+    host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
+) -> None:
+    """Run a web worker alone; `serve` runs some already.
+
+    Any number of them, each on an address of its own, serve the same spaces.
+    """
+    exit_with_parent()
+    settings = read_settings(data=data, database_url=database_url, host=host, port=port)
+    configure_logging(settings.log_format)
+    if fd is None:
+        settings.check_open_is_local()
+    write_logs_behind()
+    with database(settings) as db:
+        [listening] = (
+            listen(settings.host, settings.port) if fd is None else [socket.socket(fileno=fd)]
+        )
+        serve(db.url, settings, listening)
+
+
+def _access(parts: Services, settings: Settings) -> Access:
+    if settings.access == "open":
+        return OpenAccess(settings.admin_token)
+    return TokenAccess(
+        parts.registry, parts.store, admin_token=settings.admin_token, jwts=parts.jwts
+    )
+
+
+def serve(url: str, settings: Settings, listening: socket.socket) -> None:
+    # Whoever reads leaves connections to those who commit, are let in, follow, and announce.
+    readers = settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2
+    in_threads = max(1, readers // 2)
+    with (
+        services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
+        Threads(max(1, readers - in_threads)) as threads,
+    ):
+        parts.follower.start()
+        app = create_app(
+            store=parts.store,
+            master=parts.master,
+            ready=parts.ready,
+            gauges=parts.gauges,
+            access=_access(parts, settings),
+            registry=parts.registry,
+            tree=parts.tree,
+            verifiers=parts.verifiers,
+            add_checkpoint=parts.add_checkpoint,
+            cors_origins=settings.cors_origins,
+            limits=settings.limits,
+            rates=LimitedRates(settings.limits),
+            trusted_proxies=settings.trusted_proxies,
+            turns=Turns(in_threads),
+        )
+        door = AsgiServer(app, behind_threads(app), threads, limits=settings.limits)
+        run(door, listening, Connections(settings.limits, settings.trusted_proxies))
