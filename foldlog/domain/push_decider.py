@@ -1,8 +1,8 @@
 """What becomes of a push: the decision, made under the space's lock on what is true there.
 
 `PushDecider` is one append transaction's view of a space. Infrastructure loads what the waiting
-pushes need, asks `take` for one after another, and stores `entries`. A push that is refused as a whole
-raises and leaves no trace, so it never takes along the others that are committed with it.
+pushes need, asks `take` for one after another, and stores `entries`. A push that is refused as a
+whole raises and leaves no trace, so it never takes along the others that are committed with it.
 
 A push is answered in this order of precedence:
 

@@ -22,7 +22,7 @@ from foldlog.api.http.threads import Threads
 from foldlog.api.server import AsgiServer
 from foldlog.client import background, pace, sse, stream
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.file_lock import turn
+from foldlog.client.file_lock import file_lock
 from foldlog.client.live import Live
 from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX
 from foldlog.client.replica import Replica
@@ -385,7 +385,7 @@ def test_what_is_made_while_a_page_is_applied_is_sent(service, device):
     until(lambda: is_live(phone))
     again = device("phone", keep_syncing=False)
     tasks(tablet).create(id="milk")
-    with turn(phone._database.path):
+    with file_lock(phone._database.path):
         tablet.sync()
         tasks(again).create(id="bread")
         assert again.sync().pushed == 0

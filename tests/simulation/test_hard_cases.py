@@ -19,7 +19,7 @@ from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
 from foldlog.client import sync
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.file_lock import turn
+from foldlog.client.file_lock import file_lock
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
 from foldlog.domain.events import decode_event
@@ -683,7 +683,7 @@ while replica.status().unsent or replica.status().unacknowledged:
 def test_who_has_the_turn_lets_nobody_else_sync(home):
     a = home.device()
     tasks(a).put("milk")
-    with turn(a._database.path):
+    with file_lock(a._database.path):
         assert a.sync().pushed == 0
     assert a.sync().pushed == 1
 

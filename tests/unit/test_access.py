@@ -499,7 +499,7 @@ def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
         world.admit("a.b.c")
 
 
-@pytest.mark.parametrize("at_hand", [False, True])
+@pytest.mark.parametrize("from_cache", [False, True])
 def test_a_sign_in_s_token_ends_when_it_expires_also_while_it_is_remembered(from_cache):
     """Within the second that everybody is remembered for, and within the minute of the idle."""
     seconds = IDLE_CALLER_SECONDS_MAX / 2 if from_cache else CALLER_SECONDS_MAX / 2
