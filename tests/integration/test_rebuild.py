@@ -239,9 +239,9 @@ def test_a_space_that_is_not_there(rebuilder):
 
 SLOW_REBUILD = """
 import sys, time
-from foldlog.infrastructure.postgres import projector, rebuild
-from foldlog.infrastructure.postgres.datastore import Datastore
-from foldlog.infrastructure.postgres.master import MasterProjection
+from foldlog.infrastructure.postgres.rebuild import projector, rebuild
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
 rebuild.CATCH_UP_EVENTS = 5
 projector.BATCH_EVENTS = 2
 
