@@ -44,8 +44,8 @@ log had, and the root of the tree over them (RFC 9162). tile/ has that tree (C2S
 keys in keys.txt came with the archive: compare them with those that you got by another way.
 
 Check it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint THE_ONE_YOU_KEPT
-or, without trusting us, with docs/verify_log.py, about a hundred lines of Python; the formats are
-told in docs/proofs.md.
+or, without trusting us, with docs/reference/verify_log.py, about a hundred lines of Python. The
+formats are in docs/explanation/proofs.md.
 """
 
 

@@ -106,7 +106,9 @@ def erase_command(
             f"erased {spaced(len(erased))} records in {spaced(count)} events, {seconds:.1f} s; "
             f"`record-erased` is seq {spaced(min(e.seq for e in erased))} and on"
         )
-    err.print("backups, exports and replicas of before still hold the values: docs/erasure.md")
+    err.print(
+        "older backups, exports and replicas still hold the values: docs/explanation/erasure.md"
+    )
 
 
 def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Selection:
