@@ -7,8 +7,7 @@ import click
 from foldlog.domain.errors import UnknownSpace
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import err, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import err, quiet_logs, report_errors, with_database
 
 NEW_LOG = """
 UPDATE spaces

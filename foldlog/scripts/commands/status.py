@@ -18,8 +18,7 @@ from foldlog.infrastructure.postgres.status import (
 )
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
 
 
 @click.command("status")
