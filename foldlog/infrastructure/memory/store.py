@@ -504,7 +504,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
     def _space(self, space: SpaceId, at_least: int = 0) -> _Space:
         here = self._spaces.get(space)
         if here is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         if here.head < at_least:
             raise LogBehind(f"seq {at_least} is beyond the log's head {here.head}", head=here.head)
         return here

@@ -279,7 +279,7 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _head(cursor: Cursor[Any], space: SpaceId) -> int:
     row = cursor.execute(SELECT_HEAD, {"space": space}).fetchone()
     if row is None:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     return int(row[0])
 
 

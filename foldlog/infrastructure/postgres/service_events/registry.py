@@ -295,7 +295,7 @@ class PostgresRegistry(Registry):
         names = {"space": space, "first": first, "limit": limit + 1}
         with translated(self._datastore), self._datastore.rows() as rows:
             if not rows.execute(SELECT_SPACE, names).fetchall():
-                raise UnknownSpace(f"there is no space {space!r}")
+                raise UnknownSpace(space)
             found = list(map(_device, rows.execute(SELECT_DEVICES, names).fetchall()))
         more = len(found) > limit
         return Page(found[:limit], encode_cursor(found[limit].device) if more else None)
