@@ -9,10 +9,10 @@ from typing import Any, TextIO
 import click
 import msgspec
 
-from foldlog.domain.erasure import Erasable, Selection, check_reason
+from foldlog.domain.erasure import Erasable, Selection
 from foldlog.domain.errors import InvalidRequest
 from foldlog.domain.merge import Key
-from foldlog.domain.names import is_collection, is_record_id
+from foldlog.domain.names import check_reason, is_collection, is_record_id
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
 from foldlog.scripts.console import (

@@ -40,6 +40,6 @@ def fork_command(space: str, yes: bool, data: str | None, database_url: str | No
     ):
         found = cursor.execute(NEW_LOG, {"space": space}).fetchone()
     if found is None:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     click.echo(found[0])
     err.print("tell those who keep checkpoints of it")

@@ -39,7 +39,7 @@ def status_command(
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
     if space is not None and not lines:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     if as_json:
         for line in lines:
             click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
