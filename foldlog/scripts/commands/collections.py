@@ -17,8 +17,7 @@ from foldlog.domain.limits import LIMITS
 from foldlog.domain.names import is_collection, is_space
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import (
+from foldlog.scripts.console import (
     BY,
     EXIT_NO,
     err,

@@ -30,10 +30,9 @@ from foldlog.domain.events import Event
 from foldlog.domain.merge import Key, Record, fold
 from foldlog.infrastructure.embedded.folder import write_new
 from foldlog.infrastructure.settings import read_settings
+from foldlog.scripts.console import EXIT_NO, err, out, progress, report_errors, spaced
+from foldlog.scripts.demo.history import Commit, read_history, tree_of
 from foldlog.scripts.server.process import environment, serving
-
-from .console import EXIT_NO, err, out, progress, report_errors, spaced
-from .history import Commit, read_history, tree_of
 
 SPACE, FILES = "flask", "files"
 PAGE = 1_000

@@ -7,8 +7,7 @@ import click
 from foldlog.domain.errors import UnknownSpace
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import err, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import err, quiet_logs, report_errors, with_database
 
 NEW_LOG = """
 UPDATE spaces
@@ -41,6 +40,6 @@ def fork_command(space: str, yes: bool, data: str | None, database_url: str | No
     ):
         found = cursor.execute(NEW_LOG, {"space": space}).fetchone()
     if found is None:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     click.echo(found[0])
     err.print("tell those who keep checkpoints of it")

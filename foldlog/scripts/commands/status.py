@@ -18,8 +18,7 @@ from foldlog.infrastructure.postgres.status import (
 )
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
 
 
 @click.command("status")
@@ -40,7 +39,7 @@ def status_command(
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
     if space is not None and not lines:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     if as_json:
         for line in lines:
             click.echo(json.dumps({**line._asdict(), "lag": line.lag}))

@@ -16,8 +16,7 @@ from foldlog.client.collection import Record
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.replica import open as open_replica
-
-from .console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
+from foldlog.scripts.console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
 
 WATCH_SECONDS = 0.5
 

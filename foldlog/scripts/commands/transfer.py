@@ -27,10 +27,9 @@ from foldlog.domain.skipping import skips_of
 from foldlog.infrastructure.postgres.append.transfer import Importer, InvalidExport
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import Services, database, services
-
-from .archive import is_archive, read_archive, write_archive
-from .console import err, progress, quiet_logs, report_errors, spaced, with_database
-from .export_lines import Header, evidence_of, line_of, read_header
+from foldlog.scripts.console import err, progress, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.exports.archive import is_archive, read_archive, write_archive
+from foldlog.scripts.exports.lines import Header, evidence_of, line_of, read_header
 
 LINES_PER_REPORT = 500
 

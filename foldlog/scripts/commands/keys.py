@@ -9,8 +9,7 @@ from foldlog.domain.notes import Verifier, origin_of
 from foldlog.infrastructure.settings import Settings, read_settings
 from foldlog.infrastructure.signing.keys import KeyRing, make_keys, read_keys, rotate_keys
 from foldlog.infrastructure.wiring import database, services
-
-from .console import err, fail, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import err, fail, quiet_logs, report_errors, with_database
 
 
 @click.group("keys")

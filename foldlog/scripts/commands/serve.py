@@ -25,10 +25,9 @@ from foldlog.infrastructure.settings import (
 from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.infrastructure.supervisor import Child, Supervisor, exit_with_parent
 from foldlog.infrastructure.wiring import database, projector, services
+from foldlog.scripts.console import err, report_errors, with_database
 from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
 from foldlog.scripts.server.sockets import listen
-
-from .console import err, report_errors, with_database
 
 PROJECTOR_STOP_SECONDS = 10.0
 #: a worker's own deadline is shorter, see web.py

@@ -13,8 +13,7 @@ from foldlog.infrastructure.postgres.projections import VERSIONS
 from foldlog.infrastructure.postgres.status import spaces as all_spaces
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import (
+from foldlog.scripts.console import (
     EXIT_FAILED,
     EXIT_NO,
     err,
@@ -24,7 +23,7 @@ from .console import (
     spaced,
     with_database,
 )
-from .rebuild_many import Outcome, Task, heads, rebuild_many
+from foldlog.scripts.rebuild_workers import Outcome, Task, heads, rebuild_many
 
 
 @click.command("rebuild")

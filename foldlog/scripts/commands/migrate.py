@@ -7,8 +7,7 @@ import click
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database
-
-from .console import quiet_logs, report_errors, with_database
+from foldlog.scripts.console import quiet_logs, report_errors, with_database
 
 
 @click.command("migrate")

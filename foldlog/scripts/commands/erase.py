@@ -9,14 +9,22 @@ from typing import Any, TextIO
 import click
 import msgspec
 
-from foldlog.domain.erasure import Erasable, Selection, check_reason
+from foldlog.domain.erasure import Erasable, Selection
 from foldlog.domain.errors import InvalidRequest
 from foldlog.domain.merge import Key
-from foldlog.domain.names import is_collection, is_record_id
+from foldlog.domain.names import check_reason, is_collection, is_record_id
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import BY, EXIT_NO, err, progress, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import (
+    BY,
+    EXIT_NO,
+    err,
+    progress,
+    quiet_logs,
+    report_errors,
+    spaced,
+    with_database,
+)
 
 #: so many are listed before the question; `--dry-run` lists all
 LISTED_MAX = 20

@@ -29,11 +29,24 @@ from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, open
 from foldlog.infrastructure.embedded.folder import write_new
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
+from foldlog.scripts.console import (
+    EXIT_NO,
+    err,
+    progress,
+    quiet_logs,
+    report_errors,
+    spaced,
+    with_database,
+)
 from foldlog.scripts.server.process import tune_gc
-
-from .console import EXIT_NO, err, progress, quiet_logs, report_errors, spaced, with_database
-from .disk_backed import DiskBackedRecords
-from .evidence import Batch, DatabaseSource, Source, file_source, service_source
+from foldlog.scripts.verification.disk_backed import DiskBackedRecords
+from foldlog.scripts.verification.sources import (
+    Batch,
+    DatabaseSource,
+    Source,
+    file_source,
+    service_source,
+)
 
 #: how often the state is written, for a verification that is interrupted
 STATE_EVENTS = 100_000

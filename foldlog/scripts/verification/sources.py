@@ -25,9 +25,8 @@ from foldlog.domain.ports import RangeQuery, RecordsPage, RecordsQuery
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 from foldlog.infrastructure.postgres.log.evidence import evidence
 from foldlog.infrastructure.wiring import Services
-
-from .archive import Archive, is_archive, read_archive
-from .export_lines import Header, evidence_of, read_header
+from foldlog.scripts.exports.archive import Archive, is_archive, read_archive
+from foldlog.scripts.exports.lines import Header, evidence_of, read_header
 
 BATCH_EVENTS = 1_000
 RECORDS_PER_PAGE = 1_000

@@ -6,8 +6,7 @@ import click
 
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import BY, err, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import BY, err, quiet_logs, report_errors, spaced, with_database
 
 
 @click.command("skip")

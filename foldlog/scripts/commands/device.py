@@ -10,8 +10,15 @@ from foldlog.api.http.access import CALLER_SECONDS_MAX
 from foldlog.domain.times import format_time
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import BY, err, print_rows, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import (
+    BY,
+    err,
+    print_rows,
+    quiet_logs,
+    report_errors,
+    spaced,
+    with_database,
+)
 
 
 @click.group("device")

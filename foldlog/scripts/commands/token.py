@@ -27,8 +27,7 @@ from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import BY, err, print_rows, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import BY, err, print_rows, quiet_logs, report_errors, with_database
 
 
 @click.group("token")

@@ -14,8 +14,7 @@ from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold,
 from foldlog.domain.ports import EventStore, RangeQuery
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
-
-from .console import progress, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import progress, quiet_logs, report_errors, with_database
 
 
 @click.command("replay")

@@ -17,8 +17,7 @@ from foldlog.infrastructure.embedded.binaries import find_binaries
 from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
 from foldlog.infrastructure.settings import DATABASE_URL, read_settings
 from foldlog.infrastructure.wiring import database_as_it_is
-
-from .console import quiet_logs, report_errors, with_database
+from foldlog.scripts.console import quiet_logs, report_errors, with_database
 
 #: part of a URL -> where libpq's programs look for it: an argument would show passwords to `ps`
 VARIABLES = {

@@ -27,7 +27,7 @@ from foldlog.domain.notes import parse_level, parse_tile_path, tile_path
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
-from .export_lines import Header, evidence_of, line_of, read_header
+from .lines import Header, evidence_of, line_of, read_header
 
 PART_EVENTS = 4_000
 PART_BYTES = 8 * 2**20
