@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from .errors import DeviceRevoked, Forbidden, InvalidRequest
-from .events import LogEntry, body_entry, decode_event
+from .events import Envelope, LogEntry, body_entry, decode_event
 from .names import BY_LENGTH_MAX, check_reason, check_text, is_shown, is_space, is_uuid
 
 #: in the place of a space: all of them
@@ -239,17 +239,9 @@ KINDS: Mapping[type[msgspec.Struct], str] = {
 }
 
 
-def access_entry(
-    body: msgspec.Struct,
-    *,
-    seq: int,
-    id: str,
-    received_at: int,
-    salt: bytes,
-) -> LogEntry:
-    """The event that tells of a change of access."""
-    kind = KINDS[type(body)]
-    return body_entry(seq=seq, kind=kind, id=id, received_at=received_at, body=body, salt=salt)
+def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
+    """The event that records a change of access."""
+    return body_entry(envelope, KINDS[type(body)], body)
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:

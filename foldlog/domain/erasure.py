@@ -16,7 +16,7 @@ from msgspec import UNSET
 from . import proofs
 from .changesets import Key, Operation
 from .errors import InvalidRequest, UnknownRecord
-from .events import RECORD_ERASED, LogEntry, body_entry, committed, decode_event
+from .events import RECORD_ERASED, Envelope, LogEntry, body_entry, committed, decode_event
 from .values import ABSENT, same
 
 _encode = msgspec.json.encode
@@ -31,18 +31,9 @@ class _Body(msgspec.Struct, omit_defaults=True):
     by: str | None = None
 
 
-def record_erased_entry(
-    *, seq: int, id: str, received_at: int, key: Key, reason: str, by: str | None, salt: bytes
-) -> LogEntry:
+def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | None) -> LogEntry:
     """The event that says that a record was erased, and why."""
-    return body_entry(
-        seq=seq,
-        kind=RECORD_ERASED,
-        id=id,
-        received_at=received_at,
-        body=_Body(*key, reason, by),
-        salt=salt,
-    )
+    return body_entry(envelope, RECORD_ERASED, _Body(*key, reason, by))
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:

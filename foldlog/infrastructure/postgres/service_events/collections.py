@@ -30,7 +30,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
     VersionConflict,
 )
-from foldlog.domain.events import LogEntry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
 from foldlog.domain.proofs import SALT_BYTES
@@ -178,11 +178,13 @@ class Collections:
             if check is not None and not wanted.force:
                 self._look_again(cursor, space, locked.head, plan, position)
             entry = definition_entry(
-                seq=locked.head + 1,
-                id=str(uuid.uuid4()),
-                received_at=locked.received_at,
-                body=plan.body(),
-                salt=secrets.token_bytes(SALT_BYTES),
+                Envelope(
+                    locked.head + 1,
+                    str(uuid.uuid4()),
+                    locked.received_at,
+                    secrets.token_bytes(SALT_BYTES),
+                ),
+                plan.body(),
             )
             write_definitions(cursor, space, [entry])
             return entry

@@ -32,7 +32,7 @@ from foldlog.domain.erasure import (
     without,
 )
 from foldlog.domain.errors import UnknownSpace
-from foldlog.domain.events import LogEntry, decode_event
+from foldlog.domain.events import Envelope, LogEntry, decode_event
 from foldlog.domain.merge import Key
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Progress, SpaceId
@@ -222,13 +222,15 @@ class _OneRecord:
         if not self._seqs or self._seqs[0] < self._erased_seq:
             return None  # erased already, but for what an interrupted erasure has left
         return record_erased_entry(
-            seq=locked.head + 1,
-            id=str(uuid.uuid4()),
-            received_at=locked.received_at,
-            key=self._key,
+            Envelope(
+                locked.head + 1,
+                str(uuid.uuid4()),
+                locked.received_at,
+                secrets.token_bytes(SALT_BYTES),
+            ),
+            self._key,
             reason=self._reason,
             by=self._by,
-            salt=secrets.token_bytes(SALT_BYTES),
         )
 
     def _finish(self, cursor: Cursor[Any], entry: LogEntry) -> None:
