@@ -275,7 +275,7 @@ class Plan:
         )
 
 
-def check_room(defined: Iterable[str], collection: str, limits: Limits) -> None:
+def check_collection_count(defined: Iterable[str], collection: str, limits: Limits) -> None:
     """Raises `LimitExceeded` for one collection too many."""
     names = set(defined)
     if collection not in names and len(names) >= limits.collections_per_space_max:

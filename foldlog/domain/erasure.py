@@ -47,7 +47,7 @@ def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
     return found
 
 
-def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
+def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
     """A stored changeset and its salt with the operations on these records erased.
 
     `None` if there is nothing to erase.
@@ -73,7 +73,7 @@ def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, by
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
     """The log's entry without what it says of these records."""
-    erased = without(entry.state, entry.salt, keys) if entry.collections is not None else None
+    erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
     state, salt = erased
@@ -141,7 +141,7 @@ class _Named(msgspec.Struct, gc=False):
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
-class Traces:
+class ErasureScan:
     """Goes over a log and notes which events name these records."""
 
     def __init__(self, keys: Iterable[Key]):

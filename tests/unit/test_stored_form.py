@@ -23,7 +23,7 @@ from foldlog.domain.access import (
     devices_of,
 )
 from foldlog.domain.changesets import decode_changesets
-from foldlog.domain.erasure import record_erased_entry, without
+from foldlog.domain.erasure import erase_keys, record_erased_entry
 from foldlog.domain.events import (
     Envelope,
     LogEntry,
@@ -301,7 +301,10 @@ def test_an_erased_operation_is_still_written_and_read():
     """
     The form, the salts that take the place of the one, and the leaf, which is the same.
     """
-    assert without(STORED, SALT, {("tasks", "8f0c")}) == (STORED_ERASED, STORED_ERASED_SALT)
+    assert erase_keys(STORED, SALT, {("tasks", "8f0c")}) == (
+        STORED_ERASED,
+        STORED_ERASED_SALT,
+    )
     entry = restored_entry(STORED_ERASED, STORED_ERASED_SALT)
     assert (entry.ops_hash.hex(), entry.mark) == (STORED_OPS_HASH, STORED_MARK)
     header = STORED[: STORED.index(b',"ops":[{')]

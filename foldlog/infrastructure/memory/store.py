@@ -28,15 +28,15 @@ from foldlog.domain.collections import (
     Proposal,
     RecordSchema,
     Version,
-    check_room,
+    check_collection_count,
     definition_entry,
     definition_of,
 )
 from foldlog.domain.erasure import (
     Erasable,
     Erased,
+    ErasureScan,
     Selection,
-    Traces,
     erased_entry,
     record_erased_entry,
 )
@@ -213,7 +213,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
                 plan.check_stored(check)
             if wanted.is_dry_run:
                 return plan.outcome(None, check)
-            check_room(here.definitions, collection, self._limits)
+            check_collection_count(here.definitions, collection, self._limits)
             entry = definition_entry(self._envelope(here), plan.body())
             self._spaces[space] = here
             here.append(entry)
@@ -336,8 +336,8 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             on_growth()
         return erased
 
-    def _traces(self, here: _Space, keys: Collection[Key], report: Progress) -> Traces:
-        traces = Traces(keys)
+    def _traces(self, here: _Space, keys: Collection[Key], report: Progress) -> ErasureScan:
+        traces = ErasureScan(keys)
         for entry in here.entries:
             traces.note(entry.seq, entry.state)
         traces.check_all_named()

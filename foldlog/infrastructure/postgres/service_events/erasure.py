@@ -26,10 +26,10 @@ from psycopg.sql import SQL, Identifier
 from foldlog.domain.erasure import (
     Erasable,
     Erased,
+    ErasureScan,
     Selection,
-    Traces,
+    erase_keys,
     record_erased_entry,
-    without,
 )
 from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.events import Envelope, LogEntry, decode_event
@@ -88,7 +88,7 @@ SELECT generation
 LOCK_ERASING = "SELECT pg_advisory_xact_lock(hashtext('erasing'), hashtext(%(space)s))"
 
 ERASE_OPERATIONS = """
-SELECT erase_operations(
+SELECT erase_keys(
            %(space)s, %(seqs)s::bigint[], %(states)s::bytea[], %(salts)s::bytea[]
        )
 """
@@ -128,7 +128,7 @@ class Eraser:
                     for _, state in rows:
                         keys |= {op.key for op in decode_event(state).ops if wanted.names(op)}
                     report(through, 2 * head)
-            traces = Traces(keys)
+            traces = ErasureScan(keys)
             done = head if wanted.collection is not None else 0
             self._trace(cursor, space, traces, head, lambda seq: report(done + seq, done + head))
         traces.check_all_named()
@@ -143,7 +143,7 @@ class Eraser:
         report: Progress,
     ) -> list[Erased]:
         check_reason(reason, by)
-        traces = Traces(keys)
+        traces = ErasureScan(keys)
         with translated(self._datastore), self._datastore.rows() as cursor:
             head = _head(cursor, space)
             self._trace(cursor, space, traces, head, lambda seq: report(seq, head))
@@ -157,7 +157,7 @@ class Eraser:
         self,
         cursor: Cursor[Any],
         space: SpaceId,
-        traces: Traces,
+        traces: ErasureScan,
         head: int,
         report: Callable[[int], None],
     ) -> None:
@@ -210,7 +210,7 @@ class _OneRecord:
         self._generations = [generation for (generation,) in rows]
 
     def _decide(self, cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-        traces = Traces([self._key])
+        traces = ErasureScan([self._key])
         tail = _named(cursor, self._space, self._head, locked.head, traces.collections)
         for _, rows in tail:
             for seq, state in rows:
@@ -248,7 +248,7 @@ class _OneRecord:
             erased = [
                 (seq, *parts)
                 for seq, state, salt in rows
-                if (parts := without(state, salt, {self._key})) is not None
+                if (parts := erase_keys(state, salt, {self._key})) is not None
             ]
             if erased:
                 numbers, states, salts = zip(*erased, strict=True)
