@@ -28,7 +28,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key, Record
 from foldlog.domain.ports import Receipt
 from foldlog.domain.push_decider import PushDecider, keys_to_load, keys_unseen
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import (
     bigint_array,
     integer_array,
@@ -451,7 +451,7 @@ class Appender:
             now_ms,
             looked_at,
             {
-                id: None if state is None else FORMS.upcast(topic, state)
+                id: None if state is None else UPCASTER.upcast(topic, state)
                 for id, topic, state in known.fetchall()
             },
             *_counters_of(counters.fetchall()),

@@ -11,7 +11,7 @@ from functools import lru_cache
 from struct import Struct
 
 from foldlog.domain.events import LogEntry
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import text_array
 
 COPY = """
@@ -38,7 +38,7 @@ def copy_rows(space: str, entries: Sequence[LogEntry]) -> bytes:
         parts += (
             start,
             _int8(entry.seq),
-            _text(FORMS.topic_of(entry.kind)),
+            _text(UPCASTER.topic_of(entry.kind)),
             _int4(len(entry.state)),
             entry.state,
             _LENGTH_OF_UUID,

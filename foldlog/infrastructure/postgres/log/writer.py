@@ -20,7 +20,7 @@ from foldlog.domain.erasure import erasures_of
 from foldlog.domain.events import LogEntry
 from foldlog.domain.merge import Key
 from foldlog.domain.skipping import Skipped, skips_of
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import (
     bigint_array,
     bytea_array,
@@ -229,7 +229,7 @@ def _append(conn: Connection[Any], batch: LogBatch) -> bool:
         return _copy(conn, batch, params)
     params |= {
         "seqs": bigint_array(entry.seq for entry in entries),
-        "topics": text_array(FORMS.topic_of(entry.kind) for entry in entries),
+        "topics": text_array(UPCASTER.topic_of(entry.kind) for entry in entries),
         "states": bytea_array(entry.state for entry in entries),
         "devices": uuid_array(entry.device for entry in entries),
         "times": bigint_array(entry.received_at for entry in entries),

@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier
 from foldlog.domain.events import Event
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, Key, Record, fold
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array, uuid_array
 from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from foldlog.infrastructure.postgres.projection import Generation
@@ -162,7 +162,7 @@ class MasterProjection:
     def apply(
         self, to: Generation[Known], rows: Sequence[tuple[int, str, bytes]]
     ) -> Iterator[None]:
-        events = [FORMS.decode(topic, state) for _, topic, state in rows]
+        events = [UPCASTER.decode(topic, state) for _, topic, state in rows]
         for part in _parts(events):
             yield from self._apply(to, part)
 
