@@ -14,7 +14,7 @@ from foldlog.api.shapes import examples
 from foldlog.api.shapes.answers import ErasedRecord, ErasureAnswer
 from foldlog.api.shapes.bodies import erase_body
 from foldlog.domain.access import Caller, Right
-from foldlog.domain.erasure import Selection, check_reason
+from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import (
     Forbidden,
     LimitExceeded,
@@ -25,6 +25,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
 )
 from foldlog.domain.limits import Limits
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import EventStore
 
 
@@ -64,7 +65,11 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if not body["dry_run"] and found:
             keys = [one.key for one in found]
             erased = store.erase(
-                space, keys, reason=body["reason"], by=caller.signs(body.get("by")), tidies=True
+                space,
+                keys,
+                reason=body["reason"],
+                by=caller.attribution(body.get("by")),
+                tidies=True,
             )
             records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
         return json_reply(ErasureAnswer(body["dry_run"], records))

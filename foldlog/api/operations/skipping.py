@@ -48,7 +48,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         in every proof; what it says is folded nowhere any more. There is no way back.
         """
         found = store.skip(
-            space, body["seq"], reason=body["reason"], by=caller.signs(body.get("by"))
+            space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))
         )
         return json_reply(Skipped(found.seq, found.by_seq))
 

@@ -9,9 +9,8 @@ from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Regexp
 
 from foldlog.domain.access import NAME_LENGTH_MAX, Role
-from foldlog.domain.erasure import BY_LENGTH_MAX, REASON_LENGTH_MAX
 from foldlog.domain.limits import LIMITS, Limits
-from foldlog.domain.names import UNSHOWN
+from foldlog.domain.names import BY_LENGTH_MAX, REASON_LENGTH_MAX, UNPRINTABLE
 
 from .fields import (
     ChangesetsField,
@@ -153,7 +152,7 @@ def _kept_text(text: str, length_max: int, **kwargs: Any) -> fields.String:
     described = {
         "minLength": 1,
         "maxLength": length_max,
-        "pattern": rf"^[^{UNSHOWN}]*[^\s{UNSHOWN}][^{UNSHOWN}]*$",
+        "pattern": rf"^[^{UNPRINTABLE}]*[^\s{UNPRINTABLE}][^{UNPRINTABLE}]*$",
     }
     return fields.String(metadata={**about(text), **described}, **kwargs)
 
