@@ -65,7 +65,7 @@ class Loss:
     """A value that lost to another value in the merge of concurrent changes.
 
     `lost` and `won` have the members `value` (absent for a deletion), `seq` and `device`. `rule` is
-    the merge rule that decided (docs/merge.md). `is_mine` tells whether this device wrote the value
+    the merge rule that decided (docs/explanation/merge.md). `is_mine` tells whether this device wrote the value
     that lost.
     """
 

@@ -43,7 +43,7 @@ class Queued(msgspec.Struct):
     why: dict[str, str] | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """Returns the changeset as it is sent (docs/protocol.md)."""
+        """Returns the changeset as it is sent (docs/reference/protocol.md)."""
         changeset: dict[str, Any] = {
             "id": self.id,
             "base": self.base,
