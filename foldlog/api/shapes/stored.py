@@ -16,7 +16,7 @@ from foldlog.domain.collections import Check, Found, Outcome, Version
 from foldlog.domain.events import Event, Refusal
 from foldlog.domain.history import Change, Difference, VersionView
 from foldlog.domain.json_schema import Violation
-from foldlog.domain.ledger import LedgerEntry, Restore, Side
+from foldlog.domain.ledger import LedgerEntry, LedgerSide, Restore
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import RecordView, Rule
 from foldlog.domain.ports import LocalIdsPage, Receipt
@@ -45,7 +45,7 @@ DECIDED = seq_meta("The event at which the conflict was decided.")
 CHANGED = described("{field: {`from`: its value before, `to`: its value after}}")
 
 
-class LedgerSide(Struct):
+class StoredSide(Struct):
     """One side of a conflict. Without a `value`, the field was unset or deleted."""
 
     seq: Annotated[int, seq_meta()]
@@ -62,8 +62,8 @@ class Loss(Struct):
     id: str
     field: str
     rule: Rule
-    lost: LedgerSide
-    won: LedgerSide
+    lost: StoredSide
+    won: StoredSide
 
 
 SHAPES: dict[type, Shape] = {
@@ -148,8 +148,8 @@ SHAPES: dict[type, Shape] = {
             "restore": described("Null for a number that could not be added."),
         },
     ),
-    Side: Shape(
-        "Side",
+    LedgerSide: Shape(
+        "LedgerSide",
         "One side of a conflict, and its event. Without `value`, the field was unset or deleted.",
         {
             "seq": seq_meta(),
