@@ -65,8 +65,8 @@ class Loss:
     """A value that lost to another value in the merge of concurrent changes.
 
     `lost` and `won` have the members `value` (absent for a deletion), `seq` and `device`. `rule` is
-    the merge rule that decided (docs/explanation/merge.md). `is_mine` tells whether this device wrote the value
-    that lost.
+    the merge rule that decided (docs/explanation/merge.md). `is_mine` tells whether this device
+    wrote the value that lost.
     """
 
     #: the position in `Replica.conflicts`; `None` in a callback

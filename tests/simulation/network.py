@@ -11,7 +11,7 @@ import msgspec
 
 from foldlog.api.http.problems import document_of, status_of
 from foldlog.api.http.replies import joined
-from foldlog.api.operations.sync import SyncAnswer
+from foldlog.api.shapes.answers import SyncAnswer
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.transport.server import Server
 from foldlog.domain.changesets import Push, decode_changesets
@@ -65,8 +65,15 @@ class DirectServer(Server):
         except UnknownSpace:
             self._store.push(self._space, push)
             page = self._store.range_after(self._space, query)
-        events = joined(page.events)
-        return SyncAnswer(page.log, page.head, verdicts, events, page.through, page.mark, page.more)
+        return SyncAnswer(
+            page.log,
+            page.head,
+            joined(page.events),
+            page.through,
+            page.mark,
+            page.more,
+            verdicts=verdicts,
+        )
 
     def has_mark(self, after: int, mark: str) -> bool:
         try:

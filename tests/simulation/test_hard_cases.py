@@ -130,7 +130,7 @@ def tasks(replica):
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("unauthenticated", "the server wants to know who you are: sign in again"),
+        ("unauthenticated", "the server does not accept the sign-in: sign in again"),
         ("unauthorized", "unauthorized: unauthorized"),  # not of our service: of a proxy, say
     ],
 )

@@ -1,9 +1,9 @@
 """Loading a snapshot: the current records, instead of the events that made them.
 
 A snapshot is a stream of lines (docs/reference/protocol.md): a header with the seq at which the
-device will continue, then records. Each page of records ends with a cursor and the seq of its records. A page
-and its cursor are written in one local transaction, so an interrupted download resumes, also after
-a crash. The old records are shown until the snapshot is complete.
+device will continue, then records. Each page of records ends with a cursor and the seq of its
+records. A page and its cursor are written in one local transaction, so an interrupted download
+resumes, also after a crash. The old records are shown until the snapshot is complete.
 """
 
 from __future__ import annotations
