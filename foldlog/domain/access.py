@@ -132,12 +132,14 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
         """Raises `InvalidRequest` for invalid facts, or an invalid name of the granting person."""
         check_reason("-", by)
         if (self.role is Role.DEVICE) != (self.device is not None):
-            raise InvalidRequest("a token of the role `device` names a device, and no other does")
+            raise InvalidRequest(
+                "only a token of the role `device` names a device, and it must name one"
+            )
         if self.device is not None:
             check_device(self.device)
         check_name(self.name)
         if self.expires_at is not None and self.expires_at <= now_ms:
-            raise InvalidRequest("`expires_at` is over already")
+            raise InvalidRequest("`expires_at` is in the past")
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,7 +269,7 @@ def _told_of(entry: LogEntry) -> Device:
         new = msgspec.convert(body, DeviceRegistered)
         told = Device(device=new.device, name=new.name, registered_at=entry.received_at)
     if not is_uuid(told.device) or "\0" in (told.name or ""):
-        raise ValueError("a device is a UUID in lower case, and its name has no NUL")
+        raise ValueError("a device's id must be a UUID in lower case with a name free of NUL")
     return told
 
 
@@ -280,13 +282,13 @@ def is_revocation(state: bytes) -> bool:
 def check_device(device: str) -> None:
     """Raises `InvalidRequest` for text that is no device's id."""
     if not is_uuid(device):
-        raise InvalidRequest("a device is a UUID in lower case")
+        raise InvalidRequest("a device's id must be a UUID in lower case")
 
 
 def check_space(space: str) -> None:
     """Raises `InvalidRequest` for text that is no space's name."""
     if not is_space(space):
-        raise InvalidRequest(f"{space!r} can be no space")
+        raise InvalidRequest(f"{space!r} is an invalid name of a space: use 1-64 of a-z 0-9 - _ .")
 
 
 def check_space_or_all(space: str) -> None:

@@ -100,7 +100,9 @@ class Erasures:
         otherwise."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
-            raise WrongEvent(seq, f"values of {collection}/{id} are gone, and no event erased it")
+            raise WrongEvent(
+                seq, f"values of {collection}/{id} are missing, and no event erased it"
+            )
 
 
 class LogAudit:
@@ -111,7 +113,9 @@ class LogAudit:
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
-            raise InvalidProof(f"not the unfinished tiles of a tree of {start.seq}")
+            raise InvalidProof(
+                f"these are other tiles than the unfinished ones of a tree of {start.seq}"
+            )
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
         self._growth = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
@@ -148,16 +152,18 @@ class LogAudit:
             try:
                 seq, received_at, header, operations = committed(state)
                 if seq != expected:
-                    raise ValueError(f"here comes {seq}: a hole, or another order")
+                    raise ValueError(
+                        f"the log continues with {seq}: events are missing or out of order"
+                    )
                 if received_at < self._received_at:
                     raise ValueError(f"received at {received_at}, before {self._received_at}")
                 hash = proofs.ops_hash(salt, operations)
                 if stored is not None and hash != stored:
-                    raise ValueError("the operations are not those that the leaf commits to")
+                    raise ValueError("the leaf commits to other operations")
                 self._erasures.note(seq, state)
             except MALFORMED_ERRORS as exc:
                 self._growth.append(leaves)
-                why = str(exc) or "its salt has another length"
+                why = str(exc) or "its salt has a wrong length"
                 raise WrongEvent(expected, why) from exc
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))

@@ -133,7 +133,7 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
         message, _, path = str(exc).rpartition(" - at `")
         found = _PATH_INDEX.match(path)
         if found is None:
-            raise InvalidRequest("the changesets of a push are an array") from exc
+            raise InvalidRequest("the changesets of a push must be an array") from exc
         where = {"index": int(found[1]), "pointer": _pointer(path)}
         # The name can be of any length, so the message is cut.
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
@@ -283,9 +283,9 @@ def _index_of_unreadable(raw: bytes) -> int | None:
 
 def _check(changeset: Changeset, device: str, limits: Limits) -> None:
     if not is_uuid(changeset.id):
-        raise _At("/id", "the id of a changeset is a UUID in lower case")
+        raise _At("/id", "the id of a changeset must be a UUID in lower case")
     if not 0 <= changeset.base <= INTEGER_MAX:
-        raise _At("/base", "a base is a seq, or 0")
+        raise _At("/base", "a base must be a seq, or 0")
     if changeset.counter is not UNSET and not 1 <= changeset.counter <= INTEGER_MAX:
         raise _At("/counter", "counters are 1, 2, 3 ...")
     try:
@@ -293,7 +293,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
     except ValueError as exc:
         raise _At("/made_at", str(exc)) from exc
     if not changeset.ops:
-        raise _At("/ops", "a changeset has at least one operation")
+        raise _At("/ops", "a changeset must have at least one operation")
     if len(changeset.ops) > limits.operations_per_changeset_max:
         raise LimitExceeded("operations_per_changeset_max", limits.operations_per_changeset_max)
     for number, op in enumerate(changeset.ops):
@@ -322,22 +322,22 @@ _MEMBERS = {"put": {"fields", "unset"}, "add": {"fields"}, "delete": set[str]()}
 
 def _check_operation(op: Operation, limits: Limits) -> None:
     if not is_collection(op.collection):
-        raise _At("/collection", "a collection is named by 1-64 of A-Z a-z 0-9 - _ .")
+        raise _At("/collection", "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
     named = op.id if op.local_id is UNSET else op.local_id
     if named is UNSET or (op.id is not UNSET and op.local_id is not UNSET):
-        raise _At("", "an operation names its record by either id or local_id")
+        raise _At("", "an operation must name its record by either id or local_id")
     if not is_record_id(named):
         raise _At(
             "/id" if op.local_id is UNSET else "/local_id",
-            "an id is 1-128 characters without NUL",
+            "an id must be 1-128 characters without NUL",
         )
     for member in ("fields", "unset"):
         if getattr(op, member) is not UNSET and member not in _MEMBERS[op.op]:
             raise _At(f"/{member}", f"{op.op} has no {member}")
     if op.erased is not UNSET:
-        raise _At("/erased", "only the log marks an operation as erased")
+        raise _At("/erased", "only the log may mark an operation as erased")
     if op.if_seq is not UNSET and not 0 <= op.if_seq <= INTEGER_MAX:
-        raise _At("/if_seq", "if_seq is a seq, or 0")
+        raise _At("/if_seq", "if_seq must be a seq, or 0")
     if op.op == "put" and op.fields is UNSET:
         op.fields = {}
     if op.fields is not UNSET:
@@ -347,10 +347,10 @@ def _check_operation(op: Operation, limits: Limits) -> None:
     if op.unset is not UNSET:
         _check_names("/unset", op.unset, limits)
         if op.fields is not UNSET and not op.fields.keys().isdisjoint(op.unset):
-            raise _At("/unset", "a field is either set or unset")
+            raise _At("/unset", "a field must be either set or unset")
     if op.op == "add":
         if not op.fields:
-            raise _At("/fields", "add names at least one field and its number")
+            raise _At("/fields", "add must name at least one field and its number")
         for name, value in op.fields.items():
             if not is_number(value):
                 raise _At(f"/fields/{_escaped(name)}", "add takes numbers")

@@ -105,7 +105,7 @@ class Selection(msgspec.Struct, frozen=True):
     def check(self) -> None:
         """Raises `InvalidRequest` for an empty selection, or a collection without `where`."""
         if bool(self.where) != (self.collection is not None) or not (self.keys or self.where):
-            raise InvalidRequest("name records, or a collection and `where`")
+            raise InvalidRequest("select records by their keys, or by a collection and `where`")
 
 
 class Erasable(msgspec.Struct):
@@ -168,7 +168,7 @@ class ErasureScan:
         """Raises `UnknownRecord` for the first record that the log lacks."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
-                raise UnknownRecord(f"there is no record {collection}/{id}, and never was")
+                raise UnknownRecord(f"there is no record {collection}/{id}")
 
     def erasable(self) -> list[Erasable]:
         return [Erasable(*key, len(seqs)) for key, seqs in sorted(self.seqs.items())]

@@ -72,7 +72,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
             return None
         told = _told(self.body, _Erased)
         if not (is_collection(told.collection) and is_record_id(told.id)):
-            raise ValueError("no record can have this name")
+            raise ValueError("invalid name of a record")
         return told.collection, told.id
 
     @property
@@ -285,9 +285,9 @@ def committed(state: bytes) -> Committed:
         operations = [bytes(found.body)]
         end = b',"body":%b}' % operations[0]
     else:
-        raise ValueError("an event has ops or a body")
+        raise ValueError("an event must have ops or a body")
     if len(header) + len(end) != len(state) or not state.endswith(end):
-        raise ValueError("an event ends with its ops or its body, without spaces")
+        raise ValueError("an event must end with its ops or its body, without spaces")
     return Committed(found.seq, found.received_at, header, operations)
 
 
@@ -302,17 +302,17 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
         raise ValueError(f"not an event: {exc}") from exc
     has_ops = event.body is UNSET
     if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
-        raise ValueError("the ids of an event and of a device are UUIDs in lower case")
+        raise ValueError("the ids of an event and of a device must be UUIDs in lower case")
     for op in event.ops:
         # Fewer checks than for a push, because limits may have differed when the event was stored.
         if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
-            raise ValueError("an operation names a record by its collection and id")
+            raise ValueError("an operation must name a record by its collection and id")
     if has_ops:
         are_erased = [own is None for own in proofs.salts_of(salt, len(apart.operations))]
         if are_erased != [op.erased is not UNSET for op in event.ops]:
-            raise ValueError("an erased operation has no salt, and every other one has")
+            raise ValueError("every operation needs a salt, unless it is erased")
     elif len(salt) != proofs.SALT_BYTES:
-        raise ValueError("a body has a salt of 32 bytes")
+        raise ValueError("a body needs a salt of 32 bytes")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,

@@ -166,5 +166,5 @@ def check_cursor_moment(asked: Point, begun: int) -> int:
     """The seq at which a page continues. Raises `InvalidRequest` if its cursor is of another
     moment."""
     if asked.seq not in (None, begun):
-        raise InvalidRequest("this cursor is of another moment")
+        raise InvalidRequest("this cursor belongs to another moment")
     return begun

@@ -31,8 +31,8 @@ class InvalidProof(ValueError):
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of an inner node. The prefix byte is 1 here and 0 for leaves, so neither can be
-    forged."""
+    """The hash of an inner node. The prefix byte is 1 here and 0 for leaves, so a leaf never passes
+    as a node."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
@@ -177,7 +177,9 @@ class TreeBuilder:
         for tile in edge_tiles(size):
             hashes = (edge or {})[tile]
             if len(hashes) != tile.width(size) * HASH_BYTES:
-                raise InvalidProof(f"tile {tile.level}/{tile.number} is not of a tree of {size}")
+                raise InvalidProof(
+                    f"tile {tile.level}/{tile.number} belongs to another tree than one of {size}"
+                )
             self._edge += [bytearray() for _ in range(tile.level - len(self._edge))]
             self._edge.append(bytearray(hashes))
 
@@ -259,7 +261,7 @@ def check_inclusion(
     if last:
         raise InvalidProof("the proof is too short")
     if hash != root:
-        raise InvalidProof("the leaf is not in a tree of this root")
+        raise InvalidProof("the leaf is missing in the tree of this root")
 
 
 def check_consistency(
@@ -272,7 +274,7 @@ def check_consistency(
         if proof:
             raise InvalidProof("the proof is too long")
         if old_root != (new_root if old else EMPTY_ROOT):
-            raise InvalidProof("two trees of one size have two roots")
+            raise InvalidProof("two trees of the same size have different roots")
         return
     hashes = list(proof)
     if old.bit_count() == 1:

@@ -82,9 +82,9 @@ def check_text(name: str, text: str, length_max: int) -> None:
     Control characters are refused because they could change the terminal that prints the text.
     """
     if not text.strip() or len(text) > length_max:
-        raise InvalidRequest(f"`{name}` is text of 1-{length_max} characters")
+        raise InvalidRequest(f"`{name}` must be text of 1-{length_max} characters")
     if not is_printable(text):
-        raise InvalidRequest(f"`{name}` is one line, of characters that can be printed")
+        raise InvalidRequest(f"`{name}` must be one line of printable characters")
 
 
 def time_ordered_id(now_ms: int, random: int) -> str:

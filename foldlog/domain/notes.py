@@ -87,7 +87,7 @@ class Verifier:
         found = cls(name, key[1:], key[0] if key else 0)
         is_known = found.algorithm in (ED25519, COSIGNATURE) and len(found.public) == KEY_BYTES
         if not _NAME.fullmatch(name) or not is_known or found.key_id.hex() != id:
-            raise InvalidNote(f"not a verifier's key: {vkey!r}")
+            raise InvalidNote(f"invalid verifier key: {vkey!r}")
         return found
 
     def verifies(self, text: str, signature: bytes) -> bool:
@@ -177,16 +177,16 @@ class Note:
     def parse(cls, encoded: bytes) -> Note:
         """Decodes a note. Raises `InvalidNote`."""
         if len(encoded) > NOTE_BYTES_MAX:
-            raise InvalidNote("a note is not that long")
+            raise InvalidNote("the note is too long")
         try:
             note = encoded.decode()
         except UnicodeDecodeError as exc:
-            raise InvalidNote("a note is text in UTF-8") from exc
+            raise InvalidNote("a note must be text in UTF-8") from exc
         if any(c < " " and c != "\n" for c in note):
-            raise InvalidNote("a note has no control characters")
+            raise InvalidNote("a note must be free of control characters")
         text, blank, below = note.rpartition("\n\n")
         if not blank or not below:
-            raise InvalidNote("a note ends with its signatures, after an empty line")
+            raise InvalidNote("a note must end with an empty line and its signatures")
         return cls(text + "\n", signature_lines(below))
 
     def verified_by(self, verifiers: Iterable[Verifier]) -> list[Verifier]:
@@ -213,13 +213,13 @@ def signature_lines(text: str) -> list[Signature]:
     """Decodes the signature lines of a note. Raises `InvalidNote`."""
     *lines, rest = text.split("\n")
     if rest or not lines or len(lines) > SIGNATURES_MAX:
-        raise InvalidNote("every line of signatures ends, and there are some, not too many")
+        raise InvalidNote(f"a note must have 1-{SIGNATURES_MAX} complete lines of signatures")
     found = []
     for line in lines:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         decoded = _decoded(encoded)
         if not line.startswith(_DASH) or not _NAME.fullmatch(name) or len(decoded) < 5:
-            raise InvalidNote(f"not a line of a signature: {line[:100]!r}")
+            raise InvalidNote(f"invalid signature line: {line[:100]!r}")
         found.append(Signature(name, decoded[:4], decoded[4:]))
     return found
 
@@ -245,12 +245,12 @@ class Checkpoint:
         `InvalidNote`."""
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
-            raise InvalidNote("a checkpoint has three lines or more, none of them empty")
+            raise InvalidNote("a checkpoint must have three lines or more, all of them filled")
         origin, size, root = lines[:3]
         decoded = _decoded(root)
         is_size = _DECIMAL.fullmatch(size) is not None and int(size) <= SIZE_MAX
         if not is_size or len(decoded) != HASH_BYTES:
-            raise InvalidNote("a checkpoint has a size and a root of 32 bytes in base64")
+            raise InvalidNote("a checkpoint must have a size and a root of 32 bytes in base64")
         return cls(origin, int(size), decoded)
 
 
@@ -264,7 +264,7 @@ def open_checkpoint(
     note = Note.parse(encoded)
     checkpoint = Checkpoint.parse(note.text)
     if origin is not None and checkpoint.origin != origin:
-        raise InvalidNote(f"a checkpoint of {checkpoint.origin!r}, not of {origin!r}")
+        raise InvalidNote(f"a checkpoint of {checkpoint.origin!r} instead of {origin!r}")
     if not note.verified_by(verifiers):
         raise InvalidNote(f"no known key has signed this checkpoint of {checkpoint.origin!r}")
     return checkpoint, note
@@ -316,5 +316,5 @@ def unbundled(encoded: bytes) -> list[bytes]:
         entries.append(encoded[place + 2 : end])
         place = end
     if place != len(encoded):
-        raise InvalidNote("the bundle breaks off")
+        raise InvalidNote("the bundle is cut off")
     return entries

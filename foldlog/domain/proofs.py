@@ -54,7 +54,7 @@ def salts_of(salt: bytes, count: int) -> list[bytes | None]:
     if len(salt) == SALT_BYTES:
         return [derived_salt(salt, index) for index in range(count)]
     if not salt.startswith(SALTS_TAG) or len(salt) != len(SALTS_TAG) + count * SALT_BYTES:
-        raise ValueError("neither an event's salt nor those of its operations")
+        raise ValueError("the salts belong to another number of operations")
     starts = range(len(SALTS_TAG), len(salt), SALT_BYTES)
     parts = (salt[start : start + SALT_BYTES] for start in starts)
     return [None if part == NO_SALT else part for part in parts]
@@ -79,7 +79,7 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
 def _stated(operation: bytes) -> bytes:
     found = _ERASED.search(operation)
     if found is None:
-        raise ValueError("an operation without a salt is an erased one, and states its commitment")
+        raise ValueError("an operation without a salt must be erased and state its commitment")
     return bytes.fromhex(found[1].decode())
 
 
@@ -96,7 +96,7 @@ def header_of(state: bytes) -> bytes:
     """
     found = _LAST_KEY.search(state)
     if found is None:
-        raise ValueError("an event ends with ops or a body")
+        raise ValueError("an event must end with ops or a body")
     return state[: found.start()]
 
 

@@ -1,8 +1,8 @@
 """Skipping an event that the fold cannot process.
 
 An admin appends an `event-skipped` event. From then on, every fold treats the event that it names
-as if it had no operations. The skipped event stays in the log and in all proofs. Readers that would fail to
-decode it receive an empty event in its place.
+as if it had no operations. The skipped event stays in the log and in all proofs. If readers
+could not decode it, they receive an empty event in its place.
 """
 
 from __future__ import annotations

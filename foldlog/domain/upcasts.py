@@ -52,7 +52,9 @@ class Upcaster:
         version = int(number) if number.isdecimal() else 0
         newest = self.newest(kind)
         if not kind or not 1 <= version <= newest:
-            raise UnknownForm(f"an event of the unknown form {topic!r}: a newer version wrote it")
+            raise UnknownForm(
+                f"a newer version of Foldlog wrote this event: unknown form {topic!r}"
+            )
         if version == newest:
             return state
         document = msgspec.json.decode(state)

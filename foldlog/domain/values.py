@@ -48,7 +48,7 @@ def check_value(value: Any, nesting_max: int) -> None:
             raise OverLimit("integer_max", "an integer beyond 2^53-1; send it as a string")
     elif kind is float:
         if not math.isfinite(value):
-            raise ValueError("a number that is not finite")
+            raise ValueError("a number must be finite")
     elif nesting_max <= 0:
         raise OverLimit("nesting_max", "nested too deeply")
     elif kind is list:
@@ -58,7 +58,7 @@ def check_value(value: Any, nesting_max: int) -> None:
         for item in value.values():
             check_value(item, nesting_max - 1)
     else:
-        raise ValueError(f"a {kind.__name__} is no JSON value")
+        raise ValueError(f"the type {kind.__name__} is invalid in JSON")
 
 
 def is_number(value: Any) -> bool:

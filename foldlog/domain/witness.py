@@ -40,7 +40,7 @@ class OtherSize(Exception):
     """The last cosigned checkpoint has another size, or another root at the same size."""
 
     def __init__(self, size: int):
-        super().__init__(f"the last checkpoint that was cosigned has the size {size}")
+        super().__init__(f"the last cosigned checkpoint has the size {size}")
         self.size = size
 
 
@@ -63,11 +63,13 @@ class AddCheckpoint(NamedTuple):
         first, *lines = head.decode("ascii", "replace").split("\n")
         old = _OLD.fullmatch(first)
         if not blank or old is None or int(old[1]) > SIZE_MAX or len(lines) > PROOF_LENGTH_MAX:
-            raise InvalidRequest("the body is `old N`, lines of a proof, an empty line and a note")
+            raise InvalidRequest(
+                "the body must be `old N`, lines of a proof, an empty line and a note"
+            )
         try:
             proof = [b64decode(line, validate=True) for line in lines]
             if any(len(hash) != HASH_BYTES for hash in proof):
-                raise InvalidRequest("a line of the proof is a hash of 32 bytes in base64")
+                raise InvalidRequest("a line of the proof must be a hash of 32 bytes in base64")
             return cls(int(old[1]), proof, Note.parse(note))
         except ValueError as exc:
             raise InvalidRequest(str(exc)) from exc
