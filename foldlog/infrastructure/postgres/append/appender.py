@@ -44,7 +44,7 @@ from foldlog.infrastructure.postgres.connection.errors import (
     needs_new_connections,
 )
 from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, marks_of
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 from foldlog.infrastructure.postgres.projections import VERSIONS
 
 from .guards import records_at_head
@@ -210,7 +210,6 @@ class Appender:
         cached_mark: Callable[[str, int], str | None] = lambda space, seq: None,
     ):
         self._datastore = datastore
-        self._recorder = LogRecorder(datastore)
         self._limits = limits
         self._cached_mark = cached_mark
         self._kept: dict[str, _Kept] = {}
@@ -290,7 +289,7 @@ class Appender:
                     if entry is None:
                         raise Rollback
                     writing = True
-                    fits = self._recorder.append(conn, space, locked.log, locked.mark, [entry], {})
+                    fits = append_batch(conn, LogBatch(space, locked.log, locked.mark, [entry]))
                     assert fits, "decided under the lock"
                     if finish is not None:
                         finish(cursor, entry)
@@ -533,9 +532,8 @@ class Appender:
     def _write(
         self, conn: Connection[Any], space: str, mark_before: str, intake: PushDecider
     ) -> bool:
-        return self._recorder.append(
-            conn, space, intake.log, mark_before, intake.entries, intake.counters
-        )
+        batch = LogBatch(space, intake.log, mark_before, intake.entries, intake.counters)
+        return append_batch(conn, batch)
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
