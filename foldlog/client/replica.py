@@ -127,7 +127,7 @@ class Replica:
         for other names.
         """
         if not is_collection(name):
-            raise ValueError("the name of a collection has 1-64 of the characters A-Z a-z 0-9 -_.")
+            raise ValueError("a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
         return Collection(self._store, name)
 
     def changeset(
