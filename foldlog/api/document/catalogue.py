@@ -155,7 +155,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ),
     UnknownRecord: Entry(
         "Check the id. The record never existed: a deleted record has a tombstone.",
-        UnknownRecord("there is no record tasks/8f0c, and never was"),
+        UnknownRecord("there is no record tasks/8f0c"),
     ),
     UnknownCollection: Entry(
         "Define the collection, if its records need a schema. Until then they may have any fields.",
@@ -164,7 +164,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     InvalidSchema: Entry(
         "Correct the schema at `pointer`. It must be JSON Schema, draft 2020-12, with known "
         "keywords only, and every `$ref` must point inside it.",
-        InvalidSchema("requird is no keyword that is checked", pointer="/properties/owner/requird"),
+        InvalidSchema("requird is an unknown keyword", pointer="/properties/owner/requird"),
     ),
     SchemaNotAdditive: Entry(
         "The service would refuse changesets of older versions of the app. Widen the schema "
@@ -172,7 +172,12 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         "fit and continues.",
         SchemaNotAdditive(
             version=1,
-            reasons=[{"path": "/required", "reason": "requires due, which may be missing so far"}],
+            reasons=[
+                {
+                    "path": "/required",
+                    "reason": "requires due, which the version before allows to be missing",
+                }
+            ],
         ),
     ),
     SchemaViolated: Entry(
