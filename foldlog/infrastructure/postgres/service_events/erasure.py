@@ -88,7 +88,7 @@ SELECT generation
 LOCK_ERASING = "SELECT pg_advisory_xact_lock(hashtext('erasing'), hashtext(%(space)s))"
 
 ERASE_OPERATIONS = """
-SELECT erase_keys(
+SELECT erase_operations(
            %(space)s, %(seqs)s::bigint[], %(states)s::bytea[], %(salts)s::bytea[]
        )
 """
