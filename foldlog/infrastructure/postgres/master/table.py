@@ -130,7 +130,7 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
         params = {"collection": key[0], "id": key[1]}
         found = self._select(SELECT_ONE, Scope(space, at_least), params)
         if not found.rows:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return _records_page(found, found.rows, None)
 
     def local_ids(

@@ -106,7 +106,7 @@ class VersionReader(LiveReader):
         scope = Scope(space, query.at_least, needs_history=True)
         found = self._page(SELECT_VERSIONS[query.order], scope, params, query.limit)
         if not found.rows and not query.cursor:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         rows, lost = self._with_lost(
             SELECT_LOST[query.order], space, key, found.rows[: query.limit]
         )
