@@ -161,8 +161,9 @@ class Run:
             if outcome.times:
                 counts = outcome.answers
                 lines.append(
-                    f"| {name} | {outcome.times} | {counts['ok']} | {counts['storage-unavailable']} "
-                    f"| {counts['outcome-unknown']} | {counts['no answer']} "
+                    f"| {name} | {outcome.times} | {counts['ok']} "
+                    f"| {counts['storage-unavailable']} | {counts['outcome-unknown']} "
+                    f"| {counts['no answer']} "
                     f"| {outcome.longest:.1f} | {outcome.recovery:.1f} |"
                 )
         return "\n".join(lines)

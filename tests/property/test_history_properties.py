@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.history import Point
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
+from tests.examples import examples
 from tests.helpers import A, B, C, changeset, kept_conflict, new_id, push_of
 from tests.history import Past, all_as_of, texts, whole_diff, whole_history
 from tests.oracle import canonical
@@ -39,7 +40,7 @@ def push(store, space: str, head: int, device: str, lag: int, clock: int, ops: l
     return store.push(space, push_of(sent, device=device)).head
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(pushes, st.data())
 def test_any_moment_of_any_log(_shared_stores, log, data):
     """
@@ -58,7 +59,7 @@ def test_any_moment_of_any_log(_shared_stores, log, data):
     check_moments(store, space, data)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(pushes, st.data())
 def test_any_moment_of_any_log_in_memory(log, data):
     """
@@ -92,7 +93,7 @@ def live_fields(store, space: str, entry: Json) -> Json | None:
     return None if record["is_deleted"] else record["fields"]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(pushes)
 def test_what_lost_comes_back(log):
     """

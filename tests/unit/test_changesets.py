@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.changesets import (
@@ -21,6 +21,7 @@ from foldlog.domain.changesets import (
 )
 from foldlog.domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
+from tests.examples import examples
 from tests.helpers import A, B, add, changeset, delete, new_id, push_of, put
 
 Json = dict[str, Any]
@@ -398,7 +399,7 @@ def test_what_is_no_array_is_the_fault_of_none(raw):
     assert refused.value.extra == {}
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.data())
 def test_bytes_changed_on_the_way_are_read_or_refused_but_never_break_anything(data):
     """
