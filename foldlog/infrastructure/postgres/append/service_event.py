@@ -1,0 +1,70 @@
+"""Appending an event of the service itself, such as `token-granted` or `record-erased`."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Any
+
+from psycopg import Cursor
+
+from foldlog.domain.events import LogEntry, body_entry
+from foldlog.domain.proofs import SALT_BYTES
+from foldlog.domain.space_state import SpaceState
+from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+
+from .errors import Attempt
+from .spaces import create_space, lock_space
+
+
+class ServiceEventTransaction:
+    """A transaction that appends one event of the service to a space, or is rolled back.
+
+    `lock` comes first, then `append`. `cursor` serves all other statements of the transaction.
+    Statements before `lock` may wait for other locks, while pushes to the space continue. If the
+    block ends without `append`, all statements are rolled back.
+    """
+
+    def __init__(
+        self, cursor: Cursor[Any], recorder: LogRecorder, space: str, attempt: Attempt
+    ):
+        self.cursor = cursor
+        self.entry: LogEntry | None = None  #: the appended event
+        self._recorder = recorder
+        self._space = space
+        self._attempt = attempt
+
+    def lock(self, *, creates_space: bool = False) -> SpaceState:
+        """Locks the space and returns its state, with no devices and schemas loaded.
+
+        Raises `UnknownSpace` unless `creates_space`.
+        """
+        if creates_space:
+            create_space(self.cursor, self._space)
+        self.state, now_ms = lock_space(self.cursor, self._space)
+        #: of the event, in ms since 1970
+        self.received_at = self.state.next_received_at(now_ms)
+        return self.state
+
+    def append(self, kind: str, body: Any) -> LogEntry:
+        """Appends the event. The database sees it from here on, and readers after the commit."""
+        assert self.entry is None, "one event in a transaction"
+        self.entry = body_entry(
+            seq=self.state.head + 1,
+            kind=kind,
+            id=str(uuid.uuid4()),
+            received_at=self.received_at,
+            body=body,
+            salt=secrets.token_bytes(SALT_BYTES),
+        )
+        self._attempt.may_commit = True
+        is_appended = self._recorder.append(
+            self.cursor.connection,
+            self._space,
+            self.state.log,
+            self.state.mark,
+            [self.entry],
+            {},
+        )
+        assert is_appended, "decided under the lock"
+        return self.entry
