@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import count, islice
 
 import msgspec
 from psycopg import Connection
 
 from foldlog.domain import proofs
-from foldlog.domain.changesets import Operation
+from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.append.appender import create_space
@@ -68,21 +69,22 @@ def announce(database: Connection, space: str, head: int) -> None:
 
 
 def _entries(items: Iterator[Item]) -> Iterator[tuple[Item, LogEntry]]:
-    now, salts = parse_time(NOW), random.Random(1)
+    made_at, now, salts = datetime.fromisoformat(NOW), parse_time(NOW), random.Random(1)
     for seq, item in zip(count(1), items):
         fields = msgspec.json.decode(f"{{{item.fields}}}")
         entry = changeset_entry(
+            Changeset(
+                id=item.id,
+                base=item.base,
+                made_at=made_at,
+                ops=[WireOperation("put", COLLECTION, id=item.record, fields=fields)],
+                counter=item.counter,
+            ),
             seq=seq,
-            id=item.id,
             device=item.device,
-            counter=item.counter,
-            base=item.base,
-            made_at=now,
             received_at=now + seq,
             time=now,
-            guard=msgspec.UNSET,
             refusal=msgspec.UNSET,
-            ops=[Operation("put", COLLECTION, id=item.record, fields=fields)],
             salt=salts.randbytes(proofs.SALT_BYTES),
         )
         yield item, entry

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import secrets
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
+from foldlog.domain.changesets import Changeset
 from foldlog.domain.errors import FoldlogError
-from foldlog.domain.events import LogEntry, changeset_entry
+from foldlog.domain.events import Envelope, LogEntry, changeset_entry
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Range, RangeQuery
 from foldlog.domain.skipping import event_skipped_entry
@@ -19,6 +21,7 @@ from foldlog.infrastructure.postgres.log.tail_cache import CONFIRMED_SECONDS_MAX
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
 LOG = "log"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -41,17 +44,12 @@ def tails(clock):
 def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
     return [
         changeset_entry(
+            Changeset(id=new_id(), base=0, made_at=EPOCH, ops=[]),
             seq=seq,
-            id=new_id(),
             device=device,
-            counter=msgspec.UNSET,
-            base=0,
-            made_at=0,
             received_at=0,
             time=0,
-            guard=msgspec.UNSET,
             refusal=msgspec.UNSET,
-            ops=[],
             salt=secrets.token_bytes(32),
         )
         for seq in range(first, last + 1)
@@ -168,9 +166,7 @@ def test_memory_is_bounded(tails, monkeypatch):
 def test_what_was_read_before_a_skip_is_not_told_any_more(tails):
     """Readers of what is skipped may be given something else in its place: the database knows."""
     keep(tails, entries(1, 3))
-    skip = event_skipped_entry(
-        seq=4, id=new_id(), received_at=0, skipped=2, reason="r", by=None, salt=bytes(32)
-    )
+    skip = event_skipped_entry(Envelope(4, new_id(), 0, bytes(32)), 2, reason="r", by=None)
     keep(tails, [skip])
     assert tails.range_after("s", RangeQuery(2, 9)) is None
     assert seqs(tails.range_after("s", RangeQuery(3, 9))) == [4]

@@ -109,7 +109,7 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),
-            by=caller.signs(body.get("by")),
+            by=caller.attribution(body.get("by")),
             is_dry_run=body["dry_run"],
             force=body["force"],
             if_version=body.get("if_version"),

@@ -57,7 +57,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         tokens of an app's own sign-in a device need not be registered. A space that is not there
         is made.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)
         return json_reply(_told(device))
 
@@ -77,7 +77,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         stays. When this is answered, it is refused everywhere: that takes a second. Its streams
         end. A device that comes back takes a new id.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
         finally:

@@ -78,7 +78,11 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if not body["dry_run"] and found:
             keys = [one.key for one in found]
             erased = store.erase(
-                space, keys, reason=body["reason"], by=caller.signs(body.get("by")), tidies=True
+                space,
+                keys,
+                reason=body["reason"],
+                by=caller.attribution(body.get("by")),
+                tidies=True,
             )
             records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
         return json_reply(ErasureAnswer(body["dry_run"], records))

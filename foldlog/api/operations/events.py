@@ -19,7 +19,7 @@ from foldlog.api.shapes import examples
 from foldlog.api.shapes.queries import events_query, stream_query
 from foldlog.api.shapes.reading import read_last_event_id
 from foldlog.api.shapes.schemas import RangeSchema
-from foldlog.domain.access import Right, takes_rights_away
+from foldlog.domain.access import Right, is_revocation
 from foldlog.domain.errors import (
     FoldlogError,
     LogBehind,
@@ -149,7 +149,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 def _revoked_since(page: Range) -> int | None:
     """What a look at who calls has to have seen before they are told this page."""
-    return page.head if any(map(takes_rights_away, page.events)) else None
+    return page.head if any(map(is_revocation, page.events)) else None
 
 
 class _Authorization:

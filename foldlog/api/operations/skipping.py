@@ -53,7 +53,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         in every proof; what it says is folded nowhere any more. There is no way back.
         """
         found = store.skip(
-            space, body["seq"], reason=body["reason"], by=caller.signs(body.get("by"))
+            space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))
         )
         return json_reply(SkippedAnswer(found.seq, found.by_seq))
 

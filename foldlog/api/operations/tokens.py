@@ -75,7 +75,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
             expires_at=None if body.get("expires_at") is None else to_ms(body["expires_at"]),
         )
         id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         [token, *_] = registry.grant_all(spaces, id, digest, grant, by)
         return json_reply({"token": text, "spaces": spaces, **rendered_token(token)})
 
@@ -111,7 +111,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         When this is answered, the token is refused everywhere: that takes a second. Streams that
         it opened end. The second time nothing happens.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
         finally:

@@ -14,7 +14,7 @@ from marshmallow.validate import Length, OneOf, Regexp
 
 from foldlog.domain.access import NAME_LENGTH_MAX, Role
 from foldlog.domain.limits import LIMITS, Limits
-from foldlog.domain.names import BY_LENGTH_MAX, REASON_LENGTH_MAX, UNSHOWN
+from foldlog.domain.names import BY_LENGTH_MAX, REASON_LENGTH_MAX, UNPRINTABLE
 
 from .fields import (
     ChangesetsField,
@@ -722,7 +722,7 @@ def _kept_text(text: str, length_max: int, **kwargs: Any) -> fields.String:
     described = {
         "minLength": 1,
         "maxLength": length_max,
-        "pattern": rf"^[^{UNSHOWN}]*[^\s{UNSHOWN}][^{UNSHOWN}]*$",
+        "pattern": rf"^[^{UNPRINTABLE}]*[^\s{UNPRINTABLE}][^{UNPRINTABLE}]*$",
     }
     return fields.String(metadata={**about(text), **described}, **kwargs)
 

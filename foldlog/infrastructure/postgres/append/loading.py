@@ -14,7 +14,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.lookups import Lookups, keys_to_load, keys_unseen
 from foldlog.domain.merge import Key, Record
 from foldlog.domain.space_state import SpaceState
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array, uuid_array
 from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, marks_of
 
@@ -139,7 +139,7 @@ class Loader:
         counter_of, revoked = _counters_of(counters.fetchall())
         schemas = self._schemas.load(cursor, space, digests.fetchall())
         events = {
-            id: None if state is None else FORMS.upcast(topic, state)
+            id: None if state is None else UPCASTER.upcast(topic, state)
             for id, topic, state in known.fetchall()
         }
         lookups = Lookups(known=events, marks=marks_of(marks.fetchall()))

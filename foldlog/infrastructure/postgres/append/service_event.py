@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Cursor
 
-from foldlog.domain.events import LogEntry, body_entry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.space_state import SpaceState
 from foldlog.infrastructure.postgres.log.recorder import LogRecorder
@@ -41,30 +41,24 @@ class ServiceEventTransaction:
         """
         if creates_space:
             create_space(self.cursor, self._space)
-        self.state, now_ms = lock_space(self.cursor, self._space)
-        #: of the event, in ms since 1970
-        self.received_at = self.state.next_received_at(now_ms)
-        return self.state
-
-    def append(self, kind: str, body: Any) -> LogEntry:
-        """Appends the event. The database sees it from here on, and readers after the commit."""
-        assert self.entry is None, "one event in a transaction"
-        self.entry = body_entry(
-            seq=self.state.head + 1,
-            kind=kind,
+        self._state, now_ms = lock_space(self.cursor, self._space)
+        self.envelope = Envelope(
+            seq=self._state.head + 1,
             id=str(uuid.uuid4()),
-            received_at=self.received_at,
-            body=body,
+            received_at=self._state.next_received_at(now_ms),
             salt=secrets.token_bytes(SALT_BYTES),
         )
+        return self._state
+
+    def append(self, entry: LogEntry) -> None:
+        """Appends an event with this `envelope`.
+
+        The database sees the event from here on, and readers see it after the commit.
+        """
+        assert self.entry is None, "one event in a transaction"
+        self.entry = entry
         self._attempt.may_commit = True
         is_appended = self._recorder.append(
-            self.cursor.connection,
-            self._space,
-            self.state.log,
-            self.state.mark,
-            [self.entry],
-            {},
+            self.cursor.connection, self._space, self._state.log, self._state.mark, [entry], {}
         )
         assert is_appended, "decided under the lock"
-        return self.entry

@@ -16,7 +16,7 @@ from foldlog.domain.access import Device, devices_of
 from foldlog.domain.erasure import erasures_of
 from foldlog.domain.events import Event, LogEntry, decode_event
 from foldlog.domain.skipping import skips_of
-from foldlog.domain.upcasts import FORMS, Upcaster
+from foldlog.domain.upcasts import UPCASTER, Upcaster
 from foldlog.infrastructure.postgres.connection.arrays import (
     bigint_array,
     bytea_array,
@@ -140,7 +140,7 @@ class _NoTranscoder(Transcoder):
 class EventMapper(Mapper[str]):
     """Between the log's rows and events, whatever form they were stored in."""
 
-    def __init__(self, forms: Upcaster = FORMS) -> None:
+    def __init__(self, forms: Upcaster = UPCASTER) -> None:
         super().__init__(_NoTranscoder())
         self._forms = forms
 
@@ -229,7 +229,7 @@ class LogRecorder(PostgresAggregateRecorder):
             return self._copy(conn, space, entries, names)
         names |= {
             "seqs": bigint_array(entry.seq for entry in entries),
-            "topics": text_array(FORMS.topic_of(entry.kind) for entry in entries),
+            "topics": text_array(UPCASTER.topic_of(entry.kind) for entry in entries),
             "states": bytea_array(entry.state for entry in entries),
             "devices": uuid_array(entry.device for entry in entries),
             "times": bigint_array(entry.received_at for entry in entries),
@@ -289,7 +289,7 @@ def copy_rows(space: str, entries: Sequence[LogEntry]) -> bytes:
         parts += (
             start,
             _int8(entry.seq),
-            _text(FORMS.topic_of(entry.kind)),
+            _text(UPCASTER.topic_of(entry.kind)),
             _int4(len(entry.state)),
             entry.state,
             _LENGTH_OF_UUID,
