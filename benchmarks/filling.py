@@ -20,8 +20,8 @@ from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.append.appender import create_space
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
 from foldlog.infrastructure.postgres.log.wakeups import CHANNEL, NOTIFY
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .errors import BenchmarkFailed
 from .workload import COLLECTION, NOW, Item, Workload
@@ -46,7 +46,6 @@ def fill(
     )
     entries = _entries(item for items in history for item in items)
     with Datastore(url, pool_size_max=1) as datastore:
-        recorder = LogRecorder(datastore)
         with datastore.committed() as cursor:
             create_space(cursor, space)
             found = cursor.execute("SELECT log::text FROM spaces WHERE space = %s", (space,))
@@ -56,7 +55,7 @@ def fill(
             counters = {item.device: item.counter for item, _ in made}
             added = [entry for _, entry in made]
             with datastore.get_connection() as conn:
-                if not recorder.append(conn, space, log, mark, added, counters):
+                if not append_batch(conn, LogBatch(space, log, mark, added, counters)):
                     raise BenchmarkFailed(f"{space} was not empty")
             mark, done = added[-1].mark, done + len(added)
     if done != events:

@@ -13,7 +13,7 @@ from tests.conftest import PostgresStores
 from tests.helpers import changeset, new_id, push_of, put
 
 R, S = ("tasks", "r"), ("tasks", "s")
-CALL = "SELECT erase_keys('s', %s, %s, %s)"
+CALL = "SELECT erase_operations('s', %s, %s, %s)"
 
 
 @pytest.fixture
@@ -186,13 +186,13 @@ def test_a_role_without_the_right_is_refused(urls):
         conn.execute("GRANT SELECT ON events, erasures TO reader_of_logs")
         conn.execute("SET ROLE reader_of_logs")
         for statement in (
-            "SELECT erase_keys('s', '{3}', '{}', '{}')",
+            "SELECT erase_operations('s', '{3}', '{}', '{}')",
             "UPDATE events SET state = ''",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
                 conn.execute(statement)
         conn.execute("RESET ROLE")
-        conn.execute("GRANT EXECUTE ON FUNCTION erase_keys TO reader_of_logs")
+        conn.execute("GRANT EXECUTE ON FUNCTION erase_operations TO reader_of_logs")
         conn.execute("SET ROLE reader_of_logs")
         assert conn.execute(CALL, ([3], [state], [salt])).fetchall() == [(3,)]
         conn.rollback()
@@ -208,7 +208,7 @@ def test_no_search_path_leads_it_astray(urls):
             "CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS 'SELECT $1'"
         )
         conn.execute("SET search_path = pg_temp, public, pg_catalog")
-        conn.execute("SELECT public.erase_keys('s', %s, %s, %s)", ([3], [state], [salt]))
+        conn.execute("SELECT public.erase_operations('s', %s, %s, %s)", ([3], [state], [salt]))
 
 
 def test_not_even_with_triggers_off_for_a_replica(urls):

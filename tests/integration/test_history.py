@@ -28,7 +28,7 @@ from tests.integration.test_projector import assert_equals_fresh_fold, random_hi
 DOWNGRADE = """
 DROP TRIGGER events_are_append_only ON events;
 DROP FUNCTION pass_erasure_alone CASCADE;
-DROP FUNCTION erase_keys;
+DROP FUNCTION erase_operations;
 CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();

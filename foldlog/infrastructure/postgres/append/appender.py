@@ -31,12 +31,12 @@ from foldlog.domain.push_decider import PushDecider
 from foldlog.domain.space_state import SpaceState
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, is_lock_timeout
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .errors import Attempt, append_errors
 from .loading import Loader
 from .service_event import ServiceEventTransaction
-from .space_cache import CachedSpace, DatabaseClock, SpaceCache
+from .space_cache import DatabaseClock, SpaceCache
 
 #: spaces that are remembered as contended
 CONTENDED_MAX = 1_000
@@ -65,7 +65,6 @@ class Appender:
         cached_mark: Callable[[str, int], str | None] = lambda space, seq: None,
     ):
         self._datastore = datastore
-        self._recorder = LogRecorder(datastore)
         self._limits = limits
         self._loader = Loader(limits, cached_mark)
         self._cache = SpaceCache()
@@ -112,7 +111,7 @@ class Appender:
         decider, outcomes = self._decide(state, lookups, cached.clock, pushes)
         if not decider.entries or any(isinstance(outcome, Exception) for outcome in outcomes):
             return None
-        if not self._write(conn, space, decider):
+        if not _write(conn, space, decider):
             return None
         appended = Appended(outcomes, state.log, state.mark, decider.entries)
         cached.advance(decider.entries, decider.counters)
@@ -130,7 +129,7 @@ class Appender:
             decider, outcomes = self._decide(state, lookups, clock, pushes)
             if decider.entries:
                 attempt.may_commit = True
-                is_appended = self._write(conn, space, decider)
+                is_appended = _write(conn, space, decider)
                 assert is_appended, "decided under the lock"
             elif is_new and all(isinstance(outcome, Exception) for outcome in outcomes):
                 raise Rollback  # pushes that are all refused create no space
@@ -156,12 +155,6 @@ class Appender:
                 outcome.head = decider.head
         return decider, outcomes
 
-    def _write(self, conn: Connection[Any], space: str, decider: PushDecider) -> bool:
-        state = decider.state
-        return self._recorder.append(
-            conn, space, state.log, state.mark, decider.entries, decider.counters
-        )
-
     def _note_contended(self, space: str) -> None:
         if len(self._contended) >= CONTENDED_MAX:
             self._contended.clear()
@@ -174,10 +167,16 @@ class Appender:
         Raises `StorageUnavailable`, `OutcomeUnknown`.
         """
         with append_errors(self._datastore) as attempt, self._datastore.committed() as cursor:
-            transaction = ServiceEventTransaction(cursor, self._recorder, space, attempt)
+            transaction = ServiceEventTransaction(cursor, space, attempt)
             yield transaction
             if transaction.entry is None:
                 raise Rollback
+
+
+def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
+    """Appends the decided entries unless the space has another state than `decider.state`."""
+    log, mark = decider.state.log, decider.state.mark
+    return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from psycopg import Cursor
@@ -11,7 +13,7 @@ from psycopg import Cursor
 from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.space_state import SpaceState
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .errors import Attempt
 from .spaces import create_space, lock_space
@@ -25,12 +27,9 @@ class ServiceEventTransaction:
     block ends without `append`, all statements are rolled back.
     """
 
-    def __init__(
-        self, cursor: Cursor[Any], recorder: LogRecorder, space: str, attempt: Attempt
-    ):
+    def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
         self.cursor = cursor
         self.entry: LogEntry | None = None  #: the appended event
-        self._recorder = recorder
         self._space = space
         self._attempt = attempt
 
@@ -41,14 +40,14 @@ class ServiceEventTransaction:
         """
         if creates_space:
             create_space(self.cursor, self._space)
-        self._state, now_ms = lock_space(self.cursor, self._space)
+        self.state, now_ms = lock_space(self.cursor, self._space)
         self.envelope = Envelope(
-            seq=self._state.head + 1,
+            seq=self.state.head + 1,
             id=str(uuid.uuid4()),
-            received_at=self._state.next_received_at(now_ms),
+            received_at=self.state.next_received_at(now_ms),
             salt=secrets.token_bytes(SALT_BYTES),
         )
-        return self._state
+        return self.state
 
     def append(self, entry: LogEntry) -> None:
         """Appends an event with this `envelope`.
@@ -58,7 +57,10 @@ class ServiceEventTransaction:
         assert self.entry is None, "one event in a transaction"
         self.entry = entry
         self._attempt.may_commit = True
-        is_appended = self._recorder.append(
-            self.cursor.connection, self._space, self._state.log, self._state.mark, [entry], {}
-        )
+        batch = LogBatch(self._space, self.state.log, self.state.mark, [entry])
+        is_appended = append_batch(self.cursor.connection, batch)
         assert is_appended, "decided under the lock"
+
+
+#: of a space
+OpenServiceEvent = Callable[[str], AbstractContextManager[ServiceEventTransaction]]

@@ -47,9 +47,9 @@ PRIVILEGES: Mapping[str, str] = {
 VACUUMED = ("events", *MasterProjection.tables)
 MAINTAIN_SINCE = 17_00_00
 
-#: Doors that are closed to everybody else. Through `erase_keys` passes what is proved to be
+#: Doors that are closed to everybody else. Through `erase_operations` passes what is proved to be
 #: an erasure that the log tells of, whoever comes: so the service may, and no third role is needed.
-FUNCTIONS = ("erase_keys",)
+FUNCTIONS = ("erase_operations",)
 
 SELECT_PLACE = "SELECT current_database(), current_schema()"
 
