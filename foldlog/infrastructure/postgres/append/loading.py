@@ -142,8 +142,9 @@ class Loader:
             id: None if state is None else UPCASTER.upcast(topic, state)
             for id, topic, state in known.fetchall()
         }
-        lookups = Lookups(known=events, marks=marks_of(marks.fetchall()))
-        return SpaceState(*row, counter_of, revoked, schemas), lookups, clock
+        log, head, mark, received_at, erased_seq = row
+        state = SpaceState(log, head, mark, received_at, erased_seq, counter_of, revoked, schemas)
+        return state, Lookups(known=events, marks=marks_of(marks.fetchall())), clock
 
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
