@@ -130,7 +130,7 @@ class Replica:
     def collection(self, name: str) -> Collection:
         """Raises `ValueError` for what cannot name a collection."""
         if not is_collection(name):
-            raise ValueError("a collection is named by 1-64 of A-Z a-z 0-9 - _ .")
+            raise ValueError("a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
         return Collection(self, name)
 
     @contextmanager

@@ -13,8 +13,8 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
+from foldlog.api.shapes.admin_bodies import DefineBody
 from foldlog.api.shapes.answers import Collections, Definition
-from foldlog.api.shapes.bodies import DefineBody
 from foldlog.api.shapes.queries import CollectionQuery
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.collections import Outcome, Proposal

@@ -12,7 +12,7 @@ from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
-from foldlog.api.shapes.bodies import RegisterBody, RevokeBody
+from foldlog.api.shapes.admin_bodies import RegisterBody, RevokeBody
 from foldlog.api.shapes.queries import devices_query
 from foldlog.domain.access import Caller, Device, Right
 from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpace

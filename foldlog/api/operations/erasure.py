@@ -11,8 +11,8 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
+from foldlog.api.shapes.admin_bodies import erase_body
 from foldlog.api.shapes.answers import ErasedRecord, ErasureAnswer
-from foldlog.api.shapes.bodies import erase_body
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import (

@@ -11,8 +11,8 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
+from foldlog.api.shapes.admin_bodies import SkipBody
 from foldlog.api.shapes.answers import Skipped
-from foldlog.api.shapes.bodies import skip_body
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.errors import (
     Forbidden,
@@ -32,7 +32,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     @bp.post("/v1/admin/spaces/<space>/skip")
     @operation(
         Right.ADMIN,
-        body=JsonBody(skip_body(), limits),
+        body=JsonBody(SkipBody(), limits),
         body_example=examples.SKIP,
         answer=Skipped,
         example=examples.SKIPPED,

@@ -17,7 +17,7 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
-from foldlog.api.shapes.bodies import RevokeBody, grant_body
+from foldlog.api.shapes.admin_bodies import RevokeBody, grant_body
 from foldlog.api.shapes.queries import tokens_query
 from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
 from foldlog.domain.errors import (

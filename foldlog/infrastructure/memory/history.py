@@ -125,7 +125,7 @@ class MemoryHistory(MemorySpaces, History):
                 )
                 documents.append((step.head.seq, _encode(view)))
         if not documents:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         if query.order == "newest":
             documents.reverse()
         if after is not None:
