@@ -170,7 +170,7 @@ class Eraser:
             if rest and rest[0] > erased_seq:
                 erased_seq = self._append_event(transaction, key, reason, by)
                 count = _erase_in(cursor, space, key, rest[: self._erase_events])
-                self._projection.forget(cursor, space, generations, key)
+                self._projection.delete_record(cursor, space, generations, key)
                 rest = rest[self._erase_events :]
         for start in range(0, len(rest), self._erase_events):
             with self._datastore.writing() as cursor:
