@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.scripts.server.process import environment, serving
 
