@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
-from .collections import Schemas, needs_records, violated
+from .collections import Schemas, needs_records, schema_refusal
 from .erasure import erased_entry
 from .errors import (
     CounterGap,
@@ -319,7 +319,7 @@ class PushDecider:
             time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
             ops=list(changeset.ops),
         )
-        return violated(event, records, self._schemas)
+        return schema_refusal(event, records, self._schemas)
 
     def _entry(
         self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from foldlog.domain.additive import why_not_additive
+from foldlog.domain.additive import breaking_changes
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 
@@ -38,7 +38,7 @@ OLD = {
 
 
 def why(new, old=OLD):
-    found = why_not_additive(JsonSchema.checked(old, LIMITS), JsonSchema.checked(new, LIMITS))
+    found = breaking_changes(JsonSchema.checked(old, LIMITS), JsonSchema.checked(new, LIMITS))
     return [(violation.path, violation.reason) for violation in found]
 
 

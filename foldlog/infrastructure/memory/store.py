@@ -313,7 +313,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
                 op.key
                 for entry in here.entries
                 for op in decode_event(entry.state).ops
-                if wanted.names(op)
+                if wanted.selects(op)
             }
             return self._traces(here, {*wanted.keys, *found}, report).erasable()
 

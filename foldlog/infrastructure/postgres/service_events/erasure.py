@@ -126,7 +126,7 @@ class Eraser:
                 pages = _named(cursor, space, 0, head, [wanted.collection])
                 for through, rows in pages:
                     for _, state in rows:
-                        keys |= {op.key for op in decode_event(state).ops if wanted.names(op)}
+                        keys |= {op.key for op in decode_event(state).ops if wanted.selects(op)}
                     report(through, 2 * head)
             traces = ErasureScan(keys)
             done = head if wanted.collection is not None else 0
