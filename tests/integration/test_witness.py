@@ -76,7 +76,7 @@ class Party:
             keys=self.folder / "keys",
             last=self.folder / "checkpoints",
             origin=self.name,
-            on_signed=asked.ask,
+            on_signed=asked.submit,
         ).sign_all()
         asked.ask_all()
         return asked
@@ -214,7 +214,7 @@ def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_pat
         keys=ada.folder / "keys",
         last=ada.folder / "checkpoints",
         origin=ada.name,
-        on_signed=asked.ask,
+        on_signed=asked.submit,
     )
     assert signing.sign_all() == 2
     asked.ask_all()
