@@ -127,10 +127,10 @@ def is_texts(values):
 #: allow.
 IN_WORDS = {
     "this cursor is not one that an earlier page gave",
-    "needed with id",
+    "required together with `id`",
     "must not be after `to`",
-    "goes not with id",
-    "goes not with as_of; /diff tells both ends",
+    "not allowed together with `id`",
+    "not allowed together with `as_of`; /diff compares two moments",
     "name records, or a collection and `where`",
     "an operation names its record by either id or local_id",
     "a token of the role `device` names a device, and no other does",

@@ -102,8 +102,12 @@ def test_an_id_by_parameter_stands_alone(client):
     alone = client.get("records?id=r")
     paged = client.get("records?id=r&collection=tasks&changed_after=0")
 
-    assert alone.json["errors"] == [{"parameter": "collection", "detail": "needed with id"}]
-    assert paged.json["errors"] == [{"parameter": "changed_after", "detail": "goes not with id"}]
+    assert alone.json["errors"] == [
+        {"parameter": "collection", "detail": "required together with `id`"}
+    ]
+    assert paged.json["errors"] == [
+        {"parameter": "changed_after", "detail": "not allowed together with `id`"}
+    ]
     assert_problem(client.get("records?collection=tasks&id=never"), 404, "unknown-record")
 
 

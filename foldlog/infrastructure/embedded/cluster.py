@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 HBA = """\
 # Written by Foldlog: every connection needs a password, also root's. TCP is off.
-# `replication` is for pg_basebackup, see docs/backups.md.
+# `replication` is for pg_basebackup, see docs/how-to/back-up.md.
 local all all scram-sha-256
 local replication postgres scram-sha-256
 """

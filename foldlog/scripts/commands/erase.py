@@ -115,7 +115,9 @@ def erase_command(
             f"erased {spaced(len(erased))} records in {spaced(count)} events, {seconds:.1f} s; "
             f"the `record-erased` events start at seq {spaced(min(e.seq for e in erased))}"
         )
-    err.print("older backups, exports and replicas still hold the values: see docs/erasure.md")
+    err.print(
+        "older backups, exports and replicas still hold the values: docs/explanation/erasure.md"
+    )
 
 
 def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Selection:

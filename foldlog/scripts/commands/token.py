@@ -43,7 +43,7 @@ def token_command() -> None:
     "--role",
     type=click.Choice([role.value for role in Role]),
     required=True,
-    help="Give the token this role, which decides its rights (docs/access.md).",
+    help="Give the token this role, which decides its rights.",
 )
 @click.option(
     "--space",

@@ -45,8 +45,8 @@ tlog-tiles). The keys in keys.txt come from the archive itself: compare them wit
 got elsewhere.
 
 Verify it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint YOUR_SAVED_CHECKPOINT
-or independently with docs/verify_log.py, about a hundred lines of Python. docs/proofs.md describes
-the formats.
+or independently with docs/reference/verify_log.py, about a hundred lines of Python. The formats are
+described in docs/explanation/proofs.md.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, opened
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, open_checkpoint
 
 
 class Wrong(Exception):
@@ -45,10 +45,10 @@ class Claims:
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
 
 
-def open_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:
+def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:
     """Checks the signature and the log of a checkpoint. Raises `Wrong`."""
     try:
-        checkpoint, _ = opened(note, keys)
+        checkpoint, _ = open_checkpoint(note, keys)
     except InvalidNote as exc:
         raise Wrong(f"{name}: {exc}") from exc
     if log_of(checkpoint.origin) != log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from foldlog.domain.audit import NOT_OURS, Evidence, WrongEvent
+from foldlog.domain.audit import MALFORMED_ERRORS, Evidence, WrongEvent
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import fold
 
@@ -31,5 +31,5 @@ class Folded:
                     self.to_skip.add(event.skipped_seq)
                 if self.failed is None and self._seq not in self._skipped:
                     fold(self.records, event)
-            except NOT_OURS as exc:
+            except MALFORMED_ERRORS as exc:
                 self.failed = self.failed or WrongEvent(self._seq, f"it cannot be folded: {exc}")

@@ -24,7 +24,7 @@ from foldlog.domain.merkle import (
 from foldlog.domain.notes import Checkpoint, Verifier
 from foldlog.scripts.console import err, spaced
 
-from .claims import Claims, Wrong, open_checkpoint
+from .claims import Claims, Wrong, checked_checkpoint
 from .disk_backed import DiskBackedRecords
 from .folded import Folded
 from .sources import Batch, Source
@@ -109,7 +109,7 @@ class Verification:
 
     def _save_state(self, audit: LogAudit) -> None:
         if self._state_file is not None:
-            write_state(self._state_file, self._header, audit.place)
+            write_state(self._state_file, self._header, audit.cursor)
 
     # -- the claims
 
@@ -144,7 +144,7 @@ class Verification:
 
     def _open(self, note: bytes, name: str) -> Checkpoint:
         keys = self._keys or [Verifier.parse(vkey) for vkey in self._source.vkeys]
-        return open_checkpoint(note, keys, name, log=self._header.log)
+        return checked_checkpoint(note, keys, name, log=self._header.log)
 
     # -- the events
 

@@ -1,6 +1,6 @@
-// The sync loop of docs/protocol.md in Swift: a sketch to start a client of your own from.
+// The sync loop of docs/reference/protocol.md in Swift: a sketch to start a client of your own from.
 // `Store` is your local database; `transaction` must be one transaction there, and `fold` applies
-// an event to the local records by the rules of docs/merge.md. UUIDs are sent in lower case. `erase`
+// an event to the local records by the rules of docs/explanation/merge.md. UUIDs are sent in lower case. `erase`
 // makes a record a tombstone with that write, and forgets its values wherever you keep them: what
 // waits in the queue stays there, with `delete` in the place of its operations on the record.
 

@@ -1,6 +1,6 @@
-// The sync loop of docs/protocol.md in JavaScript: a sketch to start a client of your own from.
+// The sync loop of docs/reference/protocol.md in JavaScript: a sketch to start a client of your own from.
 // `db` is your local database; everything inside `db.transaction` must be one transaction there.
-// `fold(event)` applies an event to your local records by the rules of docs/merge.md. `erase(key,
+// `fold(event)` applies an event to your local records by the rules of docs/explanation/merge.md. `erase(key,
 // write)` makes a record a tombstone with that write, and forgets its values wherever you keep them:
 // what waits in the queue stays there, with `delete` in the place of its operations on the record.
 
