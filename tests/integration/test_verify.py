@@ -422,7 +422,7 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     monkeypatch.setattr(Datastore, "rows", counted)
     assert list(audited.stores.entries("s", through=440)) == whole
     assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
-    header = proofs_module.ExportHeader(1, "s", "log", 440)
+    header = proofs_module.ExportHeader("export", 1, "s", "log", 440)
     pieces = list(proofs_module._lines(audited.stores.log, header, 0, Lease()))
     assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
     assert max(map(len, pieces)) < 2_000 + largest + 200
