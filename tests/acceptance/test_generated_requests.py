@@ -131,15 +131,12 @@ IN_WORDS = {
     "must not be after `to`",
     "not allowed together with `id`",
     "not allowed together with `as_of`; /diff compares two moments",
-    "name records, or a collection and `where`",
-    "an operation names its record by either id or local_id",
-    "a token of the role `device` names a device, and no other does",
-    "`expires_at` is over already",
+    "select records by their keys, or by a collection and `where`",
+    "an operation must name its record by either id or local_id",
+    "only a token of the role `device` names a device, and it must name one",
+    "`expires_at` is in the past",
     # To Python, not to JSON Schema, the `$` of a pattern is before a last newline.
-    *(
-        f"`{name}` is one line, of characters that can be printed"
-        for name in ("reason", "by", "name")
-    ),
+    *(f"`{name}` must be one line of printable characters" for name in ("reason", "by", "name")),
 }
 CODES_IN_WORDS = {"limit-exceeded", "invalid-schema"}
 

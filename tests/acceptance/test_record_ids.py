@@ -126,7 +126,7 @@ def test_what_cannot_be_an_id_is_refused(client, id):
     PostgreSQL holds no NUL; and a limit has its name.
     """
     client.filled(put())
-    errors = [{"parameter": "id", "detail": "an id is 1-128 characters without NUL"}]
+    errors = [{"parameter": "id", "detail": "an id must be 1-128 characters without NUL"}]
 
     assert_problem(client.get(f"records/tasks/{id}"), 400, "invalid-request", errors=errors)
 

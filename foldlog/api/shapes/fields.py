@@ -95,15 +95,15 @@ space_name = _named(
 )
 collection_name = _named(
     is_collection,
-    "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
+    "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .",
     pattern=COLLECTION_PATTERN,
 )
 record_id = _named(
     is_record_id,
-    "an id is 1-128 characters without NUL",
+    "an id must be 1-128 characters without NUL",
     **RECORD_ID,
 )
-device_id = _named(is_uuid, "a device is a UUID in lower case", format="uuid")
+device_id = _named(is_uuid, "a device's id must be a UUID in lower case", format="uuid")
 token_id = _named(is_uuid, "the id of a token is a UUID in lower case", format="uuid")
 cursor_mark = _named(
     lambda mark: _MARK.fullmatch(mark) is not None,

@@ -274,7 +274,7 @@ class PostgresHistory(LiveReader, History):
             select_versions, space, names, query.limit, query.at_least, needs_history=True
         )
         if not found.rows and not query.cursor:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         rows, lost = self._with_lost(select_lost, space, names, found.rows[: query.limit])
         versions = [
             version_view(

@@ -231,7 +231,7 @@ class PostgresMasterTable(PostgresHistory, MasterTable):
         names = {"collection": key[0], "id": key[1]}
         found = self._select(SELECT_ONE, space, names, at_least)
         if not found.rows:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return _records_page(found, found.rows, None)
 
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
