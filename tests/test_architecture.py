@@ -85,7 +85,6 @@ PARTS = {
 #: Parts that another part makes for itself: the caller of that part cannot choose them.
 OWN_PARTS = {
     ("infrastructure/postgres/log/following.py", "Wakeups"),
-    ("infrastructure/postgres/rebuild/rebuild.py", "Projector"),
 }
 
 

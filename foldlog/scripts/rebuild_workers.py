@@ -21,7 +21,7 @@ from threading import Thread
 
 from foldlog.domain.errors import FoldlogError, OperatorError, Unavailable
 from foldlog.domain.limits import LIMITS, Limits
-from foldlog.infrastructure.postgres.rebuild.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild.batches import Halted
 from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder, Rebuilt
 from foldlog.infrastructure.wiring import rebuilder
 
@@ -80,7 +80,7 @@ def _rebuild(rebuilder: Rebuilder, space: str, task: Task) -> Outcome:
         return Outcome(space, rebuilder.rebuild(space, verify=task.verify, fresh=task.fresh))
     except RebuildDiffers as exc:
         return Outcome(space, differs=str(exc))
-    except Stopped as exc:
+    except Halted as exc:
         return Outcome(space, failed=f"{space}: an event cannot be processed: {exc}")
     except Unavailable:
         raise
