@@ -18,7 +18,7 @@ from foldlog.domain import proofs
 from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.times import parse_time
-from foldlog.infrastructure.postgres.append.appender import create_space
+from foldlog.infrastructure.postgres.append.spaces import create_space
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.wakeups import CHANNEL, NOTIFY
 from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch

@@ -178,7 +178,7 @@ def services(
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
         announcer = Announcer(datastore)
         store = PostgresEventStore(datastore, limits=settings.limits, on_append=announcer.announce)
-        follower = Follower(datastore, store.tails, store.read_on)
+        follower = Follower(datastore, store.tails, store.read_tail)
         try:
             yield Services(
                 datastore=datastore,

@@ -76,7 +76,7 @@ def test_a_space_that_is_locked_is_answered_in_time_and_holds_up_no_other(databa
         assert [store.push(space, push_of(changeset())).head for space in locked] == [
             2
         ] * COMMITTERS
-        assert not store._appender._stuck
+        assert not store._appender._contended
         store.close()
 
 

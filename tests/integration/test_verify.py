@@ -24,9 +24,9 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
-from foldlog.infrastructure.postgres import event_store as log_module
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.log import ranges as log_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.signing.keys import make_keys, read_keys

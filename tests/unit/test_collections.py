@@ -14,7 +14,7 @@ from foldlog.domain.collections import (
     needs_records,
 )
 from foldlog.domain.events import Envelope, decode_event, restored_entry
-from foldlog.domain.push_decider import keys_to_load
+from foldlog.domain.lookups import keys_to_load
 from tests.helpers import add, changeset, delete, push_of, put
 
 SALT = bytes(range(32))
@@ -106,4 +106,4 @@ def test_all_records_of_a_changeset_that_needs_one_are_loaded():
     clear = changeset(put("d", title="d"), put("e", "others"))
     keys = {("tasks", "a"), ("others", "b"), ("tasks", "c")}
     assert keys_to_load([push_of(unclear, clear)], schemas) == keys
-    assert keys_to_load([push_of(unclear, clear)]) == set()
+    assert keys_to_load([push_of(unclear, clear)], {}) == set()
