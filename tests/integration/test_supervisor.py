@@ -266,7 +266,7 @@ class SmallDatabase:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def tend(self) -> None: ...
+    def maintain(self) -> None: ...
 
     def die(self) -> None:
         assert self._process is not None

@@ -1,4 +1,4 @@
-"""Whatever was pushed and erased, in whatever order: proofs hold, and the values are gone."""
+"""After any pushes and erasures, in any order, proofs are valid and the values are gone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def test_old_checkpoints_hold_and_values_are_gone(seed, steps):
 @examples(50)
 @given(st.integers(0, 2**32), st.permutations(KEYS))
 def test_the_order_of_erasures_does_not_matter(seed, keys):
-    """
-    What is left of an event is the same bytes, and the same salts, whatever was erased first.
-    """
+    """Any order of erasures leaves the same bytes and the same salts."""
     life = Life(MemoryStore(), "s", seed)
     life.push()
     [entry] = life.store.entries("s", through=1)

@@ -1,4 +1,4 @@
-"""Whatever devices send, in any order: no record of a defined collection breaks its schema."""
+"""For any pushes in any order, the records of a defined collection are valid."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def operations(draw):
 
 @st.composite
 def sent(draw):
-    """A changeset, who sends it, and how far behind its maker was."""
+    """A changeset, its device, and how far the base lags."""
     ops = draw(st.lists(operations(), min_size=1, max_size=3))
     minute = draw(st.integers(0, 59))
     members = {"made_at": f"2026-11-23T08:{minute:02}:00Z"}
@@ -79,10 +79,8 @@ def push(store: MemoryStore, history, check=lambda before: None) -> None:
 
 @examples(150)
 @given(st.sampled_from([BY_FIELD, JOINED, FREE]), histories)
-def test_every_record_fits(raw, history):
-    """
-    Judged by the changeset alone where that is enough, and with the record where it is not.
-    """
+def test_every_record_is_valid(raw, history):
+    """Changesets are judged alone where this is possible, and otherwise with the record."""
     store, schema = MemoryStore(), JsonSchema.checked(raw, LIMITS)
     store.define("s", "tasks", Proposal(schema))
 
@@ -101,10 +99,8 @@ def faults(schema: JsonSchema, record: Record | None) -> set[tuple]:
 
 @examples(150)
 @given(st.sampled_from([BY_FIELD, JOINED, FREE]), histories, histories)
-def test_nothing_breaks_more_than_it_was_broken(raw, history, later):
-    """
-    After a definition that was forced onto records that do not fit.
-    """
+def test_invalid_records_get_no_new_violations(raw, history, later):
+    """After a definition that was forced onto invalid records."""
     store, schema = MemoryStore(), JsonSchema.checked(raw, LIMITS)
     push(store, history)
     store.define("s", "tasks", Proposal(schema, force=True))
