@@ -643,7 +643,7 @@ def events_at(url: str) -> list[dict]:
     return httpx.get(f"{url}/v1/spaces/home/events", params={"after": 0}).json()["events"]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_two_processes_sync_one_file(tmp_path, url):
     code = """
 tasks.put("taps")
@@ -674,7 +674,7 @@ def test_the_file_lock_excludes_other_syncs(home):
     assert a.sync().pushed == 1
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_between_send_and_answer(tmp_path, url):
     code = """
 tasks.put("taps", n=0)
@@ -698,7 +698,7 @@ replica.sync()
     assert len(events_at(url)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_within_a_local_commit(tmp_path, url):
     """The uncommitted records and changesets are gone."""
     code = """
@@ -719,7 +719,7 @@ with replica.changeset():
     assert [event["counter"] for event in events_at(url)] == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_while_an_answer_is_applied(tmp_path, url):
     """Cursor, records and queue change together."""
     code = """
