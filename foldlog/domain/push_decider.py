@@ -27,7 +27,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
-from .collections import needs_records, violated
+from .collections import needs_records, schema_refusal
 from .erasure import erased_entry
 from .errors import (
     CounterGap,
@@ -228,7 +228,7 @@ class PushDecider:
         refusal = stale(changeset, push.device, draft.records)
         if needs_schema and refusal is UNSET:
             event = self._event_to_check(push, changeset, seq)
-            refusal = violated(event, draft.records, schemas)
+            refusal = schema_refusal(event, draft.records, schemas)
         entry = self._without_erased(self._entry(push, changeset, seq, refusal), changeset)
         if len(entry.state) > self._limits.event_bytes_max:
             raise LimitExceeded("event_bytes_max", self._limits.event_bytes_max, index=index)

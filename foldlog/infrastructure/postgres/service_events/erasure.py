@@ -119,7 +119,7 @@ class Eraser:
                 done = head
                 for through, rows in _named(cursor, space, 0, head, [wanted.collection]):
                     for _, state in rows:
-                        keys |= {op.key for op in decode_event(state).ops if wanted.names(op)}
+                        keys |= {op.key for op in decode_event(state).ops if wanted.selects(op)}
                     report(through, 2 * head)
             scan = ErasureScan(keys)
             for through in _scan(cursor, space, scan, 0, head):
