@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint
@@ -10,6 +11,7 @@ from flask import Blueprint
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.queries import devices_query
@@ -70,7 +72,9 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         example=examples.REVOKED_DEVICE,
         problems=(*CHANGING, UnknownSpace),
     )
-    def revoke_device(space: str, device: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_device(
+        request: Request, space: str, device: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a device, for ever.
 
         Whatever token it holds, it may neither write nor read in this space any more; what it wrote
@@ -78,10 +82,11 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         end. A device that comes back takes a new id.
         """
         by = caller.signs(body.get("by"))
+        revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if nobody can tell what became of it
+            await access.forget()  # also if the outcome is unknown
         return json_reply(_told(revoked))
 
     return bp

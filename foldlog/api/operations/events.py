@@ -67,7 +67,7 @@ async def read_range(request: Request, store: EventStore, space: str, query: Ran
     """
 
     def read() -> Range:
-        request.rates.check_waited(request)
+        request.rates.check_waited(request.subject)
         return store.range_after(space, query)
 
     page = store.cached_range(space, query)
@@ -100,7 +100,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
                 await request.readmit()
             return json_reply(range_answer(page))
         deadline = time.monotonic() + query["wait"]
-        with request.rates.hold(request), request.watch(store, space) as growth:
+        with request.hold(), request.watch(store, space) as growth:
             page = await read_range(request, store, space, asked)
             while not page.events and not page.more and not growth.is_over:
                 rest = deadline - time.monotonic()
@@ -137,7 +137,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
             asked = msgspec.structs.replace(asked, after=last_id, mark=None)
-        held = request.rates.hold(request)
+        held = request.hold()
         with held.unless_it_fails():
             first = await read_range(request, store, space, asked)
         body = _messages(request, store, space, asked, first, limits, held)
@@ -212,9 +212,7 @@ async def _messages(
                 is_watched = True
         except Exception as exc:
             # The answer has begun and was promised to be well: what went wrong is a message.
-            document = problem_reply(exc, request).body
-            assert isinstance(document, bytes)
-            yield b"event: problem\ndata: %b\n\n" % document
+            yield b"event: problem\ndata: %b\n\n" % problem_reply(exc, request).content
 
 
 def _message(page: Range) -> bytes:

@@ -154,7 +154,7 @@ def proofs_blueprint(
         As `foldlog export` writes it: a line that names the log, and one for each event up to its
         `head`. Whoever audits a running service computes every hash anew from this.
         """
-        held = request.rates.hold(request, DOWNLOADS)
+        held = request.hold(DOWNLOADS)
         with held.unless_it_fails():
             page = await request.run(store.range_after, space, RangeQuery(0, 1))
         header = ExportHeader(1, space, page.log, page.head)

@@ -70,7 +70,7 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         A stream that does not end with a `cursor` of null was cut: throw away what came after the
         last one, ask again with that `cursor`, and keep the `seq` and `mark` of the first header.
         """
-        held = request.rates.hold(request, DOWNLOADS)
+        held = request.hold(DOWNLOADS)
         asked = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
         with held.unless_it_fails():
             found = await projected(request, space, partial(master.snapshot, space, **asked))

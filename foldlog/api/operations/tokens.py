@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.queries import tokens_query
@@ -105,17 +107,20 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         example=examples.REVOKED_TOKEN,
         problems=(*CHANGING, UnknownSpace, UnknownToken),
     )
-    def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_token(
+        request: Request, space: str, token: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a token in this space.
 
         When this is answered, the token is refused everywhere: that takes a second. Streams that
         it opened end. The second time nothing happens.
         """
         by = caller.signs(body.get("by"))
+        revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if nobody can tell what became of it
+            await access.forget()  # also if the outcome is unknown
         return json_reply(rendered_token(revoked))
 
     return bp
