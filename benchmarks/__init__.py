@@ -1,1 +1,1 @@
-"""How fast the service is, told as a part of what this machine allows. See docs/benchmarks.md."""
+"""How fast the service is, as a part of the machine's limit: docs/explanation/benchmarks.md."""

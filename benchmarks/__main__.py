@@ -24,7 +24,7 @@ from .rows import NAMES, chosen
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PUBLISHED = HERE / "published.json"
-DOCS = HERE.parent / "docs"
+DOCS = HERE.parent / "docs" / "explanation"
 
 
 @click.command()
@@ -36,7 +36,7 @@ DOCS = HERE.parent / "docs"
 def main(
     names: Sequence[str], quick: bool, rounds: int | None, events: int | None, publish: bool
 ) -> None:
-    """Measure what is named, or all but what takes long: see docs/benchmarks.md."""
+    """Measure what is named, or all but what takes long: see docs/explanation/benchmarks.md."""
     # Whoever ends us must not leave a service behind: this unwinds the stack.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     scale = QUICK if quick else FULL

@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.settings import read_settings
-from foldlog.scripts.server.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, reserve_port, serving
 from foldlog.scripts.server.sockets import listen
 
 from .connection import fetch, request
@@ -283,7 +283,7 @@ class Echo:
 @contextmanager
 def echoing(workers: int | None = None) -> Iterator[Echo]:
     """The echoes, served just as the service is: same server, and as many workers."""
-    port = free_port()
+    port = reserve_port()
     sockets = listen("127.0.0.1", port, workers or read_settings({}).web_workers)
     processes = [
         subprocess.Popen(

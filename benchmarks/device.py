@@ -27,7 +27,7 @@ from .workload import COLLECTION, Workload, push_of
 
 SPACE = "first-sync"
 BEGIN, END = "<!-- device -->", "<!-- /device -->"
-DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "explanation" / "benchmarks.md"
 LOCAL_WRITES = 500
 EDITS = 20
 

@@ -1,4 +1,4 @@
-"""A new device as docs/protocol.md tells it to start: it loads a snapshot, and follows from it."""
+"""A new device starts as docs/reference/protocol.md says: it loads a snapshot and follows."""
 
 from __future__ import annotations
 

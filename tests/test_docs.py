@@ -21,7 +21,10 @@ from foldlog.infrastructure.settings import VARIABLES
 from foldlog.scripts.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+PAGES = {
+    path.relative_to(ROOT / "docs").as_posix(): path.read_text("utf-8")
+    for path in (ROOT / "docs").rglob("*.md")
+}
 #: bases that are never raised themselves
 ABSTRACT = {"error", "push-conflict", "unavailable", "definition-conflict"}
 
@@ -41,7 +44,11 @@ def all_errors() -> set[type[FoldlogError]]:
 def test_every_error_code_is_explained():
     """In the protocol, or among the commands."""
     codes = {error.code for error in all_errors()} - ABSTRACT
-    told = PAGES["protocol.md"] + PAGES["commands.md"] + PAGES["client.md"]
+    told = (
+        PAGES["reference/protocol.md"]
+        + PAGES["reference/commands.md"]
+        + PAGES["how-to/use-the-client-library.md"]
+    )
     missing = [code for code in sorted(codes) if f"`{code}`" not in told]
     assert not missing
 
@@ -54,7 +61,7 @@ def test_codes_are_unique():
 
 def test_the_statuses_in_the_protocol_are_the_real_ones():
     by_code = {error.code: error for error in all_errors()}
-    rows = re.findall(r"^\| `([\w-]+)` \| (\d{3}) \|", PAGES["protocol.md"], re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d{3}) \|", PAGES["reference/protocol.md"], re.MULTILINE)
     assert len(rows) > 15
     for code, status in rows:
         assert int(status) in statuses_of(by_code[code]), code
@@ -63,15 +70,15 @@ def test_the_statuses_in_the_protocol_are_the_real_ones():
 @pytest.mark.parametrize("name", VARIABLES)
 def test_every_setting_is_explained(name):
     variable, default, _ = VARIABLES[name]
-    assert f"`{variable}`" in PAGES["commands.md"]
+    assert f"`{variable}`" in PAGES["reference/commands.md"]
     if default and name != "web_workers":
-        assert f"| `{variable}` | `{default}` |" in PAGES["commands.md"]
+        assert f"| `{variable}` | `{default}` |" in PAGES["reference/commands.md"]
 
 
 def test_every_limit_is_in_the_table_with_its_default():
     """And nothing else; those with a star cannot be set."""
     rows = re.findall(
-        r"^\| ((?:`\w+`(?:, )?)+)( \*)? \| ([\d, ]+) \|", PAGES["limits.md"], re.MULTILINE
+        r"^\| ((?:`\w+`(?:, )?)+)( \*)? \| ([\d, ]+) \|", PAGES["reference/limits.md"], re.MULTILINE
     )
     told, fixed = {}, set()
     for names, star, defaults in rows:
@@ -84,7 +91,7 @@ def test_every_limit_is_in_the_table_with_its_default():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_explained(command):
-    assert f"`foldlog {command}" in PAGES["commands.md"]
+    assert f"`foldlog {command}" in PAGES["reference/commands.md"]
 
 
 def test_every_route_is_told_in_its_page_or_by_the_service():
@@ -99,11 +106,15 @@ def test_every_route_is_told_in_its_page_or_by_the_service():
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/v1/spaces"):
             last = [part for part in rule.rule.split("/") if part and "<" not in part][-1]
-            assert re.search(rf"\b{last}\b", PAGES["protocol.md"] + PAGES["merge.md"]), rule.rule
+            assert re.search(
+                rf"\b{last}\b", PAGES["reference/protocol.md"] + PAGES["explanation/merge.md"]
+            ), rule.rule
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", PAGES[page]):
         if "://" not in target:
-            assert (ROOT / "docs" / target).exists(), f"{page} links to {target}"
+            assert (ROOT / "docs" / page).parent.joinpath(target).exists(), (
+                f"{page} links to {target}"
+            )

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ..connection import Answer, request
 from ..workload import Item
-from .peer import PAGE, HttpPeer, free_port, installed, server
+from .peer import PAGE, HttpPeer, installed, reserve_port, server
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"bench:secret").decode()}
 BUCKET = "/v1/buckets/bench"
@@ -74,7 +74,7 @@ class Kinto(HttpPeer):
         url = _sqlalchemy_url(self._url).replace("%", "%%")
         (folder / "kinto.ini").write_text(SETTINGS.format(url=url), "utf-8")
         (folder / "app.py").write_text(APP, "utf-8")
-        self.port = free_port()
+        self.port = reserve_port()
         migrate = f"{command} migrate --ini kinto.ini"
         serve = f"{gunicorn} -w 2 -k gthread --threads 8 --keep-alive 75 -b 127.0.0.1:{self.port}"
         shell = ["sh", "-c", f"{migrate} && exec {serve} app:application"]

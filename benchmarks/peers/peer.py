@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foldlog.scripts.server.process import environment, free_port
+from foldlog.scripts.server.process import environment, reserve_port
 
 from .. import bare
 from ..bench import Bench
@@ -233,4 +233,4 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], folder: Path) -> None
     raise BenchmarkFailed(f"{process.args!r} did not come up:\n{said}")
 
 
-__all__ = ["PAGE", "HttpPeer", "Peer", "free_port", "installed", "server"]
+__all__ = ["PAGE", "HttpPeer", "Peer", "installed", "reserve_port", "server"]

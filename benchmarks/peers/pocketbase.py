@@ -13,7 +13,7 @@ import msgspec
 
 from ..connection import Answer, request
 from ..workload import Item
-from .peer import PAGE, HttpPeer, free_port, installed, server
+from .peer import PAGE, HttpPeer, installed, reserve_port, server
 
 LOGIN = ("bench@example.org", "secret-secret")
 SETTINGS = {"batch": {"enabled": True, "maxRequests": 100, "timeout": 60}, "logs": {"maxDays": 0}}
@@ -41,7 +41,7 @@ class PocketBase(HttpPeer):
         subprocess.run(
             [command, "superuser", "upsert", *LOGIN, *where], check=True, capture_output=True
         )
-        self.port = free_port()
+        self.port = reserve_port()
         serve = [command, "serve", "--http", f"127.0.0.1:{self.port}", "--automigrate=0", *where]
         with server(serve, folder, self.port):
             path = "/api/collections/_superusers/auth-with-password"

@@ -14,7 +14,7 @@ import msgspec
 
 from ..connection import Answer, request
 from ..workload import Item
-from .peer import PAGE, HttpPeer, free_port, installed, server
+from .peer import PAGE, HttpPeer, installed, reserve_port, server
 
 
 class _Page(msgspec.Struct):
@@ -31,7 +31,7 @@ class PouchDB(HttpPeer):
         folder = self.bench.data / "pouchdb"
         folder.mkdir()
         (folder / "config.json").write_text('{"log":{"level":"none"}}', "utf-8")
-        self.port = free_port()
+        self.port = reserve_port()
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--dir", str(folder)]
         options = ["--config", str(folder / "config.json"), "--no-stdout-logs"]
         with server([command, *where, *options], folder, self.port):

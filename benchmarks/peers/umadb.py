@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import BenchmarkFailed
 from ..figures import Figure
-from .peer import PAGE, Peer, free_port, installed, server
+from .peer import PAGE, Peer, installed, reserve_port, server
 
 DRIVER = "benchmarks.peers.umadb_driver"
 
@@ -25,7 +25,7 @@ class UmaDB(Peer):
     @contextmanager
     def running(self) -> Iterator[None]:
         command = installed("bin", "umadb")
-        port = free_port()
+        port = reserve_port()
         self._url = f"http://127.0.0.1:{port}"
         folder = self.bench.data / "umadb"
         serve = [command, "--listen", f"127.0.0.1:{port}", "--db-path", str(folder / "data")]

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from marshmallow import Schema
-
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply
 from foldlog.api.http.requests import Request
-from foldlog.api.shapes.queries import Parameters, read_path, read_query
+from foldlog.api.shapes.reading import Parameters, read_path, read_query
 from foldlog.domain.access import EVERY_SPACE, Right
 from foldlog.domain.errors import FoldlogError
 
@@ -37,7 +35,7 @@ class Lines:
     """An answer of JSON lines, and what a line may be: {its name: (schema, example)}."""
 
     about: str
-    kinds: Mapping[str, tuple[type[Schema], Any]]
+    kinds: Mapping[str, tuple[type, Any]]
 
 
 class Operation:
@@ -48,7 +46,7 @@ class Operation:
         view: View,
         right: Right,
         *,
-        answer: type[Schema] | Schema | Lines | None,
+        answer: type | Lines | None,
         example: Any,
         query: Parameters,
         body: JsonBody | None,
@@ -106,7 +104,7 @@ class Operation:
 def operation(
     right: Right,
     *,
-    answer: type[Schema] | Schema | Lines | None = None,
+    answer: type | Lines | None = None,
     example: Any = None,
     query: Parameters = NO_PARAMETERS,
     body: JsonBody | None = None,

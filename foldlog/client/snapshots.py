@@ -1,9 +1,10 @@
 """Loading a snapshot: the records as they are, instead of the log that made them.
 
-A snapshot is a stream of lines (docs/protocol.md): a header with the seq that the device will
-follow from, records, and after each page the seq at which its records are true and a cursor. Each
-page is kept in one local transaction with its cursor, so a download that breaks goes on where it
-was, also after a kill. Until the last line the records that were there before are shown.
+A snapshot is a stream of lines (docs/reference/protocol.md): a header with the seq that the
+device will follow from, records, and after each page the seq at which its records are true and a
+cursor. Each page is kept in one local transaction with its cursor, so a download that breaks
+goes on where it was, also after a kill. Until the last line the
+records that were there before are shown.
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from .erasure import BY_LENGTH_MAX, check_reason, check_text
 from .errors import DeviceRevoked, Forbidden, InvalidRequest
 from .events import LogEntry, body_entry, decode_event
-from .names import is_shown, is_space, is_uuid
+from .names import BY_LENGTH_MAX, check_reason, check_text, is_shown, is_space, is_uuid
 
 #: in the place of a space: all of them
 EVERY_SPACE = ""

@@ -17,11 +17,7 @@ from . import proofs
 from .changesets import Key, Operation
 from .errors import InvalidRequest, UnknownRecord
 from .events import RECORD_ERASED, LogEntry, body_entry, committed, decode_event
-from .names import is_shown
 from .values import ABSENT, same
-
-REASON_LENGTH_MAX = 500
-BY_LENGTH_MAX = 200
 
 _encode = msgspec.json.encode
 
@@ -33,20 +29,6 @@ class _Body(msgspec.Struct, omit_defaults=True):
     id: str
     reason: str
     by: str | None = None
-
-
-def check_reason(reason: str, by: str | None) -> None:
-    """Raises `InvalidRequest`. Both stay in the log for ever: there is no erasing them."""
-    check_text("reason", reason, REASON_LENGTH_MAX)
-    check_text("by", "-" if by is None else by, BY_LENGTH_MAX)
-
-
-def check_text(name: str, text: str, length_max: int) -> None:
-    """Raises `InvalidRequest`. What is printed does nothing to the terminal that shows it."""
-    if not text.strip() or len(text) > length_max:
-        raise InvalidRequest(f"`{name}` is text of 1-{length_max} characters")
-    if not is_shown(text):
-        raise InvalidRequest(f"`{name}` is one line, of characters that can be printed")
 
 
 def record_erased_entry(

@@ -149,6 +149,9 @@ class UnknownSpace(NotFound):
 
     code = "unknown-space"
 
+    def __init__(self, space: str):
+        super().__init__(f"there is no space {space!r}")
+
 
 class UnknownRecord(NotFound):
     """There is no such record, and never was."""

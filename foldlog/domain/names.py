@@ -8,7 +8,12 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
+from .errors import InvalidRequest
 from .limits import LIMITS
+
+#: in characters
+REASON_LENGTH_MAX = 500
+BY_LENGTH_MAX = 200
 
 _SPACE = re.compile(rf"[a-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
 _COLLECTION = re.compile(rf"[A-Za-z0-9._-]{{1,{LIMITS.name_length_max}}}", re.ASCII)
@@ -59,6 +64,26 @@ _UNSHOWN = re.compile(rf"[{UNSHOWN}\ud800-\udfff]")
 def is_shown(text: str) -> bool:
     """Whether the text, printed, is all that a terminal makes of it."""
     return _UNSHOWN.search(text) is None
+
+
+def check_reason(reason: str, by: str | None) -> None:
+    """Checks the reason for an action and the name of the person behind it.
+
+    Both stay in the log for ever, even after an erasure. Raises `InvalidRequest`.
+    """
+    check_text("reason", reason, REASON_LENGTH_MAX)
+    check_text("by", "-" if by is None else by, BY_LENGTH_MAX)
+
+
+def check_text(name: str, text: str, length_max: int) -> None:
+    """Checks that a text is one line of printable characters. Raises `InvalidRequest`.
+
+    Control characters are refused because they could change the terminal that prints the text.
+    """
+    if not text.strip() or len(text) > length_max:
+        raise InvalidRequest(f"`{name}` is text of 1-{length_max} characters")
+    if not is_shown(text):
+        raise InvalidRequest(f"`{name}` is one line, of characters that can be printed")
 
 
 def time_ordered_id(now_ms: int, random: int) -> str:

@@ -2,8 +2,8 @@
 
 An event's bytes are never rewritten. When a kind gets a new form, what was written before is
 brought to it while it is read, one version after the other, by a function of the table below. So
-the rest of the code knows one form of each kind, the newest. docs/schemas.md says what else a new
-form needs.
+the rest of the code knows one form of each kind, the newest. CONTRIBUTING.md says what
+else a new form needs.
 """
 
 from __future__ import annotations

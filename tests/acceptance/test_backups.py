@@ -1,4 +1,4 @@
-"""The backups of docs/backups.md: made while the service runs, restored, and served."""
+"""The backups of docs/how-to/back-up.md: made while the service runs, restored, and served."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from foldlog.scripts.server.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, reserve_port, serving
 from tests.helpers import A, B, changeset, put
 
 FOLDLOG = (sys.executable, "-m", "foldlog")
@@ -43,12 +43,12 @@ def bearer(token: str) -> dict[str, str]:
 def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
     """Two workers, so that each has to forget who was revoked."""
     two = CLOSED | {"FOLDLOG_WEB_WORKERS": "2"}
-    with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
+    with serving(FOLDLOG, str(data_folder), reserve_port(), two) as url:
         told = (data_folder / "serve.log").read_text()
         [token] = re.findall(r"^\s*(foldlog_\S{43})$", told, re.MULTILINE)
         granted = check_roles(url, token, run)
     assert_only_the_log_of_serve_has(data_folder, token)
-    with serving(FOLDLOG, str(data_folder), free_port(), two) as url:
+    with serving(FOLDLOG, str(data_folder), reserve_port(), two) as url:
         assert httpx.get(f"{url}/metrics", headers=bearer(token)).status_code == 200
     for secret in (token, *granted):  # the second start has another log
         assert files_with(data_folder, secret) == []
@@ -117,4 +117,4 @@ def check_roles(url: str, admin: str, run) -> list[str]:
 def test_open_is_for_this_machine_alone(run, monkeypatch):
     monkeypatch.setenv("FOLDLOG_ACCESS", "open")
     monkeypatch.setenv("FOLDLOG_HOST", "0.0.0.0")
-    run("serve", "--port", str(free_port()), code=3)
+    run("serve", "--port", str(reserve_port()), code=3)

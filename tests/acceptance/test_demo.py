@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foldlog.scripts.history import read_history, tree_of
+from foldlog.scripts.demo.history import read_history, tree_of
 from foldlog.scripts.server.process import environment, serving
 
 FOLDLOG = str(Path(sys.executable).with_name("foldlog"))

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from foldlog.scripts.server.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, is_ready, reserve_port
 from tests.helpers import changeset, new_id, put
 
 KILLS = 20
@@ -29,7 +29,7 @@ class Service:
     """`foldlog serve`, started again whenever it is gone."""
 
     def __init__(self, folder):
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (folder / "service.log").open("ab")
         self._command = [

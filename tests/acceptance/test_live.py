@@ -26,7 +26,7 @@ from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.scripts.server import protocol, web
 from foldlog.scripts.server import sockets as listening
-from foldlog.scripts.server.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, is_ready, reserve_port
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
 from .live import SENT_AT, Connection, Space, Stream, request_of, served, until
@@ -836,7 +836,7 @@ class Service:
     """`foldlog serve --workers 2`."""
 
     def __init__(self, folder: Path):
-        self.port = free_port()
+        self.port = reserve_port()
         self.log = folder / "service.log"
         command = [sys.executable, "-m", "foldlog", "serve", "--workers", "2"]
         with self.log.open("wb") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foldlog.scripts.server.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, reserve_port, serving
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"^```(sh serve|sh|json)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,7 +40,7 @@ def assert_told(told, found, path="$"):
 @pytest.mark.slow
 def test_the_five_minutes(data_folder):
     """Typed as printed, but for the port and the folder, every answer is the printed one."""
-    port = free_port()
+    port = reserve_port()
     answered = 0
     output = ""
     with serving([FOLDLOG], str(data_folder / "my-data"), port=port):

@@ -20,7 +20,7 @@ import pytest
 
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.scripts.server.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, is_ready, reserve_port
 from tests.helpers import A, changeset, put
 
 ADMIN = "planted-admin-token-0123456789"
@@ -37,7 +37,7 @@ class Service:
     def __init__(self, folder: Path, env: dict[str, str]):
         self.planted = {"admin": ADMIN, "token": TOKEN, "jwt": JWT}
         self.data = folder / "data"
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.said = folder / "said"
         self.heard: list[bytes] = []

@@ -19,7 +19,7 @@ from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import B, changeset, push_of, put
 
 TOKEN = "an admin's token for the tests"
-SKETCH = Path(__file__).parents[2] / "docs" / "sketches" / "sync.mjs"
+SKETCH = Path(__file__).parents[2] / "docs" / "reference" / "sketches" / "sync.mjs"
 
 #: The smallest local database that the sketch can work with: in memory, and a fold of last writes.
 DRIVER = """

@@ -207,11 +207,13 @@ def test_the_pace_adapts():
     assert not pace.is_failing
 
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "client.md").read_text("utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "use-the-client-library.md").read_text(
+    "utf-8"
+)
 
 
 def test_the_guide_runs(device, app, tmp_path, monkeypatch):
-    """Every Python block of docs/client.md, one after another, on a real service."""
+    """Every Python block of the client's guide, one after another, on a real service."""
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)

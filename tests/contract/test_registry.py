@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from foldlog.domain import ports
 from foldlog.domain.access import EVERY_SPACE, Grant, Role
 from foldlog.domain.errors import (
     DeviceRevoked,
@@ -16,6 +15,7 @@ from foldlog.domain.errors import (
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import GRANT_FAILED, encode_cursor
+from foldlog.domain.ports import registry as ports_registry
 from tests.helpers import A, B, a_token, changeset, new_id, push_of, put
 
 LATER_MS = 4_000_000_000_000
@@ -283,7 +283,7 @@ def test_paging_the_devices_visits_each_once(store, space):
 
 def test_all_are_more_than_a_page(grant, store, space, monkeypatch):
     """Commands list all of them."""
-    monkeypatch.setattr(ports, "LIMITS", Limits(page_records_max=2))
+    monkeypatch.setattr(ports_registry, "LIMITS", Limits(page_records_max=2))
     granted = {grant("device", device=new_id())[0].id for _ in range(5)}
     assert {token.id for token in store.tokens(space)} == granted
     assert len(store.tokens(space)) == len(store.devices(space)) == 5

@@ -65,7 +65,7 @@ def test_the_header_says_where_to_follow_from(store, lived_in):  # noqa: F811
 
 def test_a_line_has_these_members(store, space):
     """
-    The wire format of docs/protocol.md, in one order, the values exactly as they were sent.
+    The wire format of docs/reference/protocol.md, in one order, the values as they were sent.
     """
     sync(store, space, put("r", **NASTY), put("s", a=1), put("s", b=1))
     head = sync(store, space, delete("r"), add("s", a=1), put("t"), base=1, device=B)

@@ -24,7 +24,7 @@ from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.signing.keys import make_keys
-from foldlog.scripts.server.process import environment, free_port, is_ready
+from foldlog.scripts.server.process import environment, is_ready, reserve_port
 
 from .proxy import CUTS, SLOW, Proxy
 
@@ -50,7 +50,7 @@ class Service:
     def __init__(self, folder: Path, database_url: str):
         self._folder = folder
         make_keys(folder / "keys")
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (folder / "service.log").open("ab")
         self._command = [

@@ -151,7 +151,7 @@ class Run:
         return found
 
     def table(self) -> str:
-        """Faults x outcome, as in docs/reliability.md."""
+        """Faults x outcome, as in docs/explanation/reliability.md."""
         lines = [
             "| fault | times | ok | 503 storage-unavailable | 503 outcome-unknown | no answer "
             "| longest answer, s | served again after, s |",

@@ -17,7 +17,7 @@ import pytest
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.server import HttpServer
-from foldlog.scripts.server.process import environment, free_port, serving
+from foldlog.scripts.server.process import environment, reserve_port, serving
 
 from .faults import ADMIN_TOKEN, bearer
 
@@ -98,7 +98,7 @@ def test_devices_heal_an_old_base_backup_that_is_restored_under_load(data_folder
     """Nothing that they made is lost or there twice, whatever the old server had acknowledged; and
     all of them have the same in the end."""
     old, new, backup = data_folder / "old", data_folder / "new", data_folder / "backup"
-    port = free_port()
+    port = reserve_port()
     with serving(FOLDLOG, str(old), port, CLOSED) as url:
         devices = [Device(data_folder, number, url) for number in range(DEVICES)]
         devices[0].replica.collection("tasks").put("total", count=0)

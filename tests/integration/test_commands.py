@@ -18,7 +18,7 @@ from foldlog.domain.errors import DeviceRevoked
 from foldlog.domain.ports import RangeQuery
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
-from foldlog.scripts.rebuild_many import Task, rebuild_many
+from foldlog.scripts.rebuild_workers import Task, rebuild_many
 from tests.conftest import as_service
 from tests.helpers import (
     A,

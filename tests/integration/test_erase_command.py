@@ -48,7 +48,7 @@ def test_ids_from_a_file_and_a_value_as_json(erase, stores):
     result = erase("tasks", "--where", "n=1", "--where", "mail=x", "--reason", "why", "--yes")
     assert result.stdout == "tasks\ta\t2\n"
     assert "erased 1 records in 2 events" in result.stderr
-    assert "record-erased" in result.stderr and "docs/erasure.md" in result.stderr
+    assert "record-erased" in result.stderr and "docs/explanation/erasure.md" in result.stderr
 
 
 def test_erasing_again_says_so(erase):

@@ -18,7 +18,7 @@ from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.postgres.status import gauges, status
-from foldlog.scripts.history import read_history, tree_of
+from foldlog.scripts.demo.history import read_history, tree_of
 from tests.conftest import PostgresStores
 from tests.helpers import A, B, C, changeset, push_of, put
 from tests.history import Past, all_as_of, texts, whole_diff

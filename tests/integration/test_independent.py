@@ -162,7 +162,7 @@ def test_pymerkle_makes_the_same_tree(audited, mirror):  # noqa: F811
 
 
 def small(audited, file: str, *words: str) -> subprocess.CompletedProcess:  # noqa: F811
-    script = ROOT / "docs/verify_log.py"
+    script = ROOT / "docs/reference/verify_log.py"
     return subprocess.run(
         [sys.executable, "-I", script, file, "--key", audited.vkey, *words],
         capture_output=True,
@@ -240,7 +240,7 @@ def test_the_small_verifier_takes_the_keys_of_before_and_after(audited):  # noqa
 
 def test_the_small_verifier_is_small():
     """About a hundred lines, and nothing of ours."""
-    text = (ROOT / "docs/verify_log.py").read_text("utf-8")
+    text = (ROOT / "docs/reference/verify_log.py").read_text("utf-8")
     assert len(text.splitlines()) < 160
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
     assert set(imported) - set(sys.stdlib_module_names) == {"cryptography"}

@@ -26,7 +26,7 @@ from foldlog.infrastructure.postgres.rebuild import projector as projector_modul
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import gauges, status
-from foldlog.scripts.replay import fold_all, sorted_records
+from foldlog.scripts.commands.replay import fold_all, sorted_records
 from tests.helpers import A, B, C, add, changeset, delete, kept_conflict, new_id, push_of, put
 
 

@@ -223,7 +223,7 @@ def test_without_a_key_nothing_is_signed(stores, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [StorageUnavailable(), UnknownSpace(), BeyondTree(), RuntimeError("unforeseen")]
+    "error", [StorageUnavailable(), UnknownSpace("s"), BeyondTree(), RuntimeError("unforeseen")]
 )
 def test_nothing_ends_the_thread_that_signs(stores, keys, tmp_path, monkeypatch, error):
     """A connection that breaks in the middle, a tree that is swapped, a fault of ours."""

@@ -15,7 +15,7 @@ from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.postgres.status import status
-from foldlog.scripts.replay import fold_all, sorted_records
+from foldlog.scripts.commands.replay import fold_all, sorted_records
 from tests.helpers import A, changeset, pull_all, push_of, put
 from tests.integration.test_projector import master_status, poison
 from tests.integration.test_proof_tiles import tiles_of

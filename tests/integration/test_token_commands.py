@@ -11,7 +11,7 @@ import pytest
 
 from foldlog.domain.access import EVERY_SPACE, FIRST_TOKEN, Grant, Role
 from foldlog.infrastructure.settings import read_settings
-from foldlog.scripts import serve, token
+from foldlog.scripts.commands import serve, token
 from tests.conftest import as_service
 from tests.helpers import A, a_token, new_id
 from tests.integration.test_commands import run

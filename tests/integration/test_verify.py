@@ -31,11 +31,11 @@ from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.infrastructure.signing.signer import CheckpointSigner
-from foldlog.scripts import archive as archive_module
-from foldlog.scripts import verify as verify_module
-from foldlog.scripts.disk_backed import DiskBackedRecords
-from foldlog.scripts.export_lines import line_of
+from foldlog.scripts.commands import verify as verify_module
+from foldlog.scripts.exports import archive as archive_module
+from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
+from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 

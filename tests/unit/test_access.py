@@ -26,7 +26,6 @@ from foldlog.domain.access import (
     digest_of,
     takes_rights_away,
 )
-from foldlog.domain.erasure import check_reason
 from foldlog.domain.errors import (
     DeviceRevoked,
     Forbidden,
@@ -36,7 +35,7 @@ from foldlog.domain.errors import (
     StorageUnavailable,
     Unauthenticated,
 )
-from foldlog.domain.names import is_loopback
+from foldlog.domain.names import check_reason, is_loopback
 from foldlog.infrastructure.jwts import SECONDS_MAX
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import InvalidSettings, read_settings

@@ -147,7 +147,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     MethodNotAllowed: Entry("The `Allow` header lists the methods.", MethodNotAllowed()),
     UnknownSpace: Entry(
         "A space comes to be by the first push or sync to it.",
-        UnknownSpace("there is no space 'family-list'"),
+        UnknownSpace("family-list"),
     ),
     UnknownRecord: Entry(
         "A deleted record would have been answered as a tombstone: this one never was.",

@@ -18,7 +18,7 @@ from foldlog.api.http.logging import path_template
 from foldlog.api.http.problems import MEDIA_TYPE, InternalError, statuses_of
 from foldlog.api.operation import Lines, Operation
 from foldlog.api.shapes.fields import CommaList
-from foldlog.api.shapes.queries import PATH_PARAMETERS
+from foldlog.api.shapes.reading import PATH_PARAMETERS
 from foldlog.api.shapes.schemas import ProblemSchema
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (

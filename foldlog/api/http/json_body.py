@@ -15,7 +15,7 @@ import msgspec
 from marshmallow import Schema, ValidationError
 
 from foldlog.api.shapes.fields import ChangesetsField
-from foldlog.api.shapes.queries import flat
+from foldlog.api.shapes.reading import flat
 from foldlog.domain.changesets import array_in, check_searchable
 from foldlog.domain.errors import InvalidRequest, LimitExceeded
 from foldlog.domain.limits import Limits

@@ -15,7 +15,7 @@ from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.schemas import ErasureAnswerSchema, erase_body
 from foldlog.domain.access import Caller, Right
-from foldlog.domain.erasure import Selection, check_reason
+from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import (
     Forbidden,
     LimitExceeded,
@@ -26,6 +26,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
 )
 from foldlog.domain.limits import Limits
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import EventStore
 
 

@@ -16,7 +16,8 @@ from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import Lines, operation
 from foldlog.api.shapes import examples
-from foldlog.api.shapes.queries import events_query, read_last_event_id, stream_query
+from foldlog.api.shapes.queries import events_query, stream_query
+from foldlog.api.shapes.reading import read_last_event_id
 from foldlog.api.shapes.schemas import RangeSchema
 from foldlog.domain.access import Right, takes_rights_away
 from foldlog.domain.errors import (

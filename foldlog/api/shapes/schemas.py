@@ -13,9 +13,8 @@ from marshmallow import EXCLUDE, INCLUDE, RAISE, Schema, fields
 from marshmallow.validate import Length, OneOf, Regexp
 
 from foldlog.domain.access import NAME_LENGTH_MAX, Role
-from foldlog.domain.erasure import BY_LENGTH_MAX, REASON_LENGTH_MAX
 from foldlog.domain.limits import LIMITS, Limits
-from foldlog.domain.names import UNSHOWN
+from foldlog.domain.names import BY_LENGTH_MAX, REASON_LENGTH_MAX, UNSHOWN
 
 from .fields import (
     ChangesetsField,

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 HBA = """\
 # Written by Foldlog: a password for everybody, the machine's own root included. There is no TCP.
-# `replication` is for pg_basebackup, see docs/backups.md.
+# `replication` is for pg_basebackup, see docs/how-to/back-up.md.
 local all all scram-sha-256
 local replication postgres scram-sha-256
 """

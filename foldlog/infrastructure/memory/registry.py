@@ -28,9 +28,9 @@ from foldlog.domain.access import (
     check_name,
     devices_of,
 )
-from foldlog.domain.erasure import check_reason
 from foldlog.domain.errors import DeviceRevoked, UnknownToken
 from foldlog.domain.events import LogEntry
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.times import format_time

@@ -37,7 +37,6 @@ from foldlog.domain.erasure import (
     Erased,
     Selection,
     Traces,
-    check_reason,
     erased_entry,
     record_erased_entry,
 )
@@ -56,6 +55,7 @@ from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, r
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from foldlog.domain.merkle import Tile, TreeBuilder
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import (
     ConflictsPage,
     EventStore,
@@ -504,7 +504,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
     def _space(self, space: SpaceId, at_least: int = 0) -> _Space:
         here = self._spaces.get(space)
         if here is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         if here.head < at_least:
             raise LogBehind(f"seq {at_least} is beyond the log's head {here.head}", head=here.head)
         return here

@@ -340,7 +340,7 @@ class PostgresEventStore(EventStore):
             of_page.execute(statement, names, prepare=True)
             found = of_space.fetchone()
             if found is None:
-                raise UnknownSpace(f"there is no space {space!r}")
+                raise UnknownSpace(space)
             marks = {} if of_cursor is None else marks_of(of_cursor.fetchall())
             log, head, mark = found
             return _Found(log, head, mark, marks.get(query.after), of_page.fetchall())

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ GC_THRESHOLD = 20_000
 READY_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 60
 NO_ENV: Mapping[str, str] = {}
+
+#: open sockets that reserve ports
+_reserving: list[socket.socket] = []
 
 
 def tune_gc() -> None:
@@ -49,7 +53,7 @@ def serving(
     command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
 ) -> Iterator[str]:
     """The service as a process of its own, like anybody's; stopped by SIGTERM at the end."""
-    port = port or free_port()
+    port = port or reserve_port()
     folder = Path(data)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
@@ -85,7 +89,19 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> 
     raise OperatorError(f"the service did not come up; its log {log} ends with:\n{tail}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def reserve_port() -> int:
+    """Returns a port of this machine that stays reserved until this process ends.
+
+    The reserving socket stays bound and never listens, so the system gives the port to no other
+    process. A server that sets SO_REUSEADDR, as the service does, can still bind it on Linux.
+    Other systems refuse the second socket: the port is released there at once.
+    """
+    reserving = socket.socket()
+    reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserving.bind(("127.0.0.1", 0))
+    port = int(reserving.getsockname()[1])
+    if sys.platform == "linux":
+        _reserving.append(reserving)
+    else:
+        reserving.close()
+    return port

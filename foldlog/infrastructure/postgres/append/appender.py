@@ -307,7 +307,7 @@ class Appender:
     def _lock(self, cursor: Cursor[Any], space: str) -> Locked:
         found = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         log, head, mark, received_at, _ = found
         (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
         return Locked(log, head, mark, max(received_at, now_ms))

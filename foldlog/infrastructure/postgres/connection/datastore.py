@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
 
 from .deadlines import DeadlineConnection
+from .errors import translated
 
 #: What every session is set to, whatever the server's defaults are. Append order rests on READ
 #: COMMITTED: each statement must see what was committed before it got the space's lock.
@@ -136,18 +137,50 @@ class Datastore(PostgresDatastore):
 
         return after_connect
 
+    # These two raise the database's own errors, for callers that handle them.
+
     @contextmanager
     def rows(self) -> Iterator[Cursor[TupleRow]]:
-        """A cursor outside of any transaction, for reading."""
+        """Yields a cursor in autocommit mode, for reading."""
         with self.get_connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             yield cursor
 
     @contextmanager
     def committed(self) -> Iterator[Cursor[TupleRow]]:
-        """A cursor in a transaction that commits at the end."""
+        """Yields a cursor in a transaction that commits at the end of the block."""
         with (
             self.get_connection() as conn,
             conn.transaction(),
             conn.cursor(row_factory=tuple_row) as cursor,
         ):
             yield cursor
+
+    # These raise `StorageUnavailable` for an error that a later attempt may avoid.
+
+    @contextmanager
+    def reading(self) -> Iterator[Cursor[TupleRow]]:
+        """Yields a cursor in autocommit mode, for reading."""
+        with translated(self), self.rows() as cursor:
+            yield cursor
+
+    @contextmanager
+    def writing(self) -> Iterator[Cursor[TupleRow]]:
+        """Yields a cursor in a transaction that commits at the end of the block."""
+        with translated(self), self.committed() as cursor:
+            yield cursor
+
+    def fetch_all(
+        self,
+        statement: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        binary: bool = False,
+    ) -> list[TupleRow]:
+        """Returns all rows of a prepared statement, in binary format if `binary` is set."""
+        with self.reading() as cursor:
+            return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
+
+    def fetch_one(self, statement: str, params: Mapping[str, Any] | None = None) -> TupleRow | None:
+        """Returns the first row of a prepared statement, or `None`."""
+        with self.reading() as cursor:
+            return cursor.execute(statement, params, prepare=True).fetchone()

@@ -410,7 +410,7 @@ class PostgresHistory(LiveReader, History):
         with translated(self._datastore), self._datastore.rows() as cursor:
             found = cursor.execute(statement, names, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         return int(found[0])
 
     def _heads(self, space: SpaceId, seqs: Collection[int]) -> dict[int, EventHead]:

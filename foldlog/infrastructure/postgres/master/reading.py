@@ -94,7 +94,7 @@ class LiveReader:
         with translated(self._datastore), self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_POSITION, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         return Projected(*found)
 
     def _page(
@@ -126,7 +126,7 @@ class LiveReader:
         with translated(self._datastore), self._datastore.rows() as cursor:
             rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
         if not rows:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         log, head, position, has_history = rows[0][:4]
         if needs_history and not has_history:
             raise HistoryUnavailable()

@@ -130,7 +130,7 @@ class PostgresProofTree(ProofTree):
         with translated(self._datastore), self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_TREE, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         return TreeHead(*found)
 
     def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
@@ -143,7 +143,7 @@ class PostgresProofTree(ProofTree):
         with translated(self._datastore), self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_NOTE, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         if found[1] is None:
             raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
         return bytes(found[1])
@@ -170,7 +170,7 @@ class PostgresProofTree(ProofTree):
         with self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_HEADS, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         return Heads(*found)
 
     @contextmanager

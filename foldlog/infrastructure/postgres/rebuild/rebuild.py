@@ -200,7 +200,7 @@ class Rebuilder:
         with self._datastore.rows() as cursor:
             row = cursor.execute(SELECT_HEAD, {"space": space}).fetchone()
         if row is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
         return int(row[0])
 
     def _check_comparable(self, space: str) -> None:

@@ -193,7 +193,7 @@ class Collections:
 
     def _check_space(self, cursor: Cursor[Any], space: str) -> None:
         if cursor.execute(SELECT_SPACE, {"space": space}, prepare=True).fetchone() is None:
-            raise UnknownSpace(f"there is no space {space!r}")
+            raise UnknownSpace(space)
 
     def _look(
         self,

@@ -28,13 +28,13 @@ from foldlog.domain.erasure import (
     Erased,
     Selection,
     Traces,
-    check_reason,
     record_erased_entry,
     without,
 )
 from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.events import LogEntry, decode_event
 from foldlog.domain.merge import Key
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Progress, SpaceId
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.infrastructure.postgres.append.appender import Locked
@@ -279,7 +279,7 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _head(cursor: Cursor[Any], space: SpaceId) -> int:
     row = cursor.execute(SELECT_HEAD, {"space": space}).fetchone()
     if row is None:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     return int(row[0])
 
 

@@ -32,10 +32,9 @@ from foldlog.domain.access import (
     check_name,
     devices_of,
 )
-from foldlog.domain.erasure import check_reason
 from foldlog.domain.errors import DeviceRevoked, UnknownSpace, UnknownToken
 from foldlog.domain.events import LogEntry
-from foldlog.domain.names import is_uuid
+from foldlog.domain.names import check_reason, is_uuid
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.times import format_time
@@ -296,7 +295,7 @@ class PostgresRegistry(Registry):
         names = {"space": space, "first": first, "limit": limit + 1}
         with translated(self._datastore), self._datastore.rows() as rows:
             if not rows.execute(SELECT_SPACE, names).fetchall():
-                raise UnknownSpace(f"there is no space {space!r}")
+                raise UnknownSpace(space)
             found = list(map(_device, rows.execute(SELECT_DEVICES, names).fetchall()))
         more = len(found) > limit
         return Page(found[:limit], encode_cursor(found[limit].device) if more else None)

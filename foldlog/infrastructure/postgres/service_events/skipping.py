@@ -14,9 +14,9 @@ from typing import Any
 
 from psycopg import Cursor
 
-from foldlog.domain.erasure import check_reason
 from foldlog.domain.errors import NotStopped
 from foldlog.domain.events import LogEntry
+from foldlog.domain.names import check_reason
 from foldlog.domain.ports import SpaceId
 from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.skipping import Skipped, event_skipped_entry

@@ -1,0 +1,122 @@
+"""Reads paths and query strings strictly: a mistyped parameter is an error that names it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import parse_qsl
+
+from marshmallow import RAISE, Schema, ValidationError, fields
+
+from foldlog.domain.errors import InvalidRequest
+
+from .fields import QueryWhole, collection_name, device_id, record_id, space_name, token_id
+
+PARAMETERS_MAX = 50
+
+#: What a path's parts are called, and what they may be.
+PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
+    "space": space_name(metadata={"description": "One shared log and its master table."}),
+    "collection": collection_name(metadata={"description": "A collection of records."}),
+    "id": record_id(
+        metadata={"description": "The record's id, percent-encoded, slashes included."}
+    ),
+    "device": device_id(metadata={"description": "The device's id."}),
+    "token": token_id(metadata={"description": "The id of a token, which is no secret."}),
+    "level": fields.String(metadata={"description": "The level of a tile, from 0 up."}),
+    "tile": fields.String(
+        metadata={"description": "Which tile, as C2SP writes it: `x001/x234/067`, or `067.p/112`."}
+    ),
+    "seq": QueryWhole(1, metadata={"description": "The seq of an event."}),
+    "code": fields.String(metadata={"description": "A problem's stable code."}),
+}
+
+
+class Parameters(Schema):
+    """The parameters of an operation; by itself, none at all."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {"unknown": "there is no such parameter"}
+
+
+def read_path(parts: Mapping[str, str]) -> None:
+    """Raises `InvalidRequest` if a part of the path cannot be what the path says it is."""
+    errors = []
+    for name, value in parts.items():
+        try:
+            PATH_PARAMETERS[name].deserialize(value)
+        except ValidationError as exc:
+            errors += [{"parameter": name, "detail": str(detail)} for detail in exc.messages]
+    if errors:
+        raise InvalidRequest("the path names what cannot be", errors=errors)
+
+
+#: of a query string that is remembered with what it says
+QUERY_LENGTH_KEPT_MAX = 500
+QUERIES_KEPT_MAX = 4_096
+
+
+def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
+    """A request's parameters. Raises `InvalidRequest`, naming each that is wrong."""
+    if not schema.fields and not query_string:
+        return {}
+    if len(query_string) > QUERY_LENGTH_KEPT_MAX:
+        return _read_query(schema, query_string)
+    return _read_query_again(schema, query_string)
+
+
+def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
+    try:
+        pairs = parse_qsl(
+            query_string.decode(),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=PARAMETERS_MAX,
+        )
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the query is not UTF-8") from exc
+    except ValueError as exc:
+        raise InvalidRequest(f"more than {PARAMETERS_MAX} query parameters") from exc
+    times = Counter(name for name, _ in pairs)
+    errors = [
+        {"parameter": name, "detail": "given more than once"} for name in times if times[name] > 1
+    ]
+    try:
+        query: dict[str, Any] = schema.load(dict(pairs))
+    except ValidationError as exc:
+        errors += [
+            {"parameter": str(path[0]), "detail": detail} for path, detail in flat(exc.messages)
+        ]
+    if errors:
+        raise InvalidRequest("a query parameter is wrong", errors=errors)
+    return MappingProxyType(query)
+
+
+#: A poller asks the same again and again; a schema takes longer to read it than all the rest.
+_read_query_again = lru_cache(maxsize=QUERIES_KEPT_MAX)(_read_query)
+
+
+def read_last_event_id(text: str) -> int | None:
+    """The header in which a stream's client says where it was. Raises `InvalidRequest`."""
+    if not text:
+        return None
+    try:
+        return QueryWhole().deserialize(text)
+    except ValidationError as exc:
+        error = {"header": "Last-Event-ID", "detail": str(exc.messages[0])}
+        raise InvalidRequest("Last-Event-ID is the id of a message", errors=[error]) from exc
+
+
+def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
+    """Marshmallow's tree of messages as (path, message) pairs."""
+    if isinstance(messages, Mapping):
+        for name, below in messages.items():
+            yield from flat(below, path if name == "_schema" else (*path, name))
+    else:
+        for message in messages:
+            yield path, str(message)

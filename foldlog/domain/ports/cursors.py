@@ -1,0 +1,46 @@
+"""Cursors: the text with which a client asks for the next page."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from ..errors import InvalidRequest
+from ..limits import INTEGER_MAX
+
+T = TypeVar("T")
+_INVALID_CURSOR = "this cursor is not one that an earlier page gave"
+
+
+class Page(msgspec.Struct, Generic[T]):
+    """A page of items. `cursor` is `None` on the last page."""
+
+    items: list[T]
+    cursor: str | None
+
+
+def encode_cursor(*parts: str | int) -> str:
+    """Encodes the position where the next page starts as opaque text (base64url of JSON)."""
+    return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
+
+
+def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
+    """Decodes the parts of a cursor. Raises `InvalidRequest` for text that is no such cursor."""
+    try:
+        raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]
+    except (ValueError, msgspec.MsgspecError) as exc:
+        raise InvalidRequest(_INVALID_CURSOR) from exc
+    # A forged cursor can hold values that a database column cannot store.
+    if not all(map(_is_storable, parts)):
+        raise InvalidRequest(_INVALID_CURSOR)
+    return parts
+
+
+def _is_storable(part: str | int | UUID) -> bool:
+    if isinstance(part, str):
+        return "\0" not in part
+    return isinstance(part, UUID) or 0 <= part <= INTEGER_MAX

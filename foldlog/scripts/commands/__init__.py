@@ -1,0 +1,1 @@
+"""The commands of `foldlog`, one file per command or group of commands."""

@@ -1,0 +1,157 @@
+"""`foldlog collections` and `foldlog define`: what the records of a collection must be like."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO
+
+import click
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from foldlog.domain.collections import Check, Outcome, Proposal
+from foldlog.domain.errors import InvalidRequest, InvalidSchema, SchemaNotAdditive, SchemaViolated
+from foldlog.domain.json_schema import JsonSchema, Violation
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.names import is_collection, is_space
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+from foldlog.scripts.console import (
+    BY,
+    EXIT_NO,
+    err,
+    out,
+    progress,
+    quiet_logs,
+    report_errors,
+    spaced,
+    with_database,
+)
+
+
+@click.command("collections")
+@click.argument("space")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line, with the schema.")
+@with_database
+@report_errors
+def collections_command(
+    space: str, as_json: bool, data: str | None, database_url: str | None
+) -> None:
+    """List the collections of SPACE that are defined."""
+    quiet_logs()
+    settings = read_settings(data=data, database_url=database_url)
+    with database(settings) as db, services(db.url, settings) as parts:
+        versions = parts.store.collections(space)
+        if as_json:
+            for version in versions:
+                definition, _ = parts.store.collection(space, version.collection)
+                click.echo(msgspec.json.encode(definition))
+            return
+    table = Table(box=None, pad_edge=False)
+    for name in ("collection", "version", "seq", "defined at", "by"):
+        table.add_column(name, justify="right" if name in ("version", "seq") else "left")
+    for version in versions:
+        forced = " (forced)" if version.forced else ""
+        table.add_row(
+            version.collection,
+            f"{version.version}{forced}",
+            spaced(version.seq),
+            version.defined_at,
+            escape(version.by or ""),
+        )
+    out.print(table)
+
+
+@click.command("define")
+@click.argument("space")
+@click.argument("collection")
+@click.argument("file", type=click.File("rb"))
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Only tell what stands against it.")
+@click.option("--force", is_flag=True, help="Even if it refuses what was allowed, or stored.")
+@click.option(
+    "--if-version",
+    type=click.IntRange(min=0),
+    help="Refuse unless this is the version so far; 0: not defined.",
+)
+@BY
+@with_database
+@report_errors
+def define_command(
+    space: str,
+    collection: str,
+    file: IO[bytes],
+    is_dry_run: bool,
+    force: bool,
+    if_version: int | None,
+    by: str | None,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Define COLLECTION of SPACE by the JSON Schema (draft 2020-12) in FILE.
+
+    A new version must allow all that the one before allowed. Exit code 1 if it does not, or if
+    records that are stored do not fit; then nothing has changed, unless it was forced.
+    """
+    quiet_logs()
+    if not is_space(space) or not is_collection(collection):
+        raise InvalidRequest(f"{space}/{collection} cannot name a collection")
+    wanted = Proposal(
+        JsonSchema.checked(_read(file.read()), LIMITS),
+        by=by,
+        is_dry_run=is_dry_run,
+        force=force,
+        if_version=if_version,
+    )
+    settings = read_settings(data=data, database_url=database_url)
+    with (
+        database(settings) as db,
+        services(db.url, settings) as parts,
+        progress(f"looking through {collection}") as report,
+    ):
+        try:
+            outcome = parts.store.define(space, collection, wanted, report=report)
+        except SchemaNotAdditive as exc:
+            refused, code = str(exc), exc.code
+            reasons = msgspec.convert(exc.extra["reasons"], list[Violation])
+            check = None
+        except SchemaViolated as exc:
+            refused, code = str(exc), exc.code
+            reasons, check = [], msgspec.convert(exc.extra, Check)
+        else:
+            refused = code = ""
+            reasons, check = outcome.reasons, outcome.check
+    _tell(reasons, check)
+    if refused:
+        err.print(f"[red]refused:[/red] {escape(refused)} ({code})", soft_wrap=True)
+        sys.exit(EXIT_NO)
+    _tell_outcome(outcome)
+    if is_dry_run and (reasons or (check is not None and check.violating)):
+        sys.exit(EXIT_NO)
+
+
+def _read(text: bytes) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidSchema(f"not JSON: {exc}") from exc
+
+
+def _tell(reasons: list[Violation], check: Check | None) -> None:
+    for reason in reasons:
+        click.echo(f"not additive: {reason.path or '/'} {reason.reason}")
+    if check is None:
+        return
+    for found in check.first:
+        click.echo(f"does not fit: {found.id} at {found.path or '/'}: {found.reason}")
+    if check.violating > len(check.first):
+        click.echo(f"... and {spaced(check.violating - len(check.first))} more")
+    err.print(f"{spaced(check.violating)} of {spaced(check.checked)} stored records do not fit")
+
+
+def _tell_outcome(outcome: Outcome) -> None:
+    name = f"{outcome.collection}, version {outcome.version}"
+    if outcome.seq is None:
+        click.echo(f"{name}: not stored, a dry run")
+    else:
+        click.echo(f"{name}: seq {outcome.seq}")

@@ -1,0 +1,106 @@
+"""`foldlog replay`: the log again, event by event, or folded as of any seq."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container, Iterable, Iterator
+
+import click
+import msgspec
+
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import decode_event
+from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
+from foldlog.domain.ports import EventStore, RangeQuery
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+from foldlog.scripts.console import progress, quiet_logs, report_errors, with_database
+
+
+@click.command("replay")
+@click.argument("space")
+@click.option(
+    "--from", "first", type=click.IntRange(min=1), default=1, help="First seq. [default: 1]"
+)
+@click.option("--to", "last", type=click.IntRange(min=0), help="Last seq. [default: the head]")
+@click.option("--fold", "is_folded", is_flag=True, help="Print the records that these events make.")
+@click.option(
+    "--conflicts", "wants_conflicts", is_flag=True, help="Print the values that lost among them."
+)
+@with_database
+@report_errors
+def replay_command(
+    space: str,
+    first: int,
+    last: int | None,
+    is_folded: bool,
+    wants_conflicts: bool,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Print the events of SPACE as JSON lines, exactly as they are stored.
+
+    With --fold: fold them anew, without the master table, and print the records, tombstones
+    too. `--fold --to N` is the master table as it was right after seq N; with --from it is what
+    the events from there on make by themselves.
+    """
+    if is_folded and wants_conflicts:
+        raise click.UsageError("--fold and --conflicts are two answers; ask for one")
+    if last is not None and first > max(last, 1):
+        raise click.UsageError(f"--from {first} is after --to {last}")
+    quiet_logs()
+    settings = read_settings(data=data, database_url=database_url)
+    with database(settings) as db, services(db.url, settings) as parts:
+        head = head_of(parts.store, space)
+        through = head if last is None else last
+        if through > head:
+            raise OperatorError(f"the log of {space!r} ends at seq {head}, before {through}")
+        states = _states(parts.store, space, first, through)
+        if is_folded:
+            records, _ = fold_all(states, first, parts.store.skipped(space))
+            _print(msgspec.json.encode(view_of(r)) for r in sorted_records(records))
+        elif wants_conflicts:
+            _, conflicts = fold_all(states, first, parts.store.skipped(space))
+            _print(msgspec.json.encode(conflict_document(c)) for c in conflicts)
+        else:
+            _print(states)
+
+
+def head_of(store: EventStore, space: str) -> int:
+    """Raises `UnknownSpace`."""
+    return store.range_after(space, RangeQuery(0, 1)).head
+
+
+def fold_all(
+    states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
+) -> tuple[dict[Key, Record], list[Conflict]]:
+    """The records that stored events make, from seq `first` on, and the conflicts among them.
+
+    What is `skipped` need not even be readable.
+    """
+    records: dict[Key, Record] = {}
+    conflicts: list[Conflict] = []
+    for seq, state in enumerate(states, first):
+        if seq not in skipped:
+            conflicts += fold(records, decode_event(state))
+    return records, conflicts
+
+
+def sorted_records(records: dict[Key, Record]) -> list[Record]:
+    return [records[key] for key in sorted(records) if records[key].exists]
+
+
+def _states(store: EventStore, space: str, first: int, last: int) -> Iterator[bytes]:
+    with progress(f"replaying {space}", max(0, last - first + 1)) as report:
+        for number, entry in enumerate(store.entries(space, after=first - 1, through=last), 1):
+            yield entry.state
+            if number % 500 == 0:
+                report(number)
+        report(max(0, last - first + 1))
+
+
+def _print(lines: Iterable[bytes]) -> None:
+    write = sys.stdout.buffer.write
+    for line in lines:
+        write(line + b"\n")
+    sys.stdout.buffer.flush()

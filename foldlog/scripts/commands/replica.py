@@ -1,0 +1,231 @@
+"""`foldlog replica`: a device from a shell, to try what an app would do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial, wraps
+from typing import Any
+
+import click
+
+from foldlog.client.callbacks import Change
+from foldlog.client.collection import Record
+from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.replica import Replica
+from foldlog.client.replica import open as open_replica
+from foldlog.scripts.console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
+
+WATCH_SECONDS = 0.5
+
+
+@click.group("replica")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--token", envvar="FOLDLOG_TOKEN", help="[env: FOLDLOG_TOKEN]")
+@click.pass_context
+def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
+    """Work with the replica in FILE, as an app on a device would.
+
+    \b
+    foldlog replica phone.db open --server http://localhost:3653 --space home
+    foldlog replica phone.db put tasks title="Buy milk" done:=false
+    foldlog replica phone.db sync --once
+    foldlog replica phone.db list tasks
+    """
+    ctx.obj = partial(open_replica, file, token=token, keep_syncing=False)
+
+
+def with_replica(command: Callable[..., None]) -> Callable[..., None]:
+    """Opens the replica for as long as the command runs."""
+
+    @click.pass_obj
+    @report_errors
+    @wraps(command)
+    def wrapper(opened: Callable[[], Replica], /, **options: Any) -> None:
+        with opened() as replica:
+            command(replica, **options)
+
+    return wrapper
+
+
+@replica_command.command("open")
+@click.option("--server", metavar="URL", help="Of the service. Kept in FILE.")
+@click.option("--space", help="Which space. Kept in FILE.")
+@click.pass_obj
+@report_errors
+def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
+    """Make the replica, or show which one it is."""
+    with opened(server=server, space=space) as replica:
+        click.echo(f"a replica of {replica.space}, as device {replica.device}")
+
+
+@replica_command.command("put")
+@click.argument("collection")
+@click.argument("fields", nargs=-1, required=True, metavar="FIELD=TEXT|FIELD:=JSON...")
+@click.option("--id", help="Of the record to change. [default: a new record]")
+@with_replica
+def put_command(replica: Replica, collection: str, fields: tuple[str, ...], id: str | None) -> None:
+    """Make a record, or set fields of one."""
+    records = replica.collection(collection)
+    values = _values(fields)
+    _print(records.create(values) if id is None else records.put(id, values))
+
+
+@replica_command.command("add")
+@click.argument("collection")
+@click.argument("id")
+@click.argument("fields", nargs=-1, required=True, metavar="FIELD=NUMBER...")
+@with_replica
+def add_command(replica: Replica, collection: str, id: str, fields: tuple[str, ...]) -> None:
+    """Add numbers to fields; additions of several devices all count."""
+    numbers = _values(tuple(field.replace("=", ":=", 1) for field in fields))
+    _print(replica.collection(collection).increment(id, **numbers))
+
+
+@replica_command.command("delete")
+@click.argument("collection")
+@click.argument("id")
+@with_replica
+def delete_command(replica: Replica, collection: str, id: str) -> None:
+    """Delete a record."""
+    replica.collection(collection).delete(id)
+
+
+@replica_command.command("get")
+@click.argument("collection")
+@click.argument("id")
+@click.option("--deleted", is_flag=True, help="Also a tombstone.")
+@with_replica
+def get_command(replica: Replica, collection: str, id: str, deleted: bool) -> None:
+    """Print a record. Exit code 1 if there is none."""
+    record = replica.collection(collection).get(id, deleted=deleted)
+    if record is None:
+        sys.exit(EXIT_NO)
+    _print(record)
+
+
+@replica_command.command("list")
+@click.argument("collection")
+@click.argument("where", nargs=-1, metavar="[FIELD=TEXT|FIELD:=JSON]...")
+@click.option("--order-by", metavar="FIELD", help="-FIELD for descending.")
+@click.option("--limit", type=click.IntRange(min=0))
+@click.option("--deleted", is_flag=True, help="Tombstones too.")
+@with_replica
+def list_command(
+    replica: Replica,
+    collection: str,
+    where: tuple[str, ...],
+    order_by: str | None,
+    limit: int | None,
+    deleted: bool,
+) -> None:
+    """Print the records of COLLECTION whose fields have these values, a line each."""
+    for record in replica.collection(collection).query(
+        _values(where), order_by=order_by, limit=limit, deleted=deleted
+    ):
+        _print(record)
+
+
+@replica_command.command("sync")
+@click.option("--once", is_flag=True, help="Until nothing is left to do; else until Ctrl-C.")
+@with_replica
+def sync_command(replica: Replica, once: bool) -> None:
+    """Push what is queued, and pull what is new."""
+    if not once:
+        _follow(replica, lambda change: None)
+        return
+    with progress("loading a snapshot") as report:
+        replica.notices.on_progress(report)
+        try:
+            done = replica.sync()
+        except (ServerProblem, Unreachable):
+            err.print(f"not in sync: {replica.status().why_not}; {replica.status().unsent} unsent")
+            sys.exit(EXIT_FAILED)
+    err.print(f"pushed {done.pushed}, pulled {done.pulled}, refused {len(done.refused)}")
+
+
+@replica_command.command("watch")
+@with_replica
+def watch_command(replica: Replica) -> None:
+    """Keep in sync, and print each record that changes for what arrives, until Ctrl-C."""
+    _follow(replica, lambda change: _print_change(change))
+
+
+@replica_command.command("status")
+@click.option("--json", "as_json", is_flag=True)
+@with_replica
+def status_command(replica: Replica, as_json: bool) -> None:
+    """How it stands with syncing. Exit code 1 if something is in the way, or was refused."""
+    status = replica.status()
+    known = {**asdict(status), "lag": status.lag, "why_not": status.why_not}
+    if as_json:
+        click.echo(json.dumps(known))
+    else:
+        for name, value in known.items():
+            if value not in (None, []) and name not in ("problem", "refused"):
+                click.echo(f"{name:>18}  {value}")
+        for refusal in status.refused:
+            click.echo(f"{refusal.state:>18}  {refusal.id}: {refusal.code}, {refusal.detail}")
+    if status.problem or status.refused:
+        sys.exit(EXIT_NO)
+
+
+@replica_command.command("unsent")
+@with_replica
+def unsent_command(replica: Replica) -> None:
+    """Print every changeset that is not in the log, to be saved elsewhere."""
+    for changeset in replica.unsent():
+        click.echo(json.dumps(changeset))
+
+
+@replica_command.command("drop")
+@click.argument("id")
+@with_replica
+def drop_command(replica: Replica, id: str) -> None:
+    """Give a refused changeset up."""
+    try:
+        replica.drop(id)
+    except LookupError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def _follow(replica: Replica, show: Any) -> None:
+    with replica.notices.changes() as arriving:
+        replica.start()
+        try:
+            while True:
+                for change in arriving(WATCH_SECONDS):
+                    show(change)
+        except KeyboardInterrupt:
+            return
+
+
+def _values(fields: tuple[str, ...]) -> dict[str, Any]:
+    """`name=text`, or `name:=JSON`."""
+    values: dict[str, Any] = {}
+    for field in fields:
+        name, separator, text = field.partition("=")
+        if not separator:
+            raise click.UsageError(f"{field!r} is not FIELD=TEXT or FIELD:=JSON")
+        if not name.endswith(":"):
+            values[name] = text
+            continue
+        try:
+            values[name[:-1]] = json.loads(text)
+        except ValueError as exc:
+            raise click.UsageError(f"{field!r}: not JSON: {exc}") from exc
+    return values
+
+
+def _print(record: Record) -> None:
+    click.echo(json.dumps({**asdict(record), "fields": dict(record.fields)}, ensure_ascii=False))
+
+
+def _print_change(change: Change) -> None:
+    if change.record is None:
+        click.echo(json.dumps({"collection": change.collection, "id": change.id, "gone": True}))
+    else:
+        _print(change.record)
+    sys.stdout.flush()

@@ -1,0 +1,158 @@
+"""`foldlog serve`: the whole service under one parent; and its projector alone."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import time
+from socket import socket
+from threading import Thread
+from typing import Any
+
+import click
+
+from foldlog.api.http.logging import configure_logging
+from foldlog.domain.access import TOKEN_BYTES, Grant, Role, new_token
+from foldlog.infrastructure.settings import (
+    DATA,
+    DATABASE_URL,
+    KEYS,
+    ORIGIN,
+    Settings,
+    read_settings,
+)
+from foldlog.infrastructure.signing.keys import make_keys
+from foldlog.infrastructure.supervisor import Child, Supervisor, exit_with_parent
+from foldlog.infrastructure.wiring import database, projector, services
+from foldlog.scripts.console import err, report_errors, with_database
+from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
+from foldlog.scripts.server.sockets import listen
+
+PROJECTOR_STOP_SECONDS = 10.0
+#: a worker's own deadline is shorter, see web.py
+WEB_STOP_SECONDS = 30.0
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
+@click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
+@click.option("--workers", type=int, help="Web processes. [env: FOLDLOG_WEB_WORKERS]")
+@click.option("--projectors", type=int, help="[env: FOLDLOG_PROJECTORS] [default: 1]")
+@with_database
+@report_errors
+def serve_command(
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    projectors: int | None,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Run the service: the database (unless a URL is given), the projectors, the web workers.
+
+    SIGTERM or Ctrl-C stops it cleanly: requests are finished, then the database is closed. After
+    a crash, however hard, starting it again is all there is to do.
+    """
+    settings = read_settings(
+        data=data,
+        database_url=database_url,
+        host=host,
+        port=port,
+        web_workers=workers,
+        projectors=projectors,
+    )
+    settings.check_open_is_local()
+    configure_logging(settings.log_format)
+    # Until the supervisor listens to signals itself, one of them must still unwind the stack.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    sockets = listen(settings.host, settings.port, settings.web_workers)
+    with database(settings, migrates=True, exclusive=True) as db:
+        if settings.database_url is None:
+            # Whoever brings a database says where keys are, too: a folder that is thrown away with
+            # a container would have another key at each start. `foldlog keys new` makes one.
+            make_keys(settings.keys_folder)
+        if settings.access == "tokens" and settings.admin_token is None:
+            _make_first_token(db.url, settings)
+        supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
+        Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
+        code = supervisor.run()
+    sys.exit(code)
+
+
+def _make_first_token(url: str, settings: Settings) -> None:
+    """A token of an admin of every space, told once, if none was ever granted."""
+    text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
+    grant = Grant(role=Role.ADMIN, name="first start")
+    with services(url, settings) as parts:
+        if parts.registry.grant_first(digest, grant, "foldlog serve") is None:
+            return
+    err.print("The token of an admin, shown this once; `foldlog token new` makes others:")
+    err.print(f"  {text}", soft_wrap=True, highlight=False)
+
+
+def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child]:
+    env = {
+        DATABASE_URL: url,
+        DATA: str(settings.data),
+        KEYS: str(settings.keys_folder),
+        ORIGIN: settings.origin,
+        "FOLDLOG_LOG_FORMAT": settings.log_format,
+        "FOLDLOG_POOL_SIZE_MAX": str(settings.pool_size_max),
+    }
+    foldlog = [sys.executable, "-m", "foldlog"]
+    projectors = [
+        Child(
+            name=f"projector-{number}",
+            argv=[*foldlog, "projector"],
+            env=env,
+            stop_timeout_seconds=PROJECTOR_STOP_SECONDS,
+        )
+        for number in range(1, settings.projectors + 1)
+    ]
+    # A worker that died is started again on the same socket; who connects meanwhile waits there.
+    workers = [
+        Child(
+            name=f"web-{number}",
+            argv=[*foldlog, "web", "--fd", str(listening.fileno())],
+            env=env,
+            fds=[listening.fileno()],
+            stop_timeout_seconds=WEB_STOP_SECONDS,
+        )
+        for number, listening in enumerate(sockets, start=1)
+    ]
+    return [*projectors, *workers]
+
+
+def _bind(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}"
+
+
+def _tell_when_ready(settings: Settings) -> None:
+    url = f"http://{_bind(settings)}"
+    while not is_ready(url):
+        time.sleep(POLL_SECONDS)
+    err.print(f"Foldlog answers at {url}  (its API: {url}/docs)", highlight=False)
+
+
+@click.command("projector")
+@with_database
+@report_errors
+def projector_command(data: str | None, database_url: str | None) -> None:
+    """Run a projector alone; `serve` runs one already.
+
+    Any number of them, on any machine that reaches the database, share the spaces.
+    """
+    exit_with_parent()
+    settings = read_settings(data=data, database_url=database_url)
+    configure_logging(settings.log_format)
+    with database(settings) as db, projector(db.url, settings) as (run, wakeups):
+
+        def stop(*_: Any) -> None:
+            wakeups.close()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        tune_gc()
+        run()

@@ -1,0 +1,91 @@
+"""`foldlog status`: what is there, how far it has come, what stands still."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from foldlog.domain.errors import UnknownSpace
+from foldlog.infrastructure.postgres.status import (
+    CheckpointStatus,
+    ProjectionStatus,
+    checkpoints,
+    status,
+)
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database, services
+from foldlog.scripts.console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
+
+
+@click.command("status")
+@click.argument("space", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@with_database
+@report_errors
+def status_command(
+    space: str | None, as_json: bool, data: str | None, database_url: str | None
+) -> None:
+    """Head, position and lag of each projection, of SPACE or of all; and what was signed.
+
+    Exit code 1 if a projection has stopped or needs a rebuild, or checkpoints are not signed.
+    """
+    quiet_logs()
+    settings = read_settings(data=data, database_url=database_url)
+    with database(settings) as db, services(db.url, settings) as parts:
+        lines = status(parts.datastore, space)
+        signed = checkpoints(parts.datastore, space)
+    if space is not None and not lines:
+        raise UnknownSpace(space)
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
+        for checkpoint in signed:
+            click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
+    else:
+        out.print(_table(lines))
+        if signed:
+            out.print(_signed_table(signed))
+    has_stopped = any(line.stopped_at is not None or line.needs_rebuild for line in lines)
+    if has_stopped or any(checkpoint.alarm for checkpoint in signed):
+        sys.exit(EXIT_NO)
+
+
+def _signed_table(signed: list[CheckpointStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("space", "signed", "unsigned", "at", "state"):
+        table.add_column(name, justify="right" if name in ("signed", "unsigned") else "left")
+    for line in signed:
+        state = "signed"
+        if line.alarm:
+            state = f"[red]{line.alarm}: {escape(line.alarm_detail or '')}[/red]"
+        unsigned = spaced(line.head - line.size)
+        table.add_row(line.space, spaced(line.size), unsigned, line.signed_at or "never", state)
+    return table
+
+
+def _table(lines: list[ProjectionStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("space", "head", "projection", "generation", "projected", "lag", "state"):
+        is_number = name in ("head", "generation", "projected", "lag")
+        table.add_column(name, justify="right" if is_number else "left")
+    for line in lines:
+        state = "live" if line.is_live else "being rebuilt"
+        if line.needs_rebuild:
+            why = "of another merge rule" if line.is_foreign else "live, without its history"
+            state = f"[red]{why}: foldlog rebuild[/red]"
+        if line.stopped_at is not None:
+            state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
+        table.add_row(
+            line.space,
+            spaced(line.head),
+            line.projection,
+            str(line.generation),
+            spaced(line.position),
+            spaced(line.lag),
+            state,
+        )
+    return table

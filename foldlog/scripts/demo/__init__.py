@@ -1,0 +1,1 @@
+"""The demo: a real history, the devices that replay it, and the checks of the result."""

@@ -1,0 +1,1 @@
+"""The file formats of an exported log: JSON lines, and the archive for auditors."""
