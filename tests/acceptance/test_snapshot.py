@@ -198,7 +198,6 @@ def _brotli():
         ("", None, lambda: bytes),
     ],
 )
-@pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_each_page_is_compressed_and_arrives_when_it_is_ready(client, accepted, encoding, inflater):
     """
     As the client can read it. Each piece can be read to its end as soon as it is there, so a cut

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from foldlog.api.whole_bodies import WholeBodies
 
 from foldlog.api import whole_bodies
 from foldlog.api.http.requests import Request
-from foldlog.api.whole_bodies import WholeBodies
 from foldlog.domain.errors import InvalidRequest, StorageUnavailable
 
 CHUNKED = {"headers": [(b"transfer-encoding", b"chunked")]}

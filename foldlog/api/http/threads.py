@@ -52,18 +52,18 @@ class FairThreads:
         key: str,
         function: Callable[..., T],
         *args: Any,
-        seconds_max: float = RUN_SECONDS_MAX,
+        seconds_max: float | None = None,
         abandoned: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> T:
         """Calls `function(*args)` in a thread, for the caller `key`, and returns its result.
 
         `abandoned` returns a future that is done when the client has disconnected; it is asked for
         only if the call has to wait for a thread. Raises the exception of `function`,
-        `StorageUnavailable` after `seconds_max` seconds, and `Disconnected` if the client leaves
-        while the call waits for a thread.
+        `StorageUnavailable` after `seconds_max` seconds (`RUN_SECONDS_MAX` unless given), and
+        `Disconnected` if the client leaves while the call waits for a thread.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds_max
+        deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)
         if not self._queue.take(key):
             await self._wait_for_thread(key, deadline, abandoned)
         # The copied context carries the request's id into log lines of the thread.
