@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from .errors import DeviceRevoked, Forbidden, InvalidRequest
-from .events import LogEntry, body_entry, decode_event
-from .names import BY_LENGTH_MAX, check_reason, check_text, is_shown, is_space, is_uuid
+from .events import Envelope, LogEntry, body_entry, decode_event
+from .names import BY_LENGTH_MAX, check_reason, check_text, is_printable, is_space, is_uuid
 
 #: in the place of a space: all of them
 EVERY_SPACE = ""
@@ -90,7 +90,7 @@ class Caller(NamedTuple):
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
-    def signs(self, by: str | None) -> str | None:
+    def attribution(self, by: str | None) -> str | None:
         """Who did something, for the log: who calls, and whom they named.
 
         Nobody can name somebody who looks like a caller. Raises `InvalidRequest` for what is no
@@ -101,7 +101,7 @@ class Caller(NamedTuple):
         if not self.id:
             return named or None
         # A sign-in's subject may be any text.
-        told = (char if is_shown(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
+        told = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
         caller = "".join(told).translate(_NO_ROUND_BRACKETS)
         return f"{named[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if named else caller
 
@@ -239,17 +239,9 @@ KINDS: Mapping[type[msgspec.Struct], str] = {
 }
 
 
-def access_entry(
-    body: msgspec.Struct,
-    *,
-    seq: int,
-    id: str,
-    received_at: int,
-    salt: bytes,
-) -> LogEntry:
-    """The event that tells of a change of access."""
-    kind = KINDS[type(body)]
-    return body_entry(seq=seq, kind=kind, id=id, received_at=received_at, body=body, salt=salt)
+def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
+    """The event that records a change of access."""
+    return body_entry(envelope, KINDS[type(body)], body)
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
@@ -275,7 +267,7 @@ def _told_of(entry: LogEntry) -> Device:
     return told
 
 
-def takes_rights_away(state: bytes) -> bool:
+def is_revocation(state: bytes) -> bool:
     """Whether these are the bytes of an event after which somebody may do less."""
     comma = state.find(b",", 0, 30)
     return state.startswith(_REVOKING, comma)

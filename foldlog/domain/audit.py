@@ -18,7 +18,7 @@ from .events import committed, decode_event
 from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
 #: what taking bytes apart raises if they are no event that we would have written
-NOT_OURS = (
+MALFORMED_ERRORS = (
     *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
     msgspec.MsgspecError,
 )
@@ -125,7 +125,7 @@ class LogAudit:
         return self._growth.root()
 
     @property
-    def place(self) -> AuditCursor:
+    def cursor(self) -> AuditCursor:
         return AuditCursor(
             self.seq,
             self._received_at,
@@ -152,7 +152,7 @@ class LogAudit:
                 if stored is not None and hash != stored:
                     raise ValueError("the operations are not those that the leaf commits to")
                 self._erasures.note(seq, state)
-            except NOT_OURS as exc:
+            except MALFORMED_ERRORS as exc:
                 self._growth.append(leaves)
                 why = str(exc) or "its salt has another length"
                 raise WrongEvent(expected, why) from exc

@@ -22,7 +22,7 @@ from msgspec import UNSET, UnsetType
 from .additive import why_not_additive
 from .changesets import Operation
 from .errors import LimitExceeded, SchemaNotAdditive, SchemaViolated, VersionConflict
-from .events import Event, LogEntry, Refusal, body_entry
+from .events import Envelope, Event, LogEntry, Refusal, body_entry
 from .json_schema import ANNOTATIONS, Fault, JsonSchema, Schema, Violation, words
 from .limits import Limits
 from .merge import Key, Record, fold
@@ -155,8 +155,8 @@ class Body(msgspec.Struct, omit_defaults=True):
     forced: bool = False  #: although it may refuse what was allowed before
 
 
-def definition_entry(*, seq: int, id: str, received_at: int, body: Body, salt: bytes) -> LogEntry:
-    return body_entry(seq=seq, kind=KIND, id=id, received_at=received_at, body=body, salt=salt)
+def definition_entry(envelope: Envelope, body: Body) -> LogEntry:
+    return body_entry(envelope, KIND, body)
 
 
 def definition_of(event: Event) -> Definition:
@@ -275,7 +275,7 @@ class Plan:
         )
 
 
-def check_room(defined: Iterable[str], collection: str, limits: Limits) -> None:
+def check_collection_count(defined: Iterable[str], collection: str, limits: Limits) -> None:
     """Raises `LimitExceeded` for one collection too many."""
     names = set(defined)
     if collection not in names and len(names) >= limits.collections_per_space_max:

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from . import proofs
 from .changesets import Key, Operation
 from .errors import InvalidRequest, UnknownRecord
-from .events import RECORD_ERASED, LogEntry, body_entry, committed, decode_event
+from .events import RECORD_ERASED, Envelope, LogEntry, body_entry, committed, decode_event
 from .values import ABSENT, same
 
 _encode = msgspec.json.encode
@@ -31,18 +31,9 @@ class _Body(msgspec.Struct, omit_defaults=True):
     by: str | None = None
 
 
-def record_erased_entry(
-    *, seq: int, id: str, received_at: int, key: Key, reason: str, by: str | None, salt: bytes
-) -> LogEntry:
+def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | None) -> LogEntry:
     """The event that says that a record was erased, and why."""
-    return body_entry(
-        seq=seq,
-        kind=RECORD_ERASED,
-        id=id,
-        received_at=received_at,
-        body=_Body(*key, reason, by),
-        salt=salt,
-    )
+    return body_entry(envelope, RECORD_ERASED, _Body(*key, reason, by))
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
@@ -56,7 +47,7 @@ def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
     return found
 
 
-def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
+def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
     """A stored changeset and its salt with the operations on these records erased.
 
     `None` if there is nothing to erase.
@@ -82,7 +73,7 @@ def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, by
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
     """The log's entry without what it says of these records."""
-    erased = without(entry.state, entry.salt, keys) if entry.collections is not None else None
+    erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
     state, salt = erased
@@ -150,7 +141,7 @@ class _Named(msgspec.Struct, gc=False):
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
-class Traces:
+class ErasureScan:
     """Goes over a log and notes which events name these records."""
 
     def __init__(self, keys: Iterable[Key]):

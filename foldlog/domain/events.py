@@ -7,7 +7,7 @@ golden event of each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from . import proofs
-from .changesets import Key, LocalIds, Operation, local_ids
+from .changesets import Changeset, Key, LocalIds, Operation, local_ids
 from .limits import INTEGER_MAX
 from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
@@ -173,46 +173,41 @@ def decode_event(state: bytes) -> Event:
 
 
 def changeset_entry(
+    changeset: Changeset,
     *,
     seq: int,
-    id: str,
     device: str,
-    counter: int | UnsetType,
-    base: int,
-    made_at: int,
     received_at: int,
     time: int,
-    guard: str | UnsetType,
     refusal: Refusal | UnsetType,
-    ops: Sequence[Operation],
     salt: bytes,
 ) -> LogEntry:
-    """Makes the bytes of a changeset's event, and commits to them. Times are ms since 1970."""
+    """Makes the bytes of a changeset's event and commits to them. Times are ms since 1970."""
     header = _encode(
         _Header(
             seq=seq,
             kind="changeset",
             verdict="stored" if refusal is UNSET else "refused",
-            id=id,
+            id=changeset.id,
             device=device,
-            counter=counter,
-            base=base,
-            made_at=format_time(made_at),
+            counter=changeset.counter,
+            base=changeset.base,
+            made_at=format_time(changeset.made_at_ms),
             received_at=format_time(received_at),
             time=time,
-            guard=guard,
+            guard=changeset.guard,
             refusal=refusal,
         )
     )[:-1]
-    operations = [_encode(op) for op in ops]
+    operations = [_encode(op) for op in changeset.ops]
     state = b'%b,"ops":[%b]}' % (header, b",".join(operations))
     return LogEntry(
         seq=seq,
         kind="changeset",
-        event_id=id,
+        event_id=changeset.id,
         device=device,
         received_at=received_at,
-        collections=sorted({op.collection for op in ops}),
+        collections=sorted({op.collection for op in changeset.ops}),
         state=state,
         salt=salt,
         ops_hash=proofs.ops_hash(salt, operations),
@@ -228,13 +223,21 @@ class _BodyHeader(msgspec.Struct):
     received_at: str
 
 
-def body_entry(
-    *, seq: int, kind: str, id: str, received_at: int, body: Any, salt: bytes
-) -> LogEntry:
-    """Makes the bytes of an event that is no changeset; its body is committed to as one operation.
+class Envelope(NamedTuple):
+    """The metadata of a new event that has a body. `received_at` is in ms since 1970."""
 
-    `received_at` is in ms since 1970.
+    seq: int
+    id: str
+    received_at: int
+    salt: bytes
+
+
+def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
+    """Makes the bytes of an event of any kind but a changeset.
+
+    The body is committed to as one operation.
     """
+    seq, id, received_at, salt = envelope
     header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
     encoded = _encode(body)
     return LogEntry(

@@ -163,7 +163,7 @@ def check_moments(start: int, to: int) -> None:
         )
 
 
-def check_begun(asked: Point, begun: int) -> int:
+def check_cursor_moment(asked: Point, begun: int) -> int:
     """The seq that a page goes on at. Raises `InvalidRequest` if its cursor is of another one."""
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor is of another moment")

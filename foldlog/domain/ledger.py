@@ -34,7 +34,7 @@ class ConflictsFilter(msgspec.Struct, frozen=True):
 ALL_CONFLICTS = ConflictsFilter()
 
 
-class Side(msgspec.Struct, kw_only=True):
+class LedgerSide(msgspec.Struct, kw_only=True):
     """A hand of the ledger, with what its event says of itself."""
 
     value: msgspec.Raw | UnsetType = UNSET
@@ -59,8 +59,8 @@ class LedgerEntry(msgspec.Struct):
     id: str
     field: str
     rule: str
-    lost: Side
-    won: Side
+    lost: LedgerSide
+    won: LedgerSide
     restore: Restore | None = None
 
     @property

@@ -102,7 +102,7 @@ Rule = Literal[
 ]
 
 
-class Hand(NamedTuple):
+class Side(NamedTuple):
     """One side of a conflict: a value (or none), and the event that brought it."""
 
     value: Any
@@ -119,8 +119,8 @@ class Conflict(NamedTuple):
     id: str
     field: str
     rule: Rule
-    lost: Hand
-    won: Hand
+    lost: Side
+    won: Side
 
 
 class Record(msgspec.Struct, gc=False):
@@ -187,12 +187,12 @@ def view_of(record: Record) -> RecordView:
 def conflict_document(conflict: Conflict) -> dict[str, Any]:
     """A conflict as JSON; a side without a `value` had none: the field was unset or deleted."""
 
-    def side(hand: Hand) -> dict[str, Any]:
-        value = {} if hand.value is ABSENT else {"value": hand.value}
-        return {**value, "seq": hand.seq, "device": hand.device}
+    def document_of(side: Side) -> dict[str, Any]:
+        value = {} if side.value is ABSENT else {"value": side.value}
+        return {**value, "seq": side.seq, "device": side.device}
 
     document = conflict._asdict()
-    return {**document, "lost": side(conflict.lost), "won": side(conflict.won)}
+    return {**document, "lost": document_of(conflict.lost), "won": document_of(conflict.won)}
 
 
 class Records(Protocol):
@@ -262,7 +262,7 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         if write is not None and not is_seen:
             stands = cause.time >= write.time
             if not same(was, value):
-                old, new = _hand_of(was, write), Hand(value, cause.seq, cause.device)
+                old, new = _side_of(was, write), Side(value, cause.seq, cause.device)
                 lost, won = (old, new) if stands else (new, old)
                 conflicts.append(_conflict(record, op, name, cause, "concurrent", lost, won))
         if stands:
@@ -287,9 +287,9 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         total = sum_of(start, value) if is_number(start) else None
         if total is None:
             assert write is not None  # a value that is there was written
-            lost = Hand(value, cause.seq, cause.device)
+            lost = Side(value, cause.seq, cause.device)
             conflicts.append(
-                _conflict(record, op, name, cause, "not-addable", lost, _hand_of(was, write))
+                _conflict(record, op, name, cause, "not-addable", lost, _side_of(was, write))
             )
             continue
         fields[name] = total
@@ -302,11 +302,11 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
 def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if not record.exists:
         return
-    won = Hand(ABSENT, cause.seq, cause.device)
+    won = Side(ABSENT, cause.seq, cause.device)
     for name, value in record.fields.items():
         write = record.writes[name]
         if not cause.has_seen(write):
-            lost = _hand_of(value, write)
+            lost = _side_of(value, write)
             conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
     # Onto the last delete also if the record was made anew since: whoever has not seen
     # both deletes is concurrent with one of them.
@@ -334,9 +334,9 @@ def _is_beaten_by_delete(
     """A delete wins over every edit that has not seen it, whichever came first."""
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
-    won = Hand(ABSENT, record.deleted.seq, record.deleted.device)
+    won = Side(ABSENT, record.deleted.seq, record.deleted.device)
     for name, value in _values(op):
-        lost = Hand(value, cause.seq, cause.device)
+        lost = Side(value, cause.seq, cause.device)
         conflicts.append(_conflict(record, op, name, cause, "deleted", lost, won))
     return True
 
@@ -362,11 +362,11 @@ def _touch(record: Record, cause: Cause) -> None:
     record.touched_seq, record.touched_by = cause.seq, cause.device
 
 
-def _hand_of(value: Any, write: Write) -> Hand:
-    return Hand(value, write.seq, write.device)
+def _side_of(value: Any, write: Write) -> Side:
+    return Side(value, write.seq, write.device)
 
 
 def _conflict(
-    record: Record, op: Operation, field: str, cause: Cause, rule: Rule, lost: Hand, won: Hand
+    record: Record, op: Operation, field: str, cause: Cause, rule: Rule, lost: Side, won: Side
 ) -> Conflict:
     return Conflict(cause.seq, op.op, record.collection, record.id, field, rule, lost, won)

@@ -57,13 +57,13 @@ def is_loopback(address: str) -> bool:
 
 #: What is not shown but does something: controls, ends of lines, what turns the direction of text.
 #: Joiners and spaces of all scripts are what people write. In this form a JSON Schema has it too.
-UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_UNSHOWN = re.compile(rf"[{UNSHOWN}\ud800-\udfff]")
+UNPRINTABLE = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNPRINTABLE = re.compile(rf"[{UNPRINTABLE}\ud800-\udfff]")
 
 
-def is_shown(text: str) -> bool:
+def is_printable(text: str) -> bool:
     """Whether the text, printed, is all that a terminal makes of it."""
-    return _UNSHOWN.search(text) is None
+    return _UNPRINTABLE.search(text) is None
 
 
 def check_reason(reason: str, by: str | None) -> None:
@@ -82,7 +82,7 @@ def check_text(name: str, text: str, length_max: int) -> None:
     """
     if not text.strip() or len(text) > length_max:
         raise InvalidRequest(f"`{name}` is text of 1-{length_max} characters")
-    if not is_shown(text):
+    if not is_printable(text):
         raise InvalidRequest(f"`{name}` is one line, of characters that can be printed")
 
 

@@ -250,7 +250,7 @@ class Checkpoint:
         return cls(origin, int(size), decoded)
 
 
-def opened(
+def open_checkpoint(
     encoded: bytes, verifiers: Iterable[Verifier], *, origin: str | None = None
 ) -> tuple[Checkpoint, Note]:
     """A checkpoint that one of these signed, and of that origin. Raises `InvalidNote`."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .events import EVENT_SKIPPED, LogEntry, body_entry, decode_event
+from .events import EVENT_SKIPPED, Envelope, LogEntry, body_entry, decode_event
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
@@ -31,13 +31,10 @@ class Skipped(NamedTuple):
 
 
 def event_skipped_entry(
-    *, seq: int, id: str, received_at: int, skipped: int, reason: str, by: str | None, salt: bytes
+    envelope: Envelope, skipped: int, *, reason: str, by: str | None
 ) -> LogEntry:
-    """The event that says that another one is stepped over, and why."""
-    body = _Body(skipped, reason, by)
-    return body_entry(
-        seq=seq, kind=EVENT_SKIPPED, id=id, received_at=received_at, body=body, salt=salt
-    )
+    """The event that says that another one is skipped, and why."""
+    return body_entry(envelope, EVENT_SKIPPED, _Body(skipped, reason, by))
 
 
 def is_readable(seq: int, state: bytes) -> bool:

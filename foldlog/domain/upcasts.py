@@ -66,4 +66,4 @@ class Upcaster:
         return decode_event(self.upcast(topic, state))
 
 
-FORMS = Upcaster()
+UPCASTER = Upcaster()

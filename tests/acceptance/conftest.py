@@ -7,9 +7,6 @@ import structlog
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.resources import Resources
-from foldlog.api.server import AsgiServer
-from tests.asgi_client import AsgiClient, EventLoopThread
 from tests.helpers import A, changeset, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -26,27 +23,6 @@ def app(store):
         registry=store,
         tree=store,
     )
-
-
-@pytest.fixture(scope="session")
-def event_loop_thread():
-    """The loop that serves the applications of the tests."""
-    loop = EventLoopThread()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture(scope="session")
-def reading_threads(event_loop_thread):
-    """Resources that all applications share, as starting threads for each test takes long."""
-    with Resources(4) as resources:
-        yield resources
-
-
-@pytest.fixture
-def client_of(event_loop_thread, reading_threads):
-    """Makes a client of an application."""
-    return lambda app: AsgiClient(AsgiServer(app, reading_threads), event_loop_thread)
 
 
 @pytest.fixture

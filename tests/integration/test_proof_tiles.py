@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 from psycopg.sql import SQL
 
-from foldlog.domain.events import body_entry
+from foldlog.domain.events import Envelope, body_entry
 from foldlog.domain.merkle import Tile, root_of
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -95,12 +95,9 @@ def test_events_of_every_form_are_leaves(stores):
 
     def decide(_, locked):
         return body_entry(
-            seq=locked.head + 1,
-            kind="riddle",
-            id=str(uuid.uuid4()),
-            received_at=locked.received_at,
-            body={"x": 1, "ops": [1], "body": {"ops": []}},
-            salt=b"s" * 32,
+            Envelope(locked.head + 1, str(uuid.uuid4()), locked.received_at, b"s" * 32),
+            "riddle",
+            {"x": 1, "ops": [1], "body": {"ops": []}},
         )
 
     stores.append_service_event("s", decide)

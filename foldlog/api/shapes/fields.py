@@ -21,6 +21,7 @@ from foldlog.domain.times import Moment, parse_time, to_ms
 
 _WHOLE = re.compile(r"[0-9]{1,16}", re.ASCII)
 _MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
+MARK_PATTERN = f"^{_MARK.pattern}$"
 
 
 class Whole(fields.Integer):
@@ -77,30 +78,32 @@ def _named(is_name: Callable[[str], bool], rule: str, **described: Any) -> Calla
 
 
 _NO_DOTS = r"(?!\.{1,2}$)"
+SPACE_PATTERN = rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$"
+COLLECTION_PATTERN = rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$"
+#: keywords of JSON Schema for a record's id
+RECORD_ID = {"minLength": 1, "maxLength": 128, "pattern": r"^[^\u0000]*$"}
 
 space_name = _named(
     is_space,
     "a space is named by 1-64 of a-z 0-9 - _ .",
-    pattern=rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$",
+    pattern=SPACE_PATTERN,
 )
 collection_name = _named(
     is_collection,
     "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
-    pattern=rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$",
+    pattern=COLLECTION_PATTERN,
 )
 record_id = _named(
     is_record_id,
     "an id is 1-128 characters without NUL",
-    minLength=1,
-    maxLength=128,
-    pattern=r"^[^\u0000]*$",
+    **RECORD_ID,
 )
 device_id = _named(is_uuid, "a device is a UUID in lower case", format="uuid")
 token_id = _named(is_uuid, "the id of a token is a UUID in lower case", format="uuid")
 cursor_mark = _named(
     lambda mark: _MARK.fullmatch(mark) is not None,
     f"a mark is {MARK_LENGTH} hex digits in lower case, or empty",
-    pattern=f"^{_MARK.pattern}$",
+    pattern=MARK_PATTERN,
 )
 
 

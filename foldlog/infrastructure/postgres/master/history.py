@@ -17,7 +17,7 @@ from foldlog.domain.history import (
     Fields,
     Order,
     Point,
-    check_begun,
+    check_cursor_moment,
     check_moments,
     difference,
     head_of,
@@ -229,7 +229,7 @@ class PostgresHistory(LiveReader, History):
         collection, after_seq, id = "", 0, ""
         if query.cursor:
             begun, collection, after_seq, id = decode_cursor(query.cursor, int, str, int, str)
-            as_of = check_begun(query.moment, begun)
+            as_of = check_cursor_moment(query.moment, begun)
         else:
             as_of = self._seq_of(space, query.moment)
         names = {
@@ -348,8 +348,8 @@ class PostgresHistory(LiveReader, History):
     def _diff_place(self, space: SpaceId, query: DiffQuery) -> DiffCursor:
         if query.cursor:
             place = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
-            check_begun(query.start, place.start)
-            check_begun(query.to, place.to)
+            check_cursor_moment(query.start, place.start)
+            check_cursor_moment(query.to, place.to)
         else:
             start = self._seq_of(space, query.start)
             place = DiffCursor(start, self._seq_of(space, query.to), start + 1)

@@ -13,9 +13,9 @@ from psycopg.sql import SQL, Identifier
 from foldlog.domain.events import Event
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, Key, Record, fold
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array, uuid_array
 from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, TOPIC_TO_FOLD
-from foldlog.infrastructure.postgres.log.recorder import EventMapper
 from foldlog.infrastructure.postgres.projection import Generation
 
 from .ledger_rows import INSERT_CONFLICTS, Ledger
@@ -154,7 +154,6 @@ class MasterProjection:
     pause_seconds = 0.0
 
     def __init__(self, limits: Limits = LIMITS) -> None:
-        self._mapper = EventMapper()
         self._bytes_max = limits.touched_bytes_per_event_max
 
     def memory(self, position: int, *, bytes_max: int = KNOWN_BYTES) -> Known:
@@ -163,7 +162,7 @@ class MasterProjection:
     def apply(
         self, to: Generation[Known], rows: Sequence[tuple[int, str, bytes]]
     ) -> Iterator[None]:
-        events = [self._mapper.decode(topic, state) for _, topic, state in rows]
+        events = [UPCASTER.decode(topic, state) for _, topic, state in rows]
         for part in _parts(events):
             yield from self._apply(to, part)
 
