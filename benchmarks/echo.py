@@ -1,6 +1,7 @@
-"""Echoes the request body, with the server that the service uses: a baseline for its speed.
+"""Echoes the request body, on the server that the service uses: a baseline for its speed.
 
-Once by Flask in threads behind an ASGI bridge, and once by a bare ASGI callable. And a stream that a line is sent down now and then: the least of a client that waits.
+One path is answered by Flask in threads behind an ASGI bridge, another by a bare ASGI callable. A
+third path is a stream, on which a line is sent now and then: a baseline for clients that wait.
 
 `python -m benchmarks.echo FD` serves it on a socket that listens already.
 """

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 from flask import Response
 from werkzeug.test import EnvironBuilder
 
+from foldlog.api.app import FoldlogApp
 from foldlog.api.http.resources import Resources
 from foldlog.api.server import AsgiApp, AsgiServer
-from foldlog.domain.limits import LIMITS
 
 ANSWER_SECONDS_MAX = 60.0
 #: Characters that a path keeps; the rest of a test's text is percent-encoded, as a browser does.
@@ -34,11 +35,6 @@ class EventLoopThread:
 
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(ANSWER_SECONDS_MAX)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
 
 
 class Answer(Response):
@@ -209,12 +205,49 @@ class _Pieces:
         await asyncio.wait((self._task,), timeout=ANSWER_SECONDS_MAX)
 
 
-@contextmanager
-def client_of_app(app: Any, readers: int = 4) -> Iterator[AsgiClient]:
-    """A client of one application, with a loop and threads of its own."""
-    loop = EventLoopThread()
-    try:
-        with Resources(readers, LIMITS) as resources:
-            yield AsgiClient(AsgiServer(app, resources), loop)
-    finally:
-        loop.close()
+class AsgiTransport(httpx.BaseTransport):
+    """Carries the requests of an httpx client to an application in this process."""
+
+    def __init__(self, client: AsgiClient):
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        path = url.raw_path.decode().partition("?")[0]
+        headers = [(name.decode(), value.decode("latin-1")) for name, value in request.headers.raw]
+        answer = self._client.open(
+            path,
+            request.method,
+            query_string=url.query.decode(),
+            data=request.read(),
+            headers=headers,
+        )
+        return httpx.Response(
+            answer.status_code, headers=list(answer.headers), stream=_Stream(answer)
+        )
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, answer: Answer):
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._answer.response  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+@cache
+def _shared() -> tuple[EventLoopThread, Resources]:
+    return EventLoopThread(), Resources(4)
+
+
+def asgi_client(app: FoldlogApp) -> AsgiClient:
+    """A client of an application. All applications of a test process share a loop and threads."""
+    loop, resources = _shared()
+    return AsgiClient(AsgiServer(app, resources), loop)
+
+
+def asgi_transport(app: FoldlogApp) -> AsgiTransport:
+    return AsgiTransport(asgi_client(app))

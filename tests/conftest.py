@@ -12,8 +12,6 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from foldlog.api.http.resources import Resources
-from foldlog.api.server import AsgiServer
 from foldlog.domain.errors import ProjectionBehind
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.embedded import EmbeddedPostgres
@@ -29,7 +27,7 @@ from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
-from tests.asgi_client import AsgiClient, EventLoopThread
+from tests.asgi_client import asgi_client
 
 #: A read that waits for a seq in vain gives up after a second.
 LIMITS = Limits(at_least_wait_seconds_max=1)
@@ -194,22 +192,7 @@ def store(request):
     return request.getfixturevalue(name)
 
 
-@pytest.fixture(scope="session")
-def event_loop_thread():
-    """The loop that serves the applications of the tests."""
-    loop = EventLoopThread()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture(scope="session")
-def reading_threads(event_loop_thread):
-    """Resources that all applications share, as starting threads for each test takes long."""
-    with Resources(4) as resources:
-        yield resources
-
-
 @pytest.fixture
-def client_of(event_loop_thread, reading_threads):
+def client_of():
     """Makes a client of an application."""
-    return lambda app: AsgiClient(AsgiServer(app, reading_threads), event_loop_thread)
+    return asgi_client

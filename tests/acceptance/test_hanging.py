@@ -20,7 +20,7 @@ from foldlog.domain.errors import ProjectionBehind, StorageUnavailable
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import Projected
 from foldlog.infrastructure.memory.store import MemoryStore
-from tests.asgi_client import client_of_app
+from tests.asgi_client import asgi_client
 from tests.helpers import changeset, push_of, put
 
 from .live import Connection, Space, request_of, served
@@ -197,13 +197,13 @@ def test_a_caller_has_so_many_downloads_and_no_more(path):
     """Each may hold a thread or a connection now and then, for as long as its client reads."""
     store, limits = MemoryStore(), Limits(downloads_per_caller_max=1)
     store.push("s", push_of(changeset(put())))
-    with client_of_app(app_of(store, limits, rates=LimitedRates(limits))) as http:
-        first = http.get(f"/v1/spaces/s/{path}")
-        refused = http.get(f"/v1/spaces/s/{path}")
-        assert (refused.status_code, refused.json["limit"]) == (429, "downloads_per_caller_max")
-        assert refused.json["value"] == 1
-        assert first.data
-        assert http.get(f"/v1/spaces/s/{path}").status_code == 200
+    http = asgi_client(app_of(store, limits, rates=LimitedRates(limits)))
+    first = http.get(f"/v1/spaces/s/{path}")
+    refused = http.get(f"/v1/spaces/s/{path}")
+    assert (refused.status_code, refused.json["limit"]) == (429, "downloads_per_caller_max")
+    assert refused.json["value"] == 1
+    assert first.data
+    assert http.get(f"/v1/spaces/s/{path}").status_code == 200
 
 
 def test_a_download_that_fails_is_none():
@@ -238,5 +238,5 @@ def test_an_export_waits_for_a_connection_rather_than_be_cut(monkeypatch):
     store = Busy()
     for _ in range(9):
         store.push("s", push_of(changeset(put())))
-    with client_of_app(app_of(store)) as http:
-        assert len(http.get("/v1/spaces/s/export").data.splitlines()) == 10
+    http = asgi_client(app_of(store))
+    assert len(http.get("/v1/spaces/s/export").data.splitlines()) == 10

@@ -17,6 +17,7 @@ from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX, RETRY_SECONDS_MA
 from foldlog.client.server import HttpServer
 from foldlog.client.sync import Outcome
 from foldlog.client.view import View
+from tests.asgi_client import asgi_transport
 
 
 def test_a_change_reaches_the_other_device(device):
@@ -220,7 +221,7 @@ def test_the_guide_runs(device, app, tmp_path, monkeypatch):
     real = HttpServer.__init__
 
     def to_the_app(self, url, space, **options):
-        transport = httpx.WSGITransport(app=app)
+        transport = asgi_transport(app)
         real(self, "http://localhost", space, **options, transport=transport)
 
     monkeypatch.setattr(HttpServer, "__init__", to_the_app)

@@ -87,7 +87,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
             revoked = await request.run(revoke)
         finally:
             await access.forget()  # also if the outcome is unknown
-        return json_reply(_told(revoked))
+        return json_reply(rendered_device(revoked))
 
     return bp
 
