@@ -148,12 +148,12 @@ class PostgresStores:
 
     def project(self) -> None:
         for space in self.projector.lagging():
-            while self.projector.project_or_stop(space):
+            while self.projector.project_or_halt(space):
                 pass
 
     def grow_trees(self) -> None:
         for space in self.tree_projector.lagging():
-            while self.tree_projector.project_or_stop(space):
+            while self.tree_projector.project_or_halt(space):
                 pass
 
     def __getattr__(self, name):

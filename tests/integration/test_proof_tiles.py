@@ -55,7 +55,7 @@ def assert_tiles_are_of_the_log(stores, space: str, head: int) -> None:
 
 def grow(stores, worker: Projector) -> None:
     for space in worker.lagging():
-        while worker.project_or_stop(space):
+        while worker.project_or_halt(space):
             pass
 
 
@@ -70,10 +70,10 @@ def many(stores):
 def test_batch_sizes_do_not_matter(stores, many, monkeypatch, turn, batch):
     """However the log is cut into turns, the tree is the same."""
     monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), turn_events=turn))
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
     assert_tiles_are_of_the_log(stores, "s", many)
     head = random_history(stores, "s", seed=1, pushes=20)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), turn_events=turn))
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
     assert_tiles_are_of_the_log(stores, "s", head)
 
 
@@ -125,7 +125,7 @@ def test_a_crash_leaves_all_or_nothing_of_a_turn(stores, many, monkeypatch):
     def dies(*_, **__):
         raise Killed
 
-    worker = Projector(stores.datastore, ProofsProjection(), turn_events=300)
+    worker = Projector(stores.datastore, ProofsProjection(), batch_events=300)
     worker.project("s")
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -141,7 +141,7 @@ def test_a_rebuilt_tree_is_the_live_one(stores, many, monkeypatch):
     """And what somebody changed by hand is found, and mended by a rebuild."""
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 5)
     grow(stores, Projector(stores.datastore, ProofsProjection()))
-    rebuilder = Rebuilder(stores.datastore, ProofsProjection(), turn_events=100)
+    rebuilder = Rebuilder(stores.datastore, ProofsProjection(), batch_events=100)
     rebuilt = rebuilder.rebuild("s", verify=True)
     assert (rebuilt.events, rebuilt.is_compared) == (many, True)
     assert_tiles_are_of_the_log(stores, "s", many)

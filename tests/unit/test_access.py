@@ -279,7 +279,7 @@ def test_what_stays_for_ever_does_nothing_to_who_shows_it(text):
         lambda: check_reason(text, None),
         lambda: check_reason("-", text),
     ):
-        with pytest.raises(InvalidRequest, match="printed"):
+        with pytest.raises(InvalidRequest, match="printable"):
             check()
 
 

@@ -172,7 +172,7 @@ def test_what_ends_with_neither_has_no_leaf():
     """
     Only our own bug, or a forged export, could bring it.
     """
-    with pytest.raises(ValueError, match="ends with"):
+    with pytest.raises(ValueError, match="must end with"):
         proofs.header_of(b'{"seq":1}')
 
 

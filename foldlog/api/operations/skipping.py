@@ -1,4 +1,4 @@
-"""Stepping over an event that cannot be folded, for whoever has the admin's token."""
+"""The operation that skips an event that cannot be folded, for an admin."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
+from foldlog.api.shapes.admin_bodies import SkipBody
 from foldlog.api.shapes.answers import Skipped
-from foldlog.api.shapes.bodies import skip_body
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.errors import (
     Forbidden,
@@ -32,7 +32,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     @bp.post("/v1/admin/spaces/<space>/skip")
     @operation(
         Right.ADMIN,
-        body=JsonBody(skip_body(), limits),
+        body=JsonBody(SkipBody(), limits),
         body_example=examples.SKIP,
         answer=Skipped,
         example=examples.SKIPPED,
@@ -42,10 +42,10 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         ),
     )
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Step over an event.
+        """Skip an event.
 
-        Only the one at which the master table of the space stands still. It stays in the log and
-        in every proof; what it says is folded nowhere any more. There is no way back.
+        Only the event at which the master table of the space stopped can be skipped. It stays in
+        the log and in every proof, but every fold ignores it. A skip is permanent.
         """
         found = store.skip(
             space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))

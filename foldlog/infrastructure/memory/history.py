@@ -140,7 +140,7 @@ class MemoryHistory(History):
                 )
                 told.append((step.head.seq, _encode(view)))
         if not told:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         if query.order == "newest":
             told.reverse()
         if after is not None:

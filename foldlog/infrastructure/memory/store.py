@@ -408,7 +408,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         here = self._space(space, at_least)
         record = here.records.get(key)
         if record is None or not record.exists:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return self._page_of(here, [record], None)
 
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:

@@ -238,7 +238,7 @@ class _OneRecord:
         self._erased_seq = entry.seq
         newest = self._seqs[: self._eraser._erase_events]
         self._erase_in(cursor, newest)
-        self._eraser._projection.forget(cursor, self._space, self._generations, self._key)
+        self._eraser._projection.delete_record(cursor, self._space, self._generations, self._key)
         self._seqs = self._seqs[len(newest) :]
 
     def _erase_in(self, cursor: Cursor[Any], seqs: Sequence[int]) -> None:

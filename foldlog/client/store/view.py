@@ -1,7 +1,7 @@
-"""What a device shows: the fold of the events, and its own queue on top.
+"""The shown records: the fold of the events, with the queue on top.
 
-Both by the functions of `domain/`. What the queue will come to is what the merge would make of it
-if it arrived now; the server's answer may differ, and then the events say so.
+Both use the merge of `domain/`. The queue is folded as if it reached the server now. The server
+may decide otherwise; then its events correct the shown record.
 """
 
 from __future__ import annotations
@@ -11,46 +11,51 @@ from collections.abc import Iterable
 
 import msgspec
 
+from foldlog.client.record import SYNCED, WAITING
 from foldlog.domain.changesets import Operation
 from foldlog.domain.events import Event
 from foldlog.domain.merge import Key, Record, fold
 
-from .database import Database, Meta
+from .database import Database
+from .meta import Meta
 from .queue import Queue, Queued
-
-SYNCED, WAITING, TEMPORARY = 0, 1, 2
 
 _decode_record = msgspec.json.Decoder(Record).decode
 _encode = msgspec.json.encode
 
 
-class _Looks(msgspec.Struct):
-    """What one record comes to."""
+class _Shown(msgspec.Struct):
+    """One record, confirmed and as it is shown."""
 
-    records: dict[Key, Record]  #: the record as it is shown, by its key, if there is one
+    records: dict[Key, Record]  #: the shown record by its key; empty if it does not exist
     confirmed: Record | None
     is_waiting: bool = False
 
 
-class Making(msgspec.Struct):
-    """A changeset that is being made: in memory until its block ends, and then in the queue.
+class Draft(msgspec.Struct):
+    """A changeset in memory, which is queued when its block ends.
 
-    With what its records have come to. So an operation costs the same however many there were
-    before it; read from the queue, each would be the work of all.
+    The draft caches the shown records, because folding the earlier operations again for each new
+    one would take quadratic time.
     """
 
     queued: Queued
-    looks: dict[Key, _Looks] = {}
+    shown: dict[Key, _Shown] = {}
 
 
 class View:
+    """Writes records as they are confirmed and as they are shown."""
+
     def __init__(self, database: Database, meta: Meta, queue: Queue):
         self._database = database
         self._meta = meta
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """The records as the events made them; and up to which seq a snapshot has them already."""
+        """Returns the confirmed records, and for each the seq that its snapshot was taken at.
+
+        The seq is 0 for a record that was folded from events alone.
+        """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
         for key in keys:
@@ -64,7 +69,7 @@ class View:
         return records, as_of
 
     def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
-        """Keeps what the events, or a snapshot true at `as_of`, made of these records."""
+        """Writes confirmed records. `as_of` is the seq of the snapshot that they come from."""
         with self._database.transaction() as db:
             db.executemany(
                 "INSERT INTO records (collection, id, confirmed, as_of) VALUES (?, ?, ?, ?) "
@@ -74,7 +79,7 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Shows these records anew; returns those that look different now."""
+        """Computes the shown records again. Returns the keys of those that changed."""
         changed = []
         with self._database.transaction() as db:
             for key in keys:
@@ -83,45 +88,45 @@ class View:
                     "WHERE collection = ? AND id = ?",
                     key,
                 ).fetchone()
-                after = self._show(db, key, self._with_queue(key))
+                after = self._write(db, key, self._with_queue(key))
                 if after != before:
                     changed.append(key)
         return changed
 
-    def add(self, making: Making, op: Operation) -> None:
-        """Adds an operation to the changeset that is being made, and shows what it does."""
-        looks = making.looks.get(op.key)
-        if looks is None:
-            looks = making.looks[op.key] = self._with_queue(op.key)
-        event = self._as_event(making.queued)
+    def add(self, draft: Draft, op: Operation) -> None:
+        """Adds an operation to a draft, and writes the record that it results in."""
+        shown = draft.shown.get(op.key)
+        if shown is None:
+            shown = draft.shown[op.key] = self._with_queue(op.key)
+        event = self._as_event(draft.queued)
         event.ops = [op]
-        fold(looks.records, event)
-        looks.is_waiting = True
-        making.queued.ops.append(op)
+        fold(shown.records, event)
+        shown.is_waiting = True
+        draft.queued.ops.append(op)
         with self._database.transaction() as db:
-            self._show(db, op.key, looks)
+            self._write(db, op.key, shown)
 
-    def _with_queue(self, key: Key) -> _Looks:
-        """A record as the events and the queue make it."""
+    def _with_queue(self, key: Key) -> _Shown:
+        """Folds the queue onto a confirmed record."""
         records, as_of = self.confirmed([key])
-        looks = _Looks(records, records.get(key))
+        shown = _Shown(records, records.get(key))
         for queued in self._queue.touching(key):
-            looks.is_waiting = True
+            shown.is_waiting = True
             if queued.seq is not None and queued.seq <= as_of.get(key, 0):
-                continue  # a snapshot's record has it already
+                continue  # the snapshot contains it already
             event = self._as_event(queued)
             event.ops = [op for op in event.ops if op.key == key]
             fold(records, event)
-        return looks
+        return shown
 
     def _as_event(self, queued: Queued) -> Event:
         skew = self._meta.get("skew", 0)
-        return queued.as_event(self._meta.get("device"), max(0, queued.made_at + skew))
+        return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
 
-    def _show(self, db: sqlite3.Connection, key: Key, looks: _Looks) -> tuple[str, int, int]:
-        """Writes a record as it is shown."""
-        confirmed, shown = looks.confirmed, looks.records.get(key) or Record(*key)
-        written = (_encode(shown.fields).decode(), int(shown.is_deleted), int(shown.exists))
+    def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
+        """Writes a shown record, and returns its fields, `is_deleted` and `is_there`."""
+        confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
+        written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))
         db.execute(
             "INSERT INTO records (collection, id, fields, is_deleted, is_there, sync_status, "
             "last_modified, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -132,7 +137,7 @@ class View:
             (
                 *key,
                 *written,
-                WAITING if looks.is_waiting else SYNCED,
+                WAITING if shown.is_waiting else SYNCED,
                 confirmed.last_modified or None if confirmed else None,
                 confirmed.seq if confirmed else 0,
             ),

@@ -1,4 +1,4 @@
-"""The server as a device sees it: a port, and the one that goes over HTTP."""
+"""The server as the client sees it: an interface, and its implementation over HTTP."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import msgspec
 
-from .answers import not_ours, problem_of, reaching, seconds
-from .errors import ServerProblem
+from foldlog.client.errors import ServerProblem
+
+from .responses import not_foldlog, problem_of, seconds_from, translated
 from .stream import HttpStream, Stream, Traffic
 
-#: below this, compressing a body saves nothing that the headers do not cost
+#: smaller bodies are sent uncompressed, because compression would save too little
 COMPRESS_BYTES_MIN = 1_024
 TIMEOUT_SECONDS = 30.0
 _decode = msgspec.json.decode
@@ -22,37 +23,44 @@ _encode = msgspec.json.encode
 
 
 class Server(ABC):
-    """Each call raises `ServerProblem`, or `Unreachable` if there was no answer."""
+    """One space of a service. Each call raises `ServerProblem`, or `Unreachable` without an answer.
+
+    Apps may pass their own implementation to `foldlog.open`, for example for another transport.
+    """
 
     def __init__(self) -> None:
+        #: traffic of all requests but the live channel
         self.traffic = Traffic()
-        #: of the live channel, by the thread that reads it
+        #: traffic of the live channel, written by the thread that reads the stream
         self.streamed = Traffic()
-        #: seconds that the server asks everybody to leave it alone, also when it answers
+        #: wait that the last answer asked for (header `Backoff`), also when it was successful
         self.backoff_seconds = 0.0
 
     @abstractmethod
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Push and pull. Events in the answer are raw, to be decoded as `Event`."""
+        """Pushes and pulls (`POST .../sync`). Events in the answer are plain JSON objects."""
 
     @abstractmethod
-    def shares(self, after: int, mark: str) -> bool:
-        """Whether the server's log has this mark at `after`."""
+    def has_mark(self, after: int, mark: str) -> bool:
+        """Tells whether the server's log has this mark at the seq `after`."""
 
     @abstractmethod
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
-        """The lines of a snapshot. A stream that breaks raises `Unreachable`."""
+        """Yields the lines of a snapshot. Raises `Unreachable` if the download breaks."""
 
     def follow(self, device: str, after: int, mark: str) -> Stream:
-        """The live channel from this cursor on. Not every server has one."""
+        """Returns a stream of the live channel from this cursor on. It connects when it is read.
+
+        A server without a live channel raises `ServerProblem` with status 404.
+        """
         raise ServerProblem(404, {"code": "no-such-path", "detail": "no live channel"}, None)
 
     @abstractmethod
     def close(self) -> None:
-        """Ends connections."""
+        """Closes all connections."""
 
 
-#: a token, or what gives the one of now: those of a sign-in expire
+#: an access token, or a function that returns the current one, because tokens may expire
 Token = str | Callable[[], str] | None
 
 
@@ -72,12 +80,12 @@ class HttpServer(Server):
         self._token = token
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/v1/spaces/{space}/",
-            auth=self._signed,
+            auth=self._authorize,
             timeout=timeout_seconds,
             transport=transport,
         )
 
-    def _signed(self, request: httpx.Request) -> httpx.Request:
+    def _authorize(self, request: httpx.Request) -> httpx.Request:
         token = self._token() if callable(self._token) else self._token
         if token:
             request.headers["Authorization"] = f"Bearer {token}"
@@ -86,7 +94,7 @@ class HttpServer(Server):
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", "sync", content=_encode(body))
 
-    def shares(self, after: int, mark: str) -> bool:
+    def has_mark(self, after: int, mark: str) -> bool:
         try:
             self._call("GET", "events", params={"after": after, "mark": mark, "limit": 1})
         except ServerProblem as exc:
@@ -97,7 +105,7 @@ class HttpServer(Server):
 
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
         params = {} if cursor is None else {"cursor": cursor}
-        with reaching(), self._http.stream("GET", "snapshot", params=params) as response:
+        with translated(), self._http.stream("GET", "snapshot", params=params) as response:
             self.traffic.requests += 1
             if response.is_error:
                 response.read()
@@ -129,18 +137,18 @@ class HttpServer(Server):
             if len(content) >= COMPRESS_BYTES_MIN:
                 content = gzip.compress(content, 6, mtime=0)
                 headers["Content-Encoding"] = "gzip"
-        with reaching():
+        with translated():
             response = self._http.request(
                 method, path, content=content, params=params, headers=headers
             )
         self.traffic.requests += 1
         self.traffic.bytes_sent += len(content or b"")
         self.traffic.bytes_received += response.num_bytes_downloaded
-        self.backoff_seconds = seconds(response.headers.get("Backoff")) or 0.0
+        self.backoff_seconds = seconds_from(response.headers.get("Backoff")) or 0.0
         if response.is_error:
             raise problem_of(response)
         try:
             answer: dict[str, Any] = _decode(response.content)
         except msgspec.DecodeError as exc:
-            raise not_ours() from exc
+            raise not_foldlog() from exc
         return answer

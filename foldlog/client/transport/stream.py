@@ -1,4 +1,4 @@
-"""The live channel as a device sees it: pages as they come, in an answer that stays open."""
+"""A stream of the live channel: pages of the log, in a response that stays open."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from typing import Any, TypedDict
 import httpx
 import msgspec
 
-from . import sse
-from .answers import not_ours, problem_of, reaching
-from .errors import ServerProblem
+from foldlog.client.errors import ServerProblem
 
-#: how long a stream may be silent before it is given up. The service says at least every 15 s
-#: that it lives; what does not come through in time is kept back on the way.
+from . import sse
+from .responses import not_foldlog, problem_of, translated
+
+#: a silent stream is closed after this time. The service sends a heartbeat every 15 s, so a
+#: longer silence means that a proxy buffers the stream.
 SILENCE_SECONDS = 25.0
-#: before a stream that has ended is asked for again, unless the service says otherwise
+#: wait before the next stream, if the service sends no `retry`
 RETRY_SECONDS = 1.0
 EVENT_STREAM = "text/event-stream"
 
 
 class Traffic(msgspec.Struct):
-    """What went over the wire: bodies, in bytes as they travelled."""
+    """Counts of requests and of body bytes, as they were sent and received (compressed)."""
 
     requests: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
 
     def since(self, before: Traffic) -> dict[str, int]:
+        """Returns how much each count has grown."""
         return {
             name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
         }
 
 
 class _Answer(TypedDict):
+    """The data of one message of the stream."""
+
     log: str
     head: int
     events: list[Any]
@@ -46,10 +50,7 @@ class _Answer(TypedDict):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of the log, and what it goes on from.
-
-    It is what a pull of this device at this cursor would be answered.
-    """
+    """A page of the log: the answer to a pull of `device` with the cursor `after` and `mark`."""
 
     device: str
     after: int
@@ -61,23 +62,24 @@ class Stream(ABC):
     """One connection to the live channel."""
 
     def __init__(self) -> None:
-        #: how long to wait, when it has ended, before asking for the next one
+        #: wait before the next stream, once this one has ended
         self.retry_seconds = RETRY_SECONDS
 
     @abstractmethod
     def pages(self) -> Generator[Page | None, None, None]:
-        """The pages as they come, each from where the last one ended; `None` is a sign of life.
+        """Yields the pages as they arrive, and `None` for a heartbeat.
 
-        Ends in good order now and then. Raises `ServerProblem`, or `Unreachable` if it breaks.
+        Each page begins where the last one ended. The service ends a stream from time to time.
+        Raises `ServerProblem`, or `Unreachable` if the connection breaks.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Ends it at once, from any thread."""
+        """Ends the stream at once. Any thread may call this."""
 
 
 class HttpStream(Stream):
-    """Connects when `pages` is begun. Counts into `traffic`, in the thread that reads."""
+    """A stream over HTTP. `pages` connects, and counts into `traffic` in the reading thread."""
 
     def __init__(self, http: httpx.Client, traffic: Traffic, device: str, after: int, mark: str):
         super().__init__()
@@ -90,7 +92,7 @@ class HttpStream(Stream):
         self._is_closed = False
 
     def pages(self) -> Generator[Page | None, None, None]:
-        with reaching(), self._request() as response:
+        with translated(), self._request() as response:
             self._traffic.requests += 1
             network = response.extensions.get("network_stream")
             self._socket = network and network.get_extra_info("socket")
@@ -98,7 +100,7 @@ class HttpStream(Stream):
                 response.read()
                 raise problem_of(response)
             if not response.headers.get("Content-Type", "").startswith(EVENT_STREAM):
-                raise not_ours()
+                raise not_foldlog()
             reader, counted = sse.Reader(), 0
             for piece in response.iter_bytes():
                 if self._is_closed:
@@ -114,31 +116,33 @@ class HttpStream(Stream):
     def close(self) -> None:
         self._is_closed = True
         if self._socket is not None:
-            # Closing it would not wake the thread that reads it; this ends its read. Not the
-            # method of a TLS socket, which would take the cipher away under that thread.
-            with suppress(OSError):  # it has ended by itself
+            # A shutdown wakes the reading thread; a close would leave it waiting. The plain
+            # socket's method is called, because a TLS socket's own one would drop the cipher
+            # that the reading thread still uses.
+            with suppress(OSError):  # the connection has ended already
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _request(self) -> Any:
         params: dict[str, Any] = {"device": self._device, "after": self._after}
         if self._mark:
             params["mark"] = self._mark
-        # What compresses on the way would wait for more to compress.
+        # A proxy that compresses would hold back data until a block is full.
         headers = {"Accept": EVENT_STREAM, "Accept-Encoding": "identity"}
         return self._http.stream(
             "GET", "events/stream", params=params, headers=headers, timeout=SILENCE_SECONDS
         )
 
     def _page(self, message: sse.Message) -> Page | None:
+        """Decodes a message. Raises `ServerProblem` for a message of kind `problem`."""
         try:
             if message.kind == "problem":
                 document = msgspec.json.decode(message.data, type=dict[str, Any])
                 raise ServerProblem(int(document.get("status", 500)), document, None)
             if message.kind:
-                return None  # what a later service may tell besides
+                return None  # a kind of message of a later version
             answer = msgspec.json.decode(message.data, type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise not_ours() from exc
+            raise not_foldlog() from exc
         page = Page(self._device, self._after, self._mark, dict(answer))
         self._after, self._mark = answer["through"], answer["mark"]
         return page

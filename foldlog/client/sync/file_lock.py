@@ -1,4 +1,4 @@
-"""Taking turns: of all who have one file open, one does a thing at a time."""
+"""File locks: only one process at a time syncs a replica, or follows the live channel for it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import IO
 
 
 class FileLockTaken(Exception):
-    """Another process, or thread, has it."""
+    """Another process or thread holds the lock."""
 
 
 @contextmanager
-def file_lock(path: Path, what: str = "sync") -> Iterator[None]:
-    """The turn to sync the replica at `path`, or to do what else only one of all shall do.
+def file_lock(path: Path, purpose: str = "sync") -> Iterator[None]:
+    """Holds the lock of the replica at `path` for one purpose, without waiting for it.
 
-    The system gives it back if its holder dies. Raises `FileLockTaken` if somebody else has it.
+    The operating system releases the lock if the process dies. Raises `FileLockTaken`.
     """
-    with path.with_name(f"{path.name}-{what}").open("ab") as file:
+    with path.with_name(f"{path.name}-{purpose}").open("ab") as file:
         _lock(file)
         yield
 

@@ -1,24 +1,24 @@
--- A replica: what a device knows, and what it has not sent yet.
+-- The file of a replica: its records, and the changesets that it has not sent yet.
 
--- Device, cursor, counters and the like: one value a name.
+-- Named values: device, cursor, counters and so on.
 CREATE TABLE meta (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- A row for every record: as it is shown, and as the events made it.
+-- One row for each record: the shown record, and the confirmed one (the fold of the events).
 CREATE TABLE records (
     collection    TEXT    NOT NULL,
     id            TEXT    NOT NULL,
-    fields        TEXT    NOT NULL DEFAULT '{}', -- shown: confirmed and queue
+    fields        TEXT    NOT NULL DEFAULT '{}', -- shown: confirmed, with the queue on top
     is_deleted    INTEGER NOT NULL DEFAULT 0,    -- shown
-    is_there      INTEGER NOT NULL DEFAULT 0,    -- shown: it is or was a record at all
+    is_there      INTEGER NOT NULL DEFAULT 0,    -- shown: 1 for a live record and for a tombstone
     sync_status   INTEGER NOT NULL DEFAULT 0,    -- 0 synced, 1 waiting to be sent, 2 temporary
-    last_modified TEXT,                          -- by the server alone
+    last_modified TEXT,                          -- set by the server alone
     seq           INTEGER NOT NULL DEFAULT 0,
-    confirmed     TEXT,                          -- the record as the fold of the events knows it
-    as_of         INTEGER NOT NULL DEFAULT 0,    -- from a snapshot: events up to here are in it
-    is_stale      INTEGER NOT NULL DEFAULT 0,    -- not seen yet in the snapshot being loaded
+    confirmed     TEXT,                          -- the record as the fold of the events made it
+    as_of         INTEGER NOT NULL DEFAULT 0,    -- a snapshot contains the events up to this seq
+    is_stale      INTEGER NOT NULL DEFAULT 0,    -- 1 until the loading snapshot has the record
     PRIMARY KEY (collection, id)
 ) WITHOUT ROWID;
 
@@ -26,17 +26,17 @@ CREATE TABLE records (
 CREATE TABLE queue (
     position INTEGER PRIMARY KEY,
     id       TEXT    NOT NULL UNIQUE,
-    counter  INTEGER,                -- of those that wait; given when made, again when renumbered
+    counter  INTEGER,                -- of waiting changesets; changed by renumbering
     base     INTEGER NOT NULL,
-    made_at  INTEGER NOT NULL,       -- ms since 1970, by this device's clock
+    made_at  INTEGER NOT NULL,       -- ms since 1970, by the clock of this device
     guard    TEXT,
     ops      TEXT    NOT NULL,
     state    TEXT    NOT NULL,       -- waiting, stored, refused, rejected
-    seq      INTEGER,                -- once the server has told
-    why      TEXT                    -- of refused and rejected ones: code, detail
+    seq      INTEGER,                -- from the server's verdict
+    why      TEXT                    -- of refused and rejected changesets: code, detail
 );
 
--- Which records each of them touches.
+-- The records that each queued changeset changes.
 CREATE TABLE queue_records (
     collection TEXT    NOT NULL,
     id         TEXT    NOT NULL,
@@ -45,7 +45,7 @@ CREATE TABLE queue_records (
 ) WITHOUT ROWID;
 CREATE INDEX queue_records_by_position ON queue_records (position);
 
--- What was acknowledged, kept for a while: a server that is restored from a backup may need it.
+-- Acknowledged changesets, kept for 30 days for a server that is restored from a backup.
 CREATE TABLE sent (
     seq             INTEGER PRIMARY KEY,
     id              TEXT    NOT NULL UNIQUE,
@@ -57,13 +57,13 @@ CREATE TABLE sent (
     acknowledged_at INTEGER NOT NULL
 );
 
--- Marks of the way: the last one that a restored server shares tells where histories part.
+-- Marks at earlier cursors: the last mark that a restored server shares tells where histories part.
 CREATE TABLE marks (
     seq INTEGER PRIMARY KEY,
     mark TEXT NOT NULL
 );
 
--- Values of this device that lost, or that others lost to it.
+-- Values of this device that lost a conflict, and values that lost to this device.
 CREATE TABLE conflicts (
     number   INTEGER PRIMARY KEY AUTOINCREMENT,
     document TEXT    NOT NULL

@@ -1,4 +1,4 @@
-"""Server-Sent Events, as far as the service's stream uses them.
+"""A parser of Server-Sent Events, as far as the service's stream uses them.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -9,25 +9,26 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    kind: str  #: "" if it is not named
+    """One event of the stream."""
+
+    kind: str  #: the value of `event:`; empty without one
     data: bytes
 
 
 class Reader:
-    """Takes a stream apart as its pieces come, wherever they were cut.
+    """Parses a stream piece by piece; a piece may end anywhere.
 
-    What is not closed by an empty line is not a message: of a stream that breaks, nothing is
-    half read.
+    An empty line ends a message. A message that the stream cuts off is dropped.
     """
 
     def __init__(self) -> None:
-        self.retry_seconds: float | None = None  #: how long to wait before connecting again
-        self._line: list[bytes] = []  #: pieces of a line whose end has not come
+        self.retry_seconds: float | None = None  #: the value of the last `retry:`
+        self._line: list[bytes] = []  #: pieces of an unfinished line
         self._kind = ""
         self._data: list[bytes] = []
 
     def read(self, piece: bytes) -> list[Message]:
-        """The messages that this piece completes."""
+        """Returns the messages that this piece completes."""
         first, *others = piece.split(b"\n")
         self._line.append(first)
         messages = []
@@ -43,7 +44,7 @@ class Reader:
             message = Message(self._kind, b"\n".join(self._data)) if self._data else None
             self._kind, self._data = "", []
             return message
-        name, _, value = line.partition(b":")  # of a comment, the name is empty
+        name, _, value = line.partition(b":")  # a comment has an empty name
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)

@@ -1,4 +1,4 @@
-"""The queue: changesets that this device made and the cursor has not passed yet."""
+"""The queue: changesets of this device that the cursor has not passed yet."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from foldlog.domain.events import Event
 from foldlog.domain.merge import Key
 from foldlog.domain.times import format_time
 
-from .database import Database, Meta
-from .forgetting import to_send
+from .database import Database
+from .erasure import to_wire
+from .meta import Meta
 
-#: waiting: to be sent. stored: acknowledged, and on its way back. refused: a guard did not hold.
-#: rejected: the server cannot read it, or it is over a limit. The last two wait for the app.
+#: waiting: still to be sent. stored: the server has it, and its event is still to be pulled.
+#: refused: a guard failed, or a schema. rejected: it is malformed or over a limit for the server.
+#: Refused and rejected changesets wait for the app.
 State = Literal["waiting", "stored", "refused", "rejected"]
 
 _COLUMNS = "position, id, counter, base, made_at, guard, ops, state, seq, why"
 _decode_ops = msgspec.json.Decoder(list[Operation]).decode
-#: A queued changeset is folded after every event that there will ever be.
-_AFTER_ALL_SEQS = 2**52
+#: above every seq of a log: a queued changeset is folded after all events
+_SEQ_OFFSET = 2**52
 
 
 class Queued(msgspec.Struct):
-    """A changeset of the queue."""
+    """A changeset of the queue. `made_at` is in ms since 1970, by the clock of this device."""
 
     position: int
     id: str
@@ -40,12 +42,13 @@ class Queued(msgspec.Struct):
     seq: int | None = None
     why: dict[str, str] | None = None
 
-    def on_the_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> dict[str, Any]:
+        """Returns the changeset as it is sent (docs/reference/protocol.md)."""
         changeset: dict[str, Any] = {
             "id": self.id,
             "base": self.base,
             "made_at": format_time(self.made_at),
-            "ops": [to_send(op) for op in self.ops],
+            "ops": [to_wire(op) for op in self.ops],
         }
         if self.counter is not None:
             changeset["counter"] = self.counter
@@ -54,9 +57,9 @@ class Queued(msgspec.Struct):
         return changeset
 
     def as_event(self, device: str, time: int) -> Event:
-        """The event that it would be if it were stored now."""
+        """Returns the event that the server would make of it if the changeset arrived now."""
         return Event(
-            seq=_AFTER_ALL_SEQS + self.position,
+            seq=_SEQ_OFFSET + self.position,
             kind="changeset",
             id=self.id,
             received_at="",
@@ -68,7 +71,7 @@ class Queued(msgspec.Struct):
         )
 
 
-def _queued(row: Sequence[Any]) -> Queued:
+def queued_from(row: Sequence[Any]) -> Queued:
     position, id, counter, base, made_at, guard, ops, state, seq, why = row
     return Queued(
         position,
@@ -85,14 +88,17 @@ def _queued(row: Sequence[Any]) -> Queued:
 
 
 class Queue:
+    """The queued changesets, in the order in which they were made."""
+
     def __init__(self, database: Database, meta: Meta):
         self._database = database
         self._meta = meta
 
     def begin(self, id: str, base: int, made_at: int, guard: str | None) -> Queued:
-        """A changeset without operations, and not in the queue before it is appended.
+        """Returns a changeset without operations, which `append` adds to the queue.
 
-        Within one transaction with that, so that its place and its counter stay its own.
+        Both calls must be in one transaction, because the position and the counter are not
+        reserved before.
         """
         (last,) = self._database.connection.execute(
             "SELECT coalesce(max(position), 0) FROM queue"
@@ -101,17 +107,17 @@ class Queue:
         return Queued(last + 1, id, counter, base, made_at, guard, [], "waiting")
 
     def append(self, queued: Queued) -> None:
-        """Adds a changeset that was begun at the end, whole."""
+        """Adds a changeset at the end of the queue, with all its operations."""
         with self._database.transaction() as db:
             self._meta.set(counter=queued.counter)
             self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
-        """Puts changesets before all others, in their order: the server has lost them."""
+        """Puts changesets that the server has lost before all others, in their order."""
         with self._database.transaction() as db:
             (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
-            for number, queued in enumerate(changesets):
-                queued.position = first - len(changesets) + number
+            for position, queued in enumerate(changesets, first - len(changesets)):
+                queued.position = position
                 queued.state, queued.seq = "waiting", None
                 self._insert(db, queued)
 
@@ -135,12 +141,13 @@ class Queue:
         )
 
     def select(self, *states: State, limit: int = -1) -> list[Queued]:
+        """Returns the changesets in any of the states, oldest first. -1 means no limit."""
         marks = ", ".join("?" * len(states))
         rows = self._database.connection.execute(
             f"SELECT {_COLUMNS} FROM queue WHERE state IN ({marks}) ORDER BY position LIMIT ?",
             (*states, limit),
         )
-        return [_queued(row) for row in rows]
+        return [queued_from(row) for row in rows]
 
     def count(self, *states: State) -> int:
         marks = ", ".join("?" * len(states))
@@ -151,10 +158,10 @@ class Queue:
         row = self._database.connection.execute(
             f"SELECT {_COLUMNS} FROM queue WHERE id = ?", (id,)
         ).fetchone()
-        return None if row is None else _queued(row)
+        return None if row is None else queued_from(row)
 
     def touching(self, key: Key) -> list[Queued]:
-        """What is shown of a record on top of what is confirmed."""
+        """Returns the waiting and stored changesets that change a record, oldest first."""
         columns = ", ".join(f"q.{name.strip()}" for name in _COLUMNS.split(","))
         rows = self._database.connection.execute(
             f"SELECT {columns} FROM queue_records r JOIN queue q USING (position) "
@@ -162,7 +169,7 @@ class Queue:
             "ORDER BY position",
             key,
         )
-        return [_queued(row) for row in rows]
+        return [queued_from(row) for row in rows]
 
     def set_state(
         self, id: str, state: State, seq: int | None = None, why: dict[str, str] | None = None
@@ -174,7 +181,7 @@ class Queue:
             )
 
     def set_ops(self, queued: Queued) -> None:
-        """Keeps the operations as they are now, on the same records as before."""
+        """Writes the operations of a changeset, which must be on the same records as before."""
         with self._database.transaction() as db:
             ops = msgspec.json.encode(queued.ops).decode()
             db.execute("UPDATE queue SET ops = ? WHERE id = ?", (ops, queued.id))
@@ -184,9 +191,9 @@ class Queue:
             db.execute("DELETE FROM queue WHERE id = ?", (id,))
 
     def renumber(self, first: int, *, skip: int = 0) -> None:
-        """Gives those that wait the counters `first`, `first + 1` ..., in order.
+        """Gives the waiting changesets the counters `first`, `first + 1` ..., in order.
 
-        The first `skip` of them keep theirs.
+        The first `skip` of them keep their counters.
         """
         with self._database.transaction() as db:
             waiting = db.execute(
@@ -201,52 +208,6 @@ class Queue:
             self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
-        """What follows `seq` is not known to the server any more, so nothing can build on it."""
+        """Limits the base of each changeset to `seq`, because the server has lost later events."""
         with self._database.transaction() as db:
             db.execute("UPDATE queue SET base = min(base, ?)", (seq,))
-
-
-class Sent:
-    """What was acknowledged lately."""
-
-    def __init__(self, database: Database):
-        self._database = database
-
-    def keep(self, queued: Queued, seq: int, now: int) -> None:
-        with self._database.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO sent "
-                "(seq, id, counter, base, made_at, guard, ops, acknowledged_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    seq,
-                    queued.id,
-                    queued.counter,
-                    queued.base,
-                    queued.made_at,
-                    queued.guard,
-                    msgspec.json.encode(queued.ops).decode(),
-                    now,
-                ),
-            )
-
-    def ops_of(self, id: str) -> list[Operation] | None:
-        row = self._database.connection.execute(
-            "SELECT ops FROM sent WHERE id = ?", (id,)
-        ).fetchone()
-        return None if row is None else _decode_ops(row[0])
-
-    def take_after(self, seq: int) -> list[Queued]:
-        """Removes and returns what was acknowledged after `seq`, in order."""
-        with self._database.transaction() as db:
-            rows = db.execute(
-                "SELECT 0, id, counter, base, made_at, guard, ops, 'waiting', NULL, NULL "
-                "FROM sent WHERE seq > ? ORDER BY seq",
-                (seq,),
-            ).fetchall()
-            db.execute("DELETE FROM sent WHERE seq > ?", (seq,))
-        return [_queued(row) for row in rows]
-
-    def forget_before(self, time: int) -> None:
-        with self._database.transaction() as db:
-            db.execute("DELETE FROM sent WHERE acknowledged_at < ?", (time,))

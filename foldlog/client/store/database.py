@@ -1,7 +1,7 @@
-"""The replica's file: SQLite, one connection a thread, one transaction a change.
+"""The SQLite file of a replica: one connection for each thread.
 
-Several threads and processes may use one file; SQLite makes writers take turns. Commits are
-flushed to the disk: what `create` returned from is there after a power cut.
+Several threads and processes may use one file; SQLite lets one of them write at a time. Commits
+are flushed to the disk, so a change that a call has returned from survives a power cut.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import msgspec
+from foldlog.client.errors import WrongReplica
 
-from .errors import WrongReplica
-
-#: PRAGMA user_version of our files
+#: `PRAGMA user_version` of a replica's file
 SCHEMA_VERSION = 1
-#: "fold" in ASCII, so that `file` and we can tell our files from others'
+#: `PRAGMA application_id` of a replica's file: "fold" in ASCII
 APPLICATION_ID = 0x666F6C64
 BUSY_TIMEOUT_SECONDS = 30.0
-#: commits are flushed to the disk; a simulation that makes thousands need not
+#: commits are flushed to the disk; simulations set `OFF` to save time
 SYNCHRONOUS = "FULL"
 
 
 class Database:
-    """Raises `WrongReplica` if the file is not one of ours."""
+    """A connection for each thread, and transactions.
+
+    Raises `WrongReplica` if the file is something else than a replica.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -41,24 +41,24 @@ class Database:
     def _initialise(self) -> None:
         with self.transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            is_replica = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
             is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
             if is_empty:
-                # Not executescript, which would commit first: two processes may open at once.
+                # `executescript` would commit first, and another process may open the file now.
                 for statement in _statements(
                     (files(__package__) / "schema.sql").read_text("utf-8")
                 ):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif not ours:
-                raise WrongReplica(f"{self.path} is a database, but no replica of Foldlog")
+            elif not is_replica:
+                raise WrongReplica(f"{self.path} is a database of another program")
             elif version != SCHEMA_VERSION:
-                raise WrongReplica(f"{self.path} was made by another version: {version}")
+                raise WrongReplica(f"{self.path} has schema {version}, not {SCHEMA_VERSION}")
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's own."""
+        """The connection of the calling thread."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = self._connect()
@@ -70,12 +70,12 @@ class Database:
                 self.path,
                 timeout=BUSY_TIMEOUT_SECONDS,
                 isolation_level=None,
-                check_same_thread=False,  # used by its own thread alone, but closed by `close`
+                check_same_thread=False,  # `close` runs in another thread
             )
             _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+            connection.execute("PRAGMA secure_delete = ON")  # overwrites erased values
         except sqlite3.DatabaseError as exc:
             raise WrongReplica(f"cannot open {self.path}: {exc}") from exc
         with self._opening:
@@ -84,7 +84,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction for writing, or the one that is under way in this thread."""
+        """Begins a write transaction, or joins the open transaction of this thread."""
         connection = self.connection
         if connection.in_transaction:
             yield connection
@@ -94,18 +94,21 @@ class Database:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            # A full disk ends the transaction by itself, or fails the commit and leaves it open.
+            # A full disk may have ended the transaction already, or left it open.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
     def scrub(self) -> bool:
-        """Empties the write-ahead log, which holds pages as they were. `False`: somebody reads."""
+        """Empties the write-ahead log, which holds old versions of pages.
+
+        Returns `False` if another connection is reading, or does the same.
+        """
         connection = self.connection
-        connection.execute("PRAGMA busy_timeout = 0")  # whoever reads is not waited for
+        connection.execute("PRAGMA busy_timeout = 0")  # readers are not waited for
         try:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.OperationalError:  # somebody else does the same
+        except sqlite3.OperationalError:
             return False
         finally:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
@@ -119,38 +122,11 @@ class Database:
         self._local = threading.local()
 
 
-class Meta:
-    """The named values of a replica. JSON, so that each keeps its type."""
-
-    def __init__(self, database: Database):
-        self._database = database
-
-    def get(self, name: str, default: Any = None) -> Any:
-        row = self._database.connection.execute(
-            "SELECT value FROM meta WHERE name = ?", (name,)
-        ).fetchone()
-        return default if row is None else msgspec.json.decode(row[0])
-
-    def set(self, **values: Any) -> None:
-        """`None` removes a value. Within the transaction that is under way, if there is one."""
-        with self._database.transaction() as db:
-            for name, value in values.items():
-                if value is None:
-                    db.execute("DELETE FROM meta WHERE name = ?", (name,))
-                else:
-                    db.execute(
-                        "INSERT INTO meta (name, value) VALUES (?, ?) "
-                        "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                        (name, msgspec.json.encode(value).decode()),
-                    )
-
-    def add(self, **amounts: int) -> None:
-        self.set(**{name: self.get(name, 0) + amount for name, amount in amounts.items()})
-
-
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Waits for who opens the file at the same moment: SQLite's own busy timeout does not cover
-    the change of the journal mode, which fails at once."""
+    """Switches to a write-ahead log, and waits while another process opens the file.
+
+    SQLite's own busy timeout does not cover this change: it fails at once.
+    """
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
@@ -164,6 +140,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> list[str]:
+    """Splits a script into its statements."""
     found, statement = [], ""
     for line in script.splitlines(keepends=True):
         statement += line

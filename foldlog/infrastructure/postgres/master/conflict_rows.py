@@ -1,4 +1,4 @@
-"""What lost, as rows of the conflict ledger."""
+"""Conflicts as rows of the ledger."""
 
 from __future__ import annotations
 
@@ -28,35 +28,38 @@ SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, 
 RETURNING seq
 """
 
-#: about so much is encoded and sent at a time
+#: the size of one INSERT; its last conflict may exceed it
 STATEMENT_BYTES = 16 * 2**20
 STATEMENT_CONFLICTS = 20_000
 
 
-class Ledger:
-    """What lost in some events, until it is written."""
+class ConflictRows:
+    """Collects the conflicts of some events until they are written."""
 
     def __init__(self) -> None:
-        self._begin()
+        self._clear()
 
-    def _begin(self) -> None:
+    def _clear(self) -> None:
         self._rows: list[tuple[int, Conflict, bytes]] = []
         self._size = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def note(self, number: int, conflict: Conflict) -> bool:
-        """The conflict of that number within its event; whether a statement is full."""
+    def add(self, number: int, conflict: Conflict) -> bool:
+        """Adds a conflict with its number within its event. Returns whether a statement is full."""
         document = msgspec.json.encode(conflict_document(conflict))
         self._rows.append((number, conflict, document))
         self._size += len(document)
         return self._size >= STATEMENT_BYTES or len(self._rows) == STATEMENT_CONFLICTS
 
     def take(self) -> dict[str, Array]:
-        """The parameters of `INSERT_CONFLICTS`, but for space and generation. Begins anew."""
+        """Removes all rows, and returns them as parameters of `INSERT_CONFLICTS`.
+
+        The caller adds space and generation.
+        """
         rows = self._rows
-        self._begin()
+        self._clear()
         return {
             "seqs": bigint_array(conflict.seq for _, conflict, _ in rows),
             "numbers": integer_array(number for number, _, _ in rows),

@@ -1,9 +1,9 @@
-"""Erased records: their values leave this device too, wherever it keeps a copy.
+"""Erasure: the values of an erased record leave every copy on this device.
 
-The record itself is replaced by the fold. Beside it, values are in changesets that wait or were
-sent lately, and in the conflicts that were noted. A changeset keeps its place and its counter, and
-its operation on the record is kept without values: the server erases it when it stores it, and
-knows the changeset by its id alone from then on.
+The fold replaces the record itself. Other copies of its values are in queued changesets, in
+recently sent changesets, and in conflicts. A changeset keeps its position and its counter, and its
+operation on the record stays without values. The server erases that operation as well when it
+stores the changeset, and afterwards compares the changeset by its id alone.
 """
 
 from __future__ import annotations
@@ -14,41 +14,45 @@ from msgspec import UNSET
 from foldlog.domain.changesets import Operation
 from foldlog.domain.merge import Key
 
-from .database import Database, Meta
+from .database import Database
+from .meta import Meta
 
 _decode_ops = msgspec.json.Decoder(list[Operation]).decode
 _encode = msgspec.json.encode
 
 
 def without_values(op: Operation) -> Operation:
-    """What is kept of an erased operation. Its commitment only the log knows."""
+    """Returns an operation as erased. `erased` is empty, because the log alone has the hash."""
     return Operation(op.op, op.collection, op.id, erased="")
 
 
-def to_send(op: Operation) -> Operation:
-    """An operation as it is sent. An erased one is stored erased, whatever it says; should the
-    server have lost the erasure, it deletes the record."""
+def to_wire(op: Operation) -> Operation:
+    """Returns an operation as it is sent. An erased operation is sent as a delete.
+
+    The server stores it as erased in any case. If the server has lost the erasure, the delete
+    removes the record.
+    """
     return op if op.erased is UNSET else Operation("delete", op.collection, op.id)
 
 
-class Forgetting:
-    """Takes values out of this replica's file."""
+class Erasure:
+    """Erases values in the file of a replica."""
 
     def __init__(self, database: Database, meta: Meta):
         self._database = database
         self._meta = meta
 
-    def forget(self, key: Key, seq: int) -> None:
-        """Event `seq` has erased a record: forgets what was said of it without seeing that."""
+    def erase(self, key: Key, seq: int) -> None:
+        """Applies the erasure of event `seq` to the changesets that were made before it."""
+        params = {"collection": key[0], "id": key[1], "seq": seq}
         with self._database.transaction() as db:
-            named = {"collection": key[0], "id": key[1], "seq": seq}
             for table, condition in (
                 ("queue", "base < :seq"),
                 ("sent", "(seq < :seq OR base < :seq)"),
             ):
                 rows = db.execute(
                     f"SELECT id, ops FROM {table} WHERE {condition} AND instr(ops, :encoded) > 0",
-                    {**named, "encoded": _encode(key[1]).decode()},
+                    {**params, "encoded": _encode(key[1]).decode()},
                 ).fetchall()
                 for id, ops in rows:
                     kept = [without_values(op) if op.key == key else op for op in _decode_ops(ops)]
@@ -59,14 +63,14 @@ class Forgetting:
                 "DELETE FROM conflicts WHERE json_extract(document, '$.seq') < :seq "
                 "AND json_extract(document, '$.collection') = :collection "
                 "AND json_extract(document, '$.id') = :id",
-                named,
+                params,
             )
             self._meta.set(scrub=True)
 
     def scrub(self) -> None:
-        """Has nothing of it stay in the file, or beside it in the write-ahead log.
+        """Removes erased bytes from the file and its write-ahead log.
 
-        If somebody reads just now, the next sync tries again.
+        If another connection is reading, the next sync tries again.
         """
         if self._meta.get("scrub") and self._database.scrub():
             self._meta.set(scrub=None)
