@@ -22,7 +22,7 @@ VERBS = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "COPY")
 
 
 def built_statements() -> Iterator[tuple[str, str]]:
-    """Yields the name and the text of each statement that is no plain string in the code."""
+    """Yields the name and the text of each statement that the code builds."""
     for path in sorted(SOURCE.rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for name in _built_names(path):
