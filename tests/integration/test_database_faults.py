@@ -54,7 +54,7 @@ def test_a_temporary_refusal_is_unavailable(database, state):
         store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(10)
 def test_a_locked_space_gets_timely_errors_and_delays_no_other(database):
     """All pushes to locked spaces fail within the lock timeout.
 
@@ -78,7 +78,7 @@ def test_a_locked_space_gets_timely_errors_and_delays_no_other(database):
         assert [store.push(space, push_of(changeset())).head for space in locked] == [
             2
         ] * COMMITTERS
-        assert not store._appender._stuck
+        assert not store._appender._contended
         store.close()
 
 
@@ -148,7 +148,7 @@ def test_callers_fail_fast_while_the_database_is_away(tmp_path):
             with pytest.raises(DATABASE_ERRORS), datastore.rows():
                 pass
             waits.append(time.monotonic() - began)
-        assert 0.35 < waits[0] < 3 and max(waits[1:]) < 0.35
+        assert waits[0] > 0.35 and max(waits[1:]) < waits[0]
 
 
 def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: Path):

@@ -88,7 +88,7 @@ def test_a_lost_notification_only_delays_the_event(notifications_are_lost, worke
     assert arrival(workers, here, there) < LOOKED_SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_every_follower_sees_each_event_once(workers, here):
     """
     Pushes go to both workers, and each follower switches between the workers.
@@ -99,7 +99,7 @@ def test_every_follower_sees_each_event_once(workers, here):
         assert not worker.store.tails._watchers
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_every_follower_sees_each_event_once_without_notifications(
     notifications_are_lost, workers, here
 ):
@@ -153,7 +153,7 @@ def idle_sync(page: dict) -> dict:
     return {"device": device, "sent_at": sent_at, "after": page["through"], "mark": page["mark"]}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_waiting_client_survives_a_restart_of_the_database(urls, workers, here, there):
     """
     All connections break. The stream stays open and delivers the next event.

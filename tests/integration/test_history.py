@@ -166,7 +166,7 @@ def test_the_trees_of_real_commits(stores):
 
 
 def test_a_page_by_device_scans_a_part_of_the_ledger(datastore):
-    """The ledger lacks an index by device. A page may end early or empty, and its cursor continues."""
+    """The ledger lacks an index by device, so a page may end early. Its cursor continues."""
     stores = PostgresStores(datastore, Limits(page_scan_max=4))
     for n in range(20):
         stores.push("s", push_of(changeset(put("r", x=n)), device=B if n % 2 else C))

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from foldlog.domain.changesets import Operation
-from foldlog.domain.collections import Check, Found, Outcome, Version
+from foldlog.domain.collections import Check, InvalidRecord, Outcome, Version
 from foldlog.domain.events import Event, Refusal
 from foldlog.domain.history import Change, Difference, VersionView
 from foldlog.domain.json_schema import Violation
@@ -271,7 +271,7 @@ SHAPES: dict[type, Shape] = {
             "is_complete": described("False if the time was too short for all records."),
         },
     ),
-    Found: Shape(
+    InvalidRecord: Shape(
         "Found",
         "A stored record that does not fit, and the place.",
         {"path": described("A JSON pointer (RFC 6901).")},
