@@ -23,6 +23,7 @@ TOP_PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "README.md": "five-minutes.md",
     "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
@@ -33,8 +34,6 @@ def site_name(path: Path) -> Path | None:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS)
     name = TOP_PAGES.get(path.name) if path.parent == ROOT else None
-    if path == ROOT / "README.md":
-        name = "index.md"
     return Path(name) if name else None
 
 

@@ -42,9 +42,10 @@ def section(name: str, command: click.Command, context: click.Context) -> str:
     """Returns the part of the page about one command."""
     usage = " ".join(command.collect_usage_pieces(context))
     text = re.sub(r"\n\s*\b.*", "", (command.help or "").partition("\f")[0].strip(), flags=re.S)
-    lines = [f"### `{name}`", "", " ".join(text.split()), "", "```text", f"{name} {usage}", "```"]
+    lines = [f"### `{name}`", "", " ".join(text.split()), "", f"Usage: `{name} {usage}`"]
     rows = [
-        f"| `{_cell(spelling)}` | {_cell(text)} |" for spelling, text in options_of(command, context)
+        f"| `{_cell(spelling)}` | {_meaning(text)} |"
+        for spelling, text in options_of(command, context)
     ]
     if rows:
         lines += ["", "| option | meaning |", "|---|---|", *rows]
@@ -52,7 +53,13 @@ def section(name: str, command: click.Command, context: click.Context) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("[env", "\\[env").replace("<", "&lt;")
+    """Returns the text for a cell of a table, without the marks of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _meaning(text: str) -> str:
+    """Writes `[default: 1]` with round brackets: square ones would begin a link."""
+    return _cell(text).replace("[", "(").replace("]", ")")
 
 
 def generated() -> str:

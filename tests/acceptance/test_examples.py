@@ -4,8 +4,8 @@ The pages run in the order of `PAGES`, each in the folder where a reader works. 
 commands start the service; later pages go on with its space `home`. The only changes to a block are
 the port numbers, because the tests of a machine run side by side.
 
-A block of `sh`, `python` or `sql` runs. A block of `json` or `text` that follows one is its expected
-output. Any other block needs a comment before it: `<!-- not run: REASON -->`. A block after
+A block of `sh`, `python` or `sql` runs. A block of `json` or `text` that follows one is its output.
+Any other block needs a comment before it: `<!-- not run: REASON -->`. A block after
 `<!-- background -->` keeps running until the test ends.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from foldlog.scripts.server.process import environment, reserve_port, is_ready
+from foldlog.scripts.server.process import environment, is_ready, reserve_port
 
 ROOT = Path(__file__).parents[2]
 #: These pages run first, in this order. The others follow in alphabetical order.
