@@ -1,28 +1,42 @@
-# Two commands do everything on a bare machine with Python 3.11+, pip, git and make:
-#   make demo    the service on a real history, everything checked, what to type next
-#   make test    all tests
+# Two commands are enough on a bare machine with Python 3.11+, pip, git and make:
+#   make demo    starts the service on a real history, checks the result, prints the next commands
+#   make test    runs the tests, in a few minutes
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test quick lint audit docs fuzz install clean lock
+.PHONY: demo test slow test-all coverage lint audit docs fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
 
 test: install
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m "not slow and not soak"
 
-# Without what is slow by its nature.
-quick: install
-	$(BIN)/pytest -n auto -m "not slow"
+# The long variants of tests.
+slow: install
+	$(BIN)/pytest -n auto -m "slow and not soak"
+
+# All tests in one run, with more examples of each property test: for CI.
+test-all: install
+	FOLDLOG_TEST_PROFILE=ci $(BIN)/pytest -n auto
+
+# Lines and branches that the whole suite runs, in the service's processes too.
+# Writes build/coverage/report.txt and build/coverage/index.html.
+coverage: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check coverage==7.17.5
+	rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage run -m pytest -n auto; true
+	COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage combine --quiet build/coverage
+	COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage html --quiet -d build/coverage
+	COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/coverage report | tee build/coverage/report.txt
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Known vulnerabilities among the versions of constraints.txt; passes, and says so, without network.
+# Known vulnerabilities among the versions of constraints.txt. Passes with a message without network.
 audit:
 	$(PYTHON) .ci/audit.py
 
@@ -35,7 +49,7 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
-# Coverage-guided, of the decoder and the fold. What it finds is written to build/crash-*.
+# Fuzzes the decoder and the fold, guided by coverage. Writes each failing input to build/crash-*.
 FUZZ_SECONDS ?= 60
 fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
@@ -45,14 +59,14 @@ fuzz: install
 
 install: $(VENV)/.installed
 
-# Versions are those of constraints.txt, so that tomorrow's release of anything breaks nobody.
+# Installs the versions of constraints.txt, so that a new release of a package breaks no build.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Foldlog needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,test]'
 	touch $@
 
-# Writes constraints.txt anew from what pyproject.toml allows today.
+# Rewrites constraints.txt with the newest versions that pyproject.toml allows.
 lock:
 	rm -rf build/lock-venv
 	$(PYTHON) -m venv build/lock-venv

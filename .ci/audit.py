@@ -1,9 +1,9 @@
-"""Known vulnerabilities among the versions of constraints.txt: `make audit`, and CI.
+"""Audits the versions of constraints.txt for known vulnerabilities: `make audit`, and CI.
 
-Fails if there is one. Where nobody can be asked (no network, no advisory service, a mirror without
-one) it says so in one line and fails nothing: the build must not hang on somebody else's server.
-pip-audit lives in a venv of its own, so that neither the service nor the tests are bound to what it
-needs. With an argument that is used instead: `.ci/audit.py path/to/pip-audit`.
+Exit code 1 if a version is vulnerable. Without network or advisory service the script prints one
+line and exits with 0, so that a foreign server cannot break the build. pip-audit has its own
+venv, so that its dependencies bind neither the service nor the tests. An argument names another
+pip-audit to run: `.ci/audit.py path/to/pip-audit`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PIP_AUDIT = "pip-audit==2.10.1"
 VENV = ROOT / "build" / "audit-venv"
-PATIENCE_SECONDS = 300
-#: a request's; constraints.txt is all that is asked about, nothing is installed or resolved
+TIMEOUT_SECONDS = 300
+#: `--timeout` is that of one request; pip-audit only looks up the versions of constraints.txt
 OPTIONS = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10"]
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def installed() -> Path:
-    """pip-audit, installed if need be."""
+    """Installs pip-audit if necessary, and returns its path."""
     found = VENV / "bin" / "pip-audit"
     if not found.exists():
         venv.create(VENV, with_pip=True)
@@ -57,7 +57,7 @@ def installed() -> Path:
 
 def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
 
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from foldlog.client import sync as sync_module
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.sync import synchroniser
+from foldlog.client.transport.server import HttpServer
 from foldlog.domain.limits import LIMITS
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.scripts.server.process import serving
@@ -80,9 +80,9 @@ def replica_of(url: str, path: Path) -> Replica:
 
 def first_sync(url: str, data: Path, way: str) -> tuple[str, str]:
     """A new device, until it has everything."""
-    usual = sync_module.SNAPSHOT_EVENTS_MIN
+    usual = synchroniser.SNAPSHOT_EVENTS_MIN
     if way == "events":
-        sync_module.SNAPSHOT_EVENTS_MIN = 10**12
+        synchroniser.SNAPSHOT_EVENTS_MIN = 10**12
     try:
         with replica_of(url, data / f"{way}.db") as replica:
             started = time.perf_counter()
@@ -91,7 +91,7 @@ def first_sync(url: str, data: Path, way: str) -> tuple[str, str]:
             status = replica.status()
             count = len(replica.collection(COLLECTION))
     finally:
-        sync_module.SNAPSHOT_EVENTS_MIN = usual
+        synchroniser.SNAPSHOT_EVENTS_MIN = usual
     megabytes = status.bytes_received / 1e6
     return f"first sync by {way}", f"{count:,} records, {seconds:.1f} s, {megabytes:.1f} MB"
 

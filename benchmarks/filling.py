@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import count, islice
 
 import msgspec
 from psycopg import Connection
 
 from foldlog.domain import proofs
-from foldlog.domain.changesets import Operation
+from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import LogEntry, changeset_entry
 from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.append.appender import create_space
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
 from foldlog.infrastructure.postgres.log.wakeups import CHANNEL, NOTIFY
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .errors import BenchmarkFailed
 from .workload import COLLECTION, NOW, Item, Workload
@@ -45,7 +46,6 @@ def fill(
     )
     entries = _entries(item for items in history for item in items)
     with Datastore(url, pool_size_max=1) as datastore:
-        recorder = LogRecorder(datastore)
         with datastore.committed() as cursor:
             create_space(cursor, space)
             found = cursor.execute("SELECT log::text FROM spaces WHERE space = %s", (space,))
@@ -55,7 +55,7 @@ def fill(
             counters = {item.device: item.counter for item, _ in made}
             added = [entry for _, entry in made]
             with datastore.get_connection() as conn:
-                if not recorder.append(conn, space, log, mark, added, counters):
+                if not append_batch(conn, LogBatch(space, log, mark, added, counters)):
                     raise BenchmarkFailed(f"{space} was not empty")
             mark, done = added[-1].mark, done + len(added)
     if done != events:
@@ -68,21 +68,22 @@ def announce(database: Connection, space: str, head: int) -> None:
 
 
 def _entries(items: Iterator[Item]) -> Iterator[tuple[Item, LogEntry]]:
-    now, salts = parse_time(NOW), random.Random(1)
+    made_at, now, salts = datetime.fromisoformat(NOW), parse_time(NOW), random.Random(1)
     for seq, item in zip(count(1), items):
         fields = msgspec.json.decode(f"{{{item.fields}}}")
         entry = changeset_entry(
+            Changeset(
+                id=item.id,
+                base=item.base,
+                made_at=made_at,
+                ops=[WireOperation("put", COLLECTION, id=item.record, fields=fields)],
+                counter=item.counter,
+            ),
             seq=seq,
-            id=item.id,
             device=item.device,
-            counter=item.counter,
-            base=item.base,
-            made_at=now,
             received_at=now + seq,
             time=now,
-            guard=msgspec.UNSET,
             refusal=msgspec.UNSET,
-            ops=[Operation("put", COLLECTION, id=item.record, fields=fields)],
             salt=salts.randbytes(proofs.SALT_BYTES),
         )
         yield item, entry

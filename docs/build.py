@@ -26,6 +26,11 @@ TOP_PAGES = {
     "README.md": "five-minutes.md",
     "SECURITY.md": "security.md",
 }
+#: tags that make a browser fetch something from another host
+FETCHING = re.compile(
+    r"""<(?:script|img|iframe)\b[^>]*\bsrc="(?:https?:)?//[^>]*>"""
+    r"""|<link\b[^>]*\brel="(?:stylesheet|preload|icon|preconnect)"[^>]*\bhref="(?:https?:)?//[^>]*>"""
+)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -72,7 +77,11 @@ def main() -> None:
     shutil.rmtree(SITE, ignore_errors=True)
     zensical = Path(sys.executable).with_name("zensical")
     done = subprocess.run([zensical, "build", "--clean", "--strict"], cwd=ROOT, check=False)
-    sys.exit(done.returncode)
+    if done.returncode:
+        sys.exit(done.returncode)
+    for page in SITE.rglob("*.html"):
+        for tag in FETCHING.findall(page.read_text("utf-8")):
+            sys.exit(f"{page.relative_to(SITE)} fetches from another host: {tag}")
 
 
 if __name__ == "__main__":

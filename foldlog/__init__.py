@@ -1,4 +1,6 @@
-"""Foldlog: an event-sourced changeset log service, and the client library that apps import.
+"""Foldlog: an event-sourced changeset log service, and a client library for offline-first apps.
+
+This module is the client library. It needs none of the dependencies of the service.
 
 import foldlog
 
@@ -10,7 +12,7 @@ with foldlog.open("app.db", server="http://localhost:3653", space="home") as rep
 from __future__ import annotations
 
 from foldlog.client.callbacks import Change, Loss, Refusal
-from foldlog.client.collection import SYNCED, TEMPORARY, WAITING, Collection, Record
+from foldlog.client.collection import Collection
 from foldlog.client.errors import (
     ClientError,
     NotARecord,
@@ -20,6 +22,7 @@ from foldlog.client.errors import (
     Unreachable,
     WrongReplica,
 )
+from foldlog.client.record import SYNCED, TEMPORARY, WAITING, Record
 from foldlog.client.replica import Replica, open
 from foldlog.client.status import Status
 

@@ -1,4 +1,4 @@
-"""What all tests share: a real PostgreSQL of this run's own, and an event store of each kind."""
+"""Fixtures of all tests: a PostgreSQL cluster for each test run, and a store of each kind."""
 
 from __future__ import annotations
 
@@ -28,18 +28,35 @@ from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
 
-#: A read that waits for what will never come need not try a test's patience.
+#: A read that waits for a seq in vain gives up after a second.
 LIMITS = Limits(at_least_wait_seconds_max=1)
-#: What a test asks of a crash it asks of a cluster of its own (tests/integration); here nothing
-#: survives the run anyway.
+#: The shared cluster ends with the run, so it may lose data in a crash. Tests of crashes start
+#: their own cluster (tests/integration).
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 _databases = itertools.count(1)
 
 
+def pytest_configure(config):
+    """Gives each worker one test after another, because chunks would break the order of tests."""
+    if config.pluginmanager.hasplugin("xdist") and config.option.maxschedchunk is None:
+        config.option.maxschedchunk = 1
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the longest tests first, because a long test at the end leaves other workers idle."""
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item) -> float:
+    """The rough duration of a test: 0 for a test without the marker `seconds`."""
+    marker = item.get_closest_marker("seconds")
+    return marker.args[0] if marker else 0
+
+
 @pytest.fixture(scope="session")
 def cluster():
-    """One PostgreSQL for each worker of the test run. Its database `foldlog` is the template."""
+    """One PostgreSQL cluster for each pytest worker. Its database `foldlog` is the template."""
     with own_folder() as folder, EmbeddedPostgres(folder, settings=QUICK) as cluster:
         migrate(cluster.url)
         grant(cluster.url, SERVICE_ROLE)
@@ -48,9 +65,9 @@ def cluster():
 
 @contextmanager
 def own_folder():
-    """A folder for a database: short enough for a socket, and open to PostgreSQL's own user.
+    """Makes a folder for a database. PostgreSQL's own user can open it, and a socket's path fits.
 
-    pytest's own folders are closed to other users again by each session that begins.
+    pytest's folders would fail: each new pytest session closes them to other users again.
     """
     with tempfile.TemporaryDirectory(prefix="foldlog-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
@@ -63,7 +80,7 @@ def data_folder():
 
 
 def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:
-    """URLs of a new database, migrated by default: as its owner, and as the superuser."""
+    """Creates a database from a template. Returns its URLs for the owner and the superuser."""
     name = f"test_{next(_databases)}"
     with psycopg.connect(cluster.superuser_url, autocommit=True) as conn:
         conn.execute(
@@ -71,7 +88,7 @@ def create_database(cluster, template: str = "foldlog") -> tuple[str, str]:
                 Identifier(name), Identifier(template)
             )
         )
-        # A template's tables keep their rights, but those on a database are its own.
+        # A new database copies the rights on tables, but starts with default rights on itself.
         conn.execute(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(name)))
     return _in_database(cluster.url, name), _in_database(cluster.superuser_url, name)
 
@@ -82,30 +99,30 @@ def _in_database(url: str, name: str) -> str:
 
 @pytest.fixture
 def database(cluster):
-    """The URL of a database of the test's own."""
+    """The URL of a new database for one test."""
     return create_database(cluster)[0]
 
 
 @pytest.fixture
 def database_urls(cluster):
-    """The same, with the superuser's URL beside it."""
+    """The URLs of a new database for one test: for the owner, and for the superuser."""
     return create_database(cluster)
 
 
 def as_service(cluster, url: str) -> str:
-    """The same database as the role that the service works as, which owns nothing."""
+    """The URL of the same database for the service's role, which owns no table."""
     return _in_database(cluster.service_url, psycopg.conninfo.conninfo_to_dict(url)["dbname"])
 
 
 @pytest.fixture
 def datastore(cluster, database):
-    """As the service: whatever needs more than its role may do fails here."""
+    """A datastore with the rights of the service's role."""
     with Datastore(as_service(cluster, database)) as datastore:
         yield datastore
 
 
 class ProjectedMasterTable(PostgresMasterTable):
-    """Whoever would have to wait makes the projection go on."""
+    """A master table that projects pending events when a read would wait for them."""
 
     def _select(self, *args, **kwargs):
         try:
@@ -116,7 +133,7 @@ class ProjectedMasterTable(PostgresMasterTable):
 
 
 class PostgresStores:
-    """Both ports on one database. Whoever waits for the projection makes it go on."""
+    """All ports on one database. A read projects the events that it waits for."""
 
     def __init__(self, datastore: Datastore, limits: Limits = LIMITS):
         self.datastore = datastore
@@ -130,12 +147,12 @@ class PostgresStores:
 
     def project(self) -> None:
         for space in self.projector.lagging():
-            while self.projector.project_or_stop(space):
+            while self.projector.project_or_halt(space):
                 pass
 
     def grow_trees(self) -> None:
         for space in self.tree_projector.lagging():
-            while self.tree_projector.project_or_stop(space):
+            while self.tree_projector.project_or_halt(space):
                 pass
 
     def __getattr__(self, name):
@@ -143,14 +160,13 @@ class PostgresStores:
         return getattr(next((p for p in parts if hasattr(p, name)), self.master), name)
 
 
-# The services that tests start let everybody in, as on a developer's machine, unless it is access
-# that is tested.
+# Services that tests start are open, as on a developer's machine. Tests of access set this again.
 os.environ["FOLDLOG_ACCESS"] = "open"
 
 
 @pytest.fixture
 def stores(datastore):
-    """The event store and the master table on a database of the test's own."""
+    """All ports on a new database for one test."""
     return PostgresStores(datastore)
 
 
@@ -160,12 +176,16 @@ def _shared_stores(cluster):
         yield PostgresStores(datastore)
 
 
+@pytest.fixture(scope="session")
+def _shared_memory_store():
+    return MemoryStore(limits=LIMITS)
+
+
 @pytest.fixture(params=["memory", "postgres"])
 def store(request):
-    """Every test that asks for a store runs once on each kind of store.
+    """A store of each kind, so that a test runs once on each.
 
-    The one on PostgreSQL is shared by all of them, so they take spaces of their own.
+    All tests of a run share the two stores. Each test uses its own spaces.
     """
-    if request.param == "memory":
-        return MemoryStore(limits=LIMITS)
-    return request.getfixturevalue("_shared_stores")
+    name = "_shared_memory_store" if request.param == "memory" else "_shared_stores"
+    return request.getfixturevalue(name)

@@ -1,4 +1,4 @@
-"""Changesets and pushes, made short for tests."""
+"""Short ways to make changesets and pushes, and to read all pages of an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def new_id() -> str:
 
 
 def a_token() -> tuple[str, bytes]:
-    """A token, and what is kept of it."""
+    """Returns a new token and its stored digest."""
     return new_token(secrets.token_bytes(TOKEN_BYTES))
 
 
@@ -42,7 +42,7 @@ def delete(id: str = "r", collection: str = "tasks") -> dict[str, Any]:
 
 
 def changeset(*ops: dict[str, Any], base: int = 0, **members: Any) -> dict[str, Any]:
-    """A changeset as JSON; `id` is new and there is no counter unless given."""
+    """Makes a changeset as JSON, with a new `id` by default and a counter only if given."""
     made_at = members.pop("made_at", "2026-11-23T09:00:00.000Z")
     return {
         "id": members.pop("id", None) or new_id(),
@@ -54,13 +54,13 @@ def changeset(*ops: dict[str, Any], base: int = 0, **members: Any) -> dict[str, 
 
 
 def push_of(*changesets: dict[str, Any], device: str = A, **members: Any) -> Push:
-    """A push of changesets given as JSON, read as the service reads them."""
+    """Makes a push from changesets in JSON, decoded as the service decodes them."""
     decoded = decode_changesets(msgspec.json.encode(changesets), device, LIMITS)
     return Push(device, members.pop("sent_at", NOW), decoded, **members)
 
 
 def pull_all(store: EventStore, space: str, *, limit: int = 100, **query: Any) -> list[bytes]:
-    """Pulls as a device does, and gives up rather than loop for ever."""
+    """Pulls all pages as a device does. Fails after `PAGES_MAX` pages."""
     pulled: list[bytes] = []
     after, mark = 0, ""
     for _ in range(PAGES_MAX):
@@ -76,7 +76,7 @@ def pull_all(store: EventStore, space: str, *, limit: int = 100, **query: Any) -
 def all_records(
     table: MasterTable, space: str, *, at_least: int, limit: int = 100, **query: Any
 ) -> list[dict[str, Any]]:
-    """Every record of the master table, page by page, once it has come to `at_least`."""
+    """Reads all records of the master table, after it has reached the seq `at_least`."""
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     for _ in range(PAGES_MAX):
@@ -90,9 +90,9 @@ def all_records(
     raise AssertionError(f"still more records after {PAGES_MAX} pages")
 
 
-def kept_conflict(told: bytes) -> dict[str, Any]:
-    """An entry of the ledger without what is added when it is read."""
-    entry: dict[str, Any] = msgspec.json.decode(told)
+def kept_conflict(read: bytes) -> dict[str, Any]:
+    """Removes the members that reading adds to a stored entry of the ledger."""
+    entry: dict[str, Any] = msgspec.json.decode(read)
     del entry["restore"]
     for side in ("lost", "won"):
         for added in ("changeset", "made_at", "received_at"):
@@ -103,7 +103,7 @@ def kept_conflict(told: bytes) -> dict[str, Any]:
 def all_conflicts(
     table: MasterTable, space: str, *, at_least: int, limit: int = 100
 ) -> list[dict[str, Any]]:
-    """The whole ledger as it is kept, once the master table has come to `at_least`."""
+    """Reads the whole stored ledger, after the master table has reached the seq `at_least`."""
     table.page(space, RecordsQuery(1, at_least=at_least))
     found: list[dict[str, Any]] = []
     cursor: str | None = None
@@ -118,5 +118,5 @@ def all_conflicts(
 
 
 def grow_trees(store: Any) -> None:
-    """Has the trees follow their logs; in memory they do so by themselves."""
+    """Grows the trees to the ends of their logs. Those of the memory store grow by themselves."""
     getattr(store, "grow_trees", lambda: None)()

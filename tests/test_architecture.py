@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,40 @@ def test_only_one_place_joins_the_parts():
         and node.func.id in {"PostgresEventStore", "PostgresMasterTable", "EmbeddedPostgres"}
     }
     assert makers == {"infrastructure/wiring.py"}
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """For each module of a package, the modules of the package that it imports.
+
+    Imports in functions and under `TYPE_CHECKING` count as well.
+    """
+    paths = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        paths[".".join(part for part in parts if part != "__init__")] = path
+    return {
+        module: {name for _, name in imported(path) if name in paths} - {module}
+        for module, path in paths.items()
+    }
+
+
+def test_no_import_circles():
+    """Modules of the client import each other in one direction only. A failure names one circle."""
+    circle: list[str] = []
+    try:
+        TopologicalSorter(import_graph(PACKAGE / "client")).prepare()
+    except CycleError as exc:
+        circle = exc.args[1]
+    assert not circle, " <- ".join(circle)
+
+
+def test_the_check_finds_a_circle(tmp_path, monkeypatch):
+    """A circle counts even if one of its imports is in a function."""
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    package = tmp_path / "foldlog"
+    package.mkdir()
+    (package / "a.py").write_text("from .b import x\n")
+    (package / "b.py").write_text("def x():\n    from . import a\n")
+
+    with pytest.raises(CycleError, match=r"foldlog\.a"):
+        TopologicalSorter(import_graph(package)).prepare()

@@ -1,1 +1,1 @@
-"""The client library: an app's data on the device, offline first. Its door is `foldlog` itself."""
+"""The client library: an app's data on the device, offline first. Apps import `foldlog` itself."""

@@ -1,4 +1,4 @@
-"""What a replica tells an app of: what arrived, what was refused, what lost."""
+"""Callbacks of an app: records that changed, changesets that were refused, values that lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import msgspec
 
 from foldlog.domain.merge import Conflict, conflict_document
 
-from .collection import Record
+from .record import Record
+from .store.queue import Queued
 
 Callback = TypeVar("Callback", bound=Callable[..., None])
 
@@ -22,7 +23,10 @@ log = logging.getLogger("foldlog")
 
 @dataclass(frozen=True)
 class Change:
-    """A record that looks different for what arrived; `record` is `None` if it is gone."""
+    """A record whose shown values changed by a sync.
+
+    `record` is the new record, a tombstone if it was deleted, or `None` if it is gone.
+    """
 
     collection: str
     id: str
@@ -31,7 +35,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A changeset that changes nothing: its guard did not hold, or the server cannot take it."""
+    """A changeset that the server does not apply. `Replica.repair` and `Replica.drop` resolve it.
+
+    `state` is "refused" if a guard or a schema failed, and "rejected" if the changeset is malformed
+    or over a limit. `code` and `detail` are the server's reason. `operations` are the operations of
+    the changeset as JSON objects, with `op`, `collection`, `id` and `fields`.
+    """
 
     id: str
     state: Literal["refused", "rejected", "waiting", "stored"]
@@ -40,69 +49,101 @@ class Refusal:
     operations: list[dict[str, Any]]
 
 
+def refusal_of(queued: Queued) -> Refusal:
+    why = queued.why or {}
+    return Refusal(
+        id=queued.id,
+        state=queued.state,
+        code=why.get("code", ""),
+        detail=why.get("detail", ""),
+        operations=[msgspec.to_builtins(op) for op in queued.ops],
+    )
+
+
 @dataclass(frozen=True)
 class Loss:
-    """A value that lost to another. `is_mine`: it was this device's user who typed it."""
+    """A value that lost to another value in the merge of concurrent changes.
 
+    `lost` and `won` have the members `value` (absent for a deletion), `seq` and `device`. `rule` is
+    the merge rule that decided (docs/explanation/merge.md). `is_mine` tells whether this device
+    wrote the value that lost.
+    """
+
+    #: the position in `Replica.conflicts`; `None` in a callback
     number: int | None
+    #: the seq of the event that decided
     seq: int
     collection: str
     id: str
     field: str
     rule: str
-    lost: dict[str, Any]  #: value (if it had one), seq, device
+    lost: dict[str, Any]
     won: dict[str, Any]
     is_mine: bool
 
     @classmethod
-    def of(cls, conflict: Conflict, own: Container[str]) -> Loss:
-        return cls._from(None, conflict_document(conflict), own)
+    def from_conflict(cls, conflict: Conflict, own: Container[str]) -> Loss:
+        """Makes a loss from a conflict. `own` are the ids of this device."""
+        return cls._from_document(None, conflict_document(conflict), own)
 
     @classmethod
-    def read(cls, number: int, document: str, own: Container[str]) -> Loss:
-        return cls._from(number, msgspec.json.decode(document), own)
+    def from_json(cls, number: int, document: str, own: Container[str]) -> Loss:
+        """Makes a loss from a stored conflict. `own` are the ids of this device."""
+        return cls._from_document(number, msgspec.json.decode(document), own)
 
     @classmethod
-    def _from(cls, number: int | None, document: dict[str, Any], own: Container[str]) -> Loss:
+    def _from_document(
+        cls, number: int | None, document: dict[str, Any], own: Container[str]
+    ) -> Loss:
         members = {name: value for name, value in document.items() if name != "op"}
         return cls(number, **members, is_mine=document["lost"]["device"] in own)
 
 
 class Callbacks:
-    """Callbacks, called in the thread that syncs; and iterators, for whoever has one of their own.
+    """The callbacks of a replica, as `replica.callbacks`.
 
-    A callback that raises is logged and disturbs nobody.
+    Each `on_...` method adds a callback, returns it, and so works as a decorator. Callbacks run in
+    the thread that syncs. An exception in a callback is logged, and syncing continues.
+
+        @replica.callbacks.on_change
+        def show(change):
+            print(change.collection, change.id, change.record)
     """
 
     def __init__(self) -> None:
         self._callbacks: dict[str, list[Callable[..., None]]] = {}
 
     def on_change(self, callback: Callable[[Change], None]) -> Callable[[Change], None]:
-        """Called for each record that looks different for what arrived. Usable as a decorator."""
+        """Adds a callback for each record that a sync has changed."""
         return self._add("change", callback)
 
     def on_refusal(self, callback: Callable[[Refusal], None]) -> Callable[[Refusal], None]:
-        """Called for each changeset that is refused or rejected."""
+        """Adds a callback for each changeset that the server has refused or rejected."""
         return self._add("refusal", callback)
 
     def on_loss(self, callback: Callable[[Loss], None]) -> Callable[[Loss], None]:
-        """Called for each conflict in which this device had a hand."""
+        """Adds a callback for each conflict in which this device wrote one of the values."""
         return self._add("loss", callback)
 
     def on_progress(self, callback: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """Called while a snapshot is loaded, with the records that are there and all of them."""
+        """Adds a callback for the progress of a snapshot: records loaded, and all records."""
         return self._add("progress", callback)
 
     @contextmanager
     def changes(self) -> Iterator[Callable[[float], Iterator[Change]]]:
-        """Changes as they arrive: `with notices.changes() as next_ones: for c in next_ones(5.0)`.
+        """Collects changes while the block runs, for an app that handles them in its own thread.
 
-        Each call yields what arrives until nothing has come for that many seconds.
+        The block gets a function. Each call of it yields changes, and ends once no change has
+        arrived for `timeout_seconds`.
+
+            with replica.callbacks.changes() as next_changes:
+                for change in next_changes(5.0):
+                    print(change.id)
         """
         arrived: SimpleQueue[Change] = SimpleQueue()
         self.on_change(arrived.put)
 
-        def next_ones(timeout_seconds: float) -> Iterator[Change]:
+        def next_changes(timeout_seconds: float) -> Iterator[Change]:
             while True:
                 try:
                     yield arrived.get(timeout=timeout_seconds)
@@ -110,27 +151,27 @@ class Callbacks:
                     return
 
         try:
-            yield next_ones
+            yield next_changes
         finally:
             self._callbacks["change"].remove(arrived.put)
 
     def notify_change(self, change: Change) -> None:
-        self._tell("change", change)
+        self._notify("change", change)
 
     def notify_refusal(self, refusal: Refusal) -> None:
-        self._tell("refusal", refusal)
+        self._notify("refusal", refusal)
 
     def notify_loss(self, loss: Loss) -> None:
-        self._tell("loss", loss)
+        self._notify("loss", loss)
 
     def notify_progress(self, done: int, total: int) -> None:
-        self._tell("progress", done, total)
+        self._notify("progress", done, total)
 
     def _add(self, kind: str, callback: Callback) -> Callback:
         self._callbacks.setdefault(kind, []).append(callback)
         return callback
 
-    def _tell(self, kind: str, *arguments: Any) -> None:
+    def _notify(self, kind: str, *arguments: Any) -> None:
         for callback in list(self._callbacks.get(kind, ())):
             try:
                 callback(*arguments)

@@ -1,96 +1,71 @@
-"""Records as an app sees them, and collections to work with."""
+"""The records of one collection, to read and to change."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 from msgspec import UNSET
 
 from foldlog.domain.changesets import Operation
 
 from .errors import RecordExists, RecordNotFound
-
-if TYPE_CHECKING:
-    from .replica import Replica
-
-SYNCED, WAITING, TEMPORARY = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Record:
-    """A record as it was when it was read. `record["title"]` is its field `title`."""
-
-    collection: str
-    id: str
-    fields: Mapping[str, Any] = field(repr=True)
-    is_deleted: bool = False
-    #: RFC 3339, when the server received its last change; `None` before it has any
-    last_modified: str | None = None
-    #: 0 synced, 1 waiting to be sent, 2 temporary: only here, and may be purged
-    sync_status: int = SYNCED
-    #: of the event that changed it last; 0 before there is one
-    seq: int = 0
-
-    def __getitem__(self, name: str) -> Any:
-        return self.fields[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.fields.get(name, default)
-
-
-COLUMNS = "collection, id, fields, is_deleted, last_modified, sync_status, seq"
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-def record_of(row: tuple[Any, ...]) -> Record:
-    collection, id, fields, is_deleted, last_modified, sync_status, seq = row
-    return Record(
-        collection, id, _decode(fields), bool(is_deleted), last_modified, sync_status, seq
-    )
+from .record import TEMPORARY, Record
+from .store.local_store import LocalStore
 
 
 class Collection:
-    """The records of one collection of a replica.
+    """The records of one collection of a replica. `Replica.collection` returns it.
 
-    What changes them is in the local store and in the queue before it returns.
+    Each change is in the local file and in the queue when the call returns. Iterating yields the
+    live records, `len` counts them, and `tasks[id]` reads one.
+
+        tasks = replica.collection("tasks")
+        milk = tasks.create(title="Buy milk", done=False)
+        tasks.update(milk.id, done=True)
+        [task.id for task in tasks.query({"done": True})]
+
+    Field names are text, values are JSON values: `None`, `bool`, `int` up to 2^53, finite `float`,
+    `str`, `list` and `dict`. Every change raises `NotARecord` for other values.
     """
 
-    def __init__(self, replica: Replica, name: str):
+    def __init__(self, store: LocalStore, name: str):
         self.name = name
-        self._replica = replica
+        self._store = store
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r})"
 
     def __iter__(self) -> Iterator[Record]:
+        """Yields the live records by id."""
         return iter(self.query())
 
     def __len__(self) -> int:
-        return self._replica._count(self.name)
+        """Counts the live records."""
+        return self._store.records.count(self.name)
 
     def create(
         self, fields: Mapping[str, Any] | None = None, /, *, id: str | None = None, **more: Any
     ) -> Record:
-        """Makes a record and its id, a UUID unless one is given.
+        """Creates a record with the given fields, and returns it.
 
-        Raises `RecordExists` if the id is taken, and `NotARecord` for what cannot be kept.
+        Fields are given as a mapping, as keyword arguments, or both. The id is a new UUID (version
+        7) unless `id` is given, a text of 1 to 128 characters.
+
+        Raises `RecordExists` if the id is taken.
         """
-        new = id or self._replica._new_id()
-        with self._replica.changeset():
-            if self.get(new) is not None:
-                raise RecordExists(f"there is a record {self.name}/{new} already")
-            self._apply(Operation("put", self.name, new, fields={**(fields or {}), **more}))
-            return self._as_it_is(new)
+        id = id or self._store.new_id()
+        with self._store.changeset():
+            if self.get(id) is not None:
+                raise RecordExists(f"the record {self.name}/{id} exists already")
+            return self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
 
     def put(self, id: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Sets fields of a record, which is made if there is none."""
-        with self._replica.changeset():
-            self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
-            return self._as_it_is(id)
+        """Sets fields of a record, and returns it. Other fields keep their values.
+
+        A missing or deleted record is created.
+        """
+        return self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
 
     def update(
         self,
@@ -101,57 +76,76 @@ class Collection:
         unset: str | Sequence[str] = (),
         **more: Any,
     ) -> Record:
-        """Sets and removes fields of a record. Raises `RecordNotFound` if there is none."""
+        """Sets fields of an existing record, removes the fields named in `unset`, and returns it.
+
+            tasks.update(milk.id, {"done": True}, unset=["due", "note"])
+
+        Raises `RecordNotFound`.
+        """
         changed = {**(fields or {}), **more}
         removed = [unset] if isinstance(unset, str) else list(unset)
-        with self._replica.changeset():
+        with self._store.changeset():
             self[id]
-            self._apply(Operation("put", self.name, id, fields=changed, unset=removed or UNSET))
-            return self._as_it_is(id)
+            return self._apply(
+                Operation("put", self.name, id, fields=changed, unset=removed or UNSET)
+            )
 
     def increment(self, id: str, **numbers: float) -> Record:
-        """Adds numbers to fields: increments of several devices all count.
+        """Adds numbers to fields of an existing record, and returns it.
 
-        Raises `RecordNotFound` if there is none.
+        Increments of several devices add up, where `update` would keep one value. A missing field
+        counts as 0.
+
+            tasks.increment(milk.id, bottles=2)
+
+        Raises `RecordNotFound`.
         """
-        with self._replica.changeset():
+        with self._store.changeset():
             self[id]
-            self._apply(Operation("add", self.name, id, fields=dict(numbers)))
-            return self._as_it_is(id)
+            return self._apply(Operation("add", self.name, id, fields=dict(numbers)))
 
     def delete(self, id: str) -> None:
-        """Deletes a record. Raises `RecordNotFound` if there is none."""
-        with self._replica.changeset():
+        """Deletes a record. Raises `RecordNotFound`."""
+        with self._store.changeset():
             if self[id].sync_status == TEMPORARY:
-                self._replica._drop_temporary((self.name, id))
+                self._store.records.drop_temporary((self.name, id))
             else:
-                self._apply(Operation("delete", self.name, id))
+                self._store.apply(Operation("delete", self.name, id))
 
     def create_temporary(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Makes a record that stays on this device and may be purged, until it is kept."""
-        key = self.name, self._replica._new_id()
-        self._replica._put_temporary(key, {**(fields or {}), **more})
-        return self._as_it_is(key[1])
+        """Creates a record that stays on this device, for example a search result.
+
+        `keep` makes it an ordinary record, and `Replica.purge_temporary` deletes it.
+        """
+        id = self._store.new_id()
+        self._store.put_temporary((self.name, id), {**(fields or {}), **more})
+        return self[id]
 
     def keep(self, id: str) -> Record:
-        """Makes a temporary record an ordinary one, which is sent like the others."""
-        with self._replica.changeset():
+        """Makes a temporary record an ordinary one, which is sent to the server.
+
+        Raises `RecordNotFound`.
+        """
+        with self._store.changeset():
             record = self[id]
-            if record.sync_status == TEMPORARY:
-                self._replica._drop_temporary((self.name, id))
-                self._apply(Operation("put", self.name, id, fields=dict(record.fields)))
-            return self._as_it_is(id)
+            if record.sync_status != TEMPORARY:
+                return record
+            self._store.records.drop_temporary((self.name, id))
+            return self._apply(Operation("put", self.name, id, fields=dict(record.fields)))
 
     def get(self, id: str, *, deleted: bool = False) -> Record | None:
-        """The record, or `None`; with `deleted`, also its tombstone."""
-        record = self._replica._find((self.name, id))
+        """Returns a record, or `None` if it is missing or deleted.
+
+        With `deleted=True`, returns the tombstone of a deleted record.
+        """
+        record = self._store.records.find((self.name, id))
         return record if record is not None and (deleted or not record.is_deleted) else None
 
     def __getitem__(self, id: str) -> Record:
-        """The record. Raises `RecordNotFound`."""
+        """Returns a record. Raises `RecordNotFound`."""
         record = self.get(id)
         if record is None:
-            raise RecordNotFound(f"there is no record {self.name}/{id}")
+            raise RecordNotFound(f"the record {self.name}/{id} does not exist")
         return record
 
     def query(
@@ -163,60 +157,30 @@ class Collection:
         offset: int = 0,
         deleted: bool = False,
     ) -> list[Record]:
-        """Live records whose fields have these values; a list or tuple means any of its values.
+        """Returns the records whose fields have the values of `where`.
 
-        `order_by` names a field, `-name` for descending; without it, and on ties, by id. `None`
-        also finds records without the field.
+        A list or a tuple means any of its values. `None` also matches a missing field. Values match
+        with their JSON type: `True` differs from 1.
+
+            tasks.query({"done": False, "list": ["home", "work"]}, order_by="-due", limit=10)
+
+        `order_by` is a field name, with a `-` before it for descending order. Ties, and records
+        without `order_by`, are ordered by id. `limit` (default: all) and `offset` select a page.
+        With `deleted=True`, tombstones are included.
+
+        Raises `ValueError` for values that cannot be compared, such as a `dict`.
         """
-        return self._replica._query(self.name, where or {}, order_by, limit, offset, deleted)
+        return self._store.records.query(
+            self.name, where or {}, order_by=order_by, limit=limit, offset=offset, deleted=deleted
+        )
 
-    def _as_it_is(self, id: str) -> Record:
-        """What a change has come to: a tombstone, if it lost to a delete that was not seen."""
-        record = self.get(id, deleted=True)
+    def _apply(self, op: Operation) -> Record:
+        """Applies an operation, and returns the record.
+
+        The record may be a tombstone: a put loses to a delete whose event has not arrived yet.
+        """
+        with self._store.changeset():
+            self._store.apply(op)
+            record = self._store.records.find(op.key)
         assert record is not None
         return record
-
-    def _apply(self, op: Operation) -> None:
-        record = self._replica._find(op.key)
-        if record is not None and record.sync_status == TEMPORARY:
-            self._replica._change_temporary(record, op)
-        else:
-            self._replica._apply(op)
-
-
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def json_path(name: str) -> str:
-    """The path of a field for SQLite's JSON functions."""
-    if _PLAIN_NAME.fullmatch(name):
-        return f"$.{name}"
-    if '"' in name or "\\" in name:
-        raise ValueError(f"cannot look for a field named {name!r}")
-    return f'$."{name}"'
-
-
-def condition(name: str, value: Any) -> tuple[str, list[Any]]:
-    """SQL for "this field has this value", with its parameters. Typed: true is not 1."""
-    path = json_path(name)
-    if isinstance(value, list | tuple | set | frozenset):
-        parts = [condition(name, item) for item in value]
-        if not parts:
-            return "0", []
-        return "(" + " OR ".join(sql for sql, _ in parts) + ")", [p for _, ps in parts for p in ps]
-    if value is None:
-        return "coalesce(json_type(fields, ?), 'null') = 'null'", [path]
-    if isinstance(value, bool):
-        return "json_type(fields, ?) = ?", [path, "true" if value else "false"]
-    if isinstance(value, int | float):
-        return (
-            "(json_type(fields, ?) IN ('integer', 'real') AND json_extract(fields, ?) = ?)",
-            [path, path, value],
-        )
-    if isinstance(value, str):
-        return "(json_type(fields, ?) = 'text' AND json_extract(fields, ?) = ?)", [
-            path,
-            path,
-            value,
-        ]
-    raise ValueError(f"cannot look for a {type(value).__name__}")

@@ -1,12 +1,12 @@
-"""What can go wrong on a device.
+"""The errors of the client library.
 
 * ClientError
-  + RecordNotFound     there is no such record to change
-  + RecordExists       an id was given that is taken
-  + NotARecord         a value that cannot be kept or sent
-  + WrongReplica       the file belongs to another space, or is none of ours
+  + RecordNotFound     the record to read or change is missing
+  + RecordExists       the given id is taken
+  + NotARecord         a value cannot be stored or sent
+  + WrongReplica       the file belongs to another space, or is not a replica
   + ServerProblem      the server refused a request (its code, status, and when to try again)
-  + Unreachable        there was no answer: nothing is known about what was sent
+  + Unreachable        the server gave no answer: it may or may not have stored the request
 """
 
 from __future__ import annotations
@@ -17,43 +17,47 @@ from foldlog.domain.errors import FoldlogError
 
 
 class ClientError(FoldlogError):
-    """Something went wrong on this device."""
+    """The base class of all errors on the device. `code` is a stable name of the error."""
 
     code = "client-error"
 
 
 class RecordNotFound(ClientError, LookupError):
-    """There is no such record, or it is deleted."""
+    """The record is missing or deleted."""
 
     code = "record-not-found"
 
 
 class RecordExists(ClientError):
-    """There is a record of this id already."""
+    """A record with this id exists already."""
 
     code = "record-exists"
 
 
 class NotARecord(ClientError, ValueError):
-    """This cannot be kept in a record."""
+    """A value is outside the limits of a record, for example an integer above 2^53."""
 
     code = "not-a-record"
 
 
 class WrongReplica(ClientError):
-    """This file is no replica of this space."""
+    """The file cannot be opened as a replica of this space."""
 
     code = "wrong-replica"
 
 
 class Unreachable(ClientError):
-    """The server gave no answer."""
+    """The server gave no answer. The queue is unchanged, and the next sync sends it again."""
 
     code = "unreachable"
 
 
 class ServerProblem(ClientError):
-    """The server answered with a problem."""
+    """The server answered with a problem document (RFC 9457).
+
+    `status` is the HTTP status, `problem` the server's problem code, and `document` the whole
+    document. `retry_after_seconds` is the wait that the server asked for, or `None`.
+    """
 
     code = "server-problem"
 

@@ -1,6 +1,6 @@
-"""The product itself, pure: no clock, no I/O, no database, no web framework.
+"""The product itself, as pure code. The clock, I/O, databases and HTTP are outside this package.
 
-Read in this order: `changesets` (what an app sends), `events` (what the log holds), `proofs`
-(what makes it provable), `merge` (the fold), `intake` (what becomes of a push), `ports` (what
-the outside must offer).
+Read the modules in this order: `changesets` (what an app sends), `events` (the content of the log),
+`proofs` (commitments and leaves), `merge` (the fold), `push_decider` (decides a push), `ports`
+(interfaces to the outside).
 """

@@ -1,8 +1,8 @@
-"""Who may do what: rights, the roles that have them, tokens, and the events that tell of them.
+"""Access control: rights, roles, tokens, devices, and the events that record their changes.
 
-A token is a secret that was shown once; what is kept of it is a digest. It is of one role, in the
-spaces that it was granted for. Devices, too, are known by space: one space never learns of another.
-Granting, revoking and registering are events of the space's log; a token's secret is in none.
+The service shows a token's secret once and stores its digest. A token has one role, in the spaces
+that it was granted for. Devices are separate in each space too. Each grant, revocation and
+registration is an event in the space's log; the secret stays out of the log.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from typing import NamedTuple
 import msgspec
 
 from .errors import DeviceRevoked, Forbidden, InvalidRequest
-from .events import LogEntry, body_entry, decode_event
-from .names import BY_LENGTH_MAX, check_reason, check_text, is_shown, is_space, is_uuid
+from .events import Envelope, LogEntry, body_entry, decode_event
+from .names import BY_LENGTH_MAX, check_reason, check_text, is_printable, is_space, is_uuid
 
-#: in the place of a space: all of them
+#: in the place of a space's name: all spaces
 EVERY_SPACE = ""
 
-TOKEN_PREFIX = "foldlog_"  # so that whoever scans files for secrets knows one
+TOKEN_PREFIX = "foldlog_"  # lets secret scanners recognize a token
 TOKEN_BYTES = 32
 NAME_LENGTH_MAX = 100
-#: how much of a caller's id is told in the log, so that there is room for a name beside it
+#: the part of a caller's id that the log keeps; leaves room for a name before it
 CALLER_LENGTH_MAX = 90
 
 DEVICE_REGISTERED = "device-registered"
 DEVICE_REVOKED = "device-revoked"
 TOKEN_GRANTED = "token-granted"
 TOKEN_REVOKED = "token-revoked"
-#: The id of the token that the first start makes: it is always the same, so that of several
-#: services that start at once on one database only one grants it.
+#: The id of the token that the first start creates. Because the id is fixed, only one of several
+#: services that start at once on a database grants it.
 FIRST_TOKEN = "00000000-0000-4000-8000-000000000001"
-#: Round brackets are around who calls, and nowhere else in what is signed.
+#: Round brackets surround the caller's id; a name that a caller gives must not contain any.
 _NO_ROUND_BRACKETS = str.maketrans("()", "[]")
-#: how the bytes of an event begin that takes a right away, after its seq
+#: how the bytes of a revocation continue after the seq
 _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
 
 
 class Right(Enum):
-    """What an operation needs. Every operation names one."""
+    """The permission that an operation requires. Each operation names one."""
 
-    PUBLIC = "public"  #: nobody need say who they are
-    READ = "read"  #: what is in a space, and what was
-    WRITE = "write"  #: push, as the device that the caller is
+    PUBLIC = "public"  #: open to every caller, without a token
+    READ = "read"  #: the current data of a space, and its history
+    WRITE = "write"  #: push as the caller's own device
     AUDIT = (
-        "audit"  #: the whole log with the salts that open it; which devices and tokens there are
+        "audit"  #: the whole log with the salts of the commitments; the lists of devices and tokens
     )
     ADMIN = "admin"  #: grant, revoke, define, erase
 
 
 class Role(Enum):
-    """What a token is for. Nobody but a device can write: so the log says whose a change is."""
+    """The purpose of a token. Only a device can write, so the log names each change's author."""
 
     DEVICE = "device"
     READER = "reader"
@@ -71,54 +71,57 @@ RIGHTS: Mapping[Role, frozenset[Right]] = {
 
 
 class Caller(NamedTuple):
-    """Who calls, and what they may do in the space that they named."""
+    """The sender of a request, and the caller's rights in the space of the request."""
 
-    id: str  #: a stable text, no secret: it is told in logs, and in the events that they cause
+    id: str  #: stable and public: it appears in logs and in the caused events
     rights: frozenset[Right]
-    device: str | None = None  #: the one that they may write as
+    device: str | None = None  #: the device that the caller may write as
     is_any_device: bool = False
     is_of_every_space: bool = False
     expires_at: float = float("inf")  #: ms since 1970
 
     def check(self, right: Right) -> None:
-        """Raises `Forbidden`."""
+        """Raises `Forbidden` if the caller lacks the right."""
         if right not in self.rights:
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden`."""
+        """Raises `Forbidden` if the caller may not write as this device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
-    def signs(self, by: str | None) -> str | None:
-        """Who did something, for the log: who calls, and whom they named.
+    def attribution(self, by: str | None) -> str | None:
+        """The author of an action as the log names it: the name given in `by`, and the caller's id.
 
-        Nobody can name somebody who looks like a caller. Raises `InvalidRequest` for what is no
-        name.
+        `Ann` by `token 7` is `Ann (token 7)`. The caller's id is the only text in round brackets,
+        so a name cannot imitate one. Raises `InvalidRequest` for an invalid name.
         """
         check_reason("-", by)
         named = "" if by is None else by.translate(_NO_ROUND_BRACKETS)
         if not self.id:
             return named or None
-        # A sign-in's subject may be any text.
-        told = (char if is_shown(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
+        # The subject of a sign-in can hold unprintable characters.
+        told = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
         caller = "".join(told).translate(_NO_ROUND_BRACKETS)
         return f"{named[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if named else caller
 
 
 def new_token(random: bytes) -> tuple[str, bytes]:
-    """A secret to hand out, and what to keep of it, from `TOKEN_BYTES` random bytes."""
+    """Makes a token from `TOKEN_BYTES` random bytes: the secret for its holder, and its digest."""
     text = TOKEN_PREFIX + urlsafe_b64encode(random).rstrip(b"=").decode()
     return text, digest_of(text)
 
 
 def digest_of(token: str) -> bytes:
-    """What is kept, and looked up by. A plain hash, since nobody guesses 256 random bits."""
+    """The digest of a token, which the service stores and looks up.
+
+    A plain hash is enough, because 256 random bits cannot be guessed.
+    """
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new token shall be."""
+    """The facts of a token that shall be granted."""
 
     role: Role
     device: str | None = None
@@ -126,19 +129,21 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None  #: ms since 1970
 
     def check(self, now_ms: int, by: str | None = None) -> None:
-        """Raises `InvalidRequest`, also for who grants it."""
+        """Raises `InvalidRequest` for invalid facts, or an invalid name of the granting person."""
         check_reason("-", by)
         if (self.role is Role.DEVICE) != (self.device is not None):
-            raise InvalidRequest("a token of the role `device` names a device, and no other does")
+            raise InvalidRequest(
+                "only a token of the role `device` names a device, and it must name one"
+            )
         if self.device is not None:
             check_device(self.device)
         check_name(self.name)
         if self.expires_at is not None and self.expires_at <= now_ms:
-            raise InvalidRequest("`expires_at` is over already")
+            raise InvalidRequest("`expires_at` is in the past")
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token as it is listed: all but the secret. Times are ms since 1970."""
+    """A token without its secret, as lists show it. Times are ms since 1970."""
 
     id: str
     space: str
@@ -151,10 +156,10 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: int | None = None
     revoked_by: str | None = None
     revoked_reason: str | None = None
-    is_device_revoked: bool = False  #: in the space that was asked for
+    is_device_revoked: bool = False  #: in the space of the query
 
     def caller(self) -> Caller:
-        """Raises `DeviceRevoked`."""
+        """The caller that this token identifies. Raises `DeviceRevoked`."""
         if self.is_device_revoked:
             raise DeviceRevoked(f"the device {self.device} was revoked")
         return Caller(
@@ -170,7 +175,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """What a token of the app's own sign-in says."""
+    """The content of a token from the app's own sign-in."""
 
     subject: str
     spaces: frozenset[str]
@@ -183,17 +188,17 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that was registered, or has pushed. Times are ms since 1970."""
+    """A device that is registered, revoked, or has pushed. Times are ms since 1970."""
 
     device: str
-    counter: int = 0  #: the last that it used up
+    counter: int = 0  #: of its last changeset
     name: str | None = None
     registered_at: int | None = None
     last_seen: int | None = None
     revoked_at: int | None = None
 
     def after(self, told: Device) -> Device:
-        """The device as it is after an event that told this of it."""
+        """The device after an event with this update."""
         return msgspec.structs.replace(
             self,
             name=told.name or self.name,
@@ -203,7 +208,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRegistered(msgspec.Struct, omit_defaults=True):
-    """The body of an event; the order of these members is the order in the stored bytes."""
+    """The body of a `device-registered` event. The order of the members is the order of the stored
+    bytes, as in the three bodies below."""
 
     device: str
     name: str | None = None
@@ -239,23 +245,15 @@ KINDS: Mapping[type[msgspec.Struct], str] = {
 }
 
 
-def access_entry(
-    body: msgspec.Struct,
-    *,
-    seq: int,
-    id: str,
-    received_at: int,
-    salt: bytes,
-) -> LogEntry:
-    """The event that tells of a change of access."""
-    kind = KINDS[type(body)]
-    return body_entry(seq=seq, kind=kind, id=id, received_at=received_at, body=body, salt=salt)
+def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
+    """The event that records a change of access."""
+    return body_entry(envelope, KINDS[type(body)], body)
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
-    """What these events tell of devices, each by itself; the log has it all.
+    """The updates of devices that these events make, one for each event.
 
-    Raises `ValueError` for an event that nobody of us wrote.
+    Raises `ValueError` for an event that Foldlog cannot have written.
     """
     return [
         _told_of(entry) for entry in entries if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
@@ -271,34 +269,34 @@ def _told_of(entry: LogEntry) -> Device:
         new = msgspec.convert(body, DeviceRegistered)
         told = Device(device=new.device, name=new.name, registered_at=entry.received_at)
     if not is_uuid(told.device) or "\0" in (told.name or ""):
-        raise ValueError("a device is a UUID in lower case, and its name has no NUL")
+        raise ValueError("a device's id must be a UUID in lower case with a name free of NUL")
     return told
 
 
-def takes_rights_away(state: bytes) -> bool:
-    """Whether these are the bytes of an event after which somebody may do less."""
+def is_revocation(state: bytes) -> bool:
+    """Whether these are the bytes of an event that takes rights away."""
     comma = state.find(b",", 0, 30)
     return state.startswith(_REVOKING, comma)
 
 
 def check_device(device: str) -> None:
-    """Raises `InvalidRequest`."""
+    """Raises `InvalidRequest` for text that is no device's id."""
     if not is_uuid(device):
-        raise InvalidRequest("a device is a UUID in lower case")
+        raise InvalidRequest("a device's id must be a UUID in lower case")
 
 
 def check_space(space: str) -> None:
-    """Raises `InvalidRequest`."""
+    """Raises `InvalidRequest` for text that is no space's name."""
     if not is_space(space):
-        raise InvalidRequest(f"{space!r} can be no space")
+        raise InvalidRequest(f"{space!r} is an invalid name of a space: use 1-64 of a-z 0-9 - _ .")
 
 
 def check_space_or_all(space: str) -> None:
-    """Raises `InvalidRequest`."""
+    """Raises `InvalidRequest` for text other than a space's name or `EVERY_SPACE`."""
     if space != EVERY_SPACE:
         check_space(space)
 
 
 def check_name(name: str | None) -> None:
-    """Raises `InvalidRequest`. It stays in the log for ever, as a reason does."""
+    """Raises `InvalidRequest` for an invalid name. Names stay in the log for ever."""
     check_text("name", "-" if name is None else name, NAME_LENGTH_MAX)

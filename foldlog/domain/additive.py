@@ -1,15 +1,15 @@
-"""Whether a new schema allows all that the old one allowed, so that nobody has to change with it.
+"""Decides whether a new schema is additive: it allows all values that the old one allowed.
 
-Decided by the schemas alone, never by documents, and carefully: what cannot be shown is not so.
-A new schema is a list of demands; each is met if something in the old schema demands as much, or
-if it is about a type that the old schema does not let in. Demands that look into a value (its
-properties, its items) are shown by what the old schema says of the same place.
+The decision compares the two schemas and ignores documents. It is conservative: a schema counts as
+additive only if this can be shown. Each keyword of the new schema is a demand. The demand is met if
+a keyword of the old schema demands at least as much, or if the old schema forbids the types that
+the keyword applies to. For properties and items, the subschemas are compared.
 
-Recognised, here and below: types, `const` and `enum`, ranges and lengths, `multipleOf`, `pattern`
-and `format` (unchanged or gone), `required`, `dependentRequired`, properties by name, by pattern
-and all others, `propertyNames`, items, `$ref` (also in circles), `allOf`, `anyOf`. Of `oneOf`,
-`not`, `if`, `contains`, `dependentSchemas` and `unevaluated...` no more than that they are gone,
-or the same as before.
+Recognized keywords: types, `const` and `enum`, ranges and lengths, `multipleOf`, `pattern` and
+`format` (unchanged or removed), `required`, `dependentRequired`, properties by name, by pattern and
+all others, `propertyNames`, items, `$ref` (recursive ones too), `allOf`, `anyOf`. For `oneOf`,
+`not`, `if`, `contains`, `dependentSchemas` and `unevaluated...` the comparison only recognizes that
+they were removed or are unchanged.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from .json_schema import (
     words,
 )
 
-#: of comparisons; who needs more has a schema that nobody can read either
+#: comparisons; a schema that needs more is too complex
 STEPS_MAX = 20_000
 REASONS_MAX = 10
 
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
-#: keyword -> the only types that it says something about
+#: keyword -> the only types that it applies to
 ABOUT: Mapping[str, frozenset[str]] = {
     keyword: frozenset(types.split())
     for types, keywords in {
@@ -54,7 +54,7 @@ ABOUT: Mapping[str, frozenset[str]] = {
     }.items()
     for keyword in keywords.split()
 }
-#: keywords that are judged by each other
+#: keywords that are compared together
 TOGETHER: Mapping[str, tuple[str, ...]] = {
     "if": ("if", "then", "else"),
     "then": ("if", "then", "else"),
@@ -63,17 +63,19 @@ TOGETHER: Mapping[str, tuple[str, ...]] = {
     "minContains": ("contains", "minContains", "maxContains"),
     "maxContains": ("contains", "minContains", "maxContains"),
 }
-#: nothing is said of these but that they are the same as before
+#: keywords of which only equality is recognized
 OPAQUE = words("oneOf not dependentSchemas") | TOGETHER.keys()
 OBJECTS = words("properties patternProperties additionalProperties")
 
 
 def why_not_additive(old: JsonSchema, new: JsonSchema) -> list[Violation]:
-    """Where the new schema cannot be shown to allow what the old one allows; empty if it does."""
+    """The places where the new schema may refuse an allowed value; empty if it is additive."""
     try:
         return list(_Comparison(old.schema, new.schema).reasons())[:REASONS_MAX]
     except _TooMuch:
-        return [Violation("", "cannot be shown to be additive: there is too much to compare")]
+        return [
+            Violation("", "cannot be shown to be additive: the schemas are too large to compare")
+        ]
 
 
 class _TooMuch(Exception):
@@ -84,13 +86,13 @@ _encode = msgspec.json.encode
 
 
 class _Comparison:
-    """Of two checked schemas. In all methods the first schema is a part of the old one."""
+    """Compares two checked schemas. In all methods the first schema is a part of the old one."""
 
     def __init__(self, old: Schema, new: Schema):
         self.old, self.new = old, new
         self._old_definitions = old.get("$defs", {})
         self._new_definitions = new.get("$defs", {})
-        #: definitions that may be named by both in the same words
+        #: whether equal references mean equal schemas
         self._same_definitions = _same(
             {"$defs": self._old_definitions}, {"$defs": self._new_definitions}
         )
@@ -103,7 +105,7 @@ class _Comparison:
     # -- Old and new, as a whole ------------------------------------------------------------------
 
     def _implies(self, old: list[Any], new: Any) -> bool:
-        """Whether what fits all of `old` fits `new`."""
+        """Whether each value that is valid by all of `old` is valid by `new`."""
         return next(self._unmet("", old, new), None) is None
 
     def _unmet(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
@@ -113,7 +115,7 @@ class _Comparison:
         old = _distinct(old)
         pair = (_encode(old), _encode(new))
         if pair in self._under_way:
-            # Met again on the way down: each time round takes a value apart, and values end.
+            # A recursive schema. Each recursion goes deeper into the value, and values end.
             return
         self._under_way.append(pair)
         try:
@@ -124,10 +126,10 @@ class _Comparison:
     def _compare(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
         parts = self._flat(old)
         if parts is None or new is True:
-            return  # nothing fits the old one, or everything the new one
+            return  # the old schema forbids all values, or the new one allows all
         if new is False:
             if types_of(parts):
-                yield Violation(pointer, "allows nothing any more")
+                yield Violation(pointer, "forbids all values now")
             return
         values = self._few_values(parts)
         if values is not None:
@@ -138,7 +140,10 @@ class _Comparison:
                 yield from self._demand(pointer, parts, new, keyword)
 
     def _flat(self, old: Iterable[Any]) -> list[Any] | None:
-        """All that the old schema demands of a value, references followed; `None`: nothing fits."""
+        """The flat list of schemas that apply to a value, with references and `allOf` resolved.
+
+        `None` if every value is invalid.
+        """
         parts: list[Any] = []
         for part in old:
             if part is False:
@@ -155,7 +160,7 @@ class _Comparison:
         return _distinct(parts)
 
     def _few_values(self, parts: list[Any]) -> list[Any] | None:
-        """The values that fit, if the old schema lists them."""
+        """The valid values, if the old schema lists them."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
             if listed is not None:
@@ -167,7 +172,7 @@ class _Comparison:
         validator = self._validator(new, self._new_definitions)
         for value in values:
             if not validator.is_valid(value):
-                yield Violation(pointer, f"does not allow {_told(value)} any more")
+                yield Violation(pointer, f"forbids {_told(value)} now")
 
     def _validator(self, part: Schema, definitions: Schema) -> jsonschema_rs.Validator:
         return compiled({**part, "$defs": definitions})
@@ -188,7 +193,8 @@ class _Comparison:
             for index, branch in enumerate(value):
                 yield from self._unmet(f"{where}/{index}", parts, branch)
         elif keyword in OBJECTS:
-            if keyword == next(name for name in new if name in OBJECTS):  # all three at once
+            # all three are compared at once
+            if keyword == next(name for name in new if name in OBJECTS):
                 yield from self._objects(pointer, parts, new)
         elif keyword in ("items", "prefixItems"):
             if keyword == next(name for name in new if name in ("items", "prefixItems")):
@@ -217,10 +223,10 @@ class _Comparison:
             if all(set(names) <= _needed(parts, name) for name, names in new[keyword].items()):
                 return True
         elif keyword in ("const", "enum"):
-            pass  # the old schema lists no values, or they were compared already
+            pass  # unmet: the old schema lists no values, or they were compared before
         elif keyword == "anyOf" and any(self._implies(parts, branch) for branch in new[keyword]):
             return True
-        # Each way that the old schema leaves open must lead there by itself.
+        # The demand is met if each branch of an `anyOf` or `oneOf` meets it.
         demand = {keyword: new[keyword]}
         return any(
             all(self._implies([branch], demand) for branch in part[several])
@@ -234,7 +240,7 @@ class _Comparison:
 
         def taken(part: Schema) -> Schema:
             if keyword.startswith("unevaluated"):
-                return part  # what it leaves over is told by all that stands beside it
+                return part  # depends on all other members of the schema
             return {name: part[name] for name in names if name in part}
 
         wanted = taken(new)
@@ -245,21 +251,21 @@ class _Comparison:
     def _why(self, parts: list[Any], keyword: str, value: Any) -> str:
         if keyword == "required":
             missing = sorted(set(value) - _required(parts))
-            return f"requires {', '.join(missing)}, which may be missing so far"
+            return f"requires {', '.join(missing)}, which the version before allows to be missing"
         before = [part[keyword] for part in parts if keyword in part]
         if keyword == "type":
             kinds = ", ".join(sorted(types_of(parts) - _types({"type": value})))
-            return f"does not allow {kinds} any more"
+            return f"forbids the type {kinds} now"
         if not before:
-            return f"{_told(value)} is not demanded so far"
+            return f"{_told(value)} is a new demand"
         if keyword in OPAQUE or keyword.startswith("unevaluated"):
-            return "cannot be shown to be additive: it is not the same as before"
-        return f"{_told(value)} is not shown to allow all that {_told(before[0])} did"
+            return "cannot be shown to be additive: it has changed"
+        return f"{_told(value)} may forbid values that {_told(before[0])} allows"
 
     # -- Into objects and arrays ------------------------------------------------------------------
 
     def _objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Whatever property the old schema lets in, the new one must let in with all its values."""
+        """Each property that the old schema allows must be allowed with all its values."""
         named = new.get("properties", {})
         by_pattern = new.get("patternProperties", {})
         others = new.get("additionalProperties", True)
@@ -295,9 +301,10 @@ class _Comparison:
         demanded: Any,
         patterns_known: frozenset[str] = frozenset(),
     ) -> Iterator[Violation]:
-        """Properties that the old schema does not name, wherever one of its parts bounds them.
+        """Compares the properties that the old schema leaves unnamed.
 
-        One part is enough; its own names are looked at where all names are.
+        It is enough that one part of the old schema bounds them. Its own names are compared
+        separately.
         """
         first: list[Violation] = []
         for old in olds or [{}]:
@@ -324,7 +331,7 @@ class _Comparison:
 
 
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
-    """Each once, so that circles are known for what they are."""
+    """Removes duplicates, so that a recursion is recognized."""
     return list({_encode(schema): schema for schema in schemas}.values())
 
 
@@ -338,7 +345,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _plain(schema: Any) -> Any:
-    """A map of keywords without what only describes; values are left as they are."""
+    """A schema without annotations. Other values are kept unchanged."""
     if not isinstance(schema, dict):
         return schema
     plain: dict[str, Any] = {}
@@ -361,7 +368,7 @@ def _types(schema: Schema) -> frozenset[str]:
 
 
 def types_of(parts: Iterable[Schema]) -> frozenset[str]:
-    """The types that fit all of these."""
+    """The types that all of these schemas allow."""
     return TYPES.intersection(*map(_types, parts))
 
 
@@ -370,7 +377,7 @@ def _required(parts: Iterable[Schema]) -> set[str]:
 
 
 def _needed(parts: list[Any], name: str) -> set[str]:
-    """The properties that are there where this one is."""
+    """The properties that must be present if this one is."""
     depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
     return _required(parts).union(*depending)
 
@@ -381,7 +388,7 @@ def _patterns(schema: Schema) -> Mapping[str, Any]:
 
 
 def _of_name(schema: Schema, name: str) -> list[Any]:
-    """What a schema says of a property."""
+    """The subschemas of a schema that apply to a property."""
     found = [s for pattern, s in _patterns(schema).items() if matches(pattern, name)]
     if name in schema.get("properties", {}):
         found.append(schema["properties"][name])

@@ -1,7 +1,7 @@
-"""Checking a log from its events: every hash, every number, every time, up to the root.
+"""Audits a log from its stored bytes: every hash, number, time and erasure, up to the root.
 
-Nothing is believed but the bytes of the events and their salts. Whoever has a checkpoint that was
-signed, or kept, compares its root with the one that comes out here.
+The audit trusts only the bytes of the events and their salts. To verify a log, compare the root
+that it computes with the root of a checkpoint that was signed or saved.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .changesets import Key
 from .events import committed, decode_event
 from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
-#: what taking bytes apart raises if they are no event that we would have written
-NOT_OURS = (
+#: the errors of decoding bytes that Foldlog cannot have written
+MALFORMED_ERRORS = (
     *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
     msgspec.MsgspecError,
 )
 
 
 class Evidence(NamedTuple):
-    """An event as it is stored. `ops_hash` is what is stored beside it, if that is at hand."""
+    """A stored event. `ops_hash` is the stored hash, if the source of the event provides it."""
 
     state: bytes
     salt: bytes
@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
 
 
 class WrongEvent(Exception):
-    """The first event that is not what it should be, and why."""
+    """The first event that is wrong, and the reason."""
 
     def __init__(self, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -42,24 +42,25 @@ class WrongEvent(Exception):
 
 
 class AuditCursor(msgspec.Struct):
-    """How far a log was checked: all that is needed to go on from there."""
+    """The position of an audit, with all data that is needed to resume there."""
 
     seq: int = 0
     received_at: str = ""
-    #: the unfinished tiles of the tree, from below, in hex
+    #: the unfinished tiles of the tree, lowest level first, in hex
     edge: list[str] = []
-    #: the records that were erased so far, each with the last event that said so
+    #: the records that were erased so far, each with its last `record-erased` event
     erased: list[tuple[Key, int]] = []
-    #: those of which operations are erased though no event said so yet, each with the first seq
+    #: records with erased operations that lack a `record-erased` event so far, each with the first
+    #: seq
     owing: list[tuple[Key, int]] = []
-    #: whether it was checked from the first event on: else an erasure may have been said before
+    #: false if the audit began later in the log; an earlier event may have erased a record then
     is_from_first: bool = True
 
     @classmethod
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
-        """After `seq`, by tiles that are believed until the root is compared.
+        """A position after `seq`. The tiles are trusted until the root is compared.
 
-        Raises `InvalidProof` if they are not of a tree of that size.
+        Raises `InvalidProof` if the tiles cannot belong to a tree of that size.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -68,21 +69,22 @@ class AuditCursor(msgspec.Struct):
 
 
 class Erasures:
-    """Which values are gone from a log, and which events say so.
+    """Tracks the values that were removed from a log, and the events that allow it.
 
-    An erased operation states its commitment, so its leaf is right whoever erased it. What makes it
-    an erasure is a `record-erased` event that its changeset had not seen: a later one, or one that
-    was there when it came. Such an event only an append can bring.
+    An erased operation states its own commitment, so its leaf is right in any case. The removal is
+    legitimate if the changeset had not seen a `record-erased` event of the record: the event came
+    later, or it was already in the log when the changeset arrived. Only an append can add such an
+    event.
     """
 
     def __init__(
         self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
     ):
-        self.erased = dict(erased)  #: by which event last
-        self.owing = dict(owing)  #: the first seq where values are gone, and no event has said so
+        self.erased = dict(erased)  #: the last erasure of each record
+        self.owing = dict(owing)  #: the first seq that lacks values, for records without an erasure
 
     def note(self, seq: int, state: bytes) -> None:
-        """The next event."""
+        """Reads the next event."""
         if b'erased"' not in state:  # neither `"erased":` nor `"kind":"record-erased"`
             return
         event = decode_event(state)
@@ -94,21 +96,26 @@ class Erasures:
             self.owing.pop(event.erased_key, None)
 
     def check(self) -> None:
-        """At the end of a log. Raises `WrongEvent`."""
+        """To be called at the end of a log. Raises `WrongEvent` for values that were removed
+        otherwise."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
-            raise WrongEvent(seq, f"values of {collection}/{id} are gone, and no event erased it")
+            raise WrongEvent(
+                seq, f"values of {collection}/{id} are missing, and no event erased it"
+            )
 
 
 class LogAudit:
-    """Checks the events of one log, one after another."""
+    """Checks the events of one log, in order."""
 
     def __init__(self, start: AuditCursor | None = None):
-        """Raises `InvalidProof` if there can be no such place."""
+        """Raises `InvalidProof` if `start` is impossible."""
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
-            raise InvalidProof(f"not the unfinished tiles of a tree of {start.seq}")
+            raise InvalidProof(
+                f"these are other tiles than the unfinished ones of a tree of {start.seq}"
+            )
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
         self._growth = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
@@ -117,7 +124,7 @@ class LogAudit:
 
     @property
     def seq(self) -> int:
-        """The last one that was checked."""
+        """The last event that was checked."""
         return self._growth.size
 
     @property
@@ -125,7 +132,7 @@ class LogAudit:
         return self._growth.root()
 
     @property
-    def place(self) -> AuditCursor:
+    def cursor(self) -> AuditCursor:
         return AuditCursor(
             self.seq,
             self._received_at,
@@ -136,25 +143,27 @@ class LogAudit:
         )
 
     def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
-        """Checks the next events; returns the tiles that have changed. Raises `WrongEvent`.
+        """Checks the next events and returns the tiles that have changed.
 
-        What is before the wrong one counts as checked.
+        Raises `WrongEvent`. The events before the wrong one then count as checked.
         """
         leaves: list[bytes] = []
         for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
             try:
                 seq, received_at, header, operations = committed(state)
                 if seq != expected:
-                    raise ValueError(f"here comes {seq}: a hole, or another order")
+                    raise ValueError(
+                        f"the log continues with {seq}: events are missing or out of order"
+                    )
                 if received_at < self._received_at:
                     raise ValueError(f"received at {received_at}, before {self._received_at}")
                 hash = proofs.ops_hash(salt, operations)
                 if stored is not None and hash != stored:
-                    raise ValueError("the operations are not those that the leaf commits to")
+                    raise ValueError("the leaf commits to other operations")
                 self._erasures.note(seq, state)
-            except NOT_OURS as exc:
+            except MALFORMED_ERRORS as exc:
                 self._growth.append(leaves)
-                why = str(exc) or "its salt has another length"
+                why = str(exc) or "its salt has a wrong length"
                 raise WrongEvent(expected, why) from exc
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
@@ -162,14 +171,14 @@ class LogAudit:
 
     @property
     def is_settled(self) -> bool:
-        """Whether an event says of everything that is gone that it was erased.
+        """Whether each removed value is covered by an erasure.
 
-        What was erased while the log is read, a later event says. If the first ones were passed
-        over, one of those may have said it.
+        An erasure that runs during the audit writes its event later. If the audit began in the
+        middle of the log, an earlier event may cover the value, so the answer is true.
         """
         return not (self._is_from_first and self._erasures.owing)
 
     def check_erasures(self) -> None:
-        """At the end of a log: raises `WrongEvent` unless it `is_settled`."""
+        """To be called at the end of a log. Raises `WrongEvent` unless the log `is_settled`."""
         if self._is_from_first:
             self._erasures.check()

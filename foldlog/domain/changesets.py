@@ -1,6 +1,6 @@
-"""A changeset: the operations that one device made together, as it arrives on the wire.
+"""Changesets: the operations that one device made together, as they arrive on the wire.
 
-Format: DESIGN section 2. Decoding is strict: what is not understood is named, never ignored.
+Format: DESIGN section 2. Decoding is strict: every unknown or invalid part is an error with a path.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from .values import OverLimit, check_value, is_number, same
 
 Key = tuple[str, str]  #: (collection, id)
 
-#: {collection: {local id: id}}. A device's own keys are unique in a collection, not beyond it.
+#: {collection: {local id: id}}. A device's own key is unique only within its collection.
 LocalIds = dict[str, dict[str, str]]
 
 
-# JSON has no cycles, so the garbage collector need not look for any in what is decoded from it.
+# Decoded JSON has no reference cycles, so the garbage collector can leave it out (`gc=False`).
 class Operation(msgspec.Struct, omit_defaults=True, gc=False):
-    """One edit of one record. The order of these members is the order in the stored bytes."""
+    """One edit of one record. The order of the members is the order of the stored bytes."""
 
     op: Literal["put", "add", "delete"]
     collection: str
     id: str | UnsetType = UNSET
-    #: the device's own key; `id` follows from it
+    #: the device's own key; `id` is derived from it
     local_id: str | UnsetType = UNSET
     #: `put`: the new values. `add`: the numbers to add
     fields: dict[str, Any] | UnsetType = UNSET
     #: `put`: names of fields to remove
     unset: list[str] | UnsetType = UNSET
-    #: refuse unless the record's seq is this one (0: no such record)
+    #: a guard: the record's seq must be this one (0: the record must be missing)
     if_seq: int | UnsetType = UNSET
-    #: refuse unless these fields have these values now (None: no such record)
+    #: a guard: these fields must have these values (None: the record must be missing)
     expect: dict[str, Any] | UnsetType | None = UNSET
-    #: what is left of an erased operation: its commitment. Only in the log, never on the way in
+    #: the commitment of an erased operation; only the log has it, a device must leave it out
     erased: str | UnsetType = UNSET
 
     @property
     def key(self) -> Key:
-        """(collection, id): the record that this operation edits, once `id` is resolved."""
+        """(collection, id) of the edited record. `id` must be resolved first."""
         assert self.id is not UNSET
         return self.collection, self.id
 
@@ -58,7 +58,7 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
         return self.if_seq is not UNSET or self.expect is not UNSET
 
     def same_as(self, other: Operation) -> bool:
-        """Equal as values. `local_id` is only another way to write `id`."""
+        """Whether both are equal as values. `local_id` is ignored, because it determines `id`."""
         return (
             self.op == other.op
             and self.collection == other.collection
@@ -75,7 +75,7 @@ class WireOperation(Operation, forbid_unknown_fields=True):
 
 
 class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """What one device changed at one go, named by an id that it saved before sending."""
+    """The operations that a device made together, under an id that it saved before sending."""
 
     id: str
     base: int
@@ -94,17 +94,17 @@ class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Push(msgspec.Struct):
-    """One request's changesets. All of them are of one device, in the order it made them."""
+    """The changesets of one request. All are from one device, in the order of their creation."""
 
     device: str
     sent_at: datetime
     changesets: list[Changeset]
-    #: the cursor of a push that also pulls; checked before anything is stored
+    #: the cursor of a push that also pulls; checked before the push is stored
     after: int | None = None
     mark: str | None = None
     #: answer each changeset with the records that it touched, as they are after it
     wants_records: bool = False
-    #: of the body that it came in; what it weighs in a group commit
+    #: the size of the request's body; group commit counts it
     body_bytes: int = 0
 
     @property
@@ -119,22 +119,23 @@ _PATH_INDEX = re.compile(r"\$\[(\d+)\]")
 
 
 def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> list[Changeset]:
-    """Reads the `changesets` of a push; each `local_id` is resolved to its `id`.
+    """Decodes the `changesets` of a push; each `local_id` is resolved to its `id`.
 
-    Raises `InvalidChangeset` or `LimitExceeded`, with `index` and, where it can be told,
-    `pointer` (RFC 6901, relative to the array); `InvalidRequest` for what is not JSON at all;
-    `LimitExceeded` without an index for what is too much, but might pass in smaller pushes.
+    Raises `InvalidChangeset` or `LimitExceeded` with `index` and, if it is known, `pointer` (RFC
+    6901, relative to the array). Raises `InvalidRequest` for bytes that are not JSON, and
+    `LimitExceeded` without an index if the changesets together are too large; smaller pushes may
+    pass then.
     """
     try:
         changesets = _decode(raw)
     except msgspec.ValidationError as exc:
-        # From the right: the message may quote a name that the sender chose.
+        # Split at the last separator, because the message may quote a name that the sender chose.
         message, _, path = str(exc).rpartition(" - at `")
         found = _PATH_INDEX.match(path)
         if found is None:
-            raise InvalidRequest("the changesets of a push are an array") from exc
+            raise InvalidRequest("the changesets of a push must be an array") from exc
         where = {"index": int(found[1]), "pointer": _pointer(path)}
-        # ... and however long that name is, it is not told back whole.
+        # The name can be of any length, so the message is cut.
         raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         text = bytes(raw)
@@ -165,7 +166,7 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
 
 
 class _At(ValueError):
-    """What is wrong, and where in the changeset; over which limit it is, if it is over one."""
+    """A fault of a changeset: its reason, its place, and the name of the exceeded limit, if any."""
 
     def __init__(self, pointer: str, message: str, limit: str | None = None):
         super().__init__(message)
@@ -180,29 +181,32 @@ def _refusal(found: _At, limits: Limits, **where: Any) -> InvalidChangeset | Lim
 
 
 def _pointer(path: str) -> str:
-    """`$[3].ops[0].fields` as the JSON pointer `/3/ops/0/fields`; `[...]` is a name not told."""
+    """Converts `$[3].ops[0].fields` to the JSON pointer `/3/ops/0/fields`.
+
+    msgspec writes `[...]` in the place of a member's name; the pointer ends before it.
+    """
     told, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", told))
 
 
-#: No JSON reader of ours goes deeper than some hundred; and none that we know refuses so few.
+#: All our JSON readers stop at a depth of some hundreds; 200 is below the smallest of their limits.
 _DEPTH_READ = 200
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
-    """Raises `LimitExceeded` for what is unreadable and too large to be searched for why.
+    """Raises `LimitExceeded` for unreadable bytes that are too large to search for the fault.
 
-    A smaller push is the cure: of a few changesets, or of one alone, it is known which one it is.
+    The device can then send smaller pushes to find the faulty changeset.
     """
     if len(raw) > limits.unreadable_bytes_max:
         raise LimitExceeded("unreadable_bytes_max", limits.unreadable_bytes_max, _UNREADABLE)
 
 
 def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:
-    """The bytes of the array that is this member of an object, however wrong they are otherwise.
+    """Finds the bytes of an array that is the member `member` of an object, also in invalid JSON.
 
-    Goes over brackets and texts alone. One that does not end was cut on the way.
+    Reads only brackets and strings. Returns `None` if the array is missing or cut off.
     """
     depth, start = 0, None
     name = None  # of the last member of the object
@@ -222,7 +226,7 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:
-    """Which item of an array is too deep to be read: readers give up there without a place."""
+    """The index of an array's item that is too deep to decode. The readers' errors lack it."""
     depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]
@@ -242,10 +246,11 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _index_of_unreadable(raw: bytes) -> int | None:
-    """Which changeset cannot be read as JSON, if the array as such can be told apart.
+    """The index of the changeset that cannot be decoded, or `None` if it cannot be found.
 
-    Slow, and only for what has failed: a device must know which one to set aside. A lone surrogate
-    comes easily (half an emoji, cut by a program), and would block its queue for ever.
+    The device must set this changeset aside, or it blocks the queue for ever. A lone surrogate is
+    the usual cause (half an emoji, cut by a program). This search is slow, so it runs only after a
+    failure.
     """
 
     def skip_space(at: int) -> int:
@@ -260,7 +265,7 @@ def _index_of_unreadable(raw: bytes) -> int | None:
     for index in count():
         at = skip_space(at + 1)
         try:
-            # More lenient than our reader: it finds the end also of what we cannot read.
+            # Python's reader is more lenient than msgspec, so it finds the end of an invalid item.
             _, end = json.JSONDecoder().raw_decode(text, at)
         except RecursionError:
             return index
@@ -278,9 +283,9 @@ def _index_of_unreadable(raw: bytes) -> int | None:
 
 def _check(changeset: Changeset, device: str, limits: Limits) -> None:
     if not is_uuid(changeset.id):
-        raise _At("/id", "the id of a changeset is a UUID in lower case")
+        raise _At("/id", "the id of a changeset must be a UUID in lower case")
     if not 0 <= changeset.base <= INTEGER_MAX:
-        raise _At("/base", "a base is a seq, or 0")
+        raise _At("/base", "a base must be a seq, or 0")
     if changeset.counter is not UNSET and not 1 <= changeset.counter <= INTEGER_MAX:
         raise _At("/counter", "counters are 1, 2, 3 ...")
     try:
@@ -288,7 +293,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
     except ValueError as exc:
         raise _At("/made_at", str(exc)) from exc
     if not changeset.ops:
-        raise _At("/ops", "a changeset has at least one operation")
+        raise _At("/ops", "a changeset must have at least one operation")
     if len(changeset.ops) > limits.operations_per_changeset_max:
         raise LimitExceeded("operations_per_changeset_max", limits.operations_per_changeset_max)
     for number, op in enumerate(changeset.ops):
@@ -301,7 +306,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
 
 
 def check_operation(op: Operation, limits: Limits) -> None:
-    """What `decode_changesets` checks, for an operation that was made here.
+    """Checks a local operation by the rules of `decode_changesets`.
 
     Raises `InvalidChangeset` or `LimitExceeded`.
     """
@@ -311,28 +316,28 @@ def check_operation(op: Operation, limits: Limits) -> None:
         raise _refusal(exc, limits, pointer=exc.pointer) from exc
 
 
-#: Which members each operation may have, besides those that name and guard a record.
+#: The members of each operation, besides those that name or guard a record.
 _MEMBERS = {"put": {"fields", "unset"}, "add": {"fields"}, "delete": set[str]()}
 
 
 def _check_operation(op: Operation, limits: Limits) -> None:
     if not is_collection(op.collection):
-        raise _At("/collection", "a collection is named by 1-64 of A-Z a-z 0-9 - _ .")
+        raise _At("/collection", "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
     named = op.id if op.local_id is UNSET else op.local_id
     if named is UNSET or (op.id is not UNSET and op.local_id is not UNSET):
-        raise _At("", "an operation names its record by either id or local_id")
+        raise _At("", "an operation must name its record by either id or local_id")
     if not is_record_id(named):
         raise _At(
             "/id" if op.local_id is UNSET else "/local_id",
-            "an id is 1-128 characters without NUL",
+            "an id must be 1-128 characters without NUL",
         )
     for member in ("fields", "unset"):
         if getattr(op, member) is not UNSET and member not in _MEMBERS[op.op]:
             raise _At(f"/{member}", f"{op.op} has no {member}")
     if op.erased is not UNSET:
-        raise _At("/erased", "only the log marks an operation as erased")
+        raise _At("/erased", "only the log may mark an operation as erased")
     if op.if_seq is not UNSET and not 0 <= op.if_seq <= INTEGER_MAX:
-        raise _At("/if_seq", "if_seq is a seq, or 0")
+        raise _At("/if_seq", "if_seq must be a seq, or 0")
     if op.op == "put" and op.fields is UNSET:
         op.fields = {}
     if op.fields is not UNSET:
@@ -342,10 +347,10 @@ def _check_operation(op: Operation, limits: Limits) -> None:
     if op.unset is not UNSET:
         _check_names("/unset", op.unset, limits)
         if op.fields is not UNSET and not op.fields.keys().isdisjoint(op.unset):
-            raise _At("/unset", "a field is either set or unset")
+            raise _At("/unset", "a field must be either set or unset")
     if op.op == "add":
         if not op.fields:
-            raise _At("/fields", "add names at least one field and its number")
+            raise _At("/fields", "add must name at least one field and its number")
         for name, value in op.fields.items():
             if not is_number(value):
                 raise _At(f"/fields/{_escaped(name)}", "add takes numbers")
@@ -374,7 +379,7 @@ def _escaped(name: str) -> str:
 
 
 class Content(Protocol):
-    """What a changeset says, apart from how it came: an event has it too."""
+    """The content of a changeset. A received changeset and a stored event both have it."""
 
     @property
     def ops(self) -> Sequence[Operation]: ...
@@ -385,10 +390,11 @@ class Content(Protocol):
 
 
 def same_content(changeset: Changeset, stored: Content) -> bool:
-    """Whether a changeset that came again is the one that came first.
+    """Whether a repeated changeset equals the stored one.
 
-    Content is `ops`, `made_at` and `guard`, compared as values; `base`, `counter` and the device
-    may change when a device heals. An event with an erased operation is compared by id alone.
+    Compares `ops`, `made_at` and `guard` as values. `base`, `counter` and the device are ignored,
+    because they may change when a device recovers. If an operation of the event is erased, equal
+    ids are enough.
     """
     if any(op.erased is not UNSET for op in stored.ops):
         return True
@@ -401,7 +407,7 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
 
 
 def local_ids(ops: Iterable[Operation]) -> LocalIds:
-    """The ids of the records that these operations named by the device's own keys."""
+    """The ids of the records that these operations name by the device's own keys."""
     found: LocalIds = {}
     for op in ops:
         if op.local_id is not UNSET:

@@ -1,12 +1,12 @@
-"""Collections that are defined: what their records must be like, and how that may change.
+"""Defined collections: the schema of their records, and changes of that schema.
 
-What is held against the schema is, first, each value that a `put` writes, whatever becomes of it
-in the merge; and then each record that a changeset touches, as it is after it, under the space's
-lock: `required` and whatever joins fields is about the record, of which a `put` writes only a part.
-A changeset answers for what it breaks, not for what was broken: a violation that the record had
-before is none of its own. A deleted record is not held against anything.
+The schema checks two things. First, each value that a `put` writes, whether or not it wins the
+merge. Second, each record that a changeset touches, in its state after the changeset, under the
+space's lock: keywords such as `required` concern the whole record, and a `put` writes a part of it.
 
-Of most changesets it is clear without the record that they break nothing (`passes_alone`).
+A changeset is refused for a violation that it causes itself; a violation that the record had before
+is accepted. Deleted records are not checked. For most changesets the operations alone show that
+they cause no violation (`passes_alone`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from msgspec import UNSET, UnsetType
 from .additive import why_not_additive
 from .changesets import Operation
 from .errors import LimitExceeded, SchemaNotAdditive, SchemaViolated, VersionConflict
-from .events import Event, LogEntry, Refusal, body_entry
+from .events import Envelope, Event, LogEntry, Refusal, body_entry
 from .json_schema import ANNOTATIONS, Fault, JsonSchema, Schema, Violation, words
 from .limits import Limits
 from .merge import Key, Record, fold
 
-#: Stored, so for ever.
+#: Stored in the log; never change it.
 KIND = "collection-defined"
 
-#: keywords by which each field is judged by itself
+#: keywords that apply to each field separately
 BY_FIELD = words("properties patternProperties additionalProperties")
-#: a schema of these and `required` says nothing that joins fields
+#: a schema with only these and `required` has no rule that combines fields
 ALONE = ANNOTATIONS | BY_FIELD | {"type", "required"}
 
-FIRST_MAX = 10  #: violations that are told by name
+FIRST_MAX = 10  #: violations that are listed individually
 
 
 class RecordSchema:
@@ -48,7 +48,7 @@ class RecordSchema:
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """Of one that was checked when the collection was defined."""
+        """From a schema that was checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -57,7 +57,7 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def passes_alone(self, op: Operation) -> bool:
-        """Whether this operation breaks no record, whatever it meets there."""
+        """Whether this operation is valid on every possible state of the record."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_by_field:
@@ -70,11 +70,11 @@ class RecordSchema:
         )
 
     def wrong_value(self, fields: Mapping[str, Any]) -> Violation | None:
-        """The first value that no record of the collection may have."""
+        """The first value that is invalid in every record of the collection."""
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
     def broken(self, before: Record | None, after: Record) -> Violation | None:
-        """The first violation of a record that it did not have before."""
+        """The first violation of a record that is new, compared with the record `before`."""
         if not after.is_live or self.json.fits(after.fields):
             return None
         was_there = before is not None and before.is_live
@@ -83,7 +83,7 @@ class RecordSchema:
         return next(new, None)
 
     def violation(self, fields: Mapping[str, Any]) -> Violation | None:
-        """The first violation of a record as it is."""
+        """The first violation of a record, new or old."""
         return next((fault.violation for fault in self.json.faults(fields)), None)
 
 
@@ -91,11 +91,11 @@ def _identity(fault: Fault) -> tuple[Any, ...]:
     return fault.where, fault.keyword, fault.name
 
 
-Schemas = Mapping[str, RecordSchema]  #: of the collections of a space that are defined
+Schemas = Mapping[str, RecordSchema]  #: by the name of the defined collection
 
 
 def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
-    """Whether these operations can only be judged with the records that they touch."""
+    """Whether these operations can be judged only with the records that they touch."""
     for op in ops:
         schema = schemas.get(op.collection)
         if schema is not None and not schema.passes_alone(op):
@@ -104,9 +104,9 @@ def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
 
 
 def violated(event: Event, records: Mapping[Key, Record], schemas: Schemas) -> Refusal | UnsetType:
-    """Why an event that is about to be stored must be refused, on the records as they are now.
+    """The refusal of an event that violates a schema, or `UNSET`.
 
-    `records` has each record of a defined collection that it touches.
+    `records` has the current state of each record of a defined collection that the event touches.
     """
     ops = [op for op in event.ops if op.collection in schemas]
     for op in ops:
@@ -129,7 +129,7 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """That a collection was defined, and when."""
+    """A version of a collection's definition, without the schema."""
 
     collection: str
     version: int
@@ -140,27 +140,27 @@ class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class Definition(Version, omit_defaults=True, kw_only=True):
-    """One version of a collection's schema."""
+    """A version of a collection's definition, with the schema."""
 
     schema: dict[str, Any]
 
 
 class Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `collection-defined` event. Stored: names and order are for ever."""
+    """The body of a `collection-defined` event. Names and order are stored; never change them."""
 
     collection: str
     version: int
     schema: dict[str, Any]
-    by: str | UnsetType = UNSET  #: who says so
-    forced: bool = False  #: although it may refuse what was allowed before
+    by: str | UnsetType = UNSET  #: the author of the definition
+    forced: bool = False  #: defined although it may refuse values that the version before allows
 
 
-def definition_entry(*, seq: int, id: str, received_at: int, body: Body, salt: bytes) -> LogEntry:
-    return body_entry(seq=seq, kind=KIND, id=id, received_at=received_at, body=body, salt=salt)
+def definition_entry(envelope: Envelope, body: Body) -> LogEntry:
+    return body_entry(envelope, KIND, body)
 
 
 def definition_of(event: Event) -> Definition:
-    """What a `collection-defined` event defines. Raises `msgspec.ValidationError`."""
+    """The definition in a `collection-defined` event. Raises `msgspec.ValidationError`."""
     body = msgspec.convert(event.body, Body)
     return Definition(
         collection=body.collection,
@@ -174,18 +174,18 @@ def definition_of(event: Event) -> Definition:
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """What a collection is to be defined as."""
+    """A request to define a collection."""
 
     schema: JsonSchema
     by: str | None = None
     is_dry_run: bool = False
     force: bool = False
-    #: refuse unless this is the version so far (0: not defined)
+    #: the version must be this one so far (0: the collection must be undefined)
     if_version: int | None = None
 
 
 class Found(msgspec.Struct):
-    """A record that does not fit."""
+    """A record that violates the schema."""
 
     id: str
     path: str
@@ -193,7 +193,7 @@ class Found(msgspec.Struct):
 
 
 class Check(msgspec.Struct):
-    """What a look through the stored records of a collection has found."""
+    """The result of checking the stored records of a collection."""
 
     checked: int = 0
     violating: int = 0
@@ -209,19 +209,19 @@ class Check(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """What became of a definition, or of a dry run. `seq` is `None` if nothing was stored."""
+    """The result of a definition or a dry run. `seq` is `None` if no event was stored."""
 
     collection: str
     version: int
     seq: int | None
-    #: where it cannot be shown to allow all that the version before allowed
+    #: places where the schema may refuse a value that the version before allows
     reasons: list[Violation]
-    #: of the stored records; `None`: all of them fit, because they fitted the version before
+    #: of the stored records; `None`: all are valid, because they are valid in the version before
     check: Check | None
 
 
 class Plan:
-    """What must be known before a collection is defined, and what is decided by it."""
+    """Decides on a definition: the checks that it needs, and their results."""
 
     def __init__(self, collection: str, wanted: Proposal, current: Definition | None):
         self.collection = collection
@@ -236,24 +236,26 @@ class Plan:
 
     @property
     def needs_check(self) -> bool:
-        """What fits the version before fits an additive one; all else is found by looking."""
+        """Whether stored records must be checked: for a first version, and for one that is not
+        additive."""
         return not self.is_known and (self.current is None or bool(self.reasons))
 
     def check_version(self) -> None:
-        """Raises `VersionConflict`, unless this very schema is defined already."""
+        """Raises `VersionConflict`, unless the current version already has this schema."""
         version = self.version - 1
         expected = self.wanted.if_version
         if not self.is_known and expected is not None and expected != version:
             raise VersionConflict(f"the version is {version}, not {expected}", version=version)
 
     def check_additive(self) -> None:
-        """Raises `SchemaNotAdditive`."""
+        """Raises `SchemaNotAdditive` if the new schema may refuse values that the current one
+        allows."""
         if self.reasons and not (self.wanted.force or self.wanted.is_dry_run):
             reasons = msgspec.to_builtins(self.reasons)
             raise SchemaNotAdditive(version=self.version - 1, reasons=reasons)
 
     def check_stored(self, check: Check) -> None:
-        """Raises `SchemaViolated`."""
+        """Raises `SchemaViolated` if stored records are invalid."""
         if check.violating and not (self.wanted.force or self.wanted.is_dry_run):
             raise SchemaViolated(
                 f"{check.violating} of {check.checked} stored records do not fit",
@@ -275,8 +277,8 @@ class Plan:
         )
 
 
-def check_room(defined: Iterable[str], collection: str, limits: Limits) -> None:
-    """Raises `LimitExceeded` for one collection too many."""
+def check_collection_count(defined: Iterable[str], collection: str, limits: Limits) -> None:
+    """Raises `LimitExceeded` if the space already has the maximum number of collections."""
     names = set(defined)
     if collection not in names and len(names) >= limits.collections_per_space_max:
         raise LimitExceeded("collections_per_space_max", limits.collections_per_space_max)

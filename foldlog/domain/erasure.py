@@ -1,8 +1,8 @@
-"""Erasing a record: its values leave the log, and everything that was proven stays proven.
+"""Erasing a record: its values leave the log, and all proofs stay valid.
 
-Each operation on the record is replaced by its commitment, and the event's salt by the salts of
-the operations that remain, so that nobody can find the erased values by guessing them. Header and
-remaining operations keep their bytes; the leaf does not change (DESIGN section 7).
+Each operation on the record is replaced by its commitment. The event's salt is replaced by the
+salts of the remaining operations, so that the erased values cannot be found by guessing. The header
+and the remaining operations keep their bytes, and the leaf stays the same (DESIGN section 7).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import UNSET
 from . import proofs
 from .changesets import Key, Operation
 from .errors import InvalidRequest, UnknownRecord
-from .events import RECORD_ERASED, LogEntry, body_entry, committed, decode_event
+from .events import RECORD_ERASED, Envelope, LogEntry, body_entry, committed, decode_event
 from .values import ABSENT, same
 
 _encode = msgspec.json.encode
@@ -31,22 +31,13 @@ class _Body(msgspec.Struct, omit_defaults=True):
     by: str | None = None
 
 
-def record_erased_entry(
-    *, seq: int, id: str, received_at: int, key: Key, reason: str, by: str | None, salt: bytes
-) -> LogEntry:
-    """The event that says that a record was erased, and why."""
-    return body_entry(
-        seq=seq,
-        kind=RECORD_ERASED,
-        id=id,
-        received_at=received_at,
-        body=_Body(*key, reason, by),
-        salt=salt,
-    )
+def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | None) -> LogEntry:
+    """The event that records an erasure and its reason."""
+    return body_entry(envelope, RECORD_ERASED, _Body(*key, reason, by))
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
-    """{record: seq of its last `record-erased` among these}."""
+    """{record: seq of its last `record-erased` among these events}."""
     found: dict[Key, int] = {}
     for entry in entries:
         if entry.kind == RECORD_ERASED:
@@ -56,10 +47,11 @@ def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
     return found
 
 
-def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
-    """A stored changeset and its salt with the operations on these records erased.
+def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
+    """Erases the operations on these records from a stored changeset. Returns its new state and
+    salt.
 
-    `None` if there is nothing to erase.
+    Returns `None` if it has no such operation.
     """
     event = decode_event(state)
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
@@ -81,8 +73,8 @@ def without(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, by
 
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
-    """The log's entry without what it says of these records."""
-    erased = without(entry.state, entry.salt, keys) if entry.collections is not None else None
+    """The log's entry after the erasure of these records."""
+    erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
     state, salt = erased
@@ -90,8 +82,10 @@ def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Which records to erase: these, and with `where` every record of `collection` of which some
-    operation ever said that these fields are these values, be it long overwritten, lost or refused.
+    """Selects records to erase: by their keys, or by values that they have or had.
+
+    `where` selects every record of `collection` for which any operation ever set or expected these
+    values. It also finds values that were overwritten, lost a conflict, or were refused.
     """
 
     keys: tuple[Key, ...] = ()
@@ -99,7 +93,7 @@ class Selection(msgspec.Struct, frozen=True):
     where: Mapping[str, Any] = {}
 
     def names(self, op: Operation) -> bool:
-        """Whether an operation is on a record that `where` asks for."""
+        """Whether `where` selects the record of this operation."""
         if op.collection != self.collection or op.erased is not UNSET:
             return False
         said = [values for values in (op.fields, op.expect) if isinstance(values, dict)]
@@ -109,13 +103,13 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def check(self) -> None:
-        """Raises `InvalidRequest` if nothing is asked for, or all of a collection."""
+        """Raises `InvalidRequest` for an empty selection, or a collection without `where`."""
         if bool(self.where) != (self.collection is not None) or not (self.keys or self.where):
-            raise InvalidRequest("name records, or a collection and `where`")
+            raise InvalidRequest("select records by their keys, or by a collection and `where`")
 
 
 class Erasable(msgspec.Struct):
-    """A record that the log knows, and how many events hold values of it; 0: erased already."""
+    """A record in the log, and the number of events with values of it (0: erased already)."""
 
     collection: str
     id: str
@@ -127,7 +121,7 @@ class Erasable(msgspec.Struct):
 
 
 class Erased(msgspec.Struct):
-    """A record that is erased now: by the event `seq`, and in how many other events just now."""
+    """A record erased by the event `seq`, and the number of other events that lost values."""
 
     collection: str
     id: str
@@ -136,7 +130,7 @@ class Erased(msgspec.Struct):
 
 
 class _NamedOperation(msgspec.Struct, gc=False):
-    """What of an operation tells whether it is to be erased; the values are passed over."""
+    """The part of an operation that tells whether it must be erased. Values are not decoded."""
 
     collection: str
     id: str
@@ -150,11 +144,11 @@ class _Named(msgspec.Struct, gc=False):
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
-class Traces:
-    """Goes over a log and notes which events name these records."""
+class ErasureScan:
+    """Reads a log and collects the events that name given records."""
 
     def __init__(self, keys: Iterable[Key]):
-        #: the events that hold values of each, in order
+        #: the events with values of each record, in order
         self.seqs: dict[Key, list[int]] = {key: [] for key in keys}
         self.named: set[Key] = set()
 
@@ -171,10 +165,10 @@ class Traces:
                     seqs.append(seq)
 
     def check_all_named(self) -> None:
-        """Raises `UnknownRecord` for the first record that no event names."""
+        """Raises `UnknownRecord` for the first record that the log lacks."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
-                raise UnknownRecord(f"there is no record {collection}/{id}, and never was")
+                raise UnknownRecord(f"there is no record {collection}/{id}")
 
     def erasable(self) -> list[Erasable]:
         return [Erasable(*key, len(seqs)) for key, seqs in sorted(self.seqs.items())]

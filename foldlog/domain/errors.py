@@ -1,37 +1,40 @@
-"""Everything that Foldlog can refuse to do. `code` is the stable name that clients match on.
+"""All errors of Foldlog. `code` is the stable name that clients match on.
 
 * FoldlogError
-  + InvalidRequest            the request cannot be read; nothing was stored
+  + InvalidRequest            the request is invalid; it was refused as a whole
     - InvalidChangeset        ... because of one changeset, named by its index
     - LimitExceeded           ... because it is over a published limit
-    - InvalidSchema           ... because the schema in it is none that we take
-  + PushConflict              the push contradicts the log; nothing of it was stored
-    - IdReused                the id names a changeset with other content
-    - CounterGap              something was lost between the device and the log
+    - InvalidSchema           ... because of the schema in it
+  + PushConflict              the push contradicts the log; it was refused as a whole
+    - IdReused                the id belongs to a changeset with other content
+    - CounterGap              a changeset was lost between the device and the log
     - DeviceForked            two installations use one device id
-    - LogBehind               the caller knows more than the log holds
-    - LogChanged              the caller knows another history
-  + DefinitionConflict        a collection cannot be defined like that; nothing was stored
-    - SchemaNotAdditive       the schema may refuse what the one before it allowed
-    - SchemaViolated          records that are stored do not fit the schema
+    - LogBehind               the caller has events that the log lacks
+    - LogChanged              the caller has another history than the log
+  + DefinitionConflict        the definition of a collection was refused
+    - SchemaNotAdditive       the schema may refuse values that the current one allows
+    - SchemaViolated          stored records violate the schema
     - VersionConflict         the collection has another version than expected
   + NotFound
     - UnknownSpace
     - UnknownRecord
     - UnknownCollection
-    - NoCheckpoint            none was signed yet
-    - NoKeys                  the process that was asked has no key that signs
-    - BeyondTree              the tree over the log has not grown so far
+    - UnknownToken
+    - NoCheckpoint            the first checkpoint is still to be signed
+    - NoKeys                  this process lacks a signing key
+    - BeyondTree              the tree over the log is still too small
   + Forbidden                 the caller may not do this
-    - Unauthenticated         it is not known who calls
+    - Unauthenticated         the token is missing or invalid
+    - DeviceRevoked           the device was revoked
   + Unavailable               try again later
-    - StorageUnavailable      the database cannot be reached; nothing was stored
-    - OutcomeUnknown          the commit's answer was lost: send the same again
-    - ProjectionBehind        the master table has not come so far yet
-    - HistoryUnavailable      older code made the master table, which kept no versions
-    - RateLimited             the caller asks for more than a published limit of what it may
-  + NotStopped                only an event that a projection stands still at can be skipped
-  + OperatorError             a command or the set-up cannot go on as asked
+    - StorageUnavailable      the database is unreachable; the request was not stored
+    - OutcomeUnknown          the answer to the commit was lost: send the same request again
+    - ProjectionBehind        the master table is still behind this seq
+    - HistoryUnavailable      an older version made the master table: rebuild it first
+    - RateLimited             the caller exceeds a published rate or quota
+    - SignInUnavailable       the keys of the app's sign-in are unreadable now
+  + NotStopped                only an event that halted the projection can be skipped
+  + OperatorError             a command, or the set-up, had to stop
 """
 
 from __future__ import annotations
@@ -40,29 +43,29 @@ from typing import Any, ClassVar
 
 
 class FoldlogError(Exception):
-    """Something went wrong in Foldlog."""
+    """Foldlog failed."""
 
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str | None = None, **extra: Any):
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
-        self.extra = extra  #: members that the problem document carries besides the standard ones
+        self.extra = extra  #: members that the problem document has besides the standard ones
 
 
 class InvalidRequest(FoldlogError):
-    """The request cannot be read."""
+    """The request is invalid."""
 
     code = "invalid-request"
 
 
 class InvalidChangeset(InvalidRequest):
-    """A changeset of the push cannot be read; nothing of the push was stored."""
+    """A changeset of the push is invalid; the whole push was refused."""
 
     code = "invalid-changeset"
 
 
 class LimitExceeded(InvalidRequest):
-    """The request is over a published limit; nothing of it was stored."""
+    """The request is over a published limit; it was refused as a whole."""
 
     code = "limit-exceeded"
 
@@ -79,19 +82,19 @@ class InvalidSchema(InvalidRequest):
 
 
 class PushConflict(FoldlogError):
-    """The push contradicts the log; nothing of it was stored."""
+    """The push contradicts the log; it was refused as a whole."""
 
     code = "push-conflict"
 
 
 class IdReused(PushConflict):
-    """This id already names a changeset with other content."""
+    """This id already belongs to a changeset with other content."""
 
     code = "id-reused"
 
 
 class CounterGap(PushConflict):
-    """The device's counter skips: a changeset was lost on the way."""
+    """The device's counters have a gap: a changeset was lost on the way."""
 
     code = "counter-gap"
 
@@ -103,49 +106,49 @@ class DeviceForked(PushConflict):
 
 
 class LogBehind(PushConflict):
-    """The caller knows of events that this log does not have."""
+    """The caller has events that this log lacks."""
 
     code = "log-behind"
 
 
 class LogChanged(PushConflict):
-    """The caller's mark is of another history than this log's."""
+    """The caller's mark belongs to another history than this log's."""
 
     code = "log-changed"
 
 
 class DefinitionConflict(FoldlogError):
-    """A collection cannot be defined like that; nothing was stored."""
+    """The definition of the collection was refused."""
 
     code = "definition-conflict"
 
 
 class SchemaNotAdditive(DefinitionConflict):
-    """The schema cannot be shown to allow all that the one before it allowed."""
+    """The schema may refuse values that the current schema allows."""
 
     code = "schema-not-additive"
 
 
 class SchemaViolated(DefinitionConflict):
-    """Records that are stored do not fit the schema."""
+    """Stored records violate the schema."""
 
     code = "schema-violated"
 
 
 class VersionConflict(DefinitionConflict):
-    """The collection has another version than the one expected."""
+    """The collection has another version than expected."""
 
     code = "version-conflict"
 
 
 class NotFound(FoldlogError):
-    """There is no such thing."""
+    """This does not exist."""
 
     code = "not-found"
 
 
 class UnknownSpace(NotFound):
-    """There is no such space."""
+    """This space does not exist."""
 
     code = "unknown-space"
 
@@ -154,31 +157,31 @@ class UnknownSpace(NotFound):
 
 
 class UnknownRecord(NotFound):
-    """There is no such record, and never was."""
+    """This record does not exist and never existed."""
 
     code = "unknown-record"
 
 
 class UnknownCollection(NotFound):
-    """The collection is not defined: its records have any fields."""
+    """The collection is undefined: its records can have any fields."""
 
     code = "unknown-collection"
 
 
 class NoCheckpoint(NotFound):
-    """No checkpoint of this space was signed yet."""
+    """This space has no signed checkpoint yet."""
 
     code = "no-checkpoint"
 
 
 class NoKeys(NotFound):
-    """This process knows no key that signs, or has signed, checkpoints."""
+    """This process lacks a key for signing checkpoints."""
 
     code = "no-keys"
 
 
 class BeyondTree(NotFound):
-    """The tree over this log has not grown so far."""
+    """The tree over this log is still too small."""
 
     code = "beyond-tree"
 
@@ -190,25 +193,25 @@ class Forbidden(FoldlogError):
 
 
 class Unauthenticated(Forbidden):
-    """This call needs a token, and the one that came is missing or wrong."""
+    """This call needs a token, and the request's token is missing or invalid."""
 
     code = "unauthenticated"
 
 
 class DeviceRevoked(Forbidden):
-    """This device was revoked: it may do nothing any more, and nothing was stored."""
+    """This device was revoked: all its requests are refused."""
 
     code = "device-revoked"
 
 
 class UnknownToken(NotFound):
-    """There is no such token."""
+    """This token does not exist."""
 
     code = "unknown-token"
 
 
 class NotStopped(FoldlogError):
-    """The master table does not stand still at this event."""
+    """The master table has not halted at this event."""
 
     code = "not-stopped"
 
@@ -221,42 +224,42 @@ class Unavailable(FoldlogError):
 
 
 class SignInUnavailable(Unavailable):
-    """The keys of the app's sign-in cannot be read now, so that its tokens cannot be checked."""
+    """The keys of the app's sign-in cannot be read now, so its tokens cannot be checked."""
 
     code = "sign-in-unavailable"
 
 
 class StorageUnavailable(Unavailable):
-    """The database cannot be reached; nothing was stored."""
+    """The database is unreachable; nothing was stored."""
 
     code = "storage-unavailable"
 
 
 class OutcomeUnknown(Unavailable):
-    """The commit's answer was lost: the push may be stored. Send the same again."""
+    """The answer to the commit was lost: the push may be stored. Send the same push again."""
 
     code = "outcome-unknown"
 
 
 class ProjectionBehind(Unavailable):
-    """The master table has not come so far yet."""
+    """The master table is still behind this seq."""
 
     code = "projection-behind"
 
     def __init__(self, message: str | None = None, awaited: int | None = None, **extra: Any):
         super().__init__(message, **extra)
-        self.awaited = awaited  #: the seq that may be waited for
+        self.awaited = awaited  #: the seq to wait for
 
 
 class HistoryUnavailable(Unavailable):
-    """An older version made this space's master table: its history waits for `foldlog rebuild`."""
+    """An older version made this master table. Run `foldlog rebuild` to make the history."""
 
     code = "history-unavailable"
     retry_after_seconds = 60
 
 
 class RateLimited(Unavailable):
-    """The caller asks for too much at once; nothing was stored. Try again after `Retry-After`."""
+    """Too many requests; nothing was stored. Try again after `Retry-After` seconds."""
 
     code = "rate-limited"
 
@@ -266,6 +269,6 @@ class RateLimited(Unavailable):
 
 
 class OperatorError(FoldlogError):
-    """The command cannot go on as asked."""
+    """The command had to stop."""
 
     code = "operator-error"

@@ -1,13 +1,13 @@
-"""An event: what the log holds, once and for ever, in the bytes that every reader receives.
+"""Events: the content of the log, in the bytes that every reader receives.
 
-The bytes are made here, once, when the event is stored; a page of the log is these bytes joined.
-Names of kinds and keys are stored, and so are for ever: tests/unit/test_stored_form.py keeps one
-golden event of each.
+The bytes are made here once, when the event is stored. A page of the log is these bytes, joined.
+Names of kinds and keys are stored and never change: tests/unit/test_stored_form.py keeps one golden
+event of each kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from . import proofs
-from .changesets import Key, LocalIds, Operation, local_ids
+from .changesets import Changeset, Key, LocalIds, Operation, local_ids
 from .limits import INTEGER_MAX
 from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
@@ -27,16 +27,16 @@ EVENT_SKIPPED = "event-skipped"
 
 
 class Refusal(msgspec.Struct):
-    """Why a changeset was refused: a stable code, and a sentence for a person."""
+    """The reason for refusing a changeset: a stable code, and a sentence for people."""
 
     code: Literal["stale", "schema"]
     detail: str
 
 
 class Event(msgspec.Struct, omit_defaults=True, gc=False):
-    """An event as readers decode it. Unknown members and kinds are kept from, not refused.
+    """An event as readers decode it. Unknown members and kinds are accepted and ignored.
 
-    A changeset has `ops`, every other kind has a `body`; that one is the last key.
+    A changeset has `ops`; every other kind has a `body`. This key is the last one.
     """
 
     seq: int
@@ -53,9 +53,9 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     refusal: Refusal | UnsetType = UNSET
     ops: list[Operation] = []
     body: Any = UNSET
-    #: only in the short form in which a device receives its own changesets
+    #: only in the short form, in which a device receives its own changesets
     ids: LocalIds | UnsetType = UNSET
-    #: there as well: which of the operations, counted from 0, are erased
+    #: only in the short form: the indexes of erased operations, from 0
     erased: list[int] | UnsetType = UNSET
 
     @property
@@ -64,27 +64,28 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def erased_key(self) -> Key | None:
-        """The record that this event erases, if it does.
+        """The record that this event erases, or `None`.
 
-        Raises `ValueError` for an event that nobody of us wrote; as `skipped_seq` does.
+        Raises `ValueError` for an event that Foldlog cannot have written; so does `skipped_seq`.
         """
         if self.kind != RECORD_ERASED:
             return None
         told = _told(self.body, _Erased)
         if not (is_collection(told.collection) and is_record_id(told.id)):
-            raise ValueError("no record can have this name")
+            raise ValueError("invalid name of a record")
         return told.collection, told.id
 
     @property
     def skipped_seq(self) -> int | None:
-        """The event that this one says is to be passed over by every fold, if it does."""
+        """The seq of the event that this one tells every fold to skip, or `None`."""
         return _told(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
-        """The records that this event may change, each once, in order; `fold` makes each anew."""
+        """The records that this event may change, each once, in order. `fold` replaces each of
+        them."""
         if self.is_stored_changeset:
-            if len(self.ops) == 1 and self.ops[0].erased is UNSET:  # as of most events
+            if len(self.ops) == 1 and self.ops[0].erased is UNSET:  # a shortcut for most events
                 return (self.ops[0].key,)
             return dict.fromkeys(op.key for op in self.ops if op.erased is UNSET)
         key = self.erased_key
@@ -97,7 +98,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _Erased(msgspec.Struct):
-    """Of a `record-erased`, what folds go by; `_Skipped` of an `event-skipped`."""
+    """The part of a `record-erased` body that folds need."""
 
     collection: str
     id: str
@@ -118,7 +119,7 @@ def _told(body: Any, form: type[T]) -> T:
 
 
 class _Header(msgspec.Struct, omit_defaults=True, gc=False):
-    """The order of keys before `ops`; it is part of what is proven."""
+    """The order of the keys before `ops`. It is part of the leaf."""
 
     seq: int
     kind: str
@@ -135,21 +136,22 @@ class _Header(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, frozen=True, gc=False):
-    """An event as the log keeps it: its bytes, and what the log looks it up by."""
+    """An event as the log stores it: its bytes, and the columns for finding it."""
 
     seq: int
     kind: str
     event_id: str
     device: str | None
     received_at: int  #: ms since 1970
-    collections: list[str] | None  #: that a changeset touches; `None` for every other kind
+    #: the collections that a changeset touches; `None` for every other kind
+    collections: list[str] | None
     state: bytes
     salt: bytes
     ops_hash: bytes
 
     @property
     def leaf(self) -> bytes:
-        """What of it is in the tree: no values, but what commits to them."""
+        """The event's leaf in the tree. It holds commitments in the place of values."""
         return proofs.leaf_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
     @property
@@ -157,8 +159,8 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
         return _mark_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
 
-# The last event of a group is asked again and again. By its header: what is kept here outlives
-# the event, and must hold no values that may be erased.
+# The mark of a group's last event is needed again and again. The cache is keyed by the header,
+# because an entry outlives the event and must not hold values that may be erased.
 @lru_cache(maxsize=1_024)
 def _mark_of(header: bytes, ops_hash: bytes) -> str:
     return proofs.mark_of(header, ops_hash)
@@ -173,46 +175,41 @@ def decode_event(state: bytes) -> Event:
 
 
 def changeset_entry(
+    changeset: Changeset,
     *,
     seq: int,
-    id: str,
     device: str,
-    counter: int | UnsetType,
-    base: int,
-    made_at: int,
     received_at: int,
     time: int,
-    guard: str | UnsetType,
     refusal: Refusal | UnsetType,
-    ops: Sequence[Operation],
     salt: bytes,
 ) -> LogEntry:
-    """Makes the bytes of a changeset's event, and commits to them. Times are ms since 1970."""
+    """Makes the bytes of a changeset's event and commits to them. Times are ms since 1970."""
     header = _encode(
         _Header(
             seq=seq,
             kind="changeset",
             verdict="stored" if refusal is UNSET else "refused",
-            id=id,
+            id=changeset.id,
             device=device,
-            counter=counter,
-            base=base,
-            made_at=format_time(made_at),
+            counter=changeset.counter,
+            base=changeset.base,
+            made_at=format_time(changeset.made_at_ms),
             received_at=format_time(received_at),
             time=time,
-            guard=guard,
+            guard=changeset.guard,
             refusal=refusal,
         )
     )[:-1]
-    operations = [_encode(op) for op in ops]
+    operations = [_encode(op) for op in changeset.ops]
     state = b'%b,"ops":[%b]}' % (header, b",".join(operations))
     return LogEntry(
         seq=seq,
         kind="changeset",
-        event_id=id,
+        event_id=changeset.id,
         device=device,
         received_at=received_at,
-        collections=sorted({op.collection for op in ops}),
+        collections=sorted({op.collection for op in changeset.ops}),
         state=state,
         salt=salt,
         ops_hash=proofs.ops_hash(salt, operations),
@@ -220,7 +217,7 @@ def changeset_entry(
 
 
 class _BodyHeader(msgspec.Struct):
-    """The order of keys before `body`; it is part of what is proven."""
+    """The order of the keys before `body`. It is part of the leaf."""
 
     seq: int
     kind: str
@@ -228,13 +225,21 @@ class _BodyHeader(msgspec.Struct):
     received_at: str
 
 
-def body_entry(
-    *, seq: int, kind: str, id: str, received_at: int, body: Any, salt: bytes
-) -> LogEntry:
-    """Makes the bytes of an event that is no changeset; its body is committed to as one operation.
+class Envelope(NamedTuple):
+    """The metadata of a new event that has a body. `received_at` is in ms since 1970."""
 
-    `received_at` is in ms since 1970.
+    seq: int
+    id: str
+    received_at: int
+    salt: bytes
+
+
+def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
+    """Makes the bytes of an event of any kind but a changeset.
+
+    The event commits to its body as if the body were one operation.
     """
+    seq, id, received_at, salt = envelope
     header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
     encoded = _encode(body)
     return LogEntry(
@@ -261,7 +266,7 @@ _decode_committed = msgspec.json.Decoder(_Committed).decode
 
 
 class Committed(NamedTuple):
-    """An event as far as hashes go: what is proven of it, and what it commits to."""
+    """The parts of an event that its hashes cover."""
 
     seq: int
     received_at: str
@@ -270,7 +275,7 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Takes an event apart as its hashes do. Raises `ValueError` if its bytes do not fit them."""
+    """Splits an event into the parts that its hashes cover. Raises `ValueError` for other bytes."""
     found = _decode_committed(state)
     header = proofs.header_of(state)
     if found.ops is not UNSET:
@@ -280,16 +285,16 @@ def committed(state: bytes) -> Committed:
         operations = [bytes(found.body)]
         end = b',"body":%b}' % operations[0]
     else:
-        raise ValueError("an event has ops or a body")
+        raise ValueError("an event must have ops or a body")
     if len(header) + len(end) != len(state) or not state.endswith(end):
-        raise ValueError("an event ends with its ops or its body, without spaces")
+        raise ValueError("an event must end with its ops or its body, without spaces")
     return Committed(found.seq, found.received_at, header, operations)
 
 
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
-    """The log's entry of an event that was exported: the same bytes, and what follows from them.
+    """The log's entry of an exported event: its bytes, and the columns derived from them.
 
-    Raises `ValueError` if the bytes are not an event, or would not be cut into the same leaf.
+    Raises `ValueError` if the bytes are not an event, or if its leaf would be another one.
     """
     try:
         event, apart = _decode(state), committed(state)
@@ -297,17 +302,17 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
         raise ValueError(f"not an event: {exc}") from exc
     has_ops = event.body is UNSET
     if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
-        raise ValueError("the ids of an event and of a device are UUIDs in lower case")
+        raise ValueError("the ids of an event and of a device must be UUIDs in lower case")
     for op in event.ops:
-        # Not all that a push is checked for: limits may have been others when it was stored.
+        # Fewer checks than for a push, because limits may have differed when the event was stored.
         if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
-            raise ValueError("an operation names a record by its collection and id")
+            raise ValueError("an operation must name a record by its collection and id")
     if has_ops:
         are_erased = [own is None for own in proofs.salts_of(salt, len(apart.operations))]
         if are_erased != [op.erased is not UNSET for op in event.ops]:
-            raise ValueError("an erased operation has no salt, and every other one has")
+            raise ValueError("every operation needs a salt, unless it is erased")
     elif len(salt) != proofs.SALT_BYTES:
-        raise ValueError("a body has a salt of 32 bytes")
+        raise ValueError("a body needs a salt of 32 bytes")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,
@@ -322,10 +327,10 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """A device's own changeset as it comes back to it: whole but for `ops`, with its `ids`.
+    """The short form of a device's own changeset: the header without `ops`, with its `ids`.
 
-    The device has the operations; a few bytes are enough to acknowledge them. Which of them are
-    erased it may not know yet.
+    The device has the operations already, so a few bytes are enough as an acknowledgement. `erased`
+    lists the operations that were erased, because the device may not know of the erasure yet.
     """
     header = proofs.header_of(state)
     if b'"local_id":' not in state and b'"erased":' not in state:

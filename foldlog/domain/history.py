@@ -1,7 +1,7 @@
-"""What was: any moment of a space, every version of a record, what differs between two moments.
+"""History: the state of a space at any moment, all versions of a record, and differences.
 
-A record has a version for each event that touched it. Its state at seq N is its last version up to
-N; so no answer here depends on what came later.
+A record has one version for each event that touched it. Its state at seq N is its last version up
+to N, so later events never change an answer about the past.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Order = Literal["oldest", "newest"]
 
 
 class Point(NamedTuple):
-    """Right after event `seq`; or after the last event received up to `time`, in ms since 1970.
+    """A moment in a log: right after event `seq`, or after the last event received up to `time`.
 
-    With neither it is now: the end of the log.
+    `time` is in ms since 1970. Without both, the moment is now: the end of the log.
     """
 
     seq: int | None = None
@@ -35,7 +35,7 @@ NOW = Point()
 
 
 class EventHead(msgspec.Struct):
-    """Whose event it was, and when: what its header says of it."""
+    """The part of an event's header that names its author and its times."""
 
     seq: int
     id: str
@@ -45,24 +45,24 @@ class EventHead(msgspec.Struct):
 
 
 _decode_head = msgspec.json.Decoder(EventHead).decode
-#: A header is shorter than this, so the beginning of an event has all of it.
+#: The maximum size of a header, so that these first bytes of an event contain all of it.
 HEAD_BYTES_MAX = 1_024
 
 
 def head_of(state: bytes) -> EventHead:
-    """Of an event, or of its first `HEAD_BYTES_MAX` bytes."""
+    """Decodes an event, or its first `HEAD_BYTES_MAX` bytes."""
     return _decode_head(header_of(state) + b"}")
 
 
 class Change(msgspec.Struct, rename={"from_": "from"}):
-    """What an event made of a field; a side that is not there: the field was, or is, not there."""
+    """The change of a field. A member is `UNSET` where the field does not exist."""
 
     from_: Any = UNSET
     to: Any = UNSET
 
 
 def changes(before: Fields, after: Fields) -> dict[str, Change]:
-    """The fields that differ, by the names' order in `before`, then in `after`."""
+    """The fields that differ, in the order of `before`, then of `after`."""
     found = {}
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, ABSENT), after.get(name, ABSENT)
@@ -75,16 +75,15 @@ def changes(before: Fields, after: Fields) -> dict[str, Change]:
 
 
 class VersionView(msgspec.Struct):
-    """A version of a record as its history tells it.
+    """A version of a record, as its history shows it.
 
-    `lost` are the ledger's entries that were decided at this event: what it brought and what lost,
-    and what fell to it.
+    `lost` are the conflicts that were decided at this event, won or lost by its values.
     """
 
     seq: int
     changeset: str
     device: str | None
-    made_at: str | UnsetType  #: by the device's clock, only a claim
+    made_at: str | UnsetType  #: a claim by the device's clock
     received_at: str
     is_deleted: bool
     changed: dict[str, Change]
@@ -107,7 +106,7 @@ def version_view(
 
 
 class Difference(msgspec.Struct):
-    """A record that differs at the later moment. `None`: there was none, or it was deleted."""
+    """A record that differs between two moments. `None`: it was missing or deleted then."""
 
     collection: str
     id: str
@@ -120,7 +119,7 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """`None` if both are live and equal, or neither is."""
+    """The difference of a record between two moments, or `None` if both states are equal."""
     was, now = _if_live(before), _if_live(after)
     told = now or was
     if told is None:
@@ -142,9 +141,9 @@ def _fields_of(view: RecordView | None) -> Fields:
 
 
 class DiffCursor(NamedTuple):
-    """Where a diff goes on: at event `seq`, of which it has told the records up to this one.
+    """The position where a diff continues: at event `seq`, after this record.
 
-    Each record has its place at the last event up to `to` that touched it.
+    Each record is listed at the last event up to `to` that touched it.
     """
 
     start: int
@@ -155,7 +154,7 @@ class DiffCursor(NamedTuple):
 
 
 def check_moments(start: int, to: int) -> None:
-    """Raises `InvalidRequest` for a diff that goes back."""
+    """Raises `InvalidRequest` if `start` is after `to`."""
     if start > to:
         raise InvalidRequest(
             f"`from` is {start}, after `to`, which is {to}",
@@ -163,8 +162,9 @@ def check_moments(start: int, to: int) -> None:
         )
 
 
-def check_begun(asked: Point, begun: int) -> int:
-    """The seq that a page goes on at. Raises `InvalidRequest` if its cursor is of another one."""
+def check_cursor_moment(asked: Point, begun: int) -> int:
+    """The seq at which a page continues. Raises `InvalidRequest` if its cursor is of another
+    moment."""
     if asked.seq not in (None, begun):
-        raise InvalidRequest("this cursor is of another moment")
+        raise InvalidRequest("this cursor belongs to another moment")
     return begun

@@ -1,10 +1,15 @@
-"""JSON Schema (draft 2020-12): which schemas a collection may have, and what does not fit one.
+"""JSON Schema (draft 2020-12): the schemas that a collection may have, and their violations.
 
-A schema comes from an admin, what it is held against from anybody. So nothing is ever fetched
-(`$ref` leads to the schema's own `$defs`), patterns are of a kind that is matched in linear time,
-nothing goes in circles, and what is said of a value that does not fit is made of the schema alone:
-it is stored with a refusal, which can never be erased. A keyword that is mistyped would check
-nothing, so unknown ones are refused; `x-...` is free for notes.
+An admin writes the schema; any device sends values that are checked. Therefore:
+
+* a schema is never fetched: `$ref` leads to the schema's own `$defs`;
+* patterns are matched in linear time;
+* a schema cannot apply itself endlessly to one value, or branch too often;
+* the text of a violation comes from the schema alone, because it is stored with a refusal and can
+  never be erased.
+
+Unknown keywords are refused, because a mistyped keyword would be without effect. Members named
+`x-...` are allowed for notes.
 """
 
 from __future__ import annotations
@@ -31,39 +36,39 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: keywords that say nothing about which values fit
+#: keywords that accept all values
 ANNOTATIONS = words(
     "$schema $comment $defs title description default examples deprecated readOnly writeOnly"
 )
-#: keywords whose value is a schema, a list of schemas, schemas by name
+#: keywords whose value is one schema, a list of schemas, or a map of schemas
 OF_ONE = words(
     "additionalProperties propertyNames items contains not if then else "
     "unevaluatedItems unevaluatedProperties"
 )
 OF_MANY = words("allOf anyOf oneOf prefixItems")
 BY_NAME = words("properties patternProperties dependentSchemas $defs")
-#: the others
+#: all other keywords
 PLAIN = words(
     "$ref type enum const required pattern format minimum maximum exclusiveMinimum "
     "exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems minContains "
     "maxContains minProperties maxProperties dependentRequired"
 )
 KEYWORDS = ANNOTATIONS | OF_ONE | OF_MANY | BY_NAME | PLAIN
-#: keywords that look at the same value as the schema that they are in
+#: keywords whose schemas apply to the same value as the schema that contains them
 IN_PLACE = words("allOf anyOf oneOf not if then else dependentSchemas")
 FORMATS = words(
     "date-time date time duration email uuid uri uri-reference hostname ipv4 ipv6 json-pointer"
 )
 
 REF = "#/$defs/"
-_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # means the same in a reference
-#: schemas that one value may be held against at one place
+_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # these characters stay as they are in a reference
+#: schemas that may apply to one value
 IN_PLACE_MAX = 1_000
-#: places in a value that are told apart by the schemas that they are held against
+#: sets of schemas that may apply at different places of a value
 PLACES_MAX = 5_000
-#: of a compiled pattern; what is larger would be refused by its memory, not by its time
+#: of a compiled pattern; a larger one would take too much memory
 PATTERN_BYTES_MAX = 2**20
-#: of one document; a list of a million wrong items is wrong enough
+#: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
 VALUE_LENGTH_TOLD_MAX = 100
 MESSAGE_LENGTH_MAX = 300
@@ -73,23 +78,23 @@ _encode = msgspec.json.encode
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """Where a document does not fit, and what of the schema it does not fit."""
+    """A place where a document violates the schema, and the violated part of the schema."""
 
-    path: str  #: a JSON pointer; names that the schema does not have are told as `*`
+    path: str  #: a JSON pointer; `*` replaces names that the schema does not contain
     reason: str
 
 
 class Fault(NamedTuple):
-    """A violation, with what tells it from the others of its document."""
+    """A violation, with the facts that distinguish it from the others of its document."""
 
     where: tuple[str | int, ...]
     keyword: str
-    name: str  #: of the property that is missing, or one too many
+    name: str  #: of the missing property, or of the additional one
     violation: Violation
 
 
 def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """A validator of a checked schema, or of a part of one with its `$defs`."""
+    """Compiles a validator from a checked schema, or a part of one with its `$defs`."""
     return jsonschema_rs.Draft202012Validator(
         dict(schema),
         validate_formats=True,
@@ -100,20 +105,20 @@ def compiled(schema: Schema) -> jsonschema_rs.Validator:
 
 
 class JsonSchema:
-    """A schema that was checked."""
+    """A checked schema."""
 
     def __init__(self, schema: Schema):
         self.schema = schema
 
     @classmethod
     def checked(cls, schema: Any, limits: Limits) -> JsonSchema:
-        """Raises `InvalidSchema` with a `pointer` into the schema, or `LimitExceeded`."""
+        """Checks a schema. Raises `InvalidSchema` with a `pointer` into it, or `LimitExceeded`."""
         _check(schema, limits)
         return cls(schema)
 
     @cached_property
     def digest(self) -> str:
-        """The same for the same schema, in whichever order its members are written."""
+        """A digest of the schema with its members in a fixed order."""
         return hashlib.sha256(_encode(self.schema, order="sorted")).hexdigest()
 
     @cached_property
@@ -122,7 +127,8 @@ class JsonSchema:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """Every name of a property that the schema has itself, and that so may be told."""
+        """The names of properties that the schema contains, and that messages may therefore
+        contain."""
         return frozenset(
             name
             for _, part in _parts("", self.schema)
@@ -134,8 +140,8 @@ class JsonSchema:
         return self._validator.is_valid(value)
 
     def faults(self, value: Any) -> Iterator[Fault]:
-        """What does not fit; each is told without any of the value."""
-        if self.fits(value):  # as nearly always, and told ten times as fast
+        """The faults of a value. Their texts contain no part of the value."""
+        if self.fits(value):  # the usual case, ten times as fast
             return
         for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
             where = tuple(error.instance_path)
@@ -172,14 +178,15 @@ def _names_of(kind: Any) -> list[str]:
 
 
 def escaped(name: str) -> str:
-    """RFC 6901."""
+    """Escapes a part of a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
 def _parts(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
-    """Every schema in a schema, that one first, with its pointer. `true` and `false` are left out.
+    """All schemas within a schema, itself first, each with its pointer. `true` and `false` are left
+    out.
 
-    Of a schema that fits the meta-schema, or nothing can be said of its members.
+    The schema must be valid by the meta-schema.
     """
     if not isinstance(schema, dict):
         return
@@ -198,7 +205,7 @@ def _parts(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
 
 def _check(schema: Any, limits: Limits) -> None:
     if not isinstance(schema, dict):
-        raise InvalidSchema("a collection's schema is an object", pointer="")
+        raise InvalidSchema("a collection's schema must be an object", pointer="")
     try:
         check_value(schema, limits.schema_nesting_max)
     except ValueError as exc:
@@ -206,13 +213,16 @@ def _check(schema: Any, limits: Limits) -> None:
     if len(_encode(schema)) > limits.schema_bytes_max:
         raise LimitExceeded("schema_bytes_max", limits.schema_bytes_max)
     if schema.get("$schema", DIALECT) != DIALECT:
-        raise InvalidSchema(f"the dialect is {DIALECT}", pointer="/$schema")
+        raise InvalidSchema(f"the dialect must be {DIALECT}", pointer="/$schema")
     _check_by_meta_schema({name: value for name, value in schema.items() if name != "$schema"})
     for pointer, part in _parts("", schema):
         _check_part(pointer, part, schema.get("$defs", {}))
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
-        raise InvalidSchema("the fields of a record are an object", pointer="/type")
+        raise InvalidSchema(
+            "the schema must allow an object, because the fields of a record are one",
+            pointer="/type",
+        )
     _check_circles(schema)
     try:
         compiled(schema)
@@ -239,15 +249,17 @@ def _check_part(pointer: str, part: Schema, definitions: Mapping[str, Any]) -> N
     for member, value in part.items():
         where = f"{pointer}/{escaped(member)}"
         if member not in KEYWORDS and not member.startswith("x-"):
-            raise InvalidSchema(f"{member[:50]} is no keyword that is checked", pointer=where)
+            raise InvalidSchema(f"{member[:50]} is an unknown keyword", pointer=where)
         if member in ("$schema", "$defs") and pointer:
-            raise InvalidSchema(f"{member} stands at the top", pointer=where)
+            raise InvalidSchema(f"{member} is allowed only at the top of the schema", pointer=where)
         if member == "$ref" and (not value.startswith(REF) or name_of(value) not in definitions):
-            raise InvalidSchema(f"a $ref leads to {REF}..., in this schema", pointer=where)
+            raise InvalidSchema(f"a $ref must lead to {REF}... in this schema", pointer=where)
         if member == "$defs" and not all(map(_NAME.fullmatch, value)):
-            raise InvalidSchema("a name in $defs is of A-Z a-z 0-9 - _ .", pointer=where)
+            raise InvalidSchema("a name in $defs must consist of A-Z a-z 0-9 - _ .", pointer=where)
         if member == "format" and value not in FORMATS:
-            raise InvalidSchema(f"a format is one of {', '.join(sorted(FORMATS))}", pointer=where)
+            raise InvalidSchema(
+                f"a format must be one of {', '.join(sorted(FORMATS))}", pointer=where
+            )
 
 
 def name_of(ref: str) -> str:
@@ -255,7 +267,8 @@ def name_of(ref: str) -> str:
 
 
 def _check_circles(schema: Schema) -> None:
-    """A schema that leads to itself at the same value would never end, nor many that branch."""
+    """Refuses a schema that applies itself to one value endlessly, or too many schemas to one
+    value."""
     definitions = schema.get("$defs", {})
     under_way: set[str] = set()
 
@@ -263,7 +276,7 @@ def _check_circles(schema: Schema) -> None:
     def weight_of(name: str) -> int:
         if name in under_way:
             pointer = f"/$defs/{name}"
-            raise InvalidSchema("leads to itself without going down into a value", pointer=pointer)
+            raise InvalidSchema("applies itself to the same value endlessly", pointer=pointer)
         under_way.add(name)
         weight = weigh(definitions[name])
         under_way.remove(name)
@@ -277,17 +290,19 @@ def _check_circles(schema: Schema) -> None:
 
     for pointer, part in _parts("", schema):
         if weigh(part) > IN_PLACE_MAX:
-            raise InvalidSchema(f"more than {IN_PLACE_MAX} schemas of one value", pointer=pointer)
+            raise InvalidSchema(
+                f"more than {IN_PLACE_MAX} schemas apply to one value", pointer=pointer
+            )
 
 
 def _check_branches(schema: Schema, levels: int) -> None:
-    """The same for what is deep in a value: schemas that branch there double with each level.
+    """Refuses schemas that branch at each level of a value, because their number doubles each time.
 
-    Goes down as a value does, from all schemas that one place is held against to all that one
-    place below it is, until nothing new is met.
+    Follows the levels of a value: from the set of schemas that applies at one place to the sets
+    below it, until all sets are known.
     """
     definitions = schema.get("$defs", {})
-    parts: dict[int, Any] = {}  # by identity: a schema may have the same part twice
+    parts: dict[int, Any] = {}  # by identity, because a schema may contain equal parts
 
     def at_once(part: Any) -> Iterator[Schema]:
         if isinstance(part, dict):
@@ -309,14 +324,14 @@ def _check_branches(schema: Schema, levels: int) -> None:
         for place in level:
             here = [part for which, times in place for part in [*at_once(parts[which])] * times]
             if len(here) > IN_PLACE_MAX or len(seen) > PLACES_MAX:
-                raise InvalidSchema("branches again and again on the way down", pointer="")
+                raise InvalidSchema("branches too often at each level of a value", pointer="")
             below |= {counted(found) for found in _below(here)}
         level = below - seen
         seen |= level
 
 
 def _below(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """What each property, and each item, is held against: told apart by name and by place."""
+    """For each property and item of a value: the schemas that apply to it."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)
@@ -366,7 +381,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def in_place(part: Schema) -> Iterable[Any]:
-    """The schemas in a schema that look at the same value."""
+    """The schemas within a schema that apply to the same value."""
     for member in part.keys() & IN_PLACE:
         value = part[member]
         if member in OF_MANY:

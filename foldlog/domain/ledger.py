@@ -1,4 +1,4 @@
-"""The conflict ledger as it is read: both values, both hands, and the way back.
+"""The conflict ledger as clients read it: both values, their authors, and how to restore the loser.
 
     {"seq": 42, "op": "put", "collection": "tasks", "id": "8f0c", "field": "title",
      "rule": "concurrent",
@@ -6,8 +6,8 @@
      "won": {"value": "Soy milk", "seq": 42, "device": "5d0e...", "changeset": "...", ...},
      "restore": {"base": 57, "ops": [{"op": "put", ..., "fields": {"title": "Oat milk"}}]}}
 
-`restore` is a changeset without `id`, `counter` and `made_at`, which are the client's. Its `base`
-is the seq that the answer is true at, so it has seen whatever the value lost to, and stands.
+`restore` is a changeset to which the client adds `id`, `counter` and `made_at`. Its `base` is the
+seq at which the answer is true. So the changeset has seen the value that won, and wins against it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .history import EventHead
 
 
 class ConflictsFilter(msgspec.Struct, frozen=True):
-    """Which conflicts: all that is given must be so."""
+    """Selects conflicts. All given conditions must hold."""
 
     collection: str | None = None
     id: str | None = None
     field: str | None = None
-    device: str | None = None  #: the one that lost, or the one that won
+    device: str | None = None  #: the author of either side
     since: int = 0  #: decided after this seq
 
 
 ALL_CONFLICTS = ConflictsFilter()
 
 
-class Side(msgspec.Struct, kw_only=True):
-    """A hand of the ledger, with what its event says of itself."""
+class LedgerSide(msgspec.Struct, kw_only=True):
+    """One side of a ledger entry: the value, and facts of the event that wrote it."""
 
     value: msgspec.Raw | UnsetType = UNSET
     seq: int
@@ -46,7 +46,7 @@ class Side(msgspec.Struct, kw_only=True):
 
 
 class Restore(msgspec.Struct):
-    """A changeset to be completed by the client."""
+    """A changeset that the client must complete."""
 
     base: int
     ops: list[dict[str, Any]]
@@ -59,8 +59,8 @@ class LedgerEntry(msgspec.Struct):
     id: str
     field: str
     rule: str
-    lost: Side
-    won: Side
+    lost: LedgerSide
+    won: LedgerSide
     restore: Restore | None = None
 
     @property
@@ -78,7 +78,7 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
 def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
-    """The entries as readers get them; `heads` are the events of their `seqs`."""
+    """Renders the entries for clients, as JSON. `heads` has the events of their `seqs`."""
     told = []
     for entry in entries:
         for side in (entry.lost, entry.won):
@@ -91,16 +91,20 @@ def render_ledger(
 
 
 def _restore(entry: LedgerEntry, base: int) -> Restore | None:
-    """The way back, or `None`: a number that could not be added has no place to go back to."""
+    """The changeset that restores the lost value.
+
+    `None` for a number that could not be added, because there is no value that it could be added
+    to.
+    """
     if entry.rule == "not-addable":
         return None
     op: dict[str, Any] = {"op": "put", "collection": entry.collection, "id": entry.id}
     if entry.lost.value is UNSET:
-        # What lost was that the field is not there. A record that is deleted has none anyway, and
-        # shall not be made anew for it: `expect` refuses then.
+        # The lost edit had removed the field. A deleted record lacks the field anyway, and must
+        # stay deleted: the guard `expect` then refuses the changeset.
         op |= {"unset": [entry.field], "expect": {}}
     else:
-        # What an `add` lost is a number to add; it adds up with what is there by now.
+        # The lost value of an `add` is the number to add, so it is added to the current value.
         op |= {"op": entry.op if entry.op == "add" else "put"}
         op |= {"fields": {entry.field: entry.lost.value}}
     return Restore(base, [op])

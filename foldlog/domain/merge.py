@@ -1,9 +1,9 @@
 """The merge rule (DESIGN section 3): how events fold into records.
 
-The same function on the server and on every device. Events are folded in seq order; cause and
-effect come from `base` and the device, never from a clock. A clock decides one thing: which of two
-*concurrent* writes of a field stands. What loses goes into the conflict ledger with what it lost
-to, so that nothing a user typed disappears without a trace.
+The server and every device use this same function. Events are folded in seq order. `base` and the
+device tell whether one write has seen another. A clock decides one thing: which of two *concurrent*
+writes of a field wins. The losing value goes into the conflict ledger together with the winning
+one, so every value that a user typed can be found again.
 
     records: dict[Key, Record] = {}
     for event in events:
@@ -25,18 +25,18 @@ from .events import Event
 from .times import parse_time
 from .values import ABSENT, is_number, same, sum_of
 
-#: Moves when the same log would fold into other records, or into more than records; what older
-#: code folded is then rebuilt. 2: every version of a record is kept; and `record-erased`.
+#: Increased when the same log folds into other records, or into more data than before. Tables of an
+#: older fold version are then rebuilt. 2: every version of a record is kept, and `record-erased`.
 FOLD_VERSION = 2
 
 
-# No member of these refers back to them, so the garbage collector need not follow them: it would
-# go through all records that are held, again and again.
+# These structs have no reference cycles, so the garbage collector can leave them out (`gc=False`).
+# It would visit all records in memory again and again.
 class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who set a field last, or deleted a record last.
+    """The last write of a field, or the last delete of a record.
 
-    `other` is the seq of a write of another device that was merged in (0: none): whoever has not
-    seen that one has not seen this one either.
+    `other` is the seq of another device's write that was merged into this one (0: none). A
+    changeset has seen this write only if it has also seen that one.
     """
 
     seq: int
@@ -48,14 +48,15 @@ class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return iter(msgspec.structs.astuple(self))
 
 
-#: Writes as they are stored and sent: each with the names of the fields that it wrote.
+#: Writes as they are stored and sent: each distinct write with the names of its fields.
 PackedWrites = list[tuple[int, str | None, int, int, list[str]]]
 
 
 def pack_writes(writes: Mapping[str, Write]) -> PackedWrites:
-    """A changeset writes many fields at once, so its write is kept once; in one fixed order."""
+    """Packs equal writes into one, because a changeset usually writes many fields. The order is
+    fixed."""
     distinct = set(writes.values())
-    if len(distinct) == 1:  # as of most records, and told in a third of the time
+    if len(distinct) == 1:  # a shortcut for most records, three times as fast
         return [(*distinct.pop(), sorted(writes))]
     names: dict[Write, list[str]] = {}
     for name in sorted(writes):
@@ -71,7 +72,7 @@ def unpack_writes(packed: PackedWrites) -> dict[str, Write]:
 
 
 class Cause(msgspec.Struct, frozen=True, gc=False):
-    """What of a changeset decides the merge."""
+    """The facts of a changeset that decide the merge."""
 
     seq: int
     device: str | None
@@ -83,7 +84,7 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
     def onto(self, write: Write | None) -> Write:
-        """The write of what is merged onto another: an `add`, or a delete of a deleted record."""
+        """The write that merges this one with `write`: for an `add`, or a repeated delete."""
         if write is None:
             return self.alone()
         other = write.other if write.device == self.device else write.seq
@@ -93,17 +94,17 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return Write(self.seq, self.device, self.time)
 
 
-#: Why a value lost. Stored in the ledger, so names are for ever.
+#: The reason why a value lost. Stored in the ledger; never change a name.
 Rule = Literal[
-    "deleted",  # its author had not seen that the record was deleted
-    "concurrent",  # two writes of one field, neither had seen the other: the later time stands
-    "delete",  # the record was deleted by one who had not seen this value
-    "not-addable",  # `add` onto what is no number, or beyond what a double holds
+    "deleted",  # the author had not seen that the record was deleted
+    "concurrent",  # two concurrent writes of one field: the one with the later time wins
+    "delete",  # a delete whose author had not seen this value
+    "not-addable",  # `add` to a value other than a number, or a sum beyond the range of a double
 ]
 
 
-class Hand(NamedTuple):
-    """One side of a conflict: a value (or none), and the event that brought it."""
+class Side(NamedTuple):
+    """One side of a conflict: a value (or `ABSENT`), and the event that wrote it."""
 
     value: Any
     seq: int
@@ -111,44 +112,46 @@ class Hand(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """A value that lost, and what it lost to."""
+    """A value that lost, and the value that won against it."""
 
-    seq: int  #: the event at which it was decided
-    op: str  #: its operation: what an `add` lost is the number to add, not a value
+    seq: int  #: the event at which the conflict was decided
+    op: str  #: the operation of that event; for an `add`, a lost value is the number to add
     collection: str
     id: str
     field: str
     rule: Rule
-    lost: Hand
-    won: Hand
+    lost: Side
+    won: Side
 
 
 class Record(msgspec.Struct, gc=False):
     """A record as the fold knows it. `fold` makes new ones; treat them as immutable.
 
-    `created_seq` is 0 for what was touched but never was: a delete of nothing.
+    `created_seq` is 0 for a record that was touched but does not exist: the target of a vain
+    delete.
     """
 
     collection: str
     id: str
     fields: dict[str, Any] = {}
-    #: of every field that ever was since the record was made, also of one that is unset
+    #: the last write of every field since the record was created, unset fields included
     writes: dict[str, Write] = {}
-    #: the last delete, kept for ever
+    #: the last delete; kept for ever
     deleted: Write | None = None
     is_deleted: bool = False
-    #: the event that moved the visible state last, and when the server received it
+    #: the event that last changed the visible state, and when the server received it
     seq: int = 0
     last_modified: str = ""
     created_seq: int = 0
-    #: the last event that named this record, and the last one of any other device; also the losers
+    #: the last event that named this record, and the last one of any other device; lost edits count
+    #: too
     touched_seq: int = 0
     touched_by: str | None = None
     touched_seq_other: int = 0
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a record; a tombstone is one."""
+        """Whether the record exists. A tombstone exists."""
         return self.created_seq > 0
 
     @property
@@ -156,7 +159,7 @@ class Record(msgspec.Struct, gc=False):
         return self.exists and not self.is_deleted
 
     def touched_by_other(self, device: str) -> int:
-        """The seq of the last operation that a device other than this one made here; 0: none."""
+        """The seq of the last operation by a device other than this one; 0: none."""
         return self.touched_seq if self.touched_by != device else self.touched_seq_other
 
 
@@ -165,7 +168,7 @@ class RecordView(msgspec.Struct):
 
     collection: str
     id: str
-    fields: dict[str, Any] | msgspec.Raw  #: raw where they come as bytes from the master table
+    fields: dict[str, Any] | msgspec.Raw  #: raw if they come as bytes from the master table
     is_deleted: bool
     last_modified: str
     seq: int
@@ -185,28 +188,28 @@ def view_of(record: Record) -> RecordView:
 
 
 def conflict_document(conflict: Conflict) -> dict[str, Any]:
-    """A conflict as JSON; a side without a `value` had none: the field was unset or deleted."""
+    """A conflict as JSON. A side without `value` is a field that was unset or deleted."""
 
-    def side(hand: Hand) -> dict[str, Any]:
-        value = {} if hand.value is ABSENT else {"value": hand.value}
-        return {**value, "seq": hand.seq, "device": hand.device}
+    def document_of(side: Side) -> dict[str, Any]:
+        value = {} if side.value is ABSENT else {"value": side.value}
+        return {**value, "seq": side.seq, "device": side.device}
 
     document = conflict._asdict()
-    return {**document, "lost": side(conflict.lost), "won": side(conflict.won)}
+    return {**document, "lost": document_of(conflict.lost), "won": document_of(conflict.won)}
 
 
 class Records(Protocol):
-    """What `fold` needs of a mapping."""
+    """The part of a mapping that `fold` needs."""
 
     def get(self, key: Key, /) -> Record | None: ...
     def __setitem__(self, key: Key, record: Record, /) -> None: ...
 
 
 def fold(records: Records, event: Event) -> list[Conflict]:
-    """Applies one event to `records`, and returns what lost.
+    """Applies one event to `records` and returns the conflicts.
 
-    `records` must hold every record of `event.keys` that ever was touched; others are made.
-    Refused changesets, erased operations and kinds that we do not know change nothing.
+    `records` must hold every record of `event.keys` that was ever touched; the fold creates the
+    others. Refused changesets, erased operations and unknown kinds of events have no effect.
     """
     if not event.is_stored_changeset:
         erased = event.erased_key
@@ -220,7 +223,8 @@ def fold(records: Records, event: Event) -> list[Conflict]:
         if op.erased is UNSET:
             key = op.key
             was = records.get(key)
-            # A copy of our own; what is changed below are its members, never what they refer to.
+            # A shallow copy: the code below replaces members, and leaves the objects that they
+            # refer to.
             record = Record(*key) if was is None else _copy(was)
             _APPLY[op.op](record, op, cause, conflicts)
             _touch(record, cause)
@@ -232,8 +236,11 @@ _copy = msgspec.structs.replace
 
 
 def _tombstone(key: Key, event: Event) -> Record:
-    """What is left of an erased record. Nothing of it depends on what it was: the operations that
-    made it are erased too, and the log must fold into the same without them."""
+    """The state of an erased record.
+
+    It must not depend on the record's earlier state, because the operations before it are erased in
+    the log as well, and a later fold of the log must give the same result.
+    """
     return Record(
         *key,
         deleted=Write(event.seq, None, parse_time(event.received_at)),
@@ -251,7 +258,7 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
     changed = _make(record, cause)
     fields, writes = record.fields, record.writes = dict(record.fields), dict(record.writes)
     mine = cause.alone()
-    judged: Write | None = None  # one write mostly wrote several fields: it is judged once
+    judged: Write | None = None  # one write often wrote several fields; it is judged once
     is_seen = True
     for name, value in _values(op):
         write = writes.get(name)
@@ -262,7 +269,7 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         if write is not None and not is_seen:
             stands = cause.time >= write.time
             if not same(was, value):
-                old, new = _hand_of(was, write), Hand(value, cause.seq, cause.device)
+                old, new = _side_of(was, write), Side(value, cause.seq, cause.device)
                 lost, won = (old, new) if stands else (new, old)
                 conflicts.append(_conflict(record, op, name, cause, "concurrent", lost, won))
         if stands:
@@ -286,10 +293,10 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         start = 0 if was is ABSENT else was
         total = sum_of(start, value) if is_number(start) else None
         if total is None:
-            assert write is not None  # a value that is there was written
-            lost = Hand(value, cause.seq, cause.device)
+            assert write is not None  # every existing value has a write
+            lost = Side(value, cause.seq, cause.device)
             conflicts.append(
-                _conflict(record, op, name, cause, "not-addable", lost, _hand_of(was, write))
+                _conflict(record, op, name, cause, "not-addable", lost, _side_of(was, write))
             )
             continue
         fields[name] = total
@@ -302,14 +309,14 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
 def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if not record.exists:
         return
-    won = Hand(ABSENT, cause.seq, cause.device)
+    won = Side(ABSENT, cause.seq, cause.device)
     for name, value in record.fields.items():
         write = record.writes[name]
         if not cause.has_seen(write):
-            lost = _hand_of(value, write)
+            lost = _side_of(value, write)
             conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
-    # Onto the last delete also if the record was made anew since: whoever has not seen
-    # both deletes is concurrent with one of them.
+    # Merged with the last delete even if the record was created again since. An author that has
+    # seen both deletes is concurrent with one of them.
     record.deleted = cause.onto(record.deleted)
     record.fields, record.writes = {}, {}
     if not record.is_deleted:
@@ -321,7 +328,7 @@ _APPLY = {"put": _put, "add": _add, "delete": _delete}
 
 
 def _values(op: Operation) -> Iterable[tuple[str, Any]]:
-    """The fields of an operation with their values; an unset field is set to nothing."""
+    """The fields of an operation with their values; `ABSENT` for an unset field."""
     values = () if op.fields is UNSET else op.fields.items()
     if op.unset is UNSET:
         return values
@@ -331,18 +338,21 @@ def _values(op: Operation) -> Iterable[tuple[str, Any]]:
 def _is_beaten_by_delete(
     record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]
 ) -> bool:
-    """A delete wins over every edit that has not seen it, whichever came first."""
+    """Whether the record's delete wins, because the operation has not seen it.
+
+    The order of the two events does not matter.
+    """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
-    won = Hand(ABSENT, record.deleted.seq, record.deleted.device)
+    won = Side(ABSENT, record.deleted.seq, record.deleted.device)
     for name, value in _values(op):
-        lost = Hand(value, cause.seq, cause.device)
+        lost = Side(value, cause.seq, cause.device)
         conflicts.append(_conflict(record, op, name, cause, "deleted", lost, won))
     return True
 
 
 def _make(record: Record, cause: Cause) -> bool:
-    """Makes a record that is not live, or anew with none of the old fields; whether it did."""
+    """Creates the record with no fields, unless it is live. Returns whether it did."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}
@@ -351,22 +361,22 @@ def _make(record: Record, cause: Cause) -> bool:
 
 
 def _move(record: Record, cause: Cause) -> None:
-    """Notes that the visible state is another one now."""
+    """Records that this event changed the visible state."""
     record.seq, record.last_modified = cause.seq, cause.received_at
 
 
 def _touch(record: Record, cause: Cause) -> None:
-    """Notes who named the record last: what the guard `unchanged` asks for."""
+    """Records the author of the last operation, which the guard `unchanged` checks."""
     if record.touched_by != cause.device:
         record.touched_seq_other = record.touched_seq
     record.touched_seq, record.touched_by = cause.seq, cause.device
 
 
-def _hand_of(value: Any, write: Write) -> Hand:
-    return Hand(value, write.seq, write.device)
+def _side_of(value: Any, write: Write) -> Side:
+    return Side(value, write.seq, write.device)
 
 
 def _conflict(
-    record: Record, op: Operation, field: str, cause: Cause, rule: Rule, lost: Hand, won: Hand
+    record: Record, op: Operation, field: str, cause: Cause, rule: Rule, lost: Side, won: Side
 ) -> Conflict:
     return Conflict(cause.seq, op.op, record.collection, record.id, field, rule, lost, won)

@@ -1,12 +1,13 @@
-"""The Merkle tree over a log: its root, and proofs that anybody can check.
+"""The Merkle tree over a log: its root, its proofs, and the verification of proofs.
 
-The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1, kept as tiles (C2SP tlog-tiles):
-a tile of level 0 holds the hashes of 256 leaves, one of level 1 the hashes of 256 full tiles of
-level 0, and so on. What was full never changes again, so a tree of any size that the log ever had
-can be had from the tiles of today, and so can every proof.
+The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1, stored as tiles (C2SP
+tlog-tiles): a tile of level 0 holds the hashes of 256 leaves, a tile of level 1 the hashes of 256
+full tiles of level 0, and so on. A full tile never changes, so today's tiles are enough to compute
+the tree of any earlier size, and all its proofs.
 
-A proof is made in two steps, of which the first needs no hash at all: which parts of the tree it
-consists of, each a `Span` of leaves; and then the hash of each part, from a few tiles.
+A proof is made in two steps. The first step needs no hashes: it lists the parts of the tree that
+the proof consists of, each a `Span` of leaves. The second step computes the hash of each part from
+a few tiles.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ HASH_BYTES = 32
 TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
 TILE_BYTES = TILE_WIDTH * HASH_BYTES
-#: a proof of a tree of 2^63 leaves has no more hashes
+#: the maximum number of hashes in a proof, reached in a tree of 2^63 leaves
 PROOF_LENGTH_MAX = 63
 
 EMPTY_ROOT = hashlib.sha256().digest()
 
 
 class InvalidProof(ValueError):
-    """What is claimed does not follow from the hashes that came with it."""
+    """The claim does not follow from the hashes of the proof."""
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """A node is hashed with a one before it, a leaf with a zero: neither can pass as the other."""
+    """The hash of an inner node. The prefix byte is 1 here and 0 for leaves, so a leaf never passes
+    as a node."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
@@ -43,11 +45,11 @@ def root_of_full(hashes: bytes) -> bytes:
     return hashes
 
 
-# -- spans: what a tree and its proofs consist of
+# -- spans: the parts of a tree and of its proofs
 
 
 class Span(NamedTuple):
-    """The leaves from `start` to before `end`, counted from 0: a node of some tree, or several."""
+    """The leaves from `start` to before `end`, counted from 0: one node of the tree, or several."""
 
     start: int
     end: int
@@ -57,12 +59,13 @@ class Span(NamedTuple):
         return self.end - self.start
 
     def halves(self) -> tuple[Span, Span]:
-        """The left one is as large as a power of two can be: RFC 9162 section 2.1.1."""
+        """Splits the span. The left half has the largest possible power of two: RFC 9162 section
+        2.1.1."""
         middle = self.start + (1 << (self.size - 1).bit_length() - 1)
         return Span(self.start, middle), Span(middle, self.end)
 
     def full(self) -> Iterator[Span]:
-        """The full subtrees that it consists of, from left to right."""
+        """The full subtrees of the span, from left to right."""
         if self.size.bit_count() == 1:
             yield self
         elif self.size:
@@ -71,7 +74,7 @@ class Span(NamedTuple):
 
 
 def inclusion_spans(index: int, size: int) -> list[Span]:
-    """What proves leaf `index` in a tree of `size`, from the leaf up: RFC 9162 section 2.1.3.1."""
+    """The proof of leaf `index` in a tree of `size`, from the leaf up: RFC 9162 section 2.1.3.1."""
     assert 0 <= index < size
     spans = []
     span = Span(0, size)
@@ -83,7 +86,7 @@ def inclusion_spans(index: int, size: int) -> list[Span]:
 
 
 def consistency_spans(old: int, new: int) -> list[Span]:
-    """What proves that a tree begins with an older one: RFC 9162 section 2.1.4.1."""
+    """The proof that a tree begins with an older one: RFC 9162 section 2.1.4.1."""
     assert 0 <= old <= new
     if old in (0, new):
         return []
@@ -96,7 +99,7 @@ def consistency_spans(old: int, new: int) -> list[Span]:
         else:
             span, sibling, is_old_root = right, left, False
         spans.append(sibling)
-    if not is_old_root:  # else whoever checks has its hash: it is the old root
+    if not is_old_root:  # otherwise this hash is the old root, which the verifier has
         spans.append(span)
     return spans[::-1]
 
@@ -105,23 +108,23 @@ def consistency_spans(old: int, new: int) -> list[Span]:
 
 
 class Tile(NamedTuple):
-    """Where a tile is. Tiles of a level follow one another without a gap."""
+    """The position of a tile. The tiles of a level are numbered without gaps."""
 
     level: int
     number: int
 
     def width(self, size: int) -> int:
-        """How many hashes it has in a tree of `size`: 256 if it is full, 0 if it is not there."""
+        """The number of its hashes in a tree of `size`: 256 if it is full, 0 if it is missing."""
         in_level = size >> (TILE_HEIGHT * self.level)
         return max(0, min(TILE_WIDTH, in_level - self.number * TILE_WIDTH))
 
 
-#: gives of each tile what there is, at least as much as the tree has of it that is asked for
+#: reads tiles; each must have at least the hashes that the requested tree has
 ReadTiles = Callable[[Sequence[Tile]], Mapping[Tile, bytes]]
 
 
 def tile_of(span: Span) -> tuple[Tile, slice]:
-    """Where the hashes are that make a full subtree: its tile, and the bytes in it."""
+    """The hashes that make a full subtree: their tile, and the slice of the tile's bytes."""
     height = span.size.bit_length() - 1
     level, above = divmod(height, TILE_HEIGHT)
     index, offset = divmod(span.start >> (TILE_HEIGHT * level), TILE_WIDTH)
@@ -129,7 +132,7 @@ def tile_of(span: Span) -> tuple[Tile, slice]:
 
 
 def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
-    """The hash of each span; the tiles are asked for all at once."""
+    """The hash of each span. All tiles are read in one call."""
     parts = [list(span.full()) for span in spans]
     tiles = read(sorted({tile_of(full)[0] for part in parts for full in part}))
 
@@ -144,7 +147,7 @@ def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
 
 
 def joined(hashes: Iterable[bytes]) -> bytes:
-    """The root over full subtrees that grow smaller to the right."""
+    """The root over full subtrees whose sizes decrease to the right."""
     root = b""
     for left in reversed(list(hashes)):
         root = node_hash(left, root) if root else left
@@ -165,21 +168,23 @@ def consistency_proof(old: int, new: int, read: ReadTiles) -> list[bytes]:
 
 
 class TreeBuilder:
-    """A tree that leaves are appended to. It holds one unfinished tile a level, and no more."""
+    """A tree to which leaves are appended. It holds one unfinished tile for each level."""
 
     def __init__(self, size: int = 0, edge: Mapping[Tile, bytes] | None = None):
-        """Goes on at `size` with the tiles that are not full there: those of `edge_tiles`."""
+        """Continues a tree of `size` leaves from its unfinished tiles, those of `edge_tiles`."""
         self.size = size
         self._edge: list[bytearray] = []
         for tile in edge_tiles(size):
             hashes = (edge or {})[tile]
             if len(hashes) != tile.width(size) * HASH_BYTES:
-                raise InvalidProof(f"tile {tile.level}/{tile.number} is not of a tree of {size}")
+                raise InvalidProof(
+                    f"tile {tile.level}/{tile.number} belongs to another tree than one of {size}"
+                )
             self._edge += [bytearray() for _ in range(tile.level - len(self._edge))]
             self._edge.append(bytearray(hashes))
 
     def append(self, hashes: Sequence[bytes]) -> dict[Tile, bytes]:
-        """Appends leaf hashes; returns the tiles that have changed, as they are now."""
+        """Appends leaf hashes. Returns the tiles that have changed, in their new state."""
         changed = self._extend(0, b"".join(hashes))
         self.size += len(hashes)
         return changed
@@ -209,7 +214,7 @@ class TreeBuilder:
         return [bytes(hashes) for hashes in self._edge if hashes]
 
     def root(self) -> bytes:
-        """From the unfinished tiles alone, since each is what the ones below add up to."""
+        """The root, from the unfinished tiles: a full tile is one hash in the tile above it."""
         parts: list[bytes] = []  # from right to left
         for edge in self._edge:
             hashes = bytes(edge)
@@ -223,7 +228,7 @@ class TreeBuilder:
 
 
 def edge_tiles(size: int) -> list[Tile]:
-    """The unfinished tiles of a tree, from below: all that appending to it needs."""
+    """The unfinished tiles of a tree, lowest level first. Appending needs only these."""
     tiles = []
     level, in_level = 0, size
     while in_level:
@@ -233,7 +238,7 @@ def edge_tiles(size: int) -> list[Tile]:
     return tiles
 
 
-# -- checking, as RFC 9162 says it, from nothing but the proof
+# -- verification by RFC 9162, from the proof alone
 
 
 def check_inclusion(
@@ -256,7 +261,7 @@ def check_inclusion(
     if last:
         raise InvalidProof("the proof is too short")
     if hash != root:
-        raise InvalidProof("the leaf is not in a tree of this root")
+        raise InvalidProof("the leaf is missing in the tree of this root")
 
 
 def check_consistency(
@@ -269,7 +274,7 @@ def check_consistency(
         if proof:
             raise InvalidProof("the proof is too long")
         if old_root != (new_root if old else EMPTY_ROOT):
-            raise InvalidProof("two trees of one size have two roots")
+            raise InvalidProof("two trees of the same size have different roots")
         return
     hashes = list(proof)
     if old.bit_count() == 1:

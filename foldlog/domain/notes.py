@@ -1,14 +1,14 @@
-"""Signed notes, and the checkpoints that are signed as such.
+"""Signed notes, and checkpoints in this form.
 
-Byte for byte the formats of C2SP: signed-note, tlog-checkpoint, tlog-cosignature (v1, Ed25519) and
-the paths of tlog-tiles, so that tools that nobody here wrote can read and check them.
+The bytes follow the formats of C2SP: signed-note, tlog-checkpoint, tlog-cosignature (v1, Ed25519)
+and the paths of tlog-tiles, so that other tools can read and verify them.
 
     foldlog.local/spaces/home/0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11      the origin: which log
-    2252                                                                how many events
+    2252                                                                the number of events
     CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=                        their root
 
     — foldlog.local/spaces/home/0b7f... Az3grlgtzPICa5OS8npVmf1Myq...    signed by the log
-    — witness.example/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn...         and seen by a witness
+    — witness.example/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn...         cosigned by a witness
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from .merkle import HASH_BYTES
 
-ED25519 = 1  #: the note's text is signed as it is: a log's signature
-COSIGNATURE = 4  #: it is signed with the time of signing: a witness's
+ED25519 = 1  #: signs the note's text: a log's signature
+COSIGNATURE = 4  #: signs the text and the time of signing: a witness's signature
 
 KEY_BYTES = 32
 NOTE_BYTES_MAX = 64 * 2**10
@@ -39,21 +39,21 @@ _ORIGIN_NAME = re.compile(r"[A-Za-z0-9._:~-]+(?:/[A-Za-z0-9._:~-]+)*", re.ASCII)
 
 
 class InvalidNote(ValueError):
-    """This is no signed note, or no checkpoint, or not signed by whom it should be."""
+    """The bytes are no signed note or checkpoint, or lack a required signature."""
 
 
 def is_origin_name(name: str) -> bool:
-    """Whether it may begin the origins of our logs: a URL without its scheme."""
+    """Whether the origins of our logs may begin with this name: a URL without its scheme."""
     return _ORIGIN_NAME.fullmatch(name) is not None and len(name) <= 200
 
 
 def origin_of(name: str, space: str, log: str) -> str:
-    """The line that says which log a checkpoint is of; one that forked has another id."""
+    """The origin of a log, the first line of its checkpoints. A forked log has another id."""
     return f"{name}/spaces/{space}/{log}"
 
 
 def log_of(origin: str) -> str:
-    """The log's id, however the service that signed it was called."""
+    """The log's id in an origin, for any name of the service."""
     return origin.rpartition("/")[2]
 
 
@@ -62,7 +62,7 @@ def log_of(origin: str) -> str:
 
 @dataclass(frozen=True)
 class Verifier:
-    """A public key and the name that its signatures bear; written as a vkey."""
+    """A public key, and the name in its signatures. Its text form is a vkey."""
 
     name: str
     public: bytes
@@ -80,14 +80,14 @@ class Verifier:
 
     @classmethod
     def parse(cls, vkey: str) -> Verifier:
-        """Raises `InvalidNote`."""
+        """Decodes a vkey. Raises `InvalidNote`."""
         name, _, rest = vkey.strip().partition("+")
         id, _, encoded = rest.partition("+")
         key = _decoded(encoded)
         found = cls(name, key[1:], key[0] if key else 0)
         is_known = found.algorithm in (ED25519, COSIGNATURE) and len(found.public) == KEY_BYTES
         if not _NAME.fullmatch(name) or not is_known or found.key_id.hex() != id:
-            raise InvalidNote(f"not a verifier's key: {vkey!r}")
+            raise InvalidNote(f"invalid verifier key: {vkey!r}")
         return found
 
     def verifies(self, text: str, signature: bytes) -> bool:
@@ -104,7 +104,7 @@ class Verifier:
 
 @dataclass(frozen=True)
 class Signer:
-    """A private key, and the name that its signatures bear."""
+    """A private key, and the name in its signatures."""
 
     name: str
     private: bytes = field(repr=False)
@@ -120,7 +120,8 @@ class Signer:
         return Signature(self.name, self.verifier().key_id, self._key.sign(text.encode()))
 
     def cosign(self, text: str, time: int) -> Signature:
-        """States that at `time` (seconds since 1970) this was the latest that was seen."""
+        """A witness's signature: at `time` (seconds since 1970), this was the latest checkpoint it
+        saw."""
         signature = time.to_bytes(8, "big") + self._key.sign(_cosigned(time, text))
         return Signature(self.name, self.verifier(COSIGNATURE).key_id, signature)
 
@@ -130,7 +131,7 @@ def public_key_of(private: bytes) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    """What base64 says, nothing if it is none; there is one spelling of everything."""
+    """Decodes base64; returns `b""` for invalid text. Each value has one valid spelling."""
     try:
         decoded = b64decode(text, validate=True)
     except ValueError:
@@ -163,7 +164,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Note:
-    """A text and who signed it; whether they did is for `verified_by` to say."""
+    """A text and its signatures, which `verified_by` verifies."""
 
     text: str
     signatures: Sequence[Signature]
@@ -174,22 +175,23 @@ class Note:
 
     @classmethod
     def parse(cls, encoded: bytes) -> Note:
-        """Raises `InvalidNote`."""
+        """Decodes a note. Raises `InvalidNote`."""
         if len(encoded) > NOTE_BYTES_MAX:
-            raise InvalidNote("a note is not that long")
+            raise InvalidNote("the note is too long")
         try:
             note = encoded.decode()
         except UnicodeDecodeError as exc:
-            raise InvalidNote("a note is text in UTF-8") from exc
+            raise InvalidNote("a note must be text in UTF-8") from exc
         if any(c < " " and c != "\n" for c in note):
-            raise InvalidNote("a note has no control characters")
+            raise InvalidNote("a note must be free of control characters")
         text, blank, below = note.rpartition("\n\n")
         if not blank or not below:
-            raise InvalidNote("a note ends with its signatures, after an empty line")
+            raise InvalidNote("a note must end with an empty line and its signatures")
         return cls(text + "\n", signature_lines(below))
 
     def verified_by(self, verifiers: Iterable[Verifier]) -> list[Verifier]:
-        """Those who did sign it. Raises `InvalidNote` if a signature of one of them is wrong."""
+        """The verifiers that have signed the note. Raises `InvalidNote` if one of their signatures
+        is wrong."""
         signed = []
         for verifier in verifiers:
             for signature in self.signatures:
@@ -201,22 +203,23 @@ class Note:
         return signed
 
     def with_signatures(self, more: Iterable[Signature]) -> Note:
-        """The same note; who signed again has one line, the later one."""
+        """The same note with more signatures. A repeated signature replaces the earlier one of its
+        key."""
         by_key = {(s.name, s.key_id): s for s in [*self.signatures, *more]}
         return Note(self.text, list(by_key.values()))
 
 
 def signature_lines(text: str) -> list[Signature]:
-    """The signatures of lines as below a note. Raises `InvalidNote`."""
+    """Decodes the signature lines of a note. Raises `InvalidNote`."""
     *lines, rest = text.split("\n")
     if rest or not lines or len(lines) > SIGNATURES_MAX:
-        raise InvalidNote("every line of signatures ends, and there are some, not too many")
+        raise InvalidNote(f"a note must have 1-{SIGNATURES_MAX} complete lines of signatures")
     found = []
     for line in lines:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         decoded = _decoded(encoded)
         if not line.startswith(_DASH) or not _NAME.fullmatch(name) or len(decoded) < 5:
-            raise InvalidNote(f"not a line of a signature: {line[:100]!r}")
+            raise InvalidNote(f"invalid signature line: {line[:100]!r}")
         found.append(Signature(name, decoded[:4], decoded[4:]))
     return found
 
@@ -226,7 +229,7 @@ def signature_lines(text: str) -> list[Signature]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The statement that a log has so many events, and this root."""
+    """The statement that a log has `size` events and this root."""
 
     origin: str
     size: int
@@ -238,26 +241,30 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """Raises `InvalidNote`. Lines after the third are signed, and mean nothing to us."""
+        """Decodes a checkpoint. Lines after the third are signed, but ignored. Raises
+        `InvalidNote`."""
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
-            raise InvalidNote("a checkpoint has three lines or more, none of them empty")
+            raise InvalidNote("a checkpoint must have three lines or more, all of them filled")
         origin, size, root = lines[:3]
         decoded = _decoded(root)
         is_size = _DECIMAL.fullmatch(size) is not None and int(size) <= SIZE_MAX
         if not is_size or len(decoded) != HASH_BYTES:
-            raise InvalidNote("a checkpoint has a size and a root of 32 bytes in base64")
+            raise InvalidNote("a checkpoint must have a size and a root of 32 bytes in base64")
         return cls(origin, int(size), decoded)
 
 
-def opened(
+def open_checkpoint(
     encoded: bytes, verifiers: Iterable[Verifier], *, origin: str | None = None
 ) -> tuple[Checkpoint, Note]:
-    """A checkpoint that one of these signed, and of that origin. Raises `InvalidNote`."""
+    """Verifies a checkpoint: one of the verifiers must have signed it, for this origin.
+
+    Raises `InvalidNote`.
+    """
     note = Note.parse(encoded)
     checkpoint = Checkpoint.parse(note.text)
     if origin is not None and checkpoint.origin != origin:
-        raise InvalidNote(f"a checkpoint of {checkpoint.origin!r}, not of {origin!r}")
+        raise InvalidNote(f"a checkpoint of {checkpoint.origin!r} instead of {origin!r}")
     if not note.verified_by(verifiers):
         raise InvalidNote(f"no known key has signed this checkpoint of {checkpoint.origin!r}")
     return checkpoint, note
@@ -272,7 +279,7 @@ INDEX_MAX = 2**48
 
 
 def tile_path(index: int, width: int | None = None) -> str:
-    """`x001/x234/067`, and `.p/112` after it if the tile is not full."""
+    """The path of a tile: `x001/x234/067`, followed by `.p/112` for a partial tile."""
     parts = [f"{index % 1000:03}"]
     while index := index // 1000:
         parts.append(f"x{index % 1000:03}")
@@ -280,13 +287,13 @@ def tile_path(index: int, width: int | None = None) -> str:
 
 
 def parse_tile_path(path: str) -> tuple[int, int | None] | None:
-    """The index, and the width if it is a partial one's; `None` if this is no such path."""
+    """The index and, for a partial tile, the width. `None` for an invalid path."""
     found = _TILE_PATH.fullmatch(path)
     if found is None or len(path) > 50:
         return None
     index = int(found[1].replace("x", "").replace("/", "") + found[2])
     width = None if found[3] is None else int(found[3])
-    is_one_way = path == tile_path(index, width)  # `x000/` before it would be another
+    is_one_way = path == tile_path(index, width)  # a leading `x000/` would be a second spelling
     if not is_one_way or index > INDEX_MAX or (width or 0) > TILE_WIDTH_PARTIAL_MAX:
         return None
     return index, width
@@ -297,17 +304,17 @@ def parse_level(text: str) -> int | None:
 
 
 def bundle(entries: Iterable[bytes]) -> bytes:
-    """Entries as an entry bundle: each after its length in two bytes."""
+    """Encodes entries as an entry bundle: each follows its length in two bytes."""
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 
 def unbundled(encoded: bytes) -> list[bytes]:
-    """The entries of a bundle. Raises `InvalidNote`."""
+    """Decodes the entries of a bundle. Raises `InvalidNote`."""
     entries, place = [], 0
     while place < len(encoded):
         end = place + 2 + int.from_bytes(encoded[place : place + 2], "big")
         entries.append(encoded[place + 2 : end])
         place = end
     if place != len(encoded):
-        raise InvalidNote("the bundle breaks off")
+        raise InvalidNote("the bundle is cut off")
     return entries

@@ -325,17 +325,12 @@ class PushDecider:
         self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType
     ) -> LogEntry:
         return changeset_entry(
+            changeset,
             seq=seq,
-            id=changeset.id,
             device=push.device,
-            counter=changeset.counter,
-            base=changeset.base,
-            made_at=changeset.made_at_ms,
             received_at=self._received_at,
             time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
-            guard=changeset.guard,
             refusal=refusal,
-            ops=changeset.ops,
             salt=self._salt(),
         )
 

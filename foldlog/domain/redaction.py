@@ -1,7 +1,7 @@
-"""Text without the secrets that may have got into it: the last door before logs and errors.
+"""Removes secrets from text before it reaches logs and errors.
 
-Where a secret is known to be, it is left out from the start. This is for the messages of others,
-which quote what they were given: a URL with its password, a header, a token.
+Our own messages leave secrets out. This module is for the messages of libraries, which quote their
+input: a URL with a password, a header, a token.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HINTS = ("://", "password", "bearer", "basic", "eyj", "foldlog_")
 
 
 def redacted(text: str) -> str:
-    """The text with `***` for what looks like a password or a token."""
-    # A line for each request comes through here, and most hold nothing to look for.
+    """The text with `***` in the place of passwords and tokens."""
+    # Fast path: this runs for each request, and most lines contain no secret.
     lowered = text.lower()
     if any(hint in lowered for hint in _HINTS):
         return _SECRET.sub(_hidden, text)

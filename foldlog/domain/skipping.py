@@ -1,8 +1,8 @@
-"""Stepping over an event that the fold cannot process.
+"""Skipping an event that the fold cannot process.
 
-An admin says so in an event, `event-skipped`, and from then on the event that it names is folded as
-if it had no operations, whenever and by whomever the log is folded. It stays in the log, and in
-every proof, as it is; readers that could not read it are given an event that says nothing.
+An admin appends an `event-skipped` event. From then on, every fold treats the event that it names
+as if it had no operations. The skipped event stays in the log and in all proofs. If readers
+could not decode it, they receive an empty event in its place.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from .events import EVENT_SKIPPED, LogEntry, body_entry, decode_event
+from .events import EVENT_SKIPPED, Envelope, LogEntry, body_entry, decode_event
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
-    """The order of these members is the order in the stored bytes."""
+    """The order of the members is the order of the stored bytes."""
 
     seq: int
     reason: str
@@ -24,27 +24,24 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class Skipped(NamedTuple):
-    """An event that was stepped over, and the event that says so."""
+    """A skipped event, and the event that skips it."""
 
     seq: int
     by_seq: int
 
 
 def event_skipped_entry(
-    *, seq: int, id: str, received_at: int, skipped: int, reason: str, by: str | None, salt: bytes
+    envelope: Envelope, skipped: int, *, reason: str, by: str | None
 ) -> LogEntry:
-    """The event that says that another one is stepped over, and why."""
-    body = _Body(skipped, reason, by)
-    return body_entry(
-        seq=seq, kind=EVENT_SKIPPED, id=id, received_at=received_at, body=body, salt=salt
-    )
+    """The event that records that another one is skipped, and the reason."""
+    return body_entry(envelope, EVENT_SKIPPED, _Body(skipped, reason, by))
 
 
 def is_readable(seq: int, state: bytes) -> bool:
-    """Whether bytes that are stepped over can be given to readers, among events and on a line.
+    """Whether the bytes of a skipped event can be sent to readers, among events and on one line.
 
-    What was written past the service need be no JSON, and one such event would make a page
-    unreadable, and its reader stand still.
+    An event that was written past the service may be invalid JSON. It would make its whole page
+    unreadable, and halt the reader.
     """
     try:
         return decode_event(state).seq == seq and len(state.splitlines()) == 1
@@ -53,7 +50,7 @@ def is_readable(seq: int, state: bytes) -> bool:
 
 
 def skips_of(entries: Iterable[LogEntry]) -> list[Skipped]:
-    """What is stepped over by these."""
+    """The events that these entries skip."""
     found = []
     for entry in entries:
         if entry.kind == EVENT_SKIPPED:

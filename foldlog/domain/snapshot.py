@@ -1,6 +1,6 @@
-"""A snapshot on the wire: what a new device loads instead of the whole log.
+"""The wire format of a snapshot, which a new device loads in the place of the whole log.
 
-JSON lines: a header, then pages of records, each page closed by a line of its own.
+JSON lines: a header, then pages of records. One line ends each page.
 
     {"log": "...", "seq": 42, "mark": "9f86d081884c7d65", "records": 3}
     {"collection": "tasks", "id": "a", "fields": {...}, ..., "writes": [...], "deleted": null}
@@ -9,18 +9,18 @@ JSON lines: a header, then pages of records, each page closed by a line of its o
     {"collection": "tasks", "id": "c", ...}
     {"at": 44, "mark": "2c26b46b68ffc68f", "cursor": null}
 
-Nobody holds the log still meanwhile, so each page is true at a seq of its own: the `at` that closes
-it, which is never less than the header's `seq`. The pages fit together all the same: follow the log
-from the `seq` (and `mark`) of the *first* header, and pass over, record by record, the events with
-`seq <= at` of that record's page. A record that came in no page needs no such care: until its page
-was read it had never been, so every event on it up to then changed nothing.
+The log grows during the download, so each page is true at its own seq: the `at` of its last line,
+which is at least the header's `seq`. To combine the pages, follow the log from the `seq` (and
+`mark`) of the *first* header, and for each record skip the events with `seq <= at` of the record's
+page. A record that is in no page needs no such rule: it did not exist when its page was read, so
+all events on it before that had no effect.
 
-Records that are ahead of the header are of a history of which the `mark` of their page is the last
-word. Having followed the log to the largest `at`, compare: another mark there means that the server
-was restored in between, and the snapshot is to be thrown away.
+A record that is newer than the header belongs to the history of its page's `mark`. After following
+the log to the largest `at`, compare the marks. If they differ, the server was restored during the
+download, and the snapshot must be discarded.
 
-A stream whose last line is not one with `"cursor": null` was cut. What came after the last closing
-line is then of no known seq and is thrown away; the rest is kept, and `?cursor=` goes on after it.
+A stream that does not end with `"cursor": null` was cut. Discard the records after the last page
+end, because their seq is unknown; keep the others, and continue with `?cursor=`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_
 
 
 class SnapshotHeader(msgspec.Struct):
-    """The first line: where to follow the log from, and how many records are to come."""
+    """The first line: the seq from which to follow the log, and the number of records."""
 
     log: str
     seq: int
@@ -43,7 +43,7 @@ class SnapshotHeader(msgspec.Struct):
 
 
 class SnapshotPageEnd(msgspec.Struct):
-    """The line after each page: the seq that its records are true at, and how to go on."""
+    """The line after each page: the seq at which its records are true, and where to continue."""
 
     at: int
     mark: str
@@ -51,19 +51,19 @@ class SnapshotPageEnd(msgspec.Struct):
 
 
 class SnapshotRecord(RecordView):
-    """A record, live or a tombstone, with all that the merge needs to go on from it.
+    """A record or a tombstone, with all facts that later merges need.
 
-    Raw where the parts come as bytes from the master table.
+    The parts are raw if they come as bytes from the master table.
     """
 
     writes: PackedWrites | msgspec.Raw
     deleted: Write | msgspec.Raw | None
-    #: by which event it was erased last: who starts here does not pull that one
+    #: its last erasure; a device that starts from a snapshot never receives that event
     erased: int | UnsetType = UNSET
 
 
 class _Line(msgspec.Struct):
-    """Any line after the header; a record has no `at`."""
+    """Any line after the header. A record has no `at`."""
 
     collection: str = ""
     id: str = ""
@@ -95,21 +95,21 @@ def snapshot_view(record: Record, erased_seq: int | None = None) -> SnapshotReco
 
 
 def snapshot_header(line: bytes) -> SnapshotHeader:
-    """Reads the first line."""
+    """Decodes the first line."""
     return _decode_header(line)
 
 
 def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
-    """Reads any line after the first: a record as the fold knows it, or the end of a page.
+    """Decodes any line after the first: a record as the fold knows it, or the end of a page.
 
-    Who touched a record is the server's business, and does not come.
+    `touched_seq` and its siblings stay on the server.
     """
     read = _decode_line(line)
     return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.mark, read.cursor)
 
 
 def snapshot_erasure(line: bytes) -> int:
-    """The seq by which the record of a line was erased last; 0: never."""
+    """The seq of the last erasure of a line's record; 0: never erased."""
     return _decode_line(line).erased if b'"erased":' in line else 0
 
 

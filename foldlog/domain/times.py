@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-#: A moment: an RFC 3339 time. One without an offset is none, and is refused.
+#: A moment: an RFC 3339 time. It must have an offset.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,7 +29,7 @@ def to_ms(at: datetime) -> int:
 
 
 def parse_time(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time. Raises `ValueError` for anything else."""
+    """Milliseconds since 1970 of an RFC 3339 time. Raises `ValueError` for other text."""
     try:
         return to_ms(msgspec.convert(text, Moment))
     except msgspec.ValidationError as exc:
@@ -42,5 +42,5 @@ def parse_time(text: str) -> int:
 def format_time(ms: int) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-23T09:00:02.481Z`."""
     at = _EPOCH + timedelta(milliseconds=ms)
-    # `isoformat` on a time with an offset ends with +00:00; Z is shorter and as good.
+    # `isoformat` would end with +00:00 for a time with an offset; Z is shorter and means the same.
     return at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

@@ -1,9 +1,8 @@
-"""Events in the form that they were stored in, and in the form that the code of today reads.
+"""Upcasts: convert stored events of an older version to the current version.
 
-An event's bytes are never rewritten. When a kind gets a new form, what was written before is
-brought to it while it is read, one version after the other, by a function of the table below. So
-the rest of the code knows one form of each kind, the newest. CONTRIBUTING.md says what
-else a new form needs.
+An event's bytes are never rewritten. When a kind of event gets a new version, the functions below
+convert older events while they are read, one version after the other. The rest of the code knows
+only the newest version of each kind. CONTRIBUTING.md lists the other steps for a new version.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import msgspec
 
 from .events import Event, decode_event
 
-#: From an event's document in one version of its kind's form to the next.
+#: Converts an event's document from one version of its kind to the next.
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
-#: (kind, version) -> what makes the next version of it. Every kind is still in its first.
+#: (kind, version) -> the upcast to the next version. All kinds are still in version 1.
 UPCASTS: Mapping[tuple[str, int], Upcast] = {}
 
 
 class UnknownForm(ValueError):
-    """A newer Foldlog wrote this event."""
+    """This event was written by a newer Foldlog."""
 
 
 class Upcaster:
-    """Topics are `<kind>/<version of the stored form>`."""
+    """Converts events by their topics: `<kind>/<version of the stored form>`."""
 
     def __init__(self, upcasts: Mapping[tuple[str, int], Upcast] = UPCASTS):
         self._upcasts = upcasts
@@ -41,19 +40,21 @@ class Upcaster:
         return self._newest.get(kind, 1)
 
     def topic_of(self, kind: str) -> str:
-        """Of what is written now."""
+        """The topic of a new event."""
         return f"{kind}/{self.newest(kind)}"
 
     def upcast(self, topic: str, state: bytes) -> bytes:
-        """An event as it would be written today; its own bytes if that is what it is.
+        """The bytes of an event in the newest version of its kind. Raises `UnknownForm`.
 
-        Raises `UnknownForm`.
+        An event of the newest version is returned as it is.
         """
         kind, _, number = topic.rpartition("/")
         version = int(number) if number.isdecimal() else 0
         newest = self.newest(kind)
         if not kind or not 1 <= version <= newest:
-            raise UnknownForm(f"an event of the unknown form {topic!r}: a newer version wrote it")
+            raise UnknownForm(
+                f"a newer version of Foldlog wrote this event: unknown form {topic!r}"
+            )
         if version == newest:
             return state
         document = msgspec.json.decode(state)
@@ -62,8 +63,8 @@ class Upcaster:
         return msgspec.json.encode(document)
 
     def decode(self, topic: str, state: bytes) -> Event:
-        """Raises `UnknownForm`."""
+        """Converts and decodes an event. Raises `UnknownForm`."""
         return decode_event(self.upcast(topic, state))
 
 
-FORMS = Upcaster()
+UPCASTER = Upcaster()

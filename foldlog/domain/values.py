@@ -1,4 +1,4 @@
-"""JSON values: what may be one, and when two are the same."""
+"""JSON values: which are valid, and when two are equal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .limits import INTEGER_MAX
 
 type_of_plain = (str, bool, type(None))
 
-#: A field that is not there, where `None` is a value like any other.
+#: The value of a missing field. `None` is an ordinary value: JSON null.
 ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT", "__bool__": lambda _: False})()
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of JSON values, typed: `true` is not 1, but 1 is 1.0; objects have no order."""
+    """Typed equality of JSON values: `true` differs from 1, 1 equals 1.0, objects are unordered."""
     kind = type(a)
     if kind is bool or type(b) is bool:
         return a is b
@@ -28,7 +28,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 class OverLimit(ValueError):
-    """A value is over a published limit, which is named."""
+    """A value is over a published limit. `limit` is its name."""
 
     def __init__(self, limit: str, message: str):
         super().__init__(message)
@@ -36,9 +36,9 @@ class OverLimit(ValueError):
 
 
 def check_value(value: Any, nesting_max: int) -> None:
-    """Raises `ValueError` for what decodes as JSON but cannot be kept and given back by everyone.
+    """Raises `ValueError` for a decoded value that some reader cannot hold.
 
-    Integers beyond 2^53-1 lose digits in most readers; and whoever nests without end means harm.
+    Most readers lose digits of integers beyond 2^53-1. Deep nesting is refused as an attack.
     """
     kind = type(value)
     if kind in type_of_plain:
@@ -48,7 +48,7 @@ def check_value(value: Any, nesting_max: int) -> None:
             raise OverLimit("integer_max", "an integer beyond 2^53-1; send it as a string")
     elif kind is float:
         if not math.isfinite(value):
-            raise ValueError("a number that is not finite")
+            raise ValueError("a number must be finite")
     elif nesting_max <= 0:
         raise OverLimit("nesting_max", "nested too deeply")
     elif kind is list:
@@ -58,7 +58,7 @@ def check_value(value: Any, nesting_max: int) -> None:
         for item in value.values():
             check_value(item, nesting_max - 1)
     else:
-        raise ValueError(f"a {kind.__name__} is no JSON value")
+        raise ValueError(f"the type {kind.__name__} is invalid in JSON")
 
 
 def is_number(value: Any) -> bool:
@@ -68,8 +68,7 @@ def is_number(value: Any) -> bool:
 def sum_of(a: int | float, b: int | float) -> int | float | None:
     """The sum as IEEE doubles; `None` if it is not finite.
 
-    A whole result is written without a fraction (1 + 1 is 2, not 2.0), whatever it came from,
-    so that every replica writes the same bytes.
+    A whole result is an int (1 + 1 is 2, never 2.0), so that all replicas write the same bytes.
     """
     total = float(a) + float(b)
     if not math.isfinite(total):

@@ -1,7 +1,7 @@
-"""Witnessing: stating that a log has not contradicted what was seen of it before.
+"""Witnessing: confirming that a log still contains all that it had before.
 
-The rules and bytes of C2SP tlog-witness. A witness keeps the last checkpoint of each log that it
-knows, and cosigns a later one only with the proof that it begins with that.
+The rules and bytes are those of C2SP tlog-witness. A witness keeps the last checkpoint of each
+known log. It cosigns a later one only with a proof that the new log begins with the old one.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class UntrustedCheckpoint(Forbidden):
 
 
 class InconsistentCheckpoint(InvalidRequest):
-    """The proof does not show that the log begins with what was seen of it."""
+    """The proof does not show that the log begins with the part that this witness saw."""
 
     code = "inconsistent-checkpoint"
 
 
 class OtherSize(Exception):
-    """What was seen last of the log is of another size, or has another root at this one."""
+    """The last cosigned checkpoint has another size, or another root at the same size."""
 
     def __init__(self, size: int):
-        super().__init__(f"the last checkpoint that was cosigned has the size {size}")
+        super().__init__(f"the last cosigned checkpoint has the size {size}")
         self.size = size
 
 
 class AddCheckpoint(NamedTuple):
-    """What is asked of a witness."""
+    """A request to a witness."""
 
     old: int
     proof: list[bytes]
@@ -58,16 +58,18 @@ class AddCheckpoint(NamedTuple):
 
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
-        """Raises `InvalidRequest`."""
+        """Decodes a request. Raises `InvalidRequest`."""
         head, blank, note = body.partition(b"\n\n")
         first, *lines = head.decode("ascii", "replace").split("\n")
         old = _OLD.fullmatch(first)
         if not blank or old is None or int(old[1]) > SIZE_MAX or len(lines) > PROOF_LENGTH_MAX:
-            raise InvalidRequest("the body is `old N`, lines of a proof, an empty line and a note")
+            raise InvalidRequest(
+                "the body must be `old N`, lines of a proof, an empty line and a note"
+            )
         try:
             proof = [b64decode(line, validate=True) for line in lines]
             if any(len(hash) != HASH_BYTES for hash in proof):
-                raise InvalidRequest("a line of the proof is a hash of 32 bytes in base64")
+                raise InvalidRequest("a line of the proof must be a hash of 32 bytes in base64")
             return cls(int(old[1]), proof, Note.parse(note))
         except ValueError as exc:
             raise InvalidRequest(str(exc)) from exc
@@ -97,7 +99,10 @@ def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoin
 
 
 def check_follows(asked: AddCheckpoint, checkpoint: Checkpoint, last: Checkpoint | None) -> None:
-    """Raises `OtherSize` or `InconsistentCheckpoint`, unless it follows the last that was seen."""
+    """Checks that a checkpoint follows the last one that was cosigned.
+
+    Raises `OtherSize` or `InconsistentCheckpoint`.
+    """
     seen = Checkpoint(checkpoint.origin, 0, EMPTY_ROOT) if last is None else last
     if asked.old != seen.size:
         raise OtherSize(seen.size)

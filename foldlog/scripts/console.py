@@ -29,7 +29,7 @@ from rich.progress import (
 )
 
 from foldlog.domain.errors import FoldlogError
-from foldlog.domain.names import is_shown
+from foldlog.domain.names import is_printable
 from foldlog.domain.redaction import redacted
 
 EXIT_NO = 1
@@ -142,7 +142,7 @@ def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> No
 def printable(text: str) -> str:
     """The text with what a terminal might act on written out: `\\x1b`."""
     return "".join(
-        char if is_shown(char) else char.encode("unicode_escape").decode() for char in text
+        char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
 
 

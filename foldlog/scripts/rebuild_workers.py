@@ -22,7 +22,7 @@ from foldlog.domain.errors import FoldlogError, OperatorError, Unavailable
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.projections import projection_named
-from foldlog.infrastructure.postgres.rebuild.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild.batches import Halted
 from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder, Rebuilt
 
 from .console import quiet_logs
@@ -94,7 +94,7 @@ def _rebuild(datastore: Datastore, space: str, task: Task, report: Report) -> Ou
         return Outcome(space, rebuilder.rebuild(space, verify=task.verify, fresh=task.fresh))
     except RebuildDiffers as exc:
         return Outcome(space, differs=str(exc))
-    except Stopped as exc:
+    except Halted as exc:
         return Outcome(space, failed=f"{space}: an event cannot be processed: {exc}")
     except Unavailable:
         raise

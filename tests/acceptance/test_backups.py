@@ -1,4 +1,4 @@
-"""The backups of docs/how-to/back-up.md: made while the service runs, restored, and served."""
+"""The documented backups: made while the service runs, restored, and served."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.scripts.server.process import environment, serving
 
@@ -21,7 +21,7 @@ FOLDLOG = [sys.executable, "-m", "foldlog"]
 SPACE = "home"
 WAIT_SECONDS = 45
 
-#: Whose the tables and functions are, who may do what with them, and the triggers that always fire.
+#: Owners of tables and functions, rights on them, and triggers with their firing mode.
 RIGHTS = """
 SELECT relname, relkind::text, pg_get_userbyid(relowner), relacl::text
   FROM pg_class WHERE relnamespace = 'public'::regnamespace
@@ -59,7 +59,7 @@ def rights(folder) -> list:
 
 @pytest.fixture
 def service(monkeypatch):
-    """Serves a folder, as a process of its own."""
+    """Starts a service process on a folder."""
     monkeypatch.setenv("FOLDLOG_ACCESS", "open")
     return lambda folder: serving(FOLDLOG, str(folder))
 
@@ -83,7 +83,7 @@ def events(url: str) -> list[bytes]:
 def until(condition) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "it has not come to be"
+        assert time.monotonic() < deadline, "the condition is still false"
         time.sleep(0.2)
 
 
@@ -97,14 +97,14 @@ def restore_base(old, new, backup) -> None:
     shutil.move(backup, new / "postgres")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dump", "base backup"])
+@pytest.mark.seconds(60)
+@pytest.mark.parametrize("kind", ["dump", pytest.param("base backup", marks=pytest.mark.slow)])
 def test_a_restored_backup_serves_and_heals(data_folder, service, kind):
     """
-    A backup is made under a running service, which then goes on. Restored, it has the same events
-    and the same rights: the log is append-only, and erasing works. The signer says that the log is
-    shorter than what was signed. A device that is ahead notices, and brings back what was lost.
-    After the fork is declared the log has another id, and is signed again.
+    The backup is made while the service runs, and the service continues. The restored database has
+    the same events and rights: the log is append-only, and erasing works. The signer reports that
+    the log is shorter than the signed one. A device that is ahead pushes the lost changesets again.
+    After `foldlog fork` the log has another id, and signing resumes.
     """
     old, new, backup = data_folder / "old", data_folder / "new", data_folder / "backup"
     with service(old) as url:

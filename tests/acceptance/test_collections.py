@@ -79,7 +79,10 @@ def test_what_stands_against_a_definition_is_a_problem(client):
     assert client.define("tasks", SCHEMA, dry_run=True).json["check"] == check
     assert_problem(client.define("tasks", SCHEMA), 409, "schema-violated", **check)
     assert client.define("tasks", SCHEMA, force=True).json["seq"] == 2
-    reason = {"path": "/required", "reason": "requires n, which may be missing so far"}
+    reason = {
+        "path": "/required",
+        "reason": "requires n, which the version before allows to be missing",
+    }
     narrower = {**SCHEMA, "required": ["title", "n"]}
     assert client.define("tasks", narrower, dry_run=True).json["reasons"] == [reason]
     assert_problem(

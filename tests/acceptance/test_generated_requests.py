@@ -127,19 +127,16 @@ def is_texts(values):
 #: allow.
 IN_WORDS = {
     "this cursor is not one that an earlier page gave",
-    "needed with id",
+    "required together with `id`",
     "must not be after `to`",
-    "goes not with id",
-    "goes not with as_of; /diff tells both ends",
-    "name records, or a collection and `where`",
-    "an operation names its record by either id or local_id",
-    "a token of the role `device` names a device, and no other does",
-    "`expires_at` is over already",
+    "not allowed together with `id`",
+    "not allowed together with `as_of`; /diff compares two moments",
+    "select records by their keys, or by a collection and `where`",
+    "an operation must name its record by either id or local_id",
+    "only a token of the role `device` names a device, and it must name one",
+    "`expires_at` is in the past",
     # To Python, not to JSON Schema, the `$` of a pattern is before a last newline.
-    *(
-        f"`{name}` is one line, of characters that can be printed"
-        for name in ("reason", "by", "name")
-    ),
+    *(f"`{name}` must be one line of printable characters" for name in ("reason", "by", "name")),
 }
 CODES_IN_WORDS = {"limit-exceeded", "invalid-schema"}
 

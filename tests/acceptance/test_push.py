@@ -183,7 +183,7 @@ def test_changesets_that_are_no_array_have_no_index(client):
         "changesets", {"device": A, "sent_at": "2026-11-23T09:00:00Z", "changesets": 1}
     )
 
-    errors = [{"pointer": "/changesets", "detail": "the changesets of a push are an array"}]
+    errors = [{"pointer": "/changesets", "detail": "the changesets of a push must be an array"}]
     assert_problem(answer, 400, "invalid-request", errors=errors)
 
 

@@ -102,8 +102,12 @@ def test_an_id_by_parameter_stands_alone(client):
     alone = client.get("records?id=r")
     paged = client.get("records?id=r&collection=tasks&changed_after=0")
 
-    assert alone.json["errors"] == [{"parameter": "collection", "detail": "needed with id"}]
-    assert paged.json["errors"] == [{"parameter": "changed_after", "detail": "goes not with id"}]
+    assert alone.json["errors"] == [
+        {"parameter": "collection", "detail": "required together with `id`"}
+    ]
+    assert paged.json["errors"] == [
+        {"parameter": "changed_after", "detail": "not allowed together with `id`"}
+    ]
     assert_problem(client.get("records?collection=tasks&id=never"), 404, "unknown-record")
 
 
@@ -122,7 +126,7 @@ def test_what_cannot_be_an_id_is_refused(client, id):
     PostgreSQL holds no NUL; and a limit has its name.
     """
     client.filled(put())
-    errors = [{"parameter": "id", "detail": "an id is 1-128 characters without NUL"}]
+    errors = [{"parameter": "id", "detail": "an id must be 1-128 characters without NUL"}]
 
     assert_problem(client.get(f"records/tasks/{id}"), 400, "invalid-request", errors=errors)
 

@@ -41,17 +41,17 @@ BODY = {"device": A, "sent_at": SENT_AT, "changesets": []}
             "Must be greater than or equal to 1 and less than or equal to 1000.",
         ),
         ("mark=xyz", "mark", "a mark is 16 hex digits in lower case, or empty"),
-        ("device=A", "device", "a device is a UUID in lower case"),
+        ("device=A", "device", "a device's id must be a UUID in lower case"),
         ("own=ful", "own", "Must be one of: full."),
         (
             "collections=",
             "collections",
-            "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
+            "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .",
         ),
         (
             "collections=a,,b",
             "collections",
-            "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
+            "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .",
         ),
         ("collections=" + ",".join("a" * 101), "collections", "Length must be between 1 and 100."),
     ],
@@ -133,7 +133,7 @@ def test_what_cannot_be_a_collection_or_a_device_is_refused(client):
     [
         ({"devise": A}, "/devise", "there is no such member"),
         ({"a/b~c": 1}, "/a~1b~0c", "there is no such member"),
-        ({"device": A.upper()}, "/device", "a device is a UUID in lower case"),
+        ({"device": A.upper()}, "/device", "a device's id must be a UUID in lower case"),
         ({"device": 5}, "/device", "Not a valid string."),
         ({"return": "record"}, "/return", "Must be one of: records."),
         *[

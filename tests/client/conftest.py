@@ -8,7 +8,7 @@ import pytest
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore
 
 SPACE = "home"

@@ -8,7 +8,7 @@ import pytest
 from foldlog.api.app import create_app
 from foldlog.api.http.access import TokenAccess
 from foldlog.client.errors import ServerProblem
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 from foldlog.domain.access import Grant, Role
 from tests.client.conftest import SPACE
 from tests.helpers import a_token, new_id

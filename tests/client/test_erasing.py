@@ -8,10 +8,10 @@ from unittest import mock
 
 import pytest
 
-from foldlog.client import database as database_module
-from foldlog.client import sync as sync_module
 from foldlog.client.replica import Replica
-from foldlog.client.snapshots import SnapshotLoader
+from foldlog.client.store import database as database_module
+from foldlog.client.sync import synchroniser
+from foldlog.client.sync.snapshots import SnapshotLoader
 from tests.client.conftest import SPACE
 from tests.new_device import states_of
 
@@ -24,7 +24,7 @@ def erase(store, *keys):
 
 def bytes_of(replica: Replica) -> bytes:
     """All that is on the disk of a replica that is open."""
-    path = replica._database.path
+    path = replica._store.database.path
     return b"".join(file.read_bytes() for file in sorted(path.parent.glob(f"{path.name}*")))
 
 
@@ -33,10 +33,10 @@ def put(replica, id="r", **fields):
 
 
 def confirmed(replica):
-    rows = replica._database.connection.execute(
+    rows = replica._store.database.connection.execute(
         "SELECT collection, id FROM records WHERE confirmed IS NOT NULL"
     ).fetchall()
-    return states_of(replica._view.confirmed(rows)[0])
+    return states_of(replica._store.view.confirmed(rows)[0])
 
 
 def same_everywhere(store, *replicas):
@@ -99,11 +99,11 @@ def test_what_waits_in_the_queue(phone, tablet, memory_store, guard, monkeypatch
     with tablet.changeset(guard=guard):
         put(tablet, title="secret")
         put(tablet, "s", title="kept")
-    server, tablet._server = tablet._server, None
+    server, tablet._runner.server = tablet._runner.server, None
     [before] = tablet.unsent()
-    tablet._server = server
-    pulled = mock.patch.object(tablet._queue, "select", return_value=[])
-    monkeypatch.setattr(sync_module, "ROUNDS_MAX", 1)
+    tablet._runner.server = server
+    pulled = mock.patch.object(tablet._store.queue, "select", return_value=[])
+    monkeypatch.setattr(synchroniser, "ROUNDS_MAX", 1)
     with pulled:  # as if it had been made just after the request was
         tablet.sync()
     monkeypatch.undo()
@@ -146,7 +146,7 @@ def test_what_was_sent_and_not_acknowledged(phone, tablet, memory_store):
 def test_a_repeat_after_a_lost_answer(phone, memory_store):
     """What was stored before it was erased is known by its id, though its operations differ now."""
     put(phone, title="secret")
-    server = phone._server
+    server = phone._runner.server
     lost = mock.patch.object(server, "sync", side_effect=_then_lose(server.sync))
     with lost, pytest.raises(ConnectionError):
         phone.sync()
@@ -171,7 +171,7 @@ def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, mon
     put(phone, "s", title="kept")
     phone.sync()
     put(phone, "q", title="secret, and waiting")
-    monkeypatch.setattr(sync_module, "SNAPSHOT_EVENTS_MIN", 2)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     tablet.sync()
     tablet.collection("tasks").put("q", {"title": "theirs"})
     tablet.sync()
@@ -184,8 +184,8 @@ def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, mon
     for n in range(9):
         put(tablet, "s", n=n)
         tablet.sync()
-    loaded = mock.Mock(wraps=phone._server.snapshot)
-    with mock.patch.object(phone._server, "snapshot", loaded):
+    loaded = mock.Mock(wraps=phone._runner.server.snapshot)
+    with mock.patch.object(phone._runner.server, "snapshot", loaded):
         phone.sync()
     assert loaded.call_count > 1
     assert b"secret" not in bytes_of(phone)
@@ -200,7 +200,7 @@ def test_what_is_made_while_a_snapshot_loads(phone, tablet, memory_store, monkey
     for n in range(9):
         put(tablet, "s", n=n)
         tablet.sync()
-    monkeypatch.setattr(sync_module, "SNAPSHOT_EVENTS_MIN", 2)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     check = mock.patch.object(
         SnapshotLoader, "_check_history", lambda self: put(phone, title="secret")
     )
@@ -218,7 +218,7 @@ def test_a_reader_puts_it_off(phone, device, memory_store):
     phone.sync()
     erase(memory_store)
     reader = device("phone")
-    connection = reader._database.connection
+    connection = reader._store.database.connection
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM records").fetchone()
     began = time.monotonic()

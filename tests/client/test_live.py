@@ -20,15 +20,16 @@ from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
 from foldlog.api.http.threads import Threads
 from foldlog.api.server import AsgiServer
-from foldlog.client import background, pace, sse, stream
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.file_lock import file_lock
-from foldlog.client.live import Live
-from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
-from foldlog.client.stream import Page, Stream
-from foldlog.client.sync import PageResult
+from foldlog.client.sync import background, schedule
+from foldlog.client.sync.file_lock import file_lock
+from foldlog.client.sync.live import LiveChannel
+from foldlog.client.sync.results import PageResult
+from foldlog.client.sync.schedule import POLL_SECONDS_MAX
+from foldlog.client.transport import sse, stream
+from foldlog.client.transport.server import HttpServer
+from foldlog.client.transport.stream import Page, Stream
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
@@ -117,8 +118,8 @@ def device(service, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """What takes seconds in life takes a moment."""
-    monkeypatch.setattr(pace, "RETRY_SECONDS_MIN", 0.02)
-    monkeypatch.setattr(background, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(schedule, "RETRY_SECONDS_MIN", 0.02)
+    monkeypatch.setattr(background, "RECONNECT_GRACE_SECONDS", 0.2)
 
 
 def until(is_so: Callable[[], object], seconds: float = 10.0) -> float:
@@ -155,7 +156,7 @@ def test_what_one_device_does_another_one_shows_at_once(service, device):
     phone, tablet = device("phone"), device("tablet")
     until(lambda: is_live(phone) and is_live(tablet))
     before, told = service.count(SYNC), []
-    tablet.notices.on_change(told.append)
+    tablet.callbacks.on_change(told.append)
     received = tablet.status().bytes_received
 
     milk = tasks(phone).create(title="Milk")
@@ -170,7 +171,7 @@ def test_what_one_device_does_another_one_shows_at_once(service, device):
     assert status.bytes_received > received + 100 and status.lag == 0
     assert status.next_try_seconds > POLL_SECONDS_MAX
     tablet.stop()
-    assert not is_live(tablet) and tablet._meta.get("bytes_received") >= status.bytes_received
+    assert not is_live(tablet) and tablet._store.meta.get("bytes_received") >= status.bytes_received
 
 
 def test_it_can_be_left_off(service, device):
@@ -269,8 +270,8 @@ def cutting(rng: random.Random):
 def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
     service, device, quick, monkeypatch, seed
 ):
-    monkeypatch.setattr(background, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(pace, "RETRY_SECONDS_MAX", 0.05)  # never gives up for long
+    monkeypatch.setattr(background, "RECONNECT_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(schedule, "RETRY_SECONDS_MAX", 0.05)  # never gives up for long
     rng = random.Random(seed)
     service.on_the_way = cutting(rng)
     phone, tablet = device("phone", keep_syncing=False), device("tablet")
@@ -278,8 +279,8 @@ def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
     phone.sync()
     until(lambda: tasks(tablet).get("n"))
     taken = []
-    take = tablet._background._live._take
-    tablet._background._live._take = lambda page: taken.append(take(page)) or taken[-1]
+    apply_page = tablet._background._live._apply_page
+    tablet._background._live._apply_page = lambda page: taken.append(apply_page(page)) or taken[-1]
 
     def is_enough() -> bool:
         return taken.count(PageResult.APPLIED) >= 5 and service.count(STREAM) >= 8
@@ -385,7 +386,7 @@ def test_what_is_made_while_a_page_is_applied_is_sent(service, device):
     until(lambda: is_live(phone))
     again = device("phone", keep_syncing=False)
     tasks(tablet).create(id="milk")
-    with file_lock(phone._database.path):
+    with file_lock(phone._store.database.path):
         tablet.sync()
         tasks(again).create(id="bread")
         assert again.sync().pushed == 0
@@ -408,7 +409,7 @@ def page(service, device):
     tasks(phone).create(id="three")
     phone.sync()
     with closing(HttpServer(service.url, SPACE)) as server:
-        following = server.follow(tablet.device, 1, tablet._meta.get("mark"))
+        following = server.follow(tablet.device, 1, tablet._store.meta.get("mark"))
         with closing(following.pages()) as pages:
             return tablet, next(page for page in pages if page)
 
@@ -422,17 +423,17 @@ def changed(page: Page, **members) -> Page:
 
 def test_a_page_is_applied_once(page):
     tablet, page = page
-    assert tablet._take(page) is PageResult.APPLIED
-    assert tablet._take(page) is PageResult.KNOWN
+    assert tablet._apply_page(page) is PageResult.APPLIED
+    assert tablet._apply_page(page) is PageResult.DUPLICATE
     assert set(looks(tablet)) == {"one", "two", "three"}
     assert (tablet.status().after, tablet.status().head) == (3, 3)
 
 
 def test_a_page_that_the_cursor_is_within_overlaps(page):
     tablet, page = page
-    assert tablet._take(page) is PageResult.APPLIED
-    tablet._meta.set(after=2)
-    assert tablet._take(page) is PageResult.OVERLAPS
+    assert tablet._apply_page(page) is PageResult.APPLIED
+    tablet._store.meta.set(after=2)
+    assert tablet._apply_page(page) is PageResult.OVERLAPS
 
 
 @pytest.mark.parametrize(
@@ -454,8 +455,8 @@ def test_a_page_that_the_cursor_is_within_overlaps(page):
 def test_whatever_is_odd_is_left_to_a_sync(page, oddity):
     tablet, page = page
     if oddity(page).answer["head"] == 0:
-        tablet._meta.set(head=2)
-    assert tablet._take(oddity(page)) is PageResult.ODD
+        tablet._store.meta.set(head=2)
+    assert tablet._apply_page(oddity(page)) is PageResult.NEEDS_SYNC
     assert set(looks(tablet)) == {"one"} and tablet.status().after == 1
     assert tablet.sync().pulled == 2
 
@@ -486,8 +487,8 @@ class Ends(Stream):
         (Unreachable(), 0.8, 1.2, False),
         (ServerProblem(404, {"code": "no-such-path"}, None), 240, 360, False),
         (ServerProblem(405, {}, None), 240, 360, False),
-        (ServerProblem(401, {}, None), HELD_SECONDS * 0.8, HELD_SECONDS * 1.2, False),
-        (ServerProblem(403, {}, None), HELD_SECONDS * 0.8, HELD_SECONDS * 1.2, False),
+        (ServerProblem(401, {}, None), 240, 360, False),
+        (ServerProblem(403, {}, None), 240, 360, False),
         (ServerProblem(503, {}, 77.0), 77, 77, False),
         (ServerProblem(409, {"code": "log-changed"}, None), 0.8, 1.2, True),
         (ServerProblem(404, {"code": "unknown-space"}, None), 0.8, 1.2, True),
@@ -495,20 +496,24 @@ class Ends(Stream):
 )
 def test_how_long_to_leave_a_service_alone(tmp_path, why, at_least, at_most, is_odd):
     now, woken = [1_000.0], threading.Event()
-    live = Live(
-        tmp_path / "a.db", lambda: Ends(why), lambda page: PageResult.KNOWN, woken, lambda: now[0]
+    live = LiveChannel(
+        tmp_path / "a.db",
+        lambda: Ends(why),
+        lambda page: PageResult.DUPLICATE,
+        woken,
+        lambda: now[0],
     )
 
     def end_one() -> bool:
-        assert live.attend() is False
+        assert live.step() is False
         until(lambda: live.next_at is not None)
-        return live.attend()
+        return live.step()
 
-    assert live.next_at is None and not live.attend()  # nothing is known yet of the service
+    assert live.next_at is None and not live.step()  # nothing is known yet of the service
     live.may_connect_from = 1_000.0
     assert end_one() is is_odd
     assert 1_000 + at_least <= live.next_at <= 1_000 + at_most
-    assert live.attend() is False and live._reader is None  # not before its time
+    assert live.step() is False and live._reader is None  # not before its time
     for _ in range(10):
         now[0] = live.next_at
         assert end_one() is is_odd

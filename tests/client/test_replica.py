@@ -9,9 +9,9 @@ from threading import Barrier, Thread
 import pytest
 
 import foldlog
-from foldlog.client import view
-from foldlog.client.database import Database
 from foldlog.client.replica import Replica
+from foldlog.client.store import view
+from foldlog.client.store.database import Database
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_it_is_there_after_reopening(tmp_path):
         assert again.collection("tasks")[record.id] == record
         assert (again.device, again.space) == (device, "home")
         assert again.status().unsent == 1
-        assert again._server is not None  # its URL was kept, too
+        assert again._runner.server is not None  # its URL was kept, too
 
 
 def test_a_changeset_is_all_or_nothing(replica, tasks):
@@ -165,7 +165,7 @@ def test_an_operation_costs_the_same_however_large_its_changeset(tmp_path, monke
             view, "fold", lambda known, event: folded.extend(event.ops) or real(known, event)
         )
         with Replica(tmp_path / f"{count}.db", space="home") as replica:
-            replica._database.connection.set_trace_callback(statements.append)
+            replica._store.database.connection.set_trace_callback(statements.append)
             with replica.changeset():
                 for number in range(count):
                     replica.collection("tasks").put(f"r{number % records}", n=number)
@@ -192,7 +192,7 @@ def test_a_block_shows_what_it_has_come_to(replica, tasks):
         assert tasks.increment("n", count=2)["count"] == 7
         shown = tasks["n"]
     assert tasks["n"] == shown
-    replica._view.refresh([("tasks", "n")])
+    replica._store.view.refresh([("tasks", "n")])
     assert tasks["n"] == shown, "read from the queue it comes to the same"
     assert [len(changeset["ops"]) for changeset in replica.unsent()] == [1, 5]
 
@@ -269,3 +269,9 @@ def test_threads_take_turns(replica, tasks):
 def test_collections_have_names(replica, name):
     with pytest.raises(ValueError, match="collection"):
         replica.collection(name)
+
+
+def test_the_old_name_of_the_callbacks_still_works(replica):
+    """For one release, with a warning that names the new one."""
+    with pytest.warns(DeprecationWarning, match=r"use Replica\.callbacks"):
+        assert replica.notices is replica.callbacks

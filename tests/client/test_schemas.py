@@ -27,8 +27,8 @@ def test_what_is_refused_is_told_kept_and_shown_as_the_server_has_it(device, def
     phone = device("phone")
     tasks = phone.collection("tasks")
     told, changed = [], []
-    phone.notices.on_refusal(told.append)
-    phone.notices.on_change(changed.append)
+    phone.callbacks.on_refusal(told.append)
+    phone.callbacks.on_change(changed.append)
     milk = tasks.create(title="Milk", left=1)
     phone.sync()
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import random
 import re
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 import foldlog
-from foldlog.client import sync as sync_module
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.pace import HELD_SECONDS, POLL_SECONDS_MAX, RETRY_SECONDS_MAX, Pace
-from foldlog.client.server import HttpServer
-from foldlog.client.sync import Outcome
-from foldlog.client.view import View
+from foldlog.client.store.view import View
+from foldlog.client.sync import applier
+from foldlog.client.sync.results import SyncResult
+from foldlog.client.sync.schedule import (
+    POLL_SECONDS_MAX,
+    RETRY_SECONDS_MAX,
+    SIGN_IN_RETRY_SECONDS,
+    Schedule,
+)
+from foldlog.client.transport.server import HttpServer
 
 
 def test_a_change_reaches_the_other_device(device):
@@ -37,10 +41,10 @@ def test_what_arrives_is_told(device):
     phone, tablet = device("phone"), device("tablet")
     tasks, theirs = phone.collection("tasks"), tablet.collection("tasks")
     told = {"change": [], "loss": [], "refusal": []}
-    phone.notices.on_change(lambda _: 1 / 0)
-    phone.notices.on_change(told["change"].append)
-    phone.notices.on_loss(told["loss"].append)
-    phone.notices.on_refusal(told["refusal"].append)
+    phone.callbacks.on_change(lambda _: 1 / 0)
+    phone.callbacks.on_change(told["change"].append)
+    phone.callbacks.on_loss(told["loss"].append)
+    phone.callbacks.on_refusal(told["refusal"].append)
 
     one = tasks.create(title="one")
     phone.sync()
@@ -52,7 +56,7 @@ def test_what_arrives_is_told(device):
     tasks.update(one.id, title="uno")
     with phone.changeset(guard="unchanged"):
         tasks.put(one.id, title="eins")
-    with phone.notices.changes() as arriving:
+    with phone.callbacks.changes() as arriving:
         phone.sync()
         arrived = list(arriving(0.01))
 
@@ -124,7 +128,7 @@ def test_status_tells_why_not(tmp_path):
             assert replica.status().unsent == 1
     assert words == {
         "down": "the server cannot be reached",
-        "who": "the server wants to know who you are: sign in again",
+        "who": "the server does not accept the sign-in: sign in again",
         "busy": "unknown: status 503",
         "not us": "the server cannot be reached",
     }
@@ -132,7 +136,7 @@ def test_status_tells_why_not(tmp_path):
 
 def test_a_page_that_names_many_records_is_folded_some_at_a_time(device, monkeypatch):
     """Another device of the same person, or whoever has its token, could else fill our memory."""
-    monkeypatch.setattr(sync_module, "RECORDS_AT_ONCE", 3)
+    monkeypatch.setattr(applier, "RECORDS_AT_ONCE", 3)
     phone, tablet = device("phone"), device("tablet")
     for count in (1, 2, 5, 1, 1):
         with phone.changeset():
@@ -188,49 +192,20 @@ def test_bodies_travel_compressed(device):
 
 def test_the_pace_adapts():
     """Quick after activity, slow when idle, backing off in trouble, and never in step."""
-    pace = Pace(random.Random(1))
-    busy, idle = Outcome(pulled=1), Outcome()
-    assert pace.after_success(busy, 0) < 2
-    waits = [pace.after_success(idle, 0) for _ in range(30)]
+    schedule = Schedule(random.Random(1))
+    busy, idle = SyncResult(pulled=1), SyncResult()
+    assert schedule.after_success(busy, 0) < 2
+    waits = [schedule.after_success(idle, 0) for _ in range(30)]
     assert waits[0] < 3 and POLL_SECONDS_MAX * 0.8 <= waits[-1] <= POLL_SECONDS_MAX * 1.2
     assert len(set(waits)) == 30
-    assert pace.after_success(busy, 0) < 2
-    assert pace.after_success(busy, 44.0) == 44.0  # the server asked to be left alone
+    assert schedule.after_success(busy, 0) < 2
+    assert schedule.after_success(busy, 44.0) == 44.0  # the server asked to be left alone
 
     down = Unreachable()
-    failures = [pace.after_failure(down) for _ in range(15)]
-    assert failures[0] < 1.3 and pace.is_failing
+    failures = [schedule.after_failure(down) for _ in range(15)]
+    assert failures[0] < 1.3 and schedule.is_failing
     assert RETRY_SECONDS_MAX * 0.8 <= failures[-1] <= RETRY_SECONDS_MAX * 1.2
-    assert pace.after_failure(ServerProblem(503, {}, 1_000.0)) == 1_000.0
-    assert pace.after_failure(ServerProblem(401, {}, None)) > HELD_SECONDS * 0.7
-    pace.after_success(idle, 0)
-    assert not pace.is_failing
-
-
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "use-the-client-library.md").read_text(
-    "utf-8"
-)
-
-
-def test_the_guide_runs(device, app, tmp_path, monkeypatch):
-    """Every Python block of the client's guide, one after another, on a real service."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(tmp_path)
-    real = HttpServer.__init__
-
-    def to_the_app(self, url, space, **options):
-        transport = httpx.WSGITransport(app=app)
-        real(self, "http://localhost", space, **options, transport=transport)
-
-    monkeypatch.setattr(HttpServer, "__init__", to_the_app)
-    exec(blocks[0], {})
-    replica = foldlog.open("app.db")
-    names = {"replica": replica, "tasks": replica.collection("tasks")}
-    try:
-        replica.sync()
-        for block in blocks[1:]:
-            exec(block, names)
-        assert [record["title"] for record in names["tasks"]] == ["Bread"]
-    finally:
-        replica.close()
+    assert schedule.after_failure(ServerProblem(503, {}, 1_000.0)) == 1_000.0
+    assert schedule.after_failure(ServerProblem(401, {}, None)) > SIGN_IN_RETRY_SECONDS * 0.7
+    schedule.after_success(idle, 0)
+    assert not schedule.is_failing

@@ -16,7 +16,7 @@ import pytest
 
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 from foldlog.scripts.server.process import environment, reserve_port, serving
 
 from .faults import ADMIN_TOKEN, bearer

@@ -77,7 +77,7 @@ def test_whatever_happens_proofs_hold_and_values_are_nowhere(database_urls, seed
         told = everything(superuser)
         assert not [value for value in life.erased_values if value in told]
         assert all(value in told for value in life.kept_values)
-        Rebuilder(datastore, MasterProjection(), turn_events=7).rebuild("s", verify=True)
+        Rebuilder(datastore, MasterProjection(), batch_events=7).rebuild("s", verify=True)
         check_import(stores, life)
 
 
@@ -162,7 +162,7 @@ def test_in_the_middle_of_a_rebuild(stores, monkeypatch):
                     of_it = f"SELECT FROM {table} WHERE collection = 'tasks' AND id = 'r'"
                     assert cursor.execute(of_it).fetchall() == []
 
-    rebuilder = Rebuilder(stores.datastore, MasterProjection(), report=report, turn_events=4)
+    rebuilder = Rebuilder(stores.datastore, MasterProjection(), report=report, batch_events=4)
     rebuilder.rebuild("s", verify=True)
     assert_equals_fresh_fold(stores, "s", 10)
 

@@ -42,7 +42,7 @@ def test_it_passes_when_it_was_interrupted(erased):
     audit = LogAudit()
     for entry in erased.stores.entries("s", through=442):
         audit.check([Evidence(entry.state, entry.salt, entry.ops_hash)])
-        audit = LogAudit(audit.place)
+        audit = LogAudit(audit.cursor)
     audit.check_erasures()
 
 

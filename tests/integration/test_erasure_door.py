@@ -7,7 +7,7 @@ import pytest
 from psycopg.sql import SQL
 
 from foldlog.domain import proofs
-from foldlog.domain.erasure import without
+from foldlog.domain.erasure import erase_keys
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, new_id, push_of, put
@@ -56,7 +56,7 @@ def note(conn, seq, key=R):
 
 def erased(url, seq, key=R):
     _, state, salt, _ = rows(url)[seq - 1]
-    return without(state, salt, {key})
+    return erase_keys(state, salt, {key})
 
 
 def test_a_whole_erasure_passes(urls):

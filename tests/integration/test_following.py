@@ -186,7 +186,7 @@ def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
     """
     Its thread must not end with the database: nobody at this worker would hear of anything again.
     """
-    monkeypatch.setattr("foldlog.infrastructure.postgres.event_store.following.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("foldlog.infrastructure.postgres.log.following.LOOK_SECONDS", 0.05)
     attempts = []
 
     def read_on(space: str) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import pytest
 
 from foldlog.domain.errors import UnknownSpace
-from foldlog.domain.events import body_entry
+from foldlog.domain.events import Envelope, body_entry
 from foldlog.domain.ports import RangeQuery
 from tests.helpers import changeset, new_id, push_of, put
 
 
 def decide_once(cursor, locked):
     return body_entry(
-        seq=locked.head + 1,
-        kind="noted",
-        id=new_id(),
-        received_at=locked.received_at,
-        body={"note": "by an admin"},
-        salt=bytes(32),
+        Envelope(locked.head + 1, new_id(), locked.received_at, bytes(32)),
+        "noted",
+        {"note": "by an admin"},
     )
 
 

@@ -1,4 +1,4 @@
-"""The projector: each event once, whatever crashes, and one space's trouble is its own."""
+"""The projector applies each event once, also after a crash. A space that fails halts alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from threading import Thread
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -17,11 +18,14 @@ from msgspec.json import decode, encode
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import conflict_document, view_of
 from foldlog.domain.ports import RecordsQuery
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
-from foldlog.infrastructure.postgres.master import ledger_rows, record_rows
+from foldlog.infrastructure.postgres.master import conflict_rows, record_rows
+from foldlog.infrastructure.postgres.master import projection as master_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
+from foldlog.infrastructure.postgres.rebuild import batches
 from foldlog.infrastructure.postgres.rebuild import projector as projector_module
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
@@ -31,7 +35,7 @@ from tests.helpers import A, B, C, add, changeset, delete, kept_conflict, new_id
 
 
 def random_history(stores, space: str, seed: int, pushes: int = 60) -> int:
-    """Three devices at odds over a few records; returns the head."""
+    """Pushes concurrent changes of three devices to a few records. Returns the head."""
     rng = random.Random(seed)
     head = 0
     for _ in range(pushes):
@@ -53,7 +57,7 @@ def random_history(stores, space: str, seed: int, pushes: int = 60) -> int:
 
 
 def table_of(stores, space: str) -> list[tuple]:
-    """All rows of the live generation, as they are stored."""
+    """Returns all rows of the live generation, as stored."""
     with stores.datastore.rows() as cursor:
         return cursor.execute(
             "SELECT r.* FROM records r JOIN projections p USING (space, generation) "
@@ -63,12 +67,12 @@ def table_of(stores, space: str) -> list[tuple]:
 
 
 def master_status(datastore, space: str | None = None):
-    """The status of the master table alone."""
+    """Returns the status of the master table without the other projections."""
     return [line for line in status(datastore, space) if line.projection == "master"]
 
 
 def assert_equals_fresh_fold(stores, space: str, head: int) -> None:
-    """The master table and the ledger are what a fold of the log from 1 to head makes."""
+    """Compares the master table and the ledger with a fold of the log from 1 to head."""
     states = [entry.state for entry in stores.entries(space, through=head)]
     records, conflicts = fold_all(states)
     page = stores.page(space, RecordsQuery(1_000, changed_after=0, at_least=head))
@@ -80,13 +84,15 @@ def assert_equals_fresh_fold(stores, space: str, head: int) -> None:
     ]
 
 
-@pytest.mark.parametrize("turn_events", [1, 2, 7, 1_000])
-@pytest.mark.parametrize("batch_events", [1, 3, 1_000])
-def test_batch_sizes_do_not_matter(datastore, stores, monkeypatch, turn_events, batch_events):
-    """However the log is cut into transactions and batches, the table is the fold of the log."""
-    monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch_events)
-    head = random_history(stores, "s", seed=turn_events)
-    stores.projector = Projector(datastore, MasterProjection(), turn_events=turn_events)
+@pytest.mark.parametrize("batch_events", [1, 2, 7, 1_000])
+@pytest.mark.parametrize("page_events", [1, 3, 1_000])
+def test_all_batch_sizes_give_the_same_table(
+    datastore, stores, monkeypatch, batch_events, page_events
+):
+    """The table is the fold of the log for any size of transactions and pages."""
+    monkeypatch.setattr(batches, "PAGE_EVENTS", page_events)
+    head = random_history(stores, "s", seed=batch_events)
+    stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
 
     stores.project()
 
@@ -94,16 +100,16 @@ def test_batch_sizes_do_not_matter(datastore, stores, monkeypatch, turn_events, 
 
 
 def test_many_workers_share_the_spaces(database, stores):
-    """Eight workers at once apply every event of every space exactly once."""
+    """Eight concurrent workers apply each event of each space exactly once."""
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=30) for n in range(6)}
 
     with Datastore(database, pool_size_max=9) as datastore, ThreadPoolExecutor(8) as threads:
-        workers = [Projector(datastore, MasterProjection(), turn_events=3) for _ in range(8)]
+        workers = [Projector(datastore, MasterProjection(), batch_events=3) for _ in range(8)]
 
         def work(worker: Projector) -> None:
             while spaces := worker.lagging():
                 for space in spaces:
-                    worker.project_or_stop(space)
+                    worker.project_or_halt(space)
 
         list(threads.map(work, workers))
 
@@ -112,19 +118,19 @@ def test_many_workers_share_the_spaces(database, stores):
 
 
 def test_a_crash_in_a_batch_leaves_all_or_nothing_of_it(datastore, stores, monkeypatch):
-    """The position moves with what was projected: a batch that fails is done again, whole."""
+    """The position moves with the rows, so a failed batch is repeated as a whole."""
     head = random_history(stores, "s", seed=1)
 
     class Killed(BaseException):
-        """Not an Exception: like a kill, nothing handles it."""
+        """A BaseException, because the code handles each Exception, but a kill is unhandled."""
 
     def dies(*_, **__):
         raise Killed
 
-    for turn_events in (5, 11):
-        stores.projector = Projector(datastore, MasterProjection(), turn_events=turn_events)
+    for batch_events in (5, 11):
+        stores.projector = Projector(datastore, MasterProjection(), batch_events=batch_events)
         with monkeypatch.context() as patch:
-            # After the rows are written, before the position is.
+            # The kill happens between the write of the rows and the write of the position.
             patch.setattr(stores.projector.positions, "advance", dies)
             with pytest.raises(Killed):
                 stores.projector.project("s")
@@ -135,15 +141,15 @@ def test_a_crash_in_a_batch_leaves_all_or_nothing_of_it(datastore, stores, monke
 
 
 def test_an_event_is_never_applied_twice(datastore, stores):
-    """A worker that believes in an old position is stopped by the position itself."""
+    """A worker with an outdated position gets an error when it moves the position."""
     stores.push("s", push_of(changeset(add(n=1)), changeset(add(n=1))))
     stores.project()
-    with pytest.raises(Exception, match="applied already"), datastore.committed() as cursor:
+    with pytest.raises(Exception, match="is not at 0"), datastore.committed() as cursor:
         stores.projector.positions.advance(cursor, "s", 1, expected=0, to=2)
 
 
 def poison(database: str, space: str, seq: int) -> None:
-    """Puts an event into the log that nobody can read, past all our code."""
+    """Inserts an unreadable event into the log by plain SQL."""
     with psycopg.connect(database) as conn:
         conn.execute(
             "INSERT INTO events SELECT originator_id, %(seq)s, topic, '{\"seq\": oh no', "
@@ -154,8 +160,8 @@ def poison(database: str, space: str, seq: int) -> None:
         conn.execute("UPDATE spaces SET head = %s WHERE space = %s", (seq, space))
 
 
-def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, stores):
-    """What is before it is projected, status tells where and why, appends and others go on."""
+def test_an_unreadable_event_halts_its_space_alone(database, stores):
+    """Earlier events are projected, status tells seq and reason, appends and other spaces go on."""
     stores.push("bad", push_of(changeset(put("a", x=1)), changeset(put("b", x=1))))
     poison(database, "bad", 3)
     stores.push("good", push_of(changeset(put("a", x=1))))
@@ -185,8 +191,8 @@ def test_an_event_that_cannot_be_processed_stops_its_space_alone(database, store
     assert len(stores.page("bad", RecordsQuery(10)).records) == 2
 
 
-def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeypatch):
-    """psycopg calls a program limit or a timeout operational; the connection is fine."""
+def test_a_failing_statement_halts_its_space_alone(datastore, stores, monkeypatch):
+    """psycopg raises OperationalError for an exceeded limit, while the connection stays usable."""
     for space in ("a", "b"):
         stores.push(space, push_of(changeset(put("x", n=1))))
     apply = stores.projector._projection.apply
@@ -202,8 +208,8 @@ def test_a_statement_that_fails_stops_its_space_alone(datastore, stores, monkeyp
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
 
 
-def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkeypatch):
-    """A batch that is too much for the server ends its session; the next space has its turn."""
+def test_a_space_that_breaks_the_connection_halts_alone(database, stores, monkeypatch):
+    """A batch that is too large for the server ends its session. The other spaces go on."""
     for space in ("a", "b"):
         stores.push(space, push_of(changeset(put("x", n=1))))
     with Datastore(database) as datastore:
@@ -216,19 +222,19 @@ def test_a_space_that_breaks_the_connection_stops_alone(database, stores, monkey
             yield from apply(to, events)
 
         monkeypatch.setattr(worker._projection, "apply", breaks)
-        for number in range(1, projector_module.BREAKS_MAX + 1):
-            # As often may be a server that restarts; what goes on like that is the space's own.
+        for number in range(1, projector_module.FAILURES_MAX + 1):
+            # So many failures may come from a server that restarts.
             assert master_status(datastore, "a")[0].stopped_at is None
             for space in worker.lagging():
-                is_last = space == "b" or number == projector_module.BREAKS_MAX
+                is_last = space == "b" or number == projector_module.FAILURES_MAX
                 with nullcontext() if is_last else pytest.raises(OperationalError):
-                    worker._project_or_note(space)
+                    worker._project_or_count(space)
         lines = {line.space: line for line in master_status(datastore)}
     assert lines["a"].stopped_at == 1 and lines["b"].lag == 0
 
 
 def breaking_at(worker: Projector, monkeypatch, seq: int) -> list[int]:
-    """Has an event of space `a` break the connection; how many events were folded each time."""
+    """Makes an event of space `a` break the connection. Returns the sizes of all attempts."""
     sizes = []
     apply = worker._projection.apply
 
@@ -243,43 +249,43 @@ def breaking_at(worker: Projector, monkeypatch, seq: int) -> list[int]:
     return sizes
 
 
-def test_what_breaks_the_connection_is_found_by_smaller_turns(database, stores, monkeypatch):
-    """No seq is named but of an event that failed alone, and what is before it is projected."""
+def test_smaller_batches_find_the_event_that_breaks_the_connection(database, stores, monkeypatch):
+    """Status names an event that failed alone, and all events before it are projected."""
     stores.push("a", push_of(*(changeset(put("x", n=n)) for n in range(20))))
     with Datastore(database) as datastore:
         worker = Projector(datastore, MasterProjection())
         sizes = breaking_at(worker, monkeypatch, seq=18)
         while master_status(datastore, "a")[0].stopped_at is None:
             with suppress(OperationalError):
-                worker._project_or_note("a")
+                worker._project_or_count("a")
     assert sizes == [20, 20, 15, 5, 1, 1, 1]
     [line] = master_status(stores.datastore, "a")
     assert (line.position, line.stopped_at) == (17, 18)
 
 
-def test_turns_are_large_again_past_what_failed(database, stores, monkeypatch):
-    """It may have been the database's trouble, and a space must not be slow for ever."""
+def test_batches_grow_again_after_the_failed_events(database, stores, monkeypatch):
+    """The database may have been the cause, so the space must return to its full speed."""
     stores.push("a", push_of(*(changeset(put("x", n=n)) for n in range(20))))
     with Datastore(database) as datastore:
-        worker = Projector(datastore, MasterProjection(), turn_events=16)
+        worker = Projector(datastore, MasterProjection(), batch_events=16)
         with monkeypatch.context() as patch, pytest.raises(OperationalError):
             breaking_at(worker, patch, seq=1)
-            worker._project_or_note("a")
+            worker._project_or_count("a")
         sizes = breaking_at(worker, monkeypatch, seq=0)
-        while worker._project_or_note("a"):
+        while worker._project_or_count("a"):
             pass
     assert sizes == [1] * 16 + [4]
 
 
-def test_before_a_space_is_given_up_one_event_is_tried_alone():
-    """Or else the seq that is named as the one at which it stopped may be a harmless one."""
-    assert projector_module.TURN_EVENTS < projector_module.FEWER ** (
-        projector_module.BREAKS_MAX - 1
+def test_the_last_attempt_before_a_halt_is_a_single_event():
+    """A larger batch could blame an event that is harmless."""
+    assert projector_module.BATCH_EVENTS < projector_module.SHRINK_FACTOR ** (
+        projector_module.FAILURES_MAX - 1
     )
 
 
-def test_who_failed_has_the_next_turn_last(database, stores, monkeypatch):
-    """What breaks the connection may be slow to do so, and ends the round: others come before."""
+def test_a_failed_space_comes_last_in_the_next_round(database, stores, monkeypatch):
+    """A failure may be slow and ends the round, so the other spaces come first."""
     for space in ("a", "b"):
         stores.push(space, push_of(changeset(put("x", n=1))))
     with Datastore(database) as datastore:
@@ -287,40 +293,40 @@ def test_who_failed_has_the_next_turn_last(database, stores, monkeypatch):
         breaking_at(worker, monkeypatch, seq=1)
         for lag in (1, 0):
             with pytest.raises(OperationalError):
-                worker.take_turns(Awake())
-            worker.start_over()
+                worker.run_round(Awake())
+            worker.reset()
             assert master_status(datastore, "b")[0].lag == lag
 
 
-def large_record(stores, monkeypatch, *, turn_bytes: int) -> None:
-    """40 versions of a record of 256 KB, of which a statement has room for four."""
+def large_record(stores, monkeypatch, *, batch_bytes: int) -> None:
+    """Pushes 40 versions of a record of 256 KB. A statement has room for four."""
     monkeypatch.setattr(record_rows, "STATEMENT_BYTES", 2**20)
-    monkeypatch.setattr(projector_module, "WRITTEN_BYTES", turn_bytes)
+    monkeypatch.setattr(batches, "WRITTEN_BYTES", batch_bytes)
     large = changeset(put("x", text="x" * 2**18))
     stores.push("s", push_of(large, *(changeset(put("x", n=n)) for n in range(39))))
 
 
-def test_a_large_record_that_changes_often_takes_many_turns(datastore, stores, monkeypatch):
-    """A version each: a few small changesets make much to write, and others wait meanwhile."""
-    large_record(stores, monkeypatch, turn_bytes=2 * 2**20)
+def test_a_large_record_with_many_changes_takes_many_batches(datastore, stores, monkeypatch):
+    """Small changesets can write large versions. A limit of bytes lets other spaces in between."""
+    large_record(stores, monkeypatch, batch_bytes=2 * 2**20)
     positions = [0]
-    while stores.projector.project_or_stop("s"):
+    while stores.projector.project_or_halt("s"):
         positions.append(master_status(datastore, "s")[0].position)
     assert positions == list(range(0, 41, 8))
     assert_equals_fresh_fold(stores, "s", 40)
 
 
-def test_the_time_of_a_turn_is_bounded(datastore, stores, monkeypatch):
-    """What is slow ends its turn after a part, and goes on in the next."""
-    large_record(stores, monkeypatch, turn_bytes=2**30)
-    monkeypatch.setattr(projector_module, "TURN_SECONDS", 0)
-    assert stores.projector.project_or_stop("s")
+def test_the_time_of_a_batch_is_bounded(datastore, stores, monkeypatch):
+    """A slow batch ends after a part of a page, and the next batch continues there."""
+    large_record(stores, monkeypatch, batch_bytes=2**30)
+    monkeypatch.setattr(batches, "BATCH_SECONDS", 0)
+    assert stores.projector.project_or_halt("s")
     assert master_status(datastore, "s")[0].position == 4
 
 
-def test_not_all_that_is_written_is_in_memory(stores, monkeypatch):
-    """Of 10 MB of versions there is a statement's worth at a time."""
-    large_record(stores, monkeypatch, turn_bytes=2**30)
+def test_memory_holds_one_statement_at_a_time(stores, monkeypatch):
+    """Writing 10 MB of versions needs less than 8 MB of memory."""
+    large_record(stores, monkeypatch, batch_bytes=2**30)
     tracemalloc.start()
     try:
         stores.projector.project("s")
@@ -331,9 +337,9 @@ def test_not_all_that_is_written_is_in_memory(stores, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 600, 2_000, 10_000])
-def test_sizes_of_statements_do_not_matter(datastore, stores, monkeypatch, size):
-    """Wherever a part ends, in an event or after it, the table is the fold of the log."""
-    for module in (record_rows, ledger_rows):
+def test_all_statement_sizes_give_the_same_table(datastore, stores, monkeypatch, size):
+    """The table is the fold of the log, also if a statement ends within an event."""
+    for module in (record_rows, conflict_rows):
         monkeypatch.setattr(module, "STATEMENT_BYTES", size)
     head = random_history(stores, "s", seed=size)
     stores.project()
@@ -341,22 +347,22 @@ def test_sizes_of_statements_do_not_matter(datastore, stores, monkeypatch, size)
     Rebuilder(datastore, MasterProjection()).rebuild("s", verify=True)
 
 
-def test_a_late_note_of_a_stop_is_not_taken(datastore, stores):
-    """What another worker has got past meanwhile has not stopped."""
+def test_a_late_report_of_a_halt_is_ignored(datastore, stores):
+    """Another worker may have projected the event since."""
     stores.push("s", push_of(changeset(put("x", n=1))))
     slow = Projector(datastore, MasterProjection())
 
     def project_meanwhile(space):
         stores.project()
-        raise projector_module.Stopped(1, 1, "no memory, just then")
+        raise batches.Halted(1, 1, "no memory, just then")
 
     slow.project = project_meanwhile
-    slow.project_or_stop("s")
+    slow.project_or_halt("s")
     assert master_status(datastore, "s")[0].stopped_at is None
 
 
-def test_what_other_code_folded_is_left_alone(datastore, stores):
-    """Half of one merge rule and half of another would be neither; a rebuild mends it."""
+def test_a_generation_of_another_version_is_left_alone(datastore, stores):
+    """Two merge rules must not mix in one table. A rebuild replaces it."""
     stores.push("s", push_of(changeset(put("x", n=1))))
     with datastore.committed() as cursor:
         cursor.execute("UPDATE projections SET fold_version = 0")
@@ -376,8 +382,8 @@ def fold_within(stores, bytes_max: int) -> None:
     stores.project()
 
 
-def test_events_that_touch_much_are_folded_a_few_at_a_time(stores):
-    """Each alone fits into memory, all of a batch would not."""
+def test_events_with_large_records_are_folded_in_small_batches(stores):
+    """The records of each event fit into memory. The records of all events exceed it."""
     ids = [f"r{number}" for number in range(10)]
     stores.push("s", push_of(*(changeset(put(id, text=LARGE)) for id in ids)))
     stores.project()
@@ -388,8 +394,8 @@ def test_events_that_touch_much_are_folded_a_few_at_a_time(stores):
     assert_equals_fresh_fold(stores, "s", head)
 
 
-def test_an_event_that_touches_more_than_fits_stops_its_space_alone(stores):
-    """It says so, and goes on once there is more room, or an admin has it skipped."""
+def test_an_event_with_too_large_records_halts_its_space_alone(stores):
+    """Status tells the limit. The space goes on after a raise of the limit, or after a skip."""
     head = {}
     two = changeset(put("a", text=LARGE)), changeset(put("b", text=LARGE))
     for space in ("more room", "skipped", "other"):
@@ -416,22 +422,24 @@ def test_an_event_that_touches_more_than_fits_stops_its_space_alone(stores):
     page = stores.page("skipped", RecordsQuery(10))
     assert [decode(record)["fields"].get("n") for record in page.records] == [2, None, 0]
 
-    with stores.datastore.committed() as cursor:  # as when it has rested
+    with stores.datastore.committed() as cursor:  # as after the pause
         cursor.execute("UPDATE projections SET stopped_until = NULL RETURNING space")
     fold_within(stores, 1_000_000)
     assert_equals_fresh_fold(stores, "more room", head["more room"])
 
 
-def test_what_fails_is_not_tried_more_often_than_need_be(database, stores, monkeypatch):
-    """Each try may cost a second, which the others wait for: neither turns of more events than
-    there are, nor, once it has stopped, ever smaller ones again."""
+def test_a_failing_event_takes_as_few_attempts_as_possible(database, stores, monkeypatch):
+    """Each attempt may take a second, and the other spaces wait.
+
+    So a batch ends at the head of the log, and the retry of a halted space tries the event alone.
+    """
     stores.push("s", push_of(changeset()))
     stores.project()
     poison(database, "s", 2)
     tried = []
-    advance = stores.projector._apply
+    advance = stores.projector._batches._apply
     monkeypatch.setattr(
-        stores.projector,
+        stores.projector._batches,
         "_apply",
         lambda to, start, until, ends_at: tried.append(until) or advance(to, start, until, ends_at),
     )
@@ -440,26 +448,26 @@ def test_what_fails_is_not_tried_more_often_than_need_be(database, stores, monke
     stores.push("s", push_of(*(changeset() for _ in range(5))))
     with psycopg.connect(database) as conn:
         conn.execute("UPDATE projections SET stopped_until = NULL")
-    stores.projector.project_or_stop("s")
+    stores.projector.project_or_halt("s")
     assert tried[1:] == [2]
 
 
-def test_a_turn_that_fails_and_takes_its_time_ends_with_the_first_event(stores, monkeypatch):
-    """Or eleven more tries, each as slow, would hold up all other spaces."""
-    monkeypatch.setattr(projector_module, "TURN_SECONDS", 0.0)
+def test_a_slow_failing_batch_tries_only_its_first_event_next(stores, monkeypatch):
+    """Bisection would take eleven more slow attempts, and all other spaces would wait."""
+    monkeypatch.setattr(batches, "BATCH_SECONDS", 0.0)
     head = stores.push("s", push_of(*(changeset(put("a", n=n)) for n in range(100)))).head
-    understood, tried = stores.projector._projection._mapper.decode, []
+    tried = []
 
     def fails_on_the_last(topic, state):
         if b'"n":99' in state:
             raise ValueError("what is this?")
-        return understood(topic, state)
+        return UPCASTER.decode(topic, state)
 
-    apply = stores.projector._apply
+    apply = stores.projector._batches._apply
     with monkeypatch.context() as patch:
-        patch.setattr(stores.projector._projection._mapper, "decode", fails_on_the_last)
+        patch.setattr(master_module, "UPCASTER", SimpleNamespace(decode=fails_on_the_last))
         patch.setattr(
-            stores.projector,
+            stores.projector._batches,
             "_apply",
             lambda to, start, until, ends_at: (
                 tried.append(until - start) or apply(to, start, until, ends_at)
@@ -474,30 +482,27 @@ def test_a_turn_that_fails_and_takes_its_time_ends_with_the_first_event(stores, 
 RIDDLE = b'{"seq":2,"kind":"riddle","id":"x","received_at":"now","body":1}'
 
 
-def test_a_stopped_space_is_tried_again(database, stores, monkeypatch):
-    """When the cause is gone - here: newer code - the space goes on by itself."""
+def test_a_halted_space_is_retried(database, stores, monkeypatch):
+    """The space goes on by itself after the cause is gone, here by newer code."""
     stores.push("s", push_of(changeset(put("a", x=1))))
     poison(database, "s", 2)
     monkeypatch.setattr(projector_module, "RETRY_SECONDS", 0)
-    while stores.projector.project_or_stop("s"):
+    while stores.projector.project_or_halt("s"):
         pass
     assert master_status(stores.datastore, "s")[0].stopped_at == 2
 
-    mapper = stores.projector._projection._mapper
-    understood = mapper.decode
-    monkeypatch.setattr(
-        mapper,
-        "decode",
-        lambda topic, state: understood(topic, RIDDLE if b"oh no" in state else state),
-    )
-    stores.projector.project_or_stop("s")
+    def newer(topic, state):
+        return UPCASTER.decode(topic, RIDDLE if b"oh no" in state else state)
+
+    monkeypatch.setattr(master_module, "UPCASTER", SimpleNamespace(decode=newer))
+    stores.projector.project_or_halt("s")
 
     (line,) = master_status(stores.datastore, "s")
     assert (line.position, line.stopped_at, line.stopped_why) == (2, None, None)
 
 
 def test_a_running_projector_is_woken_at_once(database, datastore, stores):
-    """An append is projected well before the poll interval would come round."""
+    """A notification wakes the projector long before the next poll."""
     wakeups = Wakeups(database)
     worker = Projector(datastore, MasterProjection())
     thread = Thread(target=worker.run, args=(wakeups,))
@@ -507,8 +512,8 @@ def test_a_running_projector_is_woken_at_once(database, datastore, stores):
         for n in range(1, 6):
             receipt = stores.push("s", push_of(changeset(put(str(n), x=n))))
             announcer.announce("s", 1)
-            # A poll alone would take two seconds. Only the first append may be left to one: the
-            # listener may not listen yet.
+            # A poll alone would take two seconds. Only the first append may need one, because the
+            # listener may still be connecting.
             deadline = time.monotonic() + (1 if n > 1 else 10)
             master = PostgresMasterTable(datastore)
             while master.position("s").position < receipt.head:
@@ -524,7 +529,7 @@ def test_a_running_projector_is_woken_at_once(database, datastore, stores):
 
 
 def test_the_fold_of_the_tail_is_the_fold_of_the_table(stores):
-    """A guard decided while the projection lags is decided as if it did not."""
+    """A lagging projection does not change the decision on a guard."""
     stores.push("s", push_of(changeset(put("a", x=1)), device=A))
     stores.project()
     stores.push("s", push_of(changeset(put("a", x=2), base=1), device=B))  # not projected yet
@@ -537,24 +542,24 @@ def test_the_fold_of_the_tail_is_the_fold_of_the_table(stores):
 
 
 class Awake:
-    """Wakeups that never come, of a service that goes on."""
+    """Wakeups of a running service that receives no notification."""
 
     closed = False
 
 
-def test_between_two_turns_of_a_space_that_is_flooded_every_other_has_one(datastore, stores):
-    """What a quiet space waits for is one turn of each other, however far those are behind."""
-    worker = Projector(datastore, MasterProjection(), turn_events=5)
+def test_each_space_has_a_batch_between_two_batches_of_a_flooded_one(datastore, stores):
+    """A quiet space waits for one batch of each other space at most."""
+    worker = Projector(datastore, MasterProjection(), batch_events=5)
     stores.push("flooded", push_of(*(changeset() for _ in range(40))))
 
-    for turn in range(1, 5):
+    for round in range(1, 5):
         stores.push("quiet", push_of(changeset()))
         worker.wake(["flooded", "quiet"])
-        worker.take_turns(Awake())
+        worker.run_round(Awake())
 
         [flooded] = master_status(datastore, "flooded")
         [quiet] = master_status(datastore, "quiet")
-        assert (flooded.position, quiet.lag) == (5 * turn, 0)
+        assert (flooded.position, quiet.lag) == (5 * round, 0)
 
 
 def test_spaces_that_always_lag_do_not_hide_the_others(datastore, stores, monkeypatch):

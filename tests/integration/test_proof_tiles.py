@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 from psycopg.sql import SQL
 
-from foldlog.domain.events import body_entry
+from foldlog.domain.events import Envelope, body_entry
 from foldlog.domain.merkle import Tile, root_of
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -55,7 +55,7 @@ def assert_tiles_are_of_the_log(stores, space: str, head: int) -> None:
 
 def grow(stores, worker: Projector) -> None:
     for space in worker.lagging():
-        while worker.project_or_stop(space):
+        while worker.project_or_halt(space):
             pass
 
 
@@ -70,10 +70,10 @@ def many(stores):
 def test_batch_sizes_do_not_matter(stores, many, monkeypatch, turn, batch):
     """However the log is cut into turns, the tree is the same."""
     monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), turn_events=turn))
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
     assert_tiles_are_of_the_log(stores, "s", many)
     head = random_history(stores, "s", seed=1, pushes=20)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), turn_events=turn))
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
     assert_tiles_are_of_the_log(stores, "s", head)
 
 
@@ -95,12 +95,9 @@ def test_events_of_every_form_are_leaves(stores):
 
     def decide(_, locked):
         return body_entry(
-            seq=locked.head + 1,
-            kind="riddle",
-            id=str(uuid.uuid4()),
-            received_at=locked.received_at,
-            body={"x": 1, "ops": [1], "body": {"ops": []}},
-            salt=b"s" * 32,
+            Envelope(locked.head + 1, str(uuid.uuid4()), locked.received_at, b"s" * 32),
+            "riddle",
+            {"x": 1, "ops": [1], "body": {"ops": []}},
         )
 
     stores.append_service_event("s", decide)
@@ -128,7 +125,7 @@ def test_a_crash_leaves_all_or_nothing_of_a_turn(stores, many, monkeypatch):
     def dies(*_, **__):
         raise Killed
 
-    worker = Projector(stores.datastore, ProofsProjection(), turn_events=300)
+    worker = Projector(stores.datastore, ProofsProjection(), batch_events=300)
     worker.project("s")
     for _ in range(2):
         with monkeypatch.context() as patch:
@@ -144,7 +141,7 @@ def test_a_rebuilt_tree_is_the_live_one(stores, many, monkeypatch):
     """And what somebody changed by hand is found, and mended by a rebuild."""
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 5)
     grow(stores, Projector(stores.datastore, ProofsProjection()))
-    rebuilder = Rebuilder(stores.datastore, ProofsProjection(), turn_events=100)
+    rebuilder = Rebuilder(stores.datastore, ProofsProjection(), batch_events=100)
     rebuilt = rebuilder.rebuild("s", verify=True)
     assert (rebuilt.events, rebuilt.is_compared) == (many, True)
     assert_tiles_are_of_the_log(stores, "s", many)

@@ -1,4 +1,4 @@
-"""A rebuild: beside the live table, resumable, compared, swapped in while clients read."""
+"""A rebuild fills a second generation, resumes, compares, and swaps while clients read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 from foldlog.domain.errors import OperatorError, UnknownSpace
 from foldlog.domain.merge import Record
 from foldlog.domain.ports import RecordsQuery
-from foldlog.infrastructure.postgres.master import projection as master_module
-from foldlog.infrastructure.postgres.master.projection import Known, MasterProjection
-from foldlog.infrastructure.postgres.rebuild import projector as projector_module
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
+from foldlog.infrastructure.postgres.master.record_cache import RecordCache
+from foldlog.infrastructure.postgres.rebuild import batches
 from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
-from foldlog.infrastructure.postgres.rebuild.projector import Stopped
+from foldlog.infrastructure.postgres.rebuild.batches import Halted
+from foldlog.infrastructure.postgres.rebuild.generations import Generations
 from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import (
@@ -33,12 +34,12 @@ from tests.integration.test_projector import (
 
 @pytest.fixture
 def rebuilder(datastore):
-    return Rebuilder(datastore, MasterProjection(), turn_events=7)
+    return Rebuilder(datastore, MasterProjection(), batch_events=7)
 
 
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch):
-    """Short logs shall be rebuilt in many steps too, not all under the final lock."""
+    """Makes rebuilds of short logs take many batches before the final lock."""
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 5)
 
 
@@ -47,7 +48,7 @@ def without_generation(rows: list[tuple]) -> list[tuple]:
 
 
 def test_a_rebuilt_table_is_the_live_one(stores, rebuilder):
-    """Row by row the same, of a new generation, and nothing is left of the old one."""
+    """All rows are equal, they have a new generation, and the old one is deleted."""
     head = random_history(stores, "s", seed=1)
     stores.project()
     before = table_of(stores, "s")
@@ -68,7 +69,7 @@ def test_it_reports_progress(stores, datastore):
     random_history(stores, "s", seed=1)
     reports = []
     rebuilder = Rebuilder(
-        datastore, MasterProjection(), report=lambda *args: reports.append(args), turn_events=10
+        datastore, MasterProjection(), report=lambda *args: reports.append(args), batch_events=10
     )
     rebuilder.rebuild("s")
     assert reports[0] == ("s", 10, 60) and reports[-1] == ("s", 60, 60)
@@ -91,7 +92,7 @@ def test_it_reports_progress(stores, datastore):
     ],
 )
 def test_verify_tells_the_first_difference(stores, database, rebuilder, change, table):
-    """It says which row of what, keeps the live table, and a rebuild without it mends it."""
+    """The error names table and row, and the live table stays. A plain rebuild repairs it."""
     head = random_history(stores, "s", seed=2)
     stores.project()
     with psycopg.connect(database) as conn:
@@ -108,15 +109,15 @@ def test_verify_tells_the_first_difference(stores, database, rebuilder, change, 
     rebuilder.rebuild("s", verify=True)
 
 
-def test_a_lagging_live_table_is_no_difference(stores, rebuilder):
-    """Both are brought to the same seq before they are compared."""
+def test_a_lagging_live_table_is_compared_at_the_same_seq(stores, rebuilder):
+    """Both generations reach the same seq before the comparison."""
     head = random_history(stores, "s", seed=3)
     rebuilder.rebuild("s", verify=True)
     assert_equals_fresh_fold(stores, "s", head)
 
 
-def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebuilder):
-    """Progress is the new generation's own position; --fresh begins again."""
+def test_an_interrupted_rebuild_resumes(stores, datastore, rebuilder):
+    """It resumes at the position of the new generation. --fresh starts from 0."""
     head = random_history(stores, "s", seed=4)
     stores.project()
 
@@ -129,7 +130,7 @@ def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebu
 
     def interrupt() -> None:
         with pytest.raises(Killed):
-            Rebuilder(datastore, MasterProjection(), report=die_at_21, turn_events=7).rebuild("s")
+            Rebuilder(datastore, MasterProjection(), report=die_at_21, batch_events=7).rebuild("s")
 
     interrupt()
     assert [(s.generation, s.position, s.is_live) for s in master_status(datastore)] == [
@@ -141,8 +142,8 @@ def test_an_interrupted_rebuild_goes_on_where_it_stopped(stores, datastore, rebu
     assert rebuilder.rebuild("s", fresh=True, verify=True).resumed_at == 0
 
 
-def test_what_other_code_began_is_not_gone_on_with(stores, datastore, rebuilder):
-    """Half a table of another merge rule would be neither the one nor the other."""
+def test_an_unfinished_generation_of_another_version_is_dropped(stores, datastore, rebuilder):
+    """Two merge rules must not mix in one table."""
     random_history(stores, "s", seed=4)
     with datastore.committed() as cursor:
         cursor.execute(
@@ -153,7 +154,7 @@ def test_what_other_code_began_is_not_gone_on_with(stores, datastore, rebuilder)
 
 
 def test_clients_read_while_it_is_rebuilt_and_swapped(stores, datastore, rebuilder):
-    """Every page that is read meanwhile is a whole table of its seq."""
+    """Each page that clients read during the rebuild is the whole table at its seq."""
     for n in range(30):
         stores.push("s", push_of(changeset(put(str(n % 10), n=n))))
     stores.project()
@@ -179,7 +180,7 @@ def test_clients_read_while_it_is_rebuilt_and_swapped(stores, datastore, rebuild
 
 
 def test_verify_holds_while_pushes_go_on(stores, datastore):
-    """Both tables are compared at one seq, however quickly the log grows meanwhile."""
+    """Both tables are compared at one seq while the log grows."""
     stores.push("s", push_of(changeset(put("0", n=0))))
     done = Event()
 
@@ -189,7 +190,7 @@ def test_verify_holds_while_pushes_go_on(stores, datastore):
             n += 1
             stores.push("s", push_of(changeset(put(str(n % 50), n=n))))
             if n % 7 == 0:
-                stores.projector.project_or_stop("s")
+                stores.projector.project_or_halt("s")
 
     pusher = Thread(target=push)
     pusher.start()
@@ -203,59 +204,59 @@ def test_verify_holds_while_pushes_go_on(stores, datastore):
 
 
 def test_one_rebuild_of_a_space_at_a_time(stores, datastore):
-    """A second one is told so, and begins nothing; another space's may go on beside it."""
+    """A second rebuild of the same space is refused at once. Another space's rebuild runs."""
     random_history(stores, "s", seed=9)
     random_history(stores, "t", seed=9)
-    told = []
+    refusals = []
 
     def begin_another(space, position, head):
         if position < head:
             Rebuilder(datastore, MasterProjection()).rebuild("t")
-            with pytest.raises(OperatorError, match="under way") as caught:
+            with pytest.raises(OperatorError, match="is running") as caught:
                 Rebuilder(datastore, MasterProjection()).rebuild("s", fresh=True)
-            told.append(caught.value)
+            refusals.append(caught.value)
 
-    Rebuilder(datastore, MasterProjection(), report=begin_another, turn_events=20).rebuild(
+    Rebuilder(datastore, MasterProjection(), report=begin_another, batch_events=20).rebuild(
         "s", verify=True
     )
-    assert told
+    assert refusals
 
 
-def test_an_event_that_cannot_be_processed_stops_the_rebuild(database, stores, rebuilder):
-    """The live table stays, as it is."""
+def test_an_unreadable_event_stops_the_rebuild(database, stores, rebuilder):
+    """The live table stays unchanged."""
     random_history(stores, "s", seed=5, pushes=10)
     stores.project()
     poison(database, "s", 11)
     before = table_of(stores, "s")
-    with pytest.raises(Stopped, match="seq 11"):
+    with pytest.raises(Halted, match="seq 11"):
         rebuilder.rebuild("s")
     assert table_of(stores, "s") == before
 
 
-def test_a_space_that_is_not_there(rebuilder):
+def test_an_unknown_space(rebuilder):
     with pytest.raises(UnknownSpace):
         rebuilder.rebuild("nowhere")
 
 
 SLOW_REBUILD = """
 import sys, time
-from foldlog.infrastructure.postgres.rebuild import projector, rebuild
+from foldlog.infrastructure.postgres.rebuild import batches, rebuild
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 rebuild.CATCH_UP_EVENTS = 5
-projector.BATCH_EVENTS = 2
+batches.PAGE_EVENTS = 2
 
 def report(space, position, head):
     print(position, flush=True)
     time.sleep(0.02)
 
-rebuild.Rebuilder(Datastore(sys.argv[1]), MasterProjection(), report=report, turn_events=5
+rebuild.Rebuilder(Datastore(sys.argv[1]), MasterProjection(), report=report, batch_events=5
 ).rebuild("s", verify=True)
 """
 
 
-def test_kill_9_of_a_rebuild_loses_only_its_last_step(database, stores):
-    """Killed at whatever moment, again and again, it ends with the right table."""
+def test_kill_9_of_a_rebuild_loses_only_its_last_batch(database, stores):
+    """Repeated kills at any moment still lead to the right table."""
     head = random_history(stores, "s", seed=6, pushes=90)
     stores.project()
     kills, positions = 0, [0]
@@ -271,7 +272,7 @@ def test_kill_9_of_a_rebuild_loses_only_its_last_step(database, stores):
                 kills += 1
         if process.returncode == 0:
             break
-        assert reported[0] > positions[-1]  # it goes on, it does not begin again
+        assert reported[0] > positions[-1]  # it resumed
         positions += reported
     assert process.returncode == 0 and kills >= 3
     assert [line.generation for line in master_status(stores.datastore)] == [2]
@@ -279,7 +280,7 @@ def test_kill_9_of_a_rebuild_loses_only_its_last_step(database, stores):
 
 
 def test_owner_may_drop_a_projection_by_hand(database, stores, rebuilder):
-    """Projections, other than the log, are there to be dropped: everything comes back."""
+    """A rebuild restores projections from the log, so their owner may drop them."""
     head = random_history(stores, "s", seed=7)
     stores.project()
     with psycopg.connect(database) as conn:
@@ -288,25 +289,26 @@ def test_owner_may_drop_a_projection_by_hand(database, stores, rebuilder):
     assert_equals_fresh_fold(stores, "s", head)
 
 
-@pytest.mark.parametrize("known_bytes", [0, 600, 1_500, 2**20])
-@pytest.mark.parametrize("batch_events", [1, 4])
-def test_what_is_kept_in_memory_does_not_matter(
-    stores, datastore, monkeypatch, known_bytes, batch_events
+@pytest.mark.parametrize("cache_bytes", [0, 600, 1_500, 2**20])
+@pytest.mark.parametrize("page_events", [1, 4])
+def test_all_cache_sizes_give_the_same_table(
+    stores, datastore, monkeypatch, cache_bytes, page_events
 ):
-    """However little of it is kept, what was forgotten is read again, and the table is the same."""
+    """Evicted records are read again from the database."""
     head = random_history(stores, "s", seed=8, pushes=120)
     stores.project()
-    monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch_events)
-    monkeypatch.setattr(master_module.Known.__init__, "__kwdefaults__", {"bytes_max": known_bytes})
-    Rebuilder(datastore, MasterProjection(), turn_events=9).rebuild("s", verify=True)
+    monkeypatch.setattr(batches, "PAGE_EVENTS", page_events)
+    monkeypatch.setattr(RecordCache.__init__, "__kwdefaults__", {"bytes_max": cache_bytes})
+    monkeypatch.setattr(MasterProjection.new_cache, "__kwdefaults__", {"bytes_max": cache_bytes})
+    Rebuilder(datastore, MasterProjection(), batch_events=9).rebuild("s", verify=True)
     assert_equals_fresh_fold(stores, "s", head)
 
 
-def test_a_turn_ends_when_it_has_written_much(stores, datastore, monkeypatch):
-    """What is not committed is kept in memory, so there must not be too much of it."""
+def test_a_batch_ends_at_a_limit_of_written_bytes(stores, datastore, monkeypatch):
+    """Uncommitted records stay in memory, so their size must be limited."""
     random_history(stores, "s", seed=8, pushes=40)
-    monkeypatch.setattr(projector_module, "BATCH_EVENTS", 4)
-    monkeypatch.setattr(projector_module, "WRITTEN_BYTES", 1)
+    monkeypatch.setattr(batches, "PAGE_EVENTS", 4)
+    monkeypatch.setattr(batches, "WRITTEN_BYTES", 1)
     reports = []
     Rebuilder(datastore, MasterProjection(), report=lambda *args: reports.append(args[1])).rebuild(
         "s", verify=True
@@ -314,52 +316,53 @@ def test_a_turn_ends_when_it_has_written_much(stores, datastore, monkeypatch):
     assert reports == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]
 
 
-def test_known_records_are_bounded_and_right_at_their_position():
-    """The ones touched lately stay; at another position nothing is known."""
-    known = Known(0, bytes_max=400)
+def test_the_record_cache_is_bounded_and_valid_at_its_position():
+    """Records of recent batches stay. A reset to another position empties the cache."""
+    cache = RecordCache(0, bytes_max=400)
     records = {("tasks", str(n)): Record("tasks", str(n)) for n in range(1, 9)}
     for n, (key, record) in enumerate(records.items(), start=1):
-        assert known.find({key}) == {}
-        known.note({key: record}, 100, n)
-        assert known.find(records.keys()).keys() >= {key}
-        known.committed()
-        assert len(known.find(records.keys())) <= 6
-    assert not known.is_all and known.find({("tasks", "8")}) and not known.find({("tasks", "1")})
-    known.forget(3)
-    assert (known.position, known.is_all, known.find(records.keys())) == (3, False, {})
+        assert cache.find({key}) == {}
+        cache.add({key: record}, 100, n)
+        assert cache.find(records.keys()).keys() >= {key}
+        cache.on_commit()
+        assert len(cache.find(records.keys())) <= 6
+    assert not cache.is_complete
+    assert cache.find({("tasks", "8")}) and not cache.find({("tasks", "1")})
+    cache.reset(3)
+    assert (cache.position, cache.is_complete, cache.find(records.keys())) == (3, False, {})
 
 
-def test_what_is_not_committed_is_known_whatever_it_takes():
-    known = Known(0, bytes_max=1)
+def test_uncommitted_records_stay_cached_beyond_the_limit():
+    cache = RecordCache(0, bytes_max=1)
     for n in range(1, 5):
-        known.note({("tasks", str(n)): Record("tasks", str(n))}, 1_000, n)
-    assert len(known.find({("tasks", str(n)) for n in range(1, 5)})) == 4
-    assert known.bytes_uncommitted == 4_000
+        cache.add({("tasks", str(n)): Record("tasks", str(n))}, 1_000, n)
+    assert len(cache.find({("tasks", str(n)) for n in range(1, 5)})) == 4
+    assert cache.bytes_uncommitted == 4_000
 
 
-def test_a_generation_that_was_brought_on_by_another_is_read_anew(stores, datastore):
-    """Its lock was lost on the way, say: what is known of an older position is not believed."""
+def test_a_cache_of_an_older_position_is_emptied(stores, datastore):
+    """Another process may have advanced the generation, for example after a lost lock."""
     head = random_history(stores, "s", seed=8)
-    rebuilder = Rebuilder(datastore, MasterProjection(), turn_events=9)
-    generation, start = rebuilder._create("s")
-    known = Known(start)
-    rebuilder._turn("s", generation, known)
-    rebuilder._turn("s", generation, Known(9))
-    rebuilder._turn("s", generation, known)
-    assert known.position == 27
+    rebuilder = Rebuilder(datastore, MasterProjection(), batch_events=9)
+    number, start = Generations(datastore, MasterProjection(), "s").create()
+    cache = RecordCache(start)
+    rebuilder._project_batch("s", number, cache)
+    rebuilder._project_batch("s", number, RecordCache(9))
+    rebuilder._project_batch("s", number, cache)
+    assert cache.position == 27
     assert rebuilder.rebuild("s", verify=True).resumed_at == 27
     assert_equals_fresh_fold(stores, "s", head)
 
 
 @pytest.mark.parametrize("seq", [11, 24, 40])
-def test_all_before_an_event_that_cannot_be_processed_is_rebuilt(
+def test_all_events_before_an_unreadable_one_are_rebuilt(
     database, stores, datastore, monkeypatch, seq
 ):
-    """In however large a turn it is: the next rebuild, by code that can, goes on right there."""
-    monkeypatch.setattr(projector_module, "BATCH_EVENTS", 4)
+    """Bisection reaches it in a batch of any size. The next rebuild resumes there."""
+    monkeypatch.setattr(batches, "PAGE_EVENTS", 4)
     random_history(stores, "s", seed=5, pushes=seq - 1)
     poison(database, "s", seq)
     random_history(stores, "s", seed=6, pushes=20)
-    with pytest.raises(Stopped, match=f"seq {seq}"):
-        Rebuilder(datastore, MasterProjection(), turn_events=50).rebuild("s")
+    with pytest.raises(Halted, match=f"seq {seq}"):
+        Rebuilder(datastore, MasterProjection(), batch_events=50).rebuild("s")
     assert [(s.generation, s.position) for s in master_status(datastore)] == [(1, 0), (2, seq - 1)]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from foldlog.domain.errors import BeyondTree, StorageUnavailable, UnknownSpace
 from foldlog.domain.merkle import check_consistency
-from foldlog.domain.notes import Verifier, opened, origin_of
+from foldlog.domain.notes import Verifier, open_checkpoint, origin_of
 from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.transfer import Importer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -53,7 +53,7 @@ def published(stores: PostgresStores, keys, space: str = "s"):
     """The checkpoint, verified as an auditor does who has the keys."""
     origin = origin_of(ORIGIN, space, stores.proofs.tree(space).log)
     ring = read_keys(keys)
-    return opened(stores.proofs.checkpoint(space), ring.verifiers(origin), origin=origin)
+    return open_checkpoint(stores.proofs.checkpoint(space), ring.verifiers(origin), origin=origin)
 
 
 def copy_of(stores: PostgresStores, source: PostgresStores) -> None:
@@ -208,7 +208,7 @@ def test_a_rotated_key_signs_and_the_old_one_verifies(stores, sign, keys):
     _, note = published(stores, keys)
     origin = origin_of(ORIGIN, "s", stores.proofs.tree("s").log)
     assert note.verified_by([Verifier(origin, old.public)]) == []
-    assert opened(before, ring.verifiers(origin))[0].size == 6
+    assert open_checkpoint(before, ring.verifiers(origin))[0].size == 6
 
 
 def test_without_a_key_nothing_is_signed(stores, tmp_path):

@@ -1,4 +1,4 @@
-"""What a snapshot costs the database: one connection, for the time of one page."""
+"""A snapshot borrows one connection for each page, and returns it between the pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from psycopg.rows import tuple_row
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
-from foldlog.infrastructure.postgres.master.table import SELECT_SNAPSHOT
+from foldlog.infrastructure.postgres.master.snapshots import SELECT_SNAPSHOT
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from tests.conftest import PostgresStores
 from tests.helpers import changeset, push_of, put
@@ -18,8 +18,8 @@ PEOPLE = 20
 
 def test_slow_readers_hold_no_connection(database):
     """
-    With a pool of one connection, twenty devices are in the middle of their downloads, and
-    pushes and reads go on between any two lines.
+    One connection is enough for twenty unfinished downloads, with pushes and reads between any two
+    lines.
     """
     with Datastore(database, pool_size_max=1) as datastore:
         stores = PostgresStores(datastore, Limits(page_snapshot_records=2))
@@ -40,7 +40,7 @@ def test_slow_readers_hold_no_connection(database):
 
 def test_a_rebuild_may_be_swapped_in_between_two_pages(datastore):
     """
-    The rows are then those of another generation, and the old ones are gone; nobody notices.
+    The remaining pages come from the new generation, and the device has a complete snapshot.
     """
     stores = PostgresStores(datastore, Limits(page_snapshot_records=2))
     stores.push("s", push_of(changeset(*(put(f"r{n}", n=0) for n in range(7)))))
@@ -55,12 +55,19 @@ def test_a_rebuild_may_be_swapped_in_between_two_pages(datastore):
     assert device.states() == fold_of(stores, "s")
 
 
-def test_no_other_index_is_tried_for_a_page(database):
+def test_a_page_is_read_by_the_primary_key(database):
     """
-    The index by seq has every record too, but in another order: a page that is read by it reads
-    and sorts the whole space. Without the primary key, a page would rather read the table.
+    The index by seq has another order, so it would read and sort the whole space for each page.
+    The planner avoids it, even without the primary key.
     """
-    names = {"space": "s", "after_collection": "", "after_id": "", "limit": 2, "bytes_max": 1}
+    params = {
+        "space": "s",
+        "fold_version": 1,
+        "after_collection": "",
+        "after_id": "",
+        "limit": 2,
+        "bytes_max": 1,
+    }
     with (
         Datastore(database) as datastore,
         datastore.get_connection() as conn,
@@ -68,10 +75,10 @@ def test_no_other_index_is_tried_for_a_page(database):
     ):
         cursor = conn.cursor(row_factory=tuple_row)
         explain = f"EXPLAIN {SELECT_SNAPSHOT}"
-        assert "using records_pkey" in plan_of(cursor.execute(explain, names))
+        assert "using records_pkey" in plan_of(cursor.execute(explain, params))
         cursor.execute("ALTER TABLE records DROP CONSTRAINT records_pkey")
         cursor.execute("SET LOCAL enable_seqscan = off")
-        assert "records_by_seq" not in plan_of(cursor.execute(explain, names))
+        assert "records_by_seq" not in plan_of(cursor.execute(explain, params))
 
 
 def plan_of(cursor):

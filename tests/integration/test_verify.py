@@ -266,14 +266,14 @@ def change(audited, statement: str) -> None:
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"n\":7,', "
          "'\"n\":8,'), 'UTF8') WHERE originator_version = 48", "seq 48: the operations"),
         ("UPDATE events SET salt = set_byte(salt, 3, 255 - get_byte(salt, 3)) "
-         "WHERE originator_version = 99", "seq 99: the operations"),
+         "WHERE originator_version = 99", "seq 99: the leaf commits"),
         ("UPDATE events SET ops_hash = set_byte(ops_hash, 3, 255 - get_byte(ops_hash, 3)) "
-         "WHERE originator_version = 99", "seq 99: the operations"),
+         "WHERE originator_version = 99", "seq 99: the leaf commits"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"base\":0', "
          "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "first 440 events have another"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '2026-', "
          "'2025-'), 'UTF8') WHERE originator_version = 300", "seq 300: received at 2025"),
-        ("DELETE FROM events WHERE originator_version = 77", "seq 77: here comes 78: a hole"),
+        ("DELETE FROM events WHERE originator_version = 77", "seq 77: the log continues with 78"),
         ("DELETE FROM events WHERE originator_version = 440", "seq 440: the events end here"),
         ("DELETE FROM events WHERE originator_version > 438; UPDATE spaces SET head = 438",
          "the log ends at seq 438; the signed checkpoint has 440"),
@@ -282,7 +282,7 @@ def change(audited, statement: str) -> None:
         ("UPDATE events SET originator_version = originator_version + 10000 "
          "WHERE originator_version IN (50, 51); UPDATE events SET originator_version = "
          "CASE originator_version WHEN 10050 THEN 51 ELSE 50 END "
-         "WHERE originator_version > 10000", "seq 50: here comes 51"),
+         "WHERE originator_version > 10000", "seq 50: the log continues with 51"),
         ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
          "WHERE number = 1", "the tiles have another root"),
         ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "the master table has"),

@@ -17,7 +17,7 @@ from foldlog.domain.notes import (
     Signer,
     Verifier,
     log_of,
-    opened,
+    open_checkpoint,
     origin_of,
 )
 from foldlog.domain.ports import RangeQuery
@@ -83,7 +83,7 @@ class Party:
 
     def cosigned_by(self, party: Party) -> int | None:
         """The size of the published checkpoint, if that party has cosigned it."""
-        checkpoint, note = opened(self.stores.proofs.checkpoint("s"), [self.log])
+        checkpoint, note = open_checkpoint(self.stores.proofs.checkpoint("s"), [self.log])
         return checkpoint.size if note.verified_by([party.verifier]) else None
 
 
@@ -135,7 +135,7 @@ def test_a_fork_is_refused(parties, cluster):
         for file in (ada.folder / "checkpoints" / "s").iterdir():
             file.unlink()
         ada.sign(bob, stores=forked)
-        _, note = opened(forked.proofs.checkpoint("s"), [ada.log])
+        _, note = open_checkpoint(forked.proofs.checkpoint("s"), [ada.log])
         assert note.verified_by([bob.verifier]) == []
     assert ada.cosigned_by(bob) == 3
 

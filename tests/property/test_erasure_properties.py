@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldlog.domain.erasure import without
+from foldlog.domain.erasure import erase_keys
 from foldlog.domain.events import decode_event, restored_entry
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.erasing import KEYS, Life, check_log, check_records
@@ -31,8 +31,8 @@ def test_the_order_of_erasures_does_not_matter(seed, keys):
     named = {op.key for op in decode_event(entry.state).ops}
     state, salt = entry.state, entry.salt
     for key in keys:
-        erased = without(state, salt, {key})
+        erased = erase_keys(state, salt, {key})
         assert (erased is not None) == (key in named)
         state, salt = erased or (state, salt)
         assert restored_entry(state, salt).mark == entry.mark
-    assert (state, salt) == without(entry.state, entry.salt, named)
+    assert (state, salt) == erase_keys(entry.state, entry.salt, named)

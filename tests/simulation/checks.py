@@ -74,7 +74,7 @@ def check_service(store: MemoryStore, truth: Truth) -> None:
 
 def check_replica(device: Device, truth: Truth) -> None:
     """Confirmed and shown are what the log comes to, field by field."""
-    rows = device.replica._database.connection.execute(
+    rows = device.replica._store.database.connection.execute(
         "SELECT collection, id, confirmed FROM records WHERE confirmed IS NOT NULL"
     )
     confirmed = {
@@ -98,7 +98,7 @@ def check_replica(device: Device, truth: Truth) -> None:
 
 def check_erased(device: Device, truth: Truth) -> None:
     """No device keeps what was said of a record without having seen that it was erased."""
-    db = device.replica._database.connection
+    db = device.replica._store.database.connection
     erasures = {decode_event(s).erased_key: decode_event(s).seq for s in truth.states}
     kept = [(base, seq, ops) for base, seq, ops in db.execute("SELECT base, seq, ops FROM sent")]
     kept += db.execute("SELECT base, NULL, ops FROM queue").fetchall()
@@ -122,7 +122,7 @@ def check_queue(device: Device, truth: Truth, *, was_restored: bool) -> None:
         # Sent again to a server that was restored, its guard may refuse it; that is told.
         is_there = verdicts.get(id) == "stored" or (was_restored and id in verdicts)
         assert is_there, f"{device.name}: acknowledged, not in the log: {id}"
-    for (id,) in device.replica._database.connection.execute("SELECT id FROM sent"):
+    for (id,) in device.replica._store.database.connection.execute("SELECT id FROM sent"):
         assert verdicts.get(id) == "stored", f"{device.name}: left the queue, not in the log: {id}"
     for id in device.made - refused.keys():
         assert verdicts.get(id) == "stored", f"{device.name}: made, not in the log: {id}"
@@ -136,8 +136,8 @@ def check_queue(device: Device, truth: Truth, *, was_restored: bool) -> None:
             assert verdicts.get(id) == "refused"
     if not was_restored:
         ledger = Counter(text(conflict_document(conflict)) for conflict in truth.conflicts)
-        documents = device.replica._database.connection.execute("SELECT document FROM conflicts")
-        kept = Counter(text(msgspec.json.decode(document)) for (document,) in documents)
+        documents = device.replica._store.conflicts.select_after(0)
+        kept = Counter(text(msgspec.json.decode(document)) for _, document in documents)
         assert kept <= ledger, f"{device.name}: losses that the ledger does not have"
 
 

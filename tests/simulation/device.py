@@ -12,11 +12,12 @@ import msgspec
 
 from foldlog.api.operations.events import range_answer
 from foldlog.client.callbacks import Change, Loss, Refusal
-from foldlog.client.collection import Collection, Record
+from foldlog.client.collection import Collection
 from foldlog.client.errors import RecordExists, RecordNotFound, ServerProblem, Unreachable
+from foldlog.client.record import Record
 from foldlog.client.replica import Replica
-from foldlog.client.stream import Page
-from foldlog.client.sync import Outcome, PageResult
+from foldlog.client.sync.results import PageResult, SyncResult
+from foldlog.client.transport.stream import Page
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import RangeQuery
@@ -70,17 +71,17 @@ class Device:
         self._refused_before = {refusal.id for refusal in self.replica.refused()}
         self._in_memory = self.shown()
         self._skew: int | None = None
-        self.replica.notices.on_change(self._note_change)
-        self.replica.notices.on_refusal(self._note_refusal)
-        self.replica.notices.on_loss(self._note_loss)
+        self.replica.callbacks.on_change(self._note_change)
+        self.replica.callbacks.on_refusal(self._note_refusal)
+        self.replica.callbacks.on_loss(self._note_loss)
         self.note_made()
 
     def reopen(self) -> None:
-        self.replica._database.close()
+        self.replica._store.database.close()
         self.open()
 
     def _make_mortal(self) -> None:
-        database = self.replica._database
+        database = self.replica._store.database
         transaction = database.transaction
 
         @contextmanager
@@ -117,7 +118,7 @@ class Device:
 
     # The app.
 
-    def sync(self) -> Outcome | None:
+    def sync(self) -> SyncResult | None:
         """Syncs; what goes wrong on the way is what the simulation is about."""
         outcome = None
         with self.living(), suppress(Unreachable):
@@ -130,7 +131,7 @@ class Device:
 
     def next_page(self) -> Page | None:
         """What the live channel would bring, which is open in good times."""
-        meta = self.replica._meta
+        meta = self.replica._store.meta
         query = RangeQuery(
             meta.get("after", 0),
             self.world.rng.choice([1, 2, 500]),
@@ -149,8 +150,8 @@ class Device:
         with self.living():
             if self.world.may(0.05):
                 self.fuse = self.world.rng.randint(1, 3)
-            fit = self.replica._take(page)
-        if fit is PageResult.ODD:
+            fit = self.replica._apply_page(page)
+        if fit is PageResult.NEEDS_SYNC:
             self.sync()
 
     def edit(self) -> None:
@@ -237,7 +238,7 @@ class Device:
 
     def put_back(self, path: Path) -> None:
         """The file as it was once; the original is gone."""
-        self.replica._database.close()
+        self.replica._store.database.close()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.path.write_bytes(path.read_bytes())
@@ -269,15 +270,15 @@ class Device:
         ]
 
     def note_made(self) -> None:
-        rows = self.replica._database.connection.execute("SELECT id FROM queue")
+        rows = self.replica._store.database.connection.execute("SELECT id FROM queue")
         self.made |= {id for (id,) in rows}
 
     def check(self) -> None:
         """What is so at any time: what is shown is confirmed and queue."""
         if self.is_loading:
             return
-        shown, skew = self._rows(), self.replica._meta.get("skew")
-        self.replica._view.refresh(list(shown))
+        shown, skew = self._rows(), self.replica._store.meta.get("skew")
+        self.replica._store.view.refresh(list(shown))
         if skew == self._skew:
             assert self._rows() == shown, f"{self.name} shows what is not so"
         else:
@@ -302,10 +303,10 @@ class Device:
 
     @property
     def is_loading(self) -> bool:
-        return self.replica._meta.get("snapshot") is not None
+        return self.replica._store.meta.get("snapshot") is not None
 
     def _rows(self) -> dict[Key, Any]:
-        rows = self.replica._database.connection.execute(
+        rows = self.replica._store.database.connection.execute(
             "SELECT collection, id, fields, is_deleted, is_there, sync_status, last_modified, seq "
             "FROM records WHERE sync_status <> 2"
         )

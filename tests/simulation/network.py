@@ -11,9 +11,9 @@ import msgspec
 
 from foldlog.api.http.problems import document_of, status_of
 from foldlog.api.http.replies import joined
-from foldlog.api.operations.sync import SyncAnswer
+from foldlog.api.shapes.answers import SyncAnswer
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.server import Server
+from foldlog.client.transport.server import Server
 from foldlog.domain.changesets import Push, decode_changesets
 from foldlog.domain.errors import FoldlogError, LogBehind, LogChanged, UnknownSpace
 from foldlog.domain.limits import Limits
@@ -65,10 +65,17 @@ class DirectServer(Server):
         except UnknownSpace:
             self._store.push(self._space, push)
             page = self._store.range_after(self._space, query)
-        events = joined(page.events)
-        return SyncAnswer(page.log, page.head, verdicts, events, page.through, page.mark, page.more)
+        return SyncAnswer(
+            page.log,
+            page.head,
+            joined(page.events),
+            page.through,
+            page.mark,
+            page.more,
+            verdicts=verdicts,
+        )
 
-    def shares(self, after: int, mark: str) -> bool:
+    def has_mark(self, after: int, mark: str) -> bool:
         try:
             self._store.range_after(self._space, RangeQuery(after, 1, mark))
         except (LogBehind, LogChanged, UnknownSpace):
@@ -114,11 +121,11 @@ class Wire(Server):
         fate = self._world.draw(FATES)
         return fate(self, _encode(body))
 
-    def shares(self, after: int, mark: str) -> bool:
+    def has_mark(self, after: int, mark: str) -> bool:
         self._reach()
         if self._world.may(0.05):
             raise Unreachable("lost")
-        return self._service.shares(after, mark)
+        return self._service.has_mark(after, mark)
 
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
         self._reach()

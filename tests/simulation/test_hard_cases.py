@@ -17,11 +17,11 @@ from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.client import sync
 from foldlog.client.errors import ServerProblem, Unreachable
-from foldlog.client.file_lock import file_lock
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.sync import batch, synchroniser
+from foldlog.client.sync.file_lock import file_lock
+from foldlog.client.transport.server import HttpServer
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
@@ -130,7 +130,7 @@ def tasks(replica):
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("unauthenticated", "the server wants to know who you are: sign in again"),
+        ("unauthenticated", "the server does not accept the sign-in: sign in again"),
         ("unauthorized", "unauthorized: unauthorized"),  # not of our service: of a proxy, say
     ],
 )
@@ -182,7 +182,7 @@ def test_a_refused_changeset_steps_aside_and_is_told(home):
     tasks(b).put("milk", n=1)
     b.sync()
     told = []
-    a.notices.on_refusal(told.append)
+    a.callbacks.on_refusal(told.append)
     with a.changeset(guard="unchanged"):
         tasks(a).put("milk", n=2)
     tasks(a).put("bread")
@@ -393,30 +393,18 @@ def test_marks_reach_back_far(home):
     """So that a server restored from an old backup does not cost all causes and effects."""
     a = home.device()
     for number in range(3_000):
-        with a._database.transaction() as db:
-            db.execute("INSERT INTO marks VALUES (?, 'x')", (10 * number + 1,))
-            a_synchroniser(a)._thin_marks()
-    seqs = [seq for (seq,) in a._database.connection.execute("SELECT seq FROM marks ORDER BY seq")]
+        with a._store.database.transaction():
+            a._store.marks.add(10 * number + 1, "x")
+            a._store.marks.thin_out()
+    seqs = [seq for seq, _ in a._store.marks.all()]
     assert len(seqs) <= 250
     newest = seqs[-1]
     for age in (5_000, 10_000, 20_000):
         assert any(age / 2 <= newest - seq <= 2 * age for seq in seqs), age
 
 
-def a_synchroniser(replica):
-    return sync.Synchroniser(
-        replica._database,
-        replica._meta,
-        replica._queue,
-        replica._view,
-        replica._server,
-        now_ms=replica._now_ms,
-        new_id=replica._new_id,
-    )
-
-
 def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkeypatch):
-    monkeypatch.setattr(sync, "SNAPSHOT_EVENTS_MIN", 5)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 5)
     home = Home(tmp_path, page_snapshot_records=2)
     a = home.device("a")
     for number in range(8):
@@ -428,9 +416,9 @@ def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkey
     late = home.device("late")
     with pytest.raises(Unreachable):
         late.sync()
-    assert late._meta.get("snapshot")["done"] == 2
+    assert late._store.meta.get("snapshot")["done"] == 2
     assert len(tasks(late)) == 0, "nothing is shown before all is there"
-    late._database.close()
+    late._store.database.close()
     tasks(a).put("t0", n=2)
     tasks(a).put("t9", n=1)
     a.sync()
@@ -438,7 +426,7 @@ def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkey
     home.service.cuts_after_lines = None
     late = home.device("late")
     progress = []
-    late.notices.on_progress(lambda done, total: progress.append((done, total)))
+    late.callbacks.on_progress(lambda done, total: progress.append((done, total)))
     late.sync()
     assert progress[0][0] == 4
     home.assert_all_equal(a, late)
@@ -447,7 +435,7 @@ def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkey
 
 def test_a_server_that_is_restored_while_a_snapshot_is_loaded(tmp_path, monkeypatch):
     """The snapshot replaces the cursor, which would have told."""
-    monkeypatch.setattr(sync, "SNAPSHOT_EVENTS_MIN", 2)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     home = Home(tmp_path)
     a, b = home.device("a"), home.device("b")
     backup = copy_of(home.store)
@@ -459,7 +447,7 @@ def test_a_server_that_is_restored_while_a_snapshot_is_loaded(tmp_path, monkeypa
     home.service.cuts_after_lines = 1
     with pytest.raises(Unreachable):
         a.sync()
-    assert a._meta.get("snapshot") is not None
+    assert a._store.meta.get("snapshot") is not None
     home.service.cuts_after_lines = None
 
     home.restore_service(backup)
@@ -471,7 +459,7 @@ def test_a_server_that_is_restored_while_a_snapshot_is_loaded(tmp_path, monkeypa
 
 
 def test_what_a_snapshot_has_is_not_shown_twice(home, monkeypatch):
-    monkeypatch.setattr(sync, "SNAPSHOT_EVENTS_MIN", 2)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     a, b = home.device("a"), home.device("b")
     for number in range(5):
         tasks(b).put("taps", n=0, number=number)
@@ -509,13 +497,13 @@ def test_what_is_made_while_a_device_goes_back_builds_on_what_the_server_shares(
     with pytest.raises(Unreachable):
         a.sync()
     tasks(a).put("milk", n=3)
-    assert a._queue.select("waiting")[-1].base == 1
+    assert a._store.queue.select("waiting")[-1].base == 1
     home.service.cuts_after_lines = None
     home.assert_all_equal(b, a)
 
 
 def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr(sync, "PUSH_MAX", 1)
+    monkeypatch.setattr(batch, "PUSH_MAX", 1)
     home = Home(tmp_path)
     a, b = home.device("a"), home.device("b")
     tasks(b).put("milk", n=1)
@@ -524,7 +512,7 @@ def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_
     with a.changeset(guard="unchanged"):
         tasks(a).put("milk", n=2)
     # Both had arrived once, in a larger batch.
-    late = [queued.on_the_wire() for queued in a._queue.select("waiting")]
+    late = [queued.to_wire() for queued in a._store.queue.select("waiting")]
     body = {"device": a.device, "sent_at": "2026-11-23T09:00:00Z", "after": 0, "changesets": late}
     home.service.sync(body)
     a.sync()
@@ -539,7 +527,7 @@ def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_
 def test_a_server_that_is_restored_to_between_a_snapshot_and_one_of_its_pages(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sync, "SNAPSHOT_EVENTS_MIN", 2)
+    monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     home = Home(tmp_path, page_snapshot_records=1)
     a = home.device("a")
     for name in ("t0", "t1", "t1", "t1", "t1"):
@@ -551,7 +539,7 @@ def test_a_server_that_is_restored_to_between_a_snapshot_and_one_of_its_pages(
     pages = home.store._snapshot_page
 
     def page_after_a_push(here, place):
-        if not place.id and late._meta.get("snapshot"):
+        if not place.id and late._store.meta.get("snapshot"):
             home.store._snapshot_page = pages
             home.store._lock.release()
             tasks(a).put("t0", n="lost")
@@ -594,7 +582,7 @@ def test_a_clock_that_jumps_a_year_ahead_does_not_cost_what_a_restored_server_ne
     backup = copy_of(home.store)
     tasks(a).put("milk")
     a.sync()
-    a._now_ms = lambda: NOW + YEAR_MS
+    a._store.now_ms = lambda: NOW + YEAR_MS
     tasks(a).put("bread")
     a.sync()
     home.restore_service(backup)
@@ -624,7 +612,7 @@ def process(code: str, path: Path, url: str) -> subprocess.Popen[str]:
     program = f"""
 import os, sys, time
 from foldlog.client.replica import Replica
-from foldlog.client.server import HttpServer
+from foldlog.client.transport.server import HttpServer
 server = HttpServer({url!r}, "home")
 replica = Replica({str(path)!r}, space="home", server=server)
 tasks = replica.collection("tasks")
@@ -674,7 +662,7 @@ while replica.status().unsent or replica.status().unacknowledged:
         assert told == "done\n"
     with opened(path, url) as replica:
         assert tasks(replica)["taps"]["n"] == 80
-        assert replica._meta.get("earlier_devices") is None, "one device, not two"
+        assert replica._store.meta.get("earlier_devices") is None, "one device, not two"
     events = events_at(url)
     assert [event["counter"] for event in events] == list(range(1, 83))
     assert len({event["id"] for event in events}) == 82
@@ -683,7 +671,7 @@ while replica.status().unsent or replica.status().unacknowledged:
 def test_who_has_the_turn_lets_nobody_else_sync(home):
     a = home.device()
     tasks(a).put("milk")
-    with file_lock(a._database.path):
+    with file_lock(a._store.database.path):
         assert a.sync().pushed == 0
     assert a.sync().pushed == 1
 
@@ -717,7 +705,7 @@ def test_a_kill_within_a_local_commit(tmp_path, url):
     """What was not committed has not happened, neither the record nor the queue."""
     code = """
 tasks.put("one")
-replica._database.connection.execute("PRAGMA cache_size = 1")  # so that it spills into the file
+replica._store.database.connection.execute("PRAGMA cache_size = 1")  # spills into the file
 with replica.changeset():
     tasks.put("two", text="x" * 100_000)
     tasks.put("three", text="x" * 100_000)
@@ -737,7 +725,7 @@ with replica.changeset():
 def test_a_kill_while_an_answer_is_applied(tmp_path, url):
     """Cursor, records and queue move together."""
     code = """
-from foldlog.client.view import View
+from foldlog.client.store.view import View
 tasks.put("taps", n=0)
 replica.sync()
 tasks.increment("taps", n=1)

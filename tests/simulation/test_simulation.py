@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from foldlog.client import sync
+from foldlog.client.sync import applier
 
 from .world import World
 
@@ -20,10 +20,10 @@ SEEDS_A_TEST = 10
 
 
 def run(seed: int, *, over_http: bool = False) -> None:
-    at_once = (1, 3, sync.RECORDS_AT_ONCE)[seed % 3]
+    at_once = (1, 3, applier.RECORDS_AT_ONCE)[seed % 3]
     with (
         tempfile.TemporaryDirectory(prefix="foldlog-") as folder,
-        patch.object(sync, "RECORDS_AT_ONCE", at_once),
+        patch.object(applier, "RECORDS_AT_ONCE", at_once),
     ):
         try:
             World(seed, Path(folder), over_http=over_http).run()

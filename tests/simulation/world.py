@@ -20,9 +20,10 @@ import httpx
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.client import database, sync
 from foldlog.client.errors import ServerProblem
-from foldlog.client.server import HttpServer, Server
+from foldlog.client.store import database, marks
+from foldlog.client.sync import batch, synchroniser
+from foldlog.client.transport.server import HttpServer, Server
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
@@ -100,19 +101,17 @@ class World:
                 check_all(self)
             finally:
                 for device in self.devices:
-                    device.replica._database.close()
+                    device.replica._store.database.close()
 
     @contextmanager
     def _small_numbers(self) -> Iterator[None]:
         """What takes thousands of events in life takes a few here."""
-        small = {
-            "SNAPSHOT_EVENTS_MIN": self.rng.choice([1, 5, 15, 2_000]),
-            "PUSH_MAX": self.rng.choice([2, 5, 200]),
-            "MARKS_DENSE": self.rng.choice([2, 10]),
-        }
+        choice, patched = self.rng.choice, mock.patch.object
         with (
-            mock.patch.multiple(sync, **small),
-            mock.patch.object(database, "SYNCHRONOUS", "OFF"),
+            patched(synchroniser, "SNAPSHOT_EVENTS_MIN", choice([1, 5, 15, 2_000])),
+            patched(batch, "PUSH_MAX", choice([2, 5, 200])),
+            patched(marks, "MARKS_DENSE", choice([2, 10])),
+            patched(database, "SYNCHRONOUS", "OFF"),
         ):
             yield
 

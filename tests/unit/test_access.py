@@ -24,7 +24,7 @@ from foldlog.domain.access import (
     Role,
     check_name,
     digest_of,
-    takes_rights_away,
+    is_revocation,
 )
 from foldlog.domain.errors import (
     DeviceRevoked,
@@ -250,20 +250,20 @@ def test_a_grant_that_makes_no_sense_is_refused(grant):
 
 def test_who_did_something_is_who_calls_whatever_they_say():
     caller = Caller("token 1", RIGHTS[Role.ADMIN])
-    assert caller.signs("ada") == "ada (token 1)"
-    assert caller.signs(None) == "token 1"
-    assert len(Caller("x" * 500, frozenset()).signs("y" * 200) or "") <= 200
-    assert Caller("", frozenset()).signs("ada") == "ada"
-    assert Caller("", frozenset()).signs(None) is None
+    assert caller.attribution("ada") == "ada (token 1)"
+    assert caller.attribution(None) == "token 1"
+    assert len(Caller("x" * 500, frozenset()).attribution("y" * 200) or "") <= 200
+    assert Caller("", frozenset()).attribution("ada") == "ada"
+    assert Caller("", frozenset()).attribution(None) is None
 
 
 def test_who_calls_stands_in_brackets_that_nobody_else_writes():
     """Neither whom they name, nor a sign-in's subject, looks like another caller."""
     caller = Caller("token 1", RIGHTS[Role.ADMIN])
-    assert caller.signs("eve (token 2)") == "eve [token 2] (token 1)"
-    assert Caller("", frozenset()).signs("eve (token 2)") == "eve [token 2]"
-    assert Caller("sub eve (token 2)", frozenset()).signs(None) == "sub eve [token 2]"
-    assert Caller("sub \x1b[2J\n\0", frozenset()).signs("ada") == "ada (sub ?[2J??)"
+    assert caller.attribution("eve (token 2)") == "eve [token 2] (token 1)"
+    assert Caller("", frozenset()).attribution("eve (token 2)") == "eve [token 2]"
+    assert Caller("sub eve (token 2)", frozenset()).attribution(None) == "sub eve [token 2]"
+    assert Caller("sub \x1b[2J\n\0", frozenset()).attribution("ada") == "ada (sub ?[2J??)"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_stays_for_ever_does_nothing_to_who_shows_it(text):
         lambda: check_reason(text, None),
         lambda: check_reason("-", text),
     ):
-        with pytest.raises(InvalidRequest, match="printed"):
+        with pytest.raises(InvalidRequest, match="printable"):
             check()
 
 
@@ -324,14 +324,14 @@ def test_callers_are_forgotten_also_if_nobody_can_tell_what_became_of_it(what):
     ],
 )
 def test_an_event_that_takes_a_right_away_is_known_by_its_first_bytes(state, takes):
-    assert takes_rights_away(state) is takes
+    assert is_revocation(state) is takes
 
 
 def test_the_store_s_own_events_are_known_so(world):
     _, id = world.grant("reader")
     world.store.revoke_token("s", id, reason="gone")
     world.store.revoke_device("s", A, reason="gone")
-    taken = [takes_rights_away(entry.state) for entry in world.store.entries("s", through=3)]
+    taken = [is_revocation(entry.state) for entry in world.store.entries("s", through=3)]
     assert taken == [False, True, True]
 
 

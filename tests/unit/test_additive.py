@@ -96,39 +96,39 @@ def test_what_is_additive(new):
     ("new", "path", "reason"),
     [
         (changed("required", ["title", "kind", "left"]), "/required", "requires left"),
-        (changed("properties/title/maxLength", 50), "/properties/title/maxLength", "50 is not"),
-        (changed("properties/title/pattern", "^b"), "/properties/title/pattern", '"^b" is not'),
-        (changed("properties/title/format", "date"), "/properties/title/format", "not demanded"),
-        (changed("properties/title/type", "integer"), "/properties/title/type", "string any more"),
-        (changed("properties/kind/enum", ["a"]), "/properties/kind", 'allow "b" any more'),
-        (changed("properties/kind", False), "/properties/kind", "allows nothing any more"),
-        (changed("properties/left/minimum", 1), "/properties/left/minimum", "1 is not shown"),
+        (changed("properties/title/maxLength", 50), "/properties/title/maxLength", "50 may forbid"),
+        (changed("properties/title/pattern", "^b"), "/properties/title/pattern", '"^b" may forbid'),
+        (changed("properties/title/format", "date"), "/properties/title/format", "new demand"),
+        (changed("properties/title/type", "integer"), "/properties/title/type", "type string"),
+        (changed("properties/kind/enum", ["a"]), "/properties/kind", 'forbids "b" now'),
+        (changed("properties/kind", False), "/properties/kind", "forbids all values now"),
+        (changed("properties/left/minimum", 1), "/properties/left/minimum", "1 may forbid"),
         (changed("properties/left/exclusiveMaximum", 9), "/properties/left/exclusiveMaximum", "9"),
-        (changed("properties/left/multipleOf", 8), "/properties/left/multipleOf", "8 is not"),
+        (changed("properties/left/multipleOf", 8), "/properties/left/multipleOf", "8 may forbid"),
         (changed("properties/left/exclusiveMinimum", 0), "/properties/left/exclusiveMinimum", "0"),
         (changed("properties/tags/items/uniqueItems", True), "", ""),
-        (changed("properties/tags/maxItems", 4), "/properties/tags/maxItems", "4 is not shown"),
+        (changed("properties/tags/maxItems", 4), "/properties/tags/maxItems", "4 may forbid"),
         (changed("properties/tags/items/maxLength", 5), "/properties/tags/items/maxLength", "5"),
         (changed("properties/free/uniqueItems", True), "", ""),
         (changed("properties/free/minProperties", 1), "/properties/free/minProperties", "1"),
-        (changed("properties/odd/then", {"type": "null"}), "/properties/odd/if", "the same"),
-        (changed("properties/free"), "/additionalProperties", "free: allows nothing"),
+        (changed("properties/odd/then", {"type": "null"}), "/properties/odd/if", "has changed"),
+        (changed("properties/free"), "/additionalProperties", "free: forbids all"),
         (
             changed("dependentRequired/free", ["tags"]),
             "/dependentRequired",
-            "is not shown to allow",
+            "may forbid values",
         ),
         (
             changed("$defs/node/properties/value/minimum", 0),
             "/properties/tree/$ref/properties/value/minimum",
-            "0 is not demanded so far",
+            "0 is a new demand",
         ),
         (
             changed("properties/when/anyOf", [{"type": "string"}]),
             "/properties/when/anyOf",
-            "is not shown",
+            "may forbid",
         ),
-        (changed("patternProperties", {"^t": False}), "/patternProperties/^t", "allows nothing"),
+        (changed("patternProperties", {"^t": False}), "/patternProperties/^t", "forbids all"),
     ],
 )
 def test_what_is_not_is_told_with_its_place(new, path, reason):
@@ -145,7 +145,7 @@ def test_a_new_property_of_an_open_schema_may_be_there_already():
     """
     old = {"properties": {"title": True}}
     ((path, reason),) = why({"properties": {"title": True, "due": {"maxLength": 5}}}, old)
-    assert (path, reason) == ("/properties/due/maxLength", "5 is not demanded so far")
+    assert (path, reason) == ("/properties/due/maxLength", "5 is a new demand")
     assert why({"properties": {"title": True, "due": True}}, old) == []
 
 

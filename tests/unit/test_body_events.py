@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from foldlog.domain.events import body_entry, decode_event, restored_entry
+from foldlog.domain.events import Envelope, body_entry, decode_event, restored_entry
 
 SALT = bytes(range(32))
 # A golden event, as those of test_stored_form.py: never edit it.
@@ -17,12 +17,9 @@ STORED = (
 
 def entry():
     return body_entry(
-        seq=3,
-        kind="something-else",
-        id="0198a3c2-0000-4000-8000-000000000001",
-        received_at=1_795_424_402_481,
-        body={"ops": [1], "why": "ä"},
-        salt=SALT,
+        Envelope(3, "0198a3c2-0000-4000-8000-000000000001", 1_795_424_402_481, SALT),
+        "something-else",
+        {"ops": [1], "why": "ä"},
     )
 
 

@@ -13,7 +13,7 @@ from foldlog.domain.collections import (
     definition_of,
     needs_records,
 )
-from foldlog.domain.events import decode_event, restored_entry
+from foldlog.domain.events import Envelope, decode_event, restored_entry
 from foldlog.domain.push_decider import keys_to_load
 from tests.helpers import add, changeset, delete, push_of, put
 
@@ -40,11 +40,7 @@ FORCED = (
 
 def entry(seq: int, body: Body):
     return definition_entry(
-        seq=seq,
-        id="0198a3c2-0000-4000-8000-000000000001",
-        received_at=1_795_424_402_481,
-        body=body,
-        salt=SALT,
+        Envelope(seq, "0198a3c2-0000-4000-8000-000000000001", 1_795_424_402_481, SALT), body
     )
 
 

@@ -13,7 +13,7 @@ from foldlog.domain.notes import (
     Verifier,
     bundle,
     is_origin_name,
-    opened,
+    open_checkpoint,
     origin_of,
     parse_level,
     parse_tile_path,
@@ -78,7 +78,7 @@ def test_what_is_no_key(vkey):
 def test_our_checkpoint_byte_for_byte():
     """Golden: Ed25519 is deterministic, and the format is for ever."""
     assert signed().encoded == GOLDEN.encode()
-    checkpoint, note = opened(GOLDEN.encode(), [SIGNER.verifier()], origin=SIGNER.name)
+    checkpoint, note = open_checkpoint(GOLDEN.encode(), [SIGNER.verifier()], origin=SIGNER.name)
     assert (checkpoint, note.signatures) == (CHECKPOINT, signed().signatures)
 
 
@@ -99,17 +99,17 @@ def test_a_flipped_byte_anywhere_is_noticed():
             changed = bytearray(encoded)
             changed[place] ^= bit
             with pytest.raises(InvalidNote):
-                opened(bytes(changed), [SIGNER.verifier()], origin=SIGNER.name)
+                open_checkpoint(bytes(changed), [SIGNER.verifier()], origin=SIGNER.name)
 
 
 def test_signatures_of_strangers_are_passed_over():
     """And whoever is known must have signed."""
     stranger = Signer("else.test", b"s" * 32)
     note = signed().with_signatures([stranger.sign(CHECKPOINT.text)])
-    assert opened(note.encoded, [SIGNER.verifier()])[0] == CHECKPOINT
+    assert open_checkpoint(note.encoded, [SIGNER.verifier()])[0] == CHECKPOINT
     assert note.verified_by([SIGNER.verifier(), stranger.verifier()])[1].name == "else.test"
     with pytest.raises(InvalidNote, match="no known key"):
-        opened(note.encoded, [Signer("third.test", b"t" * 32).verifier()])
+        open_checkpoint(note.encoded, [Signer("third.test", b"t" * 32).verifier()])
 
 
 def test_a_wrong_signature_of_a_known_key_spoils_the_note():
@@ -117,7 +117,7 @@ def test_a_wrong_signature_of_a_known_key_spoils_the_note():
     other = Signer("else.test", b"s" * 32)
     note = signed().with_signatures([other.sign("something else\n")])
     with pytest.raises(InvalidNote, match=r"else\.test is wrong"):
-        opened(note.encoded, [SIGNER.verifier(), other.verifier()])
+        open_checkpoint(note.encoded, [SIGNER.verifier(), other.verifier()])
 
 
 def test_a_cosignature_says_when():

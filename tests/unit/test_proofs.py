@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 from msgspec import UNSET
 
 from foldlog.domain import proofs
-from foldlog.domain.changesets import Operation
+from foldlog.domain.changesets import Changeset, WireOperation
 from foldlog.domain.events import (
     LogEntry,
     Refusal,
@@ -24,6 +25,7 @@ from foldlog.domain.events import (
 from tests.helpers import A, B, add, delete, new_id, put
 
 SALT = bytes(range(32))
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NASTY = [
     '","ops":[',
     ',"ops":',
@@ -36,22 +38,25 @@ NASTY = [
 
 
 def entry_of(*ops: dict[str, Any], **members: Any) -> LogEntry:
+    changeset = Changeset(
+        id=members.pop("id", None) or new_id(),
+        base=members.pop("base", 41),
+        made_at=EPOCH + timedelta(milliseconds=members.pop("made_at", 1795424400123)),
+        ops=[msgspec.convert(op, WireOperation) for op in ops],
+        counter=members.pop("counter", 7),
+        guard=members.pop("guard", UNSET),
+    )
     return changeset_entry(
+        changeset,
         **{
             "seq": 42,
-            "id": new_id(),
             "device": A,
-            "counter": 7,
-            "base": 41,
-            "made_at": 1795424400123,
             "received_at": 1795424402481,
             "time": 1795424402000,
-            "guard": UNSET,
             "refusal": UNSET,
-            "ops": [msgspec.convert(op, Operation) for op in ops],
             "salt": SALT,
             **members,
-        }
+        },
     )
 
 
@@ -167,7 +172,7 @@ def test_what_ends_with_neither_has_no_leaf():
     """
     Only our own bug, or a forged export, could bring it.
     """
-    with pytest.raises(ValueError, match="ends with"):
+    with pytest.raises(ValueError, match="must end with"):
         proofs.header_of(b'{"seq":1}')
 
 

@@ -23,8 +23,9 @@ from foldlog.domain.access import (
     devices_of,
 )
 from foldlog.domain.changesets import decode_changesets
-from foldlog.domain.erasure import record_erased_entry, without
+from foldlog.domain.erasure import erase_keys, record_erased_entry
 from foldlog.domain.events import (
+    Envelope,
     LogEntry,
     Refusal,
     changeset_entry,
@@ -165,17 +166,12 @@ def made() -> tuple[LogEntry, LogEntry]:
 
     def entry(seq, changeset, time, refusal):
         return changeset_entry(
+            changeset,
             seq=seq,
-            id=changeset.id,
             device=DEVICE,
-            counter=changeset.counter,
-            base=changeset.base,
-            made_at=changeset.made_at_ms,
             received_at=1795424402481,
             time=time,
-            guard=changeset.guard,
             refusal=refusal,
-            ops=changeset.ops,
             salt=SALT,
         )
 
@@ -288,13 +284,10 @@ def test_an_erasure_is_still_written_and_read():
     Its event, and what is left of an event that it erased: both must be understood for ever.
     """
     entry = record_erased_entry(
-        seq=45,
-        id="0198a3c2-0000-4000-8000-000000000004",
-        received_at=1795424402481,
-        key=("tasks", "8f0c"),
+        Envelope(45, "0198a3c2-0000-4000-8000-000000000004", 1795424402481, SALT),
+        ("tasks", "8f0c"),
         reason="request ä 7",
         by="dpo",
-        salt=SALT,
     )
     assert (entry.state, entry.mark) == (RECORD_ERASED, RECORD_ERASED_MARK)
     assert restored_entry(RECORD_ERASED, SALT) == entry
@@ -308,7 +301,10 @@ def test_an_erased_operation_is_still_written_and_read():
     """
     The form, the salts that take the place of the one, and the leaf, which is the same.
     """
-    assert without(STORED, SALT, {("tasks", "8f0c")}) == (STORED_ERASED, STORED_ERASED_SALT)
+    assert erase_keys(STORED, SALT, {("tasks", "8f0c")}) == (
+        STORED_ERASED,
+        STORED_ERASED_SALT,
+    )
     entry = restored_entry(STORED_ERASED, STORED_ERASED_SALT)
     assert (entry.ops_hash.hex(), entry.mark) == (STORED_OPS_HASH, STORED_MARK)
     header = STORED[: STORED.index(b',"ops":[{')]
@@ -339,11 +335,7 @@ def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
 @pytest.mark.parametrize(("body", "state"), ACCESS)
 def test_events_that_tell_who_may_do_what(body, state):
     entry = access_entry(
-        body,
-        seq=47,
-        id="0198a3c2-0000-4000-8000-000000000006",
-        received_at=1795424402481,
-        salt=SALT,
+        Envelope(47, "0198a3c2-0000-4000-8000-000000000006", 1795424402481, SALT), body
     )
     assert entry.state == state
     assert restored_entry(state, SALT) == entry
@@ -354,13 +346,10 @@ def test_events_that_tell_who_may_do_what(body, state):
 
 def test_an_event_that_was_skipped():
     entry = event_skipped_entry(
-        seq=46,
-        id="0198a3c2-0000-4000-8000-000000000005",
-        received_at=1795424402481,
-        skipped=44,
+        Envelope(46, "0198a3c2-0000-4000-8000-000000000005", 1795424402481, SALT),
+        44,
         reason="ticket 7",
         by="on call",
-        salt=SALT,
     )
     assert entry.state == EVENT_SKIPPED
     assert decode_event(entry.state).skipped_seq == 44

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import random
 import secrets
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
+from foldlog.domain.changesets import Changeset
 from foldlog.domain.errors import FoldlogError
-from foldlog.domain.events import LogEntry, changeset_entry
+from foldlog.domain.events import Envelope, LogEntry, changeset_entry
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Range, RangeQuery
 from foldlog.domain.skipping import event_skipped_entry
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.log import tail_cache as tails_module
-from foldlog.infrastructure.postgres.log.tail_cache import CONFIRMED_SECONDS_MAX, LogTailCache
+from foldlog.infrastructure.postgres.log.tail_cache import (
+    CONFIRMED_SECONDS_MAX,
+    LogEnd,
+    LogTailCache,
+)
 from tests.helpers import A, B, changeset, new_id, push_of, put
 
 LOG = "log"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -41,17 +48,12 @@ def tails(clock):
 def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
     return [
         changeset_entry(
+            Changeset(id=new_id(), base=0, made_at=EPOCH, ops=[]),
             seq=seq,
-            id=new_id(),
             device=device,
-            counter=msgspec.UNSET,
-            base=0,
-            made_at=0,
             received_at=0,
             time=0,
-            guard=msgspec.UNSET,
             refusal=msgspec.UNSET,
-            ops=[],
             salt=secrets.token_bytes(32),
         )
         for seq in range(first, last + 1)
@@ -59,7 +61,7 @@ def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
 
 
 def keep(tails, found, mark_before="", at=100.0):
-    tails.put("s", LOG, mark_before, found, head=found[-1].seq, confirmed_at=at)
+    tails.update("s", LogEnd(LOG, found[-1].seq, found, mark_before, at))
 
 
 def seqs(page: Range | None) -> list[int] | None:
@@ -107,9 +109,9 @@ def test_an_end_that_nobody_confirmed_is_no_end(tails, clock):
 def test_what_another_process_appended_is_told(tails):
     """From then on the end is not the end any more, until what is missing has been read."""
     keep(tails, entries(1, 3))
-    tails.tell("s", 3)
+    tails.announce("s", 3)
     assert tails.range_after("s", RangeQuery(3, 9)) is not None
-    tails.tell("s", 4)
+    tails.announce("s", 4)
     assert tails.range_after("s", RangeQuery(3, 9)) is None
     keep(tails, entries(4, 4))
     assert seqs(tails.range_after("s", RangeQuery(2, 9))) == [3, 4]
@@ -117,8 +119,8 @@ def test_what_another_process_appended_is_told(tails):
 
 def test_a_notification_that_overtakes_a_read_is_not_forgotten(tails):
     """A head is read, then told to have moved, and only then put here."""
-    tails.tell("s", 4)
-    tails.put("s", LOG, "a" * 16, [], head=3, confirmed_at=100.0)
+    tails.announce("s", 4)
+    tails.update("s", LogEnd(LOG, 3, [], "a" * 16, 100.0))
     assert tails.range_after("s", RangeQuery(3, 9)) is None
 
 
@@ -159,7 +161,7 @@ def test_memory_is_bounded(tails, monkeypatch):
     assert tails.range_after("s", RangeQuery(39, 99)) is None
     small = LogTailCache(bytes_max=20_000, clock=Clock())
     for number in range(50):
-        small.put(f"s{number}", LOG, "", entries(1, 1), head=1, confirmed_at=100.0)
+        small.update(f"s{number}", LogEnd(LOG, 1, entries(1, 1), "", 100.0))
     kept = [n for n in range(50) if small.range_after(f"s{n}", RangeQuery(0, 9)) is not None]
     assert kept and kept == list(range(kept[0], 50))
     assert small._size <= 20_000 == small._bytes_max
@@ -168,9 +170,7 @@ def test_memory_is_bounded(tails, monkeypatch):
 def test_what_was_read_before_a_skip_is_not_told_any_more(tails):
     """Readers of what is skipped may be given something else in its place: the database knows."""
     keep(tails, entries(1, 3))
-    skip = event_skipped_entry(
-        seq=4, id=new_id(), received_at=0, skipped=2, reason="r", by=None, salt=bytes(32)
-    )
+    skip = event_skipped_entry(Envelope(4, new_id(), 0, bytes(32)), 2, reason="r", by=None)
     keep(tails, [skip])
     assert tails.range_after("s", RangeQuery(2, 9)) is None
     assert seqs(tails.range_after("s", RangeQuery(3, 9))) == [4]
@@ -184,10 +184,10 @@ def test_watchers_are_called_after_growth_alone(tails):
     keep(tails, found[:1])  # read once more: nothing new
     keep(tails, found[1:])
     assert calls == [1, 2]
-    assert tails.tell("s", 9), "somebody waits, so it is to be read"
+    assert tails.announce("s", 9), "somebody waits, so it is to be read"
     unwatch()
     keep(tails, entries(3, 3))
-    assert calls == [1, 2] and not tails.tell("s", 10)
+    assert calls == [1, 2] and not tails.announce("s", 10)
 
 
 def test_pages_are_the_stores_own():
@@ -207,9 +207,9 @@ def test_pages_are_the_stores_own():
                 e.mark for e in store.entries("s", after=max(0, start - 1), through=start)
             )
             log = store.range_after("s", RangeQuery(0, 1)).log
-            tails.put("s", log, before, found, head=head, confirmed_at=float("inf"))
+            tails.update("s", LogEnd(log, head, found, before, float("inf")))
         else:
-            tails.tell("s", head)
+            tails.announce("s", head)
         for _ in range(10):
             query = RangeQuery(
                 rng.randint(0, head + 1),

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from foldlog.domain.events import decode_event
-from foldlog.domain.upcasts import FORMS, UPCASTS, UnknownForm, Upcaster
+from foldlog.domain.upcasts import UPCASTER, UPCASTS, UnknownForm, Upcaster
 from tests.unit.test_collections import DEFINED
 from tests.unit.test_stored_form import REFUSED, STORED
 
@@ -21,7 +21,7 @@ GOLDEN = {
 @pytest.mark.parametrize("form", GOLDEN)
 def test_every_form_that_ever_was_is_read(form):
     topic, _, _ = form.partition(" ")
-    event = FORMS.decode(topic, GOLDEN[form])
+    event = UPCASTER.decode(topic, GOLDEN[form])
     assert event.kind == topic.partition("/")[0]
     assert event.ops or event.body
 
@@ -34,8 +34,8 @@ def test_what_is_in_today_s_form_is_its_own_bytes():
     """
     Nothing is parsed and made again that need not be.
     """
-    assert FORMS.upcast("changeset/1", STORED) is STORED
-    assert FORMS.topic_of("changeset") == "changeset/1"
+    assert UPCASTER.upcast("changeset/1", STORED) is STORED
+    assert UPCASTER.topic_of("changeset") == "changeset/1"
 
 
 # A made-up past: in its first form a `noted` had its note at the top of the body, in its second

@@ -151,7 +151,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ),
     UnknownRecord: Entry(
         "A deleted record would have been answered as a tombstone: this one never was.",
-        UnknownRecord("there is no record tasks/8f0c, and never was"),
+        UnknownRecord("there is no record tasks/8f0c"),
     ),
     UnknownCollection: Entry(
         "Nothing to be done: its records have any fields, until somebody defines it.",
@@ -160,14 +160,19 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     InvalidSchema: Entry(
         "Mend the schema at `pointer`. It is JSON Schema, draft 2020-12, with every keyword known "
         "and every `$ref` inside of it.",
-        InvalidSchema("requird is no keyword that is checked", pointer="/properties/owner/requird"),
+        InvalidSchema("requird is an unknown keyword", pointer="/properties/owner/requird"),
     ),
     SchemaNotAdditive: Entry(
         "Devices of older versions would have changesets refused. Widen the schema at each of "
         "`reasons`; or say `force`, which looks for stored records that do not fit and goes on.",
         SchemaNotAdditive(
             version=1,
-            reasons=[{"path": "/required", "reason": "requires due, which may be missing so far"}],
+            reasons=[
+                {
+                    "path": "/required",
+                    "reason": "requires due, which the version before allows to be missing",
+                }
+            ],
         ),
     ),
     SchemaViolated: Entry(

@@ -10,16 +10,16 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask
-from marshmallow import Schema, fields
+from marshmallow import fields
 from werkzeug.routing import Rule
 
 from foldlog import __version__
 from foldlog.api.http.logging import path_template
 from foldlog.api.http.problems import MEDIA_TYPE, InternalError, statuses_of
 from foldlog.api.operation import Lines, Operation
+from foldlog.api.shapes.answers import Problem
 from foldlog.api.shapes.fields import CommaList
 from foldlog.api.shapes.reading import PATH_PARAMETERS
-from foldlog.api.shapes.schemas import ProblemSchema
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     DeviceRevoked,
@@ -32,6 +32,7 @@ from foldlog.domain.errors import (
     Unauthenticated,
 )
 
+from .answer_schemas import AnswerSchemas, shape_of
 from .catalogue import example_of
 
 ABOUT = """\
@@ -72,7 +73,7 @@ TOKEN = {
 class _Converter(OpenAPIConverter):
     def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
         described: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]
-        return {"description": _text_of(schema), **described}
+        return {"description": (type(schema).__doc__ or "").strip(), **described}
 
 
 class _Plugin(MarshmallowPlugin):
@@ -93,16 +94,23 @@ def openapi_document(app: Flask) -> dict[str, Any]:
     spec.components.security_scheme("token", TOKEN)
     assert plugin.converter is not None
     plugin.converter.add_parameter_attribute_function(_by_comma)
+    answers = AnswerSchemas()
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
         view = app.view_functions[rule.endpoint]
         assert isinstance(view, Operation), f"{rule.rule} does not say what it does"
         (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
-        described = _operation(view, rule, plugin.converter)
+        described = _operation(view, rule, plugin.converter, answers)
         spec.path(path_template(rule.rule), operations={method.lower(): described})
+    # A problem has further members, which its code decides.
+    answers.components["Problem"]["additionalProperties"] = True
+    for name, component in answers.components.items():
+        spec.components.schema(name, component)
     return spec.to_dict()
 
 
-def _operation(view: Operation, rule: Rule, converter: OpenAPIConverter) -> dict[str, Any]:
+def _operation(
+    view: Operation, rule: Rule, converter: OpenAPIConverter, answers: AnswerSchemas
+) -> dict[str, Any]:
     path = {name: field for name, field in PATH_PARAMETERS.items() if name in rule.arguments}
     described: dict[str, Any] = {
         "operationId": view.__name__,
@@ -113,7 +121,7 @@ def _operation(view: Operation, rule: Rule, converter: OpenAPIConverter) -> dict
             *_parameters(path, "path", converter),
             *_parameters(view.query.fields, "query", converter),
         ],
-        "responses": {"200": _answer(view), **_refusals(_problems(view))},
+        "responses": {"200": _answer(view, answers), **_refusals(_problems(view), answers)},
     }
     if view.right is not Right.PUBLIC:
         described["security"] = [{"token": [view.right.value]}]
@@ -138,25 +146,20 @@ def _component_name(schema: Any) -> str:
     return kind.__name__.removesuffix("Schema")
 
 
-def _answer(view: Operation) -> dict[str, Any]:
+def _answer(view: Operation, answers: AnswerSchemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if isinstance(view.answer, Lines):
         # OpenAPI 3.1 has no word for a sequence of documents: schema and examples are of a line.
         kinds = view.answer.kinds
-        content["schema"] = {"oneOf": [schema for schema, _ in kinds.values()]}
+        content["schema"] = {"oneOf": [answers.reference(kind) for kind, _ in kinds.values()]}
         content["examples"] = {name: {"value": example} for name, (_, example) in kinds.items()}
         return {"description": view.answer.about, "content": {view.media_type: content}}
     if view.answer is not None:
-        content["schema"] = view.answer
+        content["schema"] = answers.reference(view.answer)
     if view.example is not None:
         content["example"] = view.example
-    text = _text_of(view.answer) if view.answer is not None else view.summary
+    text = shape_of(view.answer).about if view.answer is not None else view.summary
     return {"description": text, "content": {view.media_type: content}}
-
-
-def _text_of(schema: type[Schema] | Schema) -> str:
-    kind = schema if isinstance(schema, type) else type(schema)
-    return (kind.__doc__ or "").strip()
 
 
 def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
@@ -166,7 +169,7 @@ def _problems(view: Operation) -> tuple[type[FoldlogError], ...]:
     return tuple(dict.fromkeys((*of_access, *view.problems)))
 
 
-def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:
+def _refusals(problems: Iterable[type[FoldlogError]], answers: AnswerSchemas) -> dict[str, Any]:
     refusals: list[type[FoldlogError]] = [InvalidRequest, *problems, RateLimited, InternalError]
     by_status: dict[HTTPStatus, list[type[FoldlogError]]] = {}
     for error in refusals:
@@ -177,7 +180,7 @@ def _refusals(problems: Iterable[type[FoldlogError]]) -> dict[str, Any]:
             "description": ", ".join(f"`{error.code}`" for error in errors),
             "content": {
                 MEDIA_TYPE: {
-                    "schema": ProblemSchema,
+                    "schema": answers.reference(Problem),
                     "examples": {
                         error.code: {"value": example_of(error, status)} for error in errors
                     },

@@ -76,7 +76,7 @@ def _type_of(schema: dict[str, Any]) -> Markup:
 
 def _named_type(name: str, schema: dict[str, Any]) -> Markup:
     if name == "array":
-        return Markup("array of ") + _type_of(schema["items"])
+        return Markup("array of ") + _type_of(schema.get("items", {}))
     if name == "object" and schema.get("additionalProperties"):
         return Markup("object of ") + _type_of(schema["additionalProperties"])
     return escape(

@@ -13,15 +13,11 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
+from foldlog.api.shapes.admin_bodies import DefineBody
+from foldlog.api.shapes.answers import Collections, Definition
 from foldlog.api.shapes.queries import CollectionQuery
-from foldlog.api.shapes.schemas import (
-    CollectionsSchema,
-    DefineBody,
-    DefinitionSchema,
-    OutcomeSchema,
-)
 from foldlog.domain.access import Caller, Right
-from foldlog.domain.collections import Definition, Proposal, Version
+from foldlog.domain.collections import Outcome, Proposal
 from foldlog.domain.errors import (
     FoldlogError,
     InvalidSchema,
@@ -52,17 +48,13 @@ DEFINE_PROBLEMS: tuple[type[FoldlogError], ...] = (
 )
 
 
-class CollectionAnswer(Definition, kw_only=True):
-    versions: list[Version]
-
-
 def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("collections", __name__)
 
     @bp.get("/v1/spaces/<space>/collections")
     @operation(
         Right.READ,
-        answer=CollectionsSchema,
+        answer=Collections,
         example=examples.COLLECTIONS,
         problems=(UnknownSpace, StorageUnavailable),
     )
@@ -71,13 +63,13 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
         Each in its last version. Records of other collections may have any fields.
         """
-        return json_reply({"collections": store.collections(space)})
+        return json_reply(Collections(store.collections(space)))
 
     @bp.get("/v1/spaces/<space>/collections/<collection>")
     @operation(
         Right.READ,
         query=CollectionQuery(),
-        answer=DefinitionSchema,
+        answer=Definition,
         example=examples.COLLECTION,
         problems=(UnknownSpace, UnknownCollection, StorageUnavailable),
     )
@@ -88,14 +80,14 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """
         definition, versions = store.collection(space, collection, query.get("version"))
         members = msgspec.structs.asdict(definition)
-        return json_reply(CollectionAnswer(**members, versions=versions))
+        return json_reply(Definition(**members, versions=versions))
 
     @bp.put("/v1/admin/spaces/<space>/collections/<collection>")
     @operation(
         Right.ADMIN,
         body=JsonBody(DefineBody(), limits),
         body_example=examples.DEFINING,
-        answer=OutcomeSchema,
+        answer=Outcome,
         example=examples.DEFINED,
         problems=DEFINE_PROBLEMS,
     )
@@ -109,7 +101,7 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),
-            by=caller.signs(body.get("by")),
+            by=caller.attribution(body.get("by")),
             is_dry_run=body["dry_run"],
             force=body["force"],
             if_version=body.get("if_version"),

@@ -11,15 +11,15 @@ from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
-from foldlog.api.shapes import examples
+from foldlog.api.shapes import answers, examples
+from foldlog.api.shapes.admin_bodies import RegisterBody, RevokeBody
 from foldlog.api.shapes.queries import devices_query
-from foldlog.api.shapes.schemas import DeviceSchema, DevicesSchema, RegisterBody, RevokeBody
 from foldlog.domain.access import Caller, Device, Right
 from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpace
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 
-from .tokens import CHANGING, rendered_members, rendered_times
+from .tokens import CHANGING, if_known, time_if_known
 
 
 def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -29,7 +29,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     @operation(
         Right.AUDIT,
         query=devices_query(limits),
-        answer=DevicesSchema,
+        answer=answers.Devices,
         example=examples.DEVICES,
         problems=(UnknownSpace, StorageUnavailable),
     )
@@ -39,14 +39,14 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         Go on with `cursor` until it is null.
         """
         page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
-        return json_reply({"devices": list(map(_told, page.items)), "cursor": page.cursor})
+        return json_reply(answers.Devices(list(map(rendered_device, page.items)), page.cursor))
 
     @bp.post("/v1/spaces/<space>/devices")
     @operation(
         Right.ADMIN,
         body=JsonBody(RegisterBody(), limits),
         body_example=examples.REGISTER,
-        answer=DeviceSchema,
+        answer=answers.Device,
         example=examples.REGISTERED_DEVICE,
         problems=(*CHANGING, DeviceRevoked),
     )
@@ -57,16 +57,16 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         tokens of an app's own sign-in a device need not be registered. A space that is not there
         is made.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)
-        return json_reply(_told(device))
+        return json_reply(rendered_device(device))
 
     @bp.post("/v1/spaces/<space>/devices/<device>/revoke")
     @operation(
         Right.ADMIN,
         body=JsonBody(RevokeBody(), limits),
         body_example=examples.REVOKE,
-        answer=DeviceSchema,
+        answer=answers.Device,
         example=examples.REVOKED_DEVICE,
         problems=(*CHANGING, UnknownSpace),
     )
@@ -77,18 +77,22 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         stays. When this is answered, it is refused everywhere: that takes a second. Its streams
         end. A device that comes back takes a new id.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
         finally:
             access.forget()  # also if nobody can tell what became of it
-        return json_reply(_told(revoked))
+        return json_reply(rendered_device(revoked))
 
     return bp
 
 
-def _told(device: Device) -> dict[str, Any]:
-    return {
-        **rendered_members(device, ("device", "counter", "name")),
-        **rendered_times(device, ("registered_at", "last_seen", "revoked_at")),
-    }
+def rendered_device(device: Device) -> answers.Device:
+    return answers.Device(
+        device=device.device,
+        counter=device.counter,
+        name=if_known(device.name),
+        registered_at=time_if_known(device.registered_at),
+        last_seen=time_if_known(device.last_seen),
+        revoked_at=time_if_known(device.revoked_at),
+    )

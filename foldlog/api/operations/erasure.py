@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from flask import Blueprint
-from msgspec import UNSET, UnsetType
 
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
-from foldlog.api.shapes.schemas import ErasureAnswerSchema, erase_body
+from foldlog.api.shapes.admin_bodies import erase_body
+from foldlog.api.shapes.answers import ErasedRecord, ErasureAnswer
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.erasure import Selection
 from foldlog.domain.errors import (
@@ -30,18 +29,6 @@ from foldlog.domain.names import check_reason
 from foldlog.domain.ports import EventStore
 
 
-class ErasedRecord(msgspec.Struct):
-    collection: str
-    id: str
-    events: int
-    seq: int | UnsetType = UNSET
-
-
-class ErasureAnswer(msgspec.Struct):
-    dry_run: bool
-    records: list[ErasedRecord]
-
-
 def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("erasure", __name__)
 
@@ -50,7 +37,7 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         Right.ADMIN,
         body=JsonBody(erase_body(limits), limits),
         body_example=examples.ERASE,
-        answer=ErasureAnswerSchema,
+        answer=ErasureAnswer,
         example=examples.ERASURE_ANSWER,
         problems=(
             *(Unauthenticated, Forbidden, UnsupportedMediaType, LimitExceeded),
@@ -78,7 +65,11 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if not body["dry_run"] and found:
             keys = [one.key for one in found]
             erased = store.erase(
-                space, keys, reason=body["reason"], by=caller.signs(body.get("by")), tidies=True
+                space,
+                keys,
+                reason=body["reason"],
+                by=caller.attribution(body.get("by")),
+                tidies=True,
             )
             records = [ErasedRecord(one.collection, one.id, one.events, one.seq) for one in erased]
         return json_reply(ErasureAnswer(body["dry_run"], records))

@@ -15,11 +15,10 @@ from foldlog.api.http.rates import Lease
 from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import Lines, operation
-from foldlog.api.shapes import examples
+from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import events_query, stream_query
 from foldlog.api.shapes.reading import read_last_event_id
-from foldlog.api.shapes.schemas import RangeSchema
-from foldlog.domain.access import Right, takes_rights_away
+from foldlog.domain.access import Right, is_revocation
 from foldlog.domain.errors import (
     FoldlogError,
     LogBehind,
@@ -33,20 +32,11 @@ from foldlog.domain.ports import EventStore, Range, RangeQuery
 PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, LogBehind, LogChanged, StorageUnavailable)
 STREAM = Lines(
     "Server-Sent Events. The `data` of each message is a page of the log.",
-    {"data of a message": (RangeSchema, examples.RANGE)},
+    {"data of a message": (answers.Range, examples.RANGE)},
 )
 EVENT_STREAM = "text/event-stream"
 #: how long a client shall wait before it connects again, in ms
 RECONNECT_MS = 1_000
-
-
-class RangeAnswer(msgspec.Struct):
-    log: str
-    head: int
-    events: msgspec.Raw
-    through: int
-    mark: str
-    more: bool
 
 
 def range_query(asked: Mapping[str, Any], device: str | None) -> RangeQuery:
@@ -83,7 +73,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         Right.READ,
         from_cache=True,
         query=events_query(limits),
-        answer=RangeSchema,
+        answer=answers.Range,
         example=examples.RANGE,
         problems=PROBLEMS,
     )
@@ -149,7 +139,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 def _revoked_since(page: Range) -> int | None:
     """What a look at who calls has to have seen before they are told this page."""
-    return page.head if any(map(takes_rights_away, page.events)) else None
+    return page.head if any(map(is_revocation, page.events)) else None
 
 
 class _Authorization:
@@ -222,5 +212,7 @@ def _message(page: Range) -> bytes:
     return b"id: %d\ndata: %b\n\n" % (page.through, msgspec.json.encode(range_answer(page)))
 
 
-def range_answer(page: Range) -> RangeAnswer:
-    return RangeAnswer(page.log, page.head, joined(page.events), page.through, page.mark, page.more)
+def range_answer(page: Range) -> answers.Range:
+    return answers.Range(
+        page.log, page.head, joined(page.events), page.through, page.mark, page.more
+    )

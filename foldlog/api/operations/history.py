@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
 from flask import Blueprint
 
 from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.http.waiting import ProjectedReads
 from foldlog.api.operation import operation
-from foldlog.api.shapes import examples
+from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import diff_query, history_query
-from foldlog.api.shapes.schemas import DiffPageSchema, HistoryPageSchema
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     FoldlogError,
@@ -39,24 +37,6 @@ PROBLEMS: tuple[type[FoldlogError], ...] = (
 )
 
 
-class HistoryAnswer(msgspec.Struct):
-    log: str
-    head: int
-    projected: int
-    versions: msgspec.Raw
-    cursor: str | None
-
-
-class DiffAnswer(msgspec.Struct, rename={"from_": "from"}):
-    log: str
-    head: int
-    projected: int
-    from_: int
-    to: int
-    differences: msgspec.Raw
-    cursor: str | None
-
-
 def history_blueprint(history: History, limits: Limits) -> Blueprint:
     bp = Blueprint("history", __name__)
     projected = ProjectedReads(history, limits)
@@ -65,7 +45,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=history_query(limits),
-        answer=HistoryPageSchema,
+        answer=answers.HistoryPage,
         example=examples.HISTORY_PAGE,
         problems=(*PROBLEMS, UnknownRecord),
     )
@@ -85,7 +65,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=history_query(limits, names_record=True),
-        answer=HistoryPageSchema,
+        answer=answers.HistoryPage,
         example=examples.HISTORY_PAGE,
         problems=(*PROBLEMS, UnknownRecord),
     )
@@ -102,7 +82,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=diff_query(limits),
-        answer=DiffPageSchema,
+        answer=answers.DiffPage,
         example=examples.DIFF_PAGE,
         problems=PROBLEMS,
     )
@@ -123,7 +103,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         )
         page = await projected(request, space, partial(history.diff, space, wanted))
         return json_reply(
-            DiffAnswer(
+            answers.DiffPage(
                 page.log,
                 page.head,
                 page.projected,
@@ -152,5 +132,5 @@ def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -
 
 def _history_reply(page: HistoryPage) -> Reply:
     return json_reply(
-        HistoryAnswer(page.log, page.head, page.projected, joined(page.versions), page.cursor)
+        answers.HistoryPage(page.log, page.head, page.projected, joined(page.versions), page.cursor)
     )

@@ -18,7 +18,7 @@ from foldlog.api.http.problems import NotReady, statuses_of, title_of
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
-from foldlog.api.shapes.schemas import HealthSchema, LimitsSchema, ReadinessSchema
+from foldlog.api.shapes.answers import Health, Readiness
 from foldlog.domain.access import Right
 from foldlog.domain.errors import NotFound, StorageUnavailable
 from foldlog.domain.limits import Limits
@@ -55,18 +55,18 @@ def meta_blueprint(
         return docs_page(document(), [_about(code) for code in BY_CODE]).encode()
 
     @bp.get("/healthz")
-    @operation(Right.PUBLIC, answer=HealthSchema, example={"status": "ok"})
+    @operation(Right.PUBLIC, answer=Health, example={"status": "ok"})
     async def healthz(request: Request) -> Reply:
         """Tell that the process lives.
 
         Asks nobody else: a database that is down is no reason to restart this process.
         """
-        return json_reply({"status": "ok"})
+        return json_reply(Health("ok"))
 
     @bp.get("/readyz")
     @operation(
         Right.PUBLIC,
-        answer=ReadinessSchema,
+        answer=Readiness,
         example={"status": "ready", "checks": {"database": "ok"}},
         problems=(NotReady,),
     )
@@ -76,7 +76,7 @@ def meta_blueprint(
         broken = sorted(name for name, found in checks.items() if found != "ok")
         if broken:
             raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
-        return json_reply({"status": "ready", "checks": checks})
+        return json_reply(Readiness("ready", checks))
 
     @bp.get("/metrics")
     @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
@@ -88,7 +88,7 @@ def meta_blueprint(
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
-    @operation(Right.PUBLIC, answer=LimitsSchema, example=msgspec.to_builtins(limits))
+    @operation(Right.PUBLIC, answer=Limits, example=msgspec.to_builtins(limits))
     async def get_limits(request: Request) -> Reply:
         """Read every limit that requests are held to."""
         return json_reply(limits)  # of none of these calls a thread need wait for the database

@@ -21,15 +21,15 @@ from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import Lines, operation
 from foldlog.api.shapes import examples
-from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, consistency_query
-from foldlog.api.shapes.schemas import (
-    ConsistencyProofSchema,
-    EventProofSchema,
-    ExportHeaderSchema,
-    ExportLineSchema,
-    InclusionProofSchema,
-    KeysSchema,
+from foldlog.api.shapes.answers import (
+    ConsistencyProof,
+    EventProof,
+    ExportHeader,
+    ExportLine,
+    InclusionProof,
+    Keys,
 )
+from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, consistency_query
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     BeyondTree,
@@ -59,33 +59,14 @@ NDJSON = "application/x-ndjson"
 EXPORT = Lines(
     "JSON lines: a header, and each event with its salt.",
     {
-        "header": (ExportHeaderSchema, examples.EXPORT_HEADER),
-        "event": (ExportLineSchema, examples.EXPORT_LINE),
+        "header": (ExportHeader, examples.EXPORT_HEADER),
+        "event": (ExportLine, examples.EXPORT_LINE),
     },
 )
 PIECE_BYTES = 2**20
 #: An export that has begun waits for its connection, between pieces, so many times longer than a
 #: request does, rather than be cut.
 TRIES_MAX, TRY_AGAIN_SECONDS = 10, 1.0
-
-
-class ExportHeader(msgspec.Struct, tag_field="foldlog", tag="export"):
-    version: int
-    space: str
-    log: str
-    head: int
-
-
-class EventProof(msgspec.Struct):
-    log: str
-    seq: int
-    size: int
-    root: str
-    leaf_hash: str
-    inclusion_path: list[str]
-    ops_hash: str
-    salt: str
-    event: msgspec.Raw
 
 
 def proofs_blueprint(
@@ -104,7 +85,7 @@ def proofs_blueprint(
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
-    @operation(Right.READ, answer=KeysSchema, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
+    @operation(Right.READ, answer=Keys, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
         """List the public keys that sign, or have signed, checkpoints of this log.
 
@@ -114,7 +95,7 @@ def proofs_blueprint(
         found = [verifier.vkey for verifier in verifiers(space)]
         if not found:
             raise NoKeys
-        return json_reply({"log": head.log, "keys": found})
+        return json_reply(Keys(head.log, found))
 
     @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
     @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
@@ -157,14 +138,14 @@ def proofs_blueprint(
         held = request.rates.hold(request, DOWNLOADS)
         with held.unless_it_fails():
             page = await request.run(store.range_after, space, RangeQuery(0, 1))
-        header = ExportHeader(1, space, page.log, page.head)
+        header = ExportHeader("export", 1, space, page.log, page.head)
         return Reply(_lines(store, header, query["after"], held), NDJSON)
 
     @bp.get("/v1/spaces/<space>/proof/inclusion")
     @operation(
         Right.READ,
         query=InclusionQuery(),
-        answer=InclusionProofSchema,
+        answer=InclusionProof,
         example=examples.INCLUSION_PROOF,
         problems=(*PROBLEMS, BeyondTree),
     )
@@ -175,20 +156,20 @@ def proofs_blueprint(
         """
         found = tree.inclusion(space, query["seq"], query.get("size"))
         return json_reply(
-            {
-                "log": found.log,
-                "seq": found.seq,
-                "size": found.size,
-                "root": _base64(found.root),
-                "inclusion_path": list(map(_base64, found.path)),
-            }
+            InclusionProof(
+                found.log,
+                found.seq,
+                found.size,
+                _base64(found.root),
+                list(map(_base64, found.path)),
+            )
         )
 
     @bp.get("/v1/spaces/<space>/proof/consistency")
     @operation(
         Right.READ,
         query=consistency_query(),
-        answer=ConsistencyProofSchema,
+        answer=ConsistencyProof,
         example=examples.CONSISTENCY_PROOF,
         problems=(*PROBLEMS, BeyondTree),
     )
@@ -199,21 +180,21 @@ def proofs_blueprint(
         """
         found = tree.consistency(space, query["from"], query.get("to"))
         return json_reply(
-            {
-                "log": found.log,
-                "from": found.old,
-                "to": found.new,
-                "from_root": _base64(found.old_root),
-                "to_root": _base64(found.new_root),
-                "consistency_path": list(map(_base64, found.path)),
-            }
+            ConsistencyProof(
+                found.log,
+                found.old,
+                found.new,
+                _base64(found.old_root),
+                _base64(found.new_root),
+                list(map(_base64, found.path)),
+            )
         )
 
     @bp.get("/v1/spaces/<space>/proof/event/<seq>")
     @operation(
         Right.READ,
         query=SizeQuery(),
-        answer=EventProofSchema,
+        answer=EventProof,
         example=examples.EVENT_PROOF,
         problems=(*PROBLEMS, BeyondTree),
     )
@@ -231,11 +212,11 @@ def proofs_blueprint(
                 found.seq,
                 found.size,
                 _base64(found.root),
-                _base64(leaf_hash(entry.leaf)),
                 list(map(_base64, found.path)),
-                entry.ops_hash.hex(),
-                entry.salt.hex(),
-                msgspec.Raw(entry.state),
+                leaf_hash=_base64(leaf_hash(entry.leaf)),
+                ops_hash=entry.ops_hash.hex(),
+                salt=entry.salt.hex(),
+                event=msgspec.Raw(entry.state),
             )
         )
 

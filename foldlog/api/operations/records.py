@@ -14,14 +14,8 @@ from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.http.waiting import ProjectedReads
 from foldlog.api.operation import operation
-from foldlog.api.shapes import examples
+from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import RecordQuery, conflicts_query, local_ids_query, records_query
-from foldlog.api.shapes.schemas import (
-    ConflictsPageSchema,
-    LocalIdsSchema,
-    RecordAnswerSchema,
-    RecordsPageSchema,
-)
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     FoldlogError,
@@ -39,6 +33,7 @@ from foldlog.domain.ports import (
     AsOfPage,
     AsOfQuery,
     ConflictsPage,
+    LocalIdsPage,
     MasterTable,
     RecordsPage,
     RecordsQuery,
@@ -54,31 +49,6 @@ READ_PROBLEMS_AS_OF: tuple[type[FoldlogError], ...] = (
 )
 
 
-class RecordsAnswer(msgspec.Struct):
-    log: str
-    head: int
-    projected: int
-    records: msgspec.Raw
-    cursor: str | None
-    as_of: int | UnsetType = UNSET
-
-
-class RecordAnswer(msgspec.Struct):
-    log: str
-    head: int
-    projected: int
-    record: msgspec.Raw
-    as_of: int | UnsetType = UNSET
-
-
-class ConflictsAnswer(msgspec.Struct):
-    log: str
-    head: int
-    projected: int
-    conflicts: msgspec.Raw
-    cursor: str | None
-
-
 def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     bp = Blueprint("records", __name__)
     projected = ProjectedReads(master, limits)
@@ -87,7 +57,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=records_query(limits),
-        answer=RecordsPageSchema,
+        answer=answers.RecordsPage,
         example=examples.RECORDS_PAGE,
         problems=READ_PROBLEMS_AS_OF,
     )
@@ -107,7 +77,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=RecordQuery(),
-        answer=RecordAnswerSchema,
+        answer=answers.RecordAnswer,
         example=examples.RECORD_ANSWER,
         problems=READ_PROBLEMS_AS_OF,
     )
@@ -123,13 +93,15 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         one = partial(_one, master, space, (collection, id), query)
         page = await projected(request, space, one)
         record = msgspec.Raw(page.records[0])
-        return json_reply(RecordAnswer(page.log, page.head, page.projected, record, _as_of(page)))
+        return json_reply(
+            answers.RecordAnswer(page.log, page.head, page.projected, record, _as_of(page))
+        )
 
     @bp.get("/v1/spaces/<space>/conflicts")
     @operation(
         Right.READ,
         query=conflicts_query(limits),
-        answer=ConflictsPageSchema,
+        answer=answers.ConflictsPage,
         example=examples.CONFLICTS_PAGE,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind, HistoryUnavailable),
     )
@@ -143,7 +115,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         """
         page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
-            ConflictsAnswer(
+            answers.ConflictsPage(
                 page.log, page.head, page.projected, joined(page.conflicts), page.cursor
             )
         )
@@ -152,7 +124,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     @operation(
         Right.READ,
         query=local_ids_query(limits),
-        answer=LocalIdsSchema,
+        answer=LocalIdsPage,
         example=examples.LOCAL_IDS,
         problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
     )
@@ -229,7 +201,7 @@ def _as_of(page: RecordsPage) -> int | UnsetType:
     return page.as_of if isinstance(page, AsOfPage) else UNSET
 
 
-def _records_answer(page: RecordsPage) -> RecordsAnswer:
-    return RecordsAnswer(
+def _records_answer(page: RecordsPage) -> answers.RecordsPage:
+    return answers.RecordsPage(
         page.log, page.head, page.projected, joined(page.records), page.cursor, _as_of(page)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
@@ -12,7 +11,8 @@ from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
-from foldlog.api.shapes.schemas import SkippedSchema, skip_body
+from foldlog.api.shapes.admin_bodies import SkipBody
+from foldlog.api.shapes.answers import Skipped
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.errors import (
     Forbidden,
@@ -26,20 +26,15 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.ports import EventStore
 
 
-class SkippedAnswer(msgspec.Struct):
-    seq: int
-    by_seq: int
-
-
 def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("skipping", __name__)
 
     @bp.post("/v1/admin/spaces/<space>/skip")
     @operation(
         Right.ADMIN,
-        body=JsonBody(skip_body(), limits),
+        body=JsonBody(SkipBody(), limits),
         body_example=examples.SKIP,
-        answer=SkippedSchema,
+        answer=Skipped,
         example=examples.SKIPPED,
         problems=(
             *(Unauthenticated, Forbidden, UnsupportedMediaType),
@@ -53,8 +48,8 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         in every proof; what it says is folded nowhere any more. There is no way back.
         """
         found = store.skip(
-            space, body["seq"], reason=body["reason"], by=caller.signs(body.get("by"))
+            space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))
         )
-        return json_reply(SkippedAnswer(found.seq, found.by_seq))
+        return json_reply(Skipped(found.seq, found.by_seq))
 
     return bp

@@ -17,11 +17,6 @@ from foldlog.api.http.waiting import ProjectedReads
 from foldlog.api.operation import Lines, operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.queries import SnapshotQuery
-from foldlog.api.shapes.schemas import (
-    SnapshotHeaderSchema,
-    SnapshotPageEndSchema,
-    SnapshotRecordSchema,
-)
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     LogBehind,
@@ -32,7 +27,7 @@ from foldlog.domain.errors import (
 )
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import MasterTable, Snapshot
-from foldlog.domain.snapshot import SnapshotPageEnd
+from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 
 log = structlog.get_logger("foldlog.api")
 
@@ -41,9 +36,9 @@ MEDIA_TYPE = "application/x-ndjson"
 LINES = Lines(
     "JSON lines: a header, then pages of records, each closed by a line with its seq and a cursor.",
     {
-        "header": (SnapshotHeaderSchema, examples.SNAPSHOT_HEADER),
-        "record": (SnapshotRecordSchema, examples.SNAPSHOT_RECORD),
-        "end of a page": (SnapshotPageEndSchema, examples.SNAPSHOT_PAGE_END),
+        "header": (SnapshotHeader, examples.SNAPSHOT_HEADER),
+        "record": (SnapshotRecord, examples.SNAPSHOT_RECORD),
+        "end of a page": (SnapshotPageEnd, examples.SNAPSHOT_PAGE_END),
     },
 )
 

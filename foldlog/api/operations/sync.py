@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
@@ -13,7 +12,8 @@ from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
-from foldlog.api.shapes.schemas import ReceiptSchema, SyncAnswerSchema, push_body, sync_body
+from foldlog.api.shapes.answers import SyncAnswer
+from foldlog.api.shapes.bodies import push_body, sync_body
 from foldlog.domain.access import Right
 from foldlog.domain.changesets import Push
 from foldlog.domain.errors import (
@@ -31,7 +31,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
 )
 from foldlog.domain.limits import Limits
-from foldlog.domain.ports import EventStore, Range, RangeQuery
+from foldlog.domain.ports import EventStore, Range, RangeQuery, Receipt
 from foldlog.domain.push_decider import Answer
 
 from .events import range_query, read_range
@@ -50,16 +50,6 @@ PUSH_PROBLEMS: tuple[type[FoldlogError], ...] = (
 )
 
 
-class SyncAnswer(msgspec.Struct):
-    log: str
-    head: int
-    verdicts: list[Answer]
-    events: msgspec.Raw
-    through: int
-    mark: str
-    more: bool
-
-
 def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     bp = Blueprint("sync", __name__)
 
@@ -68,7 +58,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         Right.WRITE,
         body=JsonBody(push_body(limits), limits, "body_bytes_max"),
         body_example=examples.PUSH,
-        answer=ReceiptSchema,
+        answer=Receipt,
         example=examples.RECEIPT,
         problems=PUSH_PROBLEMS,
     )
@@ -87,7 +77,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         from_cache=True,
         body=JsonBody(sync_body(limits), limits, "body_bytes_max"),
         body_example=examples.SYNC,
-        answer=SyncAnswerSchema,
+        answer=SyncAnswer,
         example=examples.SYNC_ANSWER,
         problems=(*PUSH_PROBLEMS, LogChanged),
     )
@@ -118,11 +108,11 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
             SyncAnswer(
                 page.log,
                 page.head,
-                verdicts,
                 joined(page.events),
                 page.through,
                 page.mark,
                 page.more,
+                verdicts=verdicts,
             )
         )
 

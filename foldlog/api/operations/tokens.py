@@ -7,23 +7,18 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from flask import Blueprint
+from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
-from foldlog.api.shapes import examples
+from foldlog.api.shapes import answers, examples
+from foldlog.api.shapes.admin_bodies import RevokeBody, grant_body
 from foldlog.api.shapes.queries import tokens_query
-from foldlog.api.shapes.schemas import (
-    GrantedSchema,
-    RevokeBody,
-    TokenSchema,
-    TokensSchema,
-    grant_body,
-)
 from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
 from foldlog.domain.errors import (
     DeviceRevoked,
@@ -53,7 +48,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         Right.ADMIN,
         body=JsonBody(grant_body(limits), limits),
         body_example=examples.GRANT,
-        answer=GrantedSchema,
+        answer=answers.Granted,
         example=examples.GRANTED,
         problems=(*CHANGING, DeviceRevoked),
     )
@@ -75,15 +70,17 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
             expires_at=None if body.get("expires_at") is None else to_ms(body["expires_at"]),
         )
         id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         [token, *_] = registry.grant_all(spaces, id, digest, grant, by)
-        return json_reply({"token": text, "spaces": spaces, **rendered_token(token)})
+        return json_reply(
+            answers.Granted(**asdict(rendered_token(token)), token=text, spaces=spaces)
+        )
 
     @bp.get("/v1/admin/spaces/<space>/tokens")
     @operation(
         Right.AUDIT,
         query=tokens_query(limits),
-        answer=TokensSchema,
+        answer=answers.Tokens,
         example=examples.TOKENS,
         problems=(StorageUnavailable,),
     )
@@ -94,14 +91,14 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         Go on with `cursor` until it is null.
         """
         page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
-        return json_reply({"tokens": list(map(rendered_token, page.items)), "cursor": page.cursor})
+        return json_reply(answers.Tokens(list(map(rendered_token, page.items)), page.cursor))
 
     @bp.post("/v1/admin/spaces/<space>/tokens/<token>/revoke")
     @operation(
         Right.ADMIN,
         body=JsonBody(RevokeBody(), limits),
         body_example=examples.REVOKE,
-        answer=TokenSchema,
+        answer=answers.Token,
         example=examples.REVOKED_TOKEN,
         problems=(*CHANGING, UnknownSpace, UnknownToken),
     )
@@ -111,7 +108,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         When this is answered, the token is refused everywhere: that takes a second. Streams that
         it opened end. The second time nothing happens.
         """
-        by = caller.signs(body.get("by"))
+        by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
         finally:
@@ -121,19 +118,24 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     return bp
 
 
-def rendered_token(token: Token) -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "role": token.role.value,
-        **rendered_members(token, ("device", "name", "granted_by", "revoked_by", "revoked_reason")),
-        **rendered_times(token, ("granted_at", "expires_at", "revoked_at")),
-    }
+def rendered_token(token: Token) -> answers.Token:
+    return answers.Token(
+        id=token.id,
+        role=token.role,
+        device=if_known(token.device),
+        name=if_known(token.name),
+        granted_by=if_known(token.granted_by),
+        revoked_by=if_known(token.revoked_by),
+        revoked_reason=if_known(token.revoked_reason),
+        granted_at=format_time(token.granted_at),
+        expires_at=time_if_known(token.expires_at),
+        revoked_at=time_if_known(token.revoked_at),
+    )
 
 
-def rendered_members(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, Any]:
-    """What is not there is not told."""
-    return {name: value for name in names if (value := getattr(told, name)) is not None}
+def if_known(text: str | None) -> str | UnsetType:
+    return UNSET if text is None else text
 
 
-def rendered_times(told: msgspec.Struct, names: tuple[str, ...]) -> dict[str, str]:
-    return {name: format_time(ms) for name, ms in rendered_members(told, names).items()}
+def time_if_known(ms: int | None) -> str | UnsetType:
+    return UNSET if ms is None else format_time(ms)

@@ -1,7 +1,7 @@
-"""The examples of the OpenAPI document: one small story, told the same in every operation.
+"""The examples of the OpenAPI document. All of them tell one small story.
 
-Device A makes a task offline; the service stores it as event 42. Tests hold the examples to the
-schemas.
+A device creates a task offline, and the service stores the changeset as event 42. Tests check the
+examples against the schemas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The marshmallow fields of our own: stricter than the library's, and said in our words."""
+"""Marshmallow fields that are stricter than the library's, with their own error messages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from foldlog.domain.times import Moment, parse_time, to_ms
 
 _WHOLE = re.compile(r"[0-9]{1,16}", re.ASCII)
 _MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
+MARK_PATTERN = f"^{_MARK.pattern}$"
+
+
+def about(text: str, **keywords: Any) -> dict[str, Any]:
+    """The metadata of a field: its description, and further keywords of JSON Schema."""
+    return {"description": text, **keywords}
 
 
 class Whole(fields.Integer):
-    """A whole number of a JSON document, 0 or more: neither 1.0 nor "1" nor true is one."""
+    """A whole number of a JSON document, 0 or more. It refuses 1.0, "1" and true."""
 
     default_error_messages = {"invalid": "must be a whole number"}
 
@@ -38,7 +44,7 @@ class Whole(fields.Integer):
 
 
 class Flag(fields.Boolean):
-    """`true` or `false` of a JSON document: neither 1 nor "yes" is one."""
+    """`true` or `false` of a JSON document. It refuses 1 and "yes"."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if type(value) is not bool:
@@ -47,7 +53,7 @@ class Flag(fields.Boolean):
 
 
 class QueryWhole(Whole):
-    """The same in a query string. Python's `int` would read `1_0`, ` 1` and `١` too."""
+    """A whole number in a query string. Python's `int` would also read `1_0`, ` 1` and `١`."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not _WHOLE.fullmatch(value):
@@ -56,7 +62,7 @@ class QueryWhole(Whole):
 
 
 class Named(fields.String):
-    """Text of which a function of the domain says whether it may be such a name."""
+    """Text that a function of the domain checks. `rule` is the error message."""
 
     def __init__(self, is_name: Callable[[str], bool], rule: str, **kwargs: Any):
         self.is_name, self.rule = is_name, rule
@@ -77,42 +83,44 @@ def _named(is_name: Callable[[str], bool], rule: str, **described: Any) -> Calla
 
 
 _NO_DOTS = r"(?!\.{1,2}$)"
+SPACE_PATTERN = rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$"
+COLLECTION_PATTERN = rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$"
+#: keywords of JSON Schema for a record's id
+RECORD_ID = {"minLength": 1, "maxLength": 128, "pattern": r"^[^\u0000]*$"}
 
 space_name = _named(
     is_space,
     "a space is named by 1-64 of a-z 0-9 - _ .",
-    pattern=rf"^{_NO_DOTS}[a-z0-9._-]{{1,64}}$",
+    pattern=SPACE_PATTERN,
 )
 collection_name = _named(
     is_collection,
-    "a collection is named by 1-64 of A-Z a-z 0-9 - _ .",
-    pattern=rf"^{_NO_DOTS}[A-Za-z0-9._-]{{1,64}}$",
+    "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .",
+    pattern=COLLECTION_PATTERN,
 )
 record_id = _named(
     is_record_id,
-    "an id is 1-128 characters without NUL",
-    minLength=1,
-    maxLength=128,
-    pattern=r"^[^\u0000]*$",
+    "an id must be 1-128 characters without NUL",
+    **RECORD_ID,
 )
-device_id = _named(is_uuid, "a device is a UUID in lower case", format="uuid")
+device_id = _named(is_uuid, "a device's id must be a UUID in lower case", format="uuid")
 token_id = _named(is_uuid, "the id of a token is a UUID in lower case", format="uuid")
 cursor_mark = _named(
     lambda mark: _MARK.fullmatch(mark) is not None,
     f"a mark is {MARK_LENGTH} hex digits in lower case, or empty",
-    pattern=f"^{_MARK.pattern}$",
+    pattern=MARK_PATTERN,
 )
 
 
 class CommaList(fields.List[Any]):
-    """Several names in one query parameter: `a,b`."""
+    """Several names in one query parameter, separated by commas: `a,b`."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
         return super()._deserialize(value.split(","), *args, **kwargs)
 
 
 class MomentField(fields.DateTime):
-    """An RFC 3339 time with an offset, inside Python's calendar."""
+    """An RFC 3339 time with an offset, between the years 1 and 9999 (UTC)."""
 
     default_error_messages = {
         "invalid": "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
@@ -128,7 +136,7 @@ class MomentField(fields.DateTime):
 
 
 class PointField(fields.String):
-    """A moment of the log: a seq, or an RFC 3339 time."""
+    """A moment of the log: a seq, or an RFC 3339 time with an offset."""
 
     _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
 
@@ -149,10 +157,10 @@ class PointField(fields.String):
 
 
 class ChangesetsField(fields.List[Any]):
-    """The changesets of a push, still as bytes; read by the domain, 50 times faster than here.
+    """The changesets of a push. The domain decodes their bytes, 50 times faster than marshmallow.
 
-    As a field it takes its place in the body's schema, and so in the document. What the domain
-    refuses passes through as it is, with pointers into the body.
+    The field documents the changesets in the body's schema. Errors of the domain pass through it,
+    with pointers that begin at the body.
     """
 
     def __init__(self, inner: Any, limits: Limits, **kwargs: Any):
@@ -165,10 +173,14 @@ class ChangesetsField(fields.List[Any]):
         assert isinstance(value, msgspec.Raw)
         device = (data or {}).get("device")
         if not isinstance(device, str) or not is_uuid(device):
-            return []  # the device's own field says so, and the request is refused
+            return []  # the field `device` reports this error
         return self.read(value, str(attr), device)
 
     def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
+        """Decodes the changesets. `attr` is the name of the member that they come from.
+
+        Raises `InvalidRequest`, or a subclass, with pointers that begin at the body.
+        """
         try:
             return decode_changesets(raw, device, self.limits)
         except InvalidChangeset as exc:

@@ -15,6 +15,7 @@ from .fields import (
     CommaList,
     PointField,
     QueryWhole,
+    about,
     collection_name,
     cursor_mark,
     device_id,
@@ -26,31 +27,31 @@ from .reading import Parameters
 def _range_query(limits: Limits) -> type[Parameters]:
     class EventsQuery(Parameters):
         after = QueryWhole(
-            load_default=0, metadata={"description": "The cursor: the last seq you have."}
+            load_default=0, metadata=about("The cursor: the last seq that you have.")
         )
         mark = cursor_mark(
-            metadata={"description": "The mark that came with the cursor; checked if given."}
+            metadata=about("The mark that came with the cursor. The service checks it.")
         )
         limit = QueryWhole(
             1,
             limits.page_events_max,
             load_default=limits.page_events_default,
-            metadata={"description": "How many events at most."},
+            metadata=about("The maximum number of events."),
         )
         collections = CommaList(
             collection_name(),
             validate=Length(1, limits.collections_per_filter_max),
-            metadata={
-                "description": "Only changesets that touch one of these, separated by commas; "
-                "other kinds of events always come."
-            },
+            metadata=about(
+                "Only changesets that touch one of these collections, separated by "
+                "commas. Events of other kinds always come."
+            ),
         )
         device = device_id(
-            metadata={"description": "Who pulls. Its own changesets come without `ops`."}
+            metadata=about("The pulling device. Its own changesets come without `ops`.")
         )
         own = fields.String(
             validate=OneOf(["full"]),
-            metadata={"description": "`full`: the device's own changesets come whole, too."},
+            metadata=about("`full`: the device's own changesets come with `ops`."),
         )
 
     return EventsQuery
@@ -62,9 +63,7 @@ def events_query(limits: Limits) -> Parameters:
             0,
             limits.wait_seconds_max,
             load_default=0,
-            metadata={
-                "description": "Seconds to hold the request open, until there is something new."
-            },
+            metadata=about("The number of seconds to wait for a new event."),
         )
 
     return EventsQuery()
@@ -76,7 +75,7 @@ def stream_query(limits: Limits) -> Parameters:
 
 def _cursor() -> fields.String:
     return fields.String(
-        metadata={"description": "The `cursor` of the page before, with its parameters."}
+        metadata=about("The `cursor` of the page before. Repeat the other parameters.")
     )
 
 
@@ -85,63 +84,66 @@ def _page_limit(limits: Limits, description: str) -> QueryWhole:
         1,
         limits.page_records_max,
         load_default=limits.page_records_default,
-        metadata={"description": description},
+        metadata=about(description),
     )
 
 
 class MasterQuery(Parameters):
     at_least = QueryWhole(
         load_default=0,
-        metadata={
-            "description": "Wait, within a bound, until the master table has come to this seq: "
-            "read your own writes."
-        },
+        metadata=about(
+            "Wait until the master table includes this seq, for at most "
+            "`at_least_wait_seconds_max`: then you read your own writes."
+        ),
     )
 
 
 class RecordQuery(MasterQuery):
     as_of = PointField(
-        metadata={
-            "description": "As it was right after this seq, or after the last event that was "
-            "received up to this time."
-        }
+        metadata=about(
+            "The state right after this seq, or after the last event received up to this time."
+        )
     )
 
 
 def records_query(limits: Limits) -> Parameters:
     class RecordsQuery(RecordQuery):
-        collection = collection_name(metadata={"description": "Only records of this one."})
+        collection = collection_name(metadata=about("Only records of this collection."))
         id = record_id(
-            metadata={
-                "description": "Only this record of `collection`. For ids that a path cannot "
-                "carry: browsers take `.` and `..` for folders, encoded or not."
-            }
+            metadata=about(
+                "Only this record of `collection`. It serves ids that a path cannot "
+                "carry: browsers treat `.` and `..` as folders, even percent-encoded."
+            )
         )
         changed_after = QueryWhole(
-            metadata={
-                "description": "Every record whose state moved after this seq, by seq, deleted "
-                "ones too. Without it: the live records, by collection and id."
-            }
+            metadata=about(
+                "Every record that changed after this seq, in the order of seqs, "
+                "including deleted records. Without it: the live records, by collection and id."
+            )
         )
         cursor = _cursor()
-        limit = _page_limit(limits, "How many records at most; a seq is never split.")
+        limit = _page_limit(
+            limits, "The maximum number of records; those of one seq stay together."
+        )
 
         @validates_schema
         def id_stands_alone(self, data: Mapping[str, Any], **_: Any) -> None:
             if "id" in data:
                 if "collection" not in data:
-                    raise ValidationError("needed with id", "collection")
+                    raise ValidationError("required together with `id`", "collection")
                 for name in data.keys() & {"changed_after", "cursor"}:
-                    raise ValidationError("goes not with id", name)
+                    raise ValidationError("not allowed together with `id`", name)
             if {"as_of", "changed_after"} <= data.keys():
-                raise ValidationError("goes not with as_of; /diff tells both ends", "changed_after")
+                raise ValidationError(
+                    "not allowed together with `as_of`; /diff compares two moments", "changed_after"
+                )
 
     return RecordsQuery()
 
 
 class SnapshotQuery(MasterQuery):
     cursor = fields.String(
-        metadata={"description": "The last `cursor` of a download that was cut: goes on after it."}
+        metadata=about("The last `cursor` of an interrupted download, to resume it.")
     )
 
 
@@ -150,14 +152,14 @@ def history_query(limits: Limits, *, names_record: bool = False) -> Parameters:
         order = fields.String(
             validate=OneOf(["oldest", "newest"]),
             load_default="oldest",
-            metadata={"description": "Which versions come first."},
+            metadata=about("The versions that come first."),
         )
         cursor = _cursor()
-        limit = _page_limit(limits, "How many versions at most.")
+        limit = _page_limit(limits, "The maximum number of versions.")
 
     class HistoryOfQuery(HistoryQuery):
-        collection = collection_name(required=True, metadata={"description": "Of the record."})
-        id = record_id(required=True, metadata={"description": "Which record."})
+        collection = collection_name(required=True, metadata=about("The record's collection."))
+        id = record_id(required=True, metadata=about("The record's id."))
 
     return HistoryOfQuery() if names_record else HistoryQuery()
 
@@ -167,43 +169,45 @@ def diff_query(limits: Limits) -> Parameters:
         from_ = PointField(
             data_key="from",
             load_default=lambda: Point(seq=0),
-            metadata={
-                "description": "The earlier moment: a seq, or a time as in `as_of`. Without it: "
+            metadata=about(
+                "The earlier moment: a seq, or a time as in `as_of`. Without it: "
                 "before the first event."
-            },
+            ),
         )
         to = PointField(
-            load_default=lambda: NOW, metadata={"description": "The later one. Without it: now."}
+            load_default=lambda: NOW, metadata=about("The later moment. Without it: now.")
         )
-        collection = collection_name(metadata={"description": "Only records of this one."})
+        collection = collection_name(metadata=about("Only records of this collection."))
         cursor = _cursor()
-        limit = _page_limit(limits, "How many records at most.")
+        limit = _page_limit(limits, "The maximum number of records.")
 
     return DiffQuery()
 
 
 class ExportQuery(Parameters):
-    after = QueryWhole(load_default=0, metadata={"description": "Only events after this seq."})
+    after = QueryWhole(load_default=0, metadata=about("Only events after this seq."))
 
 
 class SizeQuery(Parameters):
     size = QueryWhole(
         1,
-        metadata={"description": "Of the tree, best a checkpoint's; else all of it."},
+        metadata=about(
+            "The size of the tree, preferably of a checkpoint. Without it: the whole tree."
+        ),
     )
 
 
 class InclusionQuery(SizeQuery):
-    seq = QueryWhole(1, required=True, metadata={"description": "Which event."})
+    seq = QueryWhole(1, required=True, metadata=about("The seq of the event."))
 
 
 class _ToSize(Parameters):
-    to = QueryWhole(metadata={"description": "The size of the newer tree; else all of it."})
+    to = QueryWhole(metadata=about("The size of the newer tree. Without it: the whole tree."))
 
 
 def consistency_query() -> Parameters:
-    # Made of a dictionary, because `from` is no name in Python.
-    older = QueryWhole(required=True, metadata={"description": "The size of the older tree."})
+    # `from` is a keyword of Python, so the schema is made from a dictionary.
+    older = QueryWhole(required=True, metadata=about("The size of the older tree."))
     made = _ToSize.from_dict({"from": older}, name="ConsistencyQuery")()
     assert isinstance(made, Parameters)
     return made
@@ -211,25 +215,24 @@ def consistency_query() -> Parameters:
 
 def conflicts_query(limits: Limits) -> Parameters:
     class ConflictsQuery(MasterQuery):
-        collection = collection_name(metadata={"description": "Only of records of this one."})
-        id = record_id(metadata={"description": "Only of this record of `collection`."})
+        collection = collection_name(metadata=about("Only conflicts of this collection."))
+        id = record_id(metadata=about("Only conflicts of this record of `collection`."))
         field = fields.String(
             validate=Length(max=limits.field_name_length_max),
-            metadata={"description": "Only of fields of this name."},
+            metadata=about("Only conflicts of fields of this name."),
         )
-        device = device_id(
-            metadata={"description": "Only where this device lost, or won: either hand."}
-        )
+        device = device_id(metadata=about("Only conflicts in which this device lost or won."))
         since = QueryWhole(
-            load_default=0, metadata={"description": "Only what was decided after this seq."}
+            load_default=0,
+            metadata=about("Only conflicts that were decided after this seq."),
         )
         cursor = _cursor()
-        limit = _page_limit(limits, "How many conflicts at most.")
+        limit = _page_limit(limits, "The maximum number of conflicts.")
 
         @validates_schema
         def id_needs_its_collection(self, data: Mapping[str, Any], **_: Any) -> None:
             if "id" in data and "collection" not in data:
-                raise ValidationError("needed with id", "collection")
+                raise ValidationError("required together with `id`", "collection")
 
     return ConflictsQuery()
 
@@ -237,7 +240,7 @@ def conflicts_query(limits: Limits) -> Parameters:
 def local_ids_query(limits: Limits) -> Parameters:
     class LocalIdsQuery(MasterQuery):
         cursor = _cursor()
-        limit = _page_limit(limits, "How many ids at most.")
+        limit = _page_limit(limits, "The maximum number of ids.")
 
     return LocalIdsQuery()
 
@@ -245,7 +248,7 @@ def local_ids_query(limits: Limits) -> Parameters:
 def devices_query(limits: Limits) -> Parameters:
     class DevicesQuery(Parameters):
         cursor = _cursor()
-        limit = _page_limit(limits, "How many devices at most.")
+        limit = _page_limit(limits, "The maximum number of devices.")
 
     return DevicesQuery()
 
@@ -253,10 +256,10 @@ def devices_query(limits: Limits) -> Parameters:
 def tokens_query(limits: Limits) -> Parameters:
     class TokensQuery(Parameters):
         cursor = _cursor()
-        limit = _page_limit(limits, "How many tokens at most.")
+        limit = _page_limit(limits, "The maximum number of tokens.")
 
     return TokensQuery()
 
 
 class CollectionQuery(Parameters):
-    version = QueryWhole(1, metadata={"description": "This version, instead of the last one."})
+    version = QueryWhole(1, metadata=about("This version. Without it: the last version."))

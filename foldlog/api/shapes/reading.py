@@ -13,30 +13,28 @@ from marshmallow import RAISE, Schema, ValidationError, fields
 
 from foldlog.domain.errors import InvalidRequest
 
-from .fields import QueryWhole, collection_name, device_id, record_id, space_name, token_id
+from .fields import QueryWhole, about, collection_name, device_id, record_id, space_name, token_id
 
 PARAMETERS_MAX = 50
 
-#: What a path's parts are called, and what they may be.
+#: The parameters of paths: their names and their checks.
 PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
-    "space": space_name(metadata={"description": "One shared log and its master table."}),
-    "collection": collection_name(metadata={"description": "A collection of records."}),
-    "id": record_id(
-        metadata={"description": "The record's id, percent-encoded, slashes included."}
-    ),
-    "device": device_id(metadata={"description": "The device's id."}),
-    "token": token_id(metadata={"description": "The id of a token, which is no secret."}),
-    "level": fields.String(metadata={"description": "The level of a tile, from 0 up."}),
+    "space": space_name(metadata=about("One shared log and its master table.")),
+    "collection": collection_name(metadata=about("A collection of records.")),
+    "id": record_id(metadata=about("The record's id, percent-encoded, including its slashes.")),
+    "device": device_id(metadata=about("The device's id.")),
+    "token": token_id(metadata=about("The id of a token. It is no secret.")),
+    "level": fields.String(metadata=about("The level of a tile, from 0 up.")),
     "tile": fields.String(
-        metadata={"description": "Which tile, as C2SP writes it: `x001/x234/067`, or `067.p/112`."}
+        metadata=about("The tile's number, as C2SP writes it: `x001/x234/067`, or `067.p/112`.")
     ),
-    "seq": QueryWhole(1, metadata={"description": "The seq of an event."}),
-    "code": fields.String(metadata={"description": "A problem's stable code."}),
+    "seq": QueryWhole(1, metadata=about("The seq of an event.")),
+    "code": fields.String(metadata=about("A problem's stable code.")),
 }
 
 
 class Parameters(Schema):
-    """The parameters of an operation; by itself, none at all."""
+    """The query parameters of an operation. This base class has none."""
 
     class Meta:
         unknown = RAISE
@@ -45,7 +43,7 @@ class Parameters(Schema):
 
 
 def read_path(parts: Mapping[str, str]) -> None:
-    """Raises `InvalidRequest` if a part of the path cannot be what the path says it is."""
+    """Checks the parts of a path. Raises `InvalidRequest`, with an error for each wrong part."""
     errors = []
     for name, value in parts.items():
         try:
@@ -53,21 +51,21 @@ def read_path(parts: Mapping[str, str]) -> None:
         except ValidationError as exc:
             errors += [{"parameter": name, "detail": str(detail)} for detail in exc.messages]
     if errors:
-        raise InvalidRequest("the path names what cannot be", errors=errors)
+        raise InvalidRequest("a part of the path is wrong", errors=errors)
 
 
-#: of a query string that is remembered with what it says
-QUERY_LENGTH_KEPT_MAX = 500
-QUERIES_KEPT_MAX = 4_096
+#: Longer query strings are not cached.
+CACHED_QUERY_LENGTH_MAX = 500
+CACHED_QUERIES_MAX = 4_096
 
 
 def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
-    """A request's parameters. Raises `InvalidRequest`, naming each that is wrong."""
+    """Reads query parameters. Raises `InvalidRequest`, with an error for each wrong one."""
     if not schema.fields and not query_string:
         return {}
-    if len(query_string) > QUERY_LENGTH_KEPT_MAX:
+    if len(query_string) > CACHED_QUERY_LENGTH_MAX:
         return _read_query(schema, query_string)
-    return _read_query_again(schema, query_string)
+    return _read_query_cached(schema, query_string)
 
 
 def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
@@ -97,23 +95,26 @@ def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
     return MappingProxyType(query)
 
 
-#: A poller asks the same again and again; a schema takes longer to read it than all the rest.
-_read_query_again = lru_cache(maxsize=QUERIES_KEPT_MAX)(_read_query)
+#: A poller repeats its query, and the schema takes longer than the rest of the request.
+_read_query_cached = lru_cache(maxsize=CACHED_QUERIES_MAX)(_read_query)
 
 
 def read_last_event_id(text: str) -> int | None:
-    """The header in which a stream's client says where it was. Raises `InvalidRequest`."""
+    """Reads the header `Last-Event-ID`: the seq of a client that reconnects to a stream.
+
+    Raises `InvalidRequest`.
+    """
     if not text:
         return None
     try:
         return QueryWhole().deserialize(text)
     except ValidationError as exc:
         error = {"header": "Last-Event-ID", "detail": str(exc.messages[0])}
-        raise InvalidRequest("Last-Event-ID is the id of a message", errors=[error]) from exc
+        raise InvalidRequest("Last-Event-ID must be the id of a message", errors=[error]) from exc
 
 
 def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Marshmallow's tree of messages as (path, message) pairs."""
+    """Yields the messages of marshmallow's tree as (path, message) pairs."""
     if isinstance(messages, Mapping):
         for name, below in messages.items():
             yield from flat(below, path if name == "_schema" else (*path, name))

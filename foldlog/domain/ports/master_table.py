@@ -101,11 +101,13 @@ class SnapshotCursor(NamedTuple):
         `mark_there` is the log's own mark at `at`.
         """
         if self.log and self.log != log:
-            raise LogChanged("this snapshot was begun on another log", log=log, head=head)
+            raise LogChanged("this snapshot belongs to another log", log=log, head=head)
         if self.at > head:
-            raise LogBehind(f"this snapshot has come to {self.at}", log=log, head=head)
+            raise LogBehind(
+                f"this snapshot has reached seq {self.at}, which this log lacks", log=log, head=head
+            )
         if self.mark != mark_there:
-            raise LogChanged(f"the mark at {self.at} is another one here", log=log, head=head)
+            raise LogChanged(f"the mark at {self.at} differs in this log", log=log, head=head)
 
 
 class AsOfQuery(msgspec.Struct, frozen=True):

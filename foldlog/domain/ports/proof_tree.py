@@ -91,5 +91,5 @@ class ProofTree(ABC):
         if size is None:
             return head
         if size > head.size:
-            raise BeyondTree(f"the tree has come to {head.size}", size=head.size)
+            raise BeyondTree(f"the tree has {head.size} events so far", size=head.size)
         return TreeHead(head.log, size)

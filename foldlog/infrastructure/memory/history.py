@@ -16,7 +16,7 @@ from foldlog.domain.history import (
     DiffCursor,
     EventHead,
     Point,
-    check_begun,
+    check_cursor_moment,
     check_moments,
     difference,
     head_of,
@@ -86,7 +86,7 @@ class MemoryHistory(History):
         after: tuple[str, int, str] = ("", 0, "")
         if query.cursor:
             begun, collection, seq, id = decode_cursor(query.cursor, int, str, int, str)
-            as_of, after = check_begun(query.moment, begun), (collection, seq, id)
+            as_of, after = check_cursor_moment(query.moment, begun), (collection, seq, id)
         else:
             as_of = _seq_of(here, query.moment)
         _check_head(here, as_of)
@@ -140,7 +140,7 @@ class MemoryHistory(History):
                 )
                 told.append((step.head.seq, _encode(view)))
         if not told:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         if query.order == "newest":
             told.reverse()
         if after is not None:
@@ -154,8 +154,8 @@ class MemoryHistory(History):
         here = self._space(space, query.at_least)
         if query.cursor:
             place = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
-            check_begun(query.start, place.start)
-            check_begun(query.to, place.to)
+            check_cursor_moment(query.start, place.start)
+            check_cursor_moment(query.to, place.to)
         else:
             start = _seq_of(here, query.start)
             place = DiffCursor(start, _seq_of(here, query.to), start + 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -29,10 +27,9 @@ from foldlog.domain.access import (
     devices_of,
 )
 from foldlog.domain.errors import DeviceRevoked, UnknownToken
-from foldlog.domain.events import LogEntry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
-from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.times import format_time
 
 
@@ -73,17 +70,14 @@ class MemoryRegistry(Registry):
 
     @abstractmethod
     def _append_service_event(
-        self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]
+        self, space: SpaceId, decide: Callable[[Envelope], LogEntry | None]
     ) -> None:
-        """Appends what `decide` makes of the next seq and the time, and makes the space."""
+        """Appends the event that `decide` makes, if any; creates the space if necessary."""
 
     def _tell(self, space: SpaceId, decide: Decide) -> None:
-        def entry(seq: int, received_at: int) -> LogEntry | None:
-            body = decide(received_at)
-            if body is None:
-                return None
-            id, salt = str(uuid.uuid4()), secrets.token_bytes(SALT_BYTES)
-            return access_entry(body, seq=seq, id=id, received_at=received_at, salt=salt)
+        def entry(envelope: Envelope) -> LogEntry | None:
+            body = decide(envelope.received_at)
+            return None if body is None else access_entry(envelope, body)
 
         self._append_service_event(space, entry)
 

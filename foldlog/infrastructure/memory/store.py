@@ -28,15 +28,15 @@ from foldlog.domain.collections import (
     Proposal,
     RecordSchema,
     Version,
-    check_room,
+    check_collection_count,
     definition_entry,
     definition_of,
 )
 from foldlog.domain.erasure import (
     Erasable,
     Erased,
+    ErasureScan,
     Selection,
-    Traces,
     erased_entry,
     record_erased_entry,
 )
@@ -49,7 +49,7 @@ from foldlog.domain.errors import (
     UnknownRecord,
     UnknownSpace,
 )
-from foldlog.domain.events import LogEntry, decode_event, short_form
+from foldlog.domain.events import Envelope, LogEntry, decode_event, short_form
 from foldlog.domain.history import head_of
 from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, render_ledger
 from foldlog.domain.limits import LIMITS, Limits
@@ -213,14 +213,8 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
                 plan.check_stored(check)
             if wanted.is_dry_run:
                 return plan.outcome(None, check)
-            check_room(here.definitions, collection, self._limits)
-            entry = definition_entry(
-                seq=here.head + 1,
-                id=str(uuid.uuid4()),
-                received_at=max(here.received_at, self._now_ms()),
-                body=plan.body(),
-                salt=secrets.token_bytes(SALT_BYTES),
-            )
+            check_collection_count(here.definitions, collection, self._limits)
+            entry = definition_entry(self._envelope(here), plan.body())
             self._spaces[space] = here
             here.append(entry)
             definition = definition_of(decode_event(entry.state))
@@ -248,12 +242,19 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         here = self._spaces.get(space)
         return None if here is None else here.head
 
+    def _envelope(self, here: _Space) -> Envelope:
+        """The metadata of the space's next event."""
+        received_at = max(here.received_at, self._now_ms())
+        return Envelope(
+            here.head + 1, str(uuid.uuid4()), received_at, secrets.token_bytes(SALT_BYTES)
+        )
+
     def _append_service_event(
-        self, space: SpaceId, decide: Callable[[int, int], LogEntry | None]
+        self, space: SpaceId, decide: Callable[[Envelope], LogEntry | None]
     ) -> None:
         with self._lock:
             here = self._spaces.get(space) or _Space()
-            entry = decide(here.head + 1, max(here.received_at, self._now_ms()))
+            entry = decide(self._envelope(here))
             if entry is None:
                 return
             self._spaces[space] = here
@@ -335,8 +336,8 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             on_growth()
         return erased
 
-    def _traces(self, here: _Space, keys: Collection[Key], report: Progress) -> Traces:
-        traces = Traces(keys)
+    def _traces(self, here: _Space, keys: Collection[Key], report: Progress) -> ErasureScan:
+        traces = ErasureScan(keys)
         for entry in here.entries:
             traces.note(entry.seq, entry.state)
         traces.check_all_named()
@@ -350,15 +351,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
             for seq in seqs:
                 entry = erased_entry(here.entries[seq - 1], {key})
                 here.entries[seq - 1] = here.by_id[entry.event_id] = entry
-            entry = record_erased_entry(
-                seq=here.head + 1,
-                id=str(uuid.uuid4()),
-                received_at=max(here.received_at, self._now_ms()),
-                key=key,
-                reason=reason,
-                by=by,
-                salt=secrets.token_bytes(SALT_BYTES),
-            )
+            entry = record_erased_entry(self._envelope(here), key, reason=reason, by=by)
             here.append(entry)
             here.erasures[key] = entry.seq
             here.conflicts = [c for c in here.conflicts if (c.collection, c.id) != key]
@@ -415,7 +408,7 @@ class MemoryStore(EventStore, MemoryHistory, MemoryRegistry, MasterTable, ProofT
         here = self._space(space, at_least)
         record = here.records.get(key)
         if record is None or not record.exists:
-            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}, and never was")
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return self._page_of(here, [record], None)
 
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:

@@ -34,7 +34,7 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, mark_at, marks_of
 from foldlog.infrastructure.postgres.log.pages import IN_PLACE_OF_SKIPPED, select_page
-from foldlog.infrastructure.postgres.log.tail_cache import LogTailCache
+from foldlog.infrastructure.postgres.log.tail_cache import LogEnd, LogTailCache
 from foldlog.infrastructure.postgres.service_events.collections import Collections
 from foldlog.infrastructure.postgres.service_events.erasure import Eraser, vacuum
 from foldlog.infrastructure.postgres.service_events.skipping import Skipper
@@ -207,7 +207,7 @@ class PostgresEventStore(EventStore):
         self, space: SpaceId, log: str, mark_before: str, entries: Sequence[LogEntry]
     ) -> None:
         head, now = entries[-1].seq, time.monotonic()
-        self.tails.put(space, log, mark_before, entries, head=head, confirmed_at=now)
+        self.tails.update(space, LogEnd(log, head, entries, mark_before, now))
         self._on_append(space, head)
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
@@ -306,7 +306,7 @@ class PostgresEventStore(EventStore):
                 mark = None
             if through == head:
                 mark = head_mark
-                self.tails.put(space, log, mark, [], head=head, confirmed_at=now)
+                self.tails.update(space, LogEnd(log, head, [], mark, now))
             if mark is None:
                 mark = mark_at(conn, space, through)
         events = [
@@ -357,7 +357,7 @@ class PostgresEventStore(EventStore):
         if not head - TAIL_EVENTS <= start < head:
             start, mark_before = head, mark  # whoever is further behind asks the database
         entries = list(self.entries(space, after=start, through=head))
-        self.tails.put(space, log, mark_before, entries, head=head, confirmed_at=now)
+        self.tails.update(space, LogEnd(log, head, entries, mark_before, now))
 
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
         while after < through:

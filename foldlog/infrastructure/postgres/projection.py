@@ -1,4 +1,4 @@
-"""What a projection is to whoever drives it: the projector, and a rebuild."""
+"""The interface of a projection for its two drivers: the projector and a rebuild."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from psycopg import Cursor
 from psycopg.generators import send
 
 
-class Memory(Protocol):
-    """What a projection keeps of a generation between two batches, so that it need not be read.
+class GenerationCache(Protocol):
+    """The rows of a generation that a projection keeps in memory between two batches.
 
-    Right as long as the generation is at `position`, whoever brought it there.
+    The cache is valid while the generation is at `position`, because the rows at a position follow
+    from the log alone. It stays valid if another worker has brought the generation there.
     """
 
     position: int
-    bytes_uncommitted: int  #: that were written, and are kept until the transaction ends
+    bytes_uncommitted: int  #: written, and kept in memory until the transaction ends
 
-    def forget(self, position: int) -> None:
-        """Begins anew, at a position."""
+    def reset(self, position: int) -> None:
+        """Empties the cache, for a generation at `position`."""
 
-    def committed(self) -> None: ...
+    def on_commit(self) -> None:
+        """Frees memory after the transaction has committed."""
 
 
-M = TypeVar("M", bound=Memory)
+C = TypeVar("C", bound=GenerationCache)
 
 
 @dataclass(frozen=True)
-class Generation(Generic[M]):
-    """A generation that is written to by who has it locked."""
+class Generation(Generic[C]):
+    """A generation that is locked by the caller, who writes to it."""
 
     space: str
     number: int
-    cursor: Cursor[Any]  #: in the transaction that has the lock
-    #: for what is only read: the same, or one of another connection, which need not wait for the
-    #: writing to be done
+    cursor: Cursor[Any]  #: in the transaction that holds the lock
+    #: for reading: `cursor`, or one of another connection, which can read while `cursor` writes
     reader: Cursor[Any]
-    known: M
+    cache: C
 
     @property
-    def names(self) -> dict[str, Any]:
+    def params(self) -> dict[str, Any]:
         return {"space": self.space, "generation": self.number}
 
-    def send(self, statement: str, names: Mapping[str, Any]) -> None:
-        """Executes a statement; in pipeline mode, without waiting for what comes of it."""
-        self.cursor.execute(statement, {**self.names, **names}, prepare=True)
-        # Or else the end of it would stay in our memory until we turn to PostgreSQL again.
+    def send(self, statement: str, params: Mapping[str, Any]) -> None:
+        """Executes a statement. In pipeline mode this returns before the result arrives."""
+        self.cursor.execute(statement, {**self.params, **params}, prepare=True)
+        # Flushes the rest of a large statement, which would stay in memory until the next call.
         connection = self.cursor.connection
         connection.wait(send(connection.pgconn))
 
 
-class Projection(Protocol[M]):
+class Projection(Protocol[C]):
     """Folds events into one generation of its tables."""
 
-    #: as in `projections`, for ever
+    #: the name in the table `projections`, which is permanent
     name: str
-    #: of the code that fills it: what another version filled is rebuilt, not gone on with
+    #: of the code that fills it; a generation of another version must be rebuilt
     version: int
-    #: what it reads of each event, after the seq
-    columns: str
-    #: so long it may rest between two turns of a space: what nobody waits for comes in batches
+    #: the statement of a page of events: the seq, then the columns that `apply` reads
+    select_page: str
+    #: The pause between two batches of a space. A pause joins events whose readers can wait.
     pause_seconds: float
 
     @property
     def tables(self) -> Mapping[str, str]:
-        """What a generation consists of, each with the columns by which its rows are told apart."""
+        """Returns {table: the columns of its key}, without space and generation."""
 
-    def memory(self, position: int, *, bytes_max: int = ...) -> M: ...
+    def new_cache(self, position: int, *, bytes_max: int = ...) -> C: ...
 
-    def apply(self, to: Generation[M], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
-        """Writes what these events make, each a row of its seq and `columns`, part by part.
+    def apply(self, to: Generation[C], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+        """Folds rows of `select_page` and writes the result in parts.
 
-        Yields after each part, with `to.known` at its last seq: who has had enough goes no further.
+        Yields after each part, with `to.cache.position` at the last seq of that part. The caller
+        may stop there.
         """

@@ -1,4 +1,4 @@
-"""Every projection that there is. Each space has one position of each, from its first event on."""
+"""The list of all projections. A new space gets a position in each of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 
 
 def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
-    """A new one each time: none is shared between threads."""
+    """Returns a new projection. Each thread needs its own."""
     made: dict[str, Projection[Any]] = {
         "master": MasterProjection(limits),
         "proofs": ProofsProjection(),

@@ -1,4 +1,4 @@
-"""The questions of an operator: what is there, how far has it come, what stands still."""
+"""The state of spaces, projections and checkpoints for operators and for monitoring."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 from foldlog.domain.ports import Gauge
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
 
 from .projections import VERSIONS
 
@@ -37,7 +36,7 @@ SELECT space
 """
 
 
-# Over all spaces: a label a space would be more series than anybody can keep.
+# Totals over all spaces, because a label for each space would make too many time series.
 SELECT_GAUGES = """
 SELECT p.projection,
        count(*),
@@ -49,7 +48,7 @@ SELECT p.projection,
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
-  JOIN unnest(%(names)s::text[], %(versions)s::integer[]) AS v (projection, fold_version)
+  JOIN unnest(%(projections)s::text[], %(versions)s::integer[]) AS v (projection, fold_version)
     ON v.projection = p.projection
  WHERE p.is_live
  GROUP BY p.projection
@@ -75,7 +74,7 @@ SELECT count(c.alarm), max(s.head - c.size)
 
 
 class CheckpointStatus(NamedTuple):
-    """The last checkpoint that was published, and what keeps the signer from the next."""
+    """The last published checkpoint of a space, and the error that stops the signer."""
 
     space: str
     head: int
@@ -86,6 +85,8 @@ class CheckpointStatus(NamedTuple):
 
 
 class ProjectionStatus(NamedTuple):
+    """The state of one generation of a projection."""
+
     space: str
     log: str
     head: int
@@ -100,40 +101,37 @@ class ProjectionStatus(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Another version's merge rule made it, so this one does not go on with it."""
+        """Whether another version filled it, so that this version leaves it as it is."""
         return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 
     @property
     def needs_rebuild(self) -> bool:
-        """It is foreign; or it goes on, but an older version kept no history."""
+        """Whether it is foreign, or lacks the history because an older version began it."""
         return self.is_foreign or (self.is_live and not self.has_history)
 
     @property
     def lag(self) -> int:
-        """Events of the log that the projection lacks."""
+        """The number of events that are not projected yet."""
         return self.head - self.position
 
 
 def status(datastore: Datastore, space: str | None = None) -> list[ProjectionStatus]:
-    """A line for each generation of each projection, of one space or of all."""
-    with translated(datastore), datastore.rows() as cursor:
-        rows = cursor.execute(SELECT_STATUS, {"space": space}).fetchall()
+    """Returns the status of all generations of one space, or of all spaces."""
+    rows = datastore.fetch_all(SELECT_STATUS, {"space": space})
     return [ProjectionStatus(*row) for row in rows]
 
 
 def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
-    """A line for each space that was signed, or should have been."""
-    with translated(datastore), datastore.rows() as cursor:
-        rows = cursor.execute(SELECT_CHECKPOINTS, {"space": space}).fetchall()
+    """Returns the checkpoint of each space that was signed or has an alarm."""
+    rows = datastore.fetch_all(SELECT_CHECKPOINTS, {"space": space})
     return [CheckpointStatus(*row) for row in rows]
 
 
 def gauges(datastore: Datastore) -> list[Gauge]:
-    """What monitoring asks: how much there is, how far projections are, which stand still."""
-    with translated(datastore), datastore.rows() as cursor:
-        names = {"names": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
-        rows = cursor.execute(SELECT_GAUGES, names).fetchall()
-        alarms, unsigned = cursor.execute(SELECT_SIGNING).fetchone() or (0, 0)
+    """Returns the gauges for monitoring: amounts, lags, halted projections and signers."""
+    params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
+    rows = datastore.fetch_all(SELECT_GAUGES, params)
+    alarms, unsigned = datastore.fetch_one(SELECT_SIGNING) or (0, 0)
     found: list[Gauge] = []
     for projection, count, events, lag, lag_max, stopped, stale in rows:
         labels = {"projection": projection}
@@ -141,26 +139,26 @@ def gauges(datastore: Datastore) -> list[Gauge]:
             found += [
                 Gauge("foldlog_spaces", "Spaces.", count),
                 Gauge("foldlog_events", "Events of all spaces.", float(events)),
-                Gauge("foldlog_signing_stopped_spaces", "Spaces not signed any more.", alarms),
+                Gauge("foldlog_signing_stopped_spaces", "Spaces whose signer has stopped.", alarms),
                 Gauge(
                     "foldlog_unsigned_events_max",
-                    "Events after the last checkpoint, of the space that has most.",
+                    "Events after the last checkpoint, in the space with the most of them.",
                     unsigned or 0,
                 ),
             ]
         found += [
             Gauge("foldlog_lag_events", "Events not projected yet.", float(lag), labels),
             Gauge(
-                "foldlog_lag_events_max", "The same of the space furthest behind.", lag_max, labels
+                "foldlog_lag_events_max",
+                "Events not projected yet, in the space that is furthest behind.",
+                lag_max,
+                labels,
             ),
-            Gauge(
-                "foldlog_stopped_spaces", "Spaces whose projection stands still.", stopped, labels
-            ),
+            Gauge("foldlog_stopped_spaces", "Spaces whose projection has halted.", stopped, labels),
             Gauge("foldlog_stale_spaces", "Spaces that need a rebuild.", stale, labels),
         ]
     return found
 
 
 def spaces(datastore: Datastore) -> list[str]:
-    with translated(datastore), datastore.rows() as cursor:
-        return [space for (space,) in cursor.execute(SELECT_SPACES).fetchall()]
+    return [space for (space,) in datastore.fetch_all(SELECT_SPACES)]

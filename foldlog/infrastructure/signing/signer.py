@@ -17,7 +17,7 @@ import structlog
 
 from foldlog.domain import merkle
 from foldlog.domain.errors import NotFound, OperatorError, Unavailable
-from foldlog.domain.notes import Checkpoint, InvalidNote, Note, opened, origin_of
+from foldlog.domain.notes import Checkpoint, InvalidNote, Note, open_checkpoint, origin_of
 from foldlog.infrastructure.embedded.folder import make_folder, sync_folder, write_new
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 from foldlog.infrastructure.postgres.proofs.tree import Heads, PostgresProofTree
@@ -235,7 +235,7 @@ class CheckpointSigner:
         try:
             checkpoint = Checkpoint.parse(Note.parse(encoded).text)
             # The service may have had another name: what counts is that it is this log, and ours.
-            found, note = opened(encoded, keys.verifiers(checkpoint.origin))
+            found, note = open_checkpoint(encoded, keys.verifiers(checkpoint.origin))
         except InvalidNote as exc:
             raise LastCheckpointUnusable(f"{where}: {exc}") from exc
         if not found.origin.endswith(f"/spaces/{space}/{log}"):

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from foldlog.client.callbacks import Change
-from foldlog.client.collection import Record
 from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.record import Record
 from foldlog.client.replica import Replica
 from foldlog.client.replica import open as open_replica
 from foldlog.scripts.console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
@@ -137,7 +137,7 @@ def sync_command(replica: Replica, once: bool) -> None:
         _follow(replica, lambda change: None)
         return
     with progress("loading a snapshot") as report:
-        replica.notices.on_progress(report)
+        replica.callbacks.on_progress(report)
         try:
             done = replica.sync()
         except (ServerProblem, Unreachable):
@@ -192,7 +192,7 @@ def drop_command(replica: Replica, id: str) -> None:
 
 
 def _follow(replica: Replica, show: Any) -> None:
-    with replica.notices.changes() as arriving:
+    with replica.callbacks.changes() as arriving:
         replica.start()
         try:
             while True:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from foldlog.domain.audit import NOT_OURS, AuditCursor, Evidence, LogAudit, WrongEvent
+from foldlog.domain.audit import MALFORMED_ERRORS, AuditCursor, Evidence, LogAudit, WrongEvent
 from foldlog.domain.errors import OperatorError
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import INTEGER_MAX
@@ -25,7 +25,7 @@ from foldlog.domain.merkle import (
     edge_tiles,
     root_of,
 )
-from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, opened
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, open_checkpoint
 from foldlog.infrastructure.embedded.folder import write_new
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database, services
@@ -174,7 +174,7 @@ class Folded:
                     self.to_skip.add(event.skipped_seq)
                 if self.failed is None and self._seq not in self._skipped:
                     fold(self.records, event)
-            except NOT_OURS as exc:
+            except MALFORMED_ERRORS as exc:
                 self.failed = self.failed or WrongEvent(self._seq, f"it cannot be folded: {exc}")
 
 
@@ -261,7 +261,7 @@ class Run:
 
     def _note(self, audit: LogAudit) -> None:
         assert self._state is not None
-        state = State(self._header.space, self._header.log, audit.place)
+        state = State(self._header.space, self._header.log, audit.cursor)
         write_new(self._state, msgspec.json.encode(state).decode(), 0o644)
 
     # -- what is claimed
@@ -295,7 +295,7 @@ class Run:
 
     def _opened(self, note: bytes, keys: list[Verifier], what: str) -> Checkpoint:
         try:
-            checkpoint, _ = opened(note, keys)
+            checkpoint, _ = open_checkpoint(note, keys)
         except InvalidNote as exc:
             raise Wrong(f"{what}: {exc}") from exc
         if log_of(checkpoint.origin) != self._header.log:

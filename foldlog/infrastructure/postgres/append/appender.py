@@ -28,7 +28,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key, Record
 from foldlog.domain.ports import Receipt
 from foldlog.domain.push_decider import PushDecider, keys_to_load, keys_unseen
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import (
     bigint_array,
     integer_array,
@@ -44,7 +44,7 @@ from foldlog.infrastructure.postgres.connection.errors import (
     needs_new_connections,
 )
 from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, marks_of
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 from foldlog.infrastructure.postgres.projections import VERSIONS
 
 from .guards import records_at_head
@@ -210,7 +210,6 @@ class Appender:
         cached_mark: Callable[[str, int], str | None] = lambda space, seq: None,
     ):
         self._datastore = datastore
-        self._recorder = LogRecorder(datastore)
         self._limits = limits
         self._cached_mark = cached_mark
         self._kept: dict[str, _Kept] = {}
@@ -290,7 +289,7 @@ class Appender:
                     if entry is None:
                         raise Rollback
                     writing = True
-                    fits = self._recorder.append(conn, space, locked.log, locked.mark, [entry], {})
+                    fits = append_batch(conn, LogBatch(space, locked.log, locked.mark, [entry]))
                     assert fits, "decided under the lock"
                     if finish is not None:
                         finish(cursor, entry)
@@ -452,7 +451,7 @@ class Appender:
             now_ms,
             looked_at,
             {
-                id: None if state is None else FORMS.upcast(topic, state)
+                id: None if state is None else UPCASTER.upcast(topic, state)
                 for id, topic, state in known.fetchall()
             },
             *_counters_of(counters.fetchall()),
@@ -533,9 +532,8 @@ class Appender:
     def _write(
         self, conn: Connection[Any], space: str, mark_before: str, intake: PushDecider
     ) -> bool:
-        return self._recorder.append(
-            conn, space, intake.log, mark_before, intake.entries, intake.counters
-        )
+        batch = LogBatch(space, intake.log, mark_before, intake.entries, intake.counters)
+        return append_batch(conn, batch)
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:

@@ -10,7 +10,7 @@ from psycopg import Cursor
 
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.merge import Key, Record, fold
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, TOPIC_TO_FOLD
 from foldlog.infrastructure.postgres.master.record_rows import (
     COLUMNS,
@@ -91,7 +91,7 @@ def records_at_head(
             return None
         for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
             try:
-                event = FORMS.decode(topic, state)
+                event = UPCASTER.decode(topic, state)
                 event.ops = [op for op in event.ops if op.key in records]
                 fold(records, event)
             except (ValueError, msgspec.MsgspecError, RecursionError):

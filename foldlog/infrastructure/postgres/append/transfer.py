@@ -12,7 +12,7 @@ from foldlog.domain.errors import OperatorError
 from foldlog.domain.events import LogEntry, decode_event
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
-from foldlog.infrastructure.postgres.log.recorder import LogRecorder
+from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .appender import create_space
 from .schemas import write_definitions
@@ -52,7 +52,6 @@ class Importer:
 
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
-        self._recorder = LogRecorder(datastore)
 
     def run(
         self,
@@ -102,7 +101,8 @@ class Importer:
         try:
             # One transaction: what pushes are decided by comes with the events that say it.
             with self._datastore.get_connection() as conn, conn.transaction():
-                done = self._recorder.append(conn, space, log, mark, entries, _counters_of(entries))
+                batch = LogBatch(space, log, mark, entries, _counters_of(entries))
+                done = append_batch(conn, batch)
                 if done:
                     write_definitions(conn.cursor(), space, entries)
         except IntegrityError:

@@ -1,11 +1,10 @@
-"""Columns as arrays in PostgreSQL's own binary form.
-
-psycopg makes an array of texts item by item, and looks through each for what has to be quoted; for
-some thousand rows that costs more than all else that is done with them. Here nothing is looked at.
+"""Query parameters that are whole columns, as arrays in PostgreSQL's binary format.
 
     cursor.execute("SELECT * FROM unnest(%(ids)s::text[])", {"ids": text_array(ids)})
 
-PostgreSQL compares the type of the items with the one of the cast, which is therefore needed.
+psycopg builds an array of texts item by item and searches each item for characters to quote. For
+thousands of rows that costs more than the rest of the work on them. The binary format needs no
+quoting. The cast is required, because PostgreSQL compares it with the type of the items.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import psycopg
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-_HEADER = Struct("!iiIii").pack  # dimensions, whether there may be NULLs, type, length, base
+_HEADER = Struct("!iiIii").pack  # dimensions, whether NULLs are allowed, type, length, lower bound
 _LENGTH = Struct("!i").pack
 _NULL = _LENGTH(-1)
 _FALSE_TRUE = (_LENGTH(1) + b"\0", _LENGTH(1) + b"\1")
@@ -29,11 +28,11 @@ _Y2K_MS = 946_684_800_000  # PostgreSQL counts microseconds since 2000
 
 
 class Array(bytes):
-    """An array as it travels."""
+    """An array in binary format."""
 
 
-class _AsItIs(Dumper):
-    """Hands an `Array` on; its type is the one that the statement casts it to."""
+class _ArrayDumper(Dumper):
+    """Sends an `Array` unchanged. Its type comes from the cast in the statement."""
 
     format = Format.BINARY
 
@@ -41,7 +40,7 @@ class _AsItIs(Dumper):
         return obj
 
 
-psycopg.adapters.register_dumper(Array, _AsItIs)
+psycopg.adapters.register_dumper(Array, _ArrayDumper)
 
 
 def _array(type: str, items: list[bytes]) -> Array:
@@ -65,7 +64,7 @@ def bytea_array(values: Iterable[bytes]) -> Array:
 
 
 def json_array(values: Iterable[bytes | None]) -> Array:
-    """Documents as msgspec makes them."""
+    """Packs JSON documents that are encoded in UTF-8."""
     return _of_any_length("json", values)
 
 
@@ -86,13 +85,13 @@ def integer_array(values: Iterable[int]) -> Array:
 
 
 def time_array(values: Iterable[int | None]) -> Array:
-    """timestamptz, from ms since 1970."""
+    """Packs times in ms since 1970 as `timestamptz`."""
     return _array(
         "timestamptz", [_NULL if ms is None else _INT8(8, (ms - _Y2K_MS) * 1_000) for ms in values]
     )
 
 
-# A batch names few devices, each often.
+# A batch repeats the ids of a few devices.
 @lru_cache(maxsize=10_000)
 def _uuid_bytes(value: str | None) -> bytes | None:
     return None if value is None else UUID(value).bytes

@@ -1,4 +1,7 @@
-"""Connections: eventsourcing's datastore with its pool, opened from one URL."""
+"""The connection pool: the datastore of the eventsourcing library, opened from one URL.
+
+The library contributes the pool and the translation of psycopg's errors to its own.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,19 @@ from psycopg.rows import TupleRow, tuple_row
 from .deadlines import DeadlineConnection
 from .errors import translated
 
-#: What every session is set to, whatever the server's defaults are. Append order rests on READ
-#: COMMITTED: each statement must see what was committed before it got the space's lock.
+#: Settings of every session, which override the server's defaults. The order of appends depends on
+#: READ COMMITTED: each statement must see all commits before it locked the space.
 SESSION_OPTIONS = (
     "-c default_transaction_isolation=read\\ committed -c timezone=UTC "
-    # A space that statistics do not know yet looks empty to the planner, which would then scan all
-    # of it for each value; our statements are written for one plan, by their indexes.
+    # The planner takes a new space for empty until statistics cover it, and would scan all of the
+    # space for each value. Our statements are written for one plan, which uses the indexes.
     "-c plan_cache_mode=force_generic_plan"
 )
 CONNECT_TIMEOUT_SECONDS = 5
 IDLE_SECONDS_MAX = 30.0
 RECONNECT_SECONDS_MAX = 5.0
-#: A network that fell silent must not hold a space's queue until TCP gives up, which takes hours.
+#: Parameters of every connection. The short TCP timeouts free a space's queue from a silent network
+#: within seconds, where TCP's defaults take hours.
 CONNECTION: dict[str, Any] = {
     "application_name": "foldlog",
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -38,30 +42,31 @@ CONNECTION: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-#: What was acknowledged must be on the disk, whatever a role or a server is set to.
+#: An acknowledged push must be on the disk, also if the role or the server is set otherwise.
 DURABLE = "SET synchronous_commit = on"
-#: Shares of the time that a connection may be borrowed for. The server gives up first, because its
-#: refusal is certain: nothing was stored, and the connection stays.
+#: Shares of a borrowed connection's time. The server's timeouts are shorter than our deadline,
+#: because a refusal by the server has a certain outcome and keeps the connection.
 STATEMENT_SHARE, LOCK_SHARE, POOL_SHARE = 0.8, 0.6, 0.4
-#: so long somebody waits for a connection while nobody gets one: the pool tries meanwhile by itself
+#: The longest wait for a connection while the database is away. The pool reconnects by itself.
 AWAY_SECONDS = 0.1
-#: between two times that all connections are made anew
+#: the shortest time between two replacements of all connections
 RENEW_SECONDS = 1.0
-#: A session that a stuck client left open must not hold a space's lock for ever.
+#: After this time the server ends a transaction of a stuck client, which may hold a space's lock.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
 
 
 class _JsonAsBytes(Loader):
-    """JSON columns come as they are stored; who needs values decodes them with msgspec."""
+    """Returns JSON columns as stored bytes. Callers decode them with msgspec where needed."""
 
     def load(self, data: Buffer) -> bytes:
         return bytes(data)
 
 
 class Datastore(PostgresDatastore):
-    """A pool of connections to one database. It connects at the first use, not before.
+    """A pool of connections to one database, opened at first use.
 
-    With `seconds_max` none is borrowed for longer, whatever becomes of the database meanwhile.
+    `seconds_max` is the longest time that a caller can borrow a connection, also if the database
+    stops answering. `None` means unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -78,10 +83,10 @@ class Datastore(PostgresDatastore):
             max_overflow=pool_size_max - 1,
             originator_id_type="text",
         )
-        # psycopg's pool doubles the pause between attempts, up to this: no longer than it takes
-        # somebody to notice that the database is back.
+        # psycopg's pool doubles the pause between its attempts to reconnect, up to this one.
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
-        # Else what a burst needed would be kept for hours: one is given back each time.
+        # The pool closes one idle connection per interval. The default would keep the connections
+        # of a burst for hours.
         self.pool.max_idle = IDLE_SECONDS_MAX
         options = f"{parts.pop('options', '') or ''} {SESSION_OPTIONS}".strip()
         self._seconds_max = math.inf if seconds_max is None else seconds_max
@@ -90,17 +95,19 @@ class Datastore(PostgresDatastore):
             options += f" -c lock_timeout={int(seconds_max * LOCK_SHARE * 1000)}"
             self.pool.timeout = min(self.pool.timeout, seconds_max * POOL_SHARE)
         self._pool_seconds = self.pool.timeout
-        self._served_at = self._renewed_at = -math.inf
+        self._connected_at = self._renewed_at = -math.inf
         assert isinstance(self.pool.kwargs, dict)
         given = {name: value for name, value in self.pool.kwargs.items() if value != ""}
-        # The rest of the URL (sslmode, application_name ...) counts as much as the host.
+        # `parts` still holds the other parameters of the URL (sslmode, application_name ...).
         self.url = url
         self.pool.kwargs = {**CONNECTION, **given, **parts, "options": options}
         self.pool.connection_class = DeadlineConnection
 
     def check_pool(self) -> None:
-        """After a connection broke: the others may be as dead, or lead to a server that only
-        reads now. So they are made anew; asking each of them would be to wait for the dead."""
+        """Replaces all connections, because the others may be lost or lead to a read-only server.
+
+        Checking each of them would mean waiting for the lost ones.
+        """
         now = time.monotonic()
         if now - self._renewed_at > RENEW_SECONDS:
             self._renewed_at = now
@@ -108,28 +115,28 @@ class Datastore(PostgresDatastore):
 
     @contextmanager
     def get_connection(self) -> Iterator[Connection[Any]]:
-        asked_at, is_served = time.monotonic(), False
+        asked_at, is_connected = time.monotonic(), False
         try:
             with super().get_connection() as conn:
-                is_served = True
-                self._served_at = time.monotonic()
+                is_connected = True
+                self._connected_at = time.monotonic()
                 self.pool.timeout = self._pool_seconds
                 assert isinstance(conn, DeadlineConnection)
-                conn.until = self._served_at + self._seconds_max
+                conn.deadline = self._connected_at + self._seconds_max
                 yield conn
         finally:
-            if not is_served and self._served_at < asked_at:
+            if not is_connected and self._connected_at < asked_at:
                 self.pool.timeout = min(self._pool_seconds, AWAY_SECONDS)
 
     def register_type_adapters(self) -> None:
-        """None to register: rows travel as arrays of columns, not as composite types."""
+        """Registers none: our rows are sent as arrays of columns instead of composite types."""
 
     def after_connect_func(self) -> Callable[[Connection[Any]], None]:
         base = super().after_connect_func()
 
         def after_connect(conn: Connection[Any]) -> None:
             assert isinstance(conn, DeadlineConnection)
-            conn.until = time.monotonic() + CONNECT_TIMEOUT_SECONDS
+            conn.deadline = time.monotonic() + CONNECT_TIMEOUT_SECONDS
             base(conn)
             if conn.execute("SHOW synchronous_commit").fetchall()[0]["synchronous_commit"] == "off":
                 conn.execute(DURABLE)

@@ -1,9 +1,9 @@
-"""A connection that is waited for only so long.
+"""A connection with a deadline on the client's side.
 
-A server can be gone without a word: stopped, swapped out, behind a network that drops everything.
-No statement timeout helps then, because nobody is there to keep it, and on a local socket no TCP
-either. So whoever borrows a connection says until when he waits, and then it is hung up from this
-side: all that follows is what follows when a connection breaks.
+A server can vanish silently: stopped, swapped out, or behind a network that drops all packets. The
+server enforces its statement timeout, so that timeout fails with it, and TCP timeouts do not cover
+local sockets. So each borrowed connection has a deadline. After the deadline this process shuts the
+socket down, and the caller sees a broken connection.
 """
 
 from __future__ import annotations
@@ -20,25 +20,28 @@ from psycopg import Connection
 
 
 class DeadlineConnection(Connection[Any]):
-    #: by the monotonic clock
-    until = math.inf
+    """A psycopg connection that breaks when its deadline has passed."""
+
+    #: by the monotonic clock, in seconds
+    deadline = math.inf
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().wait(gen if self.until == math.inf else self._bounded(gen), *args, **kwargs)
+        is_bounded = self.deadline != math.inf
+        return super().wait(self._bounded(gen) if is_bounded else gen, *args, **kwargs)
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """The same generator; psycopg asks it every tenth of a second even if nothing comes."""
+        """Wraps a generator of psycopg, which resumes it at least every tenth of a second."""
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if time.monotonic() > self.until:
-                    self._hang_up()
+                if time.monotonic() > self.deadline:
+                    self._shut_down()
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value
 
-    def _hang_up(self) -> None:
-        """libpq finds its connection at an end, and says so."""
+    def _shut_down(self) -> None:
+        """Closes the socket in both directions. libpq then reports a lost connection."""
         with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as end:
             end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Database errors, as the product understands them."""
+"""Classifies database errors, and translates the temporary ones to `StorageUnavailable`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from foldlog.domain.errors import StorageUnavailable
 
 DATABASE_ERRORS = (persistence.PersistenceError, psycopg.Error)
 
-#: SQLSTATE classes of a connection that is gone: connection exceptions, a server that shuts down
-#: or crashed, a session or transaction that it ended. Only these leave open what became of a
-#: COMMIT.
+#: SQLSTATE prefixes of a lost connection: connection exceptions, a server that shuts down or
+#: crashed, a session or transaction that the server ended. Only these leave the outcome of a COMMIT
+#: unknown.
 _BROKEN = ("08", "57P", "25P03", "25P04")
-#: what a server says that only reads, since it is a standby or was told so
+#: the SQLSTATE of a server that only accepts reads, such as a standby
 READ_ONLY = "25006"
 LOCK_TIMEOUT = "55P03"
-#: ... and of what may pass by itself: a conflict of transactions, no resources (a full disk, too
-#: many connections), an object in use, a cancelled statement, trouble with the system, a server
-#: that only reads after a failover. The server has said no, so nothing is stored.
+#: SQLSTATE prefixes of errors that may pass by themselves: a conflict of transactions, missing
+#: resources (a full disk, too many connections), an object in use, a cancelled statement, a system
+#: error, a read-only server after a failover. Apart from `_BROKEN`, the server has refused, so the
+#: database has stored none of it.
 _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 
 
 def is_connection_error(exc: BaseException) -> bool:
-    """Whether the connection is gone, so that nobody can tell what became of what was sent.
+    """Tells whether the connection is lost, which leaves the outcome of the statement unknown.
 
-    By SQLSTATE, not by class: psycopg calls a timeout or a full program limit operational, too.
+    The SQLSTATE decides before the class does, because psycopg also raises `OperationalError` for a
+    timeout or an exceeded program limit.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
@@ -44,7 +46,7 @@ def is_connection_error(exc: BaseException) -> bool:
 
 
 def is_temporary(exc: BaseException) -> bool:
-    """Whether the same may go well a little later."""
+    """Tells whether a later attempt may succeed."""
     state = _sqlstate(exc)
     return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
 
@@ -54,8 +56,10 @@ def is_lock_timeout(exc: BaseException) -> bool:
 
 
 def needs_new_connections(exc: BaseException) -> bool:
-    """Whether the pool's connections are of no use: dead, or to a server that only reads. Another
-    one of the URL's hosts may take writes."""
+    """Tells whether the pool's connections are useless: lost, or to a read-only server.
+
+    A new connection may reach another host of the URL that accepts writes.
+    """
     return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
 
 
@@ -65,13 +69,18 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 
 class Pool(Protocol):
+    """The part of a datastore that `translated` needs."""
+
     def check_pool(self) -> None:
-        """Has the connections made anew."""
+        """Replaces the pool's connections."""
 
 
 @contextmanager
 def translated(pool: Pool) -> Iterator[None]:
-    """The database cannot serve just now: the caller may try again later."""
+    """Raises `StorageUnavailable` for a temporary database error, and all others unchanged.
+
+    `Datastore.reading` and its relatives include this. Use it for a block of several connections.
+    """
     try:
         yield
     except DATABASE_ERRORS as exc:

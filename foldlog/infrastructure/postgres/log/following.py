@@ -1,8 +1,8 @@
-"""Keeps a process's `LogTailCache` at the ends of the logs, whoever appends.
+"""Keeps the `LogTailCache` of a process up to date with the appends of all processes.
 
-Notifications tell of the appends of other processes at once. Every `LOOK_SECONDS` the heads of all
-spaces that are kept or waited for are looked at, whatever was told: that bounds what a lost
-notification costs, notices a database that was restored, and confirms what has not moved.
+Notifications announce the appends of other processes at once. In addition the follower reads the
+heads of all cached and watched spaces every `LOOK_SECONDS`. That read bounds the delay of a lost
+notification, detects a restored database, and confirms the spaces that have not grown.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SELECT space, log::text, head, mark
 
 
 class Follower:
-    """A thread that reads what the tails lack; `read_on(space)` is the store's.
+    """A thread that updates the cache. `read_on(space)` is the event store's method.
 
-    It starts with `start`, which the process that serves calls: a command needs no follower.
+    A serving process calls `start`. Commands need no follower.
     """
 
     def __init__(self, datastore: Datastore, tails: LogTailCache, read_on: Callable[[str], None]):
@@ -65,13 +65,13 @@ class Follower:
             grown = wakeups.wait(max(0.0, look_at - time.monotonic()))
             try:
                 for space, head in grown.items():
-                    if self._tails.tell(space, head):
+                    if self._tails.announce(space, head):
                         self._read_on(space)
                 if time.monotonic() >= look_at:
                     self._look()
                     look_at = time.monotonic() + LOOK_SECONDS
             except (*DATABASE_ERRORS, Unavailable) as exc:
-                # Nothing is confirmed meanwhile, so nothing will be answered from what is kept.
+                # The heads cannot be confirmed now, so the cache must not answer.
                 log.warning("follower_waits_for_the_database", error=str(exc))
                 self._tails.clear()
                 wakeups.sleep(LOOK_SECONDS)

@@ -19,5 +19,5 @@ def select_head(cursor: Cursor[Any], space: str) -> int:
     """Returns the head of a space. Raises `UnknownSpace`."""
     row = cursor.execute(SELECT_HEAD, {"space": space}, prepare=True).fetchone()
     if row is None:
-        raise UnknownSpace(f"there is no space {space!r}")
+        raise UnknownSpace(space)
     return int(row[0])

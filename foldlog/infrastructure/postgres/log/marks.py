@@ -1,4 +1,4 @@
-"""The log's own marks: what a cursor is checked against."""
+"""Marks computed from the stored events. The service checks cursors against them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SELECT originator_version, state, ops_hash
 
 
 def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
-    """{seq: mark} of rows of `SELECT_FOR_MARKS`, and of the beginning."""
+    """Returns {seq: mark} for rows of `SELECT_FOR_MARKS`. Seq 0 has the empty mark."""
     marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
     return {0: "", **marks}
 
 
 def mark_at(conn: Connection[Any], space: str, seq: int) -> str:
-    """The mark at a seq that the log has."""
-    names = {"space": space, "seqs": [seq]}
+    """Returns the mark at a seq, which must be 0 or the seq of an event."""
+    params = {"space": space, "seqs": [seq]}
     cursor = conn.cursor(row_factory=tuple_row)
-    return marks_of(cursor.execute(SELECT_FOR_MARKS, names, prepare=True).fetchall())[seq]
+    return marks_of(cursor.execute(SELECT_FOR_MARKS, params, prepare=True).fetchall())[seq]

@@ -1,25 +1,30 @@
-"""Pages of the log, bounded by events and by bytes."""
+"""Pages of the log, bounded by a number of events and of bytes.
+
+docs/reference/statements.sql shows each statement that is built here in full.
+"""
 
 from __future__ import annotations
 
-# An event as whoever folds it reads it: one that is stepped over says nothing, whatever it holds.
+from typing import Any
+
+# Projections read a skipped event as an event of the kind `skipped`, which has no content.
 IS_SKIPPED = (
     "originator_version = ANY (ARRAY(SELECT k.seq FROM skipped k WHERE k.space = %(space)s))"
 )
-_SAYS_NOTHING = """convert_to(
+_PLACEHOLDER = """convert_to(
                 '{"seq":' || originator_version || ',"kind":"skipped","id":"' || event_id ||
                 '","received_at":"' || to_char(
                     to_timestamp(received_at_ms / 1000.0) AT TIME ZONE 'UTC',
                     'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'
                 ) || '"}', 'UTF8')"""
 TOPIC_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN 'skipped/1' ELSE topic END"
-STATE_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN {_SAYS_NOTHING} ELSE state END"
-# What readers are given in its place, unless they can read it.
-IN_PLACE_OF_SKIPPED = f"CASE WHEN {IS_SKIPPED} THEN {_SAYS_NOTHING} END"
+STATE_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN {_PLACEHOLDER} ELSE state END"
+# Devices receive the same placeholder if the skipped event is unreadable.
+IN_PLACE_OF_SKIPPED = f"CASE WHEN {IS_SKIPPED} THEN {_PLACEHOLDER} END"
 
-# A page ends before it grows too large. That it cannot is known of most spaces by their largest
-# event; only of the others lengths are added up, by a window that costs half as much as the page.
-# The event that crosses the limit still comes, so that a page is never empty.
+# A page ends with the event that reaches the limit of bytes, so it has at least one event. In most
+# spaces the size of the largest event already proves that a page stays below the limit. Only in the
+# others a window function adds up the lengths, which costs half as much as reading the page.
 _SELECT_PAGE = """
 SELECT {columns}
   FROM events
@@ -53,5 +58,21 @@ SELECT {columns}
 
 
 def select_page(columns: str, filter: str = "") -> str:
-    """Events after a seq, within a number of them and of bytes."""
+    """Returns the statement of a page with these columns. `page_params` are its parameters.
+
+    `filter` is a further condition of the form ` AND ...`.
+    """
     return _SELECT_PAGE.format(columns=columns, filter=filter)
+
+
+def page_params(
+    space: str, after: int, through: int, *, limit: int, bytes_max: int
+) -> dict[str, Any]:
+    """Returns parameters for the events with `after < seq <= through`, within the limits."""
+    return {
+        "space": space,
+        "after": after,
+        "through": through,
+        "limit": limit,
+        "bytes_max": bytes_max,
+    }

@@ -1,11 +1,13 @@
-"""The ends of the logs, in memory: most readers want what came last, or to know that nothing did.
+"""The ends of the logs, cached in memory, because most readers ask for the newest events.
 
-A process keeps of each space that it serves the last events. They are put here by its own appends
-and by what it reads; events never change, so what is kept stays true, but it may stop to be the
-end. Another process's append is told by a notification, and a lost notification is noticed by a
-look at the heads every few seconds; an end that was not confirmed for longer is not answered from.
-So what is answered from here may be late by the way of a notification, and never wrong: whatever
-cannot be answered for sure (`None`) is asked of the database, refusals of a cursor above all.
+A process caches the last events of each space that it serves, from its own appends and its own
+reads. Events never change, so cached events stay true. The cached end may become stale when another
+process appends. Notifications announce such appends, and a look at the heads every few seconds
+covers lost notifications. The cache answers only from an end that was confirmed lately.
+
+So an answer from the cache is correct, and late by the delay of a notification at most. The cache
+returns `None` where it is uncertain, and the caller then asks the database. Refusals of a cursor
+always come from the database.
 """
 
 from __future__ import annotations
@@ -15,22 +17,37 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import NamedTuple
 
 from foldlog.domain.events import EVENT_SKIPPED, RECORD_ERASED, LogEntry, short_form
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import Range, RangeQuery, SpaceId
 
-#: an end that nobody has confirmed for so long is not answered from
+#: the greatest age of an end that the cache answers from, since it was confirmed
 CONFIRMED_SECONDS_MAX = 5.0
 TAIL_EVENTS_MAX = 2_000
 TAIL_BYTES_MAX = 2 * 2**20
-#: of all spaces together; beyond it, what was used least lately goes
+#: the limit for all spaces together; the least recently used ones are evicted
 BYTES_MAX = 64 * 2**20
-#: notifications that are remembered for spaces that are not kept
-TOLD_MAX = 1_000
-#: what a space costs besides its events
+#: how many announced heads of other spaces are remembered
+ANNOUNCED_MAX = 1_000
+#: estimated overhead of a space, and of an event besides its bytes
 TAIL_BYTES = 2_000
 ENTRY_BYTES = 600
+
+
+class LogEnd(NamedTuple):
+    """The end of a log as the database holds it."""
+
+    log: str
+    head: int
+    #: the last events up to `head`; may be empty
+    entries: Sequence[LogEntry]
+    #: the mark of the event before `entries`; without entries, the mark at `head`
+    mark_before: str
+    #: a moment by the monotonic clock, after which the head may have moved: before the read, or
+    #: after the write
+    confirmed_at: float
 
 
 @dataclass
@@ -42,7 +59,7 @@ class _Tail:
     confirmed_at: float
     entries: deque[LogEntry] = field(default_factory=deque)
     size: int = TAIL_BYTES
-    told_head: int = 0  #: by a notification; beyond `head`, this is the end no more
+    announced_head: int = 0  #: by a notification; the tail is stale if this is beyond `head`
 
     @property
     def start(self) -> int:
@@ -59,25 +76,25 @@ class _Tail:
     def add(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
             if entry.kind in (RECORD_ERASED, EVENT_SKIPPED) and self.entries:
-                # What came before it may hold values that are erased now, or what is no JSON.
+                # Events before it may hold erased values, or an unreadable event.
                 self.mark_before = self.entries[-1].mark
                 self.entries.clear()
                 self.size = TAIL_BYTES
             self.entries.append(entry)
             self.size += len(entry.state) + ENTRY_BYTES
         self.head, self.mark = entries[-1].seq, entries[-1].mark
-        gone = None
+        evicted = None
         while len(self.entries) > TAIL_EVENTS_MAX or (
             self.size > TAIL_BYTES_MAX and len(self.entries) > 1
         ):
-            gone = self.entries.popleft()
-            self.size -= len(gone.state) + ENTRY_BYTES
-        if gone is not None:
-            self.mark_before = gone.mark
+            evicted = self.entries.popleft()
+            self.size -= len(evicted.state) + ENTRY_BYTES
+        if evicted is not None:
+            self.mark_before = evicted.mark
 
 
 class LogTailCache:
-    """The ends of all spaces that this process knows, for any number of threads."""
+    """The cached ends of spaces. All methods are safe to call from any thread."""
 
     def __init__(
         self,
@@ -92,14 +109,14 @@ class LogTailCache:
         self._lock = Lock()
         self._tails: OrderedDict[SpaceId, _Tail] = OrderedDict()
         self._size = 0
-        #: notifications about spaces that are not kept
-        self._told: OrderedDict[SpaceId, int] = OrderedDict()
+        #: announced heads of spaces that are not cached
+        self._announced: OrderedDict[SpaceId, int] = OrderedDict()
         self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
 
     # Reading
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """A page of the log, if it can be told from here."""
+        """Returns a page of the log, or `None` if the database must be asked."""
         with self._lock:
             tail = self._tails.get(space)
             if (
@@ -114,7 +131,7 @@ class LogTailCache:
             if query.after == tail.head:
                 return Range(tail.log, tail.head, [], tail.head, tail.mark)
             first = query.after - tail.start
-            # Copied while nobody adds; what is made of them is made without the lock.
+            # Copied under the lock. The page is built after the lock is released.
             entries = [tail.entries[n] for n in range(first, len(tail.entries))]
             log, head, head_mark = tail.log, tail.head, tail.mark
         events, last = self._page(entries, query)
@@ -122,10 +139,10 @@ class LogTailCache:
 
     def _is_current(self, tail: _Tail) -> bool:
         is_confirmed = self._clock() - tail.confirmed_at <= CONFIRMED_SECONDS_MAX
-        return is_confirmed and tail.told_head <= tail.head
+        return is_confirmed and tail.announced_head <= tail.head
 
     def head(self, space: SpaceId) -> int | None:
-        """The head of a log, if it can be told from here."""
+        """Returns the head of a log, or `None` if the database must be asked."""
         with self._lock:
             tail = self._tails.get(space)
             return tail.head if tail is not None and self._is_current(tail) else None
@@ -147,28 +164,16 @@ class LogTailCache:
         return events, last
 
     def mark_at(self, space: SpaceId, seq: int) -> str | None:
-        """The mark of an event of the log that this process last saw."""
+        """Returns the mark of a cached event, or `None`."""
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else tail.mark_at(seq)
 
-    # What is learnt
+    # Updating
 
-    def put(
-        self,
-        space: SpaceId,
-        log: str,
-        mark_before: str,
-        entries: Sequence[LogEntry],
-        *,
-        head: int,
-        confirmed_at: float,
-    ) -> None:
-        """Takes the end of a log: `head`, and `entries` up to it, which may be none.
-
-        `confirmed_at` is a moment, by the clock, after which the head may have moved: before it
-        was read, or after it was written.
-        """
+    def update(self, space: SpaceId, end: LogEnd) -> None:
+        """Adds the end of a log, and calls the watchers of the space."""
+        log, head, entries, mark_before, confirmed_at = end
         assert not entries or entries[-1].seq == head
         with self._lock:
             tail = self._tails.get(space)
@@ -176,14 +181,14 @@ class LogTailCache:
                 tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
                 return
             if tail is not None and (tail.log != log or tail.head < head - len(entries)):
-                self._drop(space)  # between its end and what comes now something is missing
+                self._drop(space)  # events are missing between the cached end and this one
                 if tail.log == log:
-                    self._told[space] = tail.told_head
+                    self._announced[space] = tail.announced_head
                 tail = None
             if tail is None:
                 start = head - len(entries)
                 tail = _Tail(log, start, mark_before, mark_before, confirmed_at)
-                tail.told_head = self._told.pop(space, 0)
+                tail.announced_head = self._announced.pop(space, 0)
                 self._tails[space] = tail
                 self._size += tail.size
             tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
@@ -193,44 +198,50 @@ class LogTailCache:
                 tail.add(new)
                 self._size += tail.size - before
             self._tails.move_to_end(space)
-            self._make_room()
+            self._evict()
             watchers = list(self._watchers.get(space, ()))
         for on_growth in watchers:
             on_growth()
 
-    def tell(self, space: SpaceId, head: int) -> bool:
-        """Another process has appended up to `head`. Whether someone waits, and it must be read."""
+    def announce(self, space: SpaceId, head: int) -> bool:
+        """Notes that another process has appended up to `head`.
+
+        Returns whether the new events should be read, because a watcher waits for them.
+        """
         with self._lock:
             tail = self._tails.get(space)
             if tail is not None:
-                tail.told_head = max(tail.told_head, head)
+                tail.announced_head = max(tail.announced_head, head)
                 if tail.head >= head:
                     return False
             else:
-                # Perhaps somebody has just read an older head, and is about to put it here.
-                self._told[space] = max(self._told.pop(space, 0), head)
-                if len(self._told) > TOLD_MAX:
-                    self._told.popitem(last=False)
+                # Another thread may have read an older head, and may be about to add it.
+                self._announced[space] = max(self._announced.pop(space, 0), head)
+                if len(self._announced) > ANNOUNCED_MAX:
+                    self._announced.popitem(last=False)
             return space in self._watchers
 
     def confirm(self, space: SpaceId, log: str, head: int, mark: str, confirmed_at: float) -> bool:
-        """The database was looked at. Whether there is more to read that someone waits for."""
+        """Compares the cache with a head and mark read from the database at `confirmed_at`.
+
+        Returns whether newer events should be read, because a watcher waits for them.
+        """
         with self._lock:
             tail = self._tails.get(space)
             if tail is not None:
                 if tail.confirmed_at > confirmed_at and tail.head > head:
-                    return False  # it has grown since the look
+                    return False  # the log has grown after the read
                 if tail.log != log or (tail.mark_at(head) or mark) != mark or tail.head > head:
-                    self._drop(space)  # the database was restored to an older state, or forked
+                    self._drop(space)  # the database was restored from a backup, or the log forked
                 elif tail.head == head:
                     tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
                     return False
                 else:
-                    tail.told_head = max(tail.told_head, head)
+                    tail.announced_head = max(tail.announced_head, head)
             return space in self._watchers
 
     def forget(self, space: SpaceId) -> None:
-        """What is kept of it may be wrong."""
+        """Drops the space from the cache."""
         with self._lock:
             if space in self._tails:
                 self._drop(space)
@@ -241,12 +252,12 @@ class LogTailCache:
             self._size = 0
 
     def spaces(self) -> Collection[SpaceId]:
-        """Those whose heads must be looked at."""
+        """Returns the spaces whose heads must be confirmed."""
         with self._lock:
             return {*self._tails, *self._watchers}
 
     def head_and_mark(self, space: SpaceId) -> tuple[int, str] | None:
-        """Where to read on."""
+        """Returns the end of the cached events, or `None`."""
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else (tail.head, tail.mark)
@@ -254,7 +265,10 @@ class LogTailCache:
     # Waiting
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Has `on_growth` called, from any thread, when the end has moved. Returns the way out."""
+        """Calls `on_growth` from any thread when the log has grown.
+
+        Returns a function that ends the watching.
+        """
         with self._lock:
             self._watchers.setdefault(space, []).append(on_growth)
 
@@ -267,7 +281,7 @@ class LogTailCache:
 
         return unwatch
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         while self._size > self._bytes_max and len(self._tails) > 1:
             self._drop(next(iter(self._tails)))
 

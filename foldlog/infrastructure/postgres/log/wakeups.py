@@ -1,8 +1,8 @@
-"""Telling every process at once that a log has grown.
+"""Notifications that wake every process when a log has grown.
 
-A notification is sent after the append's commit, in a transaction of its own and several spaces at
-a time, because NOTIFY takes a lock that is global at commit. One that is lost costs a follower one
-poll interval, never an event: what is to be done is read from the tables.
+The announcer sends them after the commit of the append, several spaces in one transaction, because
+NOTIFY takes a global lock at commit. A lost notification delays a follower by one poll interval.
+Events cannot get lost that way, because followers read the tables.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NOTIFY = """
 SELECT pg_notify(%(channel)s, space || ' ' || head)
   FROM unnest(%(spaces)s::text[], %(heads)s::bigint[]) AS grown (space, head)
 """
-#: between two notifications of a process: a busy one tells of many appends at once
+#: the pause between two notifications of a process, which joins the appends of a busy one
 PAUSE_SECONDS = 0.01
 RECONNECT_SECONDS = 1.0
-LISTEN_SECONDS = 1.0  #: how long `close` may have to wait for the listener
+LISTEN_SECONDS = 1.0  #: the longest time that the listener needs to notice `close`
 
 
 class _Pending:
-    """Heads of spaces that one thread notes and another takes."""
+    """A queue between two threads: the greatest head of each space."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -57,7 +57,7 @@ class _Pending:
 
 
 class Announcer:
-    """Sends the notifications of one process; its thread starts with the first one."""
+    """Sends the notifications of one process. The first one starts its thread."""
 
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
@@ -76,13 +76,13 @@ class Announcer:
             self._thread.join()
 
     def _run(self) -> None:
-        # What was added last is sent after the end: a command has no other turn.
+        # Heads that were added before `close` are still sent, because a command ends right away.
         while (heads := self._pending.take(None)) or not self._pending.closed:
             if heads:
-                names = {"channel": CHANNEL, "spaces": list(heads), "heads": list(heads.values())}
-                # Followers poll as well, so what cannot be sent now need not be sent later.
+                params = {"channel": CHANNEL, "spaces": list(heads), "heads": list(heads.values())}
+                # An unsent notification is dropped, because followers also poll.
                 with suppress(*DATABASE_ERRORS), self._datastore.rows() as cursor:
-                    cursor.execute(NOTIFY, names)
+                    cursor.execute(NOTIFY, params)
                 time.sleep(PAUSE_SECONDS)
 
 
@@ -101,7 +101,10 @@ class Wakeups:
         return self._closing.is_set()
 
     def wait(self, timeout_seconds: float) -> dict[str, int]:
-        """The spaces that have grown, with their heads; early when there are some, or closed."""
+        """Waits for growth, and returns {space: head} of the spaces that have grown.
+
+        Returns early as soon as there are any, or when closed.
+        """
         return self._pending.take(timeout_seconds)
 
     def sleep(self, seconds: float) -> None:
@@ -117,9 +120,9 @@ class Wakeups:
                 with psycopg.connect(self._url, autocommit=True, **CONNECTION) as conn:
                     conn.execute(f"LISTEN {CHANNEL}")
                     while not self.closed:
-                        for notice in conn.notifies(timeout=LISTEN_SECONDS):
-                            space, _, head = notice.payload.partition(" ")
-                            if head.isdecimal():  # anybody with rights on the database can notify
+                        for notification in conn.notifies(timeout=LISTEN_SECONDS):
+                            space, _, head = notification.payload.partition(" ")
+                            if head.isdecimal():  # any role of the database can send a notification
                                 self._pending.add(space, int(head))
             except psycopg.Error as exc:
                 log.warning("listener_disconnected", error=str(exc))

@@ -1,8 +1,12 @@
-"""Reading the live generation: pages of one statement each, bounded by rows and by bytes."""
+"""Reads pages of the live generation, each by one statement and bounded by rows and bytes.
+
+docs/reference/statements.sql shows each statement that is built here in full.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,11 +16,10 @@ from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
 
-# Every page is one statement and so one snapshot: `projected` is true of its rows.
-PAGE = """
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = {fold_version}, page.*
+# Every page is one statement and so one snapshot. Its rows are the state at `position`.
+_PAGE = """
+SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -25,10 +28,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = {fold
  ORDER BY {order}
 """
 
-# The rows of `candidates` up to `bytes_max` (null: all of them), but the first one in any case.
-# Large values are kept compressed and aside: the inner sum is of stored sizes, which are known
-# without reading them, so that the outer one, which has to read what it measures, reads no more
-# than about a page.
+# The first of `candidates`, and the further ones up to `bytes_max` (NULL means all of them).
+# PostgreSQL compresses large values and stores them apart. The inner sum uses the stored sizes,
+# which it knows without reading the values. So the outer sum, which reads the values, reads little
+# more than one page.
 _BOUNDED = """
         SELECT number_of_candidates, {columns}
           FROM (
@@ -46,7 +49,8 @@ _BOUNDED = """
          WHERE coalesce(bytes_through <= %(bytes_max)s::bigint, true) OR place = 1
 """
 
-AFTER_ALL_NAMES = "~"  # collections are named by letters, digits and - _ .
+AFTER_ALL_NAMES = "~"  # sorts after all names of collections: letters, digits and - _ .
+#: the columns of a record as readers see it
 VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq"
 
 SELECT_POSITION = """
@@ -60,10 +64,12 @@ SELECT position, stopped_at IS NOT NULL
 
 
 def page_of(page: str, order: str) -> str:
-    return PAGE.format(page=page, order=order, fold_version=FOLD_VERSION)
+    """Returns the statement of a page. The first column of `page` is the number of candidates."""
+    return _PAGE.format(page=page, order=order)
 
 
 def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) -> str:
+    """Returns the statement of a page that is bounded by the bytes of its `values` columns."""
     page = _BOUNDED.format(
         columns=columns,
         size=" + ".join(f"octet_length({value}::text)" for value in values),
@@ -74,25 +80,42 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
     return page_of(page, order)
 
 
-class Found(msgspec.Struct):
+@dataclass(frozen=True)
+class Scope:
+    """The space that a page reads, and the requirements on its live generation."""
+
+    space: SpaceId
+    #: the seq that the projection must have reached
+    at_least: int = 0
+    #: whether the generation must have the versions of all events
+    needs_history: bool = False
+
+
+class Found(NamedTuple):
+    """The rows of one page, and the state of the space at that moment."""
+
     log: str
     head: int
     position: int
-    #: how many rows there were before some were cut off, because a page must not grow too large
+    #: the number of rows before the limit of bytes cut some off
     candidates: int
     rows: list[Any]
 
+    def cut(self, limit: int) -> tuple[list[Any], bool]:
+        """Returns at most `limit` rows, and whether further rows follow them."""
+        rows = self.rows[:limit]
+        return rows, self.candidates > len(rows)
+
 
 class LiveReader:
-    """Asks the live generation."""
+    """Runs statements on the live generation."""
 
     def __init__(self, datastore: Datastore, *, limits: Limits = LIMITS):
         self._datastore = datastore
         self._limits = limits
 
     def position(self, space: SpaceId) -> Projected:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            found = cursor.execute(SELECT_POSITION, {"space": space}, prepare=True).fetchone()
+        found = self._datastore.fetch_one(SELECT_POSITION, {"space": space})
         if found is None:
             raise UnknownSpace(space)
         return Projected(*found)
@@ -100,35 +123,31 @@ class LiveReader:
     def _page(
         self,
         statement: str,
-        space: SpaceId,
-        names: dict[str, Any],
+        scope: Scope,
+        params: dict[str, Any],
         limit: int,
-        at_least: int,
         *,
         is_bounded: bool = True,
-        needs_history: bool = False,
     ) -> Found:
-        """One row more than `limit`, which tells whether another page follows."""
+        """Reads up to `limit + 1` rows. The extra row tells that another page follows."""
         bytes_max = self._limits.page_bytes_max if is_bounded else None
-        names = {**names, "limit": limit + 1, "bytes_max": bytes_max}
-        return self._select(statement, space, names, at_least, needs_history=needs_history)
+        return self._select(
+            statement, scope, {**params, "limit": limit + 1, "bytes_max": bytes_max}
+        )
 
-    def _select(
-        self,
-        statement: str,
-        space: SpaceId,
-        names: dict[str, Any],
-        at_least: int = 0,
-        *,
-        needs_history: bool = False,
-    ) -> Found:
-        """Raises `ProjectionBehind` if the projection has not come to `at_least`."""
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            rows = cursor.execute(statement, {"space": space, **names}, prepare=True).fetchall()
+    def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
+        """Runs a statement of `page_of` or `bounded`.
+
+        Raises `UnknownSpace`, `HistoryUnavailable`, `LogBehind`, and `ProjectionBehind` if the
+        projection has not reached `scope.at_least`.
+        """
+        params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
+        rows = self._datastore.fetch_all(statement, params)
         if not rows:
-            raise UnknownSpace(space)
+            raise UnknownSpace(scope.space)
         log, head, position, has_history = rows[0][:4]
-        if needs_history and not has_history:
+        at_least = scope.at_least
+        if scope.needs_history and not has_history:
             raise HistoryUnavailable()
         if at_least > head:
             raise LogBehind(f"seq {at_least} is beyond the log's head {head}", head=head)
@@ -139,13 +158,14 @@ class LiveReader:
                 projected=position,
                 head=head,
             )
+        # A page without rows is one row of NULLs, because of the left join.
         there = [row for row in rows if row[4] is not None]
         candidates = there[0][4] if there else 0
         return Found(log, head, position, candidates, [row[5:] for row in there])
 
 
 def view_of_row(row: Any) -> RecordView:
-    """Of a row that begins with `VIEW`."""
+    """Returns the record of a row that begins with `VIEW`."""
     collection, id, fields, is_deleted, last_modified, seq, created_seq = row[:7]
     return RecordView(
         collection,

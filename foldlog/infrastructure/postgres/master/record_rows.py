@@ -1,4 +1,4 @@
-"""Records as rows of the master table and of their versions, and back."""
+"""Converts records to rows of the tables `records` and `versions`, and back."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from foldlog.infrastructure.postgres.connection.arrays import (
     uuid_array,
 )
 
-#: In this order in every statement that reads or writes whole records.
+#: the order of columns in all statements that read or write whole records
 COLUMNS = (
     "collection, id, fields, is_deleted, seq, created_seq, last_modified, "
     "writes, deleted, touched_seq, touched_by, touched_seq_other"
 )
-#: where `fields` is in them
+#: the index of `fields` in `COLUMNS`
 _FIELDS = 2
 
-# Few bytes can name many large records: beyond `bytes_max` they come without what is large of them.
+# A small request can name many large records. After `bytes_max` bytes the further records come
+# without their large columns.
 _SELECT_WANTED = """
 SELECT collection,
        id,
@@ -56,9 +57,10 @@ SELECT collection,
  ORDER BY collection, id
 """
 
-# A row for each record after each event that touched it: every one is a version, the last one is
-# the record as it is. What never was (`created_seq` 0) has no versions.
-WRITE_STATES = f"""
+# The parameters have one row for each record and each event that touched it. Each row becomes a
+# version, and the last row of a record replaces the record. A record that was touched but never
+# created (`created_seq` 0) has no versions.
+WRITE_STATES = """
 WITH states AS MATERIALIZED (
 SELECT *
   FROM unnest(
@@ -67,7 +69,10 @@ SELECT *
            %(writes)s::json[], %(deleted)s::json[], %(touched_seq)s::bigint[],
            %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[],
            %(is_first)s::boolean[], %(is_last)s::boolean[]
-       ) AS state ({COLUMNS}, is_first, is_last)
+       ) AS state (
+           collection, id, fields, is_deleted, seq, created_seq, last_modified,
+           writes, deleted, touched_seq, touched_by, touched_seq_other, is_first, is_last
+       )
 ),
 kept AS (
 INSERT INTO versions (
@@ -80,8 +85,12 @@ SELECT %(space)s, %(generation)s, collection, id, touched_seq,
  WHERE created_seq > 0
 RETURNING id
 )
-INSERT INTO records (space, generation, {COLUMNS})
-SELECT %(space)s, %(generation)s, {COLUMNS}
+INSERT INTO records (
+           space, generation, collection, id, fields, is_deleted, seq, created_seq, last_modified,
+           writes, deleted, touched_seq, touched_by, touched_seq_other
+       )
+SELECT %(space)s, %(generation)s, collection, id, fields, is_deleted, seq, created_seq,
+       last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other
   FROM states
  WHERE is_last
     ON CONFLICT (space, generation, collection, id) DO UPDATE
@@ -98,13 +107,13 @@ SELECT %(space)s, %(generation)s, {COLUMNS}
 RETURNING id
 """
 
-#: about so much is encoded and sent at a time; of a larger state, that one alone
+#: the size of one statement; its last state may exceed it
 STATEMENT_BYTES = 16 * 2**20
 STATEMENT_RECORDS = 5_000
-#: what a field of a state takes until it is written, besides its value: a place in two dicts
+#: the memory of a field besides its value: entries in two dicts
 FIELD_BYTES = 100
 
-#: a record after an event, its fields as they are stored, whether it was not there before
+#: a record after an event, its encoded fields, and whether the event created it
 _State = tuple[Record, bytes, bool]
 
 _encode = msgspec.json.encode
@@ -114,17 +123,20 @@ _decode_write = msgspec.json.Decoder(Write).decode
 
 
 def select_wanted(space: str, generation: str) -> str:
-    """`COLUMNS` of the records that are named by `collections` and `ids`, in the order of keys."""
+    """Returns the statement that selects `COLUMNS` of the records in `collections` and `ids`.
+
+    The arguments are SQL expressions. The rows are in the order of keys.
+    """
     return _SELECT_WANTED.format(space=space, generation=generation)
 
 
 def lacks_values(row: Sequence[Any]) -> bool:
-    """Whether a row of `select_wanted` is beyond `bytes_max`."""
+    """Tells whether a row of `select_wanted` came without its large columns."""
     return row[_FIELDS] is None
 
 
 def record_of(row: Sequence[Any]) -> Record:
-    """The record of a row of `COLUMNS`."""
+    """Returns the record of a row of `COLUMNS`."""
     (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
     (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
     return Record(
@@ -143,34 +155,34 @@ def record_of(row: Sequence[Any]) -> Record:
     )
 
 
-@lru_cache(maxsize=4_096)  # records that came together were received at one time
+@lru_cache(maxsize=4_096)  # the records of a changeset have one time
 def _ms_of(time: str) -> int | None:
     return parse_time(time) if time else None
 
 
-class States:
-    """What becomes of records, until it is written: each one after each event that touched it.
+class StateRows:
+    """Collects the states of records, one for each event that touched them, until written.
 
-    `records` are those that were there before.
+    `records` are the records before the first of these events.
     """
 
     def __init__(self, records: Mapping[Key, Record]):
         self._existing = {key for key, record in records.items() if record.created_seq}
-        self._begin()
+        self._clear()
 
-    def _begin(self) -> None:
+    def _clear(self) -> None:
         self._by_key: dict[Key, list[_State]] = {}
         self._count = self._size = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def note(self, key: Key, record: Record) -> bool:
-        """`record`, as the event left it that touched it last; whether a statement is full."""
+    def add(self, key: Key, record: Record) -> bool:
+        """Adds the state of a record after an event. Returns whether a statement is full."""
         is_first = bool(record.created_seq) and key not in self._existing
         if is_first:
             self._existing.add(key)
-        # Encoded at once: how large it is decides how many more there may be.
+        # Encoded here, because the size decides when the statement is full.
         fields = _encode(record.fields)
         self._by_key.setdefault(key, []).append((record, fields, is_first))
         self._count += 1
@@ -178,9 +190,10 @@ class States:
         return self._size >= STATEMENT_BYTES or self._count == STATEMENT_RECORDS
 
     def take(self) -> dict[str, Array]:
-        """The parameters of `WRITE_STATES`, but for space and generation. Begins anew.
+        """Removes all rows, and returns them as parameters of `WRITE_STATES`.
 
-        In the order of keys, so that two writers of the same rows could never wait in a circle.
+        The caller adds space and generation. The rows are in the order of keys, which excludes
+        deadlocks between two writers of the same rows.
         """
         rows: list[_State] = []
         is_last: list[bool] = []
@@ -188,13 +201,13 @@ class States:
             states = self._by_key[key]
             rows += states
             is_last += [False] * (len(states) - 1) + [True]
-        self._begin()
+        self._clear()
         return _columns(rows, is_last)
 
 
 def _columns(states: list[_State], is_last: list[bool]) -> dict[str, Array]:
     rows = [record for record, _, _ in states]
-    # What the merge needs of a record is kept of its last state alone.
+    # Only the last state of a record keeps the data that the merge needs.
     kept = [row if last else None for row, last in zip(rows, is_last, strict=True)]
     return {
         "collection": text_array([r.collection for r in rows]),

@@ -1,4 +1,4 @@
-"""The projection that grows the tree over each log, as tiles."""
+"""The projection that builds the Merkle tree over each log, as tiles."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from foldlog.infrastructure.postgres.connection.arrays import (
     bytea_array,
     integer_array,
 )
-from foldlog.infrastructure.postgres.log.pages import IS_SKIPPED
+from foldlog.infrastructure.postgres.log.pages import IS_SKIPPED, select_page
 from foldlog.infrastructure.postgres.projection import Generation
 
 PROOFS_VERSION = 1
+
+# A leaf and so its header have a limited size. The rest of an event of several MB stays unread.
+SELECT_LEAVES = select_page(
+    f"""originator_version, substr(state, 1, {HEADER_BYTES_MAX}), ops_hash,
+       CASE WHEN {IS_SKIPPED} THEN sha256(state) END"""
+)
 
 SELECT_TILES = """
 SELECT level, number, hashes
@@ -39,8 +45,8 @@ RETURNING level
 """
 
 
-def names_of(tiles: Sequence[Tile]) -> dict[str, Any]:
-    """The parameters of `SELECT_TILES` but for space and generation."""
+def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
+    """Returns the parameters of `SELECT_TILES`. The caller adds space and generation."""
     return {
         "levels": integer_array(tile.level for tile in tiles),
         "numbers": bigint_array(tile.number for tile in tiles),
@@ -48,8 +54,10 @@ def names_of(tiles: Sequence[Tile]) -> dict[str, Any]:
 
 
 def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
-    """As `leaf_header_of`, of the beginning of an event. Who cannot read one that nobody has
-    stepped over yet had better stand still."""
+    """Returns the leaf's header from the first bytes of an event.
+
+    An unreadable event raises `ValueError`, which halts the projection until the event is skipped.
+    """
     try:
         return header_of(state)
     except ValueError:
@@ -58,45 +66,43 @@ def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
         return unreadable_header(hash_if_skipped)
 
 
-class Edge:
-    """The tree of a generation at its position: the tiles that go on growing."""
+class TreeCache:
+    """The unfinished tiles at the right edge of the tree."""
 
-    bytes_uncommitted = 0  # it is a few KB, however much was written
+    bytes_uncommitted = 0  # the edge stays at a few KB, also in a large transaction
 
     def __init__(self, position: int):
-        self.forget(position)
+        self.reset(position)
 
-    def forget(self, position: int) -> None:
+    def reset(self, position: int) -> None:
         self.position = position
-        self.growth = TreeBuilder() if position == 0 else None
+        self.builder = TreeBuilder() if position == 0 else None
 
-    def committed(self) -> None:
-        """It is as large as it was."""
+    def on_commit(self) -> None:
+        pass
 
 
 class ProofsProjection:
-    """Of an event it reads the header and the hash of its operations: that is the leaf."""
+    """Appends one leaf for each event: its header and the hash of its operations."""
 
     name = "proofs"
     version = PROOFS_VERSION
     tables = {"tiles": "level, number"}
-    # A leaf is bounded, and so is the header in it: no more need be read of an event of megabytes.
-    columns = f"""substr(state, 1, {HEADER_BYTES_MAX}), ops_hash,
-       CASE WHEN {IS_SKIPPED} THEN sha256(state) END"""
-    # Checkpoints are signed once a second at most. Of a busy space the unfinished tile is written
-    # a few times a second, and not once for each push.
+    select_page = SELECT_LEAVES
+    # The signer signs at most once per second. The pause writes the unfinished tile of a busy space
+    # a few times per second instead of once for each push.
     pause_seconds = 0.25
 
-    def memory(self, position: int, *, bytes_max: int = 0) -> Edge:
-        return Edge(position)
+    def new_cache(self, position: int, *, bytes_max: int = 0) -> TreeCache:
+        return TreeCache(position)
 
     def apply(
-        self, to: Generation[Edge], rows: Sequence[tuple[int, bytes, bytes, bytes | None]]
+        self, to: Generation[TreeCache], rows: Sequence[tuple[int, bytes, bytes, bytes | None]]
     ) -> Iterator[None]:
-        if to.known.growth is None:
-            to.known.growth = self._load(to)
-        growth = to.known.growth
-        tiles = growth.append(
+        if to.cache.builder is None:
+            to.cache.builder = self._load(to)
+        builder = to.cache.builder
+        tiles = builder.append(
             [
                 leaf_hash(leaf_of(_header(state, hash), ops_hash))
                 for _, state, ops_hash, hash in rows
@@ -104,11 +110,11 @@ class ProofsProjection:
         )
         changed = sorted(tiles)
         hashes = bytea_array(tiles[tile] for tile in changed)
-        to.send(UPSERT_TILES, {**names_of(changed), "hashes": hashes})
-        to.known.position = growth.size
+        to.send(UPSERT_TILES, {**tile_params(changed), "hashes": hashes})
+        to.cache.position = builder.size
         yield
 
-    def _load(self, to: Generation[Edge]) -> TreeBuilder:
-        names = {**to.names, **names_of(edge_tiles(to.known.position))}
-        rows = to.reader.execute(SELECT_TILES, names, prepare=True, binary=True).fetchall()
-        return TreeBuilder(to.known.position, {Tile(level, n): hashes for level, n, hashes in rows})
+    def _load(self, to: Generation[TreeCache]) -> TreeBuilder:
+        params = {**to.params, **tile_params(edge_tiles(to.cache.position))}
+        rows = to.reader.execute(SELECT_TILES, params, prepare=True, binary=True).fetchall()
+        return TreeBuilder(to.cache.position, {Tile(level, n): hashes for level, n, hashes in rows})

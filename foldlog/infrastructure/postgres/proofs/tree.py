@@ -1,4 +1,4 @@
-"""The tree and its checkpoints on PostgreSQL."""
+"""The Merkle tree and its checkpoints on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from foldlog.domain.errors import NoCheckpoint, UnknownSpace
 from foldlog.domain.merkle import Tile
 from foldlog.domain.ports import ProofTree, SpaceId, TreeHead
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
 
-from .projection import names_of
+from .projection import tile_params
 
 SELECT_TREE = """
 SELECT s.log::text, p.position
@@ -44,7 +43,7 @@ SELECT s.space, c.note
  WHERE s.space = %(space)s
 """
 
-# One of the statements that look at all spaces; on shards, one of them at a time.
+# This statement covers all spaces of a shard.
 SELECT_PUBLISHED = """
 SELECT s.space, s.log::text, c.note
   FROM spaces s
@@ -59,7 +58,7 @@ INSERT INTO checkpoints (space, log, size, note, signed_at)
 SELECT space, log, %(size)s, %(note)s, now()
   FROM spaces
  WHERE space = %(space)s
-   AND log = %(log)s  -- it may have forked meanwhile
+   AND log = %(log)s  -- the log may have forked since
     ON CONFLICT (space) DO UPDATE
    SET log = excluded.log,
        size = excluded.size,
@@ -68,7 +67,7 @@ SELECT space, log, %(size)s, %(note)s, now()
        alarm = NULL,
        alarm_detail = NULL,
        alarm_since = NULL
- -- a note that comes back late from the witnesses must not take the place of a newer one
+ -- a note that returns late from the witnesses must not replace a newer one
  WHERE checkpoints.log IS DISTINCT FROM excluded.log
     OR checkpoints.size <= excluded.size
 RETURNING space
@@ -86,7 +85,7 @@ VALUES (%(space)s, %(alarm)s, %(detail)s, now())
 RETURNING space
 """
 
-# One of the statements that look at all spaces; on shards, one of them at a time.
+# This statement covers all spaces of a shard.
 SELECT_TO_SIGN = """
 SELECT s.space
   FROM spaces s
@@ -102,7 +101,7 @@ SELECT s.space
  ORDER BY s.space
 """
 
-# The same; asked once after a start, or after the database was away.
+# The signer runs this once after a start, and after an outage of the database.
 SELECT_HEADS = """
 SELECT s.log::text, s.head, p.position
   FROM spaces s
@@ -115,7 +114,7 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtex
 
 
 class Heads(NamedTuple):
-    """Where a log stands, and the tree over it."""
+    """The head of a log, and the size of the tree over it."""
 
     log: str
     head: int
@@ -127,21 +126,18 @@ class PostgresProofTree(ProofTree):
         self._datastore = datastore
 
     def tree(self, space: SpaceId) -> TreeHead:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            found = cursor.execute(SELECT_TREE, {"space": space}, prepare=True).fetchone()
+        found = self._datastore.fetch_one(SELECT_TREE, {"space": space})
         if found is None:
             raise UnknownSpace(space)
         return TreeHead(*found)
 
     def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
-        names = {"space": space, **names_of(wanted)}
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            rows = cursor.execute(SELECT_LIVE_TILES, names, prepare=True, binary=True).fetchall()
+        params = {"space": space, **tile_params(wanted)}
+        rows = self._datastore.fetch_all(SELECT_LIVE_TILES, params, binary=True)
         return {Tile(level, number): hashes for level, number, hashes in rows}
 
     def checkpoint(self, space: SpaceId) -> bytes:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            found = cursor.execute(SELECT_NOTE, {"space": space}, prepare=True).fetchone()
+        found = self._datastore.fetch_one(SELECT_NOTE, {"space": space})
         if found is None:
             raise UnknownSpace(space)
         if found[1] is None:
@@ -149,19 +145,19 @@ class PostgresProofTree(ProofTree):
         return bytes(found[1])
 
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        names = {"space": space, "log": log, "size": size, "note": note}
-        with translated(self._datastore), self._datastore.committed() as cursor:
-            cursor.execute(PUBLISH, names)
+        params = {"space": space, "log": log, "size": size, "note": note}
+        with self._datastore.writing() as cursor:
+            cursor.execute(PUBLISH, params)
 
-    # -- what only the signer asks
+    # For the signer, which handles the database's errors itself.
 
     def to_sign(self) -> list[SpaceId]:
-        """Spaces of which the last checkpoint is not of the tree as it is."""
+        """Returns the spaces whose tree has changed since their last checkpoint."""
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
 
     def published(self) -> list[tuple[SpaceId, str, bytes]]:
-        """The last checkpoint of each space: its log, and the note."""
+        """Returns space, log and note of the last checkpoint of each space."""
         with self._datastore.rows() as cursor:
             rows = cursor.execute(SELECT_PUBLISHED, prepare=True).fetchall()
         return [(space, log, bytes(note)) for space, log, note in rows]
@@ -175,7 +171,7 @@ class PostgresProofTree(ProofTree):
 
     @contextmanager
     def signing(self, space: SpaceId) -> Iterator[bool]:
-        """Whether nobody else signs for this space as long as the block runs."""
+        """Yields whether this process has the space's signing lock during the block."""
         with self._datastore.committed() as cursor:
             row = cursor.execute(TRY_LOCK, {"space": space}).fetchone()
             yield bool(row and row[0])

@@ -1,21 +1,15 @@
-"""How far a projection has come: eventsourcing's tracking recorder, a position a space.
+"""The positions of projections: the seq that each generation has reached in each space.
 
-`application_name` is the space, whose log is the upstream application, and `notification_id` is
-the seq. The position moves in the transaction of what was projected, and never back; so every
-event is applied exactly once, whatever crashes in between.
+A position moves in the transaction that writes the projected rows, so each event is applied exactly
+once, also after a crash.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from eventsourcing.persistence import IntegrityError, Tracking
-from eventsourcing.postgres import PostgresTrackingRecorder
+from eventsourcing.persistence import IntegrityError
 from psycopg import Cursor
-from psycopg.sql import SQL
-
-from foldlog.infrastructure.postgres.connection.datastore import Datastore
 
 ADVANCE = """
 UPDATE projections
@@ -27,17 +21,9 @@ UPDATE projections
 RETURNING position
 """
 
-MAX_POSITION = """
-SELECT max(position) AS max
-  FROM projections
- WHERE space = %s
-   AND projection = '{projection}'
-   AND is_live
-"""
-
-# SKIP LOCKED: a space that another worker projects just now is not waited for. One that stopped
-# rests until its time has come, however many appends announce it. What other code folded is left
-# as it is until it is rebuilt: half of one rule and half of another would be neither.
+# SKIP LOCKED passes over a space that another worker projects now. A halted space is skipped until
+# `stopped_until`, also if appends announce it. A generation of another version must be rebuilt,
+# because half of it would follow another rule.
 LOCK_LIVE = """
 SELECT generation,
        position,
@@ -61,56 +47,46 @@ SELECT generation, position
 """
 
 
-@dataclass(frozen=True)
-class Position(Tracking):
-    """The seq that one generation of a projection has reached, and the one it comes from."""
+class Positions:
+    """Locks and moves the positions of one projection."""
 
-    generation: int
-    expected: int
-
-
-class PositionRecorder(PostgresTrackingRecorder):
-    def __init__(self, datastore: Datastore, projection: str, version: int):
-        super().__init__(datastore, tracking_table_name="projections")
-        assert projection.isidentifier()
+    def __init__(self, projection: str, version: int):
         self._projection = projection
         self._version = version
-        # For the library's own `max_tracking_id`, whose statement knows no generations.
-        self.max_tracking_id_statement = SQL(MAX_POSITION).format(projection=SQL(projection))
 
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int, int] | None:
-        """The live generation, its position, and its lag; `None` if it is not to be had now."""
-        names = {
+        """Locks the live generation. Returns its number, its position and its lag.
+
+        Returns `None` if the generation is locked, halted, or of another version.
+        """
+        params = {
             "space": space,
             "projection": self._projection,
             "fold_version": self._version,
         }
-        return cursor.execute(LOCK_LIVE, names, prepare=True).fetchone()
+        return cursor.execute(LOCK_LIVE, params, prepare=True).fetchone()
 
     def lock(self, cursor: Cursor[Any], space: str, generation: int) -> tuple[int, int] | None:
-        """Waits for one generation; `None` if it is gone."""
-        names = {"space": space, "projection": self._projection, "generation": generation}
-        return cursor.execute(LOCK_GENERATION, names, prepare=True).fetchone()
+        """Waits for the lock on a generation. Returns its number and position.
+
+        Returns `None` if the generation was dropped.
+        """
+        params = {"space": space, "projection": self._projection, "generation": generation}
+        return cursor.execute(LOCK_GENERATION, params, prepare=True).fetchone()
 
     def advance(
         self, cursor: Cursor[Any], space: str, generation: int, *, expected: int, to: int
     ) -> None:
-        """Moves a locked position. Raises `IntegrityError` if it is not where it should be."""
+        """Moves a locked position. Raises `IntegrityError` if it differs from `expected`."""
         assert to > expected
-        self._insert_tracking(cursor, Position(space, to, generation, expected))
-
-    def _insert_tracking(self, curs: Cursor[Any], tracking: Tracking) -> None:
-        assert isinstance(tracking, Position)
-        moved = curs.execute(
-            ADVANCE,
-            {
-                "space": tracking.application_name,
-                "projection": self._projection,
-                "generation": tracking.generation,
-                "position": tracking.notification_id,
-                "expected": tracking.expected,
-            },
-            prepare=True,
-        ).fetchone()
-        if moved is None:
-            raise IntegrityError(f"{tracking} was applied already")
+        params = {
+            "space": space,
+            "projection": self._projection,
+            "generation": generation,
+            "position": to,
+            "expected": expected,
+        }
+        if cursor.execute(ADVANCE, params, prepare=True).fetchone() is None:
+            raise IntegrityError(
+                f"{space}: generation {generation} of {self._projection} is not at {expected}"
+            )

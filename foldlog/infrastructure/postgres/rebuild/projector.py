@@ -1,54 +1,46 @@
-"""Following the logs: any number of workers share the spaces between them.
+"""The projector: follows the logs and keeps the live generations up to date.
 
-A space that cannot go on stops alone, says so in its row of `projections`, and is tried again
-after a while; neither the other spaces nor appends notice.
+Any number of workers share the spaces. A space with an event that cannot be projected halts alone:
+its row in `projections` says so, and the projector retries it later. Other spaces and appends go
+on.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import structlog
 
-from foldlog.domain.limits import INTEGER_MAX
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, is_connection_error
-from foldlog.infrastructure.postgres.log.pages import select_page
+from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 from foldlog.infrastructure.postgres.log.wakeups import Wakeups
-from foldlog.infrastructure.postgres.projection import Generation, Memory, Projection
+from foldlog.infrastructure.postgres.projection import Generation, GenerationCache, Projection
 
-from .positions import PositionRecorder
+from .batches import PAGE_EVENTS, BatchProjector, Halted
 
 log = structlog.get_logger("foldlog.projector")
 
-#: so many events are folded and written together ...
-BATCH_EVENTS = 1_000
-BATCH_BYTES = 8 * 2**20
-#: ... and so many in one transaction of the live generation: others wait for theirs
-TURN_EVENTS = 4_000
-#: a transaction that has written so much ends, for what it wrote is kept in memory until then; and
-#: one that has taken so long, whatever makes it slow
-WRITTEN_BYTES = 64 * 2**20
-TURN_SECONDS = 2.0
-#: between the turns of a space the records are kept that the last one touched, within these bounds
-KNOWN_BYTES = 16 * 2**20
-KNOWN_SPACES = 4
-#: how long a space that stopped rests before it is tried again
+#: the events of one transaction; the other spaces wait for its end
+BATCH_EVENTS = 4_000
+#: the records that stay cached between the batches of a space, for this many spaces
+CACHE_BYTES = 16 * 2**20
+CACHED_SPACES = 4
+#: how long a halted space pauses before the next attempt
 RETRY_SECONDS = 30
-#: so often a space may fail before it is not the database's trouble any more ...
-BREAKS_MAX = 4
-#: ... and each time its turns have so many times fewer events: the last ones, a single event
-FEWER = 16
-#: a lost notification costs this at most
+#: A space may break the connection this often before its next event counts as the cause ...
+FAILURES_MAX = 4
+#: ... and each failure divides the size of its batches by this number, down to a single event.
+SHRINK_FACTOR = 16
+#: the delay that a lost notification causes at most
 POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
 SPACES_PER_ROUND = 1_000
 
-# The one statement that looks at all spaces; on shards, one of them at a time.
+# This statement covers all spaces of a shard.
 SELECT_LAGGING = """
 SELECT s.space
   FROM spaces s
@@ -64,7 +56,7 @@ SELECT s.space
  LIMIT %(limit)s
 """
 
-NOTE_STOPPED = """
+RECORD_HALT = """
 UPDATE projections
    SET stopped_at = %(seq)s,
        stopped_why = %(why)s,
@@ -72,257 +64,190 @@ UPDATE projections
  WHERE space = %(space)s
    AND projection = %(projection)s
    AND generation = %(generation)s
-   AND position = %(seq)s - 1  -- else another worker has got past it meanwhile
+   AND position = %(seq)s - 1  -- unless another worker has passed the event since
 RETURNING generation
 """
 
 
-class Stopped(Exception):
-    """An event that a projection cannot process."""
-
-    def __init__(self, generation: int, seq: int, why: str):
-        super().__init__(f"seq {seq}: {why}")
-        self.generation = generation
-        self.seq = seq
-        self.why = why
-
-
-class _Turn(NamedTuple):
+class _Batch(NamedTuple):
     generation: int
     first: int
-    last: int  #: the seq that it is to come to
+    last: int  #: the seq that the batch should reach
 
 
 class Projector:
-    """Brings projections of spaces up to their logs, batch by batch."""
+    """Projects the live generations of all spaces, batch by batch."""
 
     def __init__(
         self,
         datastore: Datastore,
         projection: Projection[Any],
         *,
-        turn_events: int = TURN_EVENTS,
+        batch_events: int = BATCH_EVENTS,
     ):
         self._datastore = datastore
         self._projection = projection
-        self._turn_events = turn_events
-        self._select_batch = select_page(f"originator_version, {projection.columns}")
-        #: of a space that fails, how often it has, and what the turn that did so last was
-        self._breaks: Counter[str] = Counter()
-        self._failed: dict[str, _Turn] = {}
-        self._turn: _Turn | None = None  #: the last one that was begun
-        self._read_to = 0  #: the last seq that was read, or is to be
-        #: generation, and its records that the next turn need not read, of spaces far behind
-        self._known: dict[str, tuple[int, Memory]] = {}
-        self.positions = PositionRecorder(datastore, projection.name, projection.version)
+        self._batch_events = batch_events
+        self._batches = BatchProjector(projection, batch_events)
+        self.positions = self._batches.positions
+        self._batch: _Batch | None = None  #: the last batch that was begun
+        #: for spaces that fail: the number of failures, and the batch that failed last
+        self._failures: Counter[str] = Counter()
+        self._failed: dict[str, _Batch] = {}
+        #: for spaces far behind: the generation, and its cache for the next batch
+        self._caches: dict[str, tuple[int, GenerationCache]] = {}
         self._waiting: set[str] = set()
-        self._looked_through = ""  #: which spaces, as there may be more than are looked up at once
-        #: not before this is there a turn, and then all that lags is looked up
+        self._looked_through = ""  #: the last space of the last look-up, which has a limit
+        #: the times of the next round, and of the next look-up of all lagging spaces
         self._resting_until = self._looking_at = 0.0
 
     def run(self, wakeups: Wakeups) -> None:
-        """Follows all spaces until `wakeups` is closed."""
+        """Projects all spaces until `wakeups` is closed."""
         follow([self], wakeups)
 
     def wake(self, spaces: Iterable[str]) -> None:
-        """These have grown."""
+        """Adds spaces that have grown."""
         self._waiting.update(spaces)
 
-    def take_turns(self, wakeups: Wakeups) -> None:
-        """A turn of each space that waits for one, unless it rests. Raises `DATABASE_ERRORS`."""
+    def run_round(self, wakeups: Wakeups) -> None:
+        """Projects one batch of each waiting space, unless the projector rests.
+
+        Raises `DATABASE_ERRORS`.
+        """
         now = time.monotonic()
         if now < self._resting_until:
             return
         if now >= self._looking_at:
             self._waiting.update(self.lagging())
             self._looking_at = now + POLL_SECONDS
-        # A turn of each space: a long log does not hold up the others. Who has failed comes last:
-        # what fails once more, and perhaps slowly, ends the round.
-        for space in sorted(self._waiting, key=lambda space: (self._breaks[space], space)):
+        # One batch of each space keeps a long log from delaying the others. Spaces that have failed
+        # come last, because another failure, perhaps a slow one, ends the round.
+        for space in sorted(self._waiting, key=lambda space: (self._failures[space], space)):
             if wakeups.closed:
                 return
-            if not self._project_or_note(space):
+            if not self._project_or_count(space):
                 self._waiting.discard(space)
         if not self._waiting:
             self._resting_until = time.monotonic() + self._projection.pause_seconds
 
     def due_in(self) -> float:
-        """Seconds until there is something to do, as far as is known."""
+        """Returns the seconds until the next round."""
         due = self._resting_until if self._waiting else self._looking_at
         return max(0.0, due - time.monotonic())
 
-    def start_over(self) -> None:
-        """After trouble with the database: what waits is looked up anew."""
+    def reset(self) -> None:
+        """Replaces the connections and looks up all lagging spaces again, after an outage."""
         self._datastore.check_pool()
         self._waiting.clear()
         self._looking_at = 0.0
 
-    def _project_or_note(self, space: str) -> bool:
-        """Whatever happens with one space, the next one has its turn: if there is a database.
+    def _project_or_count(self, space: str) -> bool:
+        """Projects a batch, and counts failures of the connection.
 
-        Raises what the database raised, as long as it may be the database's trouble alone.
+        Raises the database's error while the database alone may be the cause. After `FAILURES_MAX`
+        failures the space halts instead, because its event may be the cause.
         """
-        self._turn = None
+        self._batch = None
         try:
-            return self.project_or_stop(space)
+            return self.project_or_halt(space)
         except DATABASE_ERRORS as exc:
-            if self._turn is None:
+            if self._batch is None:
                 raise
-            self._failed[space] = failed = self._turn
-            self._breaks[space] += 1
-            if self._breaks[space] < BREAKS_MAX:
+            self._failed[space] = failed = self._batch
+            self._failures[space] += 1
+            if self._failures[space] < FAILURES_MAX:
                 raise
-            # A turn of one event, as the next one will be.
-            self._breaks[space] = BREAKS_MAX - 1
+            # The last batch was one event, and the next one will be, too.
+            self._failures[space] = FAILURES_MAX - 1
             self._datastore.check_pool()
-            # Raises if the database is gone. If it is not, something about this event is too much
-            # for it: it breaks the connection each time, say.
+            # This write raises if the database is away. If it succeeds, the event is the cause.
             why = f"{type(exc).__name__}: {exc}"
-            self._note(space, Stopped(failed.generation, failed.first, why))
+            self._record_halt(space, Halted(failed.generation, failed.first, why))
             return False
 
     def lagging(self) -> list[str]:
-        names = {
+        """Returns the next spaces whose live generation lags. Further calls return the others."""
+        params = {
             "projection": self._projection.name,
             "fold_version": self._projection.version,
             "after": self._looked_through,
             "limit": SPACES_PER_ROUND,
         }
         with self._datastore.rows() as cursor:
-            found = [space for (space,) in cursor.execute(SELECT_LAGGING, names).fetchall()]
-        # Else the first ones, if they always lag, would keep the others from being found.
+            found = [space for (space,) in cursor.execute(SELECT_LAGGING, params).fetchall()]
         self._looked_through = found[-1] if len(found) == SPACES_PER_ROUND else ""
         return found
 
-    def project_or_stop(self, space: str) -> bool:
-        """Projects a turn of the live generation; notes where a space stops.
+    def project_or_halt(self, space: str) -> bool:
+        """Projects a batch of the live generation, and records it if the space halts.
 
-        Returns whether there may be more to do at once.
+        Returns whether a further batch may follow at once.
         """
         try:
             return self.project(space)
-        except Stopped as exc:
-            self._note(space, exc)
-            # It is tried again by itself, and not once more in ever smaller turns.
-            self._failed[space] = _Turn(exc.generation, exc.seq, exc.seq)
-            self._breaks[space] = BREAKS_MAX - 1
+        except Halted as exc:
+            self._record_halt(space, exc)
+            # The retry tries the event alone, instead of bisecting to it again.
+            self._failed[space] = _Batch(exc.generation, exc.seq, exc.seq)
+            self._failures[space] = FAILURES_MAX - 1
             return False
 
-    def _note(self, space: str, stopped: Stopped) -> None:
-        names = {
+    def _record_halt(self, space: str, halted: Halted) -> None:
+        params = {
             "space": space,
             "projection": self._projection.name,
-            "generation": stopped.generation,
-            "seq": stopped.seq,
-            "why": stopped.why,
+            "generation": halted.generation,
+            "seq": halted.seq,
+            "why": halted.why,
             "seconds": RETRY_SECONDS,
         }
         with self._datastore.committed() as cursor:
-            cursor.execute(NOTE_STOPPED, names)
-        log.error("projection_stopped", space=space, seq=stopped.seq, why=stopped.why)
+            cursor.execute(RECORD_HALT, params)
+        log.error("projection_stopped", space=space, seq=halted.seq, why=halted.why)
 
     def project(self, space: str) -> bool:
-        """Projects a turn of the live generation, if no other worker is at it."""
+        """Projects a batch of the live generation, unless another worker has it locked.
+
+        Returns whether the position has moved. Raises `Halted` and `DATABASE_ERRORS`.
+        """
         with self._datastore.committed() as cursor:
             locked = self.positions.lock_live(cursor, space)
             if locked is None:
                 return False
             number, position, lag = locked
-            events = max(1, self._turn_events // FEWER ** self._breaks[space])
-            self._turn = _Turn(number, position + 1, position + min(lag, events))
-            of, known = self._known.pop(space, (0, None))
-            if known is None or (of, known.position) != (number, position):
-                known = self._projection.memory(position, bytes_max=KNOWN_BYTES)
-            # With more than a batch to do, one is written while the next one is read and folded.
-            another = self._datastore.rows() if lag > BATCH_EVENTS else nullcontext(cursor)
+            events = max(1, self._batch_events // SHRINK_FACTOR ** self._failures[space])
+            self._batch = _Batch(number, position + 1, position + min(lag, events))
+            cache = self._take_cache(space, number, position)
+            # With more than one page to do, a second connection reads the next page while this one
+            # writes.
+            another = self._datastore.rows() if lag > PAGE_EVENTS else nullcontext(cursor)
             with another as reader:
-                to: Generation[Any] = Generation(space, number, cursor, reader, known)
-                reached = self.advance(to, until=position + events)
-        known.committed()
+                to: Generation[Any] = Generation(space, number, cursor, reader, cache)
+                reached = self._batches.advance(to, until=position + events)
+        cache.on_commit()
         if space in self._failed and reached >= self._failed[space].last:
-            del self._failed[space], self._breaks[space]
-        if reached - position < lag and len(self._known) < KNOWN_SPACES:
-            self._known[space] = number, known
+            del self._failed[space], self._failures[space]
+        if reached - position < lag and len(self._caches) < CACHED_SPACES:
+            self._caches[space] = number, cache
         return reached > position
 
-    def advance(self, to: Generation[Any], until: int = INTEGER_MAX) -> int:
-        """Applies the events after a generation's position, as many as one turn may, to it.
-
-        The generation must be locked. Returns the new position. Raises `Stopped` if already the
-        first event cannot be processed.
-        """
-        start, connection = to.known.position, to.cursor.connection
-        ends_at = time.monotonic() + TURN_SECONDS
-        until = min(until, start + self._turn_events)
-        failed: Exception | None = None
-        while True:
-            self._read_to = until
-            try:
-                # A savepoint: what fails leaves nothing behind.
-                with connection.transaction(), connection.pipeline():
-                    position = self._apply(to, start, until, ends_at)
-                break
-            except Exception as exc:
-                if is_connection_error(exc):
-                    raise
-                until = min(until, max(self._read_to, start + 1))  # the log may end before it
-                if until <= start + 1:
-                    raise Stopped(to.number, start + 1, f"{type(exc).__name__}: {exc}") from exc
-                # Which one was it? Half as many, so that all before it are projected in the end.
-                # A turn that has taken its time already ends with the first one.
-                is_late = time.monotonic() >= ends_at
-                until = start + (1 if is_late else (until - start) // 2)
-                failed = exc
-                to.known.forget(start)
-        if failed is not None:
-            log.warning("projected_a_part", space=to.space, to=position, error=str(failed))
-        return position
-
-    def _apply(self, to: Generation[Any], start: int, until: int, ends_at: float) -> int:
-        for _ in self._parts(to, start, until):
-            if to.known.bytes_uncommitted >= WRITTEN_BYTES or time.monotonic() >= ends_at:
-                break
-        position: int = to.known.position
-        if position > start:
-            self.positions.advance(to.cursor, to.space, to.number, expected=start, to=position)
-        return position
-
-    def _parts(self, to: Generation[Any], position: int, until: int) -> Iterator[None]:
-        """Reads, folds and writes; yields after each part."""
-        while position < until:
-            limit = min(BATCH_EVENTS, until - position)
-            rows = self._read(to, position, limit)
-            if rows:
-                first, last = rows[0][0], rows[-1][0]
-                assert (first, last) == (position + 1, position + len(rows)), "a hole in the log"
-                yield from self._projection.apply(to, rows)
-                position = last
-            if len(rows) < limit:
-                return
-
-    def _read(self, of: Generation[Any], position: int, limit: int) -> list[tuple[Any, ...]]:
-        names = {
-            "space": of.space,
-            "after": position,
-            "through": INTEGER_MAX,
-            "limit": limit,
-            "bytes_max": BATCH_BYTES,
-        }
-        found = of.reader.execute(self._select_batch, names, prepare=True, binary=True).fetchall()
-        self._read_to = found[-1][0] if found else position
-        return found
+    def _take_cache(self, space: str, number: int, position: int) -> GenerationCache:
+        of, cache = self._caches.pop(space, (0, None))
+        if cache is None or (of, cache.position) != (number, position):
+            cache = self._projection.new_cache(position, bytes_max=CACHE_BYTES)
+        return cache
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
-    """Has all of them follow all spaces, in turns, until `wakeups` is closed."""
+    """Runs rounds of all projectors until `wakeups` is closed."""
     while not wakeups.closed:
         for projector in projectors:
             try:
-                projector.take_turns(wakeups)
+                projector.run_round(wakeups)
             except DATABASE_ERRORS as exc:
-                # Also what is no fault of the connection must not end the worker.
+                # Any database error leads to a retry, because the worker must go on.
                 log.warning("projector_waits_for_the_database", error=str(exc))
-                projector.start_over()
+                projector.reset()
                 wakeups.sleep(RECONNECT_SECONDS)
         woken = wakeups.wait(min(projector.due_in() for projector in projectors))
         for projector in projectors:

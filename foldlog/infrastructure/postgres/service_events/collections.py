@@ -20,7 +20,7 @@ from foldlog.domain.collections import (
     Proposal,
     RecordSchema,
     Version,
-    check_room,
+    check_collection_count,
     definition_entry,
 )
 from foldlog.domain.errors import (
@@ -30,11 +30,11 @@ from foldlog.domain.errors import (
     UnknownSpace,
     VersionConflict,
 )
-from foldlog.domain.events import LogEntry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
 from foldlog.domain.proofs import SALT_BYTES
-from foldlog.domain.upcasts import FORMS
+from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.append.appender import Locked
 from foldlog.infrastructure.postgres.append.guards import SELECT_TAIL, records_at_head
 from foldlog.infrastructure.postgres.append.schemas import write_definitions
@@ -174,15 +174,17 @@ class Collections:
                 raise VersionConflict("it was defined anew meanwhile", version=version)
             names = {"space": space}
             rows = cursor.execute(SELECT_CURRENT, names, prepare=True).fetchall()
-            check_room((row[0] for row in rows), collection, self._limits)
+            check_collection_count((row[0] for row in rows), collection, self._limits)
             if check is not None and not wanted.force:
                 self._look_again(cursor, space, locked.head, plan, position)
             entry = definition_entry(
-                seq=locked.head + 1,
-                id=str(uuid.uuid4()),
-                received_at=locked.received_at,
-                body=plan.body(),
-                salt=secrets.token_bytes(SALT_BYTES),
+                Envelope(
+                    locked.head + 1,
+                    str(uuid.uuid4()),
+                    locked.received_at,
+                    secrets.token_bytes(SALT_BYTES),
+                ),
+                plan.body(),
             )
             write_definitions(cursor, space, [entry])
             return entry
@@ -243,7 +245,7 @@ class Collections:
         keys: set[Key] = {
             op.key
             for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True)
-            for op in FORMS.decode(topic, state).ops
+            for op in UPCASTER.decode(topic, state).ops
             if op.collection == plan.collection
         }
         if not keys:

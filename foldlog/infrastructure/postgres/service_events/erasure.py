@@ -26,13 +26,13 @@ from psycopg.sql import SQL, Identifier
 from foldlog.domain.erasure import (
     Erasable,
     Erased,
+    ErasureScan,
     Selection,
-    Traces,
+    erase_keys,
     record_erased_entry,
-    without,
 )
 from foldlog.domain.errors import UnknownSpace
-from foldlog.domain.events import LogEntry, decode_event
+from foldlog.domain.events import Envelope, LogEntry, decode_event
 from foldlog.domain.merge import Key
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Progress, SpaceId
@@ -128,7 +128,7 @@ class Eraser:
                     for _, state in rows:
                         keys |= {op.key for op in decode_event(state).ops if wanted.names(op)}
                     report(through, 2 * head)
-            traces = Traces(keys)
+            traces = ErasureScan(keys)
             done = head if wanted.collection is not None else 0
             self._trace(cursor, space, traces, head, lambda seq: report(done + seq, done + head))
         traces.check_all_named()
@@ -143,7 +143,7 @@ class Eraser:
         report: Progress,
     ) -> list[Erased]:
         check_reason(reason, by)
-        traces = Traces(keys)
+        traces = ErasureScan(keys)
         with translated(self._datastore), self._datastore.rows() as cursor:
             head = _head(cursor, space)
             self._trace(cursor, space, traces, head, lambda seq: report(seq, head))
@@ -157,7 +157,7 @@ class Eraser:
         self,
         cursor: Cursor[Any],
         space: SpaceId,
-        traces: Traces,
+        traces: ErasureScan,
         head: int,
         report: Callable[[int], None],
     ) -> None:
@@ -210,7 +210,7 @@ class _OneRecord:
         self._generations = [generation for (generation,) in rows]
 
     def _decide(self, cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-        traces = Traces([self._key])
+        traces = ErasureScan([self._key])
         tail = _named(cursor, self._space, self._head, locked.head, traces.collections)
         for _, rows in tail:
             for seq, state in rows:
@@ -222,13 +222,15 @@ class _OneRecord:
         if not self._seqs or self._seqs[0] < self._erased_seq:
             return None  # erased already, but for what an interrupted erasure has left
         return record_erased_entry(
-            seq=locked.head + 1,
-            id=str(uuid.uuid4()),
-            received_at=locked.received_at,
-            key=self._key,
+            Envelope(
+                locked.head + 1,
+                str(uuid.uuid4()),
+                locked.received_at,
+                secrets.token_bytes(SALT_BYTES),
+            ),
+            self._key,
             reason=self._reason,
             by=self._by,
-            salt=secrets.token_bytes(SALT_BYTES),
         )
 
     def _finish(self, cursor: Cursor[Any], entry: LogEntry) -> None:
@@ -236,7 +238,7 @@ class _OneRecord:
         self._erased_seq = entry.seq
         newest = self._seqs[: self._eraser._erase_events]
         self._erase_in(cursor, newest)
-        self._eraser._projection.forget(cursor, self._space, self._generations, self._key)
+        self._eraser._projection.delete_record(cursor, self._space, self._generations, self._key)
         self._seqs = self._seqs[len(newest) :]
 
     def _erase_in(self, cursor: Cursor[Any], seqs: Sequence[int]) -> None:
@@ -246,7 +248,7 @@ class _OneRecord:
             erased = [
                 (seq, *parts)
                 for seq, state, salt in rows
-                if (parts := without(state, salt, {self._key})) is not None
+                if (parts := erase_keys(state, salt, {self._key})) is not None
             ]
             if erased:
                 numbers, states, salts = zip(*erased, strict=True)

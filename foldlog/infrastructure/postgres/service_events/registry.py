@@ -33,7 +33,7 @@ from foldlog.domain.access import (
     devices_of,
 )
 from foldlog.domain.errors import DeviceRevoked, UnknownSpace, UnknownToken
-from foldlog.domain.events import LogEntry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.names import check_reason, is_uuid
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from foldlog.domain.proofs import SALT_BYTES
@@ -334,11 +334,10 @@ def _revoke(
 
 def _entry(body: msgspec.Struct, locked: Locked) -> LogEntry:
     return access_entry(
+        Envelope(
+            locked.head + 1, str(uuid.uuid4()), locked.received_at, secrets.token_bytes(SALT_BYTES)
+        ),
         body,
-        seq=locked.head + 1,
-        id=str(uuid.uuid4()),
-        received_at=locked.received_at,
-        salt=secrets.token_bytes(SALT_BYTES),
     )
 
 

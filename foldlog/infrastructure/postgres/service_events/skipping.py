@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import Cursor
 
 from foldlog.domain.errors import NotStopped
-from foldlog.domain.events import LogEntry
+from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import SpaceId
 from foldlog.domain.proofs import SALT_BYTES
@@ -64,13 +64,15 @@ class Skipper:
 
         def decide(_: Cursor[Any], locked: Locked) -> LogEntry:
             return event_skipped_entry(
-                seq=locked.head + 1,
-                id=str(uuid.uuid4()),
-                received_at=locked.received_at,
-                skipped=seq,
+                Envelope(
+                    locked.head + 1,
+                    str(uuid.uuid4()),
+                    locked.received_at,
+                    secrets.token_bytes(SALT_BYTES),
+                ),
+                seq,
                 reason=reason,
                 by=by,
-                salt=secrets.token_bytes(SALT_BYTES),
             )
 
         def finish(cursor: Cursor[Any], _: LogEntry) -> None:

@@ -1,0 +1,122 @@
+"""JSON Schemas of responses, made from the structs that are encoded.
+
+`msgspec.json.schema` describes the input of a decoder: a member with a default is optional there.
+The encoder writes it, so it is required here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+import msgspec
+from msgspec import UNSET, UnsetType, inspect
+from msgspec.structs import FieldInfo
+
+from foldlog.api.shapes.described import Shape
+from foldlog.api.shapes.stored import SHAPES
+from foldlog.domain.limits import INTEGER_MAX
+
+_REF = "#/components/schemas/"
+_NULL = {"type": "null"}
+_PLAIN: dict[type[inspect.Type], dict[str, Any]] = {
+    inspect.AnyType: {},
+    inspect.RawType: {},
+    inspect.StrType: {"type": "string"},
+    inspect.BoolType: {"type": "boolean"},
+    inspect.NoneType: _NULL,
+    # Every number of a response is a whole number of 0 or more.
+    inspect.IntType: {"type": "integer", "minimum": 0, "maximum": INTEGER_MAX},
+}
+
+
+class AnswerSchemas:
+    """Collects the component of each struct that a response refers to."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, dict[str, Any]] = {}
+
+    def reference(self, struct: type) -> dict[str, Any]:
+        name = shape_of(struct).name
+        if name not in self.components:
+            self.components[name] = {}  # a struct may refer to itself
+            self.components[name] |= self._object(struct)
+        return {"$ref": _REF + name}
+
+    def _object(self, struct: type) -> dict[str, Any]:
+        members = _members(struct)
+        properties, required = {}, []
+        for field in msgspec.structs.fields(struct):
+            said = members.get(field.name, field.type)
+            described = Annotated[field.type, said] if isinstance(said, msgspec.Meta) else said
+            properties[field.encode_name] = self._schema(inspect.type_info(described))
+            if _is_always_encoded(struct, field, field.type if described is not said else said):
+                required.append(field.encode_name)
+        return {
+            "description": shape_of(struct).about,
+            "type": "object",
+            "properties": properties,
+            "required": sorted(required),
+        }
+
+    def _schema(self, type_: inspect.Type) -> dict[str, Any]:
+        match type_:
+            case inspect.Metadata():
+                return self._schema(type_.type) | (type_.extra_json_schema or {})
+            case inspect.StructType(array_like=True):
+                return self._tuple(field.type for field in type_.fields)
+            case inspect.StructType():
+                return self.reference(type_.cls)
+            case inspect.UnionType():
+                return self._union(type_)
+            case inspect.TupleType():
+                return self._tuple(type_.item_types)
+            case inspect.ListType():
+                return {"type": "array", "items": self._schema(type_.item_type)}
+            case inspect.DictType():
+                values = self._schema(type_.value_type)
+                return {"type": "object", "additionalProperties": values}
+            case inspect.LiteralType():
+                return {"type": "string", "enum": list(type_.values)}
+            case inspect.EnumType():
+                return {"type": "string", "enum": [member.value for member in type_.cls]}
+        return dict(_PLAIN[type(type_)])
+
+    def _tuple(self, types: Any) -> dict[str, Any]:
+        items = [self._schema(type_) for type_ in types]
+        count = len(items)
+        return {"type": "array", "prefixItems": items, "minItems": count, "maxItems": count}
+
+    def _union(self, union: inspect.UnionType) -> dict[str, Any]:
+        # Raw is another member's stored JSON.
+        schemas = [self._schema(t) for t in union.types if not isinstance(t, inspect.RawType)]
+        if len(schemas) == 1:
+            return schemas[0]
+        if len(schemas) == 2 and _NULL in schemas:
+            (other,) = (schema for schema in schemas if schema != _NULL)
+            if "type" in other:
+                return other | {"type": [other["type"], "null"]}
+        return {"anyOf": schemas}
+
+
+def shape_of(struct: type) -> Shape:
+    return SHAPES.get(struct) or Shape(struct.__name__, (struct.__doc__ or "").strip())
+
+
+def _members(struct: type) -> dict[str, Any]:
+    """The described members of a struct, and of the structs that it extends."""
+    members: dict[str, Any] = {}
+    for base in reversed(struct.__mro__):
+        if base in SHAPES:
+            members |= SHAPES[base].members
+    unknown = members.keys() - {field.name for field in msgspec.structs.fields(struct)}
+    assert not unknown, f"{struct.__name__} has no member {unknown}"
+    return members
+
+
+def _is_always_encoded(struct: Any, field: FieldInfo, type_: Any) -> bool:
+    if UnsetType in get_args(type_):
+        return False
+    if type_ is not field.type:
+        return True
+    has_default = field.default is UNSET or struct.__struct_config__.omit_defaults
+    return field.required or not has_default

@@ -1,0 +1,139 @@
+"""The bodies of an admin's requests, read strictly: an unknown member is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import Schema, fields
+from marshmallow.validate import Length, OneOf, Regexp
+
+from foldlog.domain.access import NAME_LENGTH_MAX, Role
+from foldlog.domain.limits import Limits
+from foldlog.domain.names import BY_LENGTH_MAX, REASON_LENGTH_MAX, UNPRINTABLE
+
+from .bodies import Body, values
+from .fields import (
+    Flag,
+    MomentField,
+    Whole,
+    about,
+    collection_name,
+    device_id,
+    record_id,
+    space_name,
+)
+
+
+def _line(text: str, length_max: int, **kwargs: Any) -> fields.String:
+    """One line of text. The domain checks it (`check_text`); the keywords document that check."""
+    keywords = {
+        "minLength": 1,
+        "maxLength": length_max,
+        "pattern": rf"^[^{UNPRINTABLE}]*[^\s{UNPRINTABLE}][^{UNPRINTABLE}]*$",
+    }
+    return fields.String(metadata=about(text, **keywords), **kwargs)
+
+
+def _reason() -> fields.String:
+    text = "The reason. It stays in the log permanently, so name no person."
+    return _line(text, REASON_LENGTH_MAX, required=True)
+
+
+def _name() -> fields.String:
+    return _line("A name for people. It stays in the log permanently.", NAME_LENGTH_MAX)
+
+
+class _Signed(Body):
+    by = _line(
+        "The person or program that decided this. It stays in the log, next to the caller.",
+        BY_LENGTH_MAX,
+    )
+
+
+class DefineBody(Body):
+    """A collection's schema."""
+
+    schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
+    dry_run = Flag(load_default=False, metadata=about("Report the result, and store nothing."))
+    force = Flag(
+        load_default=False,
+        metadata=about(
+            "Define it although it may refuse changesets that were allowed, or stored records "
+            "that do not fit."
+        ),
+    )
+    if_version = Whole(metadata=about("Refuse unless this is the present version; 0: none."))
+    by = fields.String(
+        validate=[Length(1, 200), Regexp(r"[^\x00-\x1f\x7f]+\Z")],
+        metadata=about("The person or program that defines it."),
+    )
+
+
+class SkipBody(_Signed):
+    """The event to skip, and the reason."""
+
+    seq = Whole(1, required=True, metadata=about("The event at which the master table stopped."))
+    reason = _reason()
+
+
+def grant_body(limits: Limits) -> Schema:
+    class GrantBody(_Signed):
+        """The properties of the new token."""
+
+        role = fields.String(required=True, validate=OneOf([role.value for role in Role]))
+        device = device_id(
+            metadata=about("Of the role `device`: the device that the token may write as.")
+        )
+        name = _name()
+        expires_at = MomentField(metadata=about("The time at which the token expires, if any."))
+        also = fields.List(
+            space_name(),
+            validate=Length(max=limits.token_spaces_max),
+            load_default=list,
+            metadata=about(
+                "More spaces that the token is for. Only an admin of every space may name them."
+            ),
+        )
+
+    return GrantBody()
+
+
+class RegisterBody(_Signed):
+    """A device to register."""
+
+    device = device_id(required=True)
+    name = _name()
+
+
+class RevokeBody(_Signed):
+    """The reason of a revocation."""
+
+    reason = _reason()
+
+
+def erase_body(limits: Limits) -> Schema:
+    class NamedRecord(Body):
+        """One record."""
+
+        collection = collection_name(required=True)
+        id = record_id(required=True)
+
+    class EraseBody(_Signed):
+        """Either `records`, or `collection` and `where`, or all three."""
+
+        records = fields.List(
+            fields.Nested(NamedRecord),
+            validate=Length(1, limits.erase_records_max),
+            load_default=list,
+        )
+        collection = collection_name(metadata=about("The collection of the records in `where`."))
+        where = values(
+            "Fields and values. It selects each record with an operation that has all of them.",
+            {"minProperties": 1, "maxProperties": limits.fields_per_operation_max},
+            validate=Length(1, limits.fields_per_operation_max),
+            load_default=dict,
+        )
+        reason = _reason()
+        dry_run = Flag(load_default=False, metadata=about("List the records, and erase nothing."))
+
+    return EraseBody()

@@ -1,0 +1,283 @@
+"""The responses that only the API has. They are encoded and documented from these structs.
+
+In the type `X | Raw`, an X may be stored JSON: its bytes are copied without decoding them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from foldlog.domain.access import Role
+from foldlog.domain.collections import Definition as StoredDefinition
+from foldlog.domain.collections import Version
+from foldlog.domain.events import Event
+from foldlog.domain.history import Difference, VersionView
+from foldlog.domain.ledger import LedgerEntry
+from foldlog.domain.merge import RecordView
+from foldlog.domain.push_decider import Answer
+
+from .described import (
+    CURSOR,
+    DEVICE,
+    HEAD,
+    LOG,
+    PROJECTED,
+    described,
+    mark_meta,
+    seq_meta,
+    time_meta,
+    uuid_meta,
+)
+from .fields import SPACE_PATTERN
+
+
+class _OfLog(Struct):
+    log: Annotated[str, LOG]
+    head: Annotated[int, HEAD]
+
+
+class _Projected(_OfLog):
+    projected: Annotated[int, PROJECTED]
+
+
+class Range(_OfLog):
+    """A page of the log."""
+
+    events: list[Event] | Raw
+    through: Annotated[int, described("The last seq of this page: the next `after`.")]
+    mark: Annotated[str, mark_meta("The next `mark`.")]
+    more: Annotated[bool, described("True if the log continues after `through`.")]
+
+
+class SyncAnswer(Range, kw_only=True):
+    """The verdicts of the changesets that were sent, and a page of the log after the cursor."""
+
+    verdicts: list[Answer]
+
+
+AS_OF = described("With `as_of`: the seq of that moment.")
+
+
+class RecordsPage(_Projected):
+    """A page of the master table."""
+
+    records: list[RecordView] | Raw
+    cursor: Annotated[str | None, CURSOR]
+    as_of: Annotated[int, AS_OF] | UnsetType = UNSET
+
+
+class RecordAnswer(_Projected):
+    """One record of the master table."""
+
+    record: RecordView | Raw
+    as_of: Annotated[int, AS_OF] | UnsetType = UNSET
+
+
+class ConflictsPage(_Projected):
+    """A page of the conflict ledger, in the order in which conflicts were decided."""
+
+    conflicts: list[LedgerEntry] | Raw
+    cursor: Annotated[str | None, CURSOR]
+
+
+class HistoryPage(_Projected):
+    """A page of a record's versions."""
+
+    versions: list[VersionView] | Raw
+    cursor: Annotated[str | None, CURSOR]
+
+
+class DiffPage(_Projected, rename={"from_": "from"}):
+    """A page of differences, in the order of the last event that touched each record."""
+
+    from_: Annotated[int, described("The seq of the earlier moment.")]
+    to: Annotated[int, described("The seq of the later moment.")]
+    differences: list[Difference] | Raw
+    cursor: Annotated[str | None, CURSOR]
+
+
+class Collections(Struct):
+    """The defined collections. Records of other collections may have any fields."""
+
+    collections: list[Version]
+
+
+class Definition(StoredDefinition, kw_only=True):
+    """The schema of a collection's records, and the collection's versions."""
+
+    schema: Annotated[dict[str, Any], described("JSON Schema, draft 2020-12, of `fields`.")]
+    versions: list[Version]
+
+
+class ErasedRecord(Struct):
+    """An erased record, and the number of events that held values of it."""
+
+    collection: str
+    id: str
+    events: Annotated[int, described("0: the record was erased before this request.")]
+    seq: (
+        Annotated[int, seq_meta("The event of the erasure; absent with `dry_run`.")] | UnsetType
+    ) = UNSET
+
+
+class ErasureAnswer(Struct):
+    """The erased records, or with `dry_run` the records that would be erased."""
+
+    dry_run: bool
+    records: list[ErasedRecord]
+
+
+class Skipped(Struct):
+    """The skipped event, and the event that records the skip."""
+
+    seq: Annotated[int, seq_meta()]
+    by_seq: Annotated[int, seq_meta("The seq of the `event-skipped` event.")]
+
+
+NAME = described("A name for people.")
+REVOKED_AT = time_meta("Absent while it is valid.")
+
+
+class Token(Struct, kw_only=True):
+    """A token, without its secret. A token without `expires_at` does not expire."""
+
+    id: Annotated[str, uuid_meta("The token's id. It is no secret.")]
+    role: Role
+    device: Annotated[str, uuid_meta("The device that the token may write as.")] | UnsetType
+    name: Annotated[str, NAME] | UnsetType
+    granted_by: Annotated[str, described("The caller who granted it.")] | UnsetType
+    revoked_by: Annotated[str, described("The caller who revoked it.")] | UnsetType
+    revoked_reason: Annotated[str, described("The reason of the revocation.")] | UnsetType
+    granted_at: Annotated[str, time_meta("The time of the grant.")]
+    expires_at: Annotated[str, time_meta("The time at which the token expires.")] | UnsetType
+    revoked_at: Annotated[str, REVOKED_AT] | UnsetType
+
+
+class Granted(Token, kw_only=True):
+    """A new token. Only this response contains the secret."""
+
+    token: Annotated[str, described("Send it as `Authorization: Bearer ...`.")]
+    spaces: Annotated[
+        list[Annotated[str, described(pattern=SPACE_PATTERN)]],
+        described("The spaces that the token is for."),
+    ]
+
+
+class Tokens(Struct):
+    """A page of tokens, in the order of their grants."""
+
+    tokens: list[Token]
+    cursor: Annotated[str | None, CURSOR]
+
+
+class Device(Struct, kw_only=True):
+    """A device of a space."""
+
+    device: Annotated[str, DEVICE]
+    counter: Annotated[int, described("The last counter that the device used.")]
+    name: Annotated[str, NAME] | UnsetType
+    registered_at: Annotated[str, time_meta("Absent if the device only pushed.")] | UnsetType
+    last_seen: Annotated[str, time_meta("The time of the device's last push.")] | UnsetType
+    revoked_at: Annotated[str, REVOKED_AT] | UnsetType
+
+
+class Devices(Struct):
+    """A page of devices, in the order of their ids."""
+
+    devices: list[Device]
+    cursor: Annotated[str | None, CURSOR]
+
+
+TREE_LOG = uuid_meta("The id of this log.")
+PATH = described("Hashes in base64, in the order of RFC 9162.")
+
+
+class InclusionProof(Struct):
+    """Proves that an event is in the tree (RFC 9162 section 2.1.3)."""
+
+    log: Annotated[str, TREE_LOG]
+    seq: Annotated[int, seq_meta("The event. It is leaf `seq` - 1.")]
+    size: Annotated[int, seq_meta("The size of the tree.")]
+    root: Annotated[str, described("The root of that tree, in base64.")]
+    inclusion_path: Annotated[list[str], PATH]
+
+
+class EventProof(InclusionProof, kw_only=True):
+    """An event with its salt, and the proof that the event is in the tree."""
+
+    leaf_hash: Annotated[str, described("In base64: SHA-256 of a zero byte and the leaf.")]
+    ops_hash: Annotated[str, described("In hex. The leaf has it in the place of `ops` or `body`.")]
+    salt: Annotated[str, described("In hex. It opens the commitments to the operations.")]
+    event: Event | Raw
+
+
+class ConsistencyProof(Struct, rename={"from_": "from"}):
+    """Proves that a tree begins with an older tree (RFC 9162 section 2.1.4)."""
+
+    log: Annotated[str, TREE_LOG]
+    from_: Annotated[int, described("The size of the older tree.")]
+    to: Annotated[int, described("The size of the newer tree.")]
+    from_root: Annotated[str, described("The root of the older tree, in base64.")]
+    to_root: Annotated[str, described("The root of the newer tree, in base64.")]
+    consistency_path: Annotated[list[str], PATH]
+
+
+class Keys(Struct):
+    """The public keys that sign checkpoints."""
+
+    log: Annotated[str, TREE_LOG]
+    keys: Annotated[list[str], described("vkeys, the present key first.")]
+
+
+class ExportHeader(Struct):
+    """The first line of an export."""
+
+    foldlog: Literal["export"]
+    version: Annotated[int, described(minimum=1)]
+    space: str
+    log: Annotated[str, TREE_LOG]
+    head: Annotated[int, described("The seq of the last line.")]
+
+
+class ExportLine(Struct):
+    """An event and its salt."""
+
+    salt: Annotated[str, described("In hex.")]
+    event: Event | Raw
+
+
+class Health(Struct):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Readiness(Struct):
+    """The service can take requests."""
+
+    status: Literal["ready"]
+    checks: Annotated[dict[str, str], described("{name: `ok`}")]
+
+
+class Wrong(Struct, kw_only=True):
+    """One error of a request."""
+
+    pointer: Annotated[str, described("A place in the body (RFC 6901).")] | UnsetType
+    parameter: Annotated[str, described("A parameter of the path or the query.")] | UnsetType
+    header: Annotated[str, described("A header.")] | UnsetType
+    detail: str
+
+
+class Problem(Struct, kw_only=True):
+    """RFC 9457. `code` is stable, and decides which further members there are."""
+
+    type: Annotated[str, described("A page about this code.")]
+    title: str
+    status: Annotated[int, described(minimum=400, maximum=599)]
+    detail: str
+    code: str
+    errors: list[Wrong] | UnsetType
+    index: Annotated[int, described("The index of a changeset in the push, from 0.")] | UnsetType
+    pointer: Annotated[str, described("A place in the body (RFC 6901).")] | UnsetType

@@ -1,0 +1,150 @@
+"""The SQLite file of a replica: one connection for each thread.
+
+Several threads and processes may use one file; SQLite lets one of them write at a time. Commits
+are flushed to the disk, so a change that a call has returned from survives a power cut.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from foldlog.client.errors import WrongReplica
+
+#: `PRAGMA user_version` of a replica's file
+SCHEMA_VERSION = 1
+#: `PRAGMA application_id` of a replica's file: "fold" in ASCII
+APPLICATION_ID = 0x666F6C64
+BUSY_TIMEOUT_SECONDS = 30.0
+#: commits are flushed to the disk; simulations set `OFF` to save time
+SYNCHRONOUS = "FULL"
+
+
+class Database:
+    """A connection for each thread, and transactions.
+
+    Raises `WrongReplica` if the file is something else than a replica.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._opening = threading.Lock()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        with self.transaction() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            is_replica = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            is_empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            if is_empty:
+                # `executescript` would commit first, and another process may open the file now.
+                for statement in _statements(
+                    (files(__package__) / "schema.sql").read_text("utf-8")
+                ):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif not is_replica:
+                raise WrongReplica(f"{self.path} is a database of another program")
+            elif version != SCHEMA_VERSION:
+                raise WrongReplica(f"{self.path} has schema {version}, not {SCHEMA_VERSION}")
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection of the calling thread."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = self._connect()
+        return found
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(
+                self.path,
+                timeout=BUSY_TIMEOUT_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,  # `close` runs in another thread
+            )
+            _use_wal(connection)
+            connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # overwrites erased values
+        except sqlite3.DatabaseError as exc:
+            raise WrongReplica(f"cannot open {self.path}: {exc}") from exc
+        with self._opening:
+            self._connections.append(connection)
+        return connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Begins a write transaction, or joins the open transaction of this thread."""
+        connection = self.connection
+        if connection.in_transaction:
+            yield connection
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            # A full disk may have ended the transaction already, or left it open.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def scrub(self) -> bool:
+        """Empties the write-ahead log, which holds old versions of pages.
+
+        Returns `False` if another connection is reading, or does the same.
+        """
+        connection = self.connection
+        connection.execute("PRAGMA busy_timeout = 0")  # readers are not waited for
+        try:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
+        return not busy
+
+    def close(self) -> None:
+        with self._opening:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+        self._local = threading.local()
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switches to a write-ahead log, and waits while another process opens the file.
+
+    SQLite's own busy timeout does not cover this change: it fails at once.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
+
+
+def _statements(script: str) -> list[str]:
+    """Splits a script into its statements."""
+    found, statement = [], ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
+    return found

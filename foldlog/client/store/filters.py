@@ -1,0 +1,43 @@
+"""Filters of `Collection.query`, as SQL on the JSON column `fields`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def json_path(name: str) -> str:
+    """Returns the path of a field for SQLite's JSON functions. Raises `ValueError`."""
+    if _PLAIN_NAME.fullmatch(name):
+        return f"$.{name}"
+    if '"' in name or "\\" in name:
+        raise ValueError(f"a query cannot use the field {name!r}: its name has a quote")
+    return f'$."{name}"'
+
+
+def condition(name: str, value: Any) -> tuple[str, list[Any]]:
+    """Returns SQL for "the field has this value", with its parameters.
+
+    Values are compared with their JSON type: `true` differs from 1. A list, tuple or set means
+    any of its values, and `None` also means a missing field. Raises `ValueError` for other types.
+    """
+    path = json_path(name)
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [condition(name, item) for item in value]
+        if not parts:
+            return "0", []
+        return "(" + " OR ".join(sql for sql, _ in parts) + ")", [p for _, ps in parts for p in ps]
+    if value is None:
+        return "coalesce(json_type(fields, ?), 'null') = 'null'", [path]
+    if isinstance(value, bool):
+        return "json_type(fields, ?) = ?", [path, "true" if value else "false"]
+    if isinstance(value, int | float):
+        types = "('integer', 'real')"
+    elif isinstance(value, str):
+        types = "('text')"
+    else:
+        raise ValueError(f"a query cannot compare a field with a {type(value).__name__}")
+    sql = f"(json_type(fields, ?) IN {types} AND json_extract(fields, ?) = ?)"
+    return sql, [path, path, value]

@@ -1,0 +1,134 @@
+"""The local store: the parts of a replica's file, and the changesets that an app makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import local
+from typing import Any, Literal
+
+import msgspec
+
+from foldlog.client.errors import NotARecord, WrongReplica
+from foldlog.client.record import TEMPORARY
+from foldlog.domain.changesets import Operation, check_operation
+from foldlog.domain.errors import InvalidRequest
+from foldlog.domain.limits import LIMITS
+from foldlog.domain.merge import Key
+from foldlog.domain.names import is_space
+
+from .conflicts import Conflicts
+from .database import Database
+from .erasure import Erasure
+from .marks import Marks
+from .meta import Meta
+from .queue import Queue
+from .records import Records, changed_fields
+from .sent import Sent
+from .view import Draft, View
+
+
+class LocalStore:
+    """The store of one space on this device.
+
+    `now_ms` returns ms since 1970, `new_id` a new id. `on_queued` is called after a changeset was
+    committed to the queue. Raises `WrongReplica` if the file belongs to another space.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        space: str | None,
+        *,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+        on_queued: Callable[[], None],
+    ):
+        self.now_ms = now_ms
+        self.new_id = new_id
+        self._on_queued = on_queued
+        self.database = Database(path)
+        self.meta = Meta(self.database)
+        self.queue = Queue(self.database, self.meta)
+        self.sent = Sent(self.database)
+        self.view = View(self.database, self.meta, self.queue)
+        self.records = Records(self.database)
+        self.marks = Marks(self.database)
+        self.conflicts = Conflicts(self.database)
+        self.erasure = Erasure(self.database, self.meta)
+        self._thread = local()  # the draft of the calling thread
+        try:
+            self.space = self._bind(space)
+        except WrongReplica:
+            self.database.close()
+            raise
+
+    def _bind(self, space: str | None) -> str:
+        """Returns the space of the file. A new file is bound to `space`."""
+        with self.database.transaction():
+            bound: str | None = self.meta.get("space")
+            if bound is not None:
+                if space not in (None, bound):
+                    raise WrongReplica(f"this file is a replica of {bound!r}, not of {space!r}")
+                return bound
+            if space is None or not is_space(space):
+                raise WrongReplica(f"a new replica needs the name of a space, not {space!r}")
+            self.meta.set(space=space, device=self.new_id())
+            return space
+
+    def close(self) -> None:
+        self.database.close()
+
+    @contextmanager
+    def changeset(self, *, guard: Literal["unchanged"] | None = None) -> Iterator[None]:
+        """Collects the operations of the block in one changeset (see `Replica.changeset`)."""
+        thread = self._thread
+        if getattr(thread, "is_open", False):
+            yield
+            return
+        with self.database.transaction():
+            thread.is_open, thread.draft, thread.guard = True, None, guard
+            try:
+                yield
+            finally:
+                thread.is_open = False
+            draft: Draft | None = thread.draft
+            if draft is not None:
+                self.queue.append(draft.queued)
+        if draft is not None:
+            self._on_queued()
+
+    def apply(self, op: Operation) -> None:
+        """Adds an operation to the open changeset, and shows its result.
+
+        An operation on a temporary record changes that record alone. Raises `NotARecord`.
+        """
+        record = self.records.find(op.key)
+        if record is not None and record.sync_status == TEMPORARY:
+            self.put_temporary(op.key, changed_fields(record, op))
+            return
+        op = _checked(op)
+        with self.changeset():
+            if self._thread.draft is None:
+                # The base of a changeset is the cursor at its first operation.
+                self._thread.draft = Draft(
+                    self.queue.begin(
+                        self.new_id(), self.meta.after, self.now_ms(), self._thread.guard
+                    )
+                )
+            self.view.add(self._thread.draft, op)
+
+    def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
+        """Writes a temporary record. Raises `NotARecord`."""
+        _checked(Operation("put", *key, fields=fields))
+        self.records.put_temporary(key, fields)
+
+
+def _checked(op: Operation) -> Operation:
+    """Returns the operation as the server will return it. Raises `NotARecord`."""
+    try:
+        check_operation(op, LIMITS)
+        return msgspec.json.decode(msgspec.json.encode(op), type=Operation)
+    except (InvalidRequest, UnicodeEncodeError, TypeError) as exc:
+        raise NotARecord(str(exc)) from exc

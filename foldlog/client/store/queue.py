@@ -1,0 +1,213 @@
+"""The queue: changesets of this device that the cursor has not passed yet."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Key
+from foldlog.domain.times import format_time
+
+from .database import Database
+from .erasure import to_wire
+from .meta import Meta
+
+#: waiting: still to be sent. stored: the server has it, and its event is still to be pulled.
+#: refused: a guard failed, or a schema. rejected: it is malformed or over a limit for the server.
+#: Refused and rejected changesets wait for the app.
+State = Literal["waiting", "stored", "refused", "rejected"]
+
+_COLUMNS = "position, id, counter, base, made_at, guard, ops, state, seq, why"
+_decode_ops = msgspec.json.Decoder(list[Operation]).decode
+#: above every seq of a log: a queued changeset is folded after all events
+_SEQ_OFFSET = 2**52
+
+
+class Queued(msgspec.Struct):
+    """A changeset of the queue. `made_at` is in ms since 1970, by the clock of this device."""
+
+    position: int
+    id: str
+    counter: int | None
+    base: int
+    made_at: int
+    guard: str | None
+    ops: list[Operation]
+    state: State
+    seq: int | None = None
+    why: dict[str, str] | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Returns the changeset as it is sent (docs/reference/protocol.md)."""
+        changeset: dict[str, Any] = {
+            "id": self.id,
+            "base": self.base,
+            "made_at": format_time(self.made_at),
+            "ops": [to_wire(op) for op in self.ops],
+        }
+        if self.counter is not None:
+            changeset["counter"] = self.counter
+        if self.guard is not None:
+            changeset["guard"] = self.guard
+        return changeset
+
+    def as_event(self, device: str, time: int) -> Event:
+        """Returns the event that the server would make of it if the changeset arrived now."""
+        return Event(
+            seq=_SEQ_OFFSET + self.position,
+            kind="changeset",
+            id=self.id,
+            received_at="",
+            verdict="stored",
+            device=device,
+            base=self.base,
+            time=time,
+            ops=self.ops,
+        )
+
+
+def queued_from(row: Sequence[Any]) -> Queued:
+    position, id, counter, base, made_at, guard, ops, state, seq, why = row
+    return Queued(
+        position,
+        id,
+        counter,
+        base,
+        made_at,
+        guard,
+        _decode_ops(ops),
+        state,
+        seq,
+        None if why is None else msgspec.json.decode(why),
+    )
+
+
+class Queue:
+    """The queued changesets, in the order in which they were made."""
+
+    def __init__(self, database: Database, meta: Meta):
+        self._database = database
+        self._meta = meta
+
+    def begin(self, id: str, base: int, made_at: int, guard: str | None) -> Queued:
+        """Returns a changeset without operations, which `append` adds to the queue.
+
+        Both calls must be in one transaction, because the position and the counter are not
+        reserved before.
+        """
+        (last,) = self._database.connection.execute(
+            "SELECT coalesce(max(position), 0) FROM queue"
+        ).fetchone()
+        counter = self._meta.get("counter", 0) + 1
+        return Queued(last + 1, id, counter, base, made_at, guard, [], "waiting")
+
+    def append(self, queued: Queued) -> None:
+        """Adds a changeset at the end of the queue, with all its operations."""
+        with self._database.transaction() as db:
+            self._meta.set(counter=queued.counter)
+            self._insert(db, queued)
+
+    def put_first(self, changesets: Sequence[Queued]) -> None:
+        """Puts changesets that the server has lost before all others, in their order."""
+        with self._database.transaction() as db:
+            (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
+            for position, queued in enumerate(changesets, first - len(changesets)):
+                queued.position = position
+                queued.state, queued.seq = "waiting", None
+                self._insert(db, queued)
+
+    def _insert(self, db: sqlite3.Connection, queued: Queued) -> None:
+        db.execute(
+            f"INSERT INTO queue ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+            (
+                queued.position,
+                queued.id,
+                queued.counter,
+                queued.base,
+                queued.made_at,
+                queued.guard,
+                msgspec.json.encode(queued.ops).decode(),
+                queued.state,
+            ),
+        )
+        db.executemany(
+            "INSERT INTO queue_records (collection, id, position) VALUES (?, ?, ?)",
+            [(*key, queued.position) for key in {op.key for op in queued.ops}],
+        )
+
+    def select(self, *states: State, limit: int = -1) -> list[Queued]:
+        """Returns the changesets in any of the states, oldest first. -1 means no limit."""
+        marks = ", ".join("?" * len(states))
+        rows = self._database.connection.execute(
+            f"SELECT {_COLUMNS} FROM queue WHERE state IN ({marks}) ORDER BY position LIMIT ?",
+            (*states, limit),
+        )
+        return [queued_from(row) for row in rows]
+
+    def count(self, *states: State) -> int:
+        marks = ", ".join("?" * len(states))
+        statement = f"SELECT count(*) FROM queue WHERE state IN ({marks})"
+        return int(self._database.connection.execute(statement, states).fetchone()[0])
+
+    def find(self, id: str) -> Queued | None:
+        row = self._database.connection.execute(
+            f"SELECT {_COLUMNS} FROM queue WHERE id = ?", (id,)
+        ).fetchone()
+        return None if row is None else queued_from(row)
+
+    def touching(self, key: Key) -> list[Queued]:
+        """Returns the waiting and stored changesets that change a record, oldest first."""
+        columns = ", ".join(f"q.{name.strip()}" for name in _COLUMNS.split(","))
+        rows = self._database.connection.execute(
+            f"SELECT {columns} FROM queue_records r JOIN queue q USING (position) "
+            "WHERE r.collection = ? AND r.id = ? AND q.state IN ('waiting', 'stored') "
+            "ORDER BY position",
+            key,
+        )
+        return [queued_from(row) for row in rows]
+
+    def set_state(
+        self, id: str, state: State, seq: int | None = None, why: dict[str, str] | None = None
+    ) -> None:
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE queue SET state = ?, seq = ?, why = ? WHERE id = ?",
+                (state, seq, None if why is None else msgspec.json.encode(why).decode(), id),
+            )
+
+    def set_ops(self, queued: Queued) -> None:
+        """Writes the operations of a changeset, which must be on the same records as before."""
+        with self._database.transaction() as db:
+            ops = msgspec.json.encode(queued.ops).decode()
+            db.execute("UPDATE queue SET ops = ? WHERE id = ?", (ops, queued.id))
+
+    def remove(self, id: str) -> None:
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM queue WHERE id = ?", (id,))
+
+    def renumber(self, first: int, *, skip: int = 0) -> None:
+        """Gives the waiting changesets the counters `first`, `first + 1` ..., in order.
+
+        The first `skip` of them keep their counters.
+        """
+        with self._database.transaction() as db:
+            waiting = db.execute(
+                "SELECT position FROM queue WHERE state = 'waiting' ORDER BY position "
+                "LIMIT -1 OFFSET ?",
+                (skip,),
+            ).fetchall()
+            db.executemany(
+                "UPDATE queue SET counter = ? WHERE position = ?",
+                [(counter, position) for counter, (position,) in enumerate(waiting, first)],
+            )
+            self._meta.set(counter=first + len(waiting) - 1)
+
+    def cut_bases(self, seq: int) -> None:
+        """Limits the base of each changeset to `seq`, because the server has lost later events."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE queue SET base = min(base, ?)", (seq,))

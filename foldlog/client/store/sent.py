@@ -1,0 +1,59 @@
+"""Recently acknowledged changesets, for a server that loses them by a restore."""
+
+from __future__ import annotations
+
+import msgspec
+
+from foldlog.domain.changesets import Operation
+
+from .database import Database
+from .queue import Queued, queued_from
+
+_decode_ops = msgspec.json.Decoder(list[Operation]).decode
+
+
+class Sent:
+    """Changesets that were acknowledged in the last 30 days."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def add(self, queued: Queued, seq: int, acknowledged_at: int) -> None:
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO sent "
+                "(seq, id, counter, base, made_at, guard, ops, acknowledged_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    seq,
+                    queued.id,
+                    queued.counter,
+                    queued.base,
+                    queued.made_at,
+                    queued.guard,
+                    msgspec.json.encode(queued.ops).decode(),
+                    acknowledged_at,
+                ),
+            )
+
+    def ops_of(self, id: str) -> list[Operation] | None:
+        """Returns the operations of a changeset, or `None` if it is unknown."""
+        row = self._database.connection.execute(
+            "SELECT ops FROM sent WHERE id = ?", (id,)
+        ).fetchone()
+        return None if row is None else _decode_ops(row[0])
+
+    def pop_after(self, seq: int) -> list[Queued]:
+        """Removes and returns the changesets after `seq`, in order. They are to be sent again."""
+        with self._database.transaction() as db:
+            rows = db.execute(
+                "SELECT 0, id, counter, base, made_at, guard, ops, 'waiting', NULL, NULL "
+                "FROM sent WHERE seq > ? ORDER BY seq",
+                (seq,),
+            ).fetchall()
+            db.execute("DELETE FROM sent WHERE seq > ?", (seq,))
+        return [queued_from(row) for row in rows]
+
+    def delete_before(self, acknowledged_at: int) -> None:
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM sent WHERE acknowledged_at < ?", (acknowledged_at,))

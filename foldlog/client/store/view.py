@@ -1,0 +1,145 @@
+"""The shown records: the fold of the events, with the queue on top.
+
+Both use the merge of `domain/`. The queue is folded as if it reached the server now. The server
+may decide otherwise; then its events correct the shown record.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+import msgspec
+
+from foldlog.client.record import SYNCED, WAITING
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Key, Record, fold
+
+from .database import Database
+from .meta import Meta
+from .queue import Queue, Queued
+
+_decode_record = msgspec.json.Decoder(Record).decode
+_encode = msgspec.json.encode
+
+
+class _Shown(msgspec.Struct):
+    """One record, confirmed and as it is shown."""
+
+    records: dict[Key, Record]  #: the shown record by its key; empty if it does not exist
+    confirmed: Record | None
+    is_waiting: bool = False
+
+
+class Draft(msgspec.Struct):
+    """A changeset in memory, which is queued when its block ends.
+
+    The draft caches the shown records, because folding the earlier operations again for each new
+    one would take quadratic time.
+    """
+
+    queued: Queued
+    shown: dict[Key, _Shown] = {}
+
+
+class View:
+    """Writes records as they are confirmed and as they are shown."""
+
+    def __init__(self, database: Database, meta: Meta, queue: Queue):
+        self._database = database
+        self._meta = meta
+        self._queue = queue
+
+    def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
+        """Returns the confirmed records, and for each the seq that its snapshot was taken at.
+
+        The seq is 0 for a record that was folded from events alone.
+        """
+        records: dict[Key, Record] = {}
+        as_of: dict[Key, int] = {}
+        for key in keys:
+            row = self._database.connection.execute(
+                "SELECT confirmed, as_of FROM records WHERE collection = ? AND id = ?", key
+            ).fetchone()
+            if row is not None:
+                as_of[key] = row[1]
+                if row[0] is not None:
+                    records[key] = _decode_record(row[0])
+        return records, as_of
+
+    def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
+        """Writes confirmed records. `as_of` is the seq of the snapshot that they come from."""
+        with self._database.transaction() as db:
+            db.executemany(
+                "INSERT INTO records (collection, id, confirmed, as_of) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (collection, id) DO UPDATE SET confirmed = excluded.confirmed, "
+                "is_stale = 0, as_of = max(as_of, excluded.as_of)",
+                [(r.collection, r.id, _encode(r).decode(), as_of or 0) for r in records],
+            )
+
+    def refresh(self, keys: Iterable[Key]) -> list[Key]:
+        """Computes the shown records again. Returns the keys of those that changed."""
+        changed = []
+        with self._database.transaction() as db:
+            for key in keys:
+                before = db.execute(
+                    "SELECT fields, is_deleted, is_there FROM records "
+                    "WHERE collection = ? AND id = ?",
+                    key,
+                ).fetchone()
+                after = self._write(db, key, self._with_queue(key))
+                if after != before:
+                    changed.append(key)
+        return changed
+
+    def add(self, draft: Draft, op: Operation) -> None:
+        """Adds an operation to a draft, and writes the record that it results in."""
+        shown = draft.shown.get(op.key)
+        if shown is None:
+            shown = draft.shown[op.key] = self._with_queue(op.key)
+        event = self._as_event(draft.queued)
+        event.ops = [op]
+        fold(shown.records, event)
+        shown.is_waiting = True
+        draft.queued.ops.append(op)
+        with self._database.transaction() as db:
+            self._write(db, op.key, shown)
+
+    def _with_queue(self, key: Key) -> _Shown:
+        """Folds the queue onto a confirmed record."""
+        records, as_of = self.confirmed([key])
+        shown = _Shown(records, records.get(key))
+        for queued in self._queue.touching(key):
+            shown.is_waiting = True
+            if queued.seq is not None and queued.seq <= as_of.get(key, 0):
+                continue  # the snapshot contains it already
+            event = self._as_event(queued)
+            event.ops = [op for op in event.ops if op.key == key]
+            fold(records, event)
+        return shown
+
+    def _as_event(self, queued: Queued) -> Event:
+        skew = self._meta.get("skew", 0)
+        return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
+
+    def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
+        """Writes a shown record, and returns its fields, `is_deleted` and `is_there`."""
+        confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
+        written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))
+        db.execute(
+            "INSERT INTO records (collection, id, fields, is_deleted, is_there, sync_status, "
+            "last_modified, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (collection, id) DO UPDATE SET fields = excluded.fields, "
+            "is_deleted = excluded.is_deleted, is_there = excluded.is_there, "
+            "sync_status = excluded.sync_status, last_modified = excluded.last_modified, "
+            "seq = excluded.seq",
+            (
+                *key,
+                *written,
+                WAITING if shown.is_waiting else SYNCED,
+                confirmed.last_modified or None if confirmed else None,
+                confirmed.seq if confirmed else 0,
+            ),
+        )
+        return written

@@ -1,0 +1,1 @@
+"""Syncing a local store with the service."""

@@ -1,0 +1,247 @@
+"""Applying an answer of the server to the local store.
+
+Each answer is one local transaction: verdicts, events, queue and cursor change together. A crash at
+any point therefore loses nothing and applies nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from foldlog.client.store.erasure import without_values
+from foldlog.client.store.local_store import LocalStore
+from foldlog.client.store.queue import Queued
+from foldlog.domain.changesets import Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import Conflict, Key, fold
+from foldlog.domain.times import parse_time
+
+from .results import SyncResult
+from .snapshots import SnapshotLoader
+
+#: acknowledged changesets are kept for 30 days, in case the server is restored from a backup
+KEEP_SENT_MS = 30 * 24 * 3_600_000
+#: records that are folded together; the records of one event always are
+RECORDS_AT_ONCE = 200
+
+
+class UnknownOwnEvent(Exception):
+    """The log has a changeset of this device that the device does not know.
+
+    The device was restored from an older copy, or its copy is in use elsewhere.
+    """
+
+
+class Applier:
+    """Applies verdicts and pages of events."""
+
+    def __init__(self, store: LocalStore, snapshots: SnapshotLoader):
+        self._store = store
+        self._snapshots = snapshots
+
+    def apply(
+        self, answer: dict[str, Any], after: int, device: str, sent_at: int, result: SyncResult
+    ) -> None:
+        """Applies the answer to a request of `device` with the cursor `after`.
+
+        `sent_at` is the time of the request in ms since 1970. The answer is ignored if another
+        process has moved the cursor meanwhile; its events will come again.
+
+        Raises `UnknownOwnEvent` or `HistoryDiverged`.
+        """
+        store, meta = self._store, self._store.meta
+        events = [msgspec.convert(event, Event) for event in answer["events"]]
+        page = SyncResult()  # merged into `result` after the commit
+        with store.database.transaction():
+            if (meta.after, meta.device) != (after, device):
+                return
+            self._snapshots.check_ahead(answer)
+            if events:
+                meta.set(server_ms=parse_time(events[-1].received_at))
+            touched = self.apply_verdicts(answer["verdicts"], sent_at, page)
+            must_reload = self._note_skipped(events, after)
+            touched |= self._fold(events, device, page)
+            self._requeue_lost(answer["through"], answer["head"])
+            meta.set(
+                after=answer["through"],
+                mark=answer["mark"],
+                head=answer["head"],
+                log=answer["log"],
+                synced_at=store.now_ms(),
+            )
+            if answer["through"] > after:
+                store.marks.add(answer["through"], answer["mark"])
+                store.marks.thin_out()
+                store.sent.delete_before(self._server_ms() - KEEP_SENT_MS)
+            page.changed = store.view.refresh(touched)
+            if must_reload:
+                self._snapshots.begin()
+        result.changed += page.changed
+        result.refused += page.refused
+        result.conflicts += page.conflicts
+        result.pulled += len(events)
+
+    def apply_verdicts(
+        self, verdicts: list[dict[str, Any]], sent_at: int, result: SyncResult
+    ) -> set[Key]:
+        """Writes the verdict of each changeset. Returns the keys of the affected records."""
+        keys: set[Key] = set()
+        with self._store.database.transaction():
+            for verdict in verdicts:
+                queued = self._store.queue.find(verdict["id"])
+                if queued is None or queued.state != "waiting":
+                    continue
+                if not verdict.get("duplicate"):
+                    received_at = parse_time(verdict["received_at"])
+                    # The error of this device's clock, used to predict the winner of a tie.
+                    self._store.meta.set(server_ms=received_at, skew=received_at - sent_at)
+                keys |= self._apply_verdict(queued, verdict["verdict"], verdict, result)
+        return keys
+
+    def _apply_verdict(
+        self, queued: Queued, verdict: str, answer: dict[str, Any], result: SyncResult
+    ) -> set[Key]:
+        if verdict == "refused":
+            self._store.queue.set_state(queued.id, "refused", answer["seq"], answer["refusal"])
+            result.refused.append(queued.id)
+        elif answer["seq"] <= self._store.meta.after:
+            self._acknowledge(queued, answer["seq"])  # its event was pulled before
+        else:
+            self._store.queue.set_state(queued.id, "stored", answer["seq"])
+        return {op.key for op in queued.ops}
+
+    def _acknowledge(self, queued: Queued, seq: int) -> None:
+        """Moves a changeset from the queue to the sent ones."""
+        self._store.sent.add(queued, seq, self._server_ms())
+        self._store.queue.remove(queued.id)
+
+    def _server_ms(self) -> int:
+        """Returns the server's last known time in ms since 1970.
+
+        The clock of this device may jump, and must not make `sent` forget changesets.
+        """
+        return int(self._store.meta.get("server_ms") or self._store.now_ms())
+
+    def _note_skipped(self, events: list[Event], after: int) -> bool:
+        """Remembers events that an operator has skipped.
+
+        Returns whether a skipped event is folded already. The records are loaded anew in this case.
+        The skip arrives again if the snapshot is older than the skip, and is known by then.
+        """
+        skips = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
+        known: list[list[int]] = self._store.meta.get("skipped", []) if skips else []
+        new = [skip for skip in skips if skip not in known]
+        if new:
+            self._store.meta.set(skipped=[*known, *new])
+        return any(seq <= after for seq, _ in new)
+
+    def _requeue_lost(self, through: int, head: int) -> None:
+        """Queues stored changesets again whose events are missing at their seqs.
+
+        The server was restored from a backup, and the cursor was too old for the mark to tell.
+        """
+        queue = self._store.queue
+        lost = [
+            queued
+            for queued in queue.select("stored")
+            if queued.seq is not None and not through < queued.seq <= head
+        ]
+        for queued in lost:
+            queue.set_state(queued.id, "waiting")
+        if lost:
+            queue.renumber(lost[0].counter or 1)
+
+    def _fold(self, events: list[Event], device: str, result: SyncResult) -> set[Key]:
+        """Folds a page into the confirmed records, and acknowledges own changesets."""
+        view, touched = self._store.view, set[Key]()
+        for event in events:
+            # First of all, because own operations that are restored below may be erased by it.
+            if event.erased_key is not None:
+                self._store.erasure.erase(event.erased_key, event.seq)
+        for event in events:
+            if event.kind == "changeset":
+                touched |= self._complete_own(event, device, result)
+        skipped = {seq for seq, _ in self._store.meta.get("skipped", [])}
+        for event in events:
+            if event.seq in skipped:
+                event.ops = []
+        for part, keys in _parts(events):
+            records, as_of = view.confirmed(keys)
+            for event in part:
+                # A record of a snapshot may be ahead of the cursor, and contain these operations.
+                event.ops = [op for op in event.ops if event.seq > as_of.get(op.key, 0)]
+                if event.erased_key is not None and event.seq <= as_of.get(event.erased_key, 0):
+                    continue
+                for conflict in fold(records, event):
+                    self._add_conflict(conflict, result)
+            view.confirm(records.values())
+            touched |= keys
+        return touched
+
+    def _complete_own(self, event: Event, device: str, result: SyncResult) -> set[Key]:
+        """Acknowledges the changeset of an event, and gives the event its operations.
+
+        The server sends events of this device without operations. Returns the keys of records that
+        change in addition to those of the event. Raises `UnknownOwnEvent`.
+        """
+        queue = self._store.queue
+        queued = queue.find(event.id)
+        if event.device == device and not event.ops:
+            event.ops = self._own_operations(event, queued)
+        if queued is None:
+            return set()
+        erased = {op.key for op in event.ops if op.erased is not UNSET}
+        if erased:
+            queued.ops = [without_values(op) if op.key in erased else op for op in queued.ops]
+            queue.set_ops(queued)
+        if event.verdict == "stored":
+            self._acknowledge(queued, event.seq)
+            return erased
+        if queued.state == "waiting":
+            assert event.refusal is not UNSET
+            refusal = msgspec.to_builtins(event.refusal)
+            return self._apply_verdict(
+                queued, "refused", {"seq": event.seq, "refusal": refusal}, result
+            )
+        return set()
+
+    def _own_operations(self, event: Event, queued: Queued | None) -> list[Operation]:
+        """Finds the operations of an own event in the queue or in the sent changesets."""
+        ops = self._store.sent.ops_of(event.id) if queued is None else queued.ops
+        if ops is None and event.verdict == "stored":
+            raise UnknownOwnEvent
+        erased_there = event.erased or []
+        own = [
+            without_values(op) if number in erased_there else op
+            for number, op in enumerate(ops or [])
+        ]
+        erased_here = sum(op.erased is not UNSET for op in own)
+        if event.verdict == "stored" and erased_here > len(erased_there):
+            # The server has lost an erasure. A new device id makes it send whole events.
+            raise UnknownOwnEvent
+        return own
+
+    def _add_conflict(self, conflict: Conflict, result: SyncResult) -> None:
+        """Stores a conflict if this device wrote one of its two values."""
+        devices = {conflict.lost.device, conflict.won.device}
+        if not self._store.meta.own_devices.isdisjoint(devices):
+            result.conflicts.append(conflict)
+            self._store.conflicts.add(conflict)
+
+
+def _parts(events: list[Event]) -> Iterator[tuple[list[Event], set[Key]]]:
+    """Splits events into parts with the keys of their records, because memory is limited."""
+    part: list[Event] = []
+    keys: set[Key] = set()
+    for event in events:
+        if part and len(keys.union(event.keys)) > RECORDS_AT_ONCE:
+            yield part, keys
+            part, keys = [], set()
+        part.append(event)
+        keys.update(event.keys)
+    if part:
+        yield part, keys

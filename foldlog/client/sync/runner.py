@@ -1,0 +1,114 @@
+"""Running syncs for a replica: under the file lock, with callbacks and traffic counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foldlog.client.callbacks import Callbacks, Change, Loss, refusal_of
+from foldlog.client.errors import ClientError, ServerProblem, Unreachable
+from foldlog.client.store.local_store import LocalStore
+from foldlog.client.transport.server import Server
+from foldlog.client.transport.stream import Page, Stream, Traffic
+
+from .file_lock import file_lock
+from .results import PageResult, SyncResult
+from .synchroniser import Synchroniser
+
+
+class SyncRunner:
+    """Runs syncs of one store, and calls the callbacks after each."""
+
+    def __init__(self, store: LocalStore, server: Server | None, callbacks: Callbacks):
+        self._store = store
+        self._callbacks = callbacks
+        self.server = server
+        #: records of a snapshot, while it is loaded: done, total
+        self.progress: tuple[int, int] | None = None
+        self._saved = Traffic()  # traffic of the live channel that is in the file already
+
+    def require_server(self) -> Server:
+        """Raises `ClientError` for a replica without a server."""
+        if self.server is None:
+            raise ClientError("this replica was opened without a server")
+        return self.server
+
+    def run(self) -> SyncResult:
+        """Syncs. Raises `FileLockTaken`, `ServerProblem` or `Unreachable`."""
+        server = self.require_server()
+        with file_lock(self._store.database.path):
+            return self._run(server)
+
+    def _run(self, server: Server) -> SyncResult:
+        meta = self._store.meta
+        before = msgspec.structs.replace(server.traffic)
+        synchroniser = Synchroniser(self._store, server, self._report)
+        problem: dict[str, Any] | None = None
+        try:
+            return synchroniser.run()
+        except (ServerProblem, Unreachable) as exc:
+            code = exc.problem if isinstance(exc, ServerProblem) else exc.code
+            problem = {"code": code, "detail": str(exc)}
+            raise
+        finally:
+            self.progress = None
+            meta.set(problem=problem, tried_at=self._store.now_ms())
+            meta.add(**server.traffic.since(before))
+            self.save_stream_traffic()
+            # Also after a failure, because earlier answers were applied.
+            self._notify(synchroniser.result)
+
+    def connect(self) -> Stream:
+        """Returns a stream of the live channel from the cursor on."""
+        meta = self._store.meta
+        return self.require_server().follow(meta.device, meta.after, meta.mark)
+
+    def apply_page(self, page: Page) -> PageResult:
+        """Applies a page of the live channel. Raises `FileLockTaken`."""
+        with file_lock(self._store.database.path):
+            synchroniser = Synchroniser(self._store, self.require_server())
+            try:
+                return synchroniser.apply_page(page)
+            finally:
+                self._notify(synchroniser.result)
+
+    @property
+    def backoff_seconds(self) -> float:
+        return 0.0 if self.server is None else self.server.backoff_seconds
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """All requests and body bytes of this replica, by name (see `Traffic`)."""
+        unsaved = self.server.streamed.since(self._saved) if self.server is not None else {}
+        return {
+            name: self._store.meta.get(name, 0) + unsaved.get(name, 0)
+            for name in Traffic.__struct_fields__
+        }
+
+    def save_stream_traffic(self) -> None:
+        """Writes the traffic of the live channel to the file.
+
+        This happens after a sync and at the end, because each write costs a flush of the disk.
+        """
+        if self.server is not None:
+            streamed = msgspec.structs.replace(self.server.streamed)
+            unsaved = streamed.since(self._saved)
+            if any(unsaved.values()):
+                self._store.meta.add(**unsaved)
+                self._saved = streamed
+
+    def _report(self, done: int, total: int) -> None:
+        self.progress = done, total
+        self._callbacks.notify_progress(done, total)
+
+    def _notify(self, result: SyncResult) -> None:
+        for key in dict.fromkeys(result.changed):
+            self._callbacks.notify_change(Change(*key, self._store.records.find(key)))
+        for id in dict.fromkeys(result.refused):
+            queued = self._store.queue.find(id)
+            if queued is not None:
+                self._callbacks.notify_refusal(refusal_of(queued))
+        for conflict in result.conflicts:
+            own = self._store.meta.own_devices
+            self._callbacks.notify_loss(Loss.from_conflict(conflict, own))

@@ -1,0 +1,61 @@
+"""The waits between syncs, and after failures. All waits are in seconds.
+
+All waits have a random jitter, so that many devices spread their requests.
+"""
+
+from __future__ import annotations
+
+import random
+
+from foldlog.client.errors import ServerProblem
+
+from .results import SyncResult
+
+POLL_SECONDS_MIN = 1.0
+POLL_SECONDS_MAX = 60.0
+RETRY_SECONDS_MIN = 1.0
+RETRY_SECONDS_MAX = 300.0
+#: wait after a 401 or 403: the user must sign in first, and polling would only use the battery
+SIGN_IN_RETRY_SECONDS = 300.0
+JITTER = 0.2
+
+
+class Schedule:
+    """Computes the next wait: short after activity, longer when idle, doubled by each failure."""
+
+    def __init__(self, rng: random.Random | None = None):
+        self._rng = rng or random.Random()  # noqa: S311
+        self._poll_seconds = POLL_SECONDS_MIN
+        self._failures = 0
+
+    def after_success(self, result: SyncResult, backoff_seconds: float) -> float:
+        self._failures = 0
+        if result.pushed or result.pulled:
+            self._poll_seconds = POLL_SECONDS_MIN
+        else:
+            self._poll_seconds = min(POLL_SECONDS_MAX, self._poll_seconds * 1.5)
+        return max(self.jittered(self._poll_seconds), backoff_seconds)
+
+    def after_failure(self, exc: Exception | None = None) -> float:
+        """Returns the wait after a failure, at least the server's `Retry-After`."""
+        wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
+        self._failures += 1
+        if isinstance(exc, ServerProblem) and exc.status in (401, 403):
+            return self.jittered(SIGN_IN_RETRY_SECONDS)
+        retry_after = exc.retry_after_seconds if isinstance(exc, ServerProblem) else None
+        return max(self.jittered(wait), retry_after or 0.0)
+
+    @property
+    def is_failing(self) -> bool:
+        return self._failures > 0
+
+    def reset_failures(self) -> None:
+        """Makes the next failure count as the first."""
+        self._failures = 0
+
+    def jittered(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def spread(self, seconds: float) -> float:
+        """Returns 1 to 3 times `seconds`, for many clients that lose their stream together."""
+        return seconds * self._rng.uniform(1, 3)

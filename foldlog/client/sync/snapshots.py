@@ -1,0 +1,177 @@
+"""Loading a snapshot: the current records, instead of the events that made them.
+
+A snapshot is a stream of lines (docs/reference/protocol.md): a header with the seq at which the
+device will continue, then records. Each page of records ends with a cursor and the seq of its
+records. A page and its cursor are written in one local transaction, so an interrupted download
+resumes, also after a crash. The old records are shown until the snapshot is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from foldlog.client.errors import Unreachable
+from foldlog.client.store.local_store import LocalStore
+from foldlog.client.transport.server import Server
+from foldlog.domain.merge import Key, Record
+from foldlog.domain.snapshot import (
+    SnapshotHeader,
+    SnapshotPageEnd,
+    snapshot_erasure,
+    snapshot_header,
+    snapshot_line,
+)
+
+
+class HistoryDiverged(Exception):
+    """The server's log lacks events that this device has applied."""
+
+
+class SnapshotLoader:
+    """Loads a snapshot. `report(done, total)` is called after each page, in records."""
+
+    def __init__(self, store: LocalStore, server: Server, report: Callable[[int, int], None]):
+        self._store = store
+        self._database = store.database
+        self._meta = store.meta
+        self._server = server
+        self._report = report
+
+    @property
+    def is_loading(self) -> bool:
+        return self._meta.get("snapshot") is not None
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a first page was loaded already."""
+        return self.is_loading and self._meta.get("snapshot")["cursor"] is not None
+
+    def is_shorter(self, after: int) -> bool:
+        """Tells whether the snapshot has fewer records than there are events after `after`."""
+        with closing(self._server.snapshot(None)) as lines:
+            header = _header(lines)
+        return header.records < header.seq - after
+
+    def begin(self) -> None:
+        """Marks all records as stale. `load` then loads the snapshot."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
+            self._meta.set(
+                snapshot={"cursor": None, "seq": None, "mark": None, "done": 0}, ahead=None
+            )
+
+    def load(self) -> list[Key]:
+        """Loads the rest of the snapshot. Returns the keys of the records that changed.
+
+        Raises `Unreachable` if the download breaks, and `HistoryDiverged`.
+        """
+        state = self._meta.get("snapshot")
+        with closing(self._server.snapshot(state["cursor"])) as lines:
+            header = _header(lines)
+            if state["seq"] is None:
+                # The first answer sets the seq. Later pages may be newer: see `as_of`.
+                state |= {"seq": header.seq, "mark": header.mark, "log": header.log}
+            total = state["done"] + header.records
+            page: list[Record] = []
+            erased = state.setdefault("erased", [])
+            for raw in lines:
+                line = snapshot_line(raw)
+                if isinstance(line, Record):
+                    page.append(line)
+                    if erased_seq := snapshot_erasure(raw):
+                        self._store.erasure.erase((line.collection, line.id), erased_seq)
+                        erased.append([line.collection, line.id, erased_seq])
+                    continue
+                state["done"] += len(page)
+                if line.at > state["seq"]:
+                    # `at` only grows within a history, so the last one is the highest.
+                    state["ahead"] = {"seq": line.at, "mark": line.mark}
+                if line.cursor is None:
+                    break
+                self._store_page(page, line, state)
+                self._report(state["done"], max(total, state["done"]))
+                page = []
+            else:
+                raise Unreachable("the download of the snapshot was interrupted")
+        self._check_history()
+        changed = self._store_page(page, line, state)
+        self._report(state["done"], state["done"])
+        return changed
+
+    def _check_history(self) -> None:
+        """Raises `HistoryDiverged` if the server has lost events before the cursor.
+
+        The snapshot replaces the cursor, so later requests cannot tell.
+        """
+        after = self._meta.after
+        if after and not self._server.has_mark(after, self._meta.mark):
+            raise HistoryDiverged
+
+    @property
+    def ahead(self) -> dict[str, Any] | None:
+        """Seq and mark of the newest page, until the cursor reaches them."""
+        ahead: dict[str, Any] | None = self._meta.get("ahead")
+        return ahead
+
+    def check_ahead(self, answer: dict[str, Any]) -> None:
+        """Raises `HistoryDiverged` if the log differs from that of the newest page."""
+        ahead = self.ahead
+        if ahead is None:
+            return
+        is_reached = answer["through"] == ahead["seq"]
+        if answer["head"] < ahead["seq"] or (is_reached and answer["mark"] != ahead["mark"]):
+            raise HistoryDiverged
+        if is_reached:
+            self._meta.set(ahead=None)
+
+    def _store_page(
+        self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]
+    ) -> list[Key]:
+        """Writes a page with its cursor. After the last page, completes the snapshot."""
+        with self._database.transaction():
+            self._store.view.confirm(page, as_of=end.at)
+            state["cursor"] = end.cursor
+            self._meta.set(snapshot=state)
+            if end.cursor is None:
+                return self._finish(state)
+        return []
+
+    def _finish(self, state: dict[str, Any]) -> list[Key]:
+        """Removes the records that the snapshot lacks, and moves the cursor to its seq."""
+        seq, queue = state["seq"], self._store.queue
+        with self._database.transaction() as db:
+            for collection, id, erased_seq in state.get("erased", ()):
+                # Again, for the changesets that were made during the download.
+                self._store.erasure.erase((collection, id), erased_seq)
+            db.execute("UPDATE records SET confirmed = NULL, as_of = 0 WHERE is_stale")
+            for queued in queue.select("stored"):
+                if queued.seq is not None and queued.seq <= seq:
+                    # The records should contain it, but its event will not be pulled. It is sent
+                    # again for a verdict, because a restored server may have lost it.
+                    queue.set_state(queued.id, "waiting", queued.seq)
+            self._meta.set(
+                after=seq,
+                mark=state["mark"],
+                log=state["log"],
+                head=seq,
+                snapshot=None,
+                ahead=state.get("ahead"),
+            )
+            if seq:
+                self._store.marks.add(seq, state["mark"])
+            keys = db.execute(
+                "SELECT collection, id FROM records WHERE sync_status <> 2"
+            ).fetchall()
+            changed = self._store.view.refresh(keys)
+            db.execute("DELETE FROM records WHERE is_stale AND NOT is_there AND sync_status <> 2")
+            db.execute("UPDATE records SET is_stale = 0")
+        return changed
+
+
+def _header(lines: Iterator[bytes]) -> SnapshotHeader:
+    """Reads the first line of a snapshot."""
+    for line in lines:
+        return snapshot_header(line)
+    raise Unreachable("the download of the snapshot was interrupted")

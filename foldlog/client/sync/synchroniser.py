@@ -1,0 +1,158 @@
+"""One sync: requests to the server until both sides have everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from foldlog.client.errors import ServerProblem
+from foldlog.client.store.local_store import LocalStore
+from foldlog.client.transport.server import Server
+from foldlog.client.transport.stream import Page
+from foldlog.domain.events import Event
+from foldlog.domain.times import format_time
+
+from .applier import Applier, UnknownOwnEvent
+from .batch import PushBatch
+from .healer import Healer
+from .results import PageResult, SyncResult
+from .snapshots import HistoryDiverged, SnapshotLoader
+
+#: page size up to the head of a loaded snapshot, in events
+PAGE_AHEAD = 100
+#: requests of one sync, in case a server answers `more` for ever
+ROUNDS_MAX = 100_000
+#: repairs of one sync
+HEALS_MAX = 1_000
+#: with more missing events than this, loading a snapshot is considered
+SNAPSHOT_EVENTS_MIN = 2_000
+
+
+class Synchroniser:
+    """Syncs a store with a server. `report(done, total)` is called while a snapshot is loaded."""
+
+    def __init__(
+        self,
+        store: LocalStore,
+        server: Server,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self._store = store
+        self._server = server
+        self._batch = PushBatch(store.queue)
+        self._snapshots = SnapshotLoader(store, server, report)
+        self._applier = Applier(store, self._snapshots)
+        self._healer = Healer(store, server, self._snapshots, self._batch)
+        self._may_load_snapshot = True
+        self.result = SyncResult()  #: kept here because it also counts when `run` raises
+
+    def run(self) -> SyncResult:
+        """Pushes and pulls until both sides have everything.
+
+        Raises `ServerProblem` or `Unreachable`.
+        """
+        try:
+            return self._run()
+        finally:
+            self._store.erasure.scrub()
+
+    def _run(self) -> SyncResult:
+        result = self.result
+        self._may_load_snapshot = True
+        heals = 0
+        for _ in range(ROUNDS_MAX):
+            try:
+                if self._snapshots.is_loading:
+                    result.changed += self._snapshots.load()
+                if not self._round(result):
+                    break
+            except UnknownOwnEvent:
+                self._healer.change_device("restored", result)
+            except HistoryDiverged:
+                self._healer.rewind("log-changed", result)
+            except ServerProblem as exc:
+                heals += exc.status != 413  # halving a batch ends by itself
+                if heals > HEALS_MAX or not self._healer.heal(exc, result):
+                    raise
+        return result
+
+    def apply_page(self, page: Page) -> PageResult:
+        """Applies a page of the live channel, if it is exactly what a sync would pull.
+
+        Every other page is left to a sync, which can ask the server and heal.
+        """
+        try:
+            events = [msgspec.convert(event, Event) for event in page.answer["events"]]
+            result = self._check_page(page, [event.seq for event in events])
+            if result is PageResult.APPLIED:
+                answer = {**page.answer, "verdicts": []}
+                self._applier.apply(
+                    answer, page.after, page.device, self._store.now_ms(), self.result
+                )
+                self._store.erasure.scrub()
+        except (UnknownOwnEvent, HistoryDiverged, msgspec.ValidationError):
+            return PageResult.NEEDS_SYNC
+        return result
+
+    def _check_page(self, page: Page, seqs: list[int]) -> PageResult:
+        """Makes the checks that the server makes for a sync.
+
+        The server checked the cursor when the stream began; the store may have changed since.
+        """
+        meta, answer = self._store.meta, page.answer
+        after, through = meta.after, answer["through"]
+        is_own = (page.device, answer["log"]) == (meta.device, meta.get("log"))
+        is_whole = seqs == list(range(page.after + 1, through + 1))
+        is_loading = self._snapshots.is_loading or self._snapshots.ahead is not None
+        if not is_own or not is_whole or is_loading or page.after > after:
+            return PageResult.NEEDS_SYNC
+        if through <= after:
+            is_shared = self._store.marks.at(through) in (None, answer["mark"])
+            return PageResult.DUPLICATE if is_shared else PageResult.NEEDS_SYNC
+        if page.after < after:
+            return PageResult.OVERLAPS
+        is_next = page.mark == meta.mark and answer["head"] >= meta.get("head", 0)
+        is_near = answer["head"] - after <= SNAPSHOT_EVENTS_MIN
+        return PageResult.APPLIED if is_next and is_near else PageResult.NEEDS_SYNC
+
+    def _round(self, result: SyncResult) -> bool:
+        """Makes one request and applies its answer. Returns whether there is more to do."""
+        meta = self._store.meta
+        after, device = meta.after, meta.device
+        batch = self._batch.select()
+        sent_at = self._store.now_ms()
+        body: dict[str, Any] = {
+            "device": device,
+            "sent_at": format_time(sent_at),
+            "after": after,
+            "mark": meta.mark,
+        }
+        ahead = self._snapshots.ahead
+        if ahead is not None:
+            # The page must end at the seq of the snapshot, because their marks are compared.
+            body["limit"] = min(PAGE_AHEAD, ahead["seq"] - after)
+        if batch:
+            body["changesets"] = [queued.to_wire() for queued in batch]
+        answer = self._server.sync(body)
+        if self._should_load_snapshot(answer["head"] - after):
+            with self._store.database.transaction():
+                touched = self._applier.apply_verdicts(answer["verdicts"], sent_at, result)
+                result.changed += self._store.view.refresh(touched)
+                self._snapshots.begin()
+            return True
+        self._applier.apply(answer, after, device, sent_at, result)
+        result.pushed += len(batch)
+        self._batch.grow()
+        return bool(answer["more"]) or self._store.queue.count("waiting") > 0
+
+    def _should_load_snapshot(self, missing: int) -> bool:
+        """Tells whether a snapshot is smaller than the missing events. Asked once in a sync."""
+        if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
+            return False
+        self._may_load_snapshot = False
+        try:
+            return self._snapshots.is_shorter(self._store.meta.after)
+        except ServerProblem:
+            return False  # the master table may be behind, and the events still come

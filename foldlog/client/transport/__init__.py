@@ -1,0 +1,1 @@
+"""Requests to the service, over HTTP and over the live channel."""

@@ -1,0 +1,55 @@
+"""A parser of Server-Sent Events, as far as the service's stream uses them.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """One event of the stream."""
+
+    kind: str  #: the value of `event:`; empty without one
+    data: bytes
+
+
+class Reader:
+    """Parses a stream piece by piece; a piece may end anywhere.
+
+    An empty line ends a message. A message that the stream cuts off is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.retry_seconds: float | None = None  #: the value of the last `retry:`
+        self._line: list[bytes] = []  #: pieces of an unfinished line
+        self._kind = ""
+        self._data: list[bytes] = []
+
+    def read(self, piece: bytes) -> list[Message]:
+        """Returns the messages that this piece completes."""
+        first, *others = piece.split(b"\n")
+        self._line.append(first)
+        messages = []
+        for rest in others:
+            message = self._read_line(b"".join(self._line).removesuffix(b"\r"))
+            self._line = [rest]
+            if message is not None:
+                messages.append(message)
+        return messages
+
+    def _read_line(self, line: bytes) -> Message | None:
+        if not line:
+            message = Message(self._kind, b"\n".join(self._data)) if self._data else None
+            self._kind, self._data = "", []
+            return message
+        name, _, value = line.partition(b":")  # a comment has an empty name
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._kind = value.decode(errors="replace")
+        elif name == b"retry" and value.isdigit():
+            self.retry_seconds = int(value) / 1_000
+        return None

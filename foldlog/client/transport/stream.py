@@ -1,0 +1,148 @@
+"""A stream of the live channel: pages of the log, in a response that stays open."""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Any, TypedDict
+
+import httpx
+import msgspec
+
+from foldlog.client.errors import ServerProblem
+
+from . import sse
+from .responses import not_foldlog, problem_of, translated
+
+#: a silent stream is closed after this time. The service sends a heartbeat every 15 s, so a
+#: longer silence means that a proxy buffers the stream.
+SILENCE_SECONDS = 25.0
+#: wait before the next stream, if the service sends no `retry`
+RETRY_SECONDS = 1.0
+EVENT_STREAM = "text/event-stream"
+
+
+class Traffic(msgspec.Struct):
+    """Counts of requests and of body bytes, as they were sent and received (compressed)."""
+
+    requests: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    def since(self, before: Traffic) -> dict[str, int]:
+        """Returns how much each count has grown."""
+        return {
+            name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
+        }
+
+
+class _Answer(TypedDict):
+    """The data of one message of the stream."""
+
+    log: str
+    head: int
+    events: list[Any]
+    through: int
+    mark: str
+    more: bool
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of the log: the answer to a pull of `device` with the cursor `after` and `mark`."""
+
+    device: str
+    after: int
+    mark: str
+    answer: dict[str, Any]
+
+
+class Stream(ABC):
+    """One connection to the live channel."""
+
+    def __init__(self) -> None:
+        #: wait before the next stream, once this one has ended
+        self.retry_seconds = RETRY_SECONDS
+
+    @abstractmethod
+    def pages(self) -> Generator[Page | None, None, None]:
+        """Yields the pages as they arrive, and `None` for a heartbeat.
+
+        Each page begins where the last one ended. The service ends a stream from time to time.
+        Raises `ServerProblem`, or `Unreachable` if the connection breaks.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the stream at once. Any thread may call this."""
+
+
+class HttpStream(Stream):
+    """A stream over HTTP. `pages` connects, and counts into `traffic` in the reading thread."""
+
+    def __init__(self, http: httpx.Client, traffic: Traffic, device: str, after: int, mark: str):
+        super().__init__()
+        self._http = http
+        self._traffic = traffic
+        self._device = device
+        self._after = after
+        self._mark = mark
+        self._socket: socket.socket | None = None
+        self._is_closed = False
+
+    def pages(self) -> Generator[Page | None, None, None]:
+        with translated(), self._request() as response:
+            self._traffic.requests += 1
+            network = response.extensions.get("network_stream")
+            self._socket = network and network.get_extra_info("socket")
+            if response.is_error:
+                response.read()
+                raise problem_of(response)
+            if not response.headers.get("Content-Type", "").startswith(EVENT_STREAM):
+                raise not_foldlog()
+            reader, counted = sse.Reader(), 0
+            for piece in response.iter_bytes():
+                if self._is_closed:
+                    return
+                self._traffic.bytes_received += response.num_bytes_downloaded - counted
+                counted = response.num_bytes_downloaded
+                messages = reader.read(piece)
+                self.retry_seconds = reader.retry_seconds or self.retry_seconds
+                yield None
+                for message in messages:
+                    yield self._page(message)
+
+    def close(self) -> None:
+        self._is_closed = True
+        if self._socket is not None:
+            # A shutdown wakes the reading thread; a close would leave it waiting. The plain
+            # socket's method is called, because a TLS socket's own one would drop the cipher
+            # that the reading thread still uses.
+            with suppress(OSError):  # the connection has ended already
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def _request(self) -> Any:
+        params: dict[str, Any] = {"device": self._device, "after": self._after}
+        if self._mark:
+            params["mark"] = self._mark
+        # A proxy that compresses would hold back data until a block is full.
+        headers = {"Accept": EVENT_STREAM, "Accept-Encoding": "identity"}
+        return self._http.stream(
+            "GET", "events/stream", params=params, headers=headers, timeout=SILENCE_SECONDS
+        )
+
+    def _page(self, message: sse.Message) -> Page | None:
+        """Decodes a message. Raises `ServerProblem` for a message of kind `problem`."""
+        try:
+            if message.kind == "problem":
+                document = msgspec.json.decode(message.data, type=dict[str, Any])
+                raise ServerProblem(int(document.get("status", 500)), document, None)
+            if message.kind:
+                return None  # a kind of message of a later version
+            answer = msgspec.json.decode(message.data, type=_Answer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise not_foldlog() from exc
+        page = Page(self._device, self._after, self._mark, dict(answer))
+        self._after, self._mark = answer["through"], answer["mark"]
+        return page

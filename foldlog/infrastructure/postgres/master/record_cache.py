@@ -1,0 +1,55 @@
+"""A cache of the records that recent batches of a projection touched."""
+
+from __future__ import annotations
+
+from foldlog.domain.merge import Key, Record
+
+#: Size of the records' rows. The records themselves take about three times as much memory.
+CACHE_BYTES = 64 * 2**20
+
+
+class RecordCache:
+    """The records of a generation as they are at `position`.
+
+    Uncommitted records always stay in the cache, because only their transaction can read them.
+    Committed ones stay within the limit of bytes, those of recent batches first.
+    """
+
+    def __init__(self, position: int, *, bytes_max: int = CACHE_BYTES):
+        self._bytes_max = bytes_max
+        self.reset(position)
+
+    def reset(self, position: int) -> None:
+        self.position = position
+        self.is_complete = position == 0  #: whether the cache has all records of the generation
+        self.bytes_uncommitted = 0
+        self._bytes = 0
+        self._recent: dict[Key, Record] = {}
+        self._older: dict[Key, Record] = {}
+
+    def find(self, keys: set[Key]) -> dict[Key, Record]:
+        found = {}
+        for key in keys:
+            record = self._recent.get(key) or self._older.get(key)
+            if record is not None:
+                found[key] = record
+        return found
+
+    def add(self, records: dict[Key, Record], size: int, position: int) -> None:
+        """Adds records that were written in `size` bytes, and moves to `position`."""
+        self._recent |= records
+        self.bytes_uncommitted += size
+        self.position = position
+
+    def remove(self, key: Key) -> None:
+        self._recent.pop(key, None)
+        self._older.pop(key, None)
+
+    def on_commit(self) -> None:
+        """Evicts the older half of the records if the recent half is full."""
+        self._bytes += self.bytes_uncommitted
+        self.bytes_uncommitted = 0
+        if self._bytes > self._bytes_max / 2:
+            self.is_complete = self.is_complete and self._older.keys() <= self._recent.keys()
+            self._older, self._recent = self._recent, {}
+            self._bytes = 0

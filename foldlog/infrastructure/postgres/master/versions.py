@@ -1,0 +1,160 @@
+"""Reads the history of one record: its versions, their events, and the values that lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from foldlog.domain.errors import UnknownRecord
+from foldlog.domain.history import (
+    HEAD_BYTES_MAX,
+    EventHead,
+    Fields,
+    Order,
+    head_of,
+    version_view,
+)
+from foldlog.domain.limits import INTEGER_MAX
+from foldlog.domain.merge import Key
+from foldlog.domain.ports import HistoryPage, HistoryQuery, SpaceId, decode_cursor, encode_cursor
+from foldlog.infrastructure.postgres.connection.arrays import bigint_array
+
+from .moments import state_at
+from .reading import LiveReader, Scope, bounded
+
+SELECT_HEADS = """
+SELECT substr(state, 1, %(head_bytes_max)s)
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version = ANY(%(seqs)s::bigint[])
+ ORDER BY originator_version
+"""
+
+
+def _select_versions(comes_after: str, order: str) -> str:
+    return bounded(
+        "version, header, is_deleted, fields_before, fields",
+        ("fields_before", "fields"),
+        f"""
+        SELECT here.seq AS version,
+               substr(e.state, 1, %(head_bytes_max)s) AS header,
+               here.is_deleted,
+               coalesce(before.fields, '{{}}'::json) AS fields_before,
+               here.fields
+          FROM versions here
+          JOIN events e
+            ON e.originator_id = here.space AND e.originator_version = here.seq
+          LEFT JOIN LATERAL (
+               {state_at("here.collection", "here.id", "here.seq - 1")}
+               ) before ON true
+         WHERE here.space = p.space
+           AND here.generation = p.generation
+           AND here.collection = %(collection)s
+           AND here.id = %(id)s
+           AND here.seq {comes_after} %(after)s
+         ORDER BY here.seq {order}
+         LIMIT %(limit)s
+        """,
+        order=f"version {order}",
+    )
+
+
+def _select_lost(order: str) -> str:
+    return bounded(
+        "seq, number, document",
+        ("document",),
+        f"""
+        SELECT seq, number, document
+          FROM conflicts c
+         WHERE c.space = p.space
+           AND c.generation = p.generation
+           AND collection = %(collection)s
+           AND id = %(id)s
+           AND seq BETWEEN %(first)s AND %(last)s
+         ORDER BY seq {order}, number {order}
+         LIMIT %(limit)s
+        """,
+        order=f"seq {order}, number {order}",
+    )
+
+
+SELECT_VERSIONS: dict[Order, str] = {
+    "oldest": _select_versions(">", "ASC"),
+    "newest": _select_versions("<", "DESC"),
+}
+#: the conflicts of a page of versions, in the same order
+SELECT_LOST: dict[Order, str] = {"oldest": _select_lost("ASC"), "newest": _select_lost("DESC")}
+FIRST_AFTER: dict[Order, int] = {"oldest": 0, "newest": INTEGER_MAX}
+
+_encode = msgspec.json.encode
+_decode_fields = msgspec.json.Decoder(Fields).decode
+
+
+class VersionReader(LiveReader):
+    def history(self, space: SpaceId, key: Key, query: HistoryQuery) -> HistoryPage:
+        after = FIRST_AFTER[query.order]
+        if query.cursor:
+            (after,) = decode_cursor(query.cursor, int)
+        params = {
+            "collection": key[0],
+            "id": key[1],
+            "after": after,
+            "head_bytes_max": HEAD_BYTES_MAX,
+        }
+        scope = Scope(space, query.at_least, needs_history=True)
+        found = self._page(SELECT_VERSIONS[query.order], scope, params, query.limit)
+        if not found.rows and not query.cursor:
+            raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
+        rows, lost = self._with_lost(
+            SELECT_LOST[query.order], space, key, found.rows[: query.limit]
+        )
+        versions = [
+            version_view(
+                head_of(header),
+                is_deleted,
+                _decode_fields(before),
+                _decode_fields(fields),
+                lost.get(seq, ()),
+            )
+            for seq, header, is_deleted, before, fields in rows
+        ]
+        return HistoryPage(
+            found.log,
+            found.head,
+            found.position,
+            list(map(_encode, versions)),
+            encode_cursor(rows[-1][0]) if found.candidates > len(rows) else None,
+        )
+
+    def _with_lost(
+        self, select_lost: str, space: SpaceId, key: Key, rows: list[Any]
+    ) -> tuple[list[Any], dict[int, list[bytes]]]:
+        """Returns the versions whose conflicts fit into the page, and {seq: conflicts}."""
+        if not rows:
+            return rows, {}
+        seqs = [row[0] for row in rows]
+        scope = Scope(space)
+        params = {"collection": key[0], "id": key[1], "first": min(seqs), "last": max(seqs)}
+        found = self._page(select_lost, scope, params, INTEGER_MAX)
+        if len(found.rows) < found.candidates:
+            # The last version may have further conflicts, so it moves to the next page. A single
+            # version comes with all its conflicts, whatever their size.
+            cut = seqs.index(found.rows[-1][0])
+            rows = rows[: max(cut, 1)]
+            if cut == 0:
+                params |= {"first": seqs[0], "last": seqs[0]}
+                found = self._page(select_lost, scope, params, INTEGER_MAX, is_bounded=False)
+        lost: dict[int, list[bytes]] = {}
+        for seq, _, document in sorted(found.rows):
+            lost.setdefault(seq, []).append(document)
+        return rows, lost
+
+    def _heads(self, space: SpaceId, seqs: Collection[int]) -> dict[int, EventHead]:
+        """Returns the heads of these events by seq."""
+        if not seqs:
+            return {}
+        params = {"space": space, "seqs": bigint_array(seqs), "head_bytes_max": HEAD_BYTES_MAX}
+        rows = self._datastore.fetch_all(SELECT_HEADS, params)
+        return {head.seq: head for head in (head_of(beginning) for (beginning,) in rows)}

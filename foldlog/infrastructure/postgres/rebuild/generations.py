@@ -1,0 +1,123 @@
+"""Lists, creates, swaps and drops the generations of a projection in one space."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from psycopg import Cursor
+from psycopg.sql import SQL, Identifier
+
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.projection import Projection
+
+SELECT_GENERATIONS = """
+SELECT generation, position, is_live, fold_version, has_history
+  FROM projections
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+ ORDER BY generation
+"""
+
+CREATE_GENERATION = """
+INSERT INTO projections (space, projection, generation, is_live, fold_version)
+VALUES (%(space)s, %(projection)s, %(generation)s, false, %(fold_version)s)
+RETURNING generation
+"""
+
+DROP_GENERATION = """
+DELETE FROM projections
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+   AND NOT is_live
+RETURNING generation
+"""
+
+SET_LIVE = """
+UPDATE projections
+   SET is_live = %(is_live)s
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+RETURNING generation
+"""
+
+DELETE_ROWS = """
+DELETE FROM {table}
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+"""
+
+
+class GenerationRow(NamedTuple):
+    """A row of `projections`."""
+
+    number: int
+    position: int
+    is_live: bool
+    fold_version: int
+    has_history: bool
+
+
+class Generations:
+    """The generations of one projection in one space. The space must exist."""
+
+    def __init__(self, datastore: Datastore, projection: Projection[Any], space: str):
+        self._datastore = datastore
+        self._projection = projection
+        self._space = space
+
+    def all(self) -> list[GenerationRow]:
+        with self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_GENERATIONS, self._params()).fetchall()
+        return [GenerationRow(*row) for row in rows]
+
+    def live(self) -> GenerationRow:
+        (live,) = (generation for generation in self.all() if generation.is_live)
+        return live
+
+    def unfinished(self) -> tuple[int, int] | None:
+        """Returns number and position of a generation that a rebuild can continue."""
+        unfinished = (g for g in self.all() if not g.is_live)
+        return next(((g.number, g.position) for g in unfinished), None)
+
+    def create(self) -> tuple[int, int]:
+        """Creates a generation. Returns its number and position."""
+        number = self.all()[-1].number + 1
+        params = self._params(number) | {"fold_version": self._projection.version}
+        with self._datastore.committed() as cursor:
+            cursor.execute(CREATE_GENERATION, params)
+        return number, 0
+
+    def swap(self, cursor: Cursor[Any], live: int, rebuilt: int) -> None:
+        """Makes `rebuilt` the live generation. Both must be locked."""
+        cursor.execute(SET_LIVE, self._params(live) | {"is_live": False})
+        cursor.execute(SET_LIVE, self._params(rebuilt) | {"is_live": True})
+
+    def drop_others(self, *, keep_unfinished: bool) -> None:
+        """Drops old generations, and unfinished ones of another version.
+
+        Without `keep_unfinished` it drops all unfinished ones.
+        """
+        live = self.live().number
+        for generation in self.all():
+            is_ours = generation.fold_version == self._projection.version
+            continues = keep_unfinished and generation.number > live and is_ours
+            if not generation.is_live and not continues:
+                self._drop(generation.number)
+
+    def _drop(self, number: int) -> None:
+        # The rows go first: a generation that is still listed will be dropped by the next rebuild.
+        for table in self._projection.tables:
+            statement = SQL(DELETE_ROWS).format(table=Identifier(table))
+            with self._datastore.committed() as cursor:
+                cursor.execute(statement, self._params(number))
+        with self._datastore.committed() as cursor:
+            cursor.execute(DROP_GENERATION, self._params(number))
+
+    def _params(self, number: int | None = None) -> dict[str, Any]:
+        return {
+            "space": self._space,
+            "projection": self._projection.name,
+            "generation": number,
+        }
