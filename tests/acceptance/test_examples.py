@@ -1,7 +1,7 @@
 """Every example of the documentation, run as printed, with tokens on, against one real service.
 
-The pages run in the order of `PAGES`, each in the folder where a reader works. The README's own
-commands start the service; later pages go on with its space `home`. The only changes to a block are
+The pages run in the order of `PAGES`, in the folder where a reader works. The README's own commands
+start the service, and later pages go on with its space `home`. The only changes to a block are
 the port numbers, because the tests of a machine run side by side.
 
 A block of `sh`, `python` or `sql` runs. A block of `json` or `text` that follows one is its output.
@@ -29,13 +29,13 @@ import pytest
 from foldlog.scripts.server.process import environment, is_ready, reserve_port
 
 ROOT = Path(__file__).parents[2]
-#: These pages run first, in this order. The others follow in alphabetical order.
-FIRST = ["README.md", "docs/tutorial.md"]
-PAGES = FIRST + [
+#: The pages that run first, and the page that erases the records of the others
+FIRST, LAST = ["README.md", "docs/tutorial.md"], ["docs/how-to/erase.md"]
+OTHERS = {
     path.relative_to(ROOT).as_posix()
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-    if path.relative_to(ROOT).as_posix() not in FIRST
-]
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+} - {*FIRST, *LAST}
+PAGES = [*FIRST, *sorted(OTHERS), *LAST]
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -149,7 +149,9 @@ class Reader:
             pattern = re.escape(block.text.strip()).replace(re.escape("..."), ".*")
             assert re.fullmatch(pattern, self.output.strip(), re.DOTALL), self.output
         elif block.kind == "sql":
-            self.run_shell(f"foldlog pg --data my-data psql <<'SQL'\n{block.text}SQL\n")
+            self.run_shell(
+                f"foldlog pg --data my-data psql -v ON_ERROR_STOP=1 <<'SQL'\n{block.text}SQL\n"
+            )
         else:
             self.run_shell(self.typed(block.text))
 
