@@ -77,17 +77,50 @@ def test_the_rule_would_catch_an_outward_import(tmp_path, monkeypatch):
     assert any(is_or_is_in(name, "foldlog.api") for name in names)
 
 
-def test_only_one_place_joins_the_parts():
-    """Only wiring makes an event store or a master table on a database."""
-    makers = {
-        str(path.relative_to(PACKAGE))
+#: The parts that wiring joins, besides every class `Postgres...` in infrastructure/postgres.
+PARTS = {
+    *("EmbeddedPostgres", "Datastore", "Follower", "Announcer", "Wakeups", "Importer"),
+    *("Projector", "Rebuilder", "CheckpointSigner", "Witness", "Witnesses", "Jwts"),
+}
+#: Parts that another part makes for itself: the caller of that part cannot choose them.
+OWN_PARTS = {
+    ("infrastructure/postgres/log/following.py", "Wakeups"),
+}
+
+
+def calls(names: set[str]) -> set[tuple[str, str]]:
+    """Returns (file, name) of each call of one of these names, as `Name()` or `module.Name()`."""
+    return {
+        (str(path.relative_to(PACKAGE)), name)
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in {"PostgresEventStore", "PostgresMasterTable", "EmbeddedPostgres"}
+        and (name := getattr(node.func, "id", getattr(node.func, "attr", ""))) in names
     }
-    assert makers == {"infrastructure/wiring.py"}
+
+
+def postgres_classes() -> set[str]:
+    return {
+        node.name
+        for path in (PACKAGE / "infrastructure" / "postgres").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.startswith("Postgres")
+    }
+
+
+def test_only_one_place_joins_the_parts():
+    """Stores, projectors, signers and the embedded server are constructed in wiring alone."""
+    parts = PARTS | postgres_classes()
+    makers = calls(parts) - OWN_PARTS
+    assert {"PostgresEventStore", "PostgresMasterTable"} < parts
+    assert {file for file, _ in makers} == {"infrastructure/wiring.py"}, sorted(makers)
+    assert {name for _, name in makers} >= PARTS
+
+
+def test_only_one_place_makes_the_app_and_its_server():
+    """One module of scripts/server joins the app, its event loop's server, and the services."""
+    [file] = {file for file, _ in calls({"create_app", "AsgiServer"})}
+    assert file.startswith("scripts/server/")
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:

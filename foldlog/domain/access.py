@@ -101,8 +101,8 @@ class Caller(NamedTuple):
         if not self.id:
             return named or None
         # The subject of a sign-in can hold unprintable characters.
-        told = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
-        caller = "".join(told).translate(_NO_ROUND_BRACKETS)
+        shown = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
+        caller = "".join(shown).translate(_NO_ROUND_BRACKETS)
         return f"{named[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if named else caller
 
 
@@ -197,13 +197,13 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: int | None = None
     revoked_at: int | None = None
 
-    def after(self, told: Device) -> Device:
+    def after(self, update: Device) -> Device:
         """The device after an event with this update."""
         return msgspec.structs.replace(
             self,
-            name=told.name or self.name,
-            registered_at=self.registered_at or told.registered_at,
-            revoked_at=self.revoked_at or told.revoked_at,
+            name=update.name or self.name,
+            registered_at=self.registered_at or update.registered_at,
+            revoked_at=self.revoked_at or update.revoked_at,
         )
 
 
@@ -256,21 +256,23 @@ def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     Raises `ValueError` for an event that Foldlog cannot have written.
     """
     return [
-        _told_of(entry) for entry in entries if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
+        _device_update(entry)
+        for entry in entries
+        if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
     ]
 
 
-def _told_of(entry: LogEntry) -> Device:
+def _device_update(entry: LogEntry) -> Device:
     body = decode_event(entry.state).body
     if entry.kind == DEVICE_REVOKED:
         gone = msgspec.convert(body, DeviceRevokedBody)
-        told = Device(device=gone.device, revoked_at=entry.received_at)
+        update = Device(device=gone.device, revoked_at=entry.received_at)
     else:
         new = msgspec.convert(body, DeviceRegistered)
-        told = Device(device=new.device, name=new.name, registered_at=entry.received_at)
-    if not is_uuid(told.device) or "\0" in (told.name or ""):
+        update = Device(device=new.device, name=new.name, registered_at=entry.received_at)
+    if not is_uuid(update.device) or "\0" in (update.name or ""):
         raise ValueError("a device's id must be a UUID in lower case with a name free of NUL")
-    return told
+    return update
 
 
 def is_revocation(state: bytes) -> bool:

@@ -117,7 +117,7 @@ class LogAudit:
                 f"these are other tiles than the unfinished ones of a tree of {start.seq}"
             )
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
-        self._growth = TreeBuilder(start.seq, edge)
+        self._builder = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
         self._erasures = Erasures(start.erased, start.owing)
         self._is_from_first = start.is_from_first
@@ -125,18 +125,18 @@ class LogAudit:
     @property
     def seq(self) -> int:
         """The last event that was checked."""
-        return self._growth.size
+        return self._builder.size
 
     @property
     def root(self) -> bytes:
-        return self._growth.root()
+        return self._builder.root()
 
     @property
     def cursor(self) -> AuditCursor:
         return AuditCursor(
             self.seq,
             self._received_at,
-            [tile.hex() for tile in self._growth.edge],
+            [tile.hex() for tile in self._builder.edge],
             sorted(self._erasures.erased.items()),
             sorted(self._erasures.owing.items()),
             self._is_from_first,
@@ -162,12 +162,12 @@ class LogAudit:
                     raise ValueError("the leaf commits to other operations")
                 self._erasures.note(seq, state)
             except MALFORMED_ERRORS as exc:
-                self._growth.append(leaves)
+                self._builder.append(leaves)
                 why = str(exc) or "its salt has a wrong length"
                 raise WrongEvent(expected, why) from exc
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
-        return self._growth.append(leaves)
+        return self._builder.append(leaves)
 
     @property
     def is_settled(self) -> bool:

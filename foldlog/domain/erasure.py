@@ -92,7 +92,7 @@ class Selection(msgspec.Struct, frozen=True):
     collection: str | None = None
     where: Mapping[str, Any] = {}
 
-    def names(self, op: Operation) -> bool:
+    def selects(self, op: Operation) -> bool:
         """Whether `where` selects the record of this operation."""
         if op.collection != self.collection or op.erased is not UNSET:
             return False

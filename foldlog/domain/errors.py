@@ -41,6 +41,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+#: the longest text, in characters, of an error that quotes its input
+MESSAGE_LENGTH_MAX = 300
+
 
 class FoldlogError(Exception):
     """Foldlog failed."""

@@ -70,15 +70,15 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
         """
         if self.kind != RECORD_ERASED:
             return None
-        told = _told(self.body, _Erased)
-        if not (is_collection(told.collection) and is_record_id(told.id)):
+        body = _body_as(self.body, _Erased)
+        if not (is_collection(body.collection) and is_record_id(body.id)):
             raise ValueError("invalid name of a record")
-        return told.collection, told.id
+        return body.collection, body.id
 
     @property
     def skipped_seq(self) -> int | None:
         """The seq of the event that this one tells every fold to skip, or `None`."""
-        return _told(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
+        return _body_as(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
@@ -111,7 +111,7 @@ class _Skipped(msgspec.Struct):
 T = TypeVar("T")
 
 
-def _told(body: Any, form: type[T]) -> T:
+def _body_as(body: Any, form: type[T]) -> T:
     try:
         return msgspec.convert(body, form)
     except msgspec.ValidationError as exc:
@@ -337,7 +337,7 @@ def short_form(state: bytes) -> bytes:
         return header + b"}"
     ops = _decode(state).ops
     ids, erased = local_ids(ops), [n for n, op in enumerate(ops) if op.erased is not UNSET]
-    told = b',"ids":%b' % _encode(ids) if ids else b""
+    body = b',"ids":%b' % _encode(ids) if ids else b""
     if erased:
-        told += b',"erased":%b' % _encode(erased)
-    return header + told + b"}"
+        body += b',"erased":%b' % _encode(erased)
+    return header + body + b"}"

@@ -121,13 +121,13 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
     """The difference of a record between two moments, or `None` if both states are equal."""
     was, now = _if_live(before), _if_live(after)
-    told = now or was
-    if told is None:
+    either = now or was
+    if either is None:
         return None
     changed = changes(_fields_of(was), _fields_of(now))
     if was and now and not changed:
         return None
-    return Difference(told.collection, told.id, was, now, changed)
+    return Difference(either.collection, either.id, was, now, changed)
 
 
 def _if_live(view: RecordView | None) -> RecordView | None:

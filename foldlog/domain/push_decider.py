@@ -1,31 +1,33 @@
-"""What becomes of a push: the decision, made under the space's lock on what is true there.
+"""Decides pushes: which changesets are stored, which are refused, and the answer to each.
 
-`PushDecider` is one append transaction's view of a space. Infrastructure loads what the waiting
-pushes need, asks `take` for one after another, and stores `entries`. A push that is refused as a
-whole raises and leaves no trace, so it never takes along the others that are committed with it.
+`PushDecider` decides a group of pushes on one state of a space. Infrastructure loads the data that
+the group needs, calls `take` for one push after another, and appends `entries`. A push that is
+refused as a whole raises and changes nothing. The other pushes of its group are decided as if it
+had never come.
 
-A push is answered in this order of precedence:
+A push is checked in this order:
 
 1. its device was revoked: `device-revoked`
-2. the cursor does not fit the log: `log-behind`, `log-changed`
+2. its cursor does not fit the log: `log-behind`, `log-changed`
 3. for each changeset, in order
    a. its id is known: the first answer again, or `id-reused`
    b. its base is beyond the log: `log-behind`
-   c. its counter does not follow: `device-forked`, `counter-gap`
-4. for each new changeset, in order: stored, or refused as `stale`, or for its `schema`
+   c. its counter is out of order: `device-forked`, `counter-gap`
+4. for each new changeset, in order: it is stored, or refused as `stale` or for its `schema`
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
-from .collections import Schemas, needs_records, violated
+from .collections import needs_records, schema_refusal
 from .erasure import erased_entry
 from .errors import (
     CounterGap,
@@ -38,14 +40,16 @@ from .errors import (
     ProjectionBehind,
 )
 from .events import Event, LogEntry, Refusal, Verdict, changeset_entry, decode_event
+from .guards import stale
 from .limits import LIMITS, Limits
+from .lookups import Lookups
 from .merge import Key, Record, RecordView, fold, view_of
+from .space_state import SpaceState
 from .times import format_time
-from .values import ABSENT, same
 
 
 class Answer(msgspec.Struct, omit_defaults=True, gc=False):
-    """What became of one changeset. A repeat is answered as the first time."""
+    """The answer to one changeset. A repeated changeset gets its first answer again."""
 
     id: str
     verdict: Verdict
@@ -55,22 +59,23 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     duplicate: bool = False
     refusal: Refusal | UnsetType = UNSET
     ids: LocalIds | UnsetType = UNSET
-    #: what the changeset touched, as it is after it; given when asked for, and to the stale
+    #: the touched records after the changeset, if the push wants records or the verdict is refused
     records: list[RecordView] | UnsetType = UNSET
 
 
 def time_of(made_at: int, sent_at: int, received_at: int) -> int:
-    """When the user made the change, by the server's clock, in ms; used only to break ties.
+    """Returns when the user made the change, by the server's clock, in ms since 1970.
 
-    The device's clock is corrected by how far it was off at sending. It can't be in the future.
+    The time only breaks ties between conflicting changes. It is the device's time, corrected by the
+    difference of the two clocks at sending, and lies in 0..`received_at`.
     """
     return max(0, min(received_at, made_at + (received_at - sent_at)))
 
 
 def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: str | None) -> None:
-    """Raises `LogBehind` or `LogChanged` if a reader's cursor is not of this log.
+    """Raises `LogBehind` or `LogChanged` if a reader's cursor is from another log.
 
-    `mark_there` is the log's own mark at `after`. A reader without a mark is taken at its word.
+    `mark_there` is the log's own mark at `after`. A reader that sends no mark skips that check.
     """
     if after > head:
         raise LogBehind(f"after {after} is beyond the log's head {head}", log=log, head=head)
@@ -78,195 +83,99 @@ def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: 
         raise LogChanged(f"the mark at {after} is another one here", log=log, head=head)
 
 
-#: of a space where no collection is defined
-NO_SCHEMAS: Schemas = {}
+@dataclass(slots=True)
+class _Draft:
+    """The new changesets of one push, before the push is accepted as a whole."""
 
-
-def keys_to_load(pushes: Iterable[Push], schemas: Schemas = NO_SCHEMAS) -> set[Key]:
-    """The records whose current state decides these pushes, or is asked for with the answer."""
-    return {
-        op.key
-        for push in pushes
-        for changeset in push.changesets
-        # Of a guarded one all: the answer to a stale one carries every record that it names. Asked
-        # once of a changeset, as each of these may look at all of its operations.
-        if push.wants_records
-        or changeset.is_guarded
-        or (schemas and needs_records(changeset.ops, schemas))
-        for op in changeset.ops
-    }
-
-
-def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
-    """The records that these pushes name in changesets which have not seen event `seq`."""
-    return {
-        op.key
-        for push in pushes
-        for changeset in push.changesets
-        if changeset.base < seq
-        for op in changeset.ops
-    }
+    records: MutableMapping[Key, Record]  #: after these changesets
+    entries: list[LogEntry] = field(default_factory=list)
+    by_id: dict[str, LogEntry] = field(default_factory=dict)
 
 
 class PushDecider:
-    """One space, locked, while the pushes that arrived together are decided.
+    """Decides the pushes of one group on one state of a space.
 
-    `known` holds the stored events of the changeset ids that the pushes name, or `None` for one
-    that was too much to be loaded; `counters` the last counter of each pushing device; `revoked`
-    those that may push no more; `records` the state at `head` of each of `keys_to_load`, also of
-    those that never were, but not of what was too much to be loaded, or `None` if that cannot be
-    told now; `marks` the log's mark at each `after` that a push carries; `schemas` are those of the
-    space's defined collections; `erasures` the seq of the last erasure of each record that the
-    pushes name and that was erased.
+    `state` must have the counters of the pushing devices. `now_ms` is the server's clock, in ms
+    since 1970. `salt` returns a new random salt at each call.
     """
 
     def __init__(
         self,
+        state: SpaceState,
+        lookups: Lookups,
         *,
-        log: str,
-        head: int,
-        received_at: int,
-        known: Mapping[str, bytes | None],
-        counters: Mapping[str, int],
-        revoked: Collection[str] = (),
-        records: Mapping[Key, Record] | None,
-        marks: Mapping[int, str],
+        now_ms: int,
         salt: Callable[[], bytes],
-        erasures: Mapping[Key, int] | None = None,
         limits: Limits = LIMITS,
-        schemas: Schemas = NO_SCHEMAS,
     ):
-        self.log = log
-        self.head = head
-        #: what a device can have seen: the others of this transaction were not answered yet
-        self._seen_head = head
+        self.state = state
+        self.head = state.head
         self.entries: list[LogEntry] = []  #: to be appended, in order
-        self.counters: dict[str, int] = {}  #: of the devices whose pushes brought something new
-        self._received_at = received_at
-        self._known = known
-        #: bytes of events that may still be decoded, each as often as a changeset names it
+        self.counters: dict[str, int] = {}  #: of the devices that pushed new changesets
+        self._lookups = lookups
+        self._received_at = state.next_received_at(now_ms)
+        #: bytes of stored events that may still be decoded; each lookup of an event counts
         self._decodable = limits.looked_up_bytes_max
-        self._new: dict[str, LogEntry] = {}  #: by id
-        self._counters = counters
-        self._revoked = revoked
-        self._records = None if records is None else dict(records)
-        self._marks = marks
+        self._new: dict[str, LogEntry] = {}  #: `entries` by id
+        self._records = None if lookups.records is None else dict(lookups.records)
         self._salt = salt
-        self._erasures = erasures or {}
         self._limits = limits
-        self._schemas = schemas
 
     def take(self, push: Push) -> list[Answer]:
-        """Answers each changeset of a push; what is new of it is added to `entries`.
+        """Answers each changeset of a push, and adds the new ones to `entries`.
 
         Raises `DeviceRevoked`, `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`,
-        `CounterGap`, `LimitExceeded`, or `ProjectionBehind` for a guard, or a schema, on records
-        that could not be loaded; then nothing of the push has happened.
+        `CounterGap`, `LimitExceeded`, or `ProjectionBehind` if a guard or a schema needs records
+        that could not be loaded. A push that raises changes nothing.
         """
-        if push.device in self._revoked:
-            raise DeviceRevoked(f"the device {push.device} was revoked")
-        if push.after is not None:
-            check_cursor(
-                self.log, self._seen_head, push.after, push.mark, self._marks.get(push.after)
-            )
-        counter, repeated = self._check(push)
-        entries: list[LogEntry] = []
-        new: dict[str, LogEntry] = {}
-        changed: dict[Key, Record] = {}  # by this push: what was loaded is not copied for each
-        records = ChainMap(changed, self._records or {})
+        self._check_device_and_cursor(push)
+        counter, repeated = self._check_changesets(push)
+        changed: dict[Key, Record] = {}  # a layer, because copying all loaded records is slower
+        draft = _Draft(ChainMap(changed, self._records or {}))
         answers: list[Answer] = []
-        room = self._limits.page_bytes_max  # for records: a few bytes may ask for many large ones
+        # A few bytes of a push may ask for many large records.
+        records_bytes_left = self._limits.page_bytes_max
         for index, changeset in enumerate(push.changesets):
             answer = repeated.get(index)
-            if answer is None and changeset.id in new:
-                answer = _answer(decode_event(new[changeset.id].state), changeset)
+            if answer is None and changeset.id in draft.by_id:
+                answer = _answer_again(decode_event(draft.by_id[changeset.id].state), changeset)
             if answer is None:
-                is_judged = bool(self._schemas) and needs_records(changeset.ops, self._schemas)
-                if is_judged or changeset.is_guarded or push.wants_records:
-                    self._check_loaded(push, index)
-                refusal = stale(changeset, push.device, records)
-                if is_judged and refusal is UNSET:
-                    refusal = self._violated(push, changeset, self.head + len(entries) + 1, records)
-                entry = self._entry(push, changeset, self.head + len(entries) + 1, refusal)
-                entry = self._without_erased(entry, changeset)
-                if len(entry.state) > self._limits.event_bytes_max:
-                    raise LimitExceeded(
-                        "event_bytes_max", self._limits.event_bytes_max, index=index
-                    )
-                if self._records:
-                    _fold_loaded(records, decode_event(entry.state))
-                entries.append(entry)
-                new[changeset.id] = entry
-                answer = self._first_answer(push, changeset, entry, refusal)
-            is_told_records = push.wants_records or answer.verdict == "refused"
-            if is_told_records and self._records is not None and room >= 0:
-                room -= self._tell_records(push, changeset, answer, records, room)
+                answer = self._add(draft, push, index)
+            has_records = push.wants_records or answer.verdict == "refused"
+            if has_records and self._records is not None and records_bytes_left >= 0:
+                records_bytes_left -= self._add_records(
+                    answer, push, changeset, draft.records, records_bytes_left
+                )
             answers.append(answer)
-        # Only here, where nothing can be refused any more, does the push leave a trace.
-        if entries:
-            self.head += len(entries)
-            self.entries += entries
+        # The push is accepted. Only from here on may it change this object.
+        if draft.entries:
+            self.head += len(draft.entries)
+            self.entries += draft.entries
             self.counters[push.device] = counter
-            self._new |= new
+            self._new |= draft.by_id
             if self._records is not None:
                 self._records |= changed
         return answers
 
-    def _tell_records(
-        self,
-        push: Push,
-        changeset: Changeset,
-        answer: Answer,
-        records: Mapping[Key, Record],
-        room: int,
-    ) -> int:
-        """Adds to an answer what the changeset touched, and returns its bytes; if there are more
-        than there is `room`, that is told only to who asked for it."""
-        views = _views(changeset.ops, records)
-        if views is None:
-            if push.wants_records:
-                raise self._too_much()
-            return 0
-        size = sum(len(msgspec.json.encode(view)) for view in views)
-        if size <= room:
-            answer.records = views
-        elif push.wants_records:
-            raise LimitExceeded("page_bytes_max", self._limits.page_bytes_max)
-        return size
+    def _check_device_and_cursor(self, push: Push) -> None:
+        if push.device in self.state.revoked:
+            raise DeviceRevoked(f"the device {push.device} was revoked")
+        if push.after is not None:
+            mark_there = self._lookups.marks.get(push.after)
+            check_cursor(self.state.log, self.state.head, push.after, push.mark, mark_there)
 
-    def _event(self, id: str) -> Event | None:
-        """The event of a changeset id that is stored already, or will be with this transaction.
+    def _check_changesets(self, push: Push) -> tuple[int, dict[int, Answer]]:
+        """Checks ids, bases and counters.
 
-        Decoded each time, and kept by nobody: it may be large, and few come again.
+        Returns the device's counter after the push, and the answers to repeated changesets by
+        index.
         """
-        if id in self._known:
-            state = self._known[id]
-        elif id in self._new:
-            state = self._new[id].state
-        else:
-            return None
-        if state is None or self._decodable <= 0:
-            raise self._too_much()
-        self._decodable -= len(state)
-        return decode_event(state)
-
-    def _too_much(self, **where: Any) -> LimitExceeded:
-        return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **where)
-
-    def _check_loaded(self, push: Push, index: int) -> None:
-        """Raises unless the records are at hand that a changeset is decided on."""
-        if self._records is None:
-            raise ProjectionBehind(head=self.head)
-        if any(op.key not in self._records for op in push.changesets[index].ops):
-            # A smaller push may be the cure; of one changeset there is none.
-            raise self._too_much(**({"index": index} if len(push.changesets) == 1 else {}))
-
-    def _check(self, push: Push) -> tuple[int, dict[int, Answer]]:
-        """Finds that all of a push fits the log. Returns its device's counter after it, and the
-        answers to those of its changesets, by index, whose ids were known before it."""
         first: dict[str, Changeset] = {}
         repeated: dict[int, Answer] = {}
-        counter = self.counters.get(push.device, self._counters.get(push.device, 0))
+        # The base is compared with the head before the group: the device has no answer yet that
+        # could have told it of later events.
+        head = self.state.head
+        counter = self.counters.get(push.device, self.state.counters.get(push.device, 0))
         for index, changeset in enumerate(push.changesets):
             event = self._event(changeset.id)
             before = first.get(changeset.id) if event is None else event
@@ -274,15 +183,15 @@ class PushDecider:
                 if not same_content(changeset, before):
                     raise IdReused(index=index, id=changeset.id)
                 if event is not None:
-                    repeated[index] = _answer(event, changeset)
+                    repeated[index] = _answer_again(event, changeset)
                 continue
             first[changeset.id] = changeset
-            if changeset.base > self._seen_head:
+            if changeset.base > head:
                 raise LogBehind(
-                    f"base {changeset.base} is beyond the log's head {self._seen_head}",
+                    f"base {changeset.base} is beyond the log's head {head}",
                     index=index,
-                    log=self.log,
-                    head=self._seen_head,
+                    log=self.state.log,
+                    head=head,
                 )
             if changeset.counter is not UNSET:
                 counter += 1
@@ -292,23 +201,68 @@ class PushDecider:
                     raise CounterGap(index=index, counter=changeset.counter, expected=counter)
         return counter, repeated
 
-    def _first_answer(
-        self, push: Push, changeset: Changeset, entry: LogEntry, refusal: Refusal | UnsetType
-    ) -> Answer:
+    def _event(self, id: str) -> Event | None:
+        """Returns the event of a changeset id from the log or from this group, or `None`.
+
+        The event is decoded at each call: it may be large, and few ids repeat.
+        """
+        if id in self._lookups.known:
+            state = self._lookups.known[id]
+        elif id in self._new:
+            state = self._new[id].state
+        else:
+            return None
+        if state is None or self._decodable <= 0:
+            raise self._too_much()
+        self._decodable -= len(state)
+        return decode_event(state)
+
+    def _add(self, draft: _Draft, push: Push, index: int) -> Answer:
+        """Adds a new changeset to the draft, as stored or refused, and answers it."""
+        changeset = push.changesets[index]
+        schemas = self.state.schemas
+        seq = self.head + len(draft.entries) + 1
+        needs_schema = bool(schemas) and needs_records(changeset.ops, schemas)
+        if needs_schema or changeset.is_guarded or push.wants_records:
+            self._check_loaded(push, index)
+        refusal = stale(changeset, push.device, draft.records)
+        if needs_schema and refusal is UNSET:
+            event = self._event_to_check(push, changeset, seq)
+            refusal = schema_refusal(event, draft.records, schemas)
+        entry = self._without_erased(self._entry(push, changeset, seq, refusal), changeset)
+        if len(entry.state) > self._limits.event_bytes_max:
+            raise LimitExceeded("event_bytes_max", self._limits.event_bytes_max, index=index)
+        if self._records:
+            _fold_loaded(draft.records, decode_event(entry.state))
+        draft.entries.append(entry)
+        draft.by_id[changeset.id] = entry
         return Answer(
             id=changeset.id,
             verdict="stored" if refusal is UNSET else "refused",
-            seq=entry.seq,
+            seq=seq,
             received_at=format_time(self._received_at),
-            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            time=self._time_of(push, changeset),
             refusal=refusal,
             ids=local_ids(changeset.ops) or UNSET,
         )
 
-    def _violated(
-        self, push: Push, changeset: Changeset, seq: int, records: Mapping[Key, Record]
-    ) -> Refusal | UnsetType:
-        event = Event(
+    def _check_loaded(self, push: Push, index: int) -> None:
+        """Raises if a record of the changeset is missing from the loaded ones."""
+        if self._records is None:
+            raise ProjectionBehind(head=self.head)
+        if any(op.key not in self._records for op in push.changesets[index].ops):
+            # The device may split the push. A push of one changeset is refused with its index.
+            raise self._too_much(**({"index": index} if len(push.changesets) == 1 else {}))
+
+    def _too_much(self, **extra: Any) -> LimitExceeded:
+        return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
+
+    def _time_of(self, push: Push, changeset: Changeset) -> int:
+        return time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at)
+
+    def _event_to_check(self, push: Push, changeset: Changeset, seq: int) -> Event:
+        """Returns the event that the changeset would be stored as, for the schemas to check."""
+        return Event(
             seq=seq,
             kind="changeset",
             id=changeset.id,
@@ -316,10 +270,9 @@ class PushDecider:
             verdict="stored",
             device=push.device,
             base=changeset.base,
-            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            time=self._time_of(push, changeset),
             ops=list(changeset.ops),
         )
-        return violated(event, records, self._schemas)
 
     def _entry(
         self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType
@@ -329,63 +282,56 @@ class PushDecider:
             seq=seq,
             device=push.device,
             received_at=self._received_at,
-            time=time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at),
+            time=self._time_of(push, changeset),
             refusal=refusal,
             salt=self._salt(),
         )
 
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
-        """What has not seen a record's erasure is stored without what it says of that record."""
-        if not self._erasures:
+        """Erases the operations on records that were erased after the changeset's base."""
+        erasures = self._lookups.erasures
+        if not erasures:
             return entry
         keys = {op.key for op in changeset.ops}
-        return erased_entry(
-            entry, {key for key in keys if self._erasures.get(key, 0) > changeset.base}
-        )
+        return erased_entry(entry, {key for key in keys if erasures.get(key, 0) > changeset.base})
+
+    def _add_records(
+        self,
+        answer: Answer,
+        push: Push,
+        changeset: Changeset,
+        records: Mapping[Key, Record],
+        bytes_max: int,
+    ) -> int:
+        """Adds the touched records to an answer, and returns their size in bytes.
+
+        If they exceed `bytes_max`, a push that wants records is refused, and the answer to a stale
+        changeset of another push simply omits them.
+        """
+        views = _views(changeset.ops, records)
+        if views is None:
+            if push.wants_records:
+                raise self._too_much()
+            return 0
+        size = sum(len(msgspec.json.encode(view)) for view in views)
+        if size <= bytes_max:
+            answer.records = views
+        elif push.wants_records:
+            raise LimitExceeded("page_bytes_max", self._limits.page_bytes_max)
+        return size
 
 
 def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
-    """Folds what an event does to the records that are at hand; the others are no matter here."""
+    """Folds those operations of an event whose records are loaded."""
     ops = [op for op in event.ops if op.key in records]
     if ops:
         fold(records, msgspec.structs.replace(event, ops=ops))
 
 
-def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
-    """Why a changeset's guards refuse it, decided on the records as they are before it."""
-    for op in changeset.ops:
-        if changeset.guard is not UNSET or op.is_guarded:
-            why = _broken_guard(changeset, op, device, records[op.key])
-            if why is not None:
-                return Refusal("stale", f"{op.collection}/{op.id}: {why}")
-    return UNSET
-
-
-def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Record) -> str | None:
-    if changeset.guard == "unchanged":
-        touched = record.touched_by_other(device)
-        if touched > changeset.base:
-            return f"another device changed it at seq {touched}, after base {changeset.base}"
-    if op.if_seq is not UNSET:
-        seq = record.seq if record.exists else 0
-        if seq != op.if_seq:
-            return f"its seq is {seq}, not {op.if_seq}"
-    if op.expect is None and record.exists:
-        return f"it exists, since seq {record.created_seq}"
-    if isinstance(op.expect, dict):
-        if not record.is_live:
-            return "it does not exist" if not record.exists else f"deleted at seq {record.seq}"
-        for name, value in op.expect.items():
-            if not same(record.fields.get(name, ABSENT), value):
-                # Which field is not told: a refusal can never be erased from the log.
-                return "a field has another value"
-    return None
-
-
-def _answer(event: Event, changeset: Changeset) -> Answer:
-    """The first answer again."""
+def _answer_again(event: Event, changeset: Changeset) -> Answer:
+    """Returns the first answer to a changeset, made from its stored event."""
     assert event.verdict is not UNSET
-    # An erased operation has forgotten its device's own key; who sends it again still knows it.
+    # An erased operation has lost the device's own key, which the repeated changeset still has.
     erased = {op.key for op in event.ops if op.erased is not UNSET}
     ids = local_ids([*event.ops, *(op for op in changeset.ops if op.key in erased)])
     return Answer(
@@ -401,7 +347,7 @@ def _answer(event: Event, changeset: Changeset) -> Answer:
 
 
 def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView] | None:
-    """`None` if not all of them are at hand."""
+    """Returns the existing records of these operations, or `None` if one is not loaded."""
     keys = dict.fromkeys(op.key for op in ops)
     if any(key not in records for key in keys):
         return None

@@ -1,8 +1,8 @@
-"""Tokens of an app's own sign-in: JWTs (RFC 7519), checked with its keys (RFC 7517).
+"""Verifies the tokens of an app's own sign-in: JWTs (RFC 7519), with the sign-in's keys (RFC 7517).
 
-The claims `space` (one, or a list), `device` and `scope` (RFC 8693: rights, with spaces between)
-say what the caller may do; `exp`, `sub` and `aud` must be there. An algorithm is its key's, never
-the token's to choose: a JWK without `alg` is used with the usual one of its kind.
+The claims `space` (a name or a list), `device` and `scope` (RFC 8693: rights, separated by spaces)
+define the caller's permissions. `exp`, `sub` and `aud` are required. The key decides the algorithm,
+because a token could choose a weak one. A JWK without `alg` uses the default of its key type.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ log = structlog.get_logger("foldlog.jwts")
 ALGORITHMS = frozenset(
     {"EdDSA", *(f"{kind}{bits}" for kind in ("HS", "RS", "PS", "ES") for bits in (256, 384, 512))}
 )
-#: clocks of two machines
+#: Tolerated difference between the clocks of two machines.
 LEEWAY_SECONDS = 30
-#: a file, or a URL, is looked at again after so long
+#: The file or URL of the keys is read again after this time,
 KEYS_SECONDS_MAX = 300.0
-#: ... and for a key that is unknown, but not more often
+#: or, for a token with an unknown key, after this time.
 KEYS_SECONDS_MIN = 10.0
-#: keys that cannot be had again are trusted for so long
+#: While the file or URL fails, the cached keys stay valid for this long.
 STALE_SECONDS_MAX = 3_600.0
 FETCH_SECONDS_MAX = 3.0
 KEYS_BYTES_MAX = 2**20
-#: until a token ends: nobody can revoke it before
+#: The default limit of a token's remaining lifetime, because these tokens cannot be revoked.
 SECONDS_MAX = 86_400
 SECRET_BYTES_MIN = 32  # RFC 7518 section 3.2
 SUBJECT_LENGTH_MAX = 200
 
 
 class SignInKeysUnusable(OperatorError):
-    """What shall be the keys of the app's sign-in is none."""
+    """The keys of the app's sign-in cannot be used."""
 
     code = "sign-in-keys-unusable"
 
 
 def parse_keys(text: bytes) -> list[jwt.PyJWK]:
-    """The keys for signatures of a JWK set; those of other kinds are passed over.
+    """Returns the signature keys of a JWK set, without keys of other kinds.
 
-    Raises `SignInKeysUnusable`.
+    Raises `SignInKeysUnusable` for invalid JSON, a private key, a short secret, or an empty result.
     """
     try:
         keys = json.loads(text)["keys"]
         usable = [key for document in keys if (key := _parsed(document)) is not None]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise SignInKeysUnusable("the keys of the sign-in are no JWK set (RFC 7517)") from None
+        raise SignInKeysUnusable("the keys of the sign-in are not a JWK set (RFC 7517)") from None
     if not usable:
-        raise SignInKeysUnusable("no key of the sign-in is one that signatures are checked by")
+        raise SignInKeysUnusable("the sign-in's JWK set has no key that can verify signatures")
     if any(key.key_type == "oct" and len(key.key) < SECRET_BYTES_MIN for key in usable):
-        raise SignInKeysUnusable(f"a shared secret has {SECRET_BYTES_MIN} bytes or more")
+        raise SignInKeysUnusable(f"a shared secret needs {SECRET_BYTES_MIN} bytes or more")
     return usable
 
 
@@ -72,15 +72,15 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
         if document.get("use", "sig") != "sig":
             return None
         if document.get("kty") != "oct" and "d" in document:
-            raise SignInKeysUnusable("a private key among the keys of the sign-in: give its public")
+            raise SignInKeysUnusable("the sign-in's JWK set has a private key: give the public one")
         key = jwt.PyJWK.from_dict(document)
     except (jwt.PyJWTError, AttributeError, ValueError, TypeError):
-        return None  # not of a kind that we know
+        return None  # an unknown kind of key
     return key if key.algorithm_name in ALGORITHMS else None
 
 
 class Keys(ABC):
-    """The keys of a sign-in: remembered, and read again when they are old or one is missing."""
+    """The cached keys of a sign-in; they are read again when they are old or a key is missing."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -91,10 +91,13 @@ class Keys(ABC):
 
     @abstractmethod
     def _read(self) -> bytes:
-        """Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable`."""
+        """Returns the JWK set. Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable`."""
 
     def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """The key of this id, or the only one. Raises `SignInUnavailable`."""
+        """Returns the key with this id; without an id, the only key. Reads the keys if needed.
+
+        Raises `SignInUnavailable` if the keys are too old, or being read for the first time.
+        """
         found = _find(self._keys, kid)
         wait = KEYS_SECONDS_MAX if found is not None else KEYS_SECONDS_MIN
         if self._clock() - self._tried_at >= wait:
@@ -105,9 +108,8 @@ class Keys(ABC):
         return found
 
     def _refresh(self, wait: float, is_needed: bool) -> None:
-        # While one fetches, the others go on with what is at hand: a sign-in that is slow, or
-        # ids of keys that somebody made up, shall not hold all threads. Only the first fetch is
-        # waited for by all.
+        # During a fetch, other threads use the cached keys, because a slow sign-in or invented key
+        # ids must not block all threads. All threads wait only for the first fetch.
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
             if is_needed:
@@ -116,7 +118,7 @@ class Keys(ABC):
         try:
             now = self._clock()
             if now - self._tried_at < wait:
-                return  # another has just done it
+                return  # another thread has just read them
             try:
                 self._keys = parse_keys(self._read())
                 self._read_at = now
@@ -128,7 +130,7 @@ class Keys(ABC):
 
 
 class FileKeys(Keys):
-    """Keys of a file. Raises `SignInKeysUnusable` if there are none at the beginning."""
+    """Keys in a file. The constructor raises `SignInKeysUnusable` if it cannot read them."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         super().__init__(clock)
@@ -143,7 +145,7 @@ class FileKeys(Keys):
 
 
 class UrlKeys(Keys):
-    """Keys that are fetched. A redirection is not followed: the URL is whom we trust."""
+    """Keys at a URL. Redirects are refused, because only this URL is trusted."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic):
         super().__init__(clock)
@@ -157,23 +159,25 @@ class UrlKeys(Keys):
             for piece in answer.iter_bytes():
                 body += piece
                 if len(body) > KEYS_BYTES_MAX:
-                    raise SignInKeysUnusable("the keys of the sign-in are too long")
+                    raise SignInKeysUnusable(
+                        f"the sign-in's JWK set is larger than {KEYS_BYTES_MAX} bytes"
+                    )
                 if time.monotonic() > deadline:
                     raise SignInKeysUnusable("the sign-in answers too slowly")
         return body
 
 
-def keys_at(place: str) -> Keys:
-    """Those of a file, or of a URL."""
-    if place.startswith(("http://", "https://")):
-        return UrlKeys(place)
-    return FileKeys(Path(place).expanduser())
+def keys_at(location: str) -> Keys:
+    """Returns the keys in a file or at a URL. Raises `SignInKeysUnusable`."""
+    if location.startswith(("http://", "https://")):
+        return UrlKeys(location)
+    return FileKeys(Path(location).expanduser())
 
 
 class Jwts:
-    """Reads tokens. `prefix` is what the names of the claims `space` and `device` begin with.
+    """Verifies tokens. `prefix` precedes the names of the claims `space` and `device`.
 
-    None is taken that ends later than after `seconds_max`, if that is not 0.
+    A token whose remaining lifetime is over `seconds_max` is refused; 0 allows any lifetime.
     """
 
     def __init__(
@@ -192,7 +196,7 @@ class Jwts:
         self._seconds_max = seconds_max
 
     def read(self, text: str) -> Claims:
-        """Raises `Unauthenticated` for what is not valid, and `SignInUnavailable`."""
+        """Returns the claims. Raises `Unauthenticated` or `SignInUnavailable`."""
         try:
             key = self._keys.find(jwt.get_unverified_header(text).get("kid"))
             if key is None:
@@ -208,7 +212,7 @@ class Jwts:
             )
             return self._claims(claims)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-            raise Unauthenticated from None  # what is wrong with it is told to nobody
+            raise Unauthenticated from None  # details would help an attacker
 
     def _claims(self, claims: Mapping[str, Any]) -> Claims:
         """Raises `ValueError`, `TypeError` or `OverflowError`."""
@@ -218,15 +222,15 @@ class Jwts:
         scope, subject = claims.get("scope", ""), claims["sub"]
         seconds_left = claims["exp"] - time.time()
         if self._seconds_max and seconds_left > self._seconds_max + LEEWAY_SECONDS:
-            raise ValueError("an end that is too far away")
+            raise ValueError("the token's lifetime is too long")
         if not isinstance(spaces, list):
-            raise ValueError("neither a space nor a list of some")
+            raise ValueError("the claim space is neither text nor a list")
         if not all(isinstance(space, str) and is_space(space) for space in spaces):
-            raise ValueError("a space that can be none")
+            raise ValueError("the claim space has an invalid name")
         if device is not None and not (isinstance(device, str) and is_uuid(device)):
-            raise ValueError("a device that can be none")
+            raise ValueError("the claim device is not a UUID")
         if not isinstance(scope, str) or not subject or not subject.isprintable():
-            raise ValueError("a scope or a subject that can be none")
+            raise ValueError("the claim scope or sub is invalid")
         names = set(scope.split())
         return Claims(
             subject=subject[:SUBJECT_LENGTH_MAX],

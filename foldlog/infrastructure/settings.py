@@ -1,4 +1,4 @@
-"""Settings: read once, together, from the environment and the command line."""
+"""The settings: all are read together, once, from the environment and the command line."""
 
 from __future__ import annotations
 
@@ -29,155 +29,159 @@ ORIGIN = "FOLDLOG_ORIGIN"
 KEYS = "FOLDLOG_KEYS"
 ADMIN_TOKEN_LENGTH_MIN = 16
 DEFAULT_PORT = 3653  # FOLD on a telephone
-#: never told, not even when they cannot be read
+#: Error messages hide the values of these variables.
 SECRET = {DATABASE_URL, ADMIN_TOKEN}
 
-#: as browsers write it (RFC 6454 section 6.2): in lower case, no path; apps have own schemes
+#: An origin as browsers send it (RFC 6454 section 6.2): lower case, without a path.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 class InvalidSettings(OperatorError):
-    """Some settings cannot be used."""
+    """Some settings are invalid."""
 
     code = "invalid-settings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a process of Foldlog is told. Each has an environment variable, see `VARIABLES`."""
+    """The settings of one process. `VARIABLES` lists the environment variable of each."""
 
-    #: the folder of the embedded PostgreSQL; unused when `database_url` is given
+    #: folder of the embedded PostgreSQL, the keys and the checkpoints
     data: Path
-    #: any PostgreSQL server; `None` means the embedded one
+    #: URL of a PostgreSQL server; `None` selects the embedded one
     database_url: str | None = field(repr=False)
     host: str
     port: int
-    #: processes that answer requests
+    #: number of processes that answer requests
     web_workers: int
-    #: processes that follow the logs
+    #: number of processes that update the projections
     projectors: int
-    #: connections of one process to the database
+    #: database connections of one process
     pool_size_max: int
     log_format: LogFormat
-    #: `tokens`: nobody may do anything without one; `open`: everybody on this machine may
+    #: `tokens`: every request needs a token; `open`: every user of this machine has access
     access: AccessMode
-    #: a token of an admin of every space, beside those that are granted
+    #: an admin token for every space, in addition to the granted tokens
     admin_token: str | None = field(repr=False)
-    #: a file or a URL of the keys of the app's own sign-in (RFC 7517), if its tokens are taken
+    #: file or URL of the JWK set (RFC 7517) of the app's own sign-in
     jwt_keys: str | None
-    #: whom these tokens must be for, and of whom
+    #: required `aud` and `iss` of the sign-in's tokens
     jwt_audience: str | None
     jwt_issuer: str | None
-    #: what the names of our claims begin with
+    #: prefix of the names of our claims
     jwt_claims: str
-    #: how far away their end may be; 0: any
+    #: limit of a token's remaining lifetime; 0 allows any
     jwt_seconds_max: int
-    #: whose pages may call us from a browser: exact origins, or `*`
+    #: origins of the web pages that may call the service from a browser, or `*`
     cors_origins: tuple[str, ...]
-    #: what the origins of our checkpoints begin with: a URL without its scheme
+    #: prefix of the origins of our checkpoints: a URL without its scheme
     origin: str
-    #: the folder of the keys that sign checkpoints, if it is not `keys` in `data`
+    #: folder of the keys that sign checkpoints; `None` selects `keys` in `data`
     keys: Path | None
-    #: who is asked to cosign each checkpoint: keys, and the prefixes of their addresses
+    #: witnesses that cosign our checkpoints: the key and the URL prefix of each
     witnesses: tuple[tuple[Verifier, str], ...]
-    #: of which logs we cosign checkpoints: their keys, named as their origins
+    #: logs whose checkpoints we cosign: their keys, named by origin
     witnessed: tuple[Verifier, ...]
-    #: what clients are held to
+    #: limits for clients
     limits: Limits
-    #: whose word is taken for whose requests they hand on
+    #: networks of the proxies whose forwarding headers are trusted
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
     def check_open_is_local(self) -> None:
-        """Raises `InvalidSettings` if everybody may do all, and not only on this machine."""
+        """Raises `InvalidSettings` if access is open on an address that other machines reach."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.access == "open" and not is_loopback(host):
             raise InvalidSettings(
-                f"access (FOLDLOG_ACCESS) = 'open': not on {self.host}, where others could come in"
+                f"access (FOLDLOG_ACCESS) = 'open': other machines can reach {self.host}; "
+                "listen on 127.0.0.1, or use tokens"
             )
 
     @property
     def keys_folder(self) -> Path:
+        """The folder of the keys that sign checkpoints."""
         return self.keys or self.data / "keys"
 
     @property
     def checkpoints_folder(self) -> Path:
-        """The last checkpoint of each log that was signed: what the signer must not lose."""
+        """The folder of the last signed checkpoint of each log; the signer depends on it."""
         return self.data / "checkpoints"
 
     @property
     def witness_name(self) -> str:
-        """What our cosignatures bear."""
+        """The key name of our cosignatures."""
         return f"{self.origin}/witness"
 
     @property
     def witness_folder(self) -> Path:
-        """The last checkpoint of each log that was cosigned."""
+        """The folder of the last cosigned checkpoint of each log."""
         return self.data / "witness"
 
 
 def _count(text: str) -> int:
     number = int(text)
     if not 1 <= number <= 1_000:
-        raise ValueError("not between 1 and 1000")
+        raise ValueError("must be 1 to 1000")
     return number
 
 
 def _port(text: str) -> int:
     number = int(text)
     if not 0 < number < 65_536:
-        raise ValueError("not a port: 1 to 65535")
+        raise ValueError("must be a port, 1 to 65535")
     return number
 
 
 def _log_format(text: str) -> LogFormat:
     if text not in get_args(LogFormat):
-        raise ValueError("not json or console")
+        raise ValueError("must be json or console")
     return cast(LogFormat, text)
 
 
 def _database_url(text: str) -> str:
     try:
         conninfo_to_dict(text)
-    except ProgrammingError:  # which would quote it, password and all
-        raise ValueError("not a URL of PostgreSQL, nor pairs of name=value") from None
+    except ProgrammingError:  # its text would quote the password
+        raise ValueError("must be a PostgreSQL URL, or pairs of name=value") from None
     return text
 
 
 def _cors_origins(text: str) -> tuple[str, ...]:
     origins = tuple(text.split())
     if origins != ("*",) and not all(map(_ORIGIN.fullmatch, origins)):
-        raise ValueError("not origins as browsers send them: scheme://host, with a port if it is")
+        raise ValueError("must be * or origins as browsers send them: scheme://host or with :port")
     return origins
 
 
 def _access(text: str) -> AccessMode:
     if text not in get_args(AccessMode):
-        raise ValueError(f"not one of {', '.join(get_args(AccessMode))}")
+        raise ValueError(f"must be one of {', '.join(get_args(AccessMode))}")
     return cast(AccessMode, text)
 
 
 def _jwt_keys(text: str) -> str:
     if text.startswith("http://") and not is_loopback(text.partition("://")[2]):
-        raise ValueError("keys that come without TLS are anybody's: https://, or a file")
+        raise ValueError("keys over plain HTTP can be forged: use https:// or a file")
     return text
 
 
 def _seconds(text: str) -> int:
     number = int(text)
     if number < 0:
-        raise ValueError("less than 0")
+        raise ValueError("must be 0 or more")
     return number
 
 
 def _token(text: str) -> str:
     if len(text) < ADMIN_TOKEN_LENGTH_MIN or not text.isascii() or not text.isprintable():
-        raise ValueError(f"not {ADMIN_TOKEN_LENGTH_MIN} or more printable characters of ASCII")
+        raise ValueError(f"must be {ADMIN_TOKEN_LENGTH_MIN} or more printable ASCII characters")
     return text
 
 
 def _origin(text: str) -> str:
     if not is_origin_name(text):
-        raise ValueError("not a URL without its scheme: letters, digits and . _ ~ : - between /")
+        raise ValueError(
+            "must be a URL without its scheme: letters, digits and . _ ~ : - between /"
+        )
     return text
 
 
@@ -195,7 +199,7 @@ def _witnesses(text: str) -> tuple[tuple[Verifier, str], ...]:
         verifier = _key(vkey)
         is_one = at and url.startswith(("http://", "https://"))
         if not is_one or verifier.algorithm != COSIGNATURE:
-            raise ValueError("not VKEY@URL, of a witness's key, each after a space")
+            raise ValueError("must be VKEY@URL with a witness's key; separate several by spaces")
         found.append((verifier, url.rstrip("/")))
     return tuple(found)
 
@@ -205,7 +209,7 @@ def _witnessed(text: str) -> tuple[Verifier, ...]:
 
 
 def _limits(text: str) -> Limits:
-    """`name=value`, each after a space."""
+    """Reads pairs `name=value`, separated by spaces."""
     known = set(Limits.__struct_fields__)
     given = {}
     for part in text.split():
@@ -215,16 +219,16 @@ def _limits(text: str) -> Limits:
         if name in FIXED:
             raise ValueError(f"{name} is fixed by the wire format")
         given[name] = int(value)
-        may_be_none = "_per_second_per_" in name or name.endswith(
+        may_be_zero = "_per_second_per_" in name or name.endswith(
             ("_per_caller_max", "_per_address_max")
         )
-        if given[name] < (0 if may_be_none else 1):
-            raise ValueError(f"{name} is a whole number above 0")
+        if given[name] < (0 if may_be_zero else 1):
+            raise ValueError(f"{name} must be a whole number above 0")
     limits = msgspec.structs.replace(LIMITS, **given)
     for name in ("bodies_bytes_max", "bodies_bytes_per_caller_max"):
         if 0 < getattr(limits, name) < limits.inflated_bytes_max:
             raise ValueError(
-                f"{name} is less than inflated_bytes_max: such a body could never come"
+                f"{name} is less than inflated_bytes_max, so the largest body could never be read"
             )
     return limits
 
@@ -238,8 +242,10 @@ def _folder(text: str) -> Path:
 
 
 def _default_workers() -> str:
-    """Half of the cores: PostgreSQL and the projector need the others. One is enough for many
-    clients; and a space's appends are quickest where one process makes them all."""
+    """Half of the cores, 1 to 4, because PostgreSQL and the projector need the other half.
+
+    One worker serves many clients, and appends to a space are fastest in a single process.
+    """
     return str(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
@@ -271,9 +277,9 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
 
 
 def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
-    """Settings from the environment; what is `given` and not `None` wins.
+    """Reads the settings from the environment; a `given` value overrides its variable.
 
-    Raises `InvalidSettings` that names every setting that cannot be used, not just the first.
+    Raises `InvalidSettings`, which names all invalid settings at once.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -284,17 +290,17 @@ def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Sett
         try:
             values[name] = None if text is None else read(str(text))
         except ValueError as exc:
-            told = "..." if variable in SECRET else repr(text)  # no secret in any log
-            problems.append(f"{name} ({variable}) = {told}: {exc}")
+            shown = "..." if variable in SECRET else repr(text)
+            problems.append(f"{name} ({variable}) = {shown}: {exc}")
     if values.get("jwt_keys") and not values.get("jwt_audience"):
         problems.append(
-            "jwt_keys (FOLDLOG_JWT_KEYS) needs FOLDLOG_JWT_AUDIENCE: else tokens that the sign-in "
-            "made for other services would be taken here, too"
+            "jwt_keys (FOLDLOG_JWT_KEYS) needs FOLDLOG_JWT_AUDIENCE: without it, the service would "
+            "accept tokens that the sign-in made for other services"
         )
     if values.get("access") == "open" and values.get("cors_origins") == ("*",):
         problems.append(
-            "access (FOLDLOG_ACCESS) = 'open': not with FOLDLOG_CORS_ORIGINS = '*', which lets in "
-            "every page that somebody visits on this machine"
+            "access (FOLDLOG_ACCESS) = 'open' with FOLDLOG_CORS_ORIGINS = '*' would give every web "
+            "page in a browser on this machine access: name the origins, or use tokens"
         )
     if problems:
         raise InvalidSettings("; ".join(problems))

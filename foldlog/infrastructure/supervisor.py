@@ -1,10 +1,8 @@
-"""Keeps the processes of `foldlog serve` alive, and ends them together.
+"""Keeps the processes of `foldlog serve` running, and stops them together.
 
-One parent owns everything: it starts the children, starts again what dies, and stops all in
-reverse order. None outlives it, not even when it is killed: each child holds the reading end of
-a pipe that only the parent could write to, and ends when reading does (`exit_with_parent`).
-
-A life, in the order of `Supervisor.run`: start all, keep all, stop all.
+The parent starts the children, restarts a child that dies, and stops all in reverse order. Children
+also end when the parent is killed: each child reads from a pipe whose only writer is the parent,
+and ends when the read ends (`exit_with_parent`).
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from typing import Protocol
 
 import structlog
 
-#: names the pipe's end in a child's environment
+#: The environment variable with a child's end of the pipe.
 PARENT_PIPE = "FOLDLOG_PARENT_PIPE"
-#: how long a child whose parent died may take to finish what it has begun
+#: The time limit for a child to stop after its parent has died.
 ORPHAN_GRACE_SECONDS = 10.0
 
 POLL_SECONDS = 0.1
@@ -36,52 +34,53 @@ log = structlog.get_logger(__name__)
 
 
 class Database(Protocol):
-    """What is watched besides the children; `EmbeddedPostgres` is one."""
+    """A database server that the supervisor restarts too, such as `EmbeddedPostgres`."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None:
-        """Also makes a `start` give up that is under way in another thread."""
+        """Stops the server, and cancels a `start` that runs in another thread."""
 
     def is_running(self) -> bool: ...
 
-    def tend(self) -> None: ...
+    def maintain(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """A process to keep. It should call `exit_with_parent()` first of all."""
+    """A process to keep running. It should call `exit_with_parent()` first."""
 
     name: str
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)  #: added to the parent's own
-    fds: Sequence[int] = ()  #: open files that it inherits
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  #: added to ours
+    fds: Sequence[int] = ()  #: file descriptors that it inherits
     stop_timeout_seconds: float = STOP_TIMEOUT_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """How long to wait before starting again what died, and when to give up."""
+    """The delay before a restart, and the limit of failed starts."""
 
     first_seconds: float = 0.5
     max_seconds: float = 30.0
-    #: what lived this long had started well; its next death is the first again
+    #: after running this long, a child counts as stable and its deaths are reset
     stable_seconds: float = 10.0
-    #: what never once started well is given up after so many deaths: a port in use, a typing
-    #: error. It must be seen by whoever typed the command, not hidden in a loop.
+    #: A child that was never stable makes the supervisor exit after this many deaths, because the
+    #: operator must see errors such as a port in use, instead of a silent restart loop.
     first_deaths_max: int = 5
 
     def delay(self, deaths: int) -> float:
+        """Returns the seconds to wait after this many deaths in a row."""
         assert deaths >= 1
         doublings = min(deaths - 1, 32)
         return float(min(self.max_seconds, self.first_seconds * 2**doublings))
 
 
 class Supervisor:
-    """Runs the children until it is asked to stop; `run` belongs in the main thread.
+    """Runs the children until a stop is requested. Call `run` in the main thread.
 
-    A database that is given is already started; it is kept like a child, in a thread of its own
-    because its recovery may take minutes, and it is stopped last.
+    `database` is already started. The supervisor restarts it like a child, but in a thread, because
+    its recovery may take minutes. It is stopped last.
     """
 
     def __init__(
@@ -92,29 +91,29 @@ class Supervisor:
         backoff: Backoff | None = None,
     ):
         names = [child.name for child in children]
-        assert len(set(names)) == len(names), f"two children of one name: {names}"
+        assert len(set(names)) == len(names), f"two children have the same name: {names}"
         self._backoff = backoff or Backoff()
         self._database = database
-        # A SimpleQueue, for a signal handler may put into it at any moment; an Event may deadlock.
-        self._wishes: queue.SimpleQueue[int] = queue.SimpleQueue()
-        # The writing end is closed by the kernel when we die, which is what the children wait for.
+        # A signal handler may put into a SimpleQueue at any moment, while an Event may deadlock.
+        self._stop_requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # The kernel closes the writing end when we die, and this ends the children's read.
         self._pipe_read, self._pipe_write = os.pipe()
-        self._kept = [_Kept(child, self._pipe_read, self._backoff) for child in children]
+        self._processes = [_Process(child, self._pipe_read, self._backoff) for child in children]
 
     def request_stop(self) -> None:
-        """The same as a SIGTERM, from any thread."""
-        self._wishes.put(signal.SIGTERM)
+        """Requests a stop, like a SIGTERM; callable from any thread."""
+        self._stop_requests.put(signal.SIGTERM)
 
     def run(self) -> int:
-        """Returns the exit code: 0 when it was asked to stop, 1 when a child never came up."""
+        """Runs all; returns the exit code: 0 after a requested stop, 1 if a child never started."""
         keeper = _DatabaseKeeper(self._database, self._backoff) if self._database else None
-        with self._listening():
+        with self._handling_signals():
             try:
                 if keeper:
                     keeper.start()
-                for kept in self._kept:
-                    kept.start()
-                return self._keep()
+                for process in self._processes:
+                    process.start()
+                return self._restart_until_stopped()
             finally:
                 self._stop_all()
                 if keeper:
@@ -122,38 +121,42 @@ class Supervisor:
                 os.close(self._pipe_write)
                 os.close(self._pipe_read)
 
-    def _keep(self) -> int:
-        while not self._is_asked_to_stop(POLL_SECONDS):
-            for kept in self._kept:
-                kept.restart_if_dead()
-                if kept.is_hopeless:
-                    log.error("a process never came up, giving up", name=kept.child.name)
+    def _restart_until_stopped(self) -> int:
+        while not self._is_stop_requested(POLL_SECONDS):
+            for process in self._processes:
+                process.restart_if_dead()
+                if process.has_never_started:
+                    log.error("a process never came up, giving up", name=process.child.name)
                     return 1
         return 0
 
-    def _is_asked_to_stop(self, seconds: float) -> bool:
+    def _is_stop_requested(self, seconds: float) -> bool:
         try:
-            self._wishes.get(timeout=seconds)
+            self._stop_requests.get(timeout=seconds)
         except queue.Empty:
             return False
         return True
 
     def _stop_all(self) -> None:
-        """In reverse order, each with its deadline; asked once more, there are no deadlines."""
+        """Stops the children in reverse order, each within its time limit.
+
+        A second stop request kills the remaining ones at once.
+        """
         is_urgent = False
-        for kept in reversed(self._kept):
-            deadline = time.monotonic() + kept.child.stop_timeout_seconds
-            kept.ask_to_stop()
-            while kept.is_running() and not is_urgent and time.monotonic() < deadline:
-                is_urgent = self._is_asked_to_stop(POLL_SECONDS)
-            kept.end()
+        for process in reversed(self._processes):
+            deadline = time.monotonic() + process.child.stop_timeout_seconds
+            process.terminate()
+            while process.is_running() and not is_urgent and time.monotonic() < deadline:
+                is_urgent = self._is_stop_requested(POLL_SECONDS)
+            process.kill()
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        def wish(number: int, _: FrameType | None) -> None:
-            self._wishes.put(number)
+    def _handling_signals(self) -> Iterator[None]:
+        def request(number: int, _: FrameType | None) -> None:
+            self._stop_requests.put(number)
 
-        before = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, request) for number in numbers}
         try:
             yield
         finally:
@@ -161,8 +164,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-class _Kept:
-    """One child over all its lives."""
+class _Process:
+    """The running process of one child, with its restarts."""
 
     def __init__(self, child: Child, pipe_read: int, backoff: Backoff):
         self.child = child
@@ -170,19 +173,20 @@ class _Kept:
         self._backoff = backoff
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._start_again_at = 0.0
-        self._deaths = 0  # since it last lived long enough
+        self._restart_at = 0.0
+        self._deaths = 0  # since it was last stable
         self._was_ever_stable = False
 
     @property
-    def is_hopeless(self) -> bool:
+    def has_never_started(self) -> bool:
+        """Tells whether the child died too often without ever being stable."""
         return not self._was_ever_stable and self._deaths >= self._backoff.first_deaths_max
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it in a session of its own: Ctrl-C reaches the parent, which stops in order."""
+        """Starts the child in its own session, so that Ctrl-C reaches only the parent."""
         self._process = subprocess.Popen(
             self.child.argv,
             env=os.environ | self.child.env | {PARENT_PIPE: str(self._pipe_read)},
@@ -199,30 +203,30 @@ class _Kept:
             if now - self._started_at > self._backoff.stable_seconds:
                 self._was_ever_stable, self._deaths = True, 0
         elif self._process is not None:
-            self._bury(self._process.returncode)
-        elif now >= self._start_again_at:
-            self._start_again()
+            self._schedule_restart(self._process.returncode)
+        elif now >= self._restart_at:
+            self._restart()
 
-    def _bury(self, code: int | None) -> None:
+    def _schedule_restart(self, code: int | None) -> None:
         self._deaths += 1
         delay = self._backoff.delay(self._deaths)
         log.error("died, starting again", name=self.child.name, code=code, delay_seconds=delay)
-        self.end()  # its own children may still hold the port
-        self._start_again_at = time.monotonic() + delay
+        self.kill()  # its own child processes may still hold the port
+        self._restart_at = time.monotonic() + delay
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         try:
             self.start()
-        except OSError as exc:  # no memory, no more processes: it may pass
-            self._bury(exc.errno)
+        except OSError as exc:  # a shortage of memory or processes may be temporary
+            self._schedule_restart(exc.errno)
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         if self._process is not None and self.is_running():
             log.info("stopping", name=self.child.name, pid=self._process.pid)
             self._process.terminate()
 
-    def end(self) -> None:
-        """Kills what is left of it and of its own children."""
+    def kill(self) -> None:
+        """Kills the process and its own child processes, if they still run."""
         if self._process is None:
             return
         if self.is_running():
@@ -234,7 +238,7 @@ class _Kept:
 
 
 class _DatabaseKeeper:
-    """Starts the database again when it dies. The children meanwhile wait and reconnect."""
+    """Restarts the database when it dies; the children reconnect by themselves."""
 
     def __init__(self, database: Database, backoff: Backoff):
         self._database = database
@@ -246,7 +250,7 @@ class _DatabaseKeeper:
         self._thread.start()
 
     def end(self) -> None:
-        """Stops the database; again while the thread lives, which may just have begun a start."""
+        """Stops the database, repeatedly until the thread ends, because it may be in a start."""
         self._ending.set()
         self._database.stop()
         while self._thread.is_alive():
@@ -271,14 +275,13 @@ class _DatabaseKeeper:
         if not self._database.is_running():
             log.error("the database died, starting it again")
             self._database.start()
-        self._database.tend()
+        self._database.maintain()
 
 
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
-    """Called by a child: ends this process when the one that started it is gone.
+    """Ends this child process when its parent dies: by SIGTERM, and after `grace_seconds` by exit.
 
-    First as a SIGTERM would, and if that takes too long, at once. Without a supervising parent
-    it does nothing, so that every child can also be run by hand.
+    It does nothing in a process without a supervising parent, such as one started by hand.
     """
     if PARENT_PIPE not in os.environ:
         return
@@ -286,7 +289,7 @@ def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
 
     def wait() -> None:
         while os.read(fd, 1):
-            pass  # nobody writes; the end is what we wait for
+            pass  # the parent writes no data; the read ends when the parent dies
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(grace_seconds)
         os._exit(1)

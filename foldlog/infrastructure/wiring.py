@@ -1,4 +1,7 @@
-"""The one place where parts are chosen and joined. Nothing connects before it is asked to."""
+"""The composition root: the only module that constructs the parts of the service and joins them.
+
+The functions here open connections; importing the module opens none.
+"""
 
 from __future__ import annotations
 
@@ -9,64 +12,68 @@ from functools import partial
 from threading import Event, Thread
 
 import psycopg
-import structlog
 
 from foldlog.domain.errors import OperatorError, StorageUnavailable
+from foldlog.domain.limits import Limits
 from foldlog.domain.notes import Verifier, origin_of
 from foldlog.domain.ports import Gauge
-from foldlog.domain.redaction import redacted
-from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
-from foldlog.infrastructure.postgres.connection.datastore import CONNECTION, Datastore
-from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, needs_new_connections
-from foldlog.infrastructure.postgres.event_store import PostgresEventStore
-from foldlog.infrastructure.postgres.log.following import Follower
-from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
-from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
-from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
-from foldlog.infrastructure.postgres.proofs.tree import PostgresProofTree
-from foldlog.infrastructure.postgres.rebuild.projector import Projector, follow
-from foldlog.infrastructure.postgres.schema.grants import grant
-from foldlog.infrastructure.postgres.schema.migrate import SchemaBehind, migrate, pending
-from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
-from foldlog.infrastructure.postgres.status import gauges
-from foldlog.infrastructure.signing.keys import read_keys
-from foldlog.infrastructure.signing.signer import CheckpointSigner
-from foldlog.infrastructure.signing.witness import Witness, Witnesses
 
 from .embedded import EmbeddedPostgres
+from .embedded.cluster import SERVICE_ROLE
 from .jwts import Jwts, keys_at
+from .postgres.append.transfer import Importer
+from .postgres.connection.datastore import CONNECTION, Datastore
+from .postgres.event_store import PostgresEventStore
+from .postgres.fork import fork_log
+from .postgres.log.following import Follower
+from .postgres.log.wakeups import Announcer, Wakeups
+from .postgres.master.table import PostgresMasterTable
+from .postgres.projections import VERSIONS, projection_named
+from .postgres.proofs.tree import PostgresProofTree
+from .postgres.readiness import readiness
+from .postgres.rebuild.projector import Projector, follow
+from .postgres.rebuild.rebuild import Rebuilder
+from .postgres.schema.grants import grant
+from .postgres.schema.migrate import SchemaBehind, migrate, pending
+from .postgres.service_events.registry import PostgresRegistry
+from .postgres.status import gauges
 from .settings import Settings
+from .signing.keys import read_keys
+from .signing.signer import CheckpointSigner
+from .signing.witness import Witness, Witnesses
 
-log = structlog.get_logger("foldlog.wiring")
-
-#: A request is given up on after ten seconds at most: three for its turn to be committed, two for
-#: a connection, five for all that it asks of the database.
+#: A request fails after ten seconds at most: three seconds in the queue of commits, two for a
+#: connection, five for all of its statements.
 REQUEST_SECONDS_MAX = 5.0
-#: of a projector's turn, and of signing one checkpoint; both take a fraction of it
+#: Time limit of a projector's batch and of signing one checkpoint. Both usually take far less.
 TURN_SECONDS_MAX = 60.0
-READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """What the HTTP layer and the commands work with."""
+    """The parts that the HTTP layer and the commands use, joined on one database."""
 
     datastore: Datastore
     store: PostgresEventStore
     registry: PostgresRegistry
-    follower: Follower  #: to be started by who serves
+    follower: Follower  #: only a process that answers requests starts it
     master: PostgresMasterTable
     tree: PostgresProofTree
+    importer: Importer
     settings: Settings
 
     def verifiers(self, space: str) -> list[Verifier]:
-        """Whose signatures the checkpoints of a space bear, the present signer first."""
+        """Returns the public keys that signed checkpoints of a space, the current key first."""
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
 
+    def fork(self, space: str) -> str:
+        """Gives the log of a space a new id and returns it. Raises `UnknownSpace`."""
+        return fork_log(self.datastore, space)
+
     @property
     def jwts(self) -> Jwts | None:
-        """Who reads the tokens of the app's own sign-in. Raises `SignInKeysUnusable`."""
+        """The reader of the app's own tokens, if configured. Raises `SignInKeysUnusable`."""
         settings = self.settings
         if settings.jwt_keys is None or settings.jwt_audience is None:
             return None
@@ -80,7 +87,7 @@ class Services:
 
     @property
     def add_checkpoint(self) -> Callable[[bytes], str] | None:
-        """Cosigns checkpoints of other logs, if there are any that we shall, and a key to do so."""
+        """The witness's endpoint, if a cosigning key and logs to cosign are configured."""
         cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
         if cosigner is None or not self.settings.witnessed:
             return None
@@ -88,27 +95,11 @@ class Services:
         return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
 
     def ready(self) -> dict[str, str]:
-        """Each thing that a request needs: `ok`, or what is wrong with it."""
-        try:
-            with self.datastore.rows() as cursor:
-                missing = pending(cursor)
-                [(only_reads,)] = cursor.execute(READ_ONLY).fetchall()
-        except DATABASE_ERRORS as exc:
-            if needs_new_connections(exc):
-                self.datastore.check_pool()
-            # To whoever asks no more than that: it names hosts and roles.
-            log.warning("database-unreachable", error=redacted(str(exc).strip().splitlines()[0]))
-            why = "unreachable, or it does not answer: the service's log says more"
-            return {"database": why, "writes": "unknown", "schema": "unknown"}
-        if only_reads:
-            self.datastore.check_pool()  # another of the URL's hosts may take writes by now
-        return {
-            "database": "ok",
-            "writes": "the database only reads: a standby, or told so" if only_reads else "ok",
-            "schema": f"lacks {', '.join(missing)}: run foldlog migrate" if missing else "ok",
-        }
+        """Returns the state of each thing that a request needs: `ok`, or the problem."""
+        return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
+        """Returns the figures of `/metrics` that come from the database."""
         return gauges(self.datastore)
 
 
@@ -116,29 +107,35 @@ class Services:
 def database(
     settings: Settings, *, migrates: bool = False, exclusive: bool = False
 ) -> Iterator[Database]:
-    """The URL of a database of this version's schema, and the server that was started for it.
+    """Opens a database that has this version's schema. Starts the embedded server if needed.
 
-    Whoever only looks must not change a schema: without `migrates` an older one is refused, as
-    `SchemaBehind`. With `exclusive` the embedded server must be ours: two services on one folder
-    are a mistake.
+    With `migrates` an older schema is migrated; otherwise it raises `SchemaBehind`. With
+    `exclusive` the embedded server must be our own: it raises `DataFolderInUse` when another
+    process runs it, because two services on one folder are a mistake.
     """
     if settings.database_url is not None:
         url = settings.database_url
-        yield Database(url, url, None, _of_this_version(url, migrates))
+        yield Database(url, url, None, _ensure_schema(url, migrates))
         return
     with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
-        migrated = _of_this_version(embedded.url, migrates)
+        migrated = _ensure_schema(embedded.url, migrates)
         if embedded.owned or migrates:
             grant(embedded.url, SERVICE_ROLE)
         yield Database(embedded.service_url, embedded.url, embedded, migrated)
 
 
 @contextmanager
-def database_as_it_is(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
-    """The URL, whatever is in the database: for PostgreSQL's own programs."""
+def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
+    """Gives the database's URL with any schema or none, for PostgreSQL's own programs.
+
+    `superuser` works for the embedded server only; it raises `OperatorError` for other servers.
+    """
     if settings.database_url is not None:
         if superuser:
-            raise OperatorError("the superuser of your own server is known to you alone")
+            raise OperatorError(
+                "--superuser works with the embedded server only: put your own server's superuser "
+                "into --database-url"
+            )
         yield settings.database_url
         return
     with EmbeddedPostgres(settings.data) as embedded:
@@ -147,22 +144,22 @@ def database_as_it_is(settings: Settings, *, superuser: bool = False) -> Iterato
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated database."""
+    """A database with this version's schema."""
 
-    url: str = field(repr=False)  #: as who may do what the service does
-    owner_url: str = field(repr=False)  #: as the owner of the tables, if that is known to us
-    embedded: EmbeddedPostgres | None  #: the server, if it is ours
-    migrated: list[str]  #: the migrations that it got just now
+    url: str = field(repr=False)  #: connects as the role of the service
+    owner_url: str = field(repr=False)  #: connects as the owner of the tables, if we know it
+    embedded: EmbeddedPostgres | None  #: the embedded server, if it is used
+    migrated: list[str]  #: the names of the migrations that were just applied
 
 
-def _of_this_version(url: str, migrates: bool) -> list[str]:
-    """The migrations that the database got just now."""
+def _ensure_schema(url: str, migrates: bool) -> list[str]:
+    """Returns the migrations that were applied. Raises `SchemaBehind`, `StorageUnavailable`."""
     try:
         if migrates:
             return migrate(url)
         with psycopg.connect(url, **CONNECTION) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
-                raise SchemaBehind(f"the database lacks {', '.join(missing)}: foldlog migrate")
+                raise SchemaBehind(f"the database lacks {', '.join(missing)}: run foldlog migrate")
         return []
     except psycopg.OperationalError as exc:
         raise StorageUnavailable(f"cannot use the database: {exc}") from exc
@@ -172,15 +169,16 @@ def _of_this_version(url: str, migrates: bool) -> list[str]:
 def services(
     url: str, settings: Settings, *, seconds_max: float | None = None
 ) -> Iterator[Services]:
-    """The parts on one database, with a pool of connections of their own.
+    """Joins the parts on one database, with their own pool of connections.
 
-    Whoever answers requests gives up on the database after `seconds_max`; a command waits.
+    `seconds_max` limits how long a connection is borrowed. A process that answers requests sets
+    it; a command waits as long as it takes.
     """
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
         announcer = Announcer(datastore)
         store = PostgresEventStore(datastore, limits=settings.limits, on_append=announcer.announce)
-        follower = Follower(datastore, store.tails, store.read_on)
+        follower = Follower(datastore, store.tails, store.read_tail)
         try:
             yield Services(
                 datastore=datastore,
@@ -189,6 +187,7 @@ def services(
                 follower=follower,
                 master=PostgresMasterTable(datastore, limits=settings.limits),
                 tree=PostgresProofTree(datastore),
+                importer=Importer(datastore),
                 settings=settings,
             )
         finally:
@@ -199,13 +198,13 @@ def services(
 
 @contextmanager
 def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
-    """What follows all logs with all projections, and what wakes it; closing that ends it.
+    """Gives the function that runs all projections on all logs; closing the wakeups ends it.
 
-    The signer is beside it, in a thread of its own: it waits for the disk.
+    The checkpoint signer runs beside it in its own thread, because the signer waits for the disk.
     """
     with (
         Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
-        signing(url, settings),
+        _signing(url, settings),
     ):
         wakeups = Wakeups(url)
         projectors = [
@@ -218,16 +217,21 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
 
 @contextmanager
-def signing(url: str, settings: Settings) -> Iterator[None]:
-    """Signs checkpoints as long as the block runs, if there is a key, and has them cosigned."""
+def _signing(url: str, settings: Settings) -> Iterator[None]:
+    """Signs checkpoints and requests cosignatures in background threads during the block."""
     closing = Event()
     with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
         tree = PostgresProofTree(datastore)
         witnesses = Witnesses(tree, settings.witnesses)
-        runs = [signer(tree, settings, witnesses).run]
-        if settings.witnesses:
-            runs.append(witnesses.run)
-        threads = [Thread(target=run, args=(closing,), daemon=True) for run in runs]
+        signer = CheckpointSigner(
+            tree,
+            keys=settings.keys_folder,
+            last=settings.checkpoints_folder,
+            origin=settings.origin,
+            on_signed=witnesses.submit if settings.witnesses else None,
+        )
+        loops = [signer.run, *([witnesses.run] if settings.witnesses else [])]
+        threads = [Thread(target=run, args=(closing,), daemon=True) for run in loops]
         for thread in threads:
             thread.start()
         try:
@@ -238,11 +242,10 @@ def signing(url: str, settings: Settings) -> Iterator[None]:
                 thread.join()
 
 
-def signer(tree: PostgresProofTree, settings: Settings, witnesses: Witnesses) -> CheckpointSigner:
-    return CheckpointSigner(
-        tree,
-        keys=settings.keys_folder,
-        last=settings.checkpoints_folder,
-        origin=settings.origin,
-        on_signed=witnesses.ask if settings.witnesses else None,
-    )
+@contextmanager
+def rebuilder(
+    url: str, projection: str, limits: Limits, *, report: Callable[[str, int, int], None]
+) -> Iterator[Rebuilder]:
+    """Opens a rebuilder of one projection; it calls `report(space, position, head)`."""
+    with Datastore(url) as datastore:
+        yield Rebuilder(datastore, projection_named(projection, limits), report=report)

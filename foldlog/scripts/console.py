@@ -1,7 +1,7 @@
-"""What all commands share: where the database is, progress, and how a failure is told.
+"""Helpers that all commands share: the database options, progress bars, and error messages.
 
-Answers go to standard output, so that they can be piped; progress and errors to standard error.
-Exit codes: 0 done; 1 done, and the answer is no; 2 mistyped; 3 could not be done.
+Results go to standard output, so that they can be piped. Progress and errors go to standard error.
+Exit codes: 0 done; 1 done, and the answer is negative; 2 wrong usage; 3 failed.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    # soft_wrap: a path or an id that is to be copied must not be broken into lines
+    """Prints an error without secrets and exits."""
+    # soft_wrap keeps paths and ids on one line, so that they can be copied.
     err.print(f"[red]error:[/red] {escape(redacted(message))}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
-def _outside_errors() -> tuple[type[Exception], ...]:
-    """Faults of the database, the disk or a file, which need no traceback to be understood."""
+def _external_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors of the database, the disk and files, which are clear without traceback."""
     errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
-    with suppress(ModuleNotFoundError):  # of the service
+    with suppress(ModuleNotFoundError):  # the service's packages are optional
         from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 
         errors += DATABASE_ERRORS
@@ -59,7 +60,7 @@ def _outside_errors() -> tuple[type[Exception], ...]:
 
 
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Tells an error of ours in a line, with its code; others keep their traceback."""
+    """Prints expected errors in one line, with their code. Other errors keep their traceback."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,9 +69,9 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
         except FoldlogError as exc:
             fail(f"{exc} ({exc.code})")
         except BrokenPipeError:
-            sys.exit(0)  # the reader of our output has seen enough
+            sys.exit(0)  # the reader closed the pipe, as `head` does
         except Exception as exc:
-            if not isinstance(exc, _outside_errors()):
+            if not isinstance(exc, _external_errors()):
                 raise
             fail(f"{type(exc).__name__}: {exc}")
 
@@ -78,18 +79,19 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_database(command: Callable[..., R]) -> Callable[..., R]:
-    """Options that say where the database is."""
+    """Adds the options `--data` and `--database-url` to a command."""
     for option in (
         click.option(
             "--database-url",
             metavar="URL",
-            help="Use this PostgreSQL instead of the embedded one. [env: FOLDLOG_DATABASE_URL]",
+            help="Use this PostgreSQL server instead of the embedded one. "
+            "[env: FOLDLOG_DATABASE_URL]",
         ),
         click.option(
             "--data",
             metavar="DIR",
-            help="Folder of the embedded PostgreSQL; a running `foldlog serve` on it is joined. "
-            "[env: FOLDLOG_DATA] [default: foldlog-data]",
+            help="Use the embedded PostgreSQL in this folder; a server that already runs on it is "
+            "shared. [env: FOLDLOG_DATA] [default: foldlog-data]",
         ),
     ):
         command = option(command)
@@ -99,22 +101,31 @@ def with_database(command: Callable[..., R]) -> Callable[..., R]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # nobody whom the system knows by name
+    except (OSError, KeyError, ImportError):  # the user id has no name on this system
         return "an operator"
 
 
-BY = click.option("--by", default=_user, show_default="the user of the system", help="Who does it.")
+BY = click.option(
+    "--by",
+    default=_user,
+    show_default="your user name",
+    help="Record this name as the author. It stays in the log forever.",
+)
+YES = click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+REASON_HELP = "Record this reason. It stays in the log forever, so leave out personal data."
+REASON = click.option("--reason", required=True, help=REASON_HELP)
 
 
 class Report(Protocol):
-    """Told how far something has come, and of how much if that is known only now."""
+    """Receives the progress of a task: units done, and the total if it has changed."""
 
     def __call__(self, completed: int, of: int | None = ..., /) -> None: ...
 
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Report]:
-    """A bar on standard error; the block calls what it gets with how far it has come."""
+    """Shows a progress bar on standard error and gives the function that moves it."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -134,21 +145,21 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
 
 
 def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> None:
-    """A table for a pipe: a line each, with tabs between; what strangers named has none itself."""
+    """Prints a table for pipes: a row per line, cells separated by tabs."""
     for row in (names, *rows):
         click.echo("\t".join(printable(" ".join((cell or "-").split())) for cell in row))
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal might act on written out: `\\x1b`."""
+    """Returns the text with control characters escaped (`\\x1b`), for terminals."""
     return "".join(
         char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def quiet_logs() -> None:
-    """Commands speak for themselves; of the log only what goes wrong."""
-    import structlog  # the service's; not there where an app installed the client alone
+    """Hides all log lines below ERROR, because commands print their own messages."""
+    import structlog  # one of the service's packages, which are optional
 
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
@@ -157,4 +168,5 @@ def quiet_logs() -> None:
 
 
 def spaced(number: int) -> str:
+    """Returns the number with separators between thousands: `2,252`."""
     return f"{number:,}"

@@ -1,4 +1,4 @@
-"""The group of all commands."""
+"""The `foldlog` command, which lists the other commands and loads each one when it is called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from foldlog import __version__
 
-#: command -> module, imported when it is called: a shell waits for `foldlog --help` every time
+#: Command -> module. Modules are imported on use, because that makes `foldlog --help` fast.
 COMMANDS = {
     "serve": "commands.serve",
     "web": "server.web",
@@ -36,7 +36,7 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -49,25 +49,29 @@ class _Lazy(click.Group):
             if (exc.name or "").startswith("foldlog"):
                 raise
             raise click.ClickException(
-                f"{cmd_name} is of the service: pip install 'foldlog[server]' (no {exc.name})"
+                f"{cmd_name} needs the service's packages ({exc.name} is missing): "
+                "pip install 'foldlog[server]'"
             ) from exc
         command: Any = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="foldlog")
 def cli() -> None:
-    """Foldlog: offline changesets in, an immutable log, a master table, event ranges out.
+    """Foldlog: changesets from offline devices, an immutable log, a master table.
 
-    Exit codes: 0 done; 1 done, and the answer is no (tables differ, a check failed);
-    2 mistyped; 3 could not be done.
+    Exit codes: 0: done. 1: done, and the answer is negative (tables differ, a check failed).
+    2: wrong usage. 3: failed; standard error says why.
     """
 
 
 def main() -> None:
-    """The command as it is installed. Whatever it makes is for its owner alone: databases, keys and
-    exports hold what users wrote, and what proves it."""
+    """Runs the installed command.
+
+    New files get permissions for their owner only, because databases, keys and exports hold user
+    data or prove it.
+    """
     os.umask(os.umask(0o077) | 0o077)
     cli()

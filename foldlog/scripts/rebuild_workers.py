@@ -1,7 +1,7 @@
-"""Rebuilding many spaces at once: a worker process a core, the longest logs first.
+"""Rebuilds many spaces at once, with one worker process per core.
 
-Workers share nothing but the database, and may be killed at any time, since a rebuild goes on where
-it stopped. So that is how they end early: with their parent, or when it calls them off.
+Workers share only the database. A rebuild that was killed resumes later, so ending a worker early
+means killing it: a worker exits when its parent dies or closes the pipe between them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
@@ -20,41 +21,35 @@ from threading import Thread
 
 from foldlog.domain.errors import FoldlogError, OperatorError, Unavailable
 from foldlog.domain.limits import LIMITS, Limits
-from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.projections import projection_named
 from foldlog.infrastructure.postgres.rebuild.batches import Halted
 from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder, Rebuilt
+from foldlog.infrastructure.wiring import rebuilder
 
 from .console import quiet_logs
 
-#: called with a space, its position, and its head
+#: Receives a space, the position of its rebuild, and the head of its log.
 Report = Callable[[str, int, int], None]
+Reports = SimpleQueue[tuple[str, int, int]]
 
 REPORT_SECONDS = 0.2
-#: A rebuild makes millions of objects that live for a while and no cycles of them.
-COLLECT_EVERY = 50_000
-
-SELECT_HEADS = """
-SELECT space, head
-  FROM spaces
- WHERE space = ANY(%(spaces)s)
- ORDER BY space
-"""
+#: Python's threshold of objects per garbage collection. A rebuild makes millions of objects without
+#: reference cycles.
+GC_THRESHOLD = 50_000
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one space: `rebuilt`, or why it was not."""
+    """The result for one space: `rebuilt`, or the reason why the live table was kept."""
 
     space: str
     rebuilt: Rebuilt | None = None
-    differs: str = ""  #: the first difference
-    failed: str = ""
+    differs: str = ""  #: the first difference from the live table
+    failed: str = ""  #: the error
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done with each space."""
+    """The options of a rebuild, equal for all spaces."""
 
     projection: str = "master"
     verify: bool = False
@@ -62,35 +57,26 @@ class Task:
     limits: Limits = LIMITS
 
 
-def heads(datastore: Datastore, spaces: Sequence[str]) -> dict[str, int]:
-    """How long the logs of these spaces are, the longest first; 0 for one that is not there."""
-    with datastore.rows() as cursor:
-        found = dict(cursor.execute(SELECT_HEADS, {"spaces": list(spaces)}).fetchall())
-    return dict(sorted(((s, found.get(s, 0)) for s in spaces), key=lambda item: -item[1]))
-
-
 def rebuild_many(
     url: str, spaces: Sequence[str], task: Task, *, jobs: int, report: Report
 ) -> Iterator[Outcome]:
-    """Rebuilds a projection of the spaces in the order given, so many at a time.
+    """Rebuilds a projection of the spaces in the given order, up to `jobs` at a time.
 
-    Yields each as it ends. What is wrong with one space does not hold up the others. Raises if the
-    database is gone.
+    Yields each outcome when it is known. An error in one space leaves the others running. Raises
+    `Unavailable` if the database is gone, `OperatorError` if a worker died.
     """
     jobs = min(jobs, len(spaces))
     if jobs > 1:
         yield from _in_processes(url, spaces, jobs, task, report)
     elif spaces:
-        _collect_rarely()
-        with Datastore(url) as datastore:
+        gc.set_threshold(GC_THRESHOLD)
+        with rebuilder(url, task.projection, task.limits, report=report) as own:
             for space in spaces:
-                yield _rebuild(datastore, space, task, report)
+                yield _rebuild(own, space, task)
 
 
-def _rebuild(datastore: Datastore, space: str, task: Task, report: Report) -> Outcome:
+def _rebuild(rebuilder: Rebuilder, space: str, task: Task) -> Outcome:
     try:
-        projection = projection_named(task.projection, task.limits)
-        rebuilder = Rebuilder(datastore, projection, report=report)
         return Outcome(space, rebuilder.rebuild(space, verify=task.verify, fresh=task.fresh))
     except RebuildDiffers as exc:
         return Outcome(space, differs=str(exc))
@@ -106,53 +92,55 @@ def _in_processes(
     url: str, spaces: Sequence[str], jobs: int, task: Task, report: Report
 ) -> Iterator[Outcome]:
     context = get_context("spawn")  # a fork would share our connections and threads
-    reports: SimpleQueue[tuple[str, int, int]] = context.SimpleQueue()
+    reports: Reports = context.SimpleQueue()
     lifeline, our_end = context.Pipe(duplex=False)
 
-    def pass_on() -> None:
+    def forward_reports() -> None:
         while not reports.empty():
             report(*reports.get())
 
     workers = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin, initargs=(url, lifeline, reports)
+        jobs, mp_context=context, initializer=_begin, initargs=(url, task, lifeline, reports)
     )
     try:
         waiting: set[Future[Outcome]] = {workers.submit(_work, space, task) for space in spaces}
         while waiting:
             done, waiting = wait(waiting, REPORT_SECONDS, FIRST_COMPLETED)
-            pass_on()
+            forward_reports()
             yield from (future.result() for future in done)
     except BrokenProcessPool as exc:
-        raise OperatorError("a worker process died; start again, and it goes on") from exc
+        raise OperatorError("a worker process died: run the command again, and it resumes") from exc
     finally:
         our_end.close()
         workers.shutdown(cancel_futures=True)
 
 
-# -- in a worker
+# -- in a worker process
+
+_resources = ExitStack()
+_rebuilder: Rebuilder
 
 
-def _begin(url: str, lifeline: Connection, reports: SimpleQueue[tuple[str, int, int]]) -> None:
-    global _datastore, _reports
+def _begin(url: str, task: Task, lifeline: Connection, reports: Reports) -> None:
+    global _rebuilder
     quiet_logs()
-    _collect_rarely()
-    _datastore, _reports = Datastore(url), reports
-    Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    gc.set_threshold(GC_THRESHOLD)
+    report = partial(_queue_report, reports)
+    _rebuilder = _resources.enter_context(
+        rebuilder(url, task.projection, task.limits, report=report)
+    )
+    Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+
+
+def _queue_report(reports: Reports, space: str, position: int, head: int) -> None:
+    reports.put((space, position, head))
 
 
 def _work(space: str, task: Task) -> Outcome:
-    return _rebuild(_datastore, space, task, lambda *where: _reports.put(where))
+    return _rebuild(_rebuilder, space, task)
 
 
-_datastore: Datastore
-_reports: SimpleQueue[tuple[str, int, int]]
-
-
-def _end_with(lifeline: Connection) -> None:
+def _exit_with_parent(lifeline: Connection) -> None:
     with suppress(EOFError):
-        lifeline.recv()  # nothing is ever sent: it ends when the parent, or its end of it, does
+        lifeline.recv()  # returns only when the parent's end is closed: the parent sends no message
     os._exit(1)
-
-
-def _collect_rarely() -> None:
-    gc.set_threshold(COLLECT_EVERY)

@@ -1,4 +1,4 @@
-"""`foldlog serve` as it is by itself: closed to all who bring no token."""
+"""`foldlog serve` with its default settings refuses every caller without a token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SENT_AT = "2026-11-23T09:00:00.000Z"
 
 @pytest.fixture
 def run(data_folder):
-    """A command on the folder of the service; what it says on standard output."""
+    """Runs a command on the service's folder, and returns its standard output."""
 
     def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
@@ -41,7 +41,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
-    """Two workers, so that each has to forget who was revoked."""
+    """Two workers run, so that each of them must learn of revocations."""
     two = CLOSED | {"FOLDLOG_WEB_WORKERS": "2"}
     with serving(FOLDLOG, str(data_folder), reserve_port(), two) as url:
         told = (data_folder / "serve.log").read_text()
@@ -55,14 +55,14 @@ def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
 
 
 def assert_only_the_log_of_serve_has(data_folder, token: str) -> None:
-    """And that once: it is where standard error went."""
+    """The secret is there once: in the file of standard error."""
     log = data_folder / "serve.log"
     assert files_with(data_folder, token) == [log]
     assert log.read_bytes().count(token.encode()) == 1
 
 
 def files_with(folder, secret: str) -> list[Path]:
-    """The files that hold it: logs, the database's own, whatever else there is."""
+    """The files that contain the secret: logs, files of the database, and all others."""
     files = [path for path in folder.rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
     assert len(files) > 500, "the database's files are among them"
     return [path for path in files if secret.encode() in path.read_bytes()]
@@ -98,7 +98,7 @@ def check_roles(url: str, admin: str, run) -> list[str]:
     assert "admin" in run("token", "list")
     assert B in run("device", "list", "home")
 
-    # Whichever worker is asked: a new connection may come to either.
+    # A new connection may reach either worker.
     run("device", "revoke", "home", B, "--reason", "lost")
     assert {httpx.get(f"{space}/events", headers=bearer(tablet)).status_code for _ in range(8)} == {
         403

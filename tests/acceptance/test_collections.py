@@ -1,4 +1,4 @@
-"""Collections by HTTP: defining them, reading them, and what devices are told."""
+"""Collections by HTTP: an admin defines them, callers read them, and devices get refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = {
 
 def test_a_collection_is_defined_and_read(client):
     """
-    By an admin; read by everybody.
+    An admin defines it, and every caller reads it.
     """
     answer = client.define("tasks", SCHEMA, by="ada", if_version=0)
     assert answer.status_code == 200, answer.text
@@ -45,7 +45,7 @@ def test_a_collection_is_defined_and_read(client):
 
 def test_a_device_is_told_what_it_broke(client):
     """
-    With the record as it is, and without what the user typed; the others of the push are stored.
+    The verdict has the present record, without the refused values. The other changesets are stored.
     """
     client.define("tasks", SCHEMA)
     client.push(changeset(put("a", title="Milk", n=1)))
@@ -71,7 +71,7 @@ def test_only_an_admin_defines(client, app_with):
 
 def test_what_stands_against_a_definition_is_a_problem(client):
     """
-    Each with what is needed to mend it; a dry run tells the same, as an answer.
+    Each problem has the details for a correction. A dry run has them in its response.
     """
     client.filled(put("a", title=5))
     found = {"id": "a", "path": "/title", "reason": 'does not fit type "string"'}
@@ -122,7 +122,7 @@ def test_an_invalid_schema_is_told_with_its_place(client, schema, pointer):
 )
 def test_a_body_is_read_strictly(client, members, pointer):
     """
-    A mistyped `dry_run` must not define anything.
+    A mistyped `dry_run` is refused, so it defines no collection.
     """
     url = f"/v1/admin/spaces/{client.space}/collections/tasks"
     answer = client.http.put(url, json=members, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
@@ -132,7 +132,7 @@ def test_a_body_is_read_strictly(client, members, pointer):
 
 def test_limits_of_a_schema(client):
     """
-    Published, and kept.
+    The limits are published and enforced.
     """
     limits = client.http.get("/v1/limits").json
     large = {"title": "x" * limits["schema_bytes_max"]}

@@ -1,4 +1,4 @@
-"""Erasing through the HTTP door, with the admin's token."""
+"""Erasing through HTTP, with the admin's token."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .conftest import assert_problem
 
 def test_a_range_is_answered_in_the_stored_bytes(client, store):
     """
-    What a client hashes must be what the log has committed to, byte for byte.
+    A client hashes exactly the bytes that the log commits to.
     """
     client.push(changeset(put(title="Grüße 🐘", price=1.0)), changeset(put("y")))
     stored = store.range_after(client.space, RangeQuery(after=0, limit=10)).events
@@ -52,7 +52,7 @@ def test_a_range_has_a_cursor_and_its_mark(client):
 
 def test_paging_visits_every_event_once(client):
     """
-    A client goes on after `through` with its `mark` while there is more.
+    While `more` is true, a client pulls again after `through` with its `mark`.
     """
     client.push(*[changeset(put(str(n))) for n in range(5)])
     seen, after, mark, more = [], 0, "", True
@@ -69,7 +69,7 @@ def test_paging_visits_every_event_once(client):
 
 def test_nothing_new_keeps_the_cursor(client):
     """
-    200 and an empty list; the caller's own cursor, never zero.
+    The response is a 200 with an empty list and the caller's own cursor.
     """
     client.push(changeset())
 
@@ -80,7 +80,7 @@ def test_nothing_new_keeps_the_cursor(client):
 
 def test_a_puller_that_names_itself_gets_its_own_in_short(client):
     """
-    Unless it asks for all: then it was restored, and holds nothing.
+    With `own=full` it gets them with `ops`, as a restored device needs them.
     """
     client.push(changeset(put("a")))
     client.push(changeset(put("b")), device=B)
@@ -96,7 +96,7 @@ def test_a_puller_that_names_itself_gets_its_own_in_short(client):
 
 def test_collections_are_separated_by_commas(client):
     """
-    A changeset that touches one of them comes, others not at all.
+    A changeset comes if it touches one of the collections.
     """
     client.push(*[changeset(put("x", name)) for name in ("a", "b", "c")])
 
@@ -120,6 +120,6 @@ def test_a_cursor_of_another_log_is_refused(client):
 
 def test_an_unknown_space_is_not_found(client):
     """
-    Reading makes nothing: a mistyped name must not become a space.
+    A read creates no space, so a mistyped name stays unknown.
     """
     assert_problem(client.get("events"), 404, "unknown-space")

@@ -14,7 +14,7 @@ from .conftest import assert_problem
 
 @pytest.fixture
 def lived(client):
-    """Three events on one record, the second one concurrent with the first, and a deletion."""
+    """Three events on one record: a put, a concurrent put, and a deletion."""
     sent = [
         changeset(put("x", title="Milk", n=1), made_at="2026-11-23T08:59:00Z"),
         changeset(put("x", title="Bread"), put("y")),
@@ -32,7 +32,7 @@ def lived(client):
 
 def test_the_records_of_a_moment(lived):
     """
-    The exact form of a page: a page of the master table, and the seq that the moment was.
+    The page has its exact form, and the seq of the moment.
     """
     assert lived.get("records?as_of=1").json == {
         "log": lived.log,
@@ -58,7 +58,7 @@ def test_the_records_of_a_moment(lived):
 
 def test_one_record_of_a_moment(lived):
     """
-    By path and by parameter; a tombstone where it was deleted, unknown where it had never been.
+    By path and by parameter: a tombstone after the deletion, and a 404 before the first event.
     """
     for path in ("records/tasks/x?", "records?collection=tasks&id=x&"):
         answers = [lived.get(f"{path}as_of={seq}").json for seq in (1, 2, 3)]
@@ -113,7 +113,7 @@ def test_a_moment_beyond_the_log(lived, path):
 
 def test_the_history_of_a_record(lived):
     """
-    The exact form: whose, when, what from and to, what lost.
+    The exact form: the device, the times, the values before and after, and the lost values.
     """
     body = lived.get("history/tasks/x").json
     assert body.keys() == {"log", "head", "projected", "versions", "cursor"}
@@ -182,7 +182,7 @@ def test_a_history_pages_in_both_directions(lived):
 @pytest.mark.parametrize("id", ["a/b", "//", "a%2Fb", "é b", "..", "🐘"], ids=ascii)
 def test_any_id_has_its_history(client, id):
     """
-    Percent-encoded whole, as in `/records`.
+    The id is percent-encoded whole, as in `/records`.
     """
     client.filled(put(id, mine=True), put("a"))
     body = client.get(f"history/tasks/{quote(id, safe='')}").json
@@ -191,7 +191,7 @@ def test_any_id_has_its_history(client, id):
 
 def test_what_differs_between_two_moments(lived):
     """
-    Both states, null where there was none or a deleted one, and the fields that changed.
+    Each difference has both states and the changed fields. A missing or deleted record is null.
     """
     body = lived.get("diff?from=1&to=2").json
     assert {name: body[name] for name in ("from", "to", "cursor")} == {
@@ -213,7 +213,7 @@ def test_what_differs_between_two_moments(lived):
 
 def test_a_lost_value_is_put_back_as_the_ledger_says(lived):
     """
-    `restore`, with an id and a time of the client's own, is a changeset as any other.
+    A client can push `restore`, with its own id and time, like any changeset.
     """
     [conflict] = lived.get(f"conflicts?collection=tasks&id=x&field=title&device={A}&since=1").json[
         "conflicts"
@@ -235,7 +235,7 @@ def test_filters_of_the_ledger_leave_out_the_rest(lived, filter):
 
 def test_a_space_without_history_says_so(app_with):
     """
-    Never a wrong answer: what older code folded has no versions.
+    Records that older code folded lack versions, so the service refuses to answer.
     """
 
     class Older:

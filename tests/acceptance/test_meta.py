@@ -18,7 +18,7 @@ from .conftest import assert_problem
 
 def test_a_living_process_says_so(http):
     """
-    It asks nobody else: a database that is down is no reason to restart this process.
+    The check covers this process only: restarting it does not help a database that is down.
     """
     answer = http.get("/healthz")
 
@@ -27,7 +27,7 @@ def test_a_living_process_says_so(http):
 
 def test_a_ready_service_shows_its_checks(http):
     """
-    An operator sees what was looked at.
+    The response lists the checks for an operator.
     """
     answer = http.get("/readyz")
 
@@ -37,7 +37,7 @@ def test_a_ready_service_shows_its_checks(http):
 
 def test_a_service_that_is_not_ready_says_what_is_wrong(app_with):
     """
-    503, so that a load balancer sends nobody here.
+    The status is 503, so a load balancer sends requests elsewhere.
     """
     checks = {"database": "connection refused", "disk": "ok"}
 
@@ -50,7 +50,7 @@ def test_a_service_that_is_not_ready_says_what_is_wrong(app_with):
 
 def test_every_limit_is_published(http, app_with):
     """
-    With the value in force, under the name that a problem gives.
+    Each limit has its current value, and the name that problems use.
     """
     assert http.get("/v1/limits").json == msgspec.to_builtins(LIMITS)
     lowered = app_with(limits=Limits(page_events_max=7)).http.get("/v1/limits")
@@ -59,7 +59,7 @@ def test_every_limit_is_published(http, app_with):
 
 def test_a_lowered_limit_is_enforced(app_with):
     """
-    What is published is what is checked.
+    The service enforces the published value.
     """
     client = app_with(limits=Limits(page_events_max=7, page_events_default=5))
 
@@ -68,13 +68,13 @@ def test_a_lowered_limit_is_enforced(app_with):
 
 def test_every_error_of_the_domain_has_its_page():
     """
-    Whoever adds an error says what a client does about it.
+    Each error has a remedy for the client.
     """
 
     def below(error):
         return {error}.union(*map(below, error.__subclasses__()))
 
-    #: Never raised themselves, only as one of their kinds; and one that HTTP never answers with.
+    #: Only subclasses of these are raised. HTTP responses exclude `OperatorError`.
     abstract = {errors.FoldlogError, errors.PushConflict, errors.Unavailable}
     abstract |= {errors.DefinitionConflict}
     ours = {e for e in below(errors.FoldlogError) if e.__module__.startswith("foldlog.")}
@@ -104,14 +104,14 @@ def test_a_problem_has_a_page_for_programs_and_for_people(http, code):
 
 def test_a_problem_that_is_not_there(http):
     """
-    A mistyped code is a problem of its own.
+    An unknown code is a problem itself.
     """
     assert_problem(http.get("/problems/teapot"), 404, "not-found")
 
 
 def test_the_page_of_the_api_shows_everything(http, app):
     """
-    Each operation, each schema, each problem; a list that is not complete misleads.
+    The page has each operation, each schema and each problem.
     """
     page = http.get("/docs")
     document = http.get("/openapi.json").json
@@ -132,7 +132,7 @@ def test_the_page_of_the_api_shows_everything(http, app):
 @pytest.mark.parametrize("path", ["/docs", "/problems/log-behind"])
 def test_a_page_needs_nothing_from_elsewhere(http, path):
     """
-    It works behind any firewall, and nothing in it can run.
+    A page loads no external resources, and runs no scripts.
     """
     page = http.get(path, headers={"Accept": "text/html"})
 
@@ -143,7 +143,7 @@ def test_a_page_needs_nothing_from_elsewhere(http, path):
 
 def test_the_links_of_the_page_lead_somewhere(http):
     """
-    Every anchor that is linked to is there.
+    Every linked anchor exists.
     """
     page = http.get("/docs").text
 
@@ -153,7 +153,7 @@ def test_the_links_of_the_page_lead_somewhere(http):
 
 def test_metrics_are_what_prometheus_reads(app_with):
     """
-    One line a gauge, with its help and labels; nothing of this process.
+    Each gauge has one line, with its help and labels. Metrics of the process are left out.
     """
     gauges = [
         Gauge("foldlog_spaces", "Spaces.", 3),

@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, valid, and true of what the service really answers."""
+"""The OpenAPI document: complete, valid, and equal to the real responses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRec
 from tests.acceptance.conftest import ADMIN_TOKEN
 from tests.helpers import A, B, add, changeset, delete, grow_trees, put
 
-#: What a query must say. All else has a default.
+#: Required query parameters. All others have a default.
 NEEDED = {"seq"}
-#: ... and of this one
+#: Parameters that these paths require in addition.
 NEEDED_OF = {
     "/v1/spaces/{space}/history": {"collection", "id"},
     "/v1/spaces/{space}/proof/consistency": {"from"},
@@ -47,7 +47,7 @@ def operations(document):
 
 def test_every_route_is_documented_and_nothing_else(app, document):
     """
-    A route that nobody can find is no use; one that is not there is worse.
+    The paths of the document are exactly the routes of the app.
     """
     routes = {
         (method.lower(), path_template(rule.rule))
@@ -83,7 +83,7 @@ def test_every_operation_says_what_it_takes_and_answers(document):
 
 def test_every_reference_leads_to_a_component(document):
     """
-    And every component is a valid JSON schema.
+    Every component is also a valid JSON schema.
     """
     schemas = document["components"]["schemas"]
 
@@ -104,7 +104,7 @@ def test_every_reference_leads_to_a_component(document):
 
 def test_examples_are_what_their_schema_says(document):
     """
-    People copy examples.
+    People copy examples, so every example fits its schema.
     """
     for _, _, described in operations(document):
         contents = [*described.get("requestBody", {}).get("content", {}).values()]
@@ -119,7 +119,7 @@ def test_examples_are_what_their_schema_says(document):
 
 def test_a_request_may_have_no_other_members(document):
     """
-    Unknown members are refused, so a generated client must not send any.
+    The service refuses unknown members, so the document forbids them in requests.
     """
     schemas = document["components"]["schemas"]
 
@@ -160,7 +160,7 @@ def admin_client(app_with):
 
 def test_real_answers_are_what_the_document_says(admin_client, document, store, monkeypatch):
     """
-    Every documented answer is asked for, and checked against its schema with no member beyond.
+    Each documented response fits its schema, and has only documented members.
     """
     client = admin_client
     local = {"op": "put", "collection": "tasks", "local_id": "1", "fields": {"n": None}}
@@ -176,7 +176,9 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
     client.filled(put("n", "notes", text=1))
     narrower = {"properties": {"text": {"type": "string"}}, "required": ["text"]}
     grow_trees(store)
-    monkeypatch.setattr(store, "skip", lambda *_, **__: Skipped(2, 3))  # nothing stands still here
+    monkeypatch.setattr(
+        store, "skip", lambda *_, **__: Skipped(2, 3)
+    )  # no master table is halted here
 
     def as_admin(path, body, under="/v1"):
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
@@ -247,13 +249,13 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
 @pytest.mark.parametrize("path", ["events?x=1", "events", "records/tasks/never", "nowhere"])
 def test_real_problems_are_what_the_document_says(client, document, path):
     """
-    One form for all of them.
+    All problems have one form.
     """
     assert_valid(document, {"$ref": "#/components/schemas/Problem"}, client.get(path).json)
 
 
 def assert_valid(document, schema, value):
-    """Checks a value as strictly as can be: a member that is not documented is an error."""
+    """Validates a value strictly: an undocumented member is an error."""
     components = _closed(msgspec.json.encode(document["components"]["schemas"]))
     validator = Draft202012Validator(
         {**schema, "components": {"schemas": components}}, format_checker=FormatChecker()

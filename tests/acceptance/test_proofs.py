@@ -1,4 +1,4 @@
-"""Checkpoints, tiles and proofs as auditors fetch them, byte for byte as C2SP says."""
+"""Checkpoints, tiles and proofs for auditors, with exactly the bytes of C2SP."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def audited(client, store):
 
 
 def test_tiles_are_hashes_and_bundles_are_leaves(audited):
-    """Each entry of a bundle hashes to its place in the tile; neither tells a value."""
+    """Each entry of a bundle hashes to its place in the tile. Both are free of values."""
     for path, width in (("000", 256), ("001.p/44", 44), ("001.p/7", 7), ("000.p/3", 3)):
         tile, entries = audited.get(f"tile/0/{path}"), audited.get(f"tile/entries/{path}")
         for answer in (tile, entries):
             assert answer.status_code == 200
             assert answer.content_type == "application/octet-stream"
             assert "immutable" in answer.headers["Cache-Control"]
-            assert answer.headers["Vary"] == "Authorization"  # kept for years, but for nobody else
+            assert (
+                answer.headers["Vary"] == "Authorization"
+            )  # cached for years, for this caller only
         leaves = unbundled(entries.data)
         assert len(leaves) == width and tile.data == b"".join(map(leaf_hash, leaves))
         assert b'"fields"' not in entries.data
@@ -52,8 +54,8 @@ def test_tiles_are_hashes_and_bundles_are_leaves(audited):
         "2/000.p/1",
     ],
 )
-def test_what_the_tree_has_not_come_to(audited, path):
-    """404, as of any file that is not there."""
+def test_a_tile_beyond_the_tree(audited, path):
+    """A tile beyond the tree is a 404."""
     assert_problem(audited.get(f"tile/{path}"), 404, "beyond-tree", size=300)
 
 
@@ -61,13 +63,13 @@ def test_what_the_tree_has_not_come_to(audited, path):
     "path",
     ["0/0", "0/x000/000", "64/000", "00/000", "data/000", "0/000.p/0", "0/000.p/256", "0/000/"],
 )
-def test_what_is_no_path_of_a_tile(audited, path):
+def test_a_wrong_path_of_a_tile(audited, path):
     """A tile has one address."""
     assert_problem(audited.get(f"tile/{path}"), 404, "no-such-path")
 
 
 def test_a_checkpoint_is_answered_as_it_was_signed(audited, store):
-    """As text, and never from an old cache."""
+    """It is text, and caches must revalidate it."""
     assert_problem(audited.get("checkpoint"), 404, "no-checkpoint")
     note = "origin\n300\nroot\n\n— origin AAAAAAA=\n".encode()
     store.publish(audited.space, store.tree(audited.space).log, 300, note)
@@ -77,7 +79,7 @@ def test_a_checkpoint_is_answered_as_it_was_signed(audited, store):
 
 
 def test_a_process_without_keys_says_so(audited):
-    """Instead of an empty list, which would say that nobody signs."""
+    """An empty list would mean that the log is unsigned, so the response is a 404."""
     assert_problem(audited.get("keys"), 404, "no-keys")
 
 
@@ -86,7 +88,7 @@ def hashes(texts):
 
 
 def test_an_event_is_proven_with_all_that_it_says(audited):
-    """From the salt to the root, with nothing but the answer."""
+    """The response alone proves the event, from the salt to the root."""
     found = audited.get("proof/event/42?size=100").json
     raw = audited.get("events?after=41&limit=1").data
     state = raw[raw.index(b'[{"seq"') + 1 : raw.index(b'],"through"')]
@@ -102,7 +104,7 @@ def test_an_event_is_proven_with_all_that_it_says(audited):
 
 
 def test_consistency_is_proven(audited):
-    """From one size to another, or to all of it."""
+    """From one size to another, or to the whole tree."""
     found = audited.get("proof/consistency?from=100").json
     assert (found["from"], found["to"]) == (100, 300)
     check_consistency(
@@ -132,7 +134,7 @@ def test_consistency_is_proven(audited):
     ],
 )
 def test_proofs_that_cannot_be(audited, path, code):
-    """Refused, and said why."""
+    """The service refuses them, with the reason."""
     answer = audited.get(path)
     assert answer.status_code == code, answer.text
     assert answer.content_type == "application/problem+json"

@@ -15,7 +15,7 @@ from .conftest import SENT_AT, assert_problem
 
 def test_a_push_is_answered_with_the_log_and_a_verdict_for_each(client):
     """
-    The first push makes the space. Every changeset is answered, in order.
+    The first push creates the space. The response has a verdict for every changeset, in order.
     """
     first, second = changeset(put("x")), changeset(put("y"))
 
@@ -36,8 +36,8 @@ def test_a_push_is_answered_with_the_log_and_a_verdict_for_each(client):
 
 def test_the_same_push_again_is_answered_as_the_first_time(client):
     """
-    An answer can be lost on the way. Whoever sends again must not store twice, and learns the
-    same as the first time.
+    A response can be lost on the way. A repeated push stores the changesets once, and gets the same
+    verdicts.
     """
     one = changeset(put(title="Milk"), counter=1)
     first = client.push(one).json
@@ -49,7 +49,7 @@ def test_the_same_push_again_is_answered_as_the_first_time(client):
 
 def test_a_local_id_is_answered_with_its_id(client):
     """
-    A device can name a record by a key of its own and learns the id that everybody else sees.
+    A device can name a record by its own key, and learns the id that other devices see.
     """
     op = {"op": "put", "collection": "tasks", "local_id": "17", "fields": {}}
 
@@ -60,7 +60,7 @@ def test_a_local_id_is_answered_with_its_id(client):
 
 def test_records_are_returned_when_asked_for(client):
     """
-    An app that shows the merged state at once need not ask a second time.
+    An app can show the merged state at once, without another request.
     """
     verdict = client.push(changeset(put("x", n=1)), **{"return": "records"}).json["verdicts"][0]
 
@@ -78,8 +78,8 @@ def test_records_are_returned_when_asked_for(client):
 
 def test_a_stale_changeset_is_stored_as_refused_with_the_current_records(client):
     """
-    A refusal by a guard is an answer and no error: the queue goes on, and the app can show the
-    user what is there now.
+    A refusal by a guard is a verdict: the queue continues, and the app can show the present
+    records.
     """
     client.push(changeset(put("x", n=1)))
 
@@ -94,7 +94,7 @@ def test_a_stale_changeset_is_stored_as_refused_with_the_current_records(client)
 
 def test_an_empty_push_makes_the_space(client):
     """
-    A fresh app has nothing to send yet, and still wants to know which log it follows.
+    A new app has no changesets yet, but needs the id of its log.
     """
     answer = client.push()
 
@@ -104,7 +104,7 @@ def test_an_empty_push_makes_the_space(client):
 
 def test_an_id_with_other_content_is_refused(client):
     """
-    An id names one content for ever; a client that reuses it has a fault that must be seen.
+    An id names one content permanently. A client that reuses it has a bug.
     """
     one = changeset(put(title="Milk"))
     client.push(one)
@@ -117,7 +117,7 @@ def test_an_id_with_other_content_is_refused(client):
 
 def test_a_counter_that_skips_names_the_one_expected(client):
     """
-    Something was lost on the way; the device renumbers from the number expected.
+    A changeset was lost on the way. The device renumbers from the expected counter.
     """
     answer = client.push(changeset(counter=1), changeset(counter=3))
 
@@ -137,7 +137,7 @@ def test_an_old_counter_means_a_cloned_device(client):
 
 def test_a_base_beyond_the_head_is_refused(client):
     """
-    The device has seen events that this log does not have: it was restored from a backup.
+    The device saw events that this log lacks, because the server was restored from a backup.
     """
     log = client.push().json["log"]
 
@@ -148,8 +148,8 @@ def test_a_base_beyond_the_head_is_refused(client):
 
 def test_an_unreadable_changeset_is_named_by_index_and_pointer(client):
     """
-    The client sets that one aside and sends the others; the pointer leads a developer to the
-    member that is wrong, counted from the body's top.
+    The client sets that changeset aside and sends the others. The pointer leads a developer to the
+    wrong member, from the top of the body.
     """
     answer = client.push(changeset(), changeset(add(taps="1")))
 
@@ -166,7 +166,7 @@ def test_an_unreadable_changeset_is_named_by_index_and_pointer(client):
 
 def test_a_changeset_of_the_wrong_shape_is_named_too(client):
     """
-    An unknown member is named and not ignored: it might have been a guard.
+    An unknown member is an error, because it might have been meant as a guard.
     """
     answer = client.push({**changeset(), "gaurd": "unchanged"})
 
@@ -177,7 +177,7 @@ def test_a_changeset_of_the_wrong_shape_is_named_too(client):
 
 def test_changesets_that_are_no_array_have_no_index(client):
     """
-    There is no changeset to blame.
+    The error concerns the whole member.
     """
     answer = client.post(
         "changesets", {"device": A, "sent_at": "2026-11-23T09:00:00Z", "changesets": 1}
@@ -192,8 +192,8 @@ def test_changesets_that_are_no_array_have_no_index(client):
 )
 def test_half_an_emoji_is_named_by_its_index(client, half):
     r"""
-    JavaScript cuts strings inside a surrogate pair and sends `"\ud83d"`. If the answer didn't
-    name the changeset, it would block its device's queue for ever.
+    JavaScript cuts strings inside a surrogate pair and sends `"\ud83d"`. The response names the
+    changeset, because it would block the queue of its device otherwise.
     """
     body = {
         "device": A,
@@ -209,7 +209,7 @@ def test_half_an_emoji_is_named_by_its_index(client, half):
 
 def test_too_many_operations_can_never_be_stored(client):
     """
-    422, not 413: a smaller batch would not help this changeset.
+    The status is 422 instead of 413, because a smaller batch would fail as well.
     """
     answer = client.push(changeset(*[put(str(n)) for n in range(1_001)]))
 

@@ -1,4 +1,4 @@
-"""Ids of records are whatever apps have: in a path they must survive unchanged."""
+"""Apps choose the ids of their records, and ids must survive unchanged in a path."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STRANGE = [
 @pytest.mark.parametrize("id", STRANGE, ids=ascii)
 def test_an_id_is_found_by_its_path(client, id):
     """
-    Percent-encoded whole, slashes included, an id leads to its record and to no other.
+    A percent-encoded id, including slashes, leads to exactly its record.
     """
     client.filled(put(id, mine=True), put("a"), put("b"), put("etc/passwd"))
 
@@ -65,7 +65,7 @@ def test_an_id_is_found_by_its_path(client, id):
 @pytest.mark.parametrize("id", [".", "..", "a/../b", "/", "🐘", "a+b&c"], ids=ascii)
 def test_an_id_is_found_by_a_parameter(client, id):
     """
-    Browsers take `.` and `..` for folders, encoded or not; a query they leave as it is.
+    Browsers treat `.` and `..` in a path as folders, but leave a query unchanged.
     """
     client.filled(put(id, mine=True), put("a"), put(id, "notes"))
 
@@ -80,7 +80,7 @@ def test_an_id_is_found_by_a_parameter(client, id):
 @pytest.mark.parametrize("id", [".", "..", "a/../b", "/", "🐘", "a+b&c"], ids=ascii)
 def test_the_history_of_an_id_by_a_parameter(client, id):
     """
-    The same as by the path, where there is one.
+    It equals the history by path, for ids that a path can carry.
     """
     client.filled(put(id, mine=True), put("a"), put(id, "notes"))
 
@@ -95,7 +95,7 @@ def test_the_history_of_an_id_by_a_parameter(client, id):
 
 def test_an_id_by_parameter_stands_alone(client):
     """
-    It needs its collection; and it is not a page to go on from.
+    It requires its collection, and excludes the parameters of pages.
     """
     client.filled(put())
 
@@ -113,7 +113,7 @@ def test_an_id_by_parameter_stands_alone(client):
 
 def test_slashes_need_not_be_encoded(client):
     """
-    WSGI hands a path on decoded, so this is not ours to tell apart; the id is what is left.
+    The id is the rest of the path, with its slashes decoded or not.
     """
     client.filled(put("a/b"))
 
@@ -121,9 +121,9 @@ def test_slashes_need_not_be_encoded(client):
 
 
 @pytest.mark.parametrize("id", ["%00", "x" * 129])
-def test_what_cannot_be_an_id_is_refused(client, id):
+def test_an_invalid_id_is_refused(client, id):
     """
-    PostgreSQL holds no NUL; and a limit has its name.
+    PostgreSQL cannot store NUL. The limit of the length has a name.
     """
     client.filled(put())
     errors = [{"parameter": "id", "detail": "an id must be 1-128 characters without NUL"}]
@@ -135,7 +135,7 @@ def test_what_cannot_be_an_id_is_refused(client, id):
 @pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_a_path_that_is_not_utf8_is_refused(client, bytes):
     """
-    Werkzeug would put U+FFFD in its place and so lead to another record.
+    Werkzeug would replace the bytes with U+FFFD, and lead to another record.
     """
     client.filled(put("\ufffd"))
     # As a server does it; the test client would put U+FFFD there itself.
@@ -153,7 +153,7 @@ def test_a_path_that_is_not_utf8_is_refused(client, bytes):
 )
 def test_a_path_is_not_mended(client, path):
     """
-    An empty id is none, and a doubled slash is not one slash: no redirect guesses what was meant.
+    An empty id is an error, and a doubled slash is part of the id. The service never redirects.
     """
     client.filled(put())
 

@@ -13,7 +13,7 @@ from .conftest import assert_problem
 
 def test_the_live_records_by_collection_and_id(client):
     """
-    The exact form of a page; a deleted record is not in it.
+    The page has its exact form, without the deleted record.
     """
     receipt = client.filled(put("x", title="Milk"), put("y"), delete("y"))
 
@@ -41,7 +41,7 @@ def test_the_live_records_by_collection_and_id(client):
 
 def test_pages_follow_the_cursor(client):
     """
-    A cursor says nothing to a client but where the next page starts.
+    A cursor only says where the next page starts.
     """
     client.filled(*[put(str(n)) for n in range(5)])
     seen, cursor = [], ""
@@ -56,9 +56,9 @@ def test_pages_follow_the_cursor(client):
     assert seen == ["0", "1", "2", "3", "4"]
 
 
-def test_what_changed_since_comes_with_tombstones(client):
+def test_changed_records_include_tombstones(client):
     """
-    Collapsed: each record once, as it is now; a deletion must be heard of, too.
+    Each record comes once, in its present state, including deleted records.
     """
     client.filled(put("x"), put("y"), put("z"))
     client.filled(delete("x"), put("y", n=1))
@@ -70,7 +70,7 @@ def test_what_changed_since_comes_with_tombstones(client):
 
 def test_records_of_one_collection(client):
     """
-    A list shows one kind of thing.
+    A list shows the records of one collection.
     """
     client.filled(put("x", "tasks"), put("y", "notes"))
 
@@ -81,7 +81,7 @@ def test_records_of_one_collection(client):
 
 def test_one_record(client):
     """
-    The exact form, and that a deleted record is an answer while one that never was is none.
+    The response has its exact form. A deleted record is a tombstone; an unknown record is a 404.
     """
     receipt = client.filled(put("x", n=1), put("y"), delete("y"))
 
@@ -94,9 +94,10 @@ def test_one_record(client):
     assert_problem(client.get("records/tasks/never"), 404, "unknown-record")
 
 
-def test_a_read_of_what_the_log_does_not_have_is_told_so(client):
+def test_a_read_of_a_seq_beyond_the_log_is_refused(client):
     """
-    No waiting for what cannot come: the server was restored, or the seq is another space's.
+    A seq beyond the log is an error at once, because waiting is useless: the server was restored,
+    or the seq belongs to another space.
     """
     client.filled(put())
 
@@ -108,14 +109,14 @@ def test_a_read_of_what_the_log_does_not_have_is_told_so(client):
 @pytest.mark.parametrize("path", ["records", "records/tasks/x", "conflicts", f"devices/{A}/ids"])
 def test_an_unknown_space_is_not_found(client, path):
     """
-    Reading makes nothing.
+    A read creates no space.
     """
     assert_problem(client.get(path), 404, "unknown-space")
 
 
-def test_conflicts_say_what_lost_to_what(client):
+def test_conflicts_have_the_lost_and_the_won_value(client):
     """
-    Nothing that a user typed disappears without a trace.
+    The ledger has every lost value, and the value that won.
     """
     early = changeset(put("x", title="Milk"), made_at="2026-11-23T08:59:00Z")
     early_receipt = client.push(early).json
@@ -160,7 +161,7 @@ def test_conflicts_say_what_lost_to_what(client):
 
 def test_conflicts_page(client):
     """
-    The ledger is as long as history.
+    The ledger grows with the history, so it comes in pages.
     """
     client.push(changeset(put("x", a=1, b=1, c=1), made_at="2026-11-23T08:59:00Z"))
     client.filled(put("x", a=2, b=2, c=2), device=B)
@@ -174,7 +175,7 @@ def test_conflicts_page(client):
 
 def test_the_ids_of_a_device(client):
     """
-    No mapping of a device's own keys can be lost: it can be asked for again at any time.
+    A device can read the ids of its own keys at any time.
     """
     op = {"op": "put", "collection": "tasks", "local_id": "17", "fields": {}}
     client.filled(op)
@@ -188,7 +189,7 @@ def test_the_ids_of_a_device(client):
 
 def test_the_ids_of_a_device_page(client):
     """
-    A device makes as many as it likes, and each answer stays small.
+    A device may have many keys, so they come in pages.
     """
     client.filled(*({"op": "put", "collection": "tasks", "local_id": key} for key in "abc"))
 
@@ -204,7 +205,7 @@ def test_the_ids_of_a_device_page(client):
 @pytest.mark.parametrize("cursor", ["x", "!!", "W10", "%F0%9F%90%98", "WzFd" * 1_000])
 def test_a_strange_cursor_is_refused(client, path, cursor):
     """
-    A cursor comes from an earlier page; any other is a fault of the client, not of ours.
+    A cursor from any other source than an earlier page is an error of the client.
     """
     client.filled(put())
 
@@ -213,7 +214,7 @@ def test_a_strange_cursor_is_refused(client, path, cursor):
 
 def test_a_database_that_is_away_is_unavailable(app_with, store):
     """
-    503 and when to try again; what the database said is for our logs.
+    The response is a 503 with `Retry-After`. Only our log has the message of the database.
     """
 
     class Away:

@@ -1,4 +1,4 @@
-"""Who was revoked is told nothing that came after, whatever they had begun before."""
+"""A revoked caller receives no later events, even in requests that began before."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Clock:
         return self.now
 
     def pass_by(self) -> None:
-        """So long that nobody is remembered, but for what has nothing to tell."""
+        """Advances the clock until no authorization is cached."""
         self.now += CALLER_SECONDS_MAX + 1
 
 
 @dataclass
 class Token:
-    """Of a role, in a space, until it is revoked."""
+    """A token of a role in a space, until it is revoked."""
 
     store: object
     space: str
@@ -87,8 +87,8 @@ def head_of(store, space: str) -> int:
     return head
 
 
-def test_a_stream_from_after_the_revocation_tells_nothing(live, store):
-    """No page of it would tell of the revocation; and who asked is remembered for a moment."""
+def test_a_stream_from_after_the_revocation_is_empty(live, store):
+    """Its pages lack the revocation, and the authorization of the caller is cached for a moment."""
     space = Space(live.port)
     token = Token(store, space.name)
     assert space.http.get("events", headers=token.headers).status_code == 200
@@ -157,10 +157,11 @@ def test_a_page_is_not_told_to_who_was_revoked_while_it_was_read(
     assert_problem(ask(), 401, "unauthenticated")
 
 
-def test_what_was_stored_is_never_said_not_to_be(client, store, clock, monkeypatch):
+def test_a_stored_sync_is_never_reported_as_not_stored(client, store, clock, monkeypatch):
     """
-    A device is revoked just after its sync was stored. Every refusal but one says that nothing was
-    stored; so it is that one, and the same sync again is told why it goes no further.
+    A device is revoked just after its sync was stored. Every problem but `outcome-unknown` says
+    that the sync was not stored, so the response is that problem. The repeated sync gets the
+    reason.
     """
     token = Token(store, client.space, Role.DEVICE)
     submit = store.submit
@@ -183,8 +184,8 @@ def test_what_was_stored_is_never_said_not_to_be(client, store, clock, monkeypat
     assert sent["id"] in ids
 
 
-def test_a_download_ends_for_who_was_revoked_meanwhile(client, store, clock, monkeypatch):
-    """However slowly they read it: a snapshot's later pages are as of later moments."""
+def test_a_download_ends_for_a_revoked_caller(client, store, clock, monkeypatch):
+    """A slow download ends as well, because later pages of a snapshot show later moments."""
     secret(store, client.space)
     token = Token(store, client.space)
     read = store.snapshot

@@ -1,4 +1,4 @@
-"""No secret leaves the service: not in what it answers, says, logs, or shows to other users."""
+"""Secrets stay inside the service: responses, output, logs and files of other users lack them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TOKEN = "planted-token-of-a-client-0123456789"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWduYXR1cmU"
 READY_SECONDS_MAX = 60
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.seconds(10)
 
 
 class Service:
-    """`foldlog serve`, and all that was ever heard of it."""
+    """`foldlog serve`, and all of its output and responses."""
 
     def __init__(self, folder: Path, env: dict[str, str]):
         self.planted = {"admin": ADMIN, "token": TOKEN, "jwt": JWT}
@@ -66,7 +66,7 @@ class Service:
         return answer
 
     def processes(self) -> list[tuple[psutil.Process, list[str]]]:
-        """Each with its command line; those of PostgreSQL come and go."""
+        """Each process with its command line. Processes of PostgreSQL come and go."""
         own = psutil.Process(self.process.pid)
         found = []
         for process in (own, *own.children(recursive=True)):
@@ -75,7 +75,7 @@ class Service:
         return found
 
     def secrets(self) -> dict[str, bytes]:
-        """Everything that nobody else may read."""
+        """All values that only the owner may read."""
         found = {name: secret.encode() for name, secret in self.planted.items()}
         for file in (self.data / "secrets").iterdir():
             found[file.name] = file.read_bytes().strip()
@@ -86,7 +86,7 @@ class Service:
         return found
 
     def grant(self) -> str:
-        """A device's token. The answer to this is the one place where it is told."""
+        """Grants a token to a device. Only the response to this request contains it."""
         answer = httpx.post(
             f"{self.url}/v1/admin/spaces/home/tokens",
             headers={"Authorization": f"Bearer {ADMIN}"},
@@ -108,7 +108,7 @@ def started(folder: Path, env: dict[str, str]):
 
 @pytest.fixture
 def first_token(data_folder):
-    """What a first start shows, once; the log of that start is not looked at again."""
+    """The token that the first start prints once. The test ignores the log of that start."""
     with started(data_folder, {}) as service:
         pass
     [token] = re.findall(rb"foldlog_\S{43}", service.said.read_bytes())
@@ -159,8 +159,11 @@ def every_kind_of_request(service: Service) -> None:
 
 
 def test_nothing_that_is_seen_holds_a_secret(first_token, service):
-    """Answers, problems, metrics, logs, `ps`, and files that others may read; also while the
-    database is gone, and all want to tell what they miss. Tokens that let somebody in, too."""
+    """
+    It covers responses, problems, metrics, logs, `ps`, and files that other users can read, also
+    while the database is away and every part reports errors. Tokens of authorized callers are
+    secrets, too.
+    """
     service.planted |= {"first token": first_token, "device's token": service.grant()}
     every_kind_of_request(service)
     for secret in ("first token", "device's token"):
@@ -191,7 +194,7 @@ def test_nothing_that_is_seen_holds_a_secret(first_token, service):
     for where, what in seen.items():
         for name, secret in secrets.items():
             assert secret not in what, f"{where} holds {name}"
-    # What is kept of a granted token is its digest, so not even the database's own files have it.
+    # The database stores only the digest of a granted token, so even its own files lack the token.
     granted = [service.planted[name].encode() for name in ("first token", "device's token")]
     for path in service.data.rglob("*"):
         if stat.S_ISREG(path.lstat().st_mode):
@@ -199,7 +202,7 @@ def test_nothing_that_is_seen_holds_a_secret(first_token, service):
 
 
 def test_what_is_made_is_for_its_owner_alone(service):
-    """Under an ordinary umask: nobody else reads a file of the data folder, or lists one of it."""
+    """With an ordinary umask, other users can neither read nor list files of the data folder."""
     service.ask("POST", "/v1/spaces/home/changesets", json={
         "device": A, "sent_at": "2026-11-23T09:00:00.000Z", "changesets": [changeset(put("r"))]
     }, headers={"Authorization": f"Bearer {service.grant()}"})  # fmt: skip
@@ -210,13 +213,15 @@ def test_what_is_made_is_for_its_owner_alone(service):
         return not stat.S_ISSOCK(mode) and bool(stat.S_IMODE(mode) & 0o077)
 
     found = [path for path in (service.data, *service.data.rglob("*")) if is_open(path)]
-    # PostgreSQL, which root runs as another user, reads our settings and passes through the folder.
+    # Root runs PostgreSQL as another user, which reads our settings and enters the folder.
     assert set(found) <= {service.data, service.data / "foldlog.conf"}
     assert stat.S_IMODE(service.data.stat().st_mode) in (0o700, 0o711)
 
 
 def test_the_service_works_as_its_own_role(service):
-    """Web workers and projectors; the owner of the tables is connected only while it migrates."""
+    """
+    Web workers and projectors use it. The owner of the tables connects only during migrations.
+    """
     with EmbeddedPostgres(service.data) as attached:
         assert not attached.owned
         with psycopg.connect(attached.superuser_url) as conn:

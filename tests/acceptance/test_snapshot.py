@@ -29,7 +29,7 @@ PAGE = 2
 
 @pytest.fixture
 def master(store):
-    """A master table that reads a snapshot in small pages, and can be told to break."""
+    """A master table that reads a snapshot in small pages, and that can fail on demand."""
     return BreakingMaster(
         with_limits(store, msgspec.structs.replace(LIMITS, page_snapshot_records=PAGE))
     )
@@ -69,7 +69,7 @@ def lines_of(answer) -> list[bytes]:
 
 def test_the_exact_form(client):
     """
-    JSON lines: a header, records with what the merge needs, and a closing line for each page.
+    JSON lines: a header, records with their writes, and a closing line for each page.
     """
     first = client.filled(put("a", title="Milk"), put("b"), add("c", n=1))
     second = client.filled(delete("b"), device=B)
@@ -122,7 +122,7 @@ def test_the_exact_form(client):
 
 def test_a_new_device_starts_from_it(client, store):
     """
-    It loads, follows from the header's seq, and has what the log leads to.
+    It loads the snapshot, follows the log from the header's seq, and reaches the log's state.
     """
     client.filled(*(put(f"r{n}", n=n) for n in range(7)))
     client.filled(delete("r1"), add("r2", n=1), delete("never"), device=B)
@@ -139,8 +139,8 @@ def test_a_stream_that_breaks_ends_without_its_last_line_and_goes_on_by_its_curs
     client, store, master, lines
 ):
     """
-    The status is out already, so the missing last line is what tells; our log tells why. What was
-    loaded up to the last cursor is not sent again.
+    The status was sent already, so readers detect the error by the missing last line, and our log
+    has the cause. The next download resumes after the last cursor.
     """
     client.filled(*(put(f"r{n}", n=n) for n in range(7)))
     device = NewDevice()
@@ -167,7 +167,7 @@ def test_a_stream_that_breaks_ends_without_its_last_line_and_goes_on_by_its_curs
 
 def test_a_request_is_one_line_in_the_log(client, lines):
     """
-    Written when the answer begins, so its size is not known.
+    The line is written when the response begins, so it lacks the size.
     """
     client.filled(*(put(f"r{n}") for n in range(5)))
     lines.clear()
@@ -201,8 +201,8 @@ def _brotli():
 @pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_each_page_is_compressed_and_arrives_when_it_is_ready(client, accepted, encoding, inflater):
     """
-    As the client can read it. Each piece can be read to its end as soon as it is there, so a cut
-    costs no more than the page that it is in.
+    In a coding that the client accepts. The client can decode each piece at once, so an interrupted
+    download loses at most one page.
     """
     client.filled(*(put(f"r{n}", text="again and again " * 20) for n in range(7)))
     inflate = inflater()
@@ -225,7 +225,7 @@ def test_each_page_is_compressed_and_arrives_when_it_is_ready(client, accepted, 
 
 def test_a_page_is_read_when_the_one_before_has_left(client, master):
     """
-    So the service never holds more than a page, however large the space and slow the reader is.
+    The service holds at most one page, even for a large space and a slow reader.
     """
     client.filled(*(put(f"r{n}") for n in range(7)))
     master.pages_left = 100
@@ -239,7 +239,7 @@ def test_a_page_is_read_when_the_one_before_has_left(client, master):
 
 def test_head_answers_without_a_body(client):
     """
-    With the headers of GET.
+    It has the headers of GET.
     """
     client.filled(put())
 
@@ -250,7 +250,7 @@ def test_head_answers_without_a_body(client):
 
 def test_every_line_is_what_the_document_says(client, http):
     """
-    Checked with no member beyond.
+    Each line has only documented members.
     """
     client.filled(put("a", deep={"a": [1, "2", None]}), put("b"), delete("b"), put("c"))
     document = http.get("/openapi.json").json
@@ -269,14 +269,14 @@ def test_every_line_is_what_the_document_says(client, http):
 
 def test_an_unknown_space_is_not_found(client):
     """
-    An ordinary problem document, since nothing was sent yet.
+    The response is an ordinary problem document, because the body had not begun.
     """
     assert_problem(client.get("snapshot"), 404, "unknown-space")
 
 
 def test_a_snapshot_behind_the_writes_is_told_to_come_back(app_with):
     """
-    Bounded waiting, as with every read of the master table.
+    The wait is bounded, as for every read of the master table.
     """
 
     class Behind:
@@ -292,7 +292,7 @@ def test_a_snapshot_behind_the_writes_is_told_to_come_back(app_with):
 @pytest.mark.parametrize("cursor", ["x", "!!", "W10", "%F0%9F%90%98", "WzFd" * 1_000])
 def test_a_strange_cursor_is_refused(client, cursor):
     """
-    A fault of the client, not of ours.
+    It is an error of the client.
     """
     client.filled(put())
 
@@ -301,7 +301,7 @@ def test_a_strange_cursor_is_refused(client, cursor):
 
 def test_a_cursor_of_another_history_is_refused(client):
     """
-    Pages of two histories do not fit together: the device begins without a cursor.
+    Pages of two histories are incompatible: the device starts again without a cursor.
     """
     log = client.filled(put())["log"]
     ahead = SnapshotCursor(log, 5, "", "tasks", "r").cursor
@@ -313,7 +313,7 @@ def test_a_cursor_of_another_history_is_refused(client):
 
 def test_a_mistyped_parameter_is_named(client):
     """
-    And never ignored.
+    The problem names it.
     """
     client.filled(put())
 
@@ -325,7 +325,7 @@ def test_a_mistyped_parameter_is_named(client):
 
 def test_a_database_that_is_away_is_unavailable(app_with):
     """
-    At the first page; nothing was sent yet.
+    The first page fails, before the response begins.
     """
 
     class Away:

@@ -13,7 +13,7 @@ from .conftest import assert_problem
 
 def test_a_fresh_app_s_first_sync_makes_the_space(client):
     """
-    It has no cursor, and learns the log's id; there is nothing new yet.
+    It has no cursor. It learns the log's id, and gets an empty page.
     """
     answer = client.sync()
 
@@ -32,7 +32,7 @@ def test_a_fresh_app_s_first_sync_makes_the_space(client):
 
 def test_own_changesets_come_back_short_and_others_whole(client):
     """
-    The device holds its own operations already: a few bytes are enough to acknowledge them.
+    The device already holds its own operations, so a short form acknowledges them.
     """
     client.push(changeset(put("theirs")), device=B)
     own = changeset(put("ours"), counter=1)
@@ -49,7 +49,7 @@ def test_own_changesets_come_back_short_and_others_whole(client):
 
 def test_own_changesets_come_whole_when_asked_for(client):
     """
-    A restored device does not hold what it once sent.
+    A restored device lost the operations that it sent.
     """
     body = client.sync(changeset(put("ours")), own="full").json
 
@@ -58,7 +58,7 @@ def test_own_changesets_come_whole_when_asked_for(client):
 
 def test_a_round_trip_goes_on_from_its_cursor(client):
     """
-    What was answered once is not sent again; the mark shows that it is still the same log.
+    Each event comes once, and the mark shows that the log is the same.
     """
     first = client.sync(changeset()).json
     client.push(changeset(put("theirs")), device=B)
@@ -71,7 +71,7 @@ def test_a_round_trip_goes_on_from_its_cursor(client):
 
 def test_a_sync_pages(client):
     """
-    A device that was away for long gets as much as it asks for, and knows that there is more.
+    A device that was offline for a long time gets one page, and `more` is true.
     """
     client.push(*[changeset(put(str(n))) for n in range(5)])
 
@@ -83,7 +83,7 @@ def test_a_sync_pages(client):
 
 def test_collections_filter_but_the_cursor_moves_on(client):
     """
-    A device that follows one collection must not look at the others' events again and again.
+    A device that follows one collection skips the events of others only once.
     """
     client.push(
         changeset(put("x", "notes")), changeset(put("y", "tasks")), changeset(put("z", "notes"))
@@ -97,7 +97,7 @@ def test_collections_filter_but_the_cursor_moves_on(client):
 
 def test_the_cursor_is_checked_before_anything_is_stored(client):
     """
-    On another history, `base` means something else: what is stored on it would be merged wrongly.
+    On another history `base` has another meaning, and the merge would be wrong.
     """
     log = client.sync(changeset()).json["log"]
 
@@ -111,7 +111,7 @@ def test_the_cursor_is_checked_before_anything_is_stored(client):
 
 def test_an_idle_sync_checks_the_cursor_too(client):
     """
-    A device with nothing to send must notice a restored server as well.
+    A device with an empty queue must notice a restored server as well.
     """
     log = client.sync(changeset()).json["log"]
 
@@ -122,7 +122,7 @@ def test_an_idle_sync_checks_the_cursor_too(client):
 
 def test_a_cursor_of_a_space_that_is_not_there_is_beyond_its_log(client):
     """
-    The first sync makes a space; one with a cursor tells that the space was lost.
+    A sync without a cursor creates the space. A sync with a cursor reports that the space was lost.
     """
     answer = client.sync(after=3, mark="f" * 16)
 
@@ -132,7 +132,8 @@ def test_a_cursor_of_a_space_that_is_not_there_is_beyond_its_log(client):
 
 def test_an_idle_sync_takes_no_lock(client, store, app_with):
     """
-    Most syncs have nothing to say; ten thousand devices must not queue for one space's row.
+    Most syncs have an empty queue, and ten thousand devices must not wait for the lock of one
+    space.
     """
     pushes = []
 
@@ -157,7 +158,7 @@ def test_an_idle_sync_takes_no_lock(client, store, app_with):
 @pytest.mark.parametrize("member", ["mark", "changesets", "limit", "collections", "own", "return"])
 def test_null_is_not_absence(client, member):
     """
-    Null is a value; none of these members may have it.
+    Null is a value, and these members refuse it.
     """
     answer = client.sync(**{member: None})
 

@@ -195,13 +195,13 @@ def test_a_duplicate_waits_for_no_projection(datastore, stores):
 def looks_of(store):
     """A list that grows whenever the store locks and looks at a space."""
     looks = []
-    look = store._appender._look
+    load = store._appender._loader.lock_and_load
 
     def counted(*args, **kwargs):
         looks.append(args)
-        return look(*args, **kwargs)
+        return load(*args, **kwargs)
 
-    store._appender._look = counted
+    store._appender._loader.lock_and_load = counted
     return looks
 
 

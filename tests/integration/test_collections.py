@@ -14,7 +14,7 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import RangeQuery
-from foldlog.infrastructure.postgres.append.appender import Appender
+from foldlog.infrastructure.postgres.append.loading import Loader
 from foldlog.infrastructure.postgres.service_events import collections
 from foldlog.infrastructure.postgres.status import status
 from tests.conftest import PostgresStores
@@ -37,8 +37,8 @@ def pushed(stores, *ops, **members) -> str:
 def looks(monkeypatch):
     """How often a space was locked and looked at."""
     counted = []
-    look = Appender._look
-    monkeypatch.setattr(Appender, "_look", lambda *a, **k: counted.append(1) or look(*a, **k))
+    load = Loader.lock_and_load
+    monkeypatch.setattr(Loader, "lock_and_load", lambda *a, **k: counted.append(1) or load(*a, **k))
     return counted
 
 
@@ -114,14 +114,14 @@ def test_what_was_written_while_the_records_were_looked_through_is_looked_at(sto
     """
     pushed(stores, put("a", n=1))
     stores.project()
-    look = collections.Collections._look
+    look = collections.Collections._check_stored
 
     def look_and_be_late(self, *arguments):
         found = look(self, *arguments)
         pushed(stores, put("b", n=-1))
         return found
 
-    monkeypatch.setattr(collections.Collections, "_look", look_and_be_late)
+    monkeypatch.setattr(collections.Collections, "_check_stored", look_and_be_late)
     with pytest.raises(SchemaViolated) as refused:
         stores.define("s", "tasks", wanted())
     assert refused.value.extra["first"][0]["id"] == "b"
@@ -132,14 +132,14 @@ def test_of_two_definitions_at_once_one_is_told(stores, monkeypatch):
     """
     The other one was decided on a version that is no more.
     """
-    look = collections.Collections._look
+    look = collections.Collections._check_stored
 
     def look_and_be_late(self, space, plan, *arguments):
-        monkeypatch.setattr(collections.Collections, "_look", look)
+        monkeypatch.setattr(collections.Collections, "_check_stored", look)
         stores.define("s", "tasks", wanted({}))
         return look(self, space, plan, *arguments)
 
-    monkeypatch.setattr(collections.Collections, "_look", look_and_be_late)
+    monkeypatch.setattr(collections.Collections, "_check_stored", look_and_be_late)
     with pytest.raises(VersionConflict) as refused:
         stores.define("s", "tasks", wanted())
     assert refused.value.extra == {"version": 1}

@@ -511,7 +511,7 @@ def test_a_start_has_a_time_limit_and_leaves_nothing_behind(
     """
     Otherwise a server nobody waits for would keep the folder.
     """
-    monkeypatch.setattr(server, "says_ready", lambda *_: False)
+    monkeypatch.setattr(server, "reports_ready", lambda *_: False)
     with pytest.raises(PostgresTooSlow):
         quick(folder, start_timeout_seconds=0).start()
     assert not leftovers(folder / "postgres")
@@ -525,7 +525,7 @@ def test_the_log_does_not_grow_without_end(folder: Path) -> None:
     with quick(folder) as db:
         with log.open("ab") as file:
             file.truncate(LOG_BYTES_MAX + 1)
-        db.tend()
+        db.maintain()
         assert log.stat().st_size == 0
         assert (folder / "log" / "postgres.log.1").stat().st_size > LOG_BYTES_MAX
         with pytest.raises(psycopg.Error):

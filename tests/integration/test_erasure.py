@@ -173,15 +173,15 @@ def test_one_that_is_interrupted_is_gone_on_with(stores, monkeypatch):
         stores.push("s", push_of(changeset(put("r", x=f"secret {n}"))))
     stores.project()
     eraser = Eraser(stores.datastore, stores.log.append_service_event, erase_events=3)
-    erase_in = erasure_module._OneRecord._erase_in
+    erase_in = erasure_module._erase_in
 
-    def dies(self, cursor, seqs):
+    def dies(cursor, space, key, seqs):
         if min(seqs) < 5:
             raise KeyboardInterrupt
-        erase_in(self, cursor, seqs)
+        return erase_in(cursor, space, key, seqs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(erasure_module._OneRecord, "_erase_in", dies)
+        patch.setattr(erasure_module, "_erase_in", dies)
         eraser.erase("s", [R], "asked to", None, lambda done, of: None)
     stores.project()
     assert_equals_fresh_fold(stores, "s", 11)
@@ -200,16 +200,16 @@ def test_another_process_lets_go_of_what_it_keeps(stores, database):
     stores.push("s", push_of(changeset(put("r", x="secret"))))
     with Datastore(database) as datastore:
         other = PostgresEventStore(datastore)
-        other.read_on("s")
+        other.read_tail("s")
         other.range_after("s", RangeQuery(0, 10))
         other.push("s", push_of(changeset(put("s", x=1))))
         assert other.cached_range("s", RangeQuery(1, 10)) is not None
         other.push("s", push_of(changeset(put("r", x="secret"))))
         erase(stores)
-        Follower(datastore, other.tails, other.read_on)._look()  # nobody told it
+        Follower(datastore, other.tails, other.read_tail)._look()  # nobody told it
         assert other.cached_range("s", RangeQuery(2, 10)) is None
         other.watch("s", lambda: None)
-        Follower(datastore, other.tails, other.read_on)._look()
+        Follower(datastore, other.tails, other.read_tail)._look()
         page = other.cached_range("s", RangeQuery(3, 10))
         assert [decode_event(event).kind for event in page.events] == ["record-erased"]
         assert other.cached_range("s", RangeQuery(2, 10)) is None

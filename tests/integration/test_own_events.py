@@ -1,26 +1,26 @@
-"""Events of the service's own: appended under the lock that pushes take, or not at all."""
+"""Events of the service itself: appended under the lock that pushes take, or rolled back."""
 
 from __future__ import annotations
 
 import pytest
 
 from foldlog.domain.errors import UnknownSpace
-from foldlog.domain.events import Envelope, body_entry
+from foldlog.domain.events import body_entry
 from foldlog.domain.ports import RangeQuery
-from tests.helpers import changeset, new_id, push_of, put
+from tests.helpers import changeset, push_of, put
 
 
-def decide_once(cursor, locked):
-    return body_entry(
-        Envelope(locked.head + 1, new_id(), locked.received_at, bytes(32)),
-        "noted",
-        {"note": "by an admin"},
-    )
+def append_note(stores, space: str, **options):
+    with stores.append_service_event(space) as transaction:
+        transaction.lock(**options)
+        entry = body_entry(transaction.envelope, "noted", {"note": "by an admin"})
+        transaction.append(entry)
+    return entry
 
 
 def test_it_follows_what_was_pushed_and_pushes_follow_it(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
-    entry = stores.append_service_event("s", decide_once)
+    entry = append_note(stores, "s")
     assert entry.seq == 2
     receipt = stores.push("s", push_of(changeset(put(n=2), counter=2, base=2)))
     assert receipt.verdicts[0].seq == 3
@@ -28,34 +28,60 @@ def test_it_follows_what_was_pushed_and_pushes_follow_it(stores):
     assert page.head == 3 and page.events[1] == entry.state
 
 
-def test_what_is_not_decided_leaves_no_trace(stores):
+def test_the_locked_state_is_the_head(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
-    assert stores.append_service_event("s", lambda cursor, locked: None) is None
-    with pytest.raises(ZeroDivisionError):
-        stores.append_service_event("s", lambda cursor, locked: 1 / 0)
-    assert stores.range_after("s", RangeQuery(0, 10)).head == 1
+    page = stores.range_after("s", RangeQuery(0, 10))
+    with stores.append_service_event("s") as transaction:
+        state = transaction.lock()
+    assert (state.log, state.head, state.mark) == (page.log, 1, page.mark)
 
 
-def test_there_must_be_such_a_space(stores):
+def test_a_block_without_an_event_is_rolled_back(stores):
+    """Its other statements too, whether it ends, returns or raises."""
+    stores.push("s", push_of(changeset(put(n=1), counter=1)))
+    rename = "UPDATE spaces SET mark = 'other' WHERE space = 's'"
+    with stores.append_service_event("s") as transaction:
+        transaction.lock()
+        transaction.cursor.execute(rename)
+
+    def returns():
+        with stores.append_service_event("s") as transaction:
+            transaction.lock()
+            transaction.cursor.execute(rename)
+            return
+
+    returns()
+    with pytest.raises(ZeroDivisionError), stores.append_service_event("s") as transaction:
+        transaction.lock()
+        transaction.append(body_entry(transaction.envelope, "noted", {}))
+        raise ZeroDivisionError
+    page = stores.range_after("s", RangeQuery(0, 10))
+    assert page.head == 1 and page.mark != "other"
+    assert append_note(stores, "s").seq == 2
+
+
+def test_the_space_must_exist(stores):
     with pytest.raises(UnknownSpace):
-        stores.append_service_event("nowhere", decide_once)
+        append_note(stores, "nowhere")
 
 
-def test_one_may_make_the_space(stores):
-    assert stores.append_service_event("new", decide_once, makes_space=True).seq == 1
-    assert stores.append_service_event("new", lambda cursor, locked: None, makes_space=True) is None
+def test_it_may_create_the_space(stores):
+    assert append_note(stores, "new", creates_space=True).seq == 1
+    with stores.append_service_event("new") as transaction:
+        transaction.lock(creates_space=True)
     assert stores.push("new", push_of(changeset())).head == 2
 
 
-def test_what_is_not_decided_makes_no_space(stores):
-    assert stores.append_service_event("new", lambda cursor, locked: None, makes_space=True) is None
+def test_a_block_without_an_event_creates_no_space(stores):
+    with stores.append_service_event("new") as transaction:
+        transaction.lock(creates_space=True)
     with pytest.raises(UnknownSpace):
         stores.range_after("new", RangeQuery(0, 10))
 
 
-def test_who_waits_for_the_space_is_told(stores):
+def test_watchers_of_the_space_are_notified(stores):
     stores.push("s", push_of(changeset(put(n=1), counter=1)))
-    told = []
-    stores.watch("s", lambda: told.append(1))
-    stores.append_service_event("s", decide_once)
-    assert told
+    notified = []
+    stores.watch("s", lambda: notified.append(1))
+    append_note(stores, "s")
+    assert notified

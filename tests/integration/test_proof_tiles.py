@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import uuid
 from threading import Thread
 
 import pytest
 from psycopg.sql import SQL
 
-from foldlog.domain.events import Envelope, body_entry
+from foldlog.domain.events import body_entry
 from foldlog.domain.merkle import Tile, root_of
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -93,14 +92,10 @@ def test_events_of_every_form_are_leaves(stores):
 
     stores.push("s", push_of(changeset(put("a", text="x" * 2**20), put("b", **{'","ops":': 1}))))
 
-    def decide(_, locked):
-        return body_entry(
-            Envelope(locked.head + 1, str(uuid.uuid4()), locked.received_at, b"s" * 32),
-            "riddle",
-            {"x": 1, "ops": [1], "body": {"ops": []}},
-        )
-
-    stores.append_service_event("s", decide)
+    with stores.append_service_event("s") as transaction:
+        transaction.lock()
+        body = {"x": 1, "ops": [1], "body": {"ops": []}}
+        transaction.append(body_entry(transaction.envelope, "riddle", body))
     grow(stores, Projector(stores.datastore, ProofsProjection()))
     assert_tiles_are_of_the_log(stores, "s", 2)
 

@@ -24,17 +24,17 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.domain.notes import Signer
-from foldlog.infrastructure.postgres import event_store as log_module
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
+from foldlog.infrastructure.postgres.log import ranges as log_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.infrastructure.signing.signer import CheckpointSigner
-from foldlog.scripts.commands import verify as verify_module
 from foldlog.scripts.exports import archive as archive_module
 from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
+from foldlog.scripts.verification import folded as folded_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
@@ -183,7 +183,7 @@ def test_what_is_skipped_is_no_part_of_the_fold(audited, over_http):
     with served(audited) as url:
         told = audited.verify(*(("s", "--url", url) if over_http else ()))
 
-    assert "442 events" in told and "stepped over, as an event says: seq 441" in told
+    assert "442 events" in told and "skipped, as an event says: seq 441" in told
     assert "the master table is the fold of these events" in told
 
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_folded_and_is_not_skipped_is_wrong(audited, monkeypatch)
             raise KeyError("riddle")
         return fold(records, event)
 
-    monkeypatch.setattr(verify_module, "fold", fold_but)
+    monkeypatch.setattr(folded_module, "fold", fold_but)
     assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 
@@ -382,7 +382,8 @@ def test_a_damaged_export_cannot_be_read(audited):
 
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Most of the records are in a file; what is wrong is found all the same."""
-    monkeypatch.setattr(verify_module, "DiskBackedRecords", partial(DiskBackedRecords, kept_max=3))
+    few = partial(DiskBackedRecords, in_memory_max=3)
+    monkeypatch.setattr(folded_module, "DiskBackedRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
     change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
     assert "the master table has" in audited.verify(code=1)
@@ -393,7 +394,7 @@ def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
 def test_records_in_a_file_fold_as_those_in_memory(audited):
     """One by one, whatever is at hand."""
     stores = audited.stores
-    spilled, in_memory = DiskBackedRecords(kept_max=2), {}
+    spilled, in_memory = DiskBackedRecords(in_memory_max=2), {}
     for entry in stores.entries("s", through=440):
         for records in (spilled, in_memory):
             fold(records, decode_event(entry.state))
@@ -421,7 +422,7 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     monkeypatch.setattr(Datastore, "rows", counted)
     assert list(audited.stores.entries("s", through=440)) == whole
     assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
-    header = proofs_module.ExportHeader(1, "s", "log", 440)
+    header = proofs_module.ExportHeader("export", 1, "s", "log", 440)
     pieces = list(proofs_module._lines(audited.stores.log, header, 0, Lease()))
     assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
     assert max(map(len, pieces)) < 2_000 + largest + 200

@@ -76,7 +76,7 @@ class Party:
             keys=self.folder / "keys",
             last=self.folder / "checkpoints",
             origin=self.name,
-            on_signed=asked.ask,
+            on_signed=asked.submit,
         ).sign_all()
         asked.ask_all()
         return asked
@@ -148,7 +148,7 @@ def test_who_was_away_is_asked_again(parties):
     assert ada.cosigned_by(bob) is None
     now = 0.0
     asked = asking(ada.stores.proofs, bob, clock=lambda: now)
-    asked._take_up()
+    asked._submit_published()
     tries = []
     asked._post = lambda *_: tries.append(now) or ada.post("never", b"")
     ada.is_away = True
@@ -174,7 +174,7 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_cosigned(parties
     bob.is_away = False
     ada.sign(bob)
     assert ada.cosigned_by(bob) == 5
-    late._silent.clear()
+    late._unreachable.clear()
     late.ask_all()
     assert ada.cosigned_by(bob) == 5
 
@@ -193,9 +193,9 @@ def test_a_log_that_has_forked_is_asked_for_no_more(parties):
     ada.stores.proofs.publish("s", log, 99, before)
     assert ada.stores.proofs.checkpoint("s") == forked != before
     bob.is_away = False
-    late._silent.clear()
+    late._unreachable.clear()
     late.ask_all()
-    assert bob.times_asked == 0 and not late._asked
+    assert bob.times_asked == 0 and not late._pending
 
 
 def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path):
@@ -214,7 +214,7 @@ def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_pat
         keys=ada.folder / "keys",
         last=ada.folder / "checkpoints",
         origin=ada.name,
-        on_signed=asked.ask,
+        on_signed=asked.submit,
     )
     assert signing.sign_all() == 2
     asked.ask_all()

@@ -1,6 +1,6 @@
-"""Every problem that the API answers with: what a client does about it, and an example.
+"""Every problem of the API, with a remedy and an example.
 
-The one list that the pages at `/problems/<code>`, the OpenAPI document and its page are made of.
+The pages at `/problems/<code>`, the OpenAPI document and its HTML page are made from this list.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from foldlog.domain.witness import InconsistentCheckpoint, UnknownLog, Untrusted
 
 
 class Entry(NamedTuple):
-    """What to do, and the error as it occurs, once for each status that it may have."""
+    """A remedy for the client, and an example of the error for each of its statuses."""
 
     remedy: str
     example: FoldlogError
@@ -68,16 +68,16 @@ def _wrong(kind: str, where: str, detail: str) -> dict[str, Any]:
 
 CATALOGUE: dict[type[FoldlogError], Entry] = {
     InvalidRequest: Entry(
-        "A fault of the program that sends. `errors` names each parameter of the path or the "
-        "query, and each member of the body (as a JSON pointer), that is wrong.",
+        "Correct the program that sends the request. `errors` names each wrong parameter of "
+        "the path or the query, and each wrong member of the body (as a JSON pointer).",
         InvalidRequest(
             "a query parameter is wrong",
             **_wrong("parameter", "aftr", "there is no such parameter"),
         ),
     ),
     InvalidChangeset: Entry(
-        "Set the changeset at `index` aside, where the user can see it, renumber the ones after "
-        "it, and send again. Nothing of the push was stored.",
+        "Set the changeset at `index` aside, where the user can see it. Renumber the "
+        "changesets after it, and send again. The service stored no changeset of the push.",
         InvalidChangeset(
             "add takes numbers",
             index=0,
@@ -86,85 +86,90 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         ),
     ),
     LimitExceeded: Entry(
-        "With 413, send fewer changesets at once: halve the batch. With 422, the changeset at "
-        "`index` can never be stored as it is: set it aside. `GET /v1/limits` has every limit.",
+        "With 413, send fewer changesets at once: halve the batch. With 422, the changeset at"
+        " `index` itself exceeds a limit: set it aside. `GET /v1/limits` has every limit.",
         LimitExceeded("operations_per_changeset_max", 1_000, index=0),
         LimitExceeded("changesets_per_push_max", 1_000),
     ),
     UnsupportedMediaType: Entry(
-        "Send `application/json` in UTF-8, as it is or compressed as the `Accept-Encoding` header "
-        "of this answer says.",
+        "Send `application/json` in UTF-8, either uncompressed or compressed as the "
+        "`Accept-Encoding` header of this response says.",
         UnsupportedMediaType("a body may be sent as it is, or by gzip or zstd"),
     ),
     IdReused: Entry(
-        "A fault of the program that sends: the changeset at `index` must have a new id. Save the "
-        "id with the changeset before sending, and never change a changeset that was sent.",
+        "Correct the program that sends the request: the changeset at `index` needs a new id."
+        " Save the id with the changeset before sending, and never change a changeset after "
+        "it was sent.",
         IdReused(index=0, id=CHANGESET_ID),
     ),
     CounterGap: Entry(
-        "Renumber what is still in the queue from `expected` on, and send again. If the queue has "
-        "lost a changeset, tell the user.",
+        "Renumber the changesets in the queue from `expected` on, and send again. If the "
+        "queue lost a changeset, tell the user.",
         CounterGap(index=0, counter=9, expected=8),
     ),
     DeviceForked: Entry(
-        "This installation was restored or cloned. Resolve each `local_id` with the old device id, "
-        "take a new device id, begin its counter at 1, and send again.",
+        "This installation was restored or cloned. Resolve each `local_id` with the old "
+        "device id, create a new device id, restart its counter at 1, and send again.",
         DeviceForked(index=0, counter=7, expected=8),
     ),
     LogBehind: Entry(
-        "The server was restored from an older backup. Find the last of your marks that it shares, "
-        "load a snapshot, and send again what it no longer has, with `base` cut to that seq.",
+        "The server was restored from an older backup. Find your last mark that the server "
+        "shares, and load a snapshot. Send the changesets that the server lost again, with a "
+        "`base` of at most that mark's seq.",
         LogBehind("after 57 is beyond the log's head 42", log=LOG, head=42),
     ),
     LogChanged: Entry(
-        "The server has another history than yours since some seq. Do as for `log-behind`.",
+        "The server's history differs from yours after some seq. Do the same as for `log-behind`.",
         LogChanged("the mark at 41 is another one here", log=LOG, head=42),
     ),
     Unauthenticated: Entry(
-        "Send `Authorization: Bearer <token>` with a token that is valid. Keep the queue.",
+        "Send `Authorization: Bearer <token>` with a valid token. Keep the queue.",
         Unauthenticated(),
     ),
     Forbidden: Entry(
-        "Ask whoever operates the service. Keep the queue.",
+        "Ask the operator of the service. Keep the queue.",
         Forbidden("this needs the right `admin`"),
     ),
     DeviceRevoked: Entry(
-        "An admin has revoked this device, for ever. Keep the queue, tell the user, and have "
-        "another device id registered.",
+        "An admin revoked this device permanently. Keep the queue, tell the user, and "
+        "register another device id.",
         DeviceRevoked(f"the device {DEVICE} was revoked"),
     ),
     UnknownToken: Entry(
-        "Look at the list of tokens. One of every space is revoked by an operator.",
+        "Check the list of tokens. Only an operator can revoke a token for every space.",
         UnknownToken(f"there is no token {TOKEN_ID!r}"),
     ),
     SignInUnavailable: Entry(
-        "Nothing was stored. Try again after `Retry-After`; the service cannot read the keys of "
-        "the app's sign-in.",
+        "The service cannot read the keys of the app's sign-in, and stored no changes. Try "
+        "again after `Retry-After` seconds.",
         SignInUnavailable(),
     ),
-    NotFound: Entry("Nothing to be done.", NotFound("there is no problem called 'teapot'")),
-    NoSuchPath: Entry("A fault of the program that sends; `/docs` lists every path.", NoSuchPath()),
-    MethodNotAllowed: Entry("The `Allow` header lists the methods.", MethodNotAllowed()),
+    NotFound: Entry("Check the name in the path.", NotFound("there is no problem called 'teapot'")),
+    NoSuchPath: Entry(
+        "Correct the program that sends the request. `/docs` lists every path.", NoSuchPath()
+    ),
+    MethodNotAllowed: Entry("Use a method from the `Allow` header.", MethodNotAllowed()),
     UnknownSpace: Entry(
-        "A space comes to be by the first push or sync to it.",
+        "The first push or sync to a space creates it.",
         UnknownSpace("family-list"),
     ),
     UnknownRecord: Entry(
-        "A deleted record would have been answered as a tombstone: this one never was.",
+        "Check the id. The record never existed: a deleted record has a tombstone.",
         UnknownRecord("there is no record tasks/8f0c"),
     ),
     UnknownCollection: Entry(
-        "Nothing to be done: its records have any fields, until somebody defines it.",
+        "Define the collection, if its records need a schema. Until then they may have any fields.",
         UnknownCollection("the collection 'tasks' is not defined"),
     ),
     InvalidSchema: Entry(
-        "Mend the schema at `pointer`. It is JSON Schema, draft 2020-12, with every keyword known "
-        "and every `$ref` inside of it.",
+        "Correct the schema at `pointer`. It must be JSON Schema, draft 2020-12, with known "
+        "keywords only, and every `$ref` must point inside it.",
         InvalidSchema("requird is an unknown keyword", pointer="/properties/owner/requird"),
     ),
     SchemaNotAdditive: Entry(
-        "Devices of older versions would have changesets refused. Widen the schema at each of "
-        "`reasons`; or say `force`, which looks for stored records that do not fit and goes on.",
+        "The service would refuse changesets of older versions of the app. Widen the schema "
+        "at each of `reasons`. Or use `force`, which counts the stored records that do not "
+        "fit and continues.",
         SchemaNotAdditive(
             version=1,
             reasons=[
@@ -176,8 +181,9 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         ),
     ),
     SchemaViolated: Entry(
-        "Mend the records (`first` names some, with what is wrong) or the schema; or say `force`: "
-        "they stay as they are, and changesets are judged by what they break.",
+        "Correct the schema, or the records: `first` names some of them, with the errors. Or "
+        "use `force`: the records stay unchanged, and the service checks later changesets "
+        "only for new violations.",
         SchemaViolated(
             "1 of 3 stored records do not fit",
             checked=3,
@@ -187,67 +193,69 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         ),
     ),
     VersionConflict: Entry(
-        "Somebody else has defined the collection meanwhile. Read `version`, and decide again.",
+        "Another request defined the collection in the meantime. Read `version`, and decide again.",
         VersionConflict("the version is 2, not 1", version=2),
     ),
     NoCheckpoint: Entry(
-        "One is signed a second or two after the first event, if the service has a key; else this "
-        "log is not signed. Tiles and proofs are there all the same.",
+        "If the service has a key, it signs a checkpoint one or two seconds after the first "
+        "event. Otherwise the log is unsigned; tiles and proofs still work.",
         NoCheckpoint("no checkpoint of 'family-list' was signed yet"),
     ),
     NoKeys: Entry(
-        "Checkpoints are not signed, or by another machine than the one that answers: give it the "
-        "public half too (FOLDLOG_KEYS). Auditors have the keys by another way anyway.",
+        "Checkpoints are unsigned, or another machine signs them. In that case give this "
+        "machine the public key too (FOLDLOG_KEYS). Auditors get the keys from another source"
+        " in any case.",
         NoKeys(),
     ),
     BeyondTree: Entry(
-        "The tree follows the log by a moment: ask again, or for a smaller size.",
-        BeyondTree("the tree has come to 42", size=42),
+        "The tree follows the log after a moment. Ask again, or for a smaller size.",
+        BeyondTree("the tree has 42 events", size=42),
     ),
     UnknownLog: Entry(
         "Ask the witness's operator to add the log's key.",
         UnknownLog("there is no key for 'example.com/log'"),
     ),
     UntrustedCheckpoint: Entry(
-        "Sign with a key that the witness knows; if it was rotated, tell its operator.",
+        "Sign with a key that the witness knows. After a key rotation, tell its operator.",
         UntrustedCheckpoint(),
     ),
     InconsistentCheckpoint: Entry(
-        "Make the proof from `old` to the size of the checkpoint. If it is, the log has forked.",
+        "Check that the proof is from `old` to the size of the checkpoint. If it is, the log "
+        "has forked.",
         InconsistentCheckpoint("the old root does not follow from the proof"),
     ),
     StorageUnavailable: Entry(
-        "Try again after `Retry-After` seconds. Nothing was stored; keep the queue.",
+        "Try again after `Retry-After` seconds. The service stored no changes; keep the queue.",
         StorageUnavailable(),
     ),
     OutcomeUnknown: Entry(
-        "Send the very same again: what was stored is answered as a duplicate.", OutcomeUnknown()
+        "Send the same request again. Changesets that were stored are answered as duplicates.",
+        OutcomeUnknown(),
     ),
     ProjectionBehind: Entry(
-        "Try again after `Retry-After` seconds; the master table is catching up.",
+        "Try again after `Retry-After` seconds: the master table is catching up.",
         ProjectionBehind(head=42, projected=41),
     ),
     HistoryUnavailable: Entry(
-        "An operator runs `foldlog rebuild` for this space, once after an upgrade; everything else "
-        "goes on meanwhile.",
+        "An operator must run `foldlog rebuild` for this space, once after an upgrade. All "
+        "other operations work in the meantime.",
         HistoryUnavailable(),
     ),
     RateLimited: Entry(
-        "Nothing was stored. Try again after `Retry-After` seconds; keep the queue. "
-        "`GET /v1/limits` has every limit.",
+        "Try again after `Retry-After` seconds. The service stored no changes; keep the "
+        "queue. `GET /v1/limits` has every limit.",
         RateLimited("requests_per_second_per_caller", 200),
     ),
     NotStopped: Entry(
-        "Look at `foldlog status`: only the event that the master table stands still at can be "
-        "skipped.",
-        NotStopped("the master table of 'family-list' does not stand still at seq 42"),
+        "Check `foldlog status`. Only the event at which the master table is halted can be skipped.",
+        NotStopped("the master table of 'family-list' is not halted at seq 42"),
     ),
     NotReady: Entry(
-        "Send requests elsewhere until this is over; `checks` says what is wrong.",
+        "Send requests elsewhere until the service is ready. `checks` lists the errors.",
         NotReady(checks={"database": "connection refused"}),
     ),
     InternalError: Entry(
-        "A fault of the service. Try again later; `request_id` finds it in the logs.",
+        "The service has an error. Try again later; `request_id` finds the request in the logs.",
         InternalError(request_id="4f8e1c0a9b7d4e3f8a6c5b4d3e2f1a0b"),
     ),
 }
@@ -256,6 +264,7 @@ BY_CODE: dict[str, type[FoldlogError]] = {error.code: error for error in CATALOG
 
 
 def example_of(error: type[FoldlogError], status: HTTPStatus | None = None) -> dict[str, Any]:
+    """The example of a problem with this status, or its first example."""
     entry = CATALOGUE[error]
     other = entry.other_example
     if other is not None and status_of(other) == status:

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the routes and of what each operation says about itself."""
+"""Makes the OpenAPI document from the routes and their operations."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ from .answer_schemas import AnswerSchemas, shape_of
 from .catalogue import example_of
 
 ABOUT = """\
-Apps that work offline queue their changesets; this service stores each one as an immutable event, \
-folds the events into the current records, and hands every device the events after the last one \
-it saw.
+Offline apps queue changesets. This service stores each changeset as an immutable event, folds the \
+events into the current records, and sends each device the events after the last one that the \
+device saw.
 
-Every refusal is a problem document (RFC 9457) with a stable `code`. Unknown members and \
-parameters of a request are refused; ignore those of an answer that you do not know. Bodies may be \
-sent compressed by gzip or zstd.\
+Every error is a problem document (RFC 9457) with a stable `code`. The service refuses unknown \
+members and parameters of a request. Clients must ignore unknown members of a response. Request \
+bodies may be compressed with gzip or zstd.\
 """
 
 TAGS = {
-    "sync": "Send changesets, and stay up to date.",
+    "sync": "Send changesets, and receive new events.",
     "events": "The log: every event, in order.",
-    "snapshot": "All that a new device needs, without the whole log.",
-    "records": "The master table: what the events add up to.",
-    "collections": "What the records of a collection must be like.",
-    "history": "What was, and who changed what.",
-    "erasure": "For an admin: a person's right to have values erased.",
-    "tokens": "For an admin: who may do what.",
+    "snapshot": "The start of a new device, without the whole log.",
+    "records": "The master table: the current records.",
+    "collections": "The schemas of the records.",
+    "history": "Past states, and the changes of each device.",
+    "erasure": "For an admin: erase values, as a person's right.",
+    "tokens": "For an admin: the rights of callers.",
     "devices": "For an admin: the devices of a space.",
-    "skipping": "For an admin: stepping over an event that cannot be folded.",
-    "proofs": "What makes the log provable: checkpoints, tiles, proofs.",
-    "witness": "Cosigning the checkpoints of other logs.",
+    "skipping": "For an admin: skip an event that cannot be folded.",
+    "proofs": "The proofs of the log: checkpoints, tiles, proofs of events.",
+    "witness": "Cosign the checkpoints of other logs.",
     "meta": "The service itself.",
 }
 
@@ -65,8 +65,8 @@ TAGS = {
 TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A token that was granted, or a JWT of the app's own sign-in. Each operation "
-    "names the right that it must give.",
+    "description": "A granted token, or a JWT of the app's own sign-in. Each operation names the "
+    "right that the token must give.",
 }
 
 
@@ -97,7 +97,7 @@ def openapi_document(app: Flask) -> dict[str, Any]:
     answers = AnswerSchemas()
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
         view = app.view_functions[rule.endpoint]
-        assert isinstance(view, Operation), f"{rule.rule} does not say what it does"
+        assert isinstance(view, Operation), f"{rule.rule} is not an operation"
         (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
         described = _operation(view, rule, plugin.converter, answers)
         spec.path(path_template(rule.rule), operations={method.lower(): described})
@@ -149,7 +149,7 @@ def _component_name(schema: Any) -> str:
 def _answer(view: Operation, answers: AnswerSchemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if isinstance(view.answer, Lines):
-        # OpenAPI 3.1 has no word for a sequence of documents: schema and examples are of a line.
+        # OpenAPI 3.1 cannot describe a sequence of documents, so the schema describes one line.
         kinds = view.answer.kinds
         content["schema"] = {"oneOf": [answers.reference(kind) for kind, _ in kinds.values()]}
         content["examples"] = {name: {"value": example} for name, (_, example) in kinds.items()}

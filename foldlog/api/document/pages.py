@@ -1,7 +1,6 @@
 """The pages for people: the OpenAPI document as HTML, and one page for each problem.
 
-Self-contained: no script, no font and no style from elsewhere, so that they work behind any
-firewall and show what this very service does.
+The pages load no external resources, so they work behind any firewall.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _REF = "#/components/schemas/"
 
 
 def register_filters(bp: Blueprint) -> None:
-    """The filters have a prefix: an app that mounts this one may have filters of its own."""
+    """Registers the template filters. Their prefix avoids conflicts with filters of other apps."""
     bp.add_app_template_filter(_prose, "foldlog_prose")
     bp.add_app_template_filter(_pretty, "foldlog_pretty")
     bp.add_app_template_filter(_type_of, "foldlog_type")
@@ -45,11 +44,11 @@ def problem_page(problem: dict[str, Any]) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Plain text with `code` in it, and an empty line between paragraphs."""
+    """Text as HTML. The text has `code`, and empty lines between its paragraphs."""
     if not text:
         return Markup("")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    # Marked safe, because all but our own tags was escaped above.
+    # The text was escaped above, and only these tags were added.
     return Markup("".join(f"<p>{part}</p>" for part in marked.split("\n\n")))  # noqa: S704
 
 
@@ -58,7 +57,7 @@ def _pretty(value: Any) -> str:
 
 
 def _type_of(schema: dict[str, Any]) -> Markup:
-    """A JSON schema in a few words, with a link where it is described elsewhere."""
+    """A JSON schema in a few words. A reference becomes a link."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REF)
         return Markup('<a href="#schema-{0}">{0}</a>').format(name)

@@ -1,4 +1,4 @@
-"""Collections: what is defined, and defining them."""
+"""The operations that list, read and define collections."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=(UnknownSpace, StorageUnavailable),
     )
     def collections(space: str) -> Reply:
-        """List the collections that are defined.
+        """List the defined collections.
 
-        Each in its last version. Records of other collections may have any fields.
+        The list has the last version of each collection. Records of other collections may have any
+        fields.
         """
         return json_reply(Collections(store.collections(space)))
 
@@ -74,9 +75,9 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=(UnknownSpace, UnknownCollection, StorageUnavailable),
     )
     def collection(space: str, collection: str, query: Mapping[str, Any]) -> Reply:
-        """Read what the records of a collection must be like.
+        """Read the schema of a collection.
 
-        The schema in its last version, or in the one asked for, and which versions there are.
+        The response has the last version, or the requested version, and a list of all versions.
         """
         definition, versions = store.collection(space, collection, query.get("version"))
         members = msgspec.structs.asdict(definition)
@@ -94,10 +95,10 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def define(space: str, collection: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Define a collection, or a new version of it.
 
-        Changesets that do not fit are refused from then on. A new version must allow all that the
-        one before allowed, so that apps of older versions go on. The same schema again is answered
-        with its version, and changes nothing. With `dry_run` nothing is stored: the answer tells
-        what would stand against it.
+        From then on, the service refuses changesets that violate the schema. A new version must
+        allow everything that the version before allowed, so that older versions of an app continue
+        to work. Defining the same schema again returns its version, without a new event. With
+        `dry_run`, the service only reports the reasons against the schema.
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),

@@ -1,4 +1,4 @@
-"""Registering and revoking devices, for an admin of the space."""
+"""The operations that list, register and revoke devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpac
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 
-from .tokens import CHANGING, if_known, time_if_known
+from .tokens import CHANGE_PROBLEMS, if_known, time_if_known
 
 
 def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -34,9 +34,10 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         problems=(UnknownSpace, StorageUnavailable),
     )
     def devices(space: str, query: Mapping[str, Any]) -> Reply:
-        """List the devices that have pushed, or were registered or revoked, by id.
+        """List the devices of a space, in the order of their ids.
 
-        Go on with `cursor` until it is null.
+        The list has every device that pushed, or that an admin registered or revoked. Read the next
+        page with `cursor` until it is null.
         """
         page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Devices(list(map(rendered_device, page.items)), page.cursor))
@@ -48,14 +49,14 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REGISTER,
         answer=answers.Device,
         example=examples.REGISTERED_DEVICE,
-        problems=(*CHANGING, DeviceRevoked),
+        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
     )
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Register a device, or give it another name.
+        """Register a device, or rename it.
 
-        An event `device-registered` says so. Granting a device its token does it as well; with
-        tokens of an app's own sign-in a device need not be registered. A space that is not there
-        is made.
+        The log records an event `device-registered`. Granting a token to a device registers it as
+        well, and a device with a token of the app's own sign-in needs no registration. The first
+        registration in a space creates the space.
         """
         by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)
@@ -68,20 +69,20 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REVOKE,
         answer=answers.Device,
         example=examples.REVOKED_DEVICE,
-        problems=(*CHANGING, UnknownSpace),
+        problems=(*CHANGE_PROBLEMS, UnknownSpace),
     )
     def revoke_device(space: str, device: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Revoke a device, for ever.
+        """Revoke a device permanently.
 
-        Whatever token it holds, it may neither write nor read in this space any more; what it wrote
-        stays. When this is answered, it is refused everywhere: that takes a second. Its streams
-        end. A device that comes back takes a new id.
+        The device can neither write nor read in this space, with any token. Its changesets stay.
+        The response takes a second, because it waits until every process refuses the device. The
+        device's streams end. To return, the device needs a new id.
         """
         by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
         finally:
-            access.forget()  # also if nobody can tell what became of it
+            access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_device(revoked))
 
     return bp

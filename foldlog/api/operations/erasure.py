@@ -1,4 +1,4 @@
-"""Erasing records, for whoever has the admin's token."""
+"""The operation that erases records, for an admin."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def erase(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Erase records.
 
-        Their values leave the log, the master table, the ledger and, when they pull, the devices;
-        every proof stays valid. Erase the `records` that are named, or those of `collection` of
-        which something in the log ever said what `where` says. What is erased already is answered
-        as done, so this can be sent again. It takes as long as reading the whole log.
+        Their values leave the log, the master table, the conflict ledger, and each device when it
+        pulls. Every proof stays valid. The service erases the `records` that the request names, and
+        every record of `collection` with an operation in the log that has all the values of
+        `where`. A repeated request reports the erased records again. The duration grows with the
+        length of the log.
         """
         check_reason(body["reason"], body.get("by"))
         wanted = Selection(

@@ -1,4 +1,4 @@
-"""Pulling: the events after a cursor, and those to come."""
+"""The operations that pull events after a cursor, and that stream new events."""
 
 from __future__ import annotations
 
@@ -35,26 +35,25 @@ STREAM = Lines(
     {"data of a message": (answers.Range, examples.RANGE)},
 )
 EVENT_STREAM = "text/event-stream"
-#: how long a client shall wait before it connects again, in ms
+#: The time before a client reconnects, in ms.
 RECONNECT_MS = 1_000
 
 
-def range_query(asked: Mapping[str, Any], device: str | None) -> RangeQuery:
-    """What a pull asks for, in a query or in the body of a sync; `device` is who pulls."""
+def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery:
+    """The query of a pull, from the query string or from the body of a sync. `device` pulls."""
     return RangeQuery(
-        after=asked["after"],
-        limit=asked["limit"],
-        mark=asked.get("mark"),
-        collections=asked.get("collections"),
-        short_for_device=None if asked.get("own") == "full" else device,
+        after=parameters["after"],
+        limit=parameters["limit"],
+        mark=parameters.get("mark"),
+        collections=parameters.get("collections"),
+        short_for_device=None if parameters.get("own") == "full" else device,
     )
 
 
 async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """The page that a request asks for.
+    """Reads the page of the log that a request wants.
 
-    Raises `RateLimited`: of many that were let in at once, and wait for a thread, each may ask for
-    a large page, and those that were read meanwhile count.
+    Raises `RateLimited` if the caller read too much while the request waited for a thread.
     """
 
     def read() -> Range:
@@ -80,25 +79,25 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
-        In the order of the log, without a hole. Nothing new is an empty list. While `more` is
-        true, go on after `through` with its `mark`. With `wait`, the answer is held back until
-        there is something, or so many seconds are over.
+        The events come in the order of the log, without gaps. The list is empty if there are no new
+        events. While `more` is true, pull again after `through` with its `mark`. With `wait`, the
+        response waits until there is a new event, or until that many seconds have passed.
         """
-        asked = range_query(query, query.get("device"))
+        wanted = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
-            page = await read_range(request, store, space, asked)
+            page = await read_range(request, store, space, wanted)
             if page.events:
                 await request.readmit()
             return json_reply(range_answer(page))
         deadline = time.monotonic() + query["wait"]
-        with request.rates.hold(request), request.watch(store, space) as growth:
-            page = await read_range(request, store, space, asked)
-            while not page.events and not page.more and not growth.is_over:
+        with request.rates.hold(request), request.watch(store, space) as log_watch:
+            page = await read_range(request, store, space, wanted)
+            while not page.events and not page.more and not log_watch.is_over:
                 rest = deadline - time.monotonic()
-                if rest <= 0 or not await growth.wait(rest):
+                if rest <= 0 or not await log_watch.wait(rest):
                     break
-                asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
-                page = await read_range(request, store, space, asked)
+                wanted = msgspec.structs.replace(wanted, after=page.through, mark=page.mark)
+                page = await read_range(request, store, space, wanted)
         if page.events:
             await request.readmit(since=_revoked_since(page))
         return json_reply(range_answer(page))
@@ -115,77 +114,77 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def stream(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Follow the log as Server-Sent Events.
 
-        First what is there after the cursor, then what comes, as it comes. Each message is a page
-        as a pull would get it, but of fewer bytes; its `id` is the cursor after it, and who
-        connects again with it as `Last-Event-ID` misses nothing. A comment comes when nothing else
-        does, so that a broken connection is noticed. The stream ends now and then, in good order:
-        connect again. A message of the type `problem` holds a problem document, and ends it for
-        good.
+        The stream sends the stored events after the cursor, and then each new event. A message is a
+        page as a pull returns it, but of fewer bytes. Its `id` is the cursor after it: a client
+        that reconnects with it as `Last-Event-ID` misses no event. The service sends a comment when
+        it has no events, so that both sides notice a broken connection. The service ends a stream
+        regularly after some minutes: connect again. A message of the type `problem` contains a
+        problem document, and ends the stream; do not reconnect.
         """
-        asked = msgspec.structs.replace(
+        wanted = msgspec.structs.replace(
             range_query(query, query.get("device")), bytes_max=limits.stream_message_bytes_max
         )
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
-            asked = msgspec.structs.replace(asked, after=last_id, mark=None)
-        held = request.rates.hold(request)
-        with held.unless_it_fails():
-            first = await read_range(request, store, space, asked)
-        body = _messages(request, store, space, asked, first, limits, held)
+            wanted = msgspec.structs.replace(wanted, after=last_id, mark=None)
+        lease = request.rates.hold(request)
+        with lease.unless_it_fails():
+            first = await read_range(request, store, space, wanted)
+        body = _messages(request, store, space, wanted, first, limits, lease)
         return Reply(body, EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 
     return bp
 
 
 def _revoked_since(page: Range) -> int | None:
-    """What a look at who calls has to have seen before they are told this page."""
+    """The seq that an authorization check must include before the caller may see this page."""
     return page.head if any(map(is_revocation, page.events)) else None
 
 
 class _Authorization:
-    """Whether who follows still may.
+    """Checks repeatedly that the reader of a stream is still authorized.
 
-    Whoever was revoked before the first page was read is found by a look after it, and whoever is
-    revoked later by a page that tells of it: a look goes before that one, and what comes after it
-    comes after that look. What no log tells, as that a token has expired, is found now and then.
+    The first check follows the read of the first page, so it finds every earlier revocation. Later
+    revocations are events, and a page with a revocation is checked before it is sent. The log has
+    no events for other changes, such as the expiry of a token; a periodic check finds them.
     """
 
     def __init__(self, request: Request, limits: Limits):
         self._request = request
         self._seconds = limits.stream_heartbeat_seconds
-        self._looked_at: float | None = None
+        self._checked_at: float | None = None
 
     async def check(self, page: Range) -> None:
-        """Raises what `Access.admit` raises."""
+        """Raises the errors of `Access.admit`."""
         now = time.monotonic()
-        since = page.head if self._looked_at is None else _revoked_since(page)
-        if since is not None or self._looked_at is None or now - self._looked_at >= self._seconds:
+        since = page.head if self._checked_at is None else _revoked_since(page)
+        if since is not None or self._checked_at is None or now - self._checked_at >= self._seconds:
             await self._request.readmit(from_cache=True, since=since)
-            self._looked_at = now
+            self._checked_at = now
 
 
 async def _messages(
     request: Request,
     store: EventStore,
     space: str,
-    asked: RangeQuery,
+    wanted: RangeQuery,
     page: Range,
     limits: Limits,
-    held: Lease,
+    lease: Lease,
 ) -> AsyncIterator[bytes]:
-    # Streams that began together, after a restart, shall not all end together.
+    # A random lifetime spreads the reconnects of streams that began together after a restart.
     lifetime = limits.stream_seconds_max * random.uniform(0.8, 1.0)  # noqa: S311
     deadline = time.monotonic() + lifetime
-    with held, request.watch(store, space) as growth:
+    with lease, request.watch(store, space) as log_watch:
         yield b"retry: %d\n\n" % RECONNECT_MS
-        leave = _Authorization(request, limits)
-        is_watched = False  # the first page was read before the watching began
+        authorization = _Authorization(request, limits)
+        is_watched = False  # the first page was read before the watch began
         try:
-            while not growth.is_over:
-                await leave.check(page)
-                if page.through > asked.after:
-                    asked = msgspec.structs.replace(asked, after=page.through, mark=page.mark)
-                    # While its reader takes its time, nothing is kept but the message.
+            while not log_watch.is_over:
+                await authorization.check(page)
+                if page.through > wanted.after:
+                    wanted = msgspec.structs.replace(wanted, after=page.through, mark=page.mark)
+                    # Only the message stays in memory while a slow reader receives it.
                     message, page.events = _message(page), []
                     yield message
                     del message
@@ -193,16 +192,16 @@ async def _messages(
                 if rest <= 0:
                     return
                 pause = min(limits.stream_heartbeat_seconds, rest)
-                if is_watched and not page.more and not await growth.wait(pause):
+                if is_watched and not page.more and not await log_watch.wait(pause):
                     yield b":\n\n"
                     continue
-                told = store.cached_range(space, asked)
-                if told is None:
-                    told = await request.run(store.range_after, space, asked)
-                page = told
+                next_page = store.cached_range(space, wanted)
+                if next_page is None:
+                    next_page = await request.run(store.range_after, space, wanted)
+                page = next_page
                 is_watched = True
         except Exception as exc:
-            # The answer has begun and was promised to be well: what went wrong is a message.
+            # The status 200 was sent already, so a message reports the error.
             document = problem_reply(exc, request).body
             assert isinstance(document, bytes)
             yield b"event: problem\ndata: %b\n\n" % document

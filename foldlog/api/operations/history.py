@@ -1,4 +1,4 @@
-"""What was: the versions of a record, and what differs between two moments."""
+"""The operations that read the versions of a record, and the differences between two moments."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     async def record_history(
         request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
     ) -> Reply:
-        """Read what became of a record.
+        """Read the history of a record.
 
-        A version for each event that named it, also of one that lost altogether: whose it was, what
-        it changed from what to what, and which values lost at it. For ids like `..`, which browsers
-        take for folders, ask `/history?collection=...&id=...`.
+        The response has a version for each event that named the record, including events that lost
+        entirely. A version has the event's device, the changed fields with their values before and
+        after, and the values that lost. For ids like `..`, which browsers treat as folders, use
+        `/history?collection=...&id=...`.
         """
         page = partial(_history, history, space, (collection, id), query)
         return _history_reply(await projected(request, space, page))
@@ -70,9 +71,9 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         problems=(*PROBLEMS, UnknownRecord),
     )
     async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Read what became of a record, whatever its id.
+        """Read the history of a record with any id.
 
-        The same, with the record named in the query.
+        It is the same operation, but the query names the record.
         """
         key = (query["collection"], query["id"])
         page = partial(_history, history, space, key, query)
@@ -89,9 +90,10 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Compare two moments.
 
-        Every record that was another one at `to` than at `from`, with both states; null where there
-        was none, or a deleted one. What changed and changed back is not told. Go on with `cursor`
-        until it is null; a page may be empty before that.
+        The response has every record whose state at `to` differs from its state at `from`, with
+        both states. A state is null if the record did not exist or was deleted. Changes that were
+        reverted in between are left out. Read the next page with `cursor` until it is null; a page
+        may be empty before the last page.
         """
         wanted = DiffQuery(
             query["from_"],

@@ -1,4 +1,4 @@
-"""What is not data: health, limits, and the documents about the API itself."""
+"""The operations about the service itself: health, limits, metrics, and the API's documents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from foldlog.domain.ports import Gauge
 
 from .metrics import CONTENT_TYPE_PLAIN_0_0_4, exposition
 
-#: A page that runs nothing and loads nothing, whatever may ever get into it.
+#: These headers forbid scripts and external resources, as a defense against injected markup.
 HTML_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -43,7 +43,7 @@ def meta_blueprint(
 
     @cache
     def document() -> dict[str, Any]:
-        # Made at the first request, when every blueprint is there.
+        # The first request makes it, because every blueprint is registered by then.
         return openapi_document(current_app)
 
     @cache
@@ -52,14 +52,14 @@ def meta_blueprint(
 
     @cache
     def page() -> bytes:
-        return docs_page(document(), [_about(code) for code in BY_CODE]).encode()
+        return docs_page(document(), [_problem_entry(code) for code in BY_CODE]).encode()
 
     @bp.get("/healthz")
     @operation(Right.PUBLIC, answer=Health, example={"status": "ok"})
     async def healthz(request: Request) -> Reply:
-        """Tell that the process lives.
+        """Report that the process is alive.
 
-        Asks nobody else: a database that is down is no reason to restart this process.
+        It checks only this process: restarting the process does not help a database that is down.
         """
         return json_reply(Health("ok"))
 
@@ -71,7 +71,7 @@ def meta_blueprint(
         problems=(NotReady,),
     )
     def readyz() -> Reply:
-        """Tell whether requests can be taken."""
+        """Report whether the service can take requests."""
         checks = ready()
         broken = sorted(name for name, found in checks.items() if found != "ok")
         if broken:
@@ -81,17 +81,18 @@ def meta_blueprint(
     @bp.get("/metrics")
     @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
     def metrics() -> Reply:
-        """Read what to watch, for Prometheus.
+        """Read the metrics, for Prometheus.
 
-        How much there is, how far the projections are behind, and which stand still.
+        They report the amount of data, the lag of each projection, and the projections that are
+        halted.
         """
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
     @operation(Right.PUBLIC, answer=Limits, example=msgspec.to_builtins(limits))
     async def get_limits(request: Request) -> Reply:
-        """Read every limit that requests are held to."""
-        return json_reply(limits)  # of none of these calls a thread need wait for the database
+        """Read every limit of requests."""
+        return json_reply(limits)
 
     @bp.get("/openapi.json")
     @operation(Right.PUBLIC)
@@ -102,7 +103,7 @@ def meta_blueprint(
     @bp.get("/docs")
     @operation(Right.PUBLIC, media_type="text/html")
     async def docs(request: Request) -> Reply:
-        """Read the same document as a page."""
+        """Read the OpenAPI document as an HTML page."""
         return Reply(page(), HTML, headers=DOCUMENT_HEADERS | HTML_HEADERS, is_kept=True)
 
     @bp.get("/problems/<code>")
@@ -110,11 +111,11 @@ def meta_blueprint(
     async def problem(request: Request, code: str) -> Reply:
         """Read about a problem, by its stable code.
 
-        As a page if the request prefers `text/html`, else as JSON.
+        The response is an HTML page if the request prefers `text/html`, and JSON otherwise.
         """
         if code not in BY_CODE:
             raise NotFound(f"there is no problem called {code!r}")
-        about = _about(code)
+        about = _problem_entry(code)
         accepted = parse_accept_header(request.header("accept"), MIMEAccept)
         if accepted.best_match(["application/json", HTML]) == HTML:
             reply = Reply(problem_page(about).encode(), HTML, headers=dict(HTML_HEADERS))
@@ -126,7 +127,7 @@ def meta_blueprint(
     return bp
 
 
-def _about(code: str) -> dict[str, Any]:
+def _problem_entry(code: str) -> dict[str, Any]:
     error = BY_CODE[code]
     return {
         "code": code,

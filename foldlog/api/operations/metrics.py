@@ -1,4 +1,4 @@
-"""Gauges as Prometheus reads them."""
+"""Renders gauges in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["CONTENT_TYPE_PLAIN_0_0_4", "exposition"]
 
 
 class _Gauges(Collector):
-    """Asked once: these numbers are the database's, not this process's."""
+    """Collects gauges once. They are read from the database, and so belong to every process."""
 
     def __init__(self, gauges: Iterable[Gauge]):
         self._gauges = list(gauges)
@@ -28,7 +28,7 @@ class _Gauges(Collector):
 
 
 def exposition(gauges: Iterable[Gauge]) -> bytes:
-    """The text format, version 0.0.4."""
+    """Renders gauges in the text format of Prometheus, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Gauges(gauges))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
-"""What makes a log provable: its tree as tiles, signed checkpoints, and ready-made proofs.
+"""The operations that prove the log: checkpoints, the tree as tiles, and single proofs.
 
-Checkpoint, tiles and bundles are byte for byte those of C2SP tlog-tiles, with a space's URL as the
-prefix. The proofs are what a client could make of the tiles, for who wants no more than one.
+Checkpoints, tiles and bundles have exactly the bytes of C2SP tlog-tiles, with the URL of the space
+as the prefix. A client could make the proofs from the tiles; it saves requests for a single proof.
 """
 
 from __future__ import annotations
@@ -50,22 +50,21 @@ log = structlog.get_logger("foldlog.api")
 PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
 OCTETS = "application/octet-stream"
 NOTE = "text/plain; charset=utf-8"
-#: What is full never changes. `private`, because it tells who changed what, and when.
+#: A full tile is final. It is `private`, because it reveals the devices and times of changes.
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Authorization"}
 FRESH = {"Cache-Control": "private, no-cache"}
 
 
 NDJSON = "application/x-ndjson"
 EXPORT = Lines(
-    "JSON lines: a header, and each event with its salt.",
+    "JSON lines: a header, and a line for each event with its salt.",
     {
         "header": (ExportHeader, examples.EXPORT_HEADER),
         "event": (ExportLine, examples.EXPORT_LINE),
     },
 )
 PIECE_BYTES = 2**20
-#: An export that has begun waits for its connection, between pieces, so many times longer than a
-#: request does, rather than be cut.
+#: A running export retries failed reads, because it has no way to report an error.
 TRIES_MAX, TRY_AGAIN_SECONDS = 10, 1.0
 
 
@@ -79,17 +78,18 @@ def proofs_blueprint(
     def checkpoint(space: str) -> Reply:
         """Read the last signed checkpoint.
 
-        A signed note (C2SP tlog-checkpoint): origin, size, root, and the signatures of the log and
-        of its witnesses.
+        It is a signed note (C2SP tlog-checkpoint) with the origin, the size, the root, and the
+        signatures of the log and of its witnesses.
         """
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
     @operation(Right.READ, answer=Keys, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
-        """List the public keys that sign, or have signed, checkpoints of this log.
+        """List the public keys that sign, or signed, checkpoints of this log.
 
-        As verifier's keys (vkey), the present one first. Whoever audits has them by another way.
+        The keys are verifier keys (vkey), and the present key is the first. An auditor gets them
+        from a source other than this service.
         """
         head = tree.tree(space)
         found = [verifier.vkey for verifier in verifiers(space)]
@@ -102,28 +102,29 @@ def proofs_blueprint(
     def tile(space: str, level: str, tile: str) -> Reply:
         """Read a tile of the tree.
 
-        Hashes of 32 bytes, 256 of them, or as many as `.p/<W>` says (C2SP tlog-tiles). A tile
+        A tile has 256 hashes of 32 bytes, or as many as `.p/<W>` says (C2SP tlog-tiles). A tile
         beyond the tree is a 404.
         """
         number = parse_level(level)
         if number is None:
             raise NoSuchPath(f"there is no level {level!r}")
-        place, width = _place(Tile(number, 0), tile, tree.tree(space).size)
-        hashes = tree.tiles(space, [place]).get(place, b"")
-        return _octets(hashes[: width * HASH_BYTES], width)
+        found, width = _tile_and_width(number, tile, tree.tree(space).size)
+        hashes = tree.tiles(space, [found]).get(found, b"")
+        return _octets(hashes[: width * HASH_BYTES])
 
     @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
     @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
     def entries(space: str, tile: str) -> Reply:
         """Read a bundle of leaves.
 
-        The leaves of a tile of level 0, each after its length in two bytes (C2SP tlog-tiles). A
-        leaf is an event with the hash of its operations in their place: it tells no values.
+        The bundle has the leaves of a tile of level 0. The length of each leaf comes before it, in
+        two bytes (C2SP tlog-tiles). A leaf is an event with the hash of its operations in their
+        place, so it contains no values.
         """
-        place, width = _place(Tile(0, 0), tile, tree.tree(space).size)
-        first = place.number * TILE_WIDTH
-        found = store.entries(space, after=first, through=first + width)
-        return _octets(bundle(entry.leaf for entry in found), width)
+        found, width = _tile_and_width(0, tile, tree.tree(space).size)
+        first = found.number * TILE_WIDTH
+        leaves = store.entries(space, after=first, through=first + width)
+        return _octets(bundle(entry.leaf for entry in leaves))
 
     @bp.get("/v1/spaces/<space>/export")
     @operation(
@@ -132,14 +133,14 @@ def proofs_blueprint(
     async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the log with the salts that open it.
 
-        As `foldlog export` writes it: a line that names the log, and one for each event up to its
-        `head`. Whoever audits a running service computes every hash anew from this.
+        The format is that of `foldlog export`: a line for the log, and a line for each event up to
+        its `head`. An auditor of a running service recomputes every hash from the export.
         """
-        held = request.rates.hold(request, DOWNLOADS)
-        with held.unless_it_fails():
+        lease = request.rates.hold(request, DOWNLOADS)
+        with lease.unless_it_fails():
             page = await request.run(store.range_after, space, RangeQuery(0, 1))
         header = ExportHeader("export", 1, space, page.log, page.head)
-        return Reply(_lines(store, header, query["after"], held), NDJSON)
+        return Reply(_lines(store, header, query["after"], lease), NDJSON)
 
     @bp.get("/v1/spaces/<space>/proof/inclusion")
     @operation(
@@ -152,7 +153,7 @@ def proofs_blueprint(
     def inclusion(space: str, query: Mapping[str, Any]) -> Reply:
         """Prove that an event is in the tree.
 
-        RFC 9162 section 2.1.3: hashes in base64, from the leaf up; event N is leaf N - 1.
+        The hashes are in base64, from the leaf up (RFC 9162 section 2.1.3). Event N is leaf N - 1.
         """
         found = tree.inclusion(space, query["seq"], query.get("size"))
         return json_reply(
@@ -174,9 +175,9 @@ def proofs_blueprint(
         problems=(*PROBLEMS, BeyondTree),
     )
     def consistency(space: str, query: Mapping[str, Any]) -> Reply:
-        """Prove that the tree begins with an older one.
+        """Prove that the tree begins with an older tree.
 
-        RFC 9162 section 2.1.4: hashes in base64.
+        The hashes are in base64 (RFC 9162 section 2.1.4).
         """
         found = tree.consistency(space, query["from"], query.get("to"))
         return json_reply(
@@ -199,10 +200,11 @@ def proofs_blueprint(
         problems=(*PROBLEMS, BeyondTree),
     )
     def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
-        """Prove an event with all that it says.
+        """Prove an event with all its values.
 
-        The event, the salt that opens the commitments to its operations, and the proof that its
-        leaf is in the tree. Whoever may read events may read this: it tells the same values.
+        The response has the event, the salt that opens the commitments to its operations, and the
+        proof that its leaf is in the tree. It needs the right to read events, because it has the
+        same values.
         """
         found = tree.inclusion(space, int(seq), query.get("size"))
         (entry,) = store.entries(space, after=found.seq - 1, through=found.seq)
@@ -223,20 +225,21 @@ def proofs_blueprint(
     return bp
 
 
-def _lines(store: EventStore, header: ExportHeader, after: int, held: Lease) -> Iterator[bytes]:
-    with held:
+def _lines(store: EventStore, header: ExportHeader, after: int, lease: Lease) -> Iterator[bytes]:
+    with lease:
         yield msgspec.json.encode(header) + b"\n"
         try:
             piece = bytearray()
             for entry in _entries(store, header.space, after, header.head):
-                piece += b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
+                line = ExportLine(entry.salt.hex(), msgspec.Raw(entry.state))
+                piece += msgspec.json.encode(line) + b"\n"
                 if len(piece) >= PIECE_BYTES:
                     yield bytes(piece)
                     piece.clear()
             if piece:
                 yield bytes(piece)
         except Exception as exc:
-            # The answer has begun and was promised to be well: whoever reads it misses the rest.
+            # The status 200 was sent already. Readers detect the error by the missing events.
             log.error("export-cut", space=header.space, exc_info=exc)
 
 
@@ -255,19 +258,19 @@ def _entries(store: EventStore, space: str, after: int, through: int) -> Iterato
             time.sleep(TRY_AGAIN_SECONDS)
 
 
-def _place(of: Tile, path: str, size: int) -> tuple[Tile, int]:
-    """The tile that a path names, and how much of it. Raises `NoSuchPath`, `BeyondTree`."""
+def _tile_and_width(level: int, path: str, size: int) -> tuple[Tile, int]:
+    """The tile of a path, and its width. Raises `NoSuchPath` or `BeyondTree`."""
     parsed = parse_tile_path(path)
     if parsed is None:
-        raise NoSuchPath(f"{path!r} is no path of a tile")
-    number, asked = parsed
-    place, width = Tile(of.level, number), asked or TILE_WIDTH
-    if width > place.width(size):
-        raise BeyondTree(f"the tree has come to {size}", size=size)
-    return place, width
+        raise NoSuchPath(f"{path!r} is not the path of a tile")
+    number, partial_width = parsed
+    tile, width = Tile(level, number), partial_width or TILE_WIDTH
+    if width > tile.width(size):
+        raise BeyondTree(f"the tree has {size} events", size=size)
+    return tile, width
 
 
-def _octets(body: bytes, width: int) -> Reply:
+def _octets(body: bytes) -> Reply:
     return Reply(body, OCTETS, headers=dict(IMMUTABLE))
 
 

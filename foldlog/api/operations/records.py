@@ -1,4 +1,4 @@
-"""The master table: current records, what lost, and the ids of a device's own keys."""
+"""The operations that read records, conflicts, and the ids of a device's own keys."""
 
 from __future__ import annotations
 
@@ -64,11 +64,13 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the master table.
 
-        The live records by collection and id; or, with `changed_after`, every record that changed
-        since that seq, once, as it is now, deleted ones too. Go on with `cursor` until it is null.
+        The response has the live records by collection and id. With `changed_after` it has every
+        record that changed after that seq, once, in its present state, including deleted records.
+        Read the next page with `cursor` until it is null.
 
-        With `as_of` the records that were live at that moment, in each collection in the order in
-        which they were made. All pages are of that one moment, whatever happens meanwhile.
+        With `as_of` it has the records that were live at that moment: by collection, and in the
+        order in which they were created. All pages show that same moment, even if the records
+        change meanwhile.
         """
         page = await projected(request, space, partial(_page, master, space, query))
         return json_reply(_records_answer(page))
@@ -86,8 +88,8 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     ) -> Reply:
         """Read one record.
 
-        A deleted one is answered as a tombstone. Everything after the collection is the id; encode
-        it whole, slashes as `%2F`. For ids like `..`, which browsers take for folders, ask
+        A deleted record is a tombstone. Everything after the collection is the id: encode it whole,
+        with slashes as `%2F`. For ids like `..`, which browsers treat as folders, use
         `/records?collection=...&id=...`.
         """
         one = partial(_one, master, space, (collection, id), query)
@@ -108,10 +110,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def conflicts(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
 
-        Every value that lost against a concurrent change, with what it lost to: nothing that a
-        user typed disappears without a trace. `restore` is a changeset that puts it back: add
-        `id`, `counter` and `made_at`, and push it. It is null for a number that could not be added.
-        Go on with `cursor` until it is null; a page may be empty before that.
+        The ledger has every value that lost against a concurrent change, and the value that won.
+        `restore` is a changeset that restores the lost value: add `id`, `counter` and `made_at`,
+        and push it. It is null for a number that could not be added. Read the next page with
+        `cursor` until it is null; a page may be empty before the last page.
         """
         page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
@@ -131,10 +133,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def device_ids(
         request: Request, space: str, device: str, query: Mapping[str, Any]
     ) -> Reply:
-        """List the ids made from a device's own keys, by collection and key.
+        """List the ids that were made from a device's own keys, by collection and key.
 
-        A `local_id` always leads to the same id, so this can be asked again at any time. Go on with
-        `cursor` until it is null: a collection may go on in the next page.
+        A `local_id` always leads to the same id, so the request can be repeated at any time. Read
+        the next page with `cursor` until it is null. A collection may continue on the next page.
         """
         local_ids = partial(
             master.local_ids,

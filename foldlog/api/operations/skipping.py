@@ -1,4 +1,4 @@
-"""Stepping over an event that cannot be folded, for whoever has the admin's token."""
+"""The operation that skips an event that cannot be folded, for an admin."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         ),
     )
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Step over an event.
+        """Skip an event.
 
-        Only the one at which the master table of the space stands still. It stays in the log and
-        in every proof; what it says is folded nowhere any more. There is no way back.
+        Only the event at which the master table of the space is halted can be skipped. It stays in
+        the log and in every proof, but every fold ignores it. A skip is permanent.
         """
         found = store.skip(
             space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))

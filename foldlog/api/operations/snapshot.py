@@ -1,4 +1,7 @@
-"""The snapshot: what a new device loads, so that its start does not depend on the log's length."""
+"""The operation that loads a snapshot.
+
+A new device starts from a snapshot, so the length of the log does not matter to it.
+"""
 
 from __future__ import annotations
 
@@ -58,33 +61,33 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Load all records, to follow the log from there.
 
-        Tombstones too, each with its writes, as the merge needs them. Each page is true at the
-        `at` of the line that closes it. Follow the log from the `seq` and `mark` of the header,
-        and pass over, record by record, events up to the `at` of its page.
+        The snapshot includes tombstones, and each record has its writes, which the merge needs.
+        Each page is true at the `at` of the line that ends it. Follow the log from the `seq` and
+        `mark` of the header. For each record, skip the events up to the `at` of its page.
 
-        A stream that does not end with a `cursor` of null was cut: throw away what came after the
-        last one, ask again with that `cursor`, and keep the `seq` and `mark` of the first header.
+        If the last line lacks a `cursor` of null, the download was interrupted. Discard the lines
+        after the last `cursor`, repeat the request with that `cursor`, and keep the `seq` and
+        `mark` of the first header.
         """
-        held = request.rates.hold(request, DOWNLOADS)
-        asked = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
-        with held.unless_it_fails():
-            found = await projected(request, space, partial(master.snapshot, space, **asked))
-        return Reply(_pieces(space, found, held), MEDIA_TYPE)
+        lease = request.rates.hold(request, DOWNLOADS)
+        wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
+        with lease.unless_it_fails():
+            found = await projected(request, space, partial(master.snapshot, space, **wanted))
+        return Reply(_pieces(space, found, lease), MEDIA_TYPE)
 
     return bp
 
 
-def _pieces(space: str, snapshot: Snapshot, held: Lease) -> Iterator[bytes]:
-    """The header, and each page as one piece; no more than that is in memory."""
-    with held:
+def _pieces(space: str, snapshot: Snapshot, lease: Lease) -> Iterator[bytes]:
+    """Yields the header, and each page as one piece. Only one page is in memory at a time."""
+    with lease:
         yield _line(snapshot.header)
         try:
             for page in snapshot.pages:
                 end = _line(SnapshotPageEnd(page.at, page.mark, page.cursor))
                 yield b"\n".join([*page.records, end])
         except Exception as exc:
-            # The answer has begun and was promised to be well: all that can be done is to end it
-            # before its last line, which every reader understands.
+            # The status 200 was sent already. Readers detect the error by the missing last line.
             log.error("snapshot-cut", space=space, exc_info=exc)
 
 

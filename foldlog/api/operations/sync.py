@@ -1,4 +1,4 @@
-"""Pushing changesets; and push and pull in one round trip."""
+"""The operations that push changesets, and that push and pull in one round trip."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets.
 
-        Appends what is new and answers every changeset in order. Sending the same again is safe:
-        it is answered as the first time, as a `duplicate`. All or nothing is stored. The first
-        push makes the space.
+        The service stores the new changesets, all or none of them, and answers every changeset in
+        order. A push can be repeated safely: a stored changeset gets its first verdict again,
+        marked as a `duplicate`. The first push creates the space.
         """
         return json_reply(await request.outcome(store.submit(space, push_of(request, body))))
 
@@ -84,19 +84,20 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def sync(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push and pull in one round trip.
 
-        The cursor is checked before anything is stored. Then the changesets are appended, and the
-        events after the cursor answered; the device's own come without `ops`, as their
-        acknowledgement, unless `own` is `full`. While `more` is true, sync again after `through`.
+        The service checks the cursor before it stores anything. It stores the changesets, and then
+        reads the events after the cursor. The device's own changesets come without `ops`, as
+        acknowledgements, unless `own` is `full`. While `more` is true, sync again after `through`.
         """
         pushed = push_of(request, body)
         query = range_query(body, body["device"])
         verdicts: list[Answer] = []
         if body["changesets"]:
-            await request.readmit()  # what is stored is not decided by what is at hand
+            # A cached authorization serves reads only.
+            await request.readmit()
             verdicts = (await request.outcome(store.submit(space, pushed))).verdicts
             page = await _read_stored(request, store, space, query)
         else:
-            # Most syncs have nothing to say. Those must not take the space's lock.
+            # Most syncs have no changesets, and must avoid the lock of the space.
             try:
                 page = await read_range(request, store, space, query)
             except UnknownSpace:
@@ -120,8 +121,11 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """The page after what was pushed. Raises `OutcomeUnknown`: any other refusal would say that
-    nothing was stored; who sends the same again is told the verdicts, or why not."""
+    """Reads the page after a push.
+
+    Raises `OutcomeUnknown` on every failure, because another problem would mean that the push was
+    not stored. The device then repeats the push and receives the verdicts.
+    """
     try:
         page = await read_range(request, store, space, query)
         await request.readmit()
@@ -131,7 +135,7 @@ async def _read_stored(request: Request, store: EventStore, space: str, query: R
 
 
 def push_of(request: Request, body: dict[str, Any]) -> Push:
-    """Raises `Forbidden`: nobody writes as somebody else."""
+    """Makes a push of a body. Raises `Forbidden` if the caller may not write as the device."""
     assert request.caller is not None
     request.caller.check_writes_as(body["device"])
     return Push(

@@ -1,4 +1,4 @@
-"""Granting and revoking tokens, for an admin of the space."""
+"""The operations that grant, list and revoke tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
 
-CHANGING: tuple[type[FoldlogError], ...] = (
+CHANGE_PROBLEMS: tuple[type[FoldlogError], ...] = (
     UnsupportedMediaType,
     StorageUnavailable,
     OutcomeUnknown,
@@ -50,19 +50,20 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.GRANT,
         answer=answers.Granted,
         example=examples.GRANTED,
-        problems=(*CHANGING, DeviceRevoked),
+        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
     )
     def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Grant a token.
 
-        For one space, or for `also` others, if the caller is an admin of every space. The answer
-        alone has the token: what is kept of it cannot be turned back. Each space's log gets an
-        event `token-granted`, and `device-registered` for a new device. A space that is not there
-        is made. If one of the spaces cannot grant it, none does.
+        The token is for this space, and for the spaces of `also` if the caller is an admin of every
+        space. Only this response contains the secret, because the service stores a hash of it. The
+        log of each space records an event `token-granted`, and an event `device-registered` for a
+        new device. The service creates a missing space. The grant fails as a whole if it fails in
+        one of the spaces.
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
-            raise Forbidden("only an admin of every space grants a token for several")
+            raise Forbidden("only an admin of every space may grant a token for several spaces")
         grant = Grant(
             role=Role(body["role"]),
             device=body.get("device"),
@@ -85,10 +86,10 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         problems=(StorageUnavailable,),
     )
     def tokens(space: str, query: Mapping[str, Any]) -> Reply:
-        """List the tokens that were granted for this space, revoked ones too.
+        """List the tokens of this space, in the order of their grants.
 
-        In the order in which they were granted; not those of every space, which are an operator's.
-        Go on with `cursor` until it is null.
+        The list includes revoked tokens. It excludes tokens for every space, which belong to the
+        operator. Read the next page with `cursor` until it is null.
         """
         page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Tokens(list(map(rendered_token, page.items)), page.cursor))
@@ -100,19 +101,19 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.REVOKE,
         answer=answers.Token,
         example=examples.REVOKED_TOKEN,
-        problems=(*CHANGING, UnknownSpace, UnknownToken),
+        problems=(*CHANGE_PROBLEMS, UnknownSpace, UnknownToken),
     )
     def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Revoke a token in this space.
 
-        When this is answered, the token is refused everywhere: that takes a second. Streams that
-        it opened end. The second time nothing happens.
+        The response takes a second, because it waits until every process refuses the token. Streams
+        that the token opened end. A repeated request has no further effect.
         """
         by = caller.attribution(body.get("by"))
         try:
             revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
         finally:
-            access.forget()  # also if nobody can tell what became of it
+            access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_token(revoked))
 
     return bp

@@ -1,4 +1,4 @@
-"""Being a witness of other logs: C2SP tlog-witness."""
+"""The operation of a witness, which cosigns checkpoints of other logs: C2SP tlog-witness."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = "text/x.tlog.size"
 
 
 def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
-    """`add_checkpoint` answers the line of a cosignature, or raises."""
+    """`add_checkpoint` returns the line of a cosignature, or raises."""
     bp = Blueprint("witness", __name__)
 
     @bp.post("/v1/witness/add-checkpoint")
@@ -41,10 +41,10 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
         ),
     )
     async def add_checkpoint_of_a_log(request: Request) -> Reply:
-        """Ask for a cosignature (C2SP tlog-witness).
+        """Request a cosignature (C2SP tlog-witness).
 
         The body is text: `old N`, the lines of a consistency proof from there, an empty line, and
-        the signed checkpoint. The answer is the line of a cosignature; or a 409 of the type
+        the signed checkpoint. The response is the line of a cosignature; or a 409 of the type
         `text/x.tlog.size` with the size of the last checkpoint that was cosigned.
         """
         body = bytearray()

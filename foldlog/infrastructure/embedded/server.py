@@ -1,4 +1,4 @@
-"""The life of one embedded PostgreSQL."""
+"""Starts, shares and stops one embedded PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import psycopg
 import structlog
 
 from . import cluster
-from .account import account_for, let_through, own_tree
+from .account import account_for, allow_traversal, own_tree
 from .binaries import check_runnable, find_binaries
-from .deadlines import Patience
+from .deadlines import StartDeadline
 from .errors import DataFolderInUse, DataFolderUnusable, PostgresFailed
 from .folder import PORT, FolderLock, Holder, Layout, Passwords, make_password
 from .leftovers import (
-    forget_stale_files,
     postmaster_pid,
-    says_ready,
+    remove_stale_files,
+    reports_ready,
     stop_leftovers,
     stop_unfinished,
 )
@@ -32,22 +32,22 @@ from .postmaster import Postmaster, is_alive
 START_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 5
 POLL_SECONDS = 0.05
-#: A killed owner's child that was just about to become PostgreSQL still has the lock for a moment.
+#: After the owner is killed, a child between fork and exec keeps the lock for a moment.
 LOCK_GRACE_SECONDS = 5.0
-#: how often to look at somebody else's server, where each look may leave a line in its log
+#: Poll interval for another process's server; each attempt may write a line to its log.
 ATTACH_POLL_SECONDS = 0.5
 
 log = structlog.get_logger(__name__)
 
 
 class EmbeddedPostgres:
-    """PostgreSQL on a folder, for as long as the `with` block runs.
+    """PostgreSQL on a folder, for the duration of the `with` block.
 
-    The first process to come owns the server: it starts it as its child and stops it. Whoever
-    comes while an owner is there attaches: the same `url`, and `stop()` leaves the server alone.
-    With `exclusive`, a second one is refused instead.
+    The first process owns the server: it starts it as a child and stops it. Later processes attach
+    to it: they use the same `url`, and their `stop()` keeps the server running. With `exclusive`, a
+    later process raises `DataFolderInUse` instead.
 
-    `settings` win over every file. `start()` may be called again when the server has died.
+    `settings` override every configuration file. Call `start()` again if the server has died.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class EmbeddedPostgres:
         self._postmaster: Postmaster | None = None
         self._attached_to: Holder | None = None
         self._owner_pid = 0
-        self._changing = threading.RLock()  # start and stop do not overlap ...
-        self._called_off = threading.Event()  # ... but stop makes a start give up
+        self._changing = threading.RLock()  # start and stop run one at a time ...
+        self._cancelled = threading.Event()  # ... and stop cancels a running start
 
     def __enter__(self) -> EmbeddedPostgres:
         self.start()
@@ -89,27 +89,27 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """Foldlog's own database, as its owner, who is no superuser."""
+        """Foldlog's database as the owner of its tables, an ordinary role."""
         return self._url(cluster.ROLE, cluster.DATABASE)
 
     @property
     def service_url(self) -> str:
-        """The same, as the role that the service works as, which owns nothing."""
+        """The same database as the role of the service, which has only granted rights."""
         return self._url(cluster.SERVICE_ROLE, cluster.DATABASE)
 
     @property
     def superuser_url(self) -> str:
-        """The maintenance database, for tests and administration."""
+        """The maintenance database as superuser, for tests and administration."""
         return self._url(cluster.SUPERUSER, "postgres")
 
     @property
     def owned(self) -> bool:
-        """Whether the server is our child, and ends with us."""
+        """Tells whether the server is our child, which ends with us."""
         return self._lock.is_held
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """The process id of the postmaster."""
         if self._postmaster is not None:
             return self._postmaster.pid
         pid = postmaster_pid(self._layout.data) if self._attached_to else None
@@ -124,47 +124,50 @@ class EmbeddedPostgres:
         return self._postmaster is not None and self._postmaster.is_running()
 
     def start(self) -> None:
-        """Returns when the server takes connections, be it ours or the owner's."""
+        """Starts or attaches to the server; returns when it accepts connections.
+
+        Raises the errors in `embedded.errors`.
+        """
         with self._changing:
             if self.is_running():
                 return
             self._attached_to = None
-            patience = Patience(self._start_timeout_seconds, self._called_off)
+            deadline = StartDeadline(self._start_timeout_seconds, self._cancelled)
             try:
                 self._layout.prepare()
-                if self._own_or_attach(patience):
-                    self._start_owned(patience)
+                if self._own_or_attach(deadline):
+                    self._start_owned(deadline)
             except BaseException as exc:
                 self._end()
                 if isinstance(exc, PermissionError):
                     raise DataFolderUnusable(
-                        f"user id {os.geteuid()} may not use {self.folder}: {exc}"
+                        f"user id {os.geteuid()} has no access to {self.folder}: {exc}"
                     ) from exc
                 raise
 
     def stop(self) -> None:
-        """Shuts our server down; a start that is under way in another thread gives up first."""
-        self._called_off.set()
+        """Shuts our server down, and cancels a start that runs in another thread."""
+        self._cancelled.set()
         with self._changing:
             try:
                 self._end()
             finally:
-                self._called_off.clear()
+                self._cancelled.clear()
 
     def kill(self) -> None:
-        """Kills the postmaster as a crash would. The folder stays ours; `start()` recovers it."""
+        """Kills the postmaster like a crash, but keeps the lock; `start()` recovers the data."""
         with self._changing:
             if self._postmaster is not None:
                 self._postmaster.kill()
                 self._postmaster = None
 
-    def tend(self) -> None:
-        """Small chores of the owner, to be called every now and then."""
+    def maintain(self) -> None:
+        """Rotates the log if needed; the owner calls it from time to time."""
         if self.owned:
             self._log.rotate_if_large()
 
-    def _own_or_attach(self, patience: Patience) -> bool:
-        """True when the folder is ours, False when somebody else's server is ready for us."""
+    def _own_or_attach(self, deadline: StartDeadline) -> bool:
+        """Returns True when we own the folder, False when we are attached to its owner's server."""
         me = Holder(os.getpid(), self._layout.sockets)
         grace_until = time.monotonic() + LOCK_GRACE_SECONDS
         while not self._lock.is_held and not self._lock.acquire(me):
@@ -179,7 +182,7 @@ class EmbeddedPostgres:
                 )
             if holder is not None and not self._exclusive and self._attach(holder):
                 return False
-            patience.pause(ATTACH_POLL_SECONDS, "waiting for the owner's PostgreSQL")
+            deadline.pause(ATTACH_POLL_SECONDS, "waiting for the owner's PostgreSQL")
         self._owner_pid = os.getpid()
         return True
 
@@ -188,33 +191,33 @@ class EmbeddedPostgres:
             return False
         self._attached_to = holder
         try:
-            answers(self.url)
+            check_connection(self.url)
         except psycopg.OperationalError:
             self._attached_to = None
             return False
         return True
 
-    def _start_owned(self, patience: Patience) -> None:
-        self.kill()  # after a crash: what stood beside the dead one
+    def _start_owned(self, deadline: StartDeadline) -> None:
+        self.kill()  # after a crash, this ends the watcher of the dead postmaster
         layout, binaries = self._layout, find_binaries()
         account = account_for(layout.data)
-        let_through(account, [layout.data, layout.sockets, binaries / "postgres"])
+        allow_traversal(account, [layout.data, layout.sockets, binaries / "postgres"])
         check_runnable(binaries, account)
         layout.prepare_inside(account)
         cluster.write_defaults(layout, binaries)
-        stop_leftovers(layout.data, patience)
-        stop_unfinished(layout.unfinished, patience)
+        stop_leftovers(layout.data, deadline)
+        stop_unfinished(layout.unfinished, deadline)
         if not cluster.exists(layout):
             durable = self._settings.get("fsync") != "off"
             password = self._passwords.ensure(cluster.SUPERUSER)
             cluster.create(layout, binaries, account, password, durable=durable)
         if account.is_other and layout.data.lstat().st_uid != account.uid:
             own_tree(account, layout.data)
-        forget_stale_files(layout.data, layout.sockets)
+        remove_stale_files(layout.data, layout.sockets)
         if not self._passwords.find(cluster.SUPERUSER):
             password = make_password()
             cluster.set_superuser_password(layout, binaries, account, password)
-            self._passwords.keep(cluster.SUPERUSER, password)
+            self._passwords.save(cluster.SUPERUSER, password)
         settings = cluster.fixed_settings(layout.sockets) | self._settings
         command: list[str | Path] = [
             binaries / "postgres",
@@ -227,29 +230,30 @@ class EmbeddedPostgres:
             self._postmaster = Postmaster(command, account, log_fd)
         finally:
             os.close(log_fd)
-        self._wait_until_ready(self._postmaster, patience)
+        self._wait_until_ready(self._postmaster, deadline)
         roles = (cluster.ROLE, cluster.SERVICE_ROLE)
         passwords = {role: self._passwords.ensure(role) for role in roles}
         cluster.ensure_roles_and_database(self.superuser_url, passwords)
         log.info("PostgreSQL is ready", folder=str(self.folder), pid=self.pid)
 
-    def _wait_until_ready(self, postmaster: Postmaster, patience: Patience) -> None:
+    def _wait_until_ready(self, postmaster: Postmaster, deadline: StartDeadline) -> None:
         while True:
             if not postmaster.is_running():
                 raise PostgresFailed(f"PostgreSQL did not start:\n{self._log.tail()}")
-            if says_ready(self._layout.data, postmaster.pid):
+            if reports_ready(self._layout.data, postmaster.pid):
                 try:
-                    return answers(self.superuser_url)
+                    return check_connection(self.superuser_url)
                 except psycopg.OperationalError as exc:
                     if "authentication failed" in str(exc):
                         raise PostgresFailed(
-                            f"the password in {self.folder}/secrets/postgres.password is not the "
-                            f"superuser's; without that file the next start sets a new one"
+                            f"the superuser's password differs from the one in "
+                            f"{self.folder}/secrets/postgres.password: delete that file, and the "
+                            f"next start sets a new one"
                         ) from exc
-            patience.pause(POLL_SECONDS, "PostgreSQL is recovering", says=self._log.last_line())
+            deadline.pause(POLL_SECONDS, "PostgreSQL is recovering", says=self._log.last_line())
 
     def _end(self) -> None:
-        """Ends our server and lets go of the folder; in a forked child of ours, neither."""
+        """Stops our server and releases the folder; does nothing in a forked child process."""
         self._attached_to = None
         if self._owner_pid != os.getpid():
             return
@@ -272,7 +276,7 @@ class EmbeddedPostgres:
         )
 
 
-def answers(url: str) -> None:
-    """Raises unless a connection succeeds; that alone means ready."""
+def check_connection(url: str) -> None:
+    """Raises `psycopg.OperationalError` unless a connection succeeds."""
     with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.execute("SELECT 1")

@@ -1,12 +1,11 @@
-"""What was, in memory: the log folded again for every question, and nothing else kept."""
+"""History in memory: each question folds the log again."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,7 +21,6 @@ from foldlog.domain.history import (
     head_of,
     version_view,
 )
-from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from foldlog.domain.ports import (
     AsOfPage,
@@ -38,22 +36,13 @@ from foldlog.domain.ports import (
     encode_cursor,
 )
 
+from .spaces import MemorySpaces, Space
+
 _encode = msgspec.json.encode
 
 
-class Log(Protocol):
-    """What of a space is asked here."""
-
-    @property
-    def log(self) -> str: ...
-    @property
-    def head(self) -> int: ...
-    @property
-    def entries(self) -> Sequence[LogEntry]: ...
-
-
 class Step(msgspec.Struct):
-    """An event, the records that it touched as they were and as they are, and what lost."""
+    """One event of a fold: its header, its records before and after, and its conflicts."""
 
     head: EventHead
     touched: dict[Key, tuple[Record, Record]]
@@ -71,13 +60,7 @@ def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
         yield Step(head_of(entry.state), touched, conflicts)
 
 
-class MemoryHistory(History):
-    _limits: Limits
-
-    @abstractmethod
-    def _space(self, space: SpaceId, at_least: int = 0) -> Log:
-        """Raises `UnknownSpace`, `LogBehind`."""
-
+class MemoryHistory(MemorySpaces, History):
     def position(self, space: SpaceId) -> Projected:
         return Projected(self._space(space).head, is_stopped=False)
 
@@ -98,14 +81,16 @@ class MemoryHistory(History):
                     made.setdefault(key, step.head.seq)
                     records[key] = record
         live = sorted(
-            place
-            for place in ((key[0], seq, key[1]) for key, seq in made.items())
-            if place > after
-            and query.collection in (None, place[0])
-            and records[place[0], place[2]].is_live
+            position
+            for position in ((key[0], seq, key[1]) for key, seq in made.items())
+            if position > after
+            and query.collection in (None, position[0])
+            and records[position[0], position[2]].is_live
         )
-        told = ((place, _encode(view_of(records[place[0], place[2]]))) for place in live)
-        page = self._within(told, query.limit)
+        documents = (
+            (position, _encode(view_of(records[position[0], position[2]]))) for position in live
+        )
+        page = self._within(documents, query.limit)
         cursor = encode_cursor(as_of, *live[len(page) - 1]) if len(live) > len(page) else None
         return AsOfPage(here.log, here.head, here.head, page, cursor, as_of)
 
@@ -126,7 +111,7 @@ class MemoryHistory(History):
     def history(self, space: SpaceId, key: Key, query: HistoryQuery) -> HistoryPage:
         here = self._space(space, query.at_least)
         after = decode_cursor(query.cursor, int)[0] if query.cursor else None
-        told: list[tuple[int, bytes]] = []
+        documents: list[tuple[int, bytes]] = []
         for step in steps(here.entries):
             before, record = step.touched.get(key, (None, None))
             if before is not None and record is not None and record.exists:
@@ -138,56 +123,56 @@ class MemoryHistory(History):
                 view = version_view(
                     step.head, record.is_deleted, before.fields, record.fields, lost
                 )
-                told.append((step.head.seq, _encode(view)))
-        if not told:
+                documents.append((step.head.seq, _encode(view)))
+        if not documents:
             raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         if query.order == "newest":
-            told.reverse()
+            documents.reverse()
         if after is not None:
             sign = 1 if query.order == "oldest" else -1
-            told = [(seq, view) for seq, view in told if sign * seq > sign * after]
-        page = self._within(told, query.limit)
-        cursor = encode_cursor(told[len(page) - 1][0]) if len(told) > len(page) else None
+            documents = [(seq, view) for seq, view in documents if sign * seq > sign * after]
+        page = self._within(documents, query.limit)
+        cursor = encode_cursor(documents[len(page) - 1][0]) if len(documents) > len(page) else None
         return HistoryPage(here.log, here.head, here.head, page, cursor)
 
     def diff(self, space: SpaceId, query: DiffQuery) -> DiffPage:
         here = self._space(space, query.at_least)
         if query.cursor:
-            place = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
-            check_cursor_moment(query.start, place.start)
-            check_cursor_moment(query.to, place.to)
+            at = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
+            check_cursor_moment(query.start, at.start)
+            check_cursor_moment(query.to, at.to)
         else:
             start = _seq_of(here, query.start)
-            place = DiffCursor(start, _seq_of(here, query.to), start + 1)
-        check_moments(place.start, place.to)
-        _check_head(here, place.to)
+            at = DiffCursor(start, _seq_of(here, query.to), start + 1)
+        check_moments(at.start, at.to)
+        _check_head(here, at.to)
         before: dict[Key, Record] = {}
         after: dict[Key, tuple[int, Record]] = {}
-        for step in steps(here.entries[: place.to]):
+        for step in steps(here.entries[: at.to]):
             for key, (_, record) in step.touched.items():
-                if step.head.seq <= place.start:
+                if step.head.seq <= at.start:
                     before[key] = record
                 elif query.collection in (None, key[0]):
                     after[key] = step.head.seq, record
-        told = []
+        documents = []
         for key, (seq, record) in sorted(after.items(), key=lambda item: (item[1][0], item[0])):
             was = before.get(key) or Record(*key)
             different = difference(
                 view_of(was) if was.exists else None, view_of(record) if record.exists else None
             )
-            if different and (seq, *key) > (place.seq, place.collection, place.id):
-                told.append(((seq, *key), _encode(different)))
-        page = self._within(told, query.limit)
+            if different and (seq, *key) > (at.seq, at.collection, at.id):
+                documents.append(((seq, *key), _encode(different)))
+        page = self._within(documents, query.limit)
         cursor = None
-        if len(told) > len(page):
-            cursor = encode_cursor(place.start, place.to, *told[len(page) - 1][0])
-        return DiffPage(here.log, here.head, here.head, place.start, place.to, page, cursor)
+        if len(documents) > len(page):
+            cursor = encode_cursor(at.start, at.to, *documents[len(page) - 1][0])
+        return DiffPage(here.log, here.head, here.head, at.start, at.to, page, cursor)
 
-    def _within(self, told: Iterable[tuple[Any, bytes]], limit: int) -> list[bytes]:
-        """As many of these documents as a page may hold, and one in any case."""
+    def _within(self, documents: Iterable[tuple[Any, bytes]], limit: int) -> list[bytes]:
+        """Returns the first documents that a page can hold, and at least one."""
         page: list[bytes] = []
         size = 0
-        for _, document in islice(told, limit):
+        for _, document in islice(documents, limit):
             size += len(document)
             if page and size > self._limits.page_bytes_max:
                 break
@@ -195,12 +180,12 @@ class MemoryHistory(History):
         return page
 
 
-def _check_head(here: Log, seq: int) -> None:
+def _check_head(here: Space, seq: int) -> None:
     if seq > here.head:
         raise LogBehind(f"seq {seq} is beyond the log's head {here.head}", head=here.head)
 
 
-def _seq_of(here: Log, moment: Point) -> int:
+def _seq_of(here: Space, moment: Point) -> int:
     if moment.seq is not None:
         return moment.seq
     if moment.time is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from foldlog.domain.ports import Gauge
@@ -29,10 +30,11 @@ SELECT s.space,
  ORDER BY s.space, p.projection, p.generation
 """
 
-SELECT_SPACES = """
-SELECT space
+SELECT_HEADS = """
+SELECT space, head
   FROM spaces
- ORDER BY space
+ WHERE %(spaces)s::text[] IS NULL OR space = ANY(%(spaces)s::text[])
+ ORDER BY head DESC, space
 """
 
 
@@ -160,5 +162,11 @@ def gauges(datastore: Datastore) -> list[Gauge]:
     return found
 
 
-def spaces(datastore: Datastore) -> list[str]:
-    return [space for (space,) in datastore.fetch_all(SELECT_SPACES)]
+def heads(datastore: Datastore, spaces: Sequence[str] | None = None) -> dict[str, int]:
+    """Returns the head of each space, the longest log first, by default for all spaces.
+
+    An unknown space has the head 0.
+    """
+    params = {"spaces": None if spaces is None else list(spaces)}
+    found: dict[str, int] = dict(datastore.fetch_all(SELECT_HEADS, params))
+    return found | {space: 0 for space in spaces or () if space not in found}

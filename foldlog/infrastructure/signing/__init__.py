@@ -1,0 +1,1 @@
+"""Signing checkpoints of the logs: the keys, the signer, and the exchange with witnesses."""

@@ -1,7 +1,7 @@
-"""The keys that sign checkpoints: one file, outside of the database, for its owner's eyes alone.
+"""The keys that sign checkpoints, in one private file outside of the database.
 
-A key is used under the name of each log's origin, so there is one for all spaces, and as many
-verifiers as there are logs.
+One key signs for all spaces. It signs under the name of each log's origin, so each log has its own
+verifier key.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import msgspec
 
 from foldlog.domain.errors import OperatorError
 from foldlog.domain.notes import COSIGNATURE, ED25519, KEY_BYTES, Signer, Verifier, public_key_of
-from foldlog.infrastructure.embedded.folder import make_folder, write_new
+from foldlog.infrastructure.files import make_folder, write_new
 
 FILE = "keys.json"
 MODE = 0o600
 
 
 class KeysUnusable(OperatorError):
-    """The file of keys cannot be read, or not be made."""
+    """The file of keys cannot be read or written."""
 
     code = "keys-unusable"
 
 
 class Key(msgspec.Struct, omit_defaults=True):
-    """A key pair; of a retired one the public half alone. All in base64."""
+    """A key pair in base64. A retired key keeps only its public half."""
 
     public: str
     made_at: str
@@ -37,28 +37,30 @@ class Key(msgspec.Struct, omit_defaults=True):
     retired_at: str | None = None
 
     def __repr__(self) -> str:
-        return f"Key({self.public})"  # of the private half nothing, wherever it is shown
+        return f"Key({self.public})"  # keeps the private half out of logs and tracebacks
 
 
 class KeyRing(msgspec.Struct):
-    """What the file holds: the last key of each list is the one that signs."""
+    """The content of the file. The last key of each list signs."""
 
     version: Literal[1] = 1
     log: list[Key] = []
     witness: list[Key] = []
 
     def signer(self, name: str) -> Signer | None:
-        """Who signs under this name now; nobody if there is no key."""
+        """Returns the current signer under this name, or `None` without a key."""
         return _signer(self.log, name)
 
     def cosigner(self, name: str) -> Signer | None:
+        """Returns the signer of cosignatures under this name, or `None` without a key."""
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
-        """Of all that ever signed under this name, the present one first."""
+        """Returns the keys that have ever signed under this name, the current one first."""
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 
     def cosigner_verifier(self, name: str) -> Verifier | None:
+        """Returns the public key of the cosigner, or `None` without a key."""
         found = self.cosigner(name)
         return None if found is None else found.verifier(COSIGNATURE)
 
@@ -69,20 +71,20 @@ def _signer(keys: list[Key], name: str) -> Signer | None:
 
 
 def read_keys(folder: Path) -> KeyRing:
-    """The keys in this folder, none if there are none. Raises `KeysUnusable`."""
+    """Reads the keys in this folder; the ring is empty without a file. Raises `KeysUnusable`."""
     path = folder / FILE
     try:
         if not path.exists():
             return KeyRing()
         if path.stat().st_mode & 0o077:
-            raise KeysUnusable(f"{path} can be read by others: chmod 600 {path}")
+            raise KeysUnusable(f"other users can read {path}: run chmod 600 {path}")
         return msgspec.json.decode(path.read_bytes(), type=KeyRing)
     except (OSError, msgspec.MsgspecError) as exc:
         raise KeysUnusable(f"{path}: {exc}") from exc
 
 
 def make_keys(folder: Path) -> KeyRing:
-    """Makes what is missing of a key for the logs and one as a witness; keeps what is there."""
+    """Makes the log key and the witness key if they are missing. Raises `KeysUnusable`."""
     ring = read_keys(folder)
     if ring.log and ring.witness:
         return ring
@@ -93,10 +95,10 @@ def make_keys(folder: Path) -> KeyRing:
 
 
 def rotate_keys(folder: Path) -> KeyRing:
-    """A new key signs from now on. The old one's private half is gone with that."""
+    """Makes a new log key and deletes the private half of the old one. Raises `KeysUnusable`."""
     ring = read_keys(folder)
     if not ring.log:
-        raise KeysUnusable(f"there is no key in {folder} to rotate: foldlog keys new")
+        raise KeysUnusable(f"there is no key in {folder} to rotate: run foldlog keys new")
     ring.log[-1].private, ring.log[-1].retired_at = None, _now()
     ring.log.append(_new_key())
     _write(folder, ring)
@@ -114,7 +116,6 @@ def _now() -> str:
 
 
 def _write(folder: Path, ring: KeyRing) -> None:
-    """All at once or not at all, also after a power cut."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         make_folder(folder)

@@ -1,9 +1,9 @@
-"""The signer: what it has signed once it never contradicts, whatever becomes of the database.
+"""The signer: it signs checkpoints and never contradicts one that it has signed.
 
-The last checkpoint of each log is on the disk, outside of the database, before anybody can see it.
-The next one is signed only if it is a tree that begins with that one. A restored backup, a log that
-somebody changed: then it stops for that space, says so, and goes on when the log is again the one
-it was, or when an admin has declared the fork (the log gets another id, and so another origin).
+The signer writes each checkpoint to a file, outside of the database, before it publishes it. It
+signs the next checkpoint only if the new tree extends the tree of the last one. After a restored
+backup or a changed log it stops signing that space and raises an alarm. It resumes when the log is
+complete again, or when an admin declares a fork (the log gets a new id, and so a new origin).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 from foldlog.domain import merkle
 from foldlog.domain.errors import NotFound, OperatorError, Unavailable
 from foldlog.domain.notes import Checkpoint, InvalidNote, Note, open_checkpoint, origin_of
-from foldlog.infrastructure.embedded.folder import make_folder, sync_folder, write_new
+from foldlog.infrastructure.files import make_folder, sync_folder, write_new
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 from foldlog.infrastructure.postgres.proofs.tree import Heads, PostgresProofTree
 
@@ -26,13 +26,12 @@ from .keys import KeyRing, KeysUnusable, read_keys
 
 log = structlog.get_logger("foldlog.signer")
 
-#: a busy log is signed so often
+#: A busy log is signed this often.
 PAUSE_SECONDS = 1.0
-#: looking at all spaces for what there is to sign takes no more than one in so many seconds
-LOOK_SHARE = 20
-#: what stopped is tried again after this
+#: The pause is this many times as long as the search for unsigned spaces, which reads all spaces.
+PAUSE_PER_SEARCH = 20
+#: A space whose signing stopped is tried again after this.
 RETRY_SECONDS = 30.0
-#: the file is read by who audits; it tells no more than the service does
 MODE = 0o600
 
 
@@ -43,24 +42,24 @@ class SigningStopped(OperatorError):
 
 
 class LogShrunk(SigningStopped):
-    """The log ends before the last checkpoint that was signed of it."""
+    """The log is shorter than its last signed checkpoint."""
 
     code = "log-shrunk"
 
 
 class LogForked(SigningStopped):
-    """The log does not begin with what was signed of it."""
+    """The log differs from its last signed checkpoint."""
 
     code = "log-forked"
 
 
 class LastCheckpointUnusable(SigningStopped):
-    """The last checkpoint that was signed cannot be read, or was not signed by us."""
+    """The file of the last signed checkpoint cannot be read, or its signature is not ours."""
 
     code = "last-checkpoint-unusable"
 
 
-#: is told of each checkpoint that was published: the space, the log's id, the note
+#: Receives each published checkpoint: the space, the id of the log, the note.
 OnSigned = Callable[[str, str, Note], None]
 
 
@@ -72,7 +71,7 @@ def _claimed_size(note: bytes) -> int | None:
 
 
 class LastSigned:
-    """The last checkpoint of each log as it was signed, a file each: it outlives the database."""
+    """The last signed checkpoint of each log, in a file per log outside of the database."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -81,13 +80,14 @@ class LastSigned:
         return self._folder / space / log
 
     def read(self, space: str, log: str) -> bytes | None:
+        """Returns the signed note, or `None` if the log was never signed."""
         try:
             return self.path(space, log).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, space: str, log: str, note: bytes) -> None:
-        """Returns when it is on the disk."""
+        """Saves the note; returns after the file is flushed to the disk."""
         path = self.path(space, log)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self._folder, path.parent):
@@ -98,7 +98,10 @@ class LastSigned:
 
 
 class CheckpointSigner:
-    """Signs checkpoints of all spaces, one after another."""
+    """Signs checkpoints of all spaces, one after another.
+
+    `last` is the folder of the last checkpoints. `on_signed` is called after each publication.
+    """
 
     def __init__(
         self,
@@ -114,87 +117,90 @@ class CheckpointSigner:
         self._last = LastSigned(last)
         self._origin = origin
         self._on_signed = on_signed
-        self._stopped: dict[str, float] = {}  #: until when
-        #: the database may be another one than it was: at first, and after it was away
-        self._is_doubted = True
+        self._retry_at: dict[str, float] = {}  #: by space whose signing stopped
+        #: The database may have been restored: at the start, and after each failed connection.
+        self._may_be_restored = True
         self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
-        """Until that is set."""
+        """Signs until `closing` is set; meant for a thread of its own."""
         while not closing.wait(self._pause):
             try:
                 self.sign_all()
             except (*DATABASE_ERRORS, Unavailable) as exc:
-                self._is_doubted = True
+                self._may_be_restored = True
                 log.warning("signer_waits_for_the_database", error=str(exc))
             except KeysUnusable as exc:
                 log.error("signer_has_no_key", error=str(exc))
                 closing.wait(RETRY_SECONDS)
-            except Exception:  # a thread that ended would be missed by nobody
+            except Exception:  # the thread must go on, because its end would go unnoticed
                 log.exception("signing_failed")
                 closing.wait(RETRY_SECONDS)
 
     def sign_all(self) -> int:
-        """Signs what there is to sign; returns how many checkpoints that were."""
-        keys = read_keys(self._keys)  # anew: somebody may have rotated them
+        """Signs each space that has unsigned events; returns the number of new checkpoints."""
+        keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
             return 0
         began = time.monotonic()
         found = self._tree.to_sign()
         now = time.monotonic()
         due = set(found)
-        if self._is_doubted:
-            # A log that was restored, and has not grown since, looks as if all of it were signed.
+        if self._may_be_restored:
+            # A restored log that has not grown since then looks completely signed.
             due |= self._restored()
-            self._is_doubted = False
-        self._pause = max(PAUSE_SECONDS, LOOK_SHARE * (now - began))
-        ready = sorted(space for space in due if self._stopped.get(space, now) <= now)
+            self._may_be_restored = False
+        self._pause = max(PAUSE_SECONDS, PAUSE_PER_SEARCH * (now - began))
+        ready = sorted(space for space in due if self._retry_at.get(space, now) <= now)
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
-        """Spaces that show an older checkpoint than the last one that was signed."""
+        """Returns the spaces whose published checkpoint is not the last one that we signed."""
         restored = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)
-            # Only looked at here: whether it is any good is found out on signing.
+            # Signing checks the file itself; here only its size is compared.
             if note is not None and _claimed_size(note) != _claimed_size(shown):
                 restored.add(space)
         return restored
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
-        """What is wrong with one space keeps no other from being signed."""
+        """Signs one space. Its errors raise an alarm, and the other spaces are still signed."""
         try:
             signed = self.sign(space, keys)
-            self._stopped.pop(space, None)
+            self._retry_at.pop(space, None)
             return signed
         except NotFound as exc:
-            # Its tree, or all of it, has just gone: a rebuild, a space that was taken away.
+            # A rebuild has just removed the tree, or the space was deleted.
             log.warning("signing_waits_for_the_tree", space=space, why=str(exc))
             return False
         except (SigningStopped, merkle.InvalidProof, OSError) as exc:
             code = exc.code if isinstance(exc, SigningStopped) else SigningStopped.code
-            self._stopped[space] = time.monotonic() + RETRY_SECONDS
+            self._retry_at[space] = time.monotonic() + RETRY_SECONDS
             log.error("signing_stopped", space=space, code=code, why=str(exc))
             self._tree.alarm(space, code, str(exc))
             return False
 
     def sign(self, space: str, keys: KeyRing) -> bool:
-        """Signs and publishes the tree as it is. Raises `SigningStopped`."""
+        """Signs and publishes the current tree of a space. Raises `SigningStopped`.
+
+        Returns False if another process signs this space, or the tree still has to grow.
+        """
         with self._tree.signing(space) as is_ours:
             if not is_ours:
                 return False
             heads = self._tree.heads(space)
             origin = origin_of(self._origin, space, heads.log)
-            kept = self._kept(space, heads.log, keys)
-            if kept is not None and kept[0].size > heads.size:
-                if kept[0].size > heads.head:
+            last = self._read_last(space, heads.log, keys)
+            if last is not None and last[0].size > heads.size:
+                if last[0].size > heads.head:
                     raise LogShrunk(
-                        f"{space!r} has {heads.head} events; {kept[0].size} were signed. Was an "
+                        f"{space!r} has {heads.head} events; {last[0].size} were signed. Was an "
                         "older backup restored?"
                     )
-                return False  # the tree is not there yet
-            checkpoint, note = self._next(space, heads, origin, kept, keys)
-            if kept is None or note.encoded != kept[1].encoded:
+                return False  # the projector still has to extend the tree
+            checkpoint, note = self._next(space, heads, origin, last, keys)
+            if last is None or note.encoded != last[1].encoded:
                 self._last.write(space, heads.log, note.encoded)
             self._tree.publish(space, heads.log, checkpoint.size, note.encoded)
         if self._on_signed is not None:
@@ -206,11 +212,11 @@ class CheckpointSigner:
         space: str,
         heads: Heads,
         origin: str,
-        kept: tuple[Checkpoint, Note] | None,
+        last: tuple[Checkpoint, Note] | None,
         keys: KeyRing,
     ) -> tuple[Checkpoint, Note]:
-        """The checkpoint of this tree, which begins with what was signed before."""
-        old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if kept is None else kept[0]
+        """Returns this tree's checkpoint. Raises `LogForked` if it contradicts the last one."""
+        old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if last is None else last[0]
         proof = self._tree.consistency(space, old.size, heads.size)
         try:
             merkle.check_consistency(
@@ -221,20 +227,20 @@ class CheckpointSigner:
                 f"{space!r} does not begin with the {old.size} events that were signed: {exc}"
             ) from exc
         checkpoint = Checkpoint(origin, heads.size, proof.new_root)
-        if kept is not None and kept[0] == checkpoint:
-            return kept
+        if last is not None and last[0] == checkpoint:
+            return last
         signer = keys.signer(origin)
-        assert signer is not None, "looked at before"
+        assert signer is not None, "sign_all has checked it"
         return checkpoint, Note(checkpoint.text, [signer.sign(checkpoint.text)])
 
-    def _kept(self, space: str, log: str, keys: KeyRing) -> tuple[Checkpoint, Note] | None:
+    def _read_last(self, space: str, log: str, keys: KeyRing) -> tuple[Checkpoint, Note] | None:
         encoded = self._last.read(space, log)
         if encoded is None:
             return None
         where = self._last.path(space, log)
         try:
             checkpoint = Checkpoint.parse(Note.parse(encoded).text)
-            # The service may have had another name: what counts is that it is this log, and ours.
+            # The service may have been renamed since: only the log and our key must match.
             found, note = open_checkpoint(encoded, keys.verifiers(checkpoint.origin))
         except InvalidNote as exc:
             raise LastCheckpointUnusable(f"{where}: {exc}") from exc

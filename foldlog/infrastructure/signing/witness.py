@@ -1,4 +1,4 @@
-"""Witnesses: being one, and asking others."""
+"""Witnesses: cosigning the checkpoints of other logs, and requesting cosignatures for ours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from foldlog.domain.notes import (
     signature_lines,
 )
 from foldlog.domain.witness import AddCheckpoint, check_follows, check_signed
-from foldlog.infrastructure.embedded.folder import make_folder, write_new
+from foldlog.infrastructure.files import make_folder, write_new
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 from foldlog.infrastructure.postgres.proofs.tree import PostgresProofTree
 
@@ -40,10 +40,10 @@ MODE = 0o600
 
 
 class Witness:
-    """Cosigns checkpoints of the logs it knows. The last one of each is a file.
+    """Cosigns checkpoints of the trusted logs, and saves the last one of each log in a file.
 
-    What was cosigned is compared, and flushed, under a lock: two requests at once could else roll
-    it back.
+    A file lock per log covers the comparison and the write. Without it, one of two parallel
+    requests could replace a newer checkpoint with an older one.
     """
 
     def __init__(self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier]):
@@ -52,7 +52,10 @@ class Witness:
         self._trusted = trusted
 
     def add_checkpoint(self, body: bytes) -> str:
-        """The cosignature as a line. Raises what `domain.witness` raises."""
+        """Checks and cosigns the checkpoint of a request; returns the cosignature's line.
+
+        Raises the errors of `domain.witness`, and `StorageUnavailable`.
+        """
         asked = AddCheckpoint.parse(body)
         checkpoint = check_signed(asked, self._trusted)
         try:
@@ -60,7 +63,7 @@ class Witness:
                 check_follows(asked, checkpoint, _last(path))
                 write_new(path, checkpoint.text, MODE)
         except OSError as exc:
-            raise StorageUnavailable(f"the witness cannot keep what it saw: {exc}") from exc
+            raise StorageUnavailable(f"the witness cannot save the checkpoint: {exc}") from exc
         return self._cosigner.cosign(asked.note.text, int(time.time())).line
 
     @contextmanager
@@ -85,7 +88,7 @@ def _last(path: Path) -> Checkpoint | None:
         raise OSError(f"{path} is damaged: {exc}") from exc
 
 
-#: asked again after a failure: first, and at most
+#: The first and the longest delay before a failed request is repeated.
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 1.0, 60.0
 PAUSE_SECONDS = 0.5
 
@@ -93,11 +96,11 @@ Post = Callable[[str, bytes], tuple[int, bytes]]
 
 
 class NotCosigned(Exception):
-    """A witness did answer, but did not cosign this."""
+    """A witness answered, but refused its cosignature."""
 
 
-class _Asked(msgspec.Struct):
-    """The last checkpoint of a space, and which of the witnesses have not cosigned it."""
+class _Pending(msgspec.Struct):
+    """The last checkpoint of a space, and the indexes of the witnesses that must still cosign."""
 
     log: str
     checkpoint: Checkpoint
@@ -105,22 +108,23 @@ class _Asked(msgspec.Struct):
     missing: list[int]
 
 
-class _Pace(msgspec.Struct):
-    """When to try again: later each time, until it goes well."""
+class _Backoff(msgspec.Struct):
+    """The time of the next attempt; each failure doubles the delay."""
 
-    wait: float = 0.0
-    until: float = 0.0
+    delay: float = 0.0
+    retry_at: float = 0.0
 
     def failed(self, now: float) -> None:
-        self.wait = min(max(2 * self.wait, RETRY_SECONDS_FIRST), RETRY_SECONDS_MAX)
-        self.until = now + self.wait
+        self.delay = min(max(2 * self.delay, RETRY_SECONDS_FIRST), RETRY_SECONDS_MAX)
+        self.retry_at = now + self.delay
 
 
 class Witnesses:
-    """Asks others to cosign our checkpoints, and publishes what they say.
+    """Requests cosignatures for our checkpoints from witnesses, and publishes them.
 
-    Beside the signer and not on its way: a witness that is slow holds up nobody else. Who does not
-    cosign is asked again, less and less often, until it does or there is a newer checkpoint.
+    It runs in its own thread, because a slow witness must not delay the signer. A witness that
+    fails or refuses is asked again, less and less often, until it cosigns or a newer checkpoint
+    replaces this one.
     """
 
     def __init__(
@@ -136,35 +140,41 @@ class Witnesses:
         self._post = post or _Http().post
         self._clock = clock
         self._signed: SimpleQueue[tuple[str, str, Note]] = SimpleQueue()
-        self._asked: dict[str, _Asked] = {}  #: by space
-        self._seen: dict[tuple[int, str], int] = {}  #: what a witness has seen of an origin
-        self._silent: defaultdict[int, _Pace] = defaultdict(_Pace)  #: witnesses
-        self._refused: defaultdict[tuple[int, str], _Pace] = defaultdict(_Pace)  #: of a space
+        self._pending: dict[str, _Pending] = {}  #: by space
+        #: the size of the last checkpoint that a witness has of an origin
+        self._known_sizes: dict[tuple[int, str], int] = {}
+        self._unreachable: defaultdict[int, _Backoff] = defaultdict(_Backoff)  #: by witness
+        #: by witness and space
+        self._refused: defaultdict[tuple[int, str], _Backoff] = defaultdict(_Backoff)
 
-    def ask(self, space: str, log: str, note: Note) -> None:
-        """Has this checkpoint cosigned, in place of an older one of the space."""
+    def submit(self, space: str, log: str, note: Note) -> None:
+        """Queues this checkpoint for cosigning; it replaces an older one of the space."""
         self._signed.put((space, log, note))
 
     def run(self, closing: Event) -> None:
-        """Until that is set. What a process before this one has left is gone on with."""
-        is_begun = False
+        """Requests cosignatures until `closing` is set; meant for a thread of its own.
+
+        It starts with the published checkpoints, because an earlier process may have left some
+        without all cosignatures.
+        """
+        has_started = False
         while not closing.wait(PAUSE_SECONDS):
             try:
-                if not is_begun:
-                    self._take_up()
-                    is_begun = True
+                if not has_started:
+                    self._submit_published()
+                    has_started = True
                 self.ask_all(closing)
             except (*DATABASE_ERRORS, StorageUnavailable) as exc:
                 log.warning("witnesses_wait_for_the_database", error=str(exc))
-            except Exception:  # a thread that ended would be missed by nobody
+            except Exception:  # the thread must go on, because its end would go unnoticed
                 log.exception("asking_witnesses_failed")
 
-    def _take_up(self) -> None:
+    def _submit_published(self) -> None:
         for space, of_log, encoded in self._tree.published():
-            self.ask(space, of_log, Note.parse(encoded))
+            self.submit(space, of_log, Note.parse(encoded))
 
     def ask_all(self, closing: Event | None = None) -> None:
-        """Asks whoever is to be asked now, once for each space."""
+        """Asks each witness that is due, once for each space."""
         while not self._signed.empty():
             space, of_log, note = self._signed.get()
             missing = [
@@ -172,50 +182,50 @@ class Witnesses:
                 for index, (verifier, _) in enumerate(self._witnesses)
                 if not any(signature.is_of(verifier) for signature in note.signatures)
             ]
-            self._asked[space] = _Asked(of_log, Checkpoint.parse(note.text), note, missing)
-        for space, asked in list(self._asked.items()):
-            for index in list(asked.missing):
+            self._pending[space] = _Pending(of_log, Checkpoint.parse(note.text), note, missing)
+        for space, pending in list(self._pending.items()):
+            for index in list(pending.missing):
                 if closing is not None and closing.is_set():
                     return
-                self._ask(space, asked, index)
-            if not asked.missing:
-                del self._asked[space]
+                self._ask(space, pending, index)
+            if not pending.missing:
+                del self._pending[space]
 
-    def _ask(self, space: str, asked: _Asked, index: int) -> None:
+    def _ask(self, space: str, pending: _Pending, index: int) -> None:
         now = self._clock()
-        silent, refused = self._silent[index], self._refused[index, space]
-        if max(silent.until, refused.until) > now:
+        unreachable, refused = self._unreachable[index], self._refused[index, space]
+        if max(unreachable.retry_at, refused.retry_at) > now:
             return
         try:
-            if self._tree.tree(space).log != asked.log:
-                asked.missing.clear()  # it has forked: nobody asks for this one any more
+            if self._tree.tree(space).log != pending.log:
+                pending.missing.clear()  # the log has forked, so this checkpoint is obsolete
                 return
-            lines = self._cosignatures(space, asked, index)
+            lines = self._cosignatures(space, pending, index)
         except httpx.HTTPError as exc:
-            silent.failed(self._clock())
+            unreachable.failed(self._clock())
             self._warn(space, index, exc)
         except (NotCosigned, InvalidNote, NotFound) as exc:
-            del self._silent[index]  # it is there
+            del self._unreachable[index]  # it answered
             refused.failed(self._clock())
             self._warn(space, index, exc)
         else:
-            del self._silent[index], self._refused[index, space]
-            asked.missing.remove(index)
-            asked.note = asked.note.with_signatures(lines)
-            self._tree.publish(space, asked.log, asked.checkpoint.size, asked.note.encoded)
+            del self._unreachable[index], self._refused[index, space]
+            pending.missing.remove(index)
+            pending.note = pending.note.with_signatures(lines)
+            self._tree.publish(space, pending.log, pending.checkpoint.size, pending.note.encoded)
 
     def _warn(self, space: str, index: int, exc: Exception) -> None:
         url = self._witnesses[index][1]
         log.warning("witness_does_not_cosign", url=url, space=space, why=str(exc))
 
-    def _cosignatures(self, space: str, asked: _Asked, index: int) -> list[Signature]:
+    def _cosignatures(self, space: str, pending: _Pending, index: int) -> list[Signature]:
         verifier, url = self._witnesses[index]
-        note, size = asked.note, asked.checkpoint.size
-        key = (index, asked.checkpoint.origin)
+        note, size = pending.note, pending.checkpoint.size
+        key = (index, pending.checkpoint.origin)
         for _ in range(2):
-            old = self._seen.get(key, 0)
+            old = self._known_sizes.get(key, 0)
             if old > size:
-                raise NotCosigned(f"it has seen {old} events, and there are {size}")
+                raise NotCosigned(f"it has seen {old} events, but the checkpoint has {size}")
             proof = self._tree.consistency(space, old, size).path
             body = AddCheckpoint(old, proof, note).encoded
             status, answer = self._post(f"{url}/add-checkpoint", body)
@@ -224,7 +234,7 @@ class Witnesses:
             seen = answer.strip()
             if not seen.isdigit() or len(seen) > 19 or int(seen) == old:
                 raise NotCosigned("it has seen another log")
-            self._seen[key] = int(seen)
+            self._known_sizes[key] = int(seen)
         if status != httpx.codes.OK:
             raise NotCosigned(f"it answers {status}: {answer[:200]!r}")
         lines = [
@@ -233,24 +243,24 @@ class Witnesses:
             if line.is_of(verifier) and verifier.verifies(note.text, line.signature)
         ]
         if not lines:
-            raise NotCosigned("it sent no cosignature of its key")
-        self._seen[key] = size
+            raise NotCosigned("its answer has no valid cosignature of its key")
+        self._known_sizes[key] = size
         return lines
 
 
 class _Http:
-    """Asks within bounds, whoever answers."""
+    """Sends requests with limits on the time and the size of the answer."""
 
     def __init__(self) -> None:
         self._client = httpx.Client(timeout=TIMEOUT_SECONDS)
 
     def post(self, url: str, content: bytes) -> tuple[int, bytes]:
-        """Status and body. Raises `httpx.HTTPError`."""
+        """Returns status and body. Raises `httpx.HTTPError`."""
         until = time.monotonic() + TIMEOUT_SECONDS
         body = b""
         with self._client.stream("POST", url, content=content) as answer:
             for piece in answer.iter_bytes():
                 body += piece
                 if len(body) > ANSWER_BYTES_MAX or time.monotonic() > until:
-                    raise httpx.ReadError("its answer is too long, or takes too long")
+                    raise httpx.ReadError("its answer is too long or too slow")
         return answer.status_code, body

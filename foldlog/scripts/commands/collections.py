@@ -1,4 +1,4 @@
-"""`foldlog collections` and `foldlog define`: what the records of a collection must be like."""
+"""`foldlog collections` and `foldlog define`: lists and defines the schemas of collections."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ from foldlog.domain.errors import InvalidRequest, InvalidSchema, SchemaNotAdditi
 from foldlog.domain.json_schema import JsonSchema, Violation
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.names import is_collection, is_space
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
 from foldlog.scripts.console import (
+    AS_JSON,
     BY,
     EXIT_NO,
     err,
     out,
     progress,
-    quiet_logs,
     report_errors,
     spaced,
     with_database,
 )
+from foldlog.scripts.services import open_services
 
 
 @click.command("collections")
 @click.argument("space")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line, with the schema.")
+@AS_JSON
 @with_database
 @report_errors
 def collections_command(
     space: str, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """List the collections of SPACE that are defined."""
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    """List the defined collections of SPACE; --json adds their schemas."""
+    with open_services(data, database_url) as parts:
         versions = parts.store.collections(space)
         if as_json:
             for version in versions:
@@ -67,12 +64,18 @@ def collections_command(
 @click.argument("space")
 @click.argument("collection")
 @click.argument("file", type=click.File("rb"))
-@click.option("--dry-run", "is_dry_run", is_flag=True, help="Only tell what stands against it.")
-@click.option("--force", is_flag=True, help="Even if it refuses what was allowed, or stored.")
+@click.option(
+    "--dry-run",
+    "is_dry_run",
+    is_flag=True,
+    help="Check the schema and stored records only.",
+)
+@click.option("--force", is_flag=True, help="Define it even if allowed or stored values break it.")
 @click.option(
     "--if-version",
     type=click.IntRange(min=0),
-    help="Refuse unless this is the version so far; 0: not defined.",
+    help="Refuse unless the current version is N; 0 means not defined yet.",
+    metavar="N",
 )
 @BY
 @with_database
@@ -88,14 +91,13 @@ def define_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Define COLLECTION of SPACE by the JSON Schema (draft 2020-12) in FILE.
+    """Define COLLECTION of SPACE with the JSON Schema (draft 2020-12) in FILE.
 
-    A new version must allow all that the one before allowed. Exit code 1 if it does not, or if
-    records that are stored do not fit; then nothing has changed, unless it was forced.
+    A new version must allow every value that the version before it allowed. Exit code 1: it does
+    not, or stored records break it; the definition is unchanged then, unless --force was given.
     """
-    quiet_logs()
     if not is_space(space) or not is_collection(collection):
-        raise InvalidRequest(f"{space}/{collection} cannot name a collection")
+        raise InvalidRequest(f"{space}/{collection} is not a valid space and collection")
     wanted = Proposal(
         JsonSchema.checked(_read(file.read()), LIMITS),
         by=by,
@@ -103,11 +105,9 @@ def define_command(
         force=force,
         if_version=if_version,
     )
-    settings = read_settings(data=data, database_url=database_url)
     with (
-        database(settings) as db,
-        services(db.url, settings) as parts,
-        progress(f"looking through {collection}") as report,
+        open_services(data, database_url) as parts,
+        progress(f"checking {collection}") as report,
     ):
         try:
             outcome = parts.store.define(space, collection, wanted, report=report)
@@ -121,11 +121,11 @@ def define_command(
         else:
             refused = code = ""
             reasons, check = outcome.reasons, outcome.check
-    _tell(reasons, check)
+    _print_problems(reasons, check)
     if refused:
         err.print(f"[red]refused:[/red] {escape(refused)} ({code})", soft_wrap=True)
         sys.exit(EXIT_NO)
-    _tell_outcome(outcome)
+    _print_outcome(outcome)
     if is_dry_run and (reasons or (check is not None and check.violating)):
         sys.exit(EXIT_NO)
 
@@ -137,7 +137,7 @@ def _read(text: bytes) -> object:
         raise InvalidSchema(f"not JSON: {exc}") from exc
 
 
-def _tell(reasons: list[Violation], check: Check | None) -> None:
+def _print_problems(reasons: list[Violation], check: Check | None) -> None:
     for reason in reasons:
         click.echo(f"not additive: {reason.path or '/'} {reason.reason}")
     if check is None:
@@ -149,7 +149,7 @@ def _tell(reasons: list[Violation], check: Check | None) -> None:
     err.print(f"{spaced(check.violating)} of {spaced(check.checked)} stored records do not fit")
 
 
-def _tell_outcome(outcome: Outcome) -> None:
+def _print_outcome(outcome: Outcome) -> None:
     name = f"{outcome.collection}, version {outcome.version}"
     if outcome.seq is None:
         click.echo(f"{name}: not stored, a dry run")

@@ -1,4 +1,4 @@
-"""`foldlog device`: registering, listing and revoking devices."""
+"""`foldlog device`: registers, lists and revokes devices."""
 
 from __future__ import annotations
 
@@ -8,41 +8,38 @@ import click
 
 from foldlog.api.http.access import CALLER_SECONDS_MAX
 from foldlog.domain.times import format_time
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
 from foldlog.scripts.console import (
     BY,
+    REASON,
     err,
     print_rows,
-    quiet_logs,
     report_errors,
     spaced,
     with_database,
 )
+from foldlog.scripts.services import open_services
 
 
 @click.group("device")
 def device_command() -> None:
-    """The devices of a space: register, list and revoke them.
+    """Register, list and revoke the devices of a space.
 
-    Registering and revoking are events in the log of the space.
+    Registering and revoking append an event to the log of the space.
     """
 
 
 @device_command.command("register")
 @click.argument("space")
 @click.argument("device")
-@click.option("--name", help="What a person calls it. It stays in the log.")
+@click.option("--name", help="Give the device a readable name. It stays in the log forever.")
 @BY
 @with_database
 @report_errors
 def register_command(
     space: str, device: str, name: str | None, by: str, data: str | None, database_url: str | None
 ) -> None:
-    """Register DEVICE, a UUID, in SPACE. `foldlog token new --role device` does it, too."""
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    """Register DEVICE, a UUID, in SPACE. `foldlog token new --role device` does so by itself."""
+    with open_services(data, database_url) as parts:
         parts.registry.register(space, device, name=name, by=by)
     err.print(f"registered {device}", soft_wrap=True, highlight=False)
 
@@ -53,9 +50,7 @@ def register_command(
 @report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the devices of SPACE that have pushed, or were registered or revoked."""
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         devices = parts.registry.devices(space)
     print_rows(
         ("device", "name", "changesets", "last seen", "revoked"),
@@ -75,21 +70,22 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
 @device_command.command("revoke")
 @click.argument("space")
 @click.argument("device")
-@click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
+@REASON
 @BY
 @with_database
 @report_errors
 def revoke_command(
     space: str, device: str, reason: str, by: str, data: str | None, database_url: str | None
 ) -> None:
-    """Revoke DEVICE in SPACE, for ever. When this has ended, it is refused everywhere."""
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    """Revoke DEVICE in SPACE forever.
+
+    When the command ends, every process of the service refuses the device.
+    """
+    with open_services(data, database_url) as parts:
         try:
             parts.registry.revoke_device(space, device, reason=reason, by=by)
         finally:
-            time.sleep(CALLER_SECONDS_MAX)
+            time.sleep(CALLER_SECONDS_MAX)  # until each process's cached caller has expired
     err.print(f"revoked {device} in {space}", soft_wrap=True, highlight=False)
 
 

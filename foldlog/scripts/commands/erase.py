@@ -1,4 +1,4 @@
-"""`foldlog erase`: a person's right. Values leave the log, and every proof stays valid."""
+"""`foldlog erase`: removes the values of records from the log; all proofs stay valid."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from foldlog.domain.erasure import Erasable, Selection
 from foldlog.domain.errors import InvalidRequest
 from foldlog.domain.merge import Key
 from foldlog.domain.names import check_reason, is_collection, is_record_id
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
 from foldlog.scripts.console import (
     BY,
     EXIT_NO,
+    REASON_HELP,
+    YES,
     err,
     progress,
-    quiet_logs,
     report_errors,
     spaced,
     with_database,
 )
+from foldlog.scripts.services import open_services
 
-#: so many are listed before the question; `--dry-run` lists all
+#: records listed before the prompt; `--dry-run` lists all
 LISTED_MAX = 20
 
 
@@ -35,25 +35,28 @@ LISTED_MAX = 20
 @click.argument("collection")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option(
-    "--ids-file", type=click.File(encoding="utf-8"), help="Ids, one a line; - is standard input."
+    "--ids-file",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help="Read ids from a file, one per line; - is standard input.",
 )
 @click.option(
     "--where",
     "conditions",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Every record of which something in the log ever said this: now, before, in a change that "
-    "lost or was refused. VALUE is JSON, or else text. Several must be said at once.",
+    help="Erase each record that ever had this value in the log: now, earlier, or in a change that "
+    "lost or was refused. VALUE is JSON, otherwise plain text. A record must match all conditions.",
 )
-@click.option("--reason", help="Why. It stays in the log for ever: name no person.")
+@click.option("--reason", help=REASON_HELP)
 @BY
-@click.option("--dry-run", is_flag=True, help="List what would be erased, by collection and id.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="List the records that would be erased, and stop.")
+@YES
 @click.option(
     "--vacuum/--no-vacuum",
     "vacuums",
     default=True,
-    help="Afterwards, have PostgreSQL give up the rows as they were. [default: --vacuum]",
+    help="Let PostgreSQL remove the old row versions from its files. [default: --vacuum]",
 )
 @with_database
 @report_errors
@@ -71,19 +74,17 @@ def erase_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Erase records of COLLECTION in SPACE: the ones with these IDs, or that --where names.
+    """Erase records of COLLECTION in SPACE, chosen by their IDs or by --where.
 
-    There is no way back. What was erased already is passed over, so an erasure that was
-    interrupted is gone on with by the same command. Exits with 1 if there is nothing to erase.
+    This cannot be undone. The command skips records that are erased already, so run it again after
+    an interruption. Exit code 1: there was nothing to erase.
     """
     wanted = _wanted(collection, [*ids, *_lines(ids_file)], conditions)
     if reason is None and not dry_run:
-        raise click.UsageError("say why: --reason")
+        raise click.UsageError("--reason is missing: say why the records are erased")
     check_reason(reason or "-", by)
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
-        with progress(f"looking through {space}") as report:
+    with open_services(data, database_url) as parts:
+        with progress(f"searching {space}") as report:
             named = parts.store.find_erasable(space, wanted, report=report)
         found = [one for one in named if one.events]
         if not found:
@@ -97,7 +98,7 @@ def erase_command(
             err.print(f"would erase {events} of the log")
             return
         if not yes:
-            click.confirm(f"Erase {events} of the log of {space}, for ever?", abort=True, err=True)
+            click.confirm(f"Erase {events} of the log of {space} forever?", abort=True, err=True)
         began = time.monotonic()
         with progress(f"erasing in {space}") as report:
             erased = parts.store.erase(
@@ -112,7 +113,7 @@ def erase_command(
         seconds = time.monotonic() - began
         err.print(
             f"erased {spaced(len(erased))} records in {spaced(count)} events, {seconds:.1f} s; "
-            f"`record-erased` is seq {spaced(min(e.seq for e in erased))} and on"
+            f"the `record-erased` events start at seq {spaced(min(e.seq for e in erased))}"
         )
     err.print(
         "older backups, exports and replicas still hold the values: docs/explanation/erasure.md"
@@ -121,12 +122,12 @@ def erase_command(
 
 def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Selection:
     if bool(ids) == bool(conditions):
-        raise click.UsageError("name records by their ids, or say --where")
+        raise click.UsageError("choose the records: give either ids or --where")
     if not is_collection(collection):
-        raise InvalidRequest(f"{collection!r} cannot name a collection")
+        raise InvalidRequest(f"{collection!r} is not a valid collection name")
     for id in ids:
         if not is_record_id(id):
-            raise InvalidRequest(f"{id!r} cannot name a record")
+            raise InvalidRequest(f"{id!r} is not a valid record id")
     keys: tuple[Key, ...] = tuple((collection, id) for id in dict.fromkeys(ids))
     if not conditions:
         return Selection(keys=keys)
@@ -136,7 +137,7 @@ def _wanted(collection: str, ids: list[str], conditions: tuple[str, ...]) -> Sel
 def _condition(text: str) -> tuple[str, Any]:
     field, equals, value = text.partition("=")
     if not equals:
-        raise click.UsageError(f"--where {text}: FIELD=VALUE is meant")
+        raise click.UsageError(f"--where {text}: expected FIELD=VALUE")
     try:
         return field, msgspec.json.decode(value)
     except msgspec.DecodeError:

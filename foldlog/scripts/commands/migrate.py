@@ -14,15 +14,16 @@ from foldlog.scripts.console import quiet_logs, report_errors, with_database
 @click.option(
     "--grant-to",
     metavar="ROLE",
-    help="Give this role of the database what the service needs, and no more; the service then "
-    "connects as it. Say it again at each upgrade.",
+    help="Grant this database role exactly the rights that the service needs; the service then "
+    "connects as this role. Repeat it at each upgrade.",
 )
 @with_database
 @report_errors
 def migrate_command(grant_to: str | None, data: str | None, database_url: str | None) -> None:
-    """Bring the database to this version's schema; `serve` does it by itself.
+    """Bring the database to this version's schema; `serve` and `import` do so by themselves.
 
-    An older service may go on beside it: migrations only add, until a release says otherwise.
+    An older service can keep running meanwhile, because migrations only add tables and columns
+    unless the release notes say otherwise.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)

@@ -1,4 +1,4 @@
-"""`foldlog pg`: PostgreSQL's own programs, on the database that the service uses."""
+"""`foldlog pg`: runs PostgreSQL's own programs on the database of the service."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from foldlog.domain.errors import OperatorError
 from foldlog.infrastructure.embedded.binaries import find_binaries
 from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
 from foldlog.infrastructure.settings import DATABASE_URL, read_settings
-from foldlog.infrastructure.wiring import database_as_it_is
+from foldlog.infrastructure.wiring import unchecked_database
 from foldlog.scripts.console import quiet_logs, report_errors, with_database
 
-#: part of a URL -> where libpq's programs look for it: an argument would show passwords to `ps`
+#: Part of a URL -> the environment variable of libpq. `ps` would show passwords in arguments.
 VARIABLES = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -34,7 +34,7 @@ VARIABLES = {
 
 @click.command("pg", context_settings={"ignore_unknown_options": True})
 @with_database
-@click.option("--superuser", is_flag=True, help="As the embedded server's superuser.")
+@click.option("--superuser", is_flag=True, help="Connect as the embedded server's superuser.")
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @report_errors
@@ -47,30 +47,30 @@ def pg_command(
 ) -> None:
     """Run a PROGRAM of PostgreSQL (pg_dump, pg_restore, pg_basebackup, psql ...) on the database.
 
-    It is told where the database is, and who connects, by its environment. Options of this command
-    come before PROGRAM, those of the program after it.
+    The program gets the connection from environment variables. Put this command's options before
+    PROGRAM and the program's options after it. The exit code is the program's.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with database_as_it_is(settings, superuser=superuser) as url:
-        done = subprocess.run([_found(program), *args], env=_environment(url), check=False)
+    with unchecked_database(settings, superuser=superuser) as url:
+        done = subprocess.run([_path_of(program), *args], env=_environment(url), check=False)
     sys.exit(done.returncode)
 
 
-def _found(program: str) -> str:
-    """The one that came by pip, which is of the embedded server's version; else the system's."""
+def _path_of(program: str) -> str:
+    """Prefers the program of the pip package, because it has the embedded server's version."""
     try:
         path = str(find_binaries())
     except PostgresNotInstalled:
         path = ""
     found = shutil.which(program, path=path) or shutil.which(program)
     if found is None or Path(program).name != program:
-        raise OperatorError(f"there is no {program!r} among PostgreSQL's programs")
+        raise OperatorError(f"{program!r} is not a PostgreSQL program, or it is not installed")
     return found
 
 
 def _environment(url: str) -> Mapping[str, str]:
     parts = conninfo_to_dict(url)
-    told = {VARIABLES[name]: str(value) for name, value in parts.items() if name in VARIABLES}
-    ours = {name: value for name, value in os.environ.items() if name != DATABASE_URL}
-    return {**ours, **told}
+    connection = {VARIABLES[name]: str(parts[name]) for name in VARIABLES if name in parts}
+    inherited = {name: value for name, value in os.environ.items() if name != DATABASE_URL}
+    return {**inherited, **connection}

@@ -1,4 +1,4 @@
-"""`foldlog replay`: the log again, event by event, or folded as of any seq."""
+"""`foldlog replay`: prints the events of a log, or the records that they make at any seq."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from foldlog.domain.errors import OperatorError
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from foldlog.domain.ports import EventStore, RangeQuery
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
-from foldlog.scripts.console import progress, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import progress, report_errors, with_database
+from foldlog.scripts.services import open_services
 
 
 @click.command("replay")
 @click.argument("space")
 @click.option(
-    "--from", "first", type=click.IntRange(min=1), default=1, help="First seq. [default: 1]"
+    "--from",
+    "first",
+    type=click.IntRange(min=1),
+    default=1,
+    help="First seq to read. [default: 1]",
 )
-@click.option("--to", "last", type=click.IntRange(min=0), help="Last seq. [default: the head]")
-@click.option("--fold", "is_folded", is_flag=True, help="Print the records that these events make.")
+@click.option("--to", "last", type=click.IntRange(min=0), help="Last seq to read. [default: head]")
+@click.option("--fold", "is_folded", is_flag=True, help="Print the records that the events make.")
 @click.option(
-    "--conflicts", "wants_conflicts", is_flag=True, help="Print the values that lost among them."
+    "--conflicts",
+    "wants_conflicts",
+    is_flag=True,
+    help="Print the values that lost against another change.",
 )
 @with_database
 @report_errors
@@ -38,19 +44,17 @@ def replay_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Print the events of SPACE as JSON lines, exactly as they are stored.
+    """Print the events of SPACE as JSON lines, exactly as stored.
 
-    With --fold: fold them anew, without the master table, and print the records, tombstones
-    too. `--fold --to N` is the master table as it was right after seq N; with --from it is what
-    the events from there on make by themselves.
+    --fold computes the records from the events alone, without the master table, and prints them
+    with tombstones. `--fold --to N` is the master table right after seq N. With --from, only the
+    events from that seq on are used.
     """
     if is_folded and wants_conflicts:
-        raise click.UsageError("--fold and --conflicts are two answers; ask for one")
+        raise click.UsageError("give either --fold or --conflicts")
     if last is not None and first > max(last, 1):
         raise click.UsageError(f"--from {first} is after --to {last}")
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         head = head_of(parts.store, space)
         through = head if last is None else last
         if through > head:
@@ -67,16 +71,16 @@ def replay_command(
 
 
 def head_of(store: EventStore, space: str) -> int:
-    """Raises `UnknownSpace`."""
+    """Returns the last seq of a space. Raises `UnknownSpace`."""
     return store.range_after(space, RangeQuery(0, 1)).head
 
 
 def fold_all(
     states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
 ) -> tuple[dict[Key, Record], list[Conflict]]:
-    """The records that stored events make, from seq `first` on, and the conflicts among them.
+    """Returns the records and the conflicts that stored events make, starting at seq `first`.
 
-    What is `skipped` need not even be readable.
+    Skipped events are not decoded, because they may be unreadable.
     """
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []

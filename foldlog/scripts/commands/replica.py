@@ -1,4 +1,4 @@
-"""`foldlog replica`: a device from a shell, to try what an app would do."""
+"""`foldlog replica`: works with a device's replica from a shell, as an app would."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.record import Record
 from foldlog.client.replica import Replica
 from foldlog.client.replica import open as open_replica
-from foldlog.scripts.console import EXIT_FAILED, EXIT_NO, err, progress, report_errors
+from foldlog.scripts.console import AS_JSON, EXIT_FAILED, EXIT_NO, err, progress, report_errors
 
 WATCH_SECONDS = 0.5
 
 
 @click.group("replica")
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--token", envvar="FOLDLOG_TOKEN", help="[env: FOLDLOG_TOKEN]")
+@click.option(
+    "--token", envvar="FOLDLOG_TOKEN", help="The device's access token. [env: FOLDLOG_TOKEN]"
+)
 @click.pass_context
 def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
-    """Work with the replica in FILE, as an app on a device would.
+    """Work with the replica in FILE, as an app on a device does.
 
     \b
     foldlog replica phone.db open --server http://localhost:3653 --space home
@@ -51,12 +53,12 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @replica_command.command("open")
-@click.option("--server", metavar="URL", help="Of the service. Kept in FILE.")
-@click.option("--space", help="Which space. Kept in FILE.")
+@click.option("--server", metavar="URL", help="URL of the service. Saved in FILE.")
+@click.option("--space", help="Space to sync with. Saved in FILE.")
 @click.pass_obj
 @report_errors
 def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
-    """Make the replica, or show which one it is."""
+    """Make the replica, or print its space and device."""
     with opened(server=server, space=space) as replica:
         click.echo(f"a replica of {replica.space}, as device {replica.device}")
 
@@ -64,10 +66,10 @@ def open_command(opened: Callable[..., Replica], server: str | None, space: str 
 @replica_command.command("put")
 @click.argument("collection")
 @click.argument("fields", nargs=-1, required=True, metavar="FIELD=TEXT|FIELD:=JSON...")
-@click.option("--id", help="Of the record to change. [default: a new record]")
+@click.option("--id", help="Id of the record to change. [default: make a new record]")
 @with_replica
 def put_command(replica: Replica, collection: str, fields: tuple[str, ...], id: str | None) -> None:
-    """Make a record, or set fields of one."""
+    """Make a record, or set fields of the record --id. Prints the record."""
     records = replica.collection(collection)
     values = _values(fields)
     _print(records.create(values) if id is None else records.put(id, values))
@@ -79,7 +81,7 @@ def put_command(replica: Replica, collection: str, fields: tuple[str, ...], id: 
 @click.argument("fields", nargs=-1, required=True, metavar="FIELD=NUMBER...")
 @with_replica
 def add_command(replica: Replica, collection: str, id: str, fields: tuple[str, ...]) -> None:
-    """Add numbers to fields; additions of several devices all count."""
+    """Add numbers to fields of a record. The additions of all devices are summed."""
     numbers = _values(tuple(field.replace("=", ":=", 1) for field in fields))
     _print(replica.collection(collection).increment(id, **numbers))
 
@@ -96,10 +98,10 @@ def delete_command(replica: Replica, collection: str, id: str) -> None:
 @replica_command.command("get")
 @click.argument("collection")
 @click.argument("id")
-@click.option("--deleted", is_flag=True, help="Also a tombstone.")
+@click.option("--deleted", is_flag=True, help="Include deleted records.")
 @with_replica
 def get_command(replica: Replica, collection: str, id: str, deleted: bool) -> None:
-    """Print a record. Exit code 1 if there is none."""
+    """Print a record. Exit code 1: the record does not exist."""
     record = replica.collection(collection).get(id, deleted=deleted)
     if record is None:
         sys.exit(EXIT_NO)
@@ -109,9 +111,9 @@ def get_command(replica: Replica, collection: str, id: str, deleted: bool) -> No
 @replica_command.command("list")
 @click.argument("collection")
 @click.argument("where", nargs=-1, metavar="[FIELD=TEXT|FIELD:=JSON]...")
-@click.option("--order-by", metavar="FIELD", help="-FIELD for descending.")
-@click.option("--limit", type=click.IntRange(min=0))
-@click.option("--deleted", is_flag=True, help="Tombstones too.")
+@click.option("--order-by", metavar="FIELD", help="Sort by FIELD, or descending by -FIELD.")
+@click.option("--limit", type=click.IntRange(min=0), help="Print N records at most.", metavar="N")
+@click.option("--deleted", is_flag=True, help="Include deleted records.")
 @with_replica
 def list_command(
     replica: Replica,
@@ -121,7 +123,7 @@ def list_command(
     limit: int | None,
     deleted: bool,
 ) -> None:
-    """Print the records of COLLECTION whose fields have these values, a line each."""
+    """Print the records of COLLECTION whose fields have these values, one per line."""
     for record in replica.collection(collection).query(
         _values(where), order_by=order_by, limit=limit, deleted=deleted
     ):
@@ -129,10 +131,10 @@ def list_command(
 
 
 @replica_command.command("sync")
-@click.option("--once", is_flag=True, help="Until nothing is left to do; else until Ctrl-C.")
+@click.option("--once", is_flag=True, help="Stop when all is in sync. [default: run until Ctrl-C]")
 @with_replica
 def sync_command(replica: Replica, once: bool) -> None:
-    """Push what is queued, and pull what is new."""
+    """Push the queued changesets and pull new events."""
     if not once:
         _follow(replica, lambda change: None)
         return
@@ -149,15 +151,15 @@ def sync_command(replica: Replica, once: bool) -> None:
 @replica_command.command("watch")
 @with_replica
 def watch_command(replica: Replica) -> None:
-    """Keep in sync, and print each record that changes for what arrives, until Ctrl-C."""
+    """Keep in sync and print each record that arriving events change, until Ctrl-C."""
     _follow(replica, lambda change: _print_change(change))
 
 
 @replica_command.command("status")
-@click.option("--json", "as_json", is_flag=True)
+@AS_JSON
 @with_replica
 def status_command(replica: Replica, as_json: bool) -> None:
-    """How it stands with syncing. Exit code 1 if something is in the way, or was refused."""
+    """Show the state of syncing. Exit code 1: a problem stops it, or a changeset was refused."""
     status = replica.status()
     known = {**asdict(status), "lag": status.lag, "why_not": status.why_not}
     if as_json:
@@ -175,7 +177,7 @@ def status_command(replica: Replica, as_json: bool) -> None:
 @replica_command.command("unsent")
 @with_replica
 def unsent_command(replica: Replica) -> None:
-    """Print every changeset that is not in the log, to be saved elsewhere."""
+    """Print every changeset that the log does not have yet, as JSON lines to save elsewhere."""
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
 
@@ -184,7 +186,7 @@ def unsent_command(replica: Replica) -> None:
 @click.argument("id")
 @with_replica
 def drop_command(replica: Replica, id: str) -> None:
-    """Give a refused changeset up."""
+    """Delete the refused changeset with this ID from the queue."""
     try:
         replica.drop(id)
     except LookupError as exc:
@@ -203,7 +205,7 @@ def _follow(replica: Replica, show: Any) -> None:
 
 
 def _values(fields: tuple[str, ...]) -> dict[str, Any]:
-    """`name=text`, or `name:=JSON`."""
+    """Parses arguments like `name=text` and `name:=JSON`."""
     values: dict[str, Any] = {}
     for field in fields:
         name, separator, text = field.partition("=")

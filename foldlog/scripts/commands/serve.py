@@ -1,4 +1,4 @@
-"""`foldlog serve`: the whole service under one parent; and its projector alone."""
+"""`foldlog serve` runs the whole service under one parent; `foldlog projector` runs one part."""
 
 from __future__ import annotations
 
@@ -30,15 +30,25 @@ from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
 from foldlog.scripts.server.sockets import listen
 
 PROJECTOR_STOP_SECONDS = 10.0
-#: a worker's own deadline is shorter, see web.py
+#: A worker's own deadline is shorter, see server/web.py.
 WEB_STOP_SECONDS = 30.0
 
 
 @click.command("serve")
-@click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
-@click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
-@click.option("--workers", type=int, help="Web processes. [env: FOLDLOG_WEB_WORKERS]")
-@click.option("--projectors", type=int, help="[env: FOLDLOG_PROJECTORS] [default: 1]")
+@click.option("--host", help="Listen on this address. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Listen on this port. [env: FOLDLOG_PORT] [default: 3653]")
+@click.option(
+    "--workers",
+    type=int,
+    help="Run N web processes. [env: FOLDLOG_WEB_WORKERS] [default: half of the cores, 1 to 4]",
+    metavar="N",
+)
+@click.option(
+    "--projectors",
+    type=int,
+    help="Run N projector processes. [env: FOLDLOG_PROJECTORS] [default: 1]",
+    metavar="N",
+)
 @with_database
 @report_errors
 def serve_command(
@@ -49,10 +59,10 @@ def serve_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Run the service: the database (unless a URL is given), the projectors, the web workers.
+    """Run the service: the embedded database (without --database-url), projectors, web workers.
 
-    SIGTERM or Ctrl-C stops it cleanly: requests are finished, then the database is closed. After
-    a crash, however hard, starting it again is all there is to do.
+    SIGTERM or Ctrl-C stops it cleanly: running requests end first, then the database stops. After a
+    crash, start it again; it recovers by itself.
     """
     settings = read_settings(
         data=data,
@@ -64,30 +74,30 @@ def serve_command(
     )
     settings.check_open_is_local()
     configure_logging(settings.log_format)
-    # Until the supervisor listens to signals itself, one of them must still unwind the stack.
+    # SIGTERM must unwind the stack until the supervisor handles signals itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sockets = listen(settings.host, settings.port, settings.web_workers)
     with database(settings, migrates=True, exclusive=True) as db:
         if settings.database_url is None:
-            # Whoever brings a database says where keys are, too: a folder that is thrown away with
-            # a container would have another key at each start. `foldlog keys new` makes one.
+            # With a database of its own, the operator makes the key (`foldlog keys new`): the
+            # data folder of a container is often temporary, so each start would make another key.
             make_keys(settings.keys_folder)
         if settings.access == "tokens" and settings.admin_token is None:
             _make_first_token(db.url, settings)
         supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
-        Thread(target=_tell_when_ready, args=(settings,), daemon=True).start()
+        Thread(target=_announce_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()
     sys.exit(code)
 
 
 def _make_first_token(url: str, settings: Settings) -> None:
-    """A token of an admin of every space, told once, if none was ever granted."""
+    """Grants and prints an admin token for every space, if there never was a token."""
     text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
     grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:
         if parts.registry.grant_first(digest, grant, "foldlog serve") is None:
             return
-    err.print("The token of an admin, shown this once; `foldlog token new` makes others:")
+    err.print("The admin token, shown only once; `foldlog token new` makes others:")
     err.print(f"  {text}", soft_wrap=True, highlight=False)
 
 
@@ -110,7 +120,7 @@ def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child
         )
         for number in range(1, settings.projectors + 1)
     ]
-    # A worker that died is started again on the same socket; who connects meanwhile waits there.
+    # A restarted worker gets the same socket, where new connections wait meanwhile.
     workers = [
         Child(
             name=f"web-{number}",
@@ -124,13 +134,9 @@ def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child
     return [*projectors, *workers]
 
 
-def _bind(settings: Settings) -> str:
+def _announce_when_ready(settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"
-
-
-def _tell_when_ready(settings: Settings) -> None:
-    url = f"http://{_bind(settings)}"
+    url = f"http://{host}:{settings.port}"
     while not is_ready(url):
         time.sleep(POLL_SECONDS)
     err.print(f"Foldlog answers at {url}  (its API: {url}/docs)", highlight=False)
@@ -140,9 +146,9 @@ def _tell_when_ready(settings: Settings) -> None:
 @with_database
 @report_errors
 def projector_command(data: str | None, database_url: str | None) -> None:
-    """Run a projector alone; `serve` runs one already.
+    """Run one projector process; `serve` runs them by itself.
 
-    Any number of them, on any machine that reaches the database, share the spaces.
+    Any number of projectors, on any machines that reach the database, share the spaces.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url)

@@ -1,20 +1,19 @@
-"""`foldlog skip`: stepping over an event at which the master table of a space stands still."""
+"""`foldlog skip`: skips an event at which the projections of a space are halted."""
 
 from __future__ import annotations
 
 import click
 
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
-from foldlog.scripts.console import BY, err, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import BY, REASON, YES, err, report_errors, spaced, with_database
+from foldlog.scripts.services import open_services
 
 
 @click.command("skip")
 @click.argument("space")
 @click.argument("seq", type=click.IntRange(min=1))
-@click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
+@REASON
 @BY
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@YES
 @with_database
 @report_errors
 def skip_command(
@@ -26,14 +25,12 @@ def skip_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Step over event SEQ of SPACE, at which its master table stands still (`foldlog status`).
+    """Skip event SEQ of SPACE, at which its master table is halted (see `foldlog status`).
 
-    The event stays in the log; what it says is folded nowhere any more, and there is no way back.
+    The event stays in the log, but no table includes its changes any more. This cannot be undone.
     """
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         if not yes:
-            click.confirm(f"Step over seq {seq} of {space}, for ever?", abort=True, err=True)
+            click.confirm(f"Skip seq {seq} of {space} forever?", abort=True, err=True)
         skipped = parts.store.skip(space, seq, reason=reason, by=by)
-    err.print(f"stepped over seq {spaced(seq)}; `event-skipped` is seq {spaced(skipped.by_seq)}")
+    err.print(f"skipped seq {spaced(seq)}; `event-skipped` is seq {spaced(skipped.by_seq)}")

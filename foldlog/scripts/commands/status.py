@@ -1,4 +1,4 @@
-"""`foldlog status`: what is there, how far it has come, what stands still."""
+"""`foldlog status`: shows how far projections and signatures are, and which ones are halted."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from foldlog.infrastructure.postgres.status import (
     checkpoints,
     status,
 )
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
-from foldlog.scripts.console import EXIT_NO, out, quiet_logs, report_errors, spaced, with_database
+from foldlog.scripts.console import AS_JSON, EXIT_NO, out, report_errors, spaced, with_database
+from foldlog.scripts.services import open_services
 
 
 @click.command("status")
 @click.argument("space", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@AS_JSON
 @with_database
 @report_errors
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Head, position and lag of each projection, of SPACE or of all; and what was signed.
+    """Show the head, position and lag of each projection, and the last signed checkpoint.
 
-    Exit code 1 if a projection has stopped or needs a rebuild, or checkpoints are not signed.
+    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a rebuild,
+    or the signer has stopped.
     """
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
     if space is not None and not lines:
@@ -46,15 +44,15 @@ def status_command(
         for checkpoint in signed:
             click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
     else:
-        out.print(_table(lines))
+        out.print(_projection_table(lines))
         if signed:
-            out.print(_signed_table(signed))
+            out.print(_checkpoint_table(signed))
     has_stopped = any(line.stopped_at is not None or line.needs_rebuild for line in lines)
     if has_stopped or any(checkpoint.alarm for checkpoint in signed):
         sys.exit(EXIT_NO)
 
 
-def _signed_table(signed: list[CheckpointStatus]) -> Table:
+def _checkpoint_table(signed: list[CheckpointStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("space", "signed", "unsigned", "at", "state"):
         table.add_column(name, justify="right" if name in ("signed", "unsigned") else "left")
@@ -67,7 +65,7 @@ def _signed_table(signed: list[CheckpointStatus]) -> Table:
     return table
 
 
-def _table(lines: list[ProjectionStatus]) -> Table:
+def _projection_table(lines: list[ProjectionStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("space", "head", "projection", "generation", "projected", "lag", "state"):
         is_number = name in ("head", "generation", "projected", "lag")
@@ -75,8 +73,8 @@ def _table(lines: list[ProjectionStatus]) -> Table:
     for line in lines:
         state = "live" if line.is_live else "being rebuilt"
         if line.needs_rebuild:
-            why = "of another merge rule" if line.is_foreign else "live, without its history"
-            state = f"[red]{why}: foldlog rebuild[/red]"
+            why = "made by another merge rule" if line.is_foreign else "live, without its history"
+            state = f"[red]{why}: run foldlog rebuild[/red]"
         if line.stopped_at is not None:
             state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(

@@ -1,4 +1,4 @@
-"""`foldlog token`: granting, listing and revoking tokens."""
+"""`foldlog token`: grants, lists and revokes tokens."""
 
 from __future__ import annotations
 
@@ -25,32 +25,37 @@ from foldlog.domain.access import (
 from foldlog.domain.errors import InvalidRequest, UnknownToken
 from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import database, services
-from foldlog.scripts.console import BY, err, print_rows, quiet_logs, report_errors, with_database
+from foldlog.scripts.console import BY, REASON, err, print_rows, report_errors, with_database
+from foldlog.scripts.services import open_services
 
 
 @click.group("token")
 def token_command() -> None:
-    """Who may do what: grant, list and revoke tokens.
+    """Grant, list and revoke access tokens.
 
-    Granting and revoking are events in the log of each space. A token of every space is in none.
+    Granting and revoking append an event to the log of each space. A token for every space is
+    recorded outside of the logs.
     """
 
 
 @token_command.command("new")
-@click.option("--role", type=click.Choice([role.value for role in Role]), required=True)
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    required=True,
+    help="Give the token this role, which decides its rights.",
+)
 @click.option(
     "--space",
     "spaces",
     multiple=True,
     metavar="SPACE",
-    help="What it is for; may be given several times.",
+    help="Make the token valid in this space; can be repeated.",
 )
-@click.option("--every-space", "is_of_every_space", is_flag=True, help="It is for all of them.")
-@click.option("--device", help="Of the role `device`: its id. By default a new one is made.")
-@click.option("--name", help="What a person calls it. It stays in the log.")
-@click.option("--expires", type=click.DateTime(), help="When it ends by itself, in UTC.")
+@click.option("--every-space", "is_of_every_space", is_flag=True, help="Make it valid everywhere.")
+@click.option("--device", help="Device id (UUID), for the role `device`. [default: a new id]")
+@click.option("--name", help="Give it a readable name. It stays in the log forever.")
+@click.option("--expires", type=click.DateTime(), help="Expiry time, in UTC. [default: never]")
 @BY
 @with_database
 @report_errors
@@ -65,10 +70,12 @@ def new_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Grant a token. It is printed, this once, and nothing else is."""
-    quiet_logs()
+    """Grant a token and print it to standard output.
+
+    Copy it now: the service keeps only a hash of the token and cannot show it again.
+    """
     if bool(spaces) is is_of_every_space:
-        raise click.UsageError("say what it is for: either --space or --every-space")
+        raise click.UsageError("give either --space or --every-space")
     if role == Role.DEVICE.value and device is None:
         device = str(uuid.uuid4())
     grant = Grant(
@@ -81,8 +88,7 @@ def new_command(
     for space in spaces:
         check_space(space)
     id, (text, digest) = str(uuid.uuid4()), new_token(secrets.token_bytes(TOKEN_BYTES))
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         granted = parts.registry.grant_all(spaces or (EVERY_SPACE,), id, digest, grant, by)
     where = _named(token.space for token in granted)
     err.print(f"token {id} of the role {role} for {where}", soft_wrap=True, highlight=False)
@@ -96,11 +102,9 @@ def new_command(
 @with_database
 @report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
-    """List the tokens of SPACE, or those of every space."""
-    quiet_logs()
+    """List the tokens of SPACE; without SPACE, the tokens that are valid in all spaces."""
     check_space_or_all(space)
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         tokens = parts.registry.tokens(space)
     print_rows(
         ("id", "role", "device", "name", "granted", "by", "state", "revoked by", "why"),
@@ -128,9 +132,9 @@ def list_command(space: str, data: str | None, database_url: str | None) -> None
     "spaces",
     multiple=True,
     metavar="SPACE",
-    help="Only there; may be given several times. [default: wherever it was granted]",
+    help="Revoke it in this space only; can be repeated. [default: in all of its spaces]",
 )
-@click.option("--reason", required=True, help="Why. It stays in the log for ever: name no person.")
+@REASON
 @BY
 @with_database
 @report_errors
@@ -142,16 +146,17 @@ def revoke_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Revoke the token of this ID. When this has ended, it is refused everywhere."""
-    quiet_logs()
+    """Revoke the token with this ID.
+
+    When the command ends, every process of the service refuses the token.
+    """
     for space in spaces:
         check_space(space)
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         try:
             revoked = _revoke(parts.registry, id, spaces, reason=reason, by=by)
         finally:
-            time.sleep(CALLER_SECONDS_MAX)
+            time.sleep(CALLER_SECONDS_MAX)  # until each process's cached caller has expired
     if not revoked:
         raise UnknownToken(f"there is no token {id!r}")
     err.print(f"revoked {id} for {_named(revoked)}", soft_wrap=True, highlight=False)
@@ -160,7 +165,7 @@ def revoke_command(
 def _revoke(
     registry: Registry, id: str, spaces: tuple[str, ...], *, reason: str, by: str
 ) -> list[str]:
-    """Revokes the token in these spaces, or wherever it is; returns where it was found."""
+    """Revokes the token in these spaces, or in all; returns the spaces that had it."""
     found = []
     for space in dict.fromkeys(spaces or registry.spaces_of(id)):
         with suppress(UnknownToken):

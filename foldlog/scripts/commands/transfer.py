@@ -1,6 +1,6 @@
-"""`foldlog export` and `foldlog import`: a log as JSON lines, and back, byte for byte.
+"""`foldlog export` and `foldlog import`: copy a log to a file and back, byte for byte.
 
-The lines are told in `export_lines`, the archive for auditors in `archive`.
+`exports.lines` describes the JSON lines, `exports.archive` the archive for auditors.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from foldlog.domain.events import LogEntry, restored_entry
 from foldlog.domain.names import is_space
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.skipping import skips_of
-from foldlog.infrastructure.postgres.append.transfer import Importer, InvalidExport
-from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import Services, database, services
-from foldlog.scripts.console import err, progress, quiet_logs, report_errors, spaced, with_database
+from foldlog.infrastructure.postgres.append.transfer import InvalidExport
+from foldlog.infrastructure.wiring import Services
+from foldlog.scripts.console import err, progress, report_errors, spaced, with_database
 from foldlog.scripts.exports.archive import is_archive, read_archive, write_archive
 from foldlog.scripts.exports.lines import Header, evidence_of, line_of, read_header
+from foldlog.scripts.services import open_services
 
 LINES_PER_REPORT = 500
 
 
 class ErasedMeanwhile(OperatorError):
-    """A record was erased while its log was exported: what says so comes after the end. Again."""
+    """A record was erased during the export, after its end was fixed: run the export again."""
 
     code = "erased-meanwhile"
 
@@ -46,26 +46,25 @@ class ErasedMeanwhile(OperatorError):
     "-o",
     "--output",
     default="-",
-    help="File to write, compressed if it ends with .gz. [default: -]",
+    metavar="FILE",
+    help="Write to this file; .gz compresses; - is standard output. [default: -]",
 )
 @click.option(
     "--archive",
     "wants_archive",
     is_flag=True,
-    help="Write the archive for auditors: events, tiles, checkpoint and keys, as .tar or .tar.gz.",
+    help="Write an archive for auditors: events, tiles, checkpoint and keys, as .tar or .tar.gz.",
 )
 @with_database
 @report_errors
 def export_command(
     space: str, output: str, wants_archive: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Write the log of SPACE as JSON lines, with what is needed to prove it.
+    """Write the log of SPACE as JSON lines, with the salts that prove its values.
 
-    The salts in it open the commitments: whoever may read the export may read the values.
+    Share an export only with people who may read the values, because the values are in it.
     """
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
-    with database(settings) as db, services(db.url, settings) as parts:
+    with open_services(data, database_url) as parts:
         checkpoint = _checkpoint(parts, space) if wants_archive else None
         page = parts.store.range_after(space, RangeQuery(0, 1))
         header = Header(version=1, space=space, log=page.log, head=page.head)
@@ -88,16 +87,16 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
 
 
 def _checkpoint(parts: Services, space: str) -> bytes | None:
-    """To be asked before the log's head is: the log may grow in between, and so must not it."""
+    """Reads the checkpoint; call it before reading the head, because the log may grow between."""
     try:
         return parts.tree.checkpoint(space)
     except NoCheckpoint:
-        err.print("[yellow]no checkpoint was signed yet:[/yellow] the archive has none")
+        err.print("[yellow]no checkpoint is signed yet:[/yellow] the archive has none")
         return None
 
 
 def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
-    """The log up to its head. Raises `ErasedMeanwhile`."""
+    """Yields the log up to the head of the header. Raises `ErasedMeanwhile`."""
     erasures = Erasures()
     for entry in parts.store.entries(header.space, through=header.head):
         erasures.note(entry.seq, entry.state)
@@ -124,20 +123,18 @@ def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, o
 
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--space", help="Name of the new space. [default: as exported]")
+@click.option("--space", help="Name the new space. [default: the exported name]")
 @with_database
 @report_errors
 def import_command(
     file: str, space: str | None, data: str | None, database_url: str | None
 ) -> None:
-    """Bring an exported log into a space that does not exist yet: the same log, byte for byte.
+    """Copy an exported log into an empty or new space, byte for byte.
 
-    FILE is an archive if it ends with .tar, .tar.gz or .tgz.
+    FILE is an archive if its name ends with .tar, .tar.gz or .tgz; - is standard input.
 
-    An import that was interrupted goes on where it stopped when it is started again.
+    Run the same command again after an interruption: it resumes.
     """
-    quiet_logs()
-    settings = read_settings(data=data, database_url=database_url)
     with _reader(file, decompress=not is_archive(file)) as source:
         if is_archive(file):
             archive = read_archive(source)
@@ -148,38 +145,38 @@ def import_command(
             evidence = (evidence_of(line, number) for number, line in enumerate(source, 2))
         name = space or header.space
         if not is_space(name):
-            raise InvalidRequest(f"{name!r} cannot name a space")
+            raise InvalidRequest(f"{name!r} is not a valid space name")
         with (
-            database(settings, migrates=True) as db,
-            services(db.url, settings) as parts,
+            open_services(data, database_url, migrates=True) as parts,
             progress(f"importing {name}", header.head) as report,
         ):
             entries = _entries(evidence, header.head)
-            imported = Importer(parts.datastore).run(name, header.log, entries, report)
+            imported = parts.importer.run(name, header.log, entries, report)
     err.print(f"imported {spaced(imported)} events into {name}")
 
 
 def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
+    """Yields the entries of an export. Raises `InvalidExport`."""
     seq = 0
     try:
         for number, (state, salt, _) in enumerate(evidence, 2):
             try:
                 entry = restored_entry(state, salt)
-                # What is noted of it, before anything of it is stored.
+                # The import derives these from an entry, so check them before it stores the entry.
                 devices_of([entry]), erasures_of([entry]), skips_of([entry])
             except (ValueError, msgspec.MsgspecError) as exc:
                 raise InvalidExport(f"line {number}: {exc}") from exc
             seq = entry.seq
             yield entry
     except (EOFError, OSError, zlib.error) as exc:
-        raise InvalidExport(f"the file ends or breaks after seq {seq}: {exc}") from exc
+        raise InvalidExport(f"the file is truncated or damaged after seq {seq}: {exc}") from exc
     if seq != head:
         raise InvalidExport(f"the export ends at seq {seq}, but should end at {head}")
 
 
 @contextmanager
 def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
-    """The file appears when it is whole, and not at all otherwise."""
+    """Opens a file that gets its name only when it is complete."""
     if name == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

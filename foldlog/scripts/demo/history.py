@@ -1,7 +1,7 @@
-"""The demo's input: the history of a public git repository as changesets, with a known answer.
+"""The demo's input: the history of a public git repository as changesets, with known results.
 
-A commit's author is a device; a file is a record of the collection `files`. Some commits carry
-the tree that git says was there right after them, so that a wrong fold cannot hide.
+Each author of commits is a device, and each file is a record of the collection `files`. Some
+commits include git's own list of files after them, which shows whether the fold is right.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from typing import Any
 import msgspec
 
 HISTORY = "flask-history.jsonl.gz"
-#: ids of the changesets follow from what they are, so that a second run repeats the first
+#: The ids of the changesets are derived, so that a second run pushes the same ids.
 NAMESPACE = uuid.UUID("7a1f6d5e-0d3c-5c39-9a40-6f6c64656d6f")
 
 
 class Tree(msgspec.Struct):
-    """What git says the records are: how many files, and the hash of their list."""
+    """git's list of files at a commit: their number, and the hash of the list."""
 
     files: int
     sha256: str
 
 
 class Commit(msgspec.Struct):
+    """One commit, as the changeset of a device."""
+
     device: str
     counter: int
     time: int  #: seconds since 1970
@@ -40,6 +42,7 @@ class Commit(msgspec.Struct):
         return str(uuid.uuid5(NAMESPACE, f"{self.device}/{self.counter}"))
 
     def changeset(self, base: int) -> dict[str, Any]:
+        """Returns the changeset as the protocol sends it, made at seq `base`."""
         made_at = datetime.fromtimestamp(self.time, UTC).isoformat().replace("+00:00", "Z")
         return {
             "id": self.id,
@@ -51,13 +54,14 @@ class Commit(msgspec.Struct):
 
 
 def read_history() -> list[Commit]:
+    """Reads the shipped history."""
     raw = gzip.decompress((files(__package__) / HISTORY).read_bytes())
     decode = msgspec.json.Decoder(Commit).decode
     return [decode(line) for line in raw.splitlines()]
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """The tree of live records of the collection `files`, as their `fields`."""
+    """Returns the tree of the live records of `files`, given their fields."""
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)
     return Tree(len(lines), hashlib.sha256(text.encode()).hexdigest())

@@ -1,14 +1,14 @@
-"""The archive for auditors: a tar that says all about a log, and verifies without any service.
+"""The archive for auditors: a tar file with a log and its proofs, which verifies by itself.
 
-    README.txt                 what this is, and how to check it
+    README.txt                 the content, and how to verify it
     log.json                   {"foldlog":"export","version":1,"space":"...","log":"...","head":N}
-    keys.txt                   the public keys (vkeys), one a line, the present one first
+    keys.txt                   the public keys (vkeys), one per line, the current one first
     checkpoint                 the last signed checkpoint, if there is one
-    events/000000000001.jsonl  events with their salts, as in `foldlog export`; some thousand a part
-    tile/0/000                 the tree's tiles, as soon as the events in them are all there
+    events/000000000001.jsonl  events with their salts, as in `foldlog export`; thousands per part
+    tile/0/000                 the tiles of the tree, each after the last event in it
 
-Written and read from front to back, a part at a time; events and tiles take turns, so that neither
-who writes nor who checks keeps more than a part of them.
+The archive is written and read from front to back. Parts of events and their tiles alternate, so
+writer and reader hold one part in memory.
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ from .lines import Header, evidence_of, line_of, read_header
 
 PART_EVENTS = 4_000
 PART_BYTES = 8 * 2**20
-#: of a part that is read: one event may be larger than a part
+#: Limit for a part that is read, because a single event may be larger than a part.
 PART_BYTES_READ_MAX = 64 * 2**20
 BLOCK_BYTES = 2**18
 
 README = """\
 The log of the space {space!r} (id {log}): {head} events, exported by Foldlog.
 
-Each event is in events/, one a line with the salt that opens its commitments; whoever may read this
-may read all values. checkpoint is a signed note (C2SP tlog-checkpoint): it says how many events the
-log had, and the root of the tree over them (RFC 9162). tile/ has that tree (C2SP tlog-tiles). The
-keys in keys.txt came with the archive: compare them with those that you got by another way.
+events/ has the events, one per line, with the salts that open their commitments. Readers of this
+archive can read all values. checkpoint is a signed note (C2SP tlog-checkpoint): it states the
+number of events, and the root of the tree over them (RFC 9162). tile/ has this tree (C2SP
+tlog-tiles). The keys in keys.txt come from the archive itself: compare them with the keys that you
+got elsewhere.
 
-Check it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint THE_ONE_YOU_KEPT
-or, without trusting us, with docs/reference/verify_log.py, about a hundred lines of Python. The
-formats are in docs/explanation/proofs.md.
+Verify it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint YOUR_SAVED_CHECKPOINT
+or independently with docs/reference/verify_log.py, about a hundred lines of Python. The formats are
+described in docs/explanation/proofs.md.
 """
 
 
 class Part(NamedTuple):
-    """Some events, or a tile."""
+    """Some events, or one tile."""
 
     events: list[Evidence]
     tile: tuple[Tile, bytes] | None = None
 
 
 class Archive(NamedTuple):
-    """What the front of an archive says, and the parts that follow; to be read once."""
+    """The head of an archive, and its parts, which can be read only once."""
 
     header: Header
     vkeys: list[str]
@@ -75,7 +76,7 @@ def write_archive(
     is_compressed: bool,
     report: Callable[[int], None],
 ) -> None:
-    """Writes front to back; `report` is told how many events are written."""
+    """Writes an archive from front to back; `report` receives the number of written events."""
     mode = "w|gz" if is_compressed else "w|"
     with tarfile.open(fileobj=file, mode=mode, bufsize=BLOCK_BYTES) as tar:  # type: ignore[call-overload]
 
@@ -90,17 +91,17 @@ def write_archive(
         add("keys.txt", "".join(f"{vkey}\n" for vkey in vkeys).encode())
         if checkpoint is not None:
             add("checkpoint", checkpoint)
-        growth, edge = TreeBuilder(), dict[Tile, bytes]()
+        tree, unfinished = TreeBuilder(), dict[Tile, bytes]()
         for part in _parts(entries):
             lines = [line_of(entry) for entry in part]
             add(f"events/{part[0].seq:012}.jsonl", b"".join(lines))
             hashes = [leaf_hash(entry.leaf) for entry in part]
-            for tile, found in sorted(growth.append(hashes).items()):
-                edge[tile] = found
+            for tile, found in sorted(tree.append(hashes).items()):
+                unfinished[tile] = found
                 if len(found) == TILE_BYTES:
-                    add(_name(tile), edge.pop(tile))
+                    add(_name(tile), unfinished.pop(tile))
             report(part[-1].seq)
-        for tile, found in sorted(edge.items()):
+        for tile, found in sorted(unfinished.items()):
             add(_name(tile, len(found) // 32), found)
 
 
@@ -122,11 +123,12 @@ def _parts(entries: Iterable[LogEntry]) -> Iterator[list[LogEntry]]:
 
 
 def is_archive(name: str) -> bool:
+    """Tells by its name whether a file is an archive."""
     return name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def read_archive(file: IO[bytes]) -> Archive:
-    """Raises `InvalidExport`, here or from the parts."""
+    """Reads the head of an archive. Raises `InvalidExport`, and so does reading the parts."""
     members = _members(file)
     front: dict[str, bytes] = {}
     rest: list[tuple[str, bytes]] = []
@@ -136,7 +138,7 @@ def read_archive(file: IO[bytes]) -> Archive:
             break
         front[name] = data
     if "log.json" not in front:
-        raise InvalidExport("this archive says of no log: there is no log.json")
+        raise InvalidExport("log.json is missing: this is not an archive of a log")
     header = read_header(front["log.json"])
     vkeys = front.get("keys.txt", b"").decode("utf-8", "replace").split("\n")
     return Archive(
@@ -152,12 +154,12 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES) as tar:
             for member in tar:
                 if member.size > PART_BYTES_READ_MAX or not member.isfile():
-                    raise InvalidExport(f"{member.name} is no part of an archive of ours")
+                    raise InvalidExport(f"{member.name} does not belong in an archive")
                 found = tar.extractfile(member)
                 assert found is not None
                 yield member.name, found.read()
     except (tarfile.TarError, EOFError, OSError) as exc:
-        raise InvalidExport(f"the archive ends or breaks: {exc}") from exc
+        raise InvalidExport(f"the archive is truncated or damaged: {exc}") from exc
 
 
 def _read_parts(
@@ -176,12 +178,12 @@ def _read_parts(
             elif folder == "tile":
                 yield Part([], (_tile(path), data))
             else:
-                raise InvalidExport(f"{name} is no part of an archive of ours")
+                raise InvalidExport(f"{name} does not belong in an archive")
 
 
 def _tile(path: str) -> Tile:
-    level, _, place = path.partition("/")
-    number, parsed = parse_level(level), parse_tile_path(place)
+    level, _, rest = path.partition("/")
+    number, parsed = parse_level(level), parse_tile_path(rest)
     if number is None or parsed is None:
-        raise InvalidExport(f"tile/{path} is no path of a tile")
+        raise InvalidExport(f"tile/{path} is not a path of a tile")
     return Tile(number, parsed[0])

@@ -1,4 +1,4 @@
-"""An exported log, line by line: a header, and each event with the salt of its commitments.
+"""An exported log as JSON lines: a header, and each event with the salt of its commitments.
 
 {"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
 {"salt":"<64 hex digits>","event":{"seq":1, ...}}
@@ -18,6 +18,8 @@ from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
 
 class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
+    """The first line of an export."""
+
     version: Literal[1]
     space: str
     log: str
@@ -25,20 +27,24 @@ class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
 
 
 class Line(msgspec.Struct):
+    """The line of one event."""
+
     salt: str
     event: msgspec.Raw
 
 
 _decode_line = msgspec.json.Decoder(Line).decode
-#: A line as we write it, which is taken apart without being parsed.
+#: A line as we write it. The expression splits it without parsing the JSON, which is faster.
 _LINE = re.compile(rb'\{"salt":"([0-9a-f]*)","event":(\{.*\})\}\n?', re.DOTALL)
 
 
 def line_of(entry: LogEntry) -> bytes:
+    """Returns the line of an event, with the stored bytes."""
     return b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
 
 
 def read_header(line: bytes) -> Header:
+    """Reads the first line. Raises `InvalidExport`."""
     try:
         return msgspec.json.decode(line, type=Header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -46,10 +52,11 @@ def read_header(line: bytes) -> Header:
 
 
 def evidence_of(line: bytes, number: int) -> Evidence:
+    """Reads the event in line `number`. Raises `InvalidExport`."""
     ours = _LINE.fullmatch(line)
     try:
         if ours is not None:
-            # That this is an event, and nothing besides, is found out when it is hashed.
+            # Hashing the bytes verifies later that they are exactly one event.
             return Evidence(ours[2], unhexlify(ours[1]))
         found = _decode_line(line)
         return Evidence(bytes(found.event), bytes.fromhex(found.salt))

@@ -1,4 +1,4 @@
-"""The service as a process of its own, like anybody's: for the demo, tests and benchmarks."""
+"""Runs the service as a separate process, for the demo, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foldlog.domain.errors import OperatorError
 from foldlog.infrastructure.settings import DATABASE_URL
 
 POLL_SECONDS = 0.1
-#: objects made before Python looks for cycles among them
+#: Python's threshold of new objects per garbage collection.
 GC_THRESHOLD = 20_000
 READY_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 60
@@ -30,18 +30,22 @@ _reserving: list[socket.socket] = []
 
 
 def tune_gc() -> None:
-    """For a process that serves: what is there by now stays, and of what comes nearly nothing is in
-    a cycle, so that Python's looking for cycles is mostly in vain."""
+    """Makes Python's garbage collector run less often; a server process calls it after its start.
+
+    The objects of the start live as long as the process, and requests make few reference cycles, so
+    most collections find no garbage.
+    """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
 
 def environment() -> dict[str, str]:
-    """Ours without a database of somebody else's: what is started here brings its own."""
+    """Returns our environment without the database's URL, because each service starts its own."""
     return {name: value for name, value in os.environ.items() if name != DATABASE_URL}
 
 
 def is_ready(url: str) -> bool:
+    """Asks `/readyz` once, for up to five seconds."""
     try:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:
@@ -52,7 +56,10 @@ def is_ready(url: str) -> bool:
 def serving(
     command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
 ) -> Iterator[str]:
-    """The service as a process of its own, like anybody's; stopped by SIGTERM at the end."""
+    """Runs the service on a folder during the block and gives its URL; stops it by SIGTERM.
+
+    Raises `OperatorError` if the service is not ready within `READY_SECONDS_MAX` seconds.
+    """
     port = port or reserve_port()
     folder = Path(data)
     folder.mkdir(parents=True, exist_ok=True)

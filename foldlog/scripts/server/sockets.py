@@ -1,4 +1,4 @@
-"""The sockets that web workers listen on, one each."""
+"""The listening sockets of the web workers, one socket per worker."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import socket
 
 from foldlog.domain.errors import OperatorError
 
-#: connections that wait to be accepted; ten thousand clients may come back at once
+#: Connections that wait to be accepted, because ten thousand clients may reconnect at once.
 BACKLOG = 4_096
-#: how long a client may take nothing of what it is sent, and say nothing when it is asked
+#: A connection closes after a client was silent, or stopped reading, for this long.
 SILENT_SECONDS = 60
 
 
 def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Sockets on one address, one for each worker. The kernel shares new connections between them;
-    one socket for all would give most of them to whoever wakes first.
+    """Opens `count` sockets on one address, one for each worker.
 
-    Raises `OperatorError` if the address is not to be had, or somebody else listens there.
+    The kernel spreads new connections over the sockets. With one shared socket, the worker that
+    wakes up first would get most of them. Raises `OperatorError` if the address is invalid or in
+    use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        # What shares with its brothers would share with a second service, too: so look first.
+        # SO_REUSEPORT would also share the port with a second service, so check that it is free.
         with socket.create_server(address[:2], family=family):
             pass
         sockets = [
@@ -31,13 +32,12 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
     except OSError as exc:
         raise OperatorError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
     for listening in sockets:
-        _give_up_on_the_silent(listening)
+        _close_silent_connections(listening)
     return sockets
 
 
-def _give_up_on_the_silent(listening: socket.socket) -> None:
-    """What is accepted here closes by itself, as far as the system can, when a client has gone
-    without a word, or reads nothing of what it is sent."""
+def _close_silent_connections(listening: socket.socket) -> None:
+    """Lets the system close accepted connections whose client is gone or has stopped reading."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", SILENT_SECONDS),

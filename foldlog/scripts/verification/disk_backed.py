@@ -1,4 +1,4 @@
-"""Records of a fold, more of them than memory holds: what is not at hand is in a file."""
+"""A mapping of records that moves to a temporary file when it outgrows memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 
 from foldlog.domain.merge import Key, Record
 
-#: at hand; a record of five fields takes some 2 KB
-RECORDS_KEPT_MAX = 100_000
+#: Records in memory. A record of five fields takes about 2 KB.
+RECORDS_IN_MEMORY_MAX = 100_000
 
 CREATE = """
 CREATE TABLE records (collection TEXT, id TEXT, record BLOB, PRIMARY KEY (collection, id))
@@ -26,43 +26,43 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 
 class DiskBackedRecords:
-    """As much of a mapping as `fold` needs. The file is SQLite's own, and gone with it."""
+    """The part of a mapping that `fold` needs. SQLite deletes the file with the object."""
 
-    def __init__(self, *, kept_max: int = RECORDS_KEPT_MAX):
-        self._kept_max = kept_max
-        self._kept: dict[Key, Record] = {}
+    def __init__(self, *, in_memory_max: int = RECORDS_IN_MEMORY_MAX):
+        self._in_memory_max = in_memory_max
+        self._in_memory: dict[Key, Record] = {}
         self._file = sqlite3.connect("")
-        self._file.execute("PRAGMA journal_mode = OFF")  # nobody goes back in it
+        self._file.execute("PRAGMA journal_mode = OFF")  # the file needs no rollback
         self._file.execute(CREATE)
-        self._is_spilled = False
+        self._has_file = False
 
     def get(self, key: Key) -> Record | None:
-        found = self._kept.get(key)
-        if found is None and self._is_spilled:
+        found = self._in_memory.get(key)
+        if found is None and self._has_file:
             row = self._file.execute(SELECT, key).fetchone()
             found = None if row is None else _decode(row[0])
         return found
 
     def __setitem__(self, key: Key, record: Record) -> None:
-        self._kept[key] = record
-        if len(self._kept) > self._kept_max:
-            self._spill()
+        self._in_memory[key] = record
+        if len(self._in_memory) > self._in_memory_max:
+            self._move_to_file()
 
     def pop(self, key: Key) -> Record | None:
-        """Takes a record out."""
+        """Removes and returns a record."""
         found = self.get(key)
-        self._kept.pop(key, None)
-        if self._is_spilled:
+        self._in_memory.pop(key, None)
+        if self._has_file:
             self._file.execute(DELETE, key)
         return found
 
     def __iter__(self) -> Iterator[Record]:
-        """All of them, by collection and id."""
-        self._spill()
+        """Yields all records, sorted by collection and id."""
+        self._move_to_file()
         return (_decode(encoded) for (encoded,) in self._file.execute(SELECT_ALL))
 
-    def _spill(self) -> None:
-        rows = ((*key, _encode(record)) for key, record in self._kept.items())
+    def _move_to_file(self) -> None:
+        rows = ((*key, _encode(record)) for key, record in self._in_memory.items())
         self._file.executemany(UPSERT, rows)
-        self._kept.clear()
-        self._is_spilled = True
+        self._in_memory.clear()
+        self._has_file = True

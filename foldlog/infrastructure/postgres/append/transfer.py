@@ -14,8 +14,8 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
-from .appender import create_space
 from .schemas import write_definitions
+from .spaces import create_space
 
 BATCH_EVENTS = 500
 

@@ -1,12 +1,10 @@
-"""Defining collections, and telling how they are defined."""
+"""Defining collections, and reading their definitions."""
 
 from __future__ import annotations
 
-import secrets
 import time
-import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -27,19 +25,19 @@ from foldlog.domain.errors import (
     LimitExceeded,
     ProjectionBehind,
     UnknownCollection,
-    UnknownSpace,
     VersionConflict,
 )
-from foldlog.domain.events import Envelope, LogEntry
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
-from foldlog.domain.proofs import SALT_BYTES
 from foldlog.domain.upcasts import UPCASTER
-from foldlog.infrastructure.postgres.append.appender import Locked
-from foldlog.infrastructure.postgres.append.guards import SELECT_TAIL, records_at_head
+from foldlog.infrastructure.postgres.append.records_at_head import SELECT_TAIL, records_at_head
 from foldlog.infrastructure.postgres.append.schemas import write_definitions
+from foldlog.infrastructure.postgres.append.service_event import (
+    OpenServiceEvent,
+    ServiceEventTransaction,
+)
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
+from foldlog.infrastructure.postgres.log.heads import select_head
 
 SELECT_CURRENT = """
 SELECT DISTINCT ON (collection)
@@ -67,12 +65,6 @@ SELECT collection, version, seq, defined_at, defined_by, is_forced, schema
  LIMIT 1
 """
 
-SELECT_SPACE = """
-SELECT space
-  FROM spaces
- WHERE space = %(space)s
-"""
-
 SELECT_POSITION = """
 SELECT position
   FROM projections
@@ -81,7 +73,7 @@ SELECT position
    AND is_live
 """
 
-# `<> 0` is meant, as in the master table's own pages: the planner shall take the primary key.
+# `<> 0` and not `> 0`, as in the pages of the master table, makes the planner use the primary key.
 SELECT_STORED = """
 SELECT r.id, r.fields
   FROM projections p
@@ -100,38 +92,33 @@ SELECT r.id, r.fields
 
 PAGE_RECORDS = 500
 
-Decide = Callable[[Cursor[Any], Locked], LogEntry | None]
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class AppendServiceEvent(Protocol):
-    def __call__(self, space: str, decide: Decide, *, makes_space: bool) -> LogEntry | None: ...
-
-
 class Collections:
-    """Of all spaces. `append_service_event` is the event store's."""
+    """The collections of all spaces. `append_service_event` is the event store's method."""
 
     def __init__(
-        self, datastore: Datastore, append_service_event: AppendServiceEvent, limits: Limits
+        self, datastore: Datastore, append_service_event: OpenServiceEvent, limits: Limits
     ):
         self._datastore = datastore
         self._append_service_event = append_service_event
         self._limits = limits
 
     def current(self, space: str) -> list[Version]:
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            self._check_space(cursor, space)
+        with self._datastore.reading() as cursor:
+            select_head(cursor, space)  # raises `UnknownSpace`
             rows = cursor.execute(SELECT_CURRENT, {"space": space}, prepare=True).fetchall()
         return [_version(row) for row in rows]
 
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
-        names = {"space": space, "collection": collection}
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            self._check_space(cursor, space)
+        params = {"space": space, "collection": collection}
+        with self._datastore.reading() as cursor:
+            select_head(cursor, space)  # raises `UnknownSpace`
             found = _definition(cursor, space, collection, version)
-            rows = cursor.execute(SELECT_VERSIONS, names, prepare=True).fetchall()
+            rows = cursor.execute(SELECT_VERSIONS, params, prepare=True).fetchall()
         if found is None:
             which = "" if version is None else f" in version {version}"
             raise UnknownCollection(f"the collection {collection!r} is not defined{which}")
@@ -146,7 +133,7 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> Outcome:
-        with translated(self._datastore), self._datastore.rows() as cursor:
+        with self._datastore.reading() as cursor:
             plan = Plan(collection, wanted, _definition(cursor, space, collection, None))
         plan.check_version()
         plan.check_additive()
@@ -155,7 +142,7 @@ class Collections:
             return plan.outcome(plan.current.seq, None)
         check, position = None, 0
         if plan.needs_check:
-            check, position = self._look(space, plan, seconds_max, report)
+            check, position = self._check_stored(space, plan, seconds_max, report)
             plan.check_stored(check)
         if wanted.is_dry_run:
             return plan.outcome(None, check)
@@ -163,63 +150,56 @@ class Collections:
             raise LimitExceeded(
                 "schema_check_seconds_max",
                 self._limits.schema_check_seconds_max,
-                f"too many records to look through: {check.checked} so far fit. Use the command "
+                f"too many records to check: the first {check.checked} fit. Use the command "
                 "foldlog define, or force it",
             )
-
-        def decide(cursor: Cursor[Any], locked: Locked) -> LogEntry:
-            now = _definition(cursor, space, collection, None)
-            if (now and now.version) != (plan.current and plan.current.version):
-                version = now.version if now else 0
-                raise VersionConflict("it was defined anew meanwhile", version=version)
-            names = {"space": space}
-            rows = cursor.execute(SELECT_CURRENT, names, prepare=True).fetchall()
-            check_collection_count((row[0] for row in rows), collection, self._limits)
+        with self._append_service_event(space) as transaction:
+            state = transaction.lock(creates_space=True)
+            self._check_unchanged(transaction, space, plan)
             if check is not None and not wanted.force:
-                self._look_again(cursor, space, locked.head, plan, position)
-            entry = definition_entry(
-                Envelope(
-                    locked.head + 1,
-                    str(uuid.uuid4()),
-                    locked.received_at,
-                    secrets.token_bytes(SALT_BYTES),
-                ),
-                plan.body(),
-            )
-            write_definitions(cursor, space, [entry])
-            return entry
-
-        entry = self._append_service_event(space, decide, makes_space=True)
-        assert entry is not None
+                self._check_newer(transaction, space, state.head, plan, position)
+            entry = definition_entry(transaction.envelope, plan.body())
+            write_definitions(transaction.cursor, space, [entry])
+            transaction.append(entry)
         return plan.outcome(entry.seq, check)
 
-    def _check_space(self, cursor: Cursor[Any], space: str) -> None:
-        if cursor.execute(SELECT_SPACE, {"space": space}, prepare=True).fetchone() is None:
-            raise UnknownSpace(space)
+    def _check_unchanged(
+        self, transaction: ServiceEventTransaction, space: str, plan: Plan
+    ) -> None:
+        """Raises unless the plan still fits the definitions, now that the space is locked."""
+        now = _definition(transaction.cursor, space, plan.collection, None)
+        if (now and now.version) != (plan.current and plan.current.version):
+            version = now.version if now else 0
+            raise VersionConflict("another definition came first", version=version)
+        params = {"space": space}
+        rows = transaction.cursor.execute(SELECT_CURRENT, params, prepare=True).fetchall()
+        check_collection_count((row[0] for row in rows), plan.collection, self._limits)
 
-    def _look(
+    def _check_stored(
         self,
         space: str,
         plan: Plan,
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> tuple[Check, int]:
-        """Holds the stored records against the schema, page by page and without any lock.
+        """Checks the stored records against the schema, page by page and without a lock.
 
-        With the seq that all of them are true at, or at a later one.
+        Returns the result and a seq. Each record was read at this seq or later.
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()
-        names: dict[str, Any] = {"space": space, "collection": plan.collection, "after": ""}
-        names["limit"] = PAGE_RECORDS
+        params: dict[str, Any] = {
+            "space": space,
+            "collection": plan.collection,
+            "after": "",
+            "limit": PAGE_RECORDS,
+        }
         until = None if seconds_max is None else time.monotonic() + seconds_max
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            found = cursor.execute(SELECT_POSITION, names, prepare=True).fetchone()
+        found = self._datastore.fetch_one(SELECT_POSITION, params)
         position = found[0] if found else 0
         while True:
-            # A connection for each page: who answers requests may have none for long.
-            with translated(self._datastore), self._datastore.rows() as cursor:
-                rows = cursor.execute(SELECT_STORED, names, prepare=True).fetchall()
+            # Each page borrows a connection anew, because other requests need it in between.
+            rows = self._datastore.fetch_all(SELECT_STORED, params)
             for id, fields in rows:
                 check.add(id, schema.violation(_decode_fields(fields)))
             report(check.checked)
@@ -228,15 +208,21 @@ class Collections:
             if until is not None and time.monotonic() > until:
                 check.is_complete = False
                 return check, position
-            names["after"] = rows[-1][0]
+            params["after"] = rows[-1][0]
 
-    def _look_again(
-        self, cursor: Cursor[Any], space: str, head: int, plan: Plan, position: int
+    def _check_newer(
+        self,
+        transaction: ServiceEventTransaction,
+        space: str,
+        head: int,
+        plan: Plan,
+        position: int,
     ) -> None:
-        """The same for what was written since `position`, under the space's lock."""
+        """Checks the records that were written after `position`, under the lock of the space."""
         if head - position > self._limits.guard_tail_events_max:
             raise ProjectionBehind(head=head, projected=position)
-        names = {
+        cursor = transaction.cursor
+        params = {
             "space": space,
             "position": position,
             "head": head,
@@ -244,7 +230,7 @@ class Collections:
         }
         keys: set[Key] = {
             op.key
-            for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True)
+            for topic, state in cursor.execute(SELECT_TAIL, params, prepare=True)
             for op in UPCASTER.decode(topic, state).ops
             if op.collection == plan.collection
         }
@@ -263,8 +249,8 @@ class Collections:
 def _definition(
     cursor: Cursor[Any], space: str, collection: str, version: int | None
 ) -> Definition | None:
-    names = {"space": space, "collection": collection, "version": version}
-    row = cursor.execute(SELECT_DEFINITION, names, prepare=True).fetchone()
+    params = {"space": space, "collection": collection, "version": version}
+    row = cursor.execute(SELECT_DEFINITION, params, prepare=True).fetchone()
     if row is None:
         return None
     *members, schema = row

@@ -1,20 +1,18 @@
-"""Erasing records: the one code path that touches the log's rows.
+"""Erasing records. Only this module changes rows of the log.
 
-The log is gone over first, without any lock, for the events that hold values of the records. Then,
-for each record, one transaction appends the `record-erased` event, takes the record out of every
-generation of the projections, and erases its operations in the newest of those events. If there
-are more than one transaction should hold, the others follow in further ones: by then no reader of
-records sees the values, and no process keeps an event that holds them. Whatever is interrupted is
-taken up by erasing again: what is left to do is what the log says.
+The module first scans the log without a lock for events that hold values of the records. Then one
+transaction for each record appends the `record-erased` event, removes the record from all
+generations of the projections, and erases its operations in the newest of those events. Older
+events follow in further transactions, if there are too many for one: by then, readers of records
+and the caches of all processes no longer contain the values. An interrupted erasure continues when
+the caller erases again, because the log shows the remaining work.
 
-What may change and what may not, the database checks itself: `pass_erasure_alone` in schema.sql.
+The database checks each change itself: `pass_erasure_alone` in schema.sql.
 """
 
 from __future__ import annotations
 
-import secrets
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -31,27 +29,22 @@ from foldlog.domain.erasure import (
     erase_keys,
     record_erased_entry,
 )
-from foldlog.domain.errors import UnknownSpace
-from foldlog.domain.events import Envelope, LogEntry, decode_event
+from foldlog.domain.events import decode_event
 from foldlog.domain.merge import Key
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Progress, SpaceId
-from foldlog.domain.proofs import SALT_BYTES
-from foldlog.infrastructure.postgres.append.appender import Locked
+from foldlog.infrastructure.postgres.append.service_event import (
+    OpenServiceEvent,
+    ServiceEventTransaction,
+)
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, bytea_array
 from foldlog.infrastructure.postgres.connection.datastore import CONNECTION, Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
-from foldlog.infrastructure.postgres.log.pages import select_page
+from foldlog.infrastructure.postgres.log.heads import select_head
+from foldlog.infrastructure.postgres.log.pages import page_params, select_page
 from foldlog.infrastructure.postgres.log.tail_cache import TAIL_EVENTS_MAX
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 
 log = structlog.get_logger("foldlog.erasure")
-
-SELECT_HEAD = """
-SELECT head
-  FROM spaces
- WHERE space = %(space)s
-"""
 
 SELECT_NAMED = select_page(
     "originator_version, state",
@@ -73,7 +66,7 @@ SELECT seq
    AND id = %(id)s
 """
 
-# Whoever projects a turn of one of them is waited for, and then finds the log without the values.
+# A projector holds this lock during its batch. After the wait, it reads the log without the values.
 LOCK_GENERATIONS = """
 SELECT generation
   FROM projections
@@ -83,8 +76,8 @@ SELECT generation
    FOR UPDATE
 """
 
-#: Two that erase in one event would each put back what the other has erased; the database would
-#: refuse that, but need not be asked.
+# Two erasures in one event would each restore the values that the other one erased. The database
+# refuses that too; the lock avoids the refusal.
 LOCK_ERASING = "SELECT pg_advisory_xact_lock(hashtext('erasing'), hashtext(%(space)s))"
 
 ERASE_OPERATIONS = """
@@ -95,20 +88,19 @@ SELECT erase_operations(
 
 SCAN_EVENTS = 10_000
 PAGE_BYTES = 8 * 2**20
-#: in one transaction, the newest first: among these are all that a process may keep in memory
+#: Events that one transaction erases, newest first. They include all events that a tail cache can
+#: hold.
 ERASE_EVENTS = 5_000
 assert ERASE_EVENTS >= TAIL_EVENTS_MAX
 
-AppendServiceEvent = Callable[..., LogEntry | None]
-
 
 class Eraser:
-    """Finds records in a log, and erases them. `append_service_event` is the event store's."""
+    """Finds and erases records. `append_service_event` is the event store's method."""
 
     def __init__(
         self,
         datastore: Datastore,
-        append_service_event: AppendServiceEvent,
+        append_service_event: OpenServiceEvent,
         *,
         erase_events: int = ERASE_EVENTS,
     ):
@@ -119,20 +111,21 @@ class Eraser:
 
     def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
         wanted.check()
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            head = _head(cursor, space)
+        with self._datastore.reading() as cursor:
+            head = select_head(cursor, space)
             keys = set(wanted.keys)
+            done = 0
             if wanted.collection is not None:
-                pages = _named(cursor, space, 0, head, [wanted.collection])
-                for through, rows in pages:
+                done = head
+                for through, rows in _named(cursor, space, 0, head, [wanted.collection]):
                     for _, state in rows:
-                        keys |= {op.key for op in decode_event(state).ops if wanted.names(op)}
+                        keys |= {op.key for op in decode_event(state).ops if wanted.selects(op)}
                     report(through, 2 * head)
-            traces = ErasureScan(keys)
-            done = head if wanted.collection is not None else 0
-            self._trace(cursor, space, traces, head, lambda seq: report(done + seq, done + head))
-        traces.check_all_named()
-        return traces.erasable()
+            scan = ErasureScan(keys)
+            for through in _scan(cursor, space, scan, 0, head):
+                report(done + through, done + head)
+        scan.check_all_named()
+        return scan.erasable()
 
     def erase(
         self,
@@ -143,153 +136,135 @@ class Eraser:
         report: Progress,
     ) -> list[Erased]:
         check_reason(reason, by)
-        traces = ErasureScan(keys)
-        with translated(self._datastore), self._datastore.rows() as cursor:
-            head = _head(cursor, space)
-            self._trace(cursor, space, traces, head, lambda seq: report(seq, head))
-        traces.check_all_named()
+        scan = ErasureScan(keys)
+        with self._datastore.reading() as cursor:
+            head = select_head(cursor, space)
+            for through in _scan(cursor, space, scan, 0, head):
+                report(through, head)
+        scan.check_all_named()
         return [
-            _OneRecord(self, space, key, head, traces.seqs[key], reason, by).erase()
-            for key in sorted(traces.seqs)
+            self._erase_record(space, key, head, scan.seqs[key], reason, by)
+            for key in sorted(scan.seqs)
         ]
 
-    def _trace(
+    def _erase_record(
         self,
-        cursor: Cursor[Any],
-        space: SpaceId,
-        traces: ErasureScan,
-        head: int,
-        report: Callable[[int], None],
-    ) -> None:
-        for through, rows in _named(cursor, space, 0, head, traces.collections):
-            for seq, state in rows:
-                traces.note(seq, state)
-            report(through)
-
-
-class _OneRecord:
-    """One record that is being erased; `seqs` are the events up to `head` that hold its values."""
-
-    def __init__(
-        self,
-        eraser: Eraser,
         space: SpaceId,
         key: Key,
         head: int,
         seqs: Sequence[int],
         reason: str,
         by: str | None,
-    ):
-        self._eraser = eraser
-        self._space = space
-        self._key = key
-        self._head = head
-        self._seqs = list(seqs)
-        self._reason = reason
-        self._by = by
-        self._generations: list[int] = []
-        self._erased_seq = 0
-        self._events = 0
+    ) -> Erased:
+        """Erases one record. `seqs` are the events up to `head` that hold its values."""
+        params = {"space": space, "collection": key[0], "id": key[1]}
+        with self._append_service_event(space) as transaction:
+            cursor = transaction.cursor
+            # These waits come before the lock of the space, so pushes continue meanwhile.
+            generations = self._lock_generations(cursor, space)
+            state = transaction.lock()
+            rest = self._with_newer(cursor, space, key, head, state.head, seqs)
+            row = cursor.execute(SELECT_ERASURE, params).fetchone()
+            erased_seq, count = 0 if row is None else row[0], 0
+            # Values that are older than the last erasure remain from an interrupted one.
+            if rest and rest[0] > erased_seq:
+                erased_seq = self._append_event(transaction, key, reason, by)
+                count = _erase_in(cursor, space, key, rest[: self._erase_events])
+                self._projection.delete_record(cursor, space, generations, key)
+                rest = rest[self._erase_events :]
+        for start in range(0, len(rest), self._erase_events):
+            with self._datastore.writing() as cursor:
+                cursor.execute(LOCK_ERASING, {"space": space})
+                count += _erase_in(cursor, space, key, rest[start : start + self._erase_events])
+        return Erased(*key, erased_seq, count)
 
-    def erase(self) -> Erased:
-        self._eraser._append_service_event(
-            self._space, self._decide, prepare=self._prepare, finish=self._finish
-        )
-        datastore, size = self._eraser._datastore, self._eraser._erase_events
-        for start in range(0, len(self._seqs), size):
-            with translated(datastore), datastore.committed() as cursor:
-                cursor.execute(LOCK_ERASING, {"space": self._space})
-                self._erase_in(cursor, self._seqs[start : start + size])
-        return Erased(*self._key, self._erased_seq, self._events)
+    def _lock_generations(self, cursor: Cursor[Any], space: SpaceId) -> list[int]:
+        params = {"space": space, "projection": self._projection.name}
+        cursor.execute(LOCK_ERASING, params)
+        rows = cursor.execute(LOCK_GENERATIONS, params).fetchall()
+        return [generation for (generation,) in rows]
 
-    def _prepare(self, cursor: Cursor[Any]) -> None:
-        """Waits for a turn of a projector to end before pushes would have to wait with us."""
-        names = {"space": self._space, "projection": self._eraser._projection.name}
-        cursor.execute(LOCK_ERASING, names)
-        rows = cursor.execute(LOCK_GENERATIONS, names).fetchall()
-        self._generations = [generation for (generation,) in rows]
+    def _with_newer(
+        self,
+        cursor: Cursor[Any],
+        space: SpaceId,
+        key: Key,
+        after: int,
+        through: int,
+        seqs: Sequence[int],
+    ) -> list[int]:
+        """Returns `seqs` and the later events that hold values of the record, newest first."""
+        scan = ErasureScan([key])
+        for _ in _scan(cursor, space, scan, after, through):
+            pass
+        return sorted({*seqs, *scan.seqs[key]}, reverse=True)
 
-    def _decide(self, cursor: Cursor[Any], locked: Locked) -> LogEntry | None:
-        traces = ErasureScan([self._key])
-        tail = _named(cursor, self._space, self._head, locked.head, traces.collections)
-        for _, rows in tail:
-            for seq, state in rows:
-                traces.note(seq, state)
-        self._seqs = sorted({*self._seqs, *traces.seqs[self._key]}, reverse=True)
-        names = {"space": self._space, "collection": self._key[0], "id": self._key[1]}
-        row = cursor.execute(SELECT_ERASURE, names).fetchone()
-        self._erased_seq = 0 if row is None else row[0]
-        if not self._seqs or self._seqs[0] < self._erased_seq:
-            return None  # erased already, but for what an interrupted erasure has left
-        return record_erased_entry(
-            Envelope(
-                locked.head + 1,
-                str(uuid.uuid4()),
-                locked.received_at,
-                secrets.token_bytes(SALT_BYTES),
-            ),
-            self._key,
-            reason=self._reason,
-            by=self._by,
-        )
+    def _append_event(
+        self, transaction: ServiceEventTransaction, key: Key, reason: str, by: str | None
+    ) -> int:
+        entry = record_erased_entry(transaction.envelope, key, reason=reason, by=by)
+        # The event comes first, because the database looks for it when operations are erased.
+        transaction.append(entry)
+        return entry.seq
 
-    def _finish(self, cursor: Cursor[Any], entry: LogEntry) -> None:
-        """In the transaction of the event, after it: the database looks for it in the log."""
-        self._erased_seq = entry.seq
-        newest = self._seqs[: self._eraser._erase_events]
-        self._erase_in(cursor, newest)
-        self._eraser._projection.delete_record(cursor, self._space, self._generations, self._key)
-        self._seqs = self._seqs[len(newest) :]
 
-    def _erase_in(self, cursor: Cursor[Any], seqs: Sequence[int]) -> None:
-        names = {"seqs": sorted(seqs)}
-        through = max(seqs)
-        for _, rows in _pages(cursor, SELECT_CHOSEN, self._space, 0, through, through, names):
-            erased = [
-                (seq, *parts)
-                for seq, state, salt in rows
-                if (parts := erase_keys(state, salt, {self._key})) is not None
-            ]
-            if erased:
-                numbers, states, salts = zip(*erased, strict=True)
-                changed = cursor.execute(
-                    ERASE_OPERATIONS,
-                    {
-                        "space": self._space,
-                        "seqs": bigint_array(numbers),
-                        "states": bytea_array(states),
-                        "salts": bytea_array(salts),
-                    },
-                ).fetchall()
-                assert len(changed) == len(erased)
-                self._events += len(erased)
+def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]) -> int:
+    """Erases the operations on a record in these events. Returns the number of changed events."""
+    count, through = 0, max(seqs)
+    params = {"seqs": sorted(seqs)}
+    for _, rows in _pages(cursor, SELECT_CHOSEN, space, 0, through, through, params):
+        erased = [
+            (seq, *parts)
+            for seq, state, salt in rows
+            if (parts := erase_keys(state, salt, {key})) is not None
+        ]
+        if erased:
+            numbers, states, salts = zip(*erased, strict=True)
+            changed = cursor.execute(
+                ERASE_OPERATIONS,
+                {
+                    "space": space,
+                    "seqs": bigint_array(numbers),
+                    "states": bytea_array(states),
+                    "salts": bytea_array(salts),
+                },
+            ).fetchall()
+            assert len(changed) == len(erased)
+            count += len(erased)
+    return count
 
 
 def vacuum(url: str, *, full: bool = False) -> None:
-    """Has PostgreSQL give up the rows as they were before; with `full` by writing the tables anew,
-    which shuts everybody out meanwhile."""
+    """Has PostgreSQL release the old versions of rows.
+
+    `full` rewrites the tables, which locks out all other statements meanwhile.
+    """
     tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
     statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
     with psycopg.connect(url, autocommit=True, **CONNECTION) as conn:
-        refused: list[str] = []  # no errors: it goes on with the next table
+        refused: list[str] = []  # PostgreSQL sends notices, and continues with the next table
         conn.add_notice_handler(lambda notice: refused.append(notice.message_primary or ""))
         conn.execute(statement.format(tables))
     if refused:
         log.error("the owner of the tables must vacuum, this role may not", refused=refused)
 
 
-def _head(cursor: Cursor[Any], space: SpaceId) -> int:
-    row = cursor.execute(SELECT_HEAD, {"space": space}).fetchone()
-    if row is None:
-        raise UnknownSpace(space)
-    return int(row[0])
+def _scan(
+    cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
+) -> Iterator[int]:
+    """Feeds the events after one seq and up to another to a scan. Yields the seqs reached."""
+    for reached, rows in _named(cursor, space, after, through, scan.collections):
+        for seq, state in rows:
+            scan.note(seq, state)
+        yield reached
 
 
 def _named(
     cursor: Cursor[Any], space: SpaceId, after: int, through: int, collections: list[str]
 ) -> Iterator[tuple[int, list[Any]]]:
-    names = {"collections": collections}
-    return _pages(cursor, SELECT_NAMED, space, after, through, SCAN_EVENTS, names)
+    """Yields (the seq reached, rows) of the events that name one of these collections."""
+    params = {"collections": collections}
+    return _pages(cursor, SELECT_NAMED, space, after, through, SCAN_EVENTS, params)
 
 
 def _pages(
@@ -299,14 +274,14 @@ def _pages(
     after: int,
     through: int,
     stride: int,
-    names: dict[str, Any],
+    params: dict[str, Any],
 ) -> Iterator[tuple[int, list[Any]]]:
-    """(the seq that was come to, rows) of the events after one seq and up to another one."""
+    """Yields (the seq reached, rows) of the events with `after < seq <= through`."""
     binary = cursor.connection.cursor(row_factory=tuple_row, binary=True)
     while after < through:
         end = min(after + stride, through)
-        bounds = {"after": after, "through": end, "limit": stride, "bytes_max": PAGE_BYTES}
-        rows = binary.execute(statement, {"space": space, **bounds, **names}).fetchall()
+        bounds = page_params(space, after, end, limit=stride, bytes_max=PAGE_BYTES)
+        rows = binary.execute(statement, bounds | params).fetchall()
         is_cut = sum(len(row[1]) for row in rows) > PAGE_BYTES
         after = rows[-1][0] if is_cut else end
         yield after, rows

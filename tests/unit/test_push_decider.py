@@ -19,8 +19,10 @@ from foldlog.domain.errors import (
 )
 from foldlog.domain.events import LogEntry, decode_event
 from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.lookups import Lookups, keys_to_load
 from foldlog.domain.merge import Key, Record, fold
-from foldlog.domain.push_decider import Answer, PushDecider, check_cursor, keys_to_load, time_of
+from foldlog.domain.push_decider import Answer, PushDecider, check_cursor, time_of
+from foldlog.domain.space_state import SpaceState
 from tests.helpers import NOW, A, B, C, add, changeset, delete, new_id, push_of, put
 
 Json = dict[str, Any]
@@ -43,16 +45,17 @@ class Log:
         """What one append transaction has before it: what these pushes need, and no more."""
         ids = {c.id for push in pushes for c in push.changesets}
         afters = {push.after for push in pushes if push.after is not None}
+        counters = {p.device: self.counters[p.device] for p in pushes if p.device in self.counters}
         return PushDecider(
-            log="log",
-            head=len(self.entries),
-            received_at=received_at,
-            known={e.event_id: e.state for e in self.entries if e.event_id in ids},
-            counters={
-                p.device: self.counters[p.device] for p in pushes if p.device in self.counters
-            },
-            records={key: self.records.get(key) or Record(*key) for key in keys_to_load(pushes)},
-            marks={after: self.mark(after) for after in afters if after <= len(self.entries)},
+            SpaceState("log", len(self.entries), counters=counters),
+            Lookups(
+                known={e.event_id: e.state for e in self.entries if e.event_id in ids},
+                records={
+                    key: self.records.get(key) or Record(*key) for key in keys_to_load(pushes, {})
+                },
+                marks={after: self.mark(after) for after in afters if after <= len(self.entries)},
+            ),
+            now_ms=received_at,
             salt=lambda: bytes(32),
             limits=limits,
         )
@@ -61,24 +64,24 @@ class Log:
         return self.entries[seq - 1].mark if seq else ""
 
     def push(self, push: Push, **members: Any) -> list[Answer]:
-        intake = self.lock(push, **members)
-        answers = intake.take(push)
-        self.commit(intake)
+        decider = self.lock(push, **members)
+        answers = decider.take(push)
+        self.commit(decider)
         return answers
 
-    def commit(self, intake: PushDecider) -> None:
-        self.entries += intake.entries
-        self.counters |= intake.counters
-        for entry in intake.entries:
+    def commit(self, decider: PushDecider) -> None:
+        self.entries += decider.entries
+        self.counters |= decider.counters
+        for entry in decider.entries:
             fold(self.records, decode_event(entry.state))
-        assert [entry.seq for entry in self.entries] == list(range(1, intake.head + 1))
+        assert [entry.seq for entry in self.entries] == list(range(1, decider.head + 1))
 
     def refuses(self, push: Push, error: type[FoldlogError], **members: Any) -> Json:
         """The refusal's members; it has left nothing behind, and an empty push after it is fine."""
-        intake = self.lock(push, **members)
+        decider = self.lock(push, **members)
         with pytest.raises(error) as refused:
-            intake.take(push)
-        assert (intake.entries, intake.counters, intake.head) == ([], {}, len(self.entries))
+            decider.take(push)
+        assert (decider.entries, decider.counters, decider.head) == ([], {}, len(self.entries))
         return refused.value.extra
 
 
@@ -239,12 +242,12 @@ def test_twice_in_two_pushes_that_are_committed_together():
     A client gave up waiting and sent it again; both wait for the same commit.
     """
     push = push_of(counted(1))
-    intake = Log().lock(push, push)
-    assert verdicts(intake.take(push) + intake.take(push)) == [
+    decider = Log().lock(push, push)
+    assert verdicts(decider.take(push) + decider.take(push)) == [
         (1, "stored", False),
         (1, "stored", True),
     ]
-    assert len(intake.entries) == 1
+    assert len(decider.entries) == 1
 
 
 def test_from_another_device_it_is_still_the_same():
@@ -310,18 +313,11 @@ def test_an_erased_one_is_compared_by_id_alone():
     """
     log = Log(push_of(changeset(put(secret=1), id=ID)))
     state = log.entries[0].state.replace(b'"fields":{"secret":1}', b'"erased":"00"')
-    intake = PushDecider(
-        log="log",
-        head=1,
-        received_at=NOW_MS,
-        known={ID: state},
-        counters={},
-        records={},
-        marks={},
-        salt=lambda: bytes(32),
+    decider = PushDecider(
+        SpaceState("log", 1), Lookups(known={ID: state}), now_ms=NOW_MS, salt=lambda: bytes(32)
     )
     push = push_of(changeset(put(secret=2), id=ID))
-    assert verdicts(intake.take(push)) == [(1, "stored", True)]
+    assert verdicts(decider.take(push)) == [(1, "stored", True)]
 
 
 # -- Counters ----------------------------------------------------------------------------------
@@ -376,10 +372,10 @@ def test_each_device_counts_for_itself():
     pushes = [push_of(counted(1), device=A), push_of(counted(1), device=B)]
     pushes += [push_of(counted(2), device=A)]
     log = Log()
-    intake = log.lock(*pushes)
+    decider = log.lock(*pushes)
     for push in pushes:
-        intake.take(push)
-    log.commit(intake)
+        decider.take(push)
+    log.commit(decider)
     assert log.counters == {A: 2, B: 1}
 
 
@@ -481,12 +477,12 @@ def test_a_push_that_fails_takes_no_other_along():
     good, bad = push_of(counted(1), device=A), push_of(counted(1), counted(3), device=B)
     next_one = push_of(counted(1), counted(2, {**put("r"), "if_seq": 1}), device=B)
     log = Log()
-    intake = log.lock(good, bad, next_one)
-    intake.take(good)
+    decider = log.lock(good, bad, next_one)
+    decider.take(good)
     with pytest.raises(CounterGap):
-        intake.take(bad)
-    assert verdicts(intake.take(next_one)) == [(2, "stored", False), (3, "stored", False)]
-    log.commit(intake)
+        decider.take(bad)
+    assert verdicts(decider.take(next_one)) == [(2, "stored", False), (3, "stored", False)]
+    log.commit(decider)
     assert log.counters == {A: 1, B: 2}
 
 
@@ -500,12 +496,12 @@ def test_a_push_that_fails_late_leaves_no_trace():
     bad = push_of(first, huge)
     good = push_of(counted(1, {**put(a=2), "expect": None}, id=first["id"]))
     log = Log()
-    intake = log.lock(bad, good, limits=small)
+    decider = log.lock(bad, good, limits=small)
     with pytest.raises(LimitExceeded) as refused:
-        intake.take(bad)
+        decider.take(bad)
     assert refused.value.extra == {"limit": "event_bytes_max", "value": 1_000, "index": 1}
-    assert (intake.entries, intake.counters, intake.head) == ([], {}, 0)
-    assert verdicts(intake.take(good)) == [(1, "stored", False)]
+    assert (decider.entries, decider.counters, decider.head) == ([], {}, 0)
+    assert verdicts(decider.take(good)) == [(1, "stored", False)]
 
 
 # -- Guards ------------------------------------------------------------------------------------
@@ -625,8 +621,8 @@ def test_guards_across_pushes_that_are_committed_together():
     The second sees what the first has just brought, though nothing is committed yet.
     """
     pushes = [push_of(changeset({**put(a=1), "if_seq": 0}), device=d) for d in (A, B)]
-    intake = Log().lock(*pushes)
-    answers = [answer for push in pushes for answer in intake.take(push)]
+    decider = Log().lock(*pushes)
+    answers = [answer for push in pushes for answer in decider.take(push)]
     assert verdicts(answers) == [(1, "stored", False), (2, "refused", False)]
 
 
@@ -683,7 +679,7 @@ def test_what_must_be_loaded():
     whole = changeset(put("whole"), guard="unchanged")
 
     def ids(push: Push) -> list[str]:
-        return sorted(id for _, id in keys_to_load([push]))
+        return sorted(id for _, id in keys_to_load([push], {}))
 
     assert ids(push_of(plain)) == []
     assert ids(push_of(plain, guarded)) == ["beside", "guarded"]
@@ -708,5 +704,5 @@ def test_what_must_be_loaded_is_asked_once_of_a_changeset():
     [made] = push.changesets
     push.changesets = [Asked(made.id, made.base, made.made_at, made.ops)]
 
-    assert len(keys_to_load([push])) == 21
+    assert len(keys_to_load([push], {})) == 21
     assert asked == [made.id]

@@ -1,0 +1,50 @@
+"""Guards: the conditions under which a changeset may be stored.
+
+A changeset carries `guard`, or an operation carries `if_seq` or `expect`. A changeset whose guard
+is broken is refused as `stale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import UNSET, UnsetType
+
+from .changesets import Changeset, Operation
+from .events import Refusal
+from .merge import Key, Record
+from .values import ABSENT, same
+
+
+def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
+    """Returns the refusal of a changeset with a broken guard, else `UNSET`.
+
+    `records` holds the state before the changeset of each record that a guard is about.
+    """
+    for op in changeset.ops:
+        if changeset.guard is not UNSET or op.is_guarded:
+            why = _broken_guard(changeset, op, device, records[op.key])
+            if why is not None:
+                return Refusal("stale", f"{op.collection}/{op.id}: {why}")
+    return UNSET
+
+
+def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Record) -> str | None:
+    if changeset.guard == "unchanged":
+        touched = record.touched_by_other(device)
+        if touched > changeset.base:
+            return f"another device changed it at seq {touched}, after base {changeset.base}"
+    if op.if_seq is not UNSET:
+        seq = record.seq if record.exists else 0
+        if seq != op.if_seq:
+            return f"its seq is {seq}, not {op.if_seq}"
+    if op.expect is None and record.exists:
+        return f"it exists, since seq {record.created_seq}"
+    if isinstance(op.expect, dict):
+        if not record.is_live:
+            return "it does not exist" if not record.exists else f"deleted at seq {record.seq}"
+        for name, value in op.expect.items():
+            if not same(record.fields.get(name, ABSENT), value):
+                # The refusal omits the field's name: an erasure keeps refusals in the log.
+                return "a field has another value"
+    return None

@@ -1,0 +1,52 @@
+"""The stored data that a group of pushes is decided on, besides the state of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .changesets import Push
+from .collections import Schemas, needs_records
+from .merge import Key, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """The stored data that a group of pushes refers to."""
+
+    #: The stored events of the pushed changeset ids. `None` marks an event that exceeds the bytes
+    #: that may be loaded.
+    known: Mapping[str, bytes | None] = field(default_factory=dict)
+    #: The state of each of `keys_to_load` at the head, including records that do not exist.
+    #: Records beyond the bytes that may be loaded are missing. `None`: the master table is behind.
+    records: Mapping[Key, Record] | None = field(default_factory=dict)
+    #: The log's mark at each `after` of the pushes.
+    marks: Mapping[int, str] = field(default_factory=dict)
+    #: The seq of the last erasure of each record among `keys_unseen`.
+    erasures: Mapping[Key, int] = field(default_factory=dict)
+
+
+def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
+    """Returns the records that these pushes are decided on, or that their answers contain."""
+    return {
+        op.key
+        for push in pushes
+        for changeset in push.changesets
+        # A guarded changeset needs all of its records, because the answer to a stale one contains
+        # them. The conditions are per changeset, because each may scan all of its operations.
+        if push.wants_records
+        or changeset.is_guarded
+        or (schemas and needs_records(changeset.ops, schemas))
+        for op in changeset.ops
+    }
+
+
+def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
+    """Returns the records in those changesets of the pushes that were made before event `seq`."""
+    return {
+        op.key
+        for push in pushes
+        for changeset in push.changesets
+        if changeset.base < seq
+        for op in changeset.ops
+    }

@@ -1,0 +1,140 @@
+"""The spaces in memory, shared by the implementations of all ports."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+
+from foldlog.domain.access import Device, devices_of
+from foldlog.domain.collections import Definition
+from foldlog.domain.erasure import erasures_of
+from foldlog.domain.errors import LogBehind, UnknownSpace
+from foldlog.domain.events import Envelope, LogEntry, decode_event
+from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.merge import Conflict, Key, Record, fold
+from foldlog.domain.merkle import Tile, TreeBuilder
+from foldlog.domain.ports import SpaceId
+from foldlog.domain.proofs import SALT_BYTES, leaf_hash
+from foldlog.domain.space_state import SpaceState
+
+
+def _new_state() -> SpaceState:
+    return SpaceState(log=str(uuid.uuid4()))
+
+
+@dataclass
+class Space:
+    """A log, and everything that follows from its events."""
+
+    state: SpaceState = field(default_factory=_new_state)
+    entries: list[LogEntry] = field(default_factory=list)
+    by_id: dict[str, LogEntry] = field(default_factory=dict)
+    devices: dict[str, Device] = field(default_factory=dict)  #: registered or revoked
+    records: dict[Key, Record] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+    definitions: dict[str, list[Definition]] = field(default_factory=dict)
+    erasures: dict[Key, int] = field(default_factory=dict)
+    tree: TreeBuilder = field(default_factory=TreeBuilder)
+    tiles: dict[Tile, bytes] = field(default_factory=dict)
+    checkpoint: bytes = b""
+
+    @property
+    def log(self) -> str:
+        return self.state.log
+
+    @property
+    def head(self) -> int:
+        return self.state.head
+
+    def append(self, entry: LogEntry) -> None:
+        self.state.advance([entry], {})
+        self.entries.append(entry)
+        self.by_id[entry.event_id] = entry
+        for change in devices_of([entry]):
+            device = self.devices.get(change.device, Device(device=change.device)).after(change)
+            self.devices[device.device] = device
+            if device.revoked_at is not None:
+                self.state.revoked.add(device.device)
+        if erasures := erasures_of([entry]):
+            self.erasures |= erasures
+            self.state.erased_seq = entry.seq
+        self.conflicts += fold(self.records, decode_event(entry.state))
+        self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
+
+    def mark(self, seq: int) -> str:
+        return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
+
+
+@dataclass
+class ServiceEventTransaction:
+    """A block that may append one event of the service, made with this envelope."""
+
+    envelope: Envelope
+    entry: LogEntry | None = None  #: the event to append at the end of the block
+
+    def append(self, entry: LogEntry) -> None:
+        self.entry = entry
+
+
+class MemorySpaces:
+    """All spaces, and a lock that each change holds. `now_ms` is the clock, in ms since 1970."""
+
+    def __init__(
+        self,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        limits: Limits = LIMITS,
+    ):
+        self._now_ms = now_ms
+        self._limits = limits
+        self._lock = Lock()
+        self._spaces: dict[SpaceId, Space] = {}
+        self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
+
+    def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
+        watchers = self._watchers.setdefault(space, [])
+        watchers.append(on_growth)
+        return lambda: watchers.remove(on_growth)
+
+    def _announce(self, space: SpaceId) -> None:
+        for on_growth in list(self._watchers.get(space, ())):
+            on_growth()
+
+    def _space(self, space: SpaceId, at_least: int = 0) -> Space:
+        """Returns a space. Raises `UnknownSpace`, or `LogBehind` if its head is too low."""
+        here = self._spaces.get(space)
+        if here is None:
+            raise UnknownSpace(space)
+        if here.head < at_least:
+            raise LogBehind(f"seq {at_least} is beyond the log's head {here.head}", head=here.head)
+        return here
+
+    def _envelope(self, here: Space) -> Envelope:
+        """Returns the metadata of the space's next event."""
+        return Envelope(
+            seq=here.head + 1,
+            id=str(uuid.uuid4()),
+            received_at=here.state.next_received_at(self._now_ms()),
+            salt=secrets.token_bytes(SALT_BYTES),
+        )
+
+    @contextmanager
+    def _append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
+        """Locks the spaces, appends the event of the block, and announces it.
+
+        Creates the space if the block appends an event.
+        """
+        with self._lock:
+            here = self._spaces.get(space) or Space()
+            transaction = ServiceEventTransaction(self._envelope(here))
+            yield transaction
+            if transaction.entry is not None:
+                here.append(transaction.entry)
+                self._spaces[space] = here
+        if transaction.entry is not None:
+            self._announce(space)

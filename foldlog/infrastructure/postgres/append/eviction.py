@@ -1,0 +1,14 @@
+"""Bounding a cache that several threads fill."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+
+def evict_oldest(cache: dict[str, Any], size_max: int) -> None:
+    """Removes the oldest entries until one more fits into `size_max`."""
+    while len(cache) >= size_max:
+        # Another thread may change the cache between these two steps.
+        with suppress(KeyError, StopIteration, RuntimeError):
+            del cache[next(iter(cache))]

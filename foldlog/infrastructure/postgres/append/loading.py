@@ -1,0 +1,217 @@
+"""Loading the data that a group of pushes is decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from psycopg import Connection, Cursor
+from psycopg.rows import tuple_row
+
+from foldlog.domain.changesets import Push
+from foldlog.domain.limits import Limits
+from foldlog.domain.lookups import Lookups, keys_to_load, keys_unseen
+from foldlog.domain.merge import Key, Record
+from foldlog.domain.space_state import SpaceState
+from foldlog.domain.upcasts import UPCASTER
+from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array, uuid_array
+from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, marks_of
+
+from .records_at_head import records_at_head
+from .schemas import SELECT_DIGESTS, SchemaCache
+from .space_cache import DatabaseClock
+from .spaces import LOCK_SPACE, SELECT_NOW, create_space
+
+# A committer that waits for the lock of one space delays all other spaces. The appender uses this
+# timeout for a space whose lock timed out before, until the lock can be had again.
+SHORTEN_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
+
+# A few bytes can name many large events. Events beyond the limit are returned without their state;
+# the first one always has its state. PostgreSQL knows the lengths without reading the values.
+SELECT_KNOWN = """
+SELECT event_id::text, topic, CASE WHEN bytes_before < %(bytes_max)s THEN state END
+  FROM (
+       SELECT event_id, topic, state,
+              sum(octet_length(state)) OVER (
+                  ORDER BY event_id ROWS UNBOUNDED PRECEDING
+              ) - octet_length(state) AS bytes_before
+         FROM events
+        WHERE originator_id = %(space)s
+          AND event_id = ANY(%(ids)s::uuid[])
+       ) named
+ ORDER BY event_id
+"""
+
+SELECT_COUNTERS = """
+SELECT device::text, counter, revoked_at_ms IS NOT NULL
+  FROM devices
+ WHERE space = %(space)s
+   AND device = ANY(%(devices)s::uuid[])
+ ORDER BY device
+"""
+
+SELECT_ERASURES = """
+SELECT collection, id, seq
+  FROM erasures
+  JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS named (collection, id)
+ USING (collection, id)
+ WHERE space = %(space)s
+ ORDER BY collection, id
+"""
+
+
+class LockedSpace(NamedTuple):
+    """A locked space, with the data that a group of pushes needs."""
+
+    state: SpaceState
+    lookups: Lookups
+    clock: DatabaseClock
+    is_new: bool  #: created in this transaction
+
+
+class Loader:
+    """Loads data for groups of pushes.
+
+    `cached_mark(space, seq)` returns the mark of an event from memory, or `None`.
+    """
+
+    def __init__(self, limits: Limits, cached_mark: Callable[[str, int], str | None]):
+        self._limits = limits
+        self._cached_mark = cached_mark
+        self._schemas = SchemaCache()
+
+    def lock_and_load(
+        self,
+        conn: Connection[Any],
+        cursor: Cursor[Any],
+        space: str,
+        pushes: Sequence[Push],
+        *,
+        shorten_lock_timeout: bool = False,
+    ) -> LockedSpace:
+        """Locks the space and loads all that the pushes need. Creates a missing space."""
+        is_new = False
+        if shorten_lock_timeout:
+            cursor.execute(SHORTEN_LOCK_TIMEOUT)
+        while (found := self._lock(conn, cursor, space, pushes)) is None:
+            # Another process may create the space first, and append before this one has the lock.
+            is_new = create_space(cursor, space)
+        state, lookups, clock = found
+        lookups = replace(
+            lookups,
+            records=self._records(cursor, space, state, pushes),
+            erasures=self.erasures(conn, space, state, pushes),
+        )
+        return LockedSpace(state, lookups, clock, is_new)
+
+    def _lock(
+        self, conn: Connection[Any], cursor: Cursor[Any], space: str, pushes: Sequence[Push]
+    ) -> tuple[SpaceState, Lookups, DatabaseClock] | None:
+        """Locks and reads the space in one round trip. Returns `None` for a missing space."""
+        changesets = [changeset for push in pushes for changeset in push.changesets]
+        params = {
+            "space": space,
+            "ids": uuid_array({changeset.id for changeset in changesets}),
+            "devices": uuid_array({push.device for push in pushes}),
+            "seqs": bigint_array({push.after for push in pushes if push.after}),
+            "bytes_max": self._limits.looked_up_bytes_max,
+        }
+        # The pipeline sends all statements at once. Each one sees the data that is committed when
+        # it starts, so the statements after the first see the data under the lock.
+        with conn.pipeline():
+            locked, now, known, counters, marks, digests = [
+                conn.cursor(row_factory=tuple_row).execute(statement, params, prepare=True)
+                for statement in (
+                    LOCK_SPACE,
+                    SELECT_NOW,
+                    SELECT_KNOWN,
+                    SELECT_COUNTERS,
+                    SELECT_FOR_MARKS,
+                    SELECT_DIGESTS,
+                )
+            ]
+        (now_ms,) = now.fetchone() or (0,)
+        clock = DatabaseClock.set_to(now_ms)
+        row = locked.fetchone()
+        if row is None:
+            return None
+        counter_of, revoked = _counters_of(counters.fetchall())
+        schemas = self._schemas.load(cursor, space, digests.fetchall())
+        events = {
+            id: None if state is None else UPCASTER.upcast(topic, state)
+            for id, topic, state in known.fetchall()
+        }
+        log, head, mark, received_at, erased_seq = row
+        state = SpaceState(log, head, mark, received_at, erased_seq, counter_of, revoked, schemas)
+        return state, Lookups(known=events, marks=marks_of(marks.fetchall())), clock
+
+    def _records(
+        self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
+    ) -> Mapping[Key, Record] | None:
+        keys = keys_to_load(pushes, state.schemas)
+        if not keys:
+            return {}
+        bytes_max = self._limits.looked_up_bytes_max
+        return records_at_head(cursor, space, state.head, keys, self._limits, bytes_max=bytes_max)
+
+    def erasures(
+        self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
+    ) -> dict[Key, int]:
+        """Returns the erasures that are later than the base of a changeset that names the record.
+
+        There are usually none, and `erased_seq` shows that without a query. A further erasure
+        moves the head, so the result is valid as long as the head.
+        """
+        keys = keys_unseen(pushes, state.erased_seq)
+        if not keys:
+            return {}
+        collections, ids = zip(*keys, strict=True)
+        params = {"space": space, "collections": text_array(collections), "ids": text_array(ids)}
+        found = conn.cursor(row_factory=tuple_row).execute(SELECT_ERASURES, params, prepare=True)
+        return {(collection, id): seq for collection, id, seq in found.fetchall()}
+
+    def add_devices_and_get_marks(
+        self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
+    ) -> dict[int, str]:
+        """Adds the missing counters of the pushing devices to `state`. Returns the marks to check.
+
+        Reads without a lock. Counters move with the head, so an append that is conditional on the
+        head may use them. Marks never change.
+        """
+        devices = {push.device for push in pushes} - state.counters.keys()
+        marks = {state.head: state.mark, 0: ""}
+        seqs = []
+        for seq in {push.after for push in pushes if push.after} - marks.keys():
+            mark = self._cached_mark(space, seq)
+            if mark is None:
+                seqs.append(seq)
+            else:
+                marks[seq] = mark
+        if devices or seqs:
+            params = {
+                "space": space,
+                "devices": uuid_array(devices),
+                "seqs": bigint_array(seqs),
+            }
+            with conn.pipeline():
+                counters = conn.cursor(row_factory=tuple_row)
+                counters.execute(SELECT_COUNTERS, params, prepare=True)
+                found = conn.cursor(row_factory=tuple_row)
+                found.execute(SELECT_FOR_MARKS, params, prepare=True)
+            counter_of, revoked = _counters_of(counters.fetchall())
+            state.counters |= dict.fromkeys(devices, 0) | counter_of
+            state.revoked |= revoked
+            marks |= marks_of(found.fetchall())
+        return marks
+
+
+def _counters_of(rows: Iterable[tuple[str, int, bool]]) -> tuple[dict[str, int], set[str]]:
+    """Returns the counters by device, and the revoked devices."""
+    counters: dict[str, int] = {}
+    revoked: set[str] = set()
+    for device, counter, is_revoked in rows:
+        counters[device] = counter
+        if is_revoked:
+            revoked.add(device)
+    return counters, revoked

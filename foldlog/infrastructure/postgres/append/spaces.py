@@ -1,0 +1,63 @@
+"""The row of a space: creating it, and locking it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import Cursor
+
+from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.space_state import SpaceState
+from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
+from foldlog.infrastructure.postgres.projections import VERSIONS
+
+CREATE_SPACE = """
+INSERT INTO spaces (space)
+VALUES (%(space)s)
+    ON CONFLICT (space) DO NOTHING
+RETURNING space
+"""
+
+CREATE_PROJECTIONS = """
+INSERT INTO projections (space, projection, generation, is_live, fold_version)
+SELECT %(space)s, projection, 1, true, fold_version
+  FROM unnest(%(projections)s::text[], %(versions)s::integer[]) AS new (projection, fold_version)
+RETURNING generation
+"""
+
+LOCK_SPACE = """
+SELECT log::text, head, mark, received_at_ms, erased_seq
+  FROM spaces
+ WHERE space = %(space)s
+   FOR UPDATE
+"""
+
+# This is a statement of its own, because one statement would read the clock before it has waited
+# for the lock.
+SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+
+def create_space(cursor: Cursor[Any], space: str) -> bool:
+    """Creates a space with its projections. Returns `False` if the space exists."""
+    if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
+        return False
+    params = {
+        "space": space,
+        "projections": text_array(VERSIONS),
+        "versions": integer_array(VERSIONS.values()),
+    }
+    cursor.execute(CREATE_PROJECTIONS, params)
+    return True
+
+
+def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
+    """Locks a space until the end of the transaction.
+
+    Returns its state, with no devices and schemas loaded, and the database's time in ms since 1970.
+    Raises `UnknownSpace`.
+    """
+    row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
+    if row is None:
+        raise UnknownSpace(space)
+    (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
+    return SpaceState(*row), now_ms

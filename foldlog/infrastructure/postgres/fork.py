@@ -1,0 +1,23 @@
+"""Forking a log: the space gets a new log id, because its old signed history was lost."""
+
+from __future__ import annotations
+
+from foldlog.domain.errors import UnknownSpace
+
+from .connection.datastore import Datastore
+
+SET_NEW_LOG = """
+UPDATE spaces
+   SET log = gen_random_uuid()
+ WHERE space = %(space)s
+RETURNING log::text
+"""
+
+
+def fork_log(datastore: Datastore, space: str) -> str:
+    """Gives the log of a space a new id and returns it. Raises `UnknownSpace`."""
+    with datastore.committed() as cursor:
+        row = cursor.execute(SET_NEW_LOG, {"space": space}).fetchone()
+    if row is None:
+        raise UnknownSpace(space)
+    return str(row[0])

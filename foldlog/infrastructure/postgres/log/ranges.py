@@ -1,0 +1,166 @@
+"""Reading events of a log for devices, streams and exports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+from psycopg.rows import tuple_row
+
+from foldlog.domain import proofs
+from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.events import LogEntry, short_form
+from foldlog.domain.limits import INTEGER_MAX, Limits
+from foldlog.domain.ports import Range, RangeQuery, SpaceId
+from foldlog.domain.push_decider import check_cursor
+from foldlog.domain.skipping import is_readable
+from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.connection.errors import translated
+
+from .marks import SELECT_FOR_MARKS, mark_at, marks_of
+from .pages import IN_PLACE_OF_SKIPPED, page_params, select_page
+from .tail_cache import LogEnd, LogTailCache
+
+SELECT_SPACE = """
+SELECT log::text, head, mark
+  FROM spaces
+ WHERE space = %(space)s
+"""
+
+_PAGE_COLUMNS = f"""originator_version, state, ops_hash,
+       device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
+       {IN_PLACE_OF_SKIPPED} AS in_its_place"""
+
+SELECT_PAGE = select_page(_PAGE_COLUMNS)
+
+SELECT_FILTERED_PAGE = select_page(
+    _PAGE_COLUMNS,
+    filter="""
+   AND (collections IS NULL OR collections && %(collections)s::text[])""",
+)
+
+SELECT_ENTRIES = select_page("""
+       originator_version, split_part(topic, '/', 1), event_id::text, device::text,
+       received_at_ms, collections, state, salt, ops_hash""")
+
+#: the size of a batch of entries in memory
+ENTRIES_BATCH, ENTRIES_BYTES = 500, 8 * 2**20
+#: a tail that is read from the database has at most this many events
+TAIL_EVENTS = 500
+
+
+class _Page(NamedTuple):
+    """The result of one round trip for a range."""
+
+    log: str
+    head: int
+    head_mark: str
+    mark_at_cursor: str | None  #: `None` if the reader sent no mark
+    rows: list[tuple[int, bytes, bytes, bool | None, bytes | None]]  #: of `SELECT_PAGE`
+
+
+class RangeReader:
+    """Reads logs from the database, and keeps the tail cache up to date."""
+
+    def __init__(self, datastore: Datastore, limits: Limits, tails: LogTailCache):
+        self._datastore = datastore
+        self._limits = limits
+        self._tails = tails
+
+    def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        now = time.monotonic()
+        with translated(self._datastore), self._datastore.get_connection() as conn:
+            log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
+            check_cursor(log, head, query.after, query.mark, mark_at_cursor)
+            size = sum(len(state) for _, state, *_ in rows)
+            is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
+            while rows and rows[-1][0] > head:
+                rows.pop()  # appended after the head was read
+            through, mark = query.after, query.mark
+            if rows:
+                through, state, ops_hash, *_ = rows[-1]
+                mark = proofs.mark_of(proofs.leaf_header_of(state), ops_hash)
+            if query.collections is not None and not is_full:
+                # The page also covers the events that the filter left out.
+                through = max(through, min(query.after + self._limits.page_scan_max, head))
+                mark = None
+            if through == head:
+                mark = head_mark
+                self._tails.update(space, LogEnd(log, head, [], mark, now))
+            if mark is None:
+                mark = mark_at(conn, space, through)
+        events = [
+            state if placeholder is None and not own else _form(seq, state, own, placeholder)
+            for seq, state, _, own, placeholder in rows
+        ]
+        return Range(log, head, events, through, mark)
+
+    def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Page:
+        is_filtered = query.collections is not None
+        scan = self._limits.page_scan_max if is_filtered else INTEGER_MAX
+        params = {
+            **page_params(
+                space,
+                query.after,
+                min(query.after + scan, INTEGER_MAX),
+                limit=query.limit,
+                bytes_max=query.page_bytes_max(self._limits),
+            ),
+            "collections": list(query.collections or ()),
+            "own": query.short_for_device,
+            "seqs": [query.after],
+        }
+        with conn.pipeline():  # one round trip, which reads the head before the events
+            of_space = conn.cursor(row_factory=tuple_row)
+            of_space.execute(SELECT_SPACE, params, prepare=True)
+            of_cursor = None
+            if query.mark is not None:
+                of_cursor = conn.cursor(row_factory=tuple_row)
+                of_cursor.execute(SELECT_FOR_MARKS, params, prepare=True)
+            of_page = conn.cursor(row_factory=tuple_row, binary=True)
+            statement = SELECT_FILTERED_PAGE if is_filtered else SELECT_PAGE
+            of_page.execute(statement, params, prepare=True)
+            found = of_space.fetchone()
+            if found is None:
+                raise UnknownSpace(space)
+            marks = {} if of_cursor is None else marks_of(of_cursor.fetchall())
+            log, head, mark = found
+            return _Page(log, head, mark, marks.get(query.after), of_page.fetchall())
+
+    def read_tail(self, space: SpaceId) -> None:
+        """Updates the cached tail of a space to its head. Does nothing for an unknown space."""
+        now = time.monotonic()
+        found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
+        if found is None:
+            return
+        log, head, mark = found
+        start, mark_before = self._tails.head_and_mark(space) or (head, mark)
+        if not head - TAIL_EVENTS <= start < head:
+            start, mark_before = head, mark  # readers further behind use the database
+        entries = list(self.entries(space, after=start, through=head))
+        self._tails.update(space, LogEnd(log, head, entries, mark_before, now))
+
+    def entries(self, space: SpaceId, *, after: int, through: int) -> Iterator[LogEntry]:
+        while after < through:
+            params = page_params(
+                space, after, through, limit=ENTRIES_BATCH, bytes_max=ENTRIES_BYTES
+            )
+            rows = self._datastore.fetch_all(SELECT_ENTRIES, params)
+            if not rows:
+                return
+            for row in rows:
+                yield LogEntry(*row)
+            after = rows[-1][0]
+
+
+def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:
+    """Returns an event in the form for its reader.
+
+    A skipped event that is unreadable is replaced by its placeholder. The reader's own changesets
+    have the short form.
+    """
+    if placeholder is not None and not is_readable(seq, state):
+        return placeholder
+    return short_form(state) if is_own else state

@@ -1,0 +1,113 @@
+"""The devices of the demo, and the sign-in that gives them tokens."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import msgspec
+
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import Event
+from foldlog.infrastructure.files import write_new
+
+SPACE = "flask"
+PAGE_EVENTS = 1_000
+TOKEN_SECONDS = 3_600
+
+
+class SignIn:
+    """Plays an app's own sign-in: it issues a token (JWT) to each device.
+
+    The service reads the sign-in's keys from a file: one shared secret, made for this run.
+    """
+
+    AUDIENCE = "foldlog-demo"
+
+    def __init__(self, folder: Path):
+        self._secret = secrets.token_bytes(32)
+        self.file = folder / "sign-in.json"
+        secret = urlsafe_b64encode(self._secret).rstrip(b"=").decode()
+        key = {"kty": "oct", "alg": "HS256", "kid": "demo", "k": secret}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file.unlink(missing_ok=True)
+        write_new(self.file, json.dumps({"keys": [key]}), 0o600)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment variables that make the service accept these tokens."""
+        return {
+            "FOLDLOG_ACCESS": "tokens",
+            "FOLDLOG_JWT_KEYS": str(self.file),
+            "FOLDLOG_JWT_AUDIENCE": self.AUDIENCE,
+        }
+
+    def token(self, device: str) -> str:
+        """Returns a token with which the device may read and write."""
+        claims = {
+            "sub": device,
+            "aud": self.AUDIENCE,
+            "exp": time.time() + TOKEN_SECONDS,
+            "space": SPACE,
+            "device": device,
+            "scope": "read write",
+        }
+        return jwt.encode(claims, self._secret, "HS256", headers={"kid": "demo"})
+
+
+class Device:
+    """A device as the protocol sees it: its id, its token, and its cursor in the log."""
+
+    def __init__(self, http: httpx.Client, id: str, token: str):
+        self._http = http
+        self.id = id
+        self.token = token
+        self.after, self.mark = 0, ""
+
+    def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
+        """Pushes the changesets and pulls all new events; returns the verdicts and the events."""
+        verdicts: list[dict[str, Any]] = []
+        events: list[Event] = []
+        while True:
+            body = {
+                "device": self.id,
+                "sent_at": now(),
+                "after": self.after,
+                "mark": self.mark,
+                "limit": PAGE_EVENTS,
+                "changesets": changesets,
+            }
+            answer = post(self._http, f"/v1/spaces/{SPACE}/sync", self.token, body)
+            verdicts += answer["verdicts"]
+            events += [msgspec.convert(event, Event) for event in answer["events"]]
+            self.after, self.mark = answer["through"], answer["mark"]
+            if not answer["more"]:
+                return verdicts, events
+            changesets = ()
+
+
+def now() -> str:
+    """Returns the current time as the protocol writes it."""
+    return datetime.now(UTC).isoformat()
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Returns the header that authenticates a request."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def post(http: httpx.Client, path: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Posts JSON and returns the answer. Raises `OperatorError` for an error status."""
+    headers = {"Content-Type": "application/json", **bearer(token)}
+    response = http.post(path, content=msgspec.json.encode(body), headers=headers)
+    if response.is_error:
+        raise OperatorError(f"{path} answered {response.status_code}: {response.text}")
+    answer: dict[str, Any] = msgspec.json.decode(response.content)
+    return answer

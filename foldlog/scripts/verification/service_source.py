@@ -1,0 +1,125 @@
+"""A log of a running service, read over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from foldlog.domain.errors import OperatorError
+from foldlog.domain.limits import INTEGER_MAX
+from foldlog.domain.merkle import TILE_WIDTH, Tile
+from foldlog.domain.notes import tile_path
+from foldlog.scripts.exports.lines import evidence_of, read_header
+
+from .sources import BATCH_EVENTS, RECORDS_PER_PAGE, Batch, Source
+
+TIMEOUT_SECONDS = 60.0
+
+
+class ServiceUnusable(OperatorError):
+    """The service that is to be verified gave an unexpected answer, or none."""
+
+    code = "service-unusable"
+
+
+class ServiceSource(Source):
+    """A log of a running service, read with the rights of an auditor's token.
+
+    All methods raise `ServiceUnusable`.
+    """
+
+    has_records = True
+
+    def __init__(self, http: httpx.Client, space: str):
+        self._http = http
+        self._prefix = f"/v1/spaces/{quote(space, safe='')}"
+        # The checkpoint comes before the head, because the log may grow in between.
+        checkpoint = self._get("checkpoint", may_be_missing=True)
+        self.checkpoint = None if checkpoint is None else checkpoint.content
+        with self._lines(after=INTEGER_MAX) as lines:
+            self.header = read_header(next(lines, b""))
+        keys = self._get("keys", may_be_missing=True)
+        self.vkeys = [] if keys is None else list(keys.json()["keys"])
+
+    def batches(self, after: int, through: int) -> Iterator[Batch]:
+        with self._lines(after) as lines:
+            if read_header(next(lines, b"")).log != self.header.log:
+                raise ServiceUnusable("the log was replaced by another one during the verification")
+            events = (evidence_of(line, number) for number, line in enumerate(lines, 2))
+            wanted = islice(events, max(0, through - after))
+            while batch := list(islice(wanted, BATCH_EVENTS)):
+                yield Batch(batch)
+
+    def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
+        found = {}
+        for tile in wanted:
+            width = tile.width(self.header.head)
+            path = tile_path(tile.number, None if width == TILE_WIDTH else width)
+            response = self._get(f"tile/{tile.level}/{path}", may_be_missing=True)
+            if response is not None:
+                found[tile] = response.content
+        return found
+
+    def records(self, at_least: int) -> Iterator[dict[str, Any]]:
+        params = {"changed_after": "0", "limit": str(RECORDS_PER_PAGE), "at_least": str(at_least)}
+        while True:
+            response = self._get("records", params=params)
+            assert response is not None
+            page = response.json()
+            yield from page["records"]
+            if page["cursor"] is None:
+                return
+            params["cursor"] = page["cursor"]
+
+    def _get(
+        self, path: str, params: Mapping[str, str] | None = None, *, may_be_missing: bool = False
+    ) -> httpx.Response | None:
+        try:
+            response = self._http.get(f"{self._prefix}/{path}", params=params)
+        except httpx.HTTPError as exc:
+            raise ServiceUnusable(f"{path}: {exc}") from exc
+        if may_be_missing and response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        _check_ok(response)
+        return response
+
+    @contextmanager
+    def _lines(self, after: int) -> Iterator[Iterator[bytes]]:
+        path = f"{self._prefix}/export"
+        try:
+            with self._http.stream("GET", path, params={"after": after}) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                _check_ok(response)
+                yield _split(response.iter_bytes())
+        except httpx.HTTPError as exc:
+            raise ServiceUnusable(f"export: {exc}") from exc
+
+
+def _check_ok(response: httpx.Response) -> None:
+    if response.status_code != httpx.codes.OK:
+        text = response.text[:300]
+        raise ServiceUnusable(f"{response.url.path}: {response.status_code} {text}")
+
+
+def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the lines, split at newlines only: events may contain Python's other line ends."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    if rest:
+        raise ServiceUnusable("the export was cut in the middle of a line")
+
+
+@contextmanager
+def service_source(url: str, space: str, token: str | None) -> Iterator[Source]:
+    """Opens the log of a space of the service at `url`."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS) as http:
+        yield ServiceSource(http, space)
