@@ -17,7 +17,7 @@ from .changesets import Key
 from .events import committed, decode_event
 from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
-#: the errors of decoding bytes that Foldlog cannot have written
+#: the errors of decoding forged or damaged bytes
 MALFORMED_ERRORS = (
     *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
     msgspec.MsgspecError,
@@ -60,7 +60,7 @@ class AuditCursor(msgspec.Struct):
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
         """A position after `seq`. The tiles are trusted until the root is compared.
 
-        Raises `InvalidProof` if the tiles cannot belong to a tree of that size.
+        Raises `InvalidProof` if the tiles belong to another tree.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -81,11 +81,13 @@ class Erasures:
         self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
     ):
         self.erased = dict(erased)  #: the last erasure of each record
-        self.owing = dict(owing)  #: the first seq that lacks values, for records without an erasure
+        self.owing = dict(
+            owing
+        )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
         """Reads the next event."""
-        if b'erased"' not in state:  # neither `"erased":` nor `"kind":"record-erased"`
+        if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
         for op in event.ops:

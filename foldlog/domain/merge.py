@@ -340,7 +340,7 @@ def _loses_to_delete(
 ) -> bool:
     """Whether the record's delete wins, because the operation has not seen it.
 
-    The order of the two events does not matter.
+    The order of the two events is irrelevant.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
@@ -352,7 +352,7 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Creates the record with no fields, unless it is live. Returns whether it did."""
+    """Creates an empty record, unless it is live. Returns whether it did."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}
