@@ -93,7 +93,7 @@ class Caller(NamedTuple):
     def attribution(self, by: str | None) -> str | None:
         """The author of an action as the log names it: the name given in `by`, and the caller's id.
 
-        `Ann` by `token 7` is `Ann (token 7)`. The caller's id is the only text in round brackets,
+        An example is `Ann (token 7)`. The caller's id is the only text in round brackets,
         so a name cannot imitate one. Raises `InvalidRequest` for an invalid name.
         """
         check_reason("-", by)
@@ -121,7 +121,7 @@ def digest_of(token: str) -> bytes:
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a token that shall be granted."""
+    """A request to grant a token."""
 
     role: Role
     device: str | None = None

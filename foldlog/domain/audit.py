@@ -175,8 +175,9 @@ class LogAudit:
     def is_settled(self) -> bool:
         """Whether each removed value is covered by an erasure.
 
-        An erasure that runs during the audit writes its event later. If the audit began in the
-        middle of the log, an earlier event may cover the value, so the answer is true.
+        If a record is erased while the audit reads the log, the event that covers it comes later.
+        If the audit began in the middle of the log, an earlier event may cover the value, so the
+        answer is true.
         """
         return not (self._is_from_first and self._erasures.owing)
 

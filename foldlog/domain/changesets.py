@@ -232,7 +232,7 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:
-    """The index of an array's item that is too deep to decode. The readers' errors lack it."""
+    """The index of an array's item that is too deep to decode. JSON readers do not report it."""
     depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]

@@ -48,7 +48,7 @@ class RecordSchema:
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """From a schema that was checked when the collection was defined."""
+        """Builds it from a schema that was checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -132,7 +132,7 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The facts of a version of a collection's definition."""
+    """A version of a collection's definition. `Definition` adds the schema."""
 
     collection: str
     version: int

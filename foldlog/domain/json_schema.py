@@ -325,7 +325,7 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """For each property and item of a value: the schemas that apply to it."""
+    """Yields, for each property and item of a value, the schemas that apply to it."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)

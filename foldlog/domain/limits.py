@@ -1,4 +1,4 @@
-"""All limits. Each has a name and is published at `GET /v1/limits`. Bytes are bytes of UTF-8."""
+"""All limits. Each is published under its name at `GET /v1/limits`. Byte limits count UTF-8."""
 
 from __future__ import annotations
 

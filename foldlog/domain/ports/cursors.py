@@ -28,7 +28,7 @@ def encode_cursor(*parts: str | int) -> str:
 
 
 def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """Decodes the parts of a cursor. Raises `InvalidRequest` for other text."""
+    """Decodes the parts of a cursor. Raises `InvalidRequest` for text that is no such cursor."""
     try:
         raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]

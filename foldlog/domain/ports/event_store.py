@@ -143,8 +143,8 @@ class EventStore(ABC):
         """Defines a collection and creates the space if necessary.
 
         Defining the current schema again has no effect.
-        If the two schemas alone leave it open whether the stored records fit, the records are
-        checked, for `seconds_max` seconds at most; `report` receives the number of checked records.
+        The stored records are checked, unless the two schemas show that all of them are valid. The
+        check takes `seconds_max` seconds at most; `report` receives the number of checked records.
         Raises `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
         `ProjectionBehind`, `StorageUnavailable`, `OutcomeUnknown`.
         """

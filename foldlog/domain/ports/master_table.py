@@ -21,8 +21,8 @@ class RecordsQuery(msgspec.Struct, frozen=True):
     """Asks for a page of the master table.
 
     Without `changed_after`: the live records, by (collection, id). With `changed_after`: every
-    record that changed after that seq, in its current state, tombstones too, by seq. A seq is
-    always complete within a page.
+    record that changed after that seq, in its current state, tombstones too, by seq. All records
+    of one seq are in the same page.
     """
 
     limit: int
@@ -208,7 +208,7 @@ class History(ABC):
     ) -> AsOfPage:
         """A page of one record or its tombstone.
 
-        Raises `UnknownRecord` if the record is younger than the moment.
+        Raises `UnknownRecord` if the record was created after the moment, or never.
         """
 
     @abstractmethod

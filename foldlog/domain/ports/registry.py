@@ -70,7 +70,7 @@ class Registry(ABC):
 
     @abstractmethod
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
-        """Grants the token `FIRST_TOKEN` of every space, unless an admin of every space exists.
+        """Grants the token `FIRST_TOKEN` of every space, if no admin of every space ever existed.
 
         If several callers do this at once, one of them receives the token, the others `None`.
         """
