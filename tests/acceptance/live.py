@@ -6,8 +6,7 @@ import json
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,7 +21,7 @@ from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
 from foldlog.scripts.server.sockets import listen
 from foldlog.scripts.server.web import behind_threads, server_of
-from tests.helpers import A, new_id
+from tests.helpers import A, new_id, until
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
 WAIT_SECONDS = 10.0
@@ -79,13 +78,6 @@ def served(
             here.stop()
 
 
-def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come to be"
-        time.sleep(0.005)
-
-
 class Space:
     """A space of the test's own, by HTTP."""
 
@@ -137,7 +129,7 @@ class Answer:
             name, _, value = line.decode().partition(":")
             self.headers[name.lower()] = value.strip()
         self._file = file
-        #: the end was said, and not only seen
+        #: the body ended as HTTP says, so the response is complete
         self.is_whole = False
 
     def body(self) -> bytes:

@@ -163,7 +163,7 @@ class _App(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(20)
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium")
 @pytest.mark.parametrize("is_allowed", [True, False], ids=["allowed", "not allowed"])
 def test_a_real_browser(tmp_path, is_allowed):

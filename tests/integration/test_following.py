@@ -90,7 +90,7 @@ def test_a_lost_notification_costs_a_moment_and_no_event(
     assert arrival(workers, here, there) < LOOKED_SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_everybody_who_follows_sees_each_event_once(workers, here):
     """
     Pushes through both, and each who follows connects now to this one and now to that.
@@ -101,7 +101,7 @@ def test_everybody_who_follows_sees_each_event_once(workers, here):
         assert not worker.store.tails._watchers
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_everybody_who_follows_sees_each_event_once_without_notifications(
     notifications_are_lost, workers, here
 ):
@@ -155,7 +155,7 @@ def idle_sync(page: dict) -> dict:
     return {"device": device, "sent_at": sent_at, "after": page["through"], "mark": page["mark"]}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_who_waits_lives_through_a_restart_of_the_database(urls, workers, here, there):
     """
     Every connection breaks; nobody who waits is told of it, and nothing is lost.

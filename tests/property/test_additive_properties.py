@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import jsonschema_rs
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from foldlog.domain.additive import breaking_changes
 from foldlog.domain.errors import InvalidSchema
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
+from tests.examples import examples
 
 NAMES = ("a", "b", "ab", "c")
 numbers = st.sampled_from([-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4])
@@ -195,7 +196,7 @@ def checked(schema):
         assume(False)
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(500)
 @given(pairs())
 def test_valid_documents_stay_valid(pair):
     """Checks all small documents instead of a sample."""
@@ -206,7 +207,7 @@ def test_valid_documents_stay_valid(pair):
         assert not old.fits(value) or new.fits(value), value
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(pairs())
 def test_another_comparison_agrees(pair):
     """The validator has its own comparison, which proves less and gives no reasons."""
@@ -225,7 +226,7 @@ def canonical_of(schema):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.builds(dict, schemas.filter(is_map)))
 def test_a_schema_is_additive_to_itself(part):
     schema = checked({"allOf": [part], "$defs": {"one": True, "two": {"items": True}}})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.history import Point
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
+from tests.examples import examples
 from tests.helpers import A, B, C, changeset, kept_conflict, new_id, push_of
 from tests.history import Past, all_as_of, texts, whole_diff, whole_history
 from tests.oracle import canonical
@@ -39,7 +40,7 @@ def push(store, space: str, head: int, device: str, lag: int, clock: int, ops: l
     return store.push(space, push_of(sent, device=device)).head
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(pushes, st.data())
 def test_any_moment_of_any_log(_shared_stores, log, data):
     """The state at each seq is the fold up to it, each history lists the changes of its record, and
@@ -57,7 +58,7 @@ def test_any_moment_of_any_log(_shared_stores, log, data):
     check_moments(store, space, data)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(pushes, st.data())
 def test_any_moment_of_any_log_in_memory(log, data):
     """The store in memory folds the log for each question; its answers are the same."""
@@ -89,7 +90,7 @@ def live_fields(store, space: str, entry: Json) -> Json | None:
     return None if record["is_deleted"] else record["fields"]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(pushes)
 def test_lost_values_are_restored(log):
     """An unknown device pushes every `restore` of the ledger. A value is set again; an absence is

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.events import Event, decode_event
@@ -21,12 +21,13 @@ from foldlog.domain.merge import (
     unpack_writes,
     view_of,
 )
+from tests.examples import examples
 from tests.helpers import A, B, C
 from tests.oracle import Oracle, canonical, other_of, time_of
 
 EVENTS_MAX = 12
-quick = settings(max_examples=100, deadline=None)
-thorough = settings(max_examples=300, deadline=None)
+quick = examples(50)
+thorough = examples(150)
 
 Json = dict[str, Any]
 

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.events import short_form
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery, RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.examples import examples
 from tests.helpers import PAGES_MAX, A, B, C, add, all_records, changeset, delete, push_of, put
 from tests.oracle import Oracle, canonical
 
@@ -22,7 +23,7 @@ NOW_MS = 1795424400000
 COLLECTIONS = ["c", "d", "e"]
 DEVICES = [A, B, C]
 
-quick = settings(max_examples=100, deadline=None)
+quick = examples(50)
 
 names = st.sampled_from("pqr")
 collections = st.sampled_from(COLLECTIONS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from foldlog.domain.collections import Proposal
@@ -10,6 +10,7 @@ from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.merge import Record
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.examples import examples
 from tests.helpers import A, B, add, changeset, delete, push_of, put
 
 BY_FIELD = {
@@ -76,7 +77,7 @@ def push(store: MemoryStore, history, check=lambda before: None) -> None:
         check(before)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(st.sampled_from([BY_FIELD, JOINED, FREE]), histories)
 def test_every_record_is_valid(raw, history):
     """Changesets are judged alone where this is possible, and otherwise with the record."""
@@ -96,7 +97,7 @@ def faults(schema: JsonSchema, record: Record | None) -> set[tuple]:
     return {fault[:3] for fault in schema.faults(record.fields)}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(st.sampled_from([BY_FIELD, JOINED, FREE]), histories, histories)
 def test_invalid_records_get_no_new_violations(raw, history, later):
     """After a definition that was forced onto invalid records."""

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Snapshot
 from foldlog.domain.snapshot import snapshot_line, snapshot_view
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.examples import examples
 from tests.helpers import A, B, C, changeset, push_of
 from tests.new_device import NewDevice, fold_of, lines_of, states_of
 
@@ -45,7 +46,7 @@ class Others:
         self.head = self.store.push(SPACE, push_of(sent, device=device)).head
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(
     st.integers(1, 3),
     st.lists(pushes, max_size=8),
@@ -80,7 +81,7 @@ def test_a_device_from_a_snapshot_reaches_the_state_of_the_log(size, before, mea
     assert device.states() == fold_of(store, SPACE)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(histories())
 def test_a_line_holds_all_that_the_merge_needs(history):
     """A record arrives unchanged over the wire, except for the facts about its last authors."""

@@ -645,7 +645,7 @@ def events_at(url: str) -> list[dict]:
     return httpx.get(f"{url}/v1/spaces/home/events", params={"after": 0}).json()["events"]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_two_processes_on_one_file_take_turns(tmp_path, url):
     code = """
 tasks.put("taps")
@@ -676,7 +676,7 @@ def test_who_has_the_turn_lets_nobody_else_sync(home):
     assert a.sync().pushed == 1
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_between_send_and_answer(tmp_path, url):
     code = """
 tasks.put("taps", n=0)
@@ -700,7 +700,7 @@ replica.sync()
     assert len(events_at(url)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_within_a_local_commit(tmp_path, url):
     """What was not committed has not happened, neither the record nor the queue."""
     code = """
@@ -721,7 +721,7 @@ with replica.changeset():
     assert [event["counter"] for event in events_at(url)] == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(5)
 def test_a_kill_while_an_answer_is_applied(tmp_path, url):
     """Cursor, records and queue move together."""
     code = """

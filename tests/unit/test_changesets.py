@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.changesets import (
@@ -21,6 +21,7 @@ from foldlog.domain.changesets import (
 )
 from foldlog.domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
+from tests.examples import examples
 from tests.helpers import A, B, add, changeset, delete, new_id, push_of, put
 
 Json = dict[str, Any]
@@ -367,7 +368,7 @@ def test_without_an_array_no_changeset_is_blamed(raw):
     assert refused.value.extra == {}
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.data())
 def test_damaged_bytes_are_decoded_or_refused(data):
     """For any changed byte, the result is a list of changesets or an error with a code."""

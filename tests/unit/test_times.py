@@ -6,10 +6,11 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.times import format_time, parse_time, to_ms
+from tests.examples import examples
 
 FIRST, LAST = parse_time("0001-01-01T00:00:00Z"), parse_time("9999-12-31T23:59:59.999Z")
 
@@ -61,7 +62,7 @@ def test_invalid_times_are_refused(text):
         parse_time(text)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.integers(FIRST, LAST))
 def test_every_time_comes_back(ms):
     """Times have one fixed form, because they are stored and compared as text."""
@@ -70,14 +71,14 @@ def test_every_time_comes_back(ms):
     assert parse_time(text) == ms
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(st.integers(FIRST, LAST), st.integers(FIRST, LAST))
 def test_the_texts_are_in_the_order_of_the_times(a, b):
     """A database may sort by the text or by the number."""
     assert (format_time(a) < format_time(b)) == (a < b)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(
     st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31)),
     st.integers(-14 * 60, 14 * 60),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.values import ABSENT, check_value, is_number, same, sum_of
+from tests.examples import examples
 from tests.oracle import NOTHING, canonical
 
 VALUES = [
@@ -68,7 +69,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(values, values)
 def test_same_is_an_equality(a, b):
     """Every value equals itself, and equality is symmetric."""
@@ -76,7 +77,7 @@ def test_same_is_an_equality(a, b):
     assert same(a, b) == same(b, a) == (canonical(a) == canonical(b))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(values)
 def test_every_plain_value_may_be_kept(value):
     """All that JSON can express and a double can hold."""
@@ -141,7 +142,7 @@ def test_sums(a, b, total):
     assert repr(sum_of(b, a)) == repr(total)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(numbers, numbers)
 def test_every_sum_may_be_kept(a, b):
     """A sum is as valid as the numbers that came in, or `None`."""

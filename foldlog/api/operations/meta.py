@@ -83,8 +83,8 @@ def meta_blueprint(
     def metrics() -> Reply:
         """Read the metrics, for Prometheus.
 
-        They report the amount of data, the lag of each projection, and the projections that
-        stopped.
+        They report the amount of data, the lag of each projection, and the projections that are
+        halted.
         """
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 

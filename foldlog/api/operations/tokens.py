@@ -63,7 +63,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
-            raise Forbidden("only an admin of every space grants a token for several")
+            raise Forbidden("only an admin of every space may grant a token for several spaces")
         grant = Grant(
             role=Role(body["role"]),
             device=body.get("device"),
