@@ -99,7 +99,7 @@ class Erasures:
 
     def check(self) -> None:
         """To be called at the end of a log. Raises `WrongEvent` for values that were removed
-        otherwise."""
+        without an erasure."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
             raise WrongEvent(

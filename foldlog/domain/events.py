@@ -275,7 +275,7 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Splits an event into the parts that its hashes cover. Raises `ValueError` for another form."""
+    """Splits an event into the parts that its hashes cover. Raises `ValueError` for other bytes."""
     found = _decode_committed(state)
     header = proofs.header_of(state)
     if found.ops is not UNSET:
