@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from foldlog.infrastructure.postgres.fork import fork_log
 from foldlog.scripts.console import YES, err, report_errors, with_database
 from foldlog.scripts.services import open_services
 
@@ -23,5 +24,5 @@ def fork_command(space: str, yes: bool, data: str | None, database_url: str | No
     if not yes:
         click.confirm(f"Auditors of {space} must start over. Declare the fork?", abort=True)
     with open_services(data, database_url) as parts:
-        click.echo(parts.fork(space))
+        click.echo(fork_log(parts.datastore, space))
     err.print("tell the auditors and witnesses that keep checkpoints of the old log")
