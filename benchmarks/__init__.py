@@ -1,1 +1,1 @@
-"""How fast the service is, as a part of the machine's limit: docs/explanation/benchmarks.md."""
+"""The speed of the service as a share of the machine's limit: docs/explanation/benchmarks.md."""

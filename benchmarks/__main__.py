@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: starts the service, measures it, and says how it compares."""
+"""`python -m benchmarks`: starts the service, measures it, and prints a table of comparisons."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ DOCS = HERE.parent / "docs" / "explanation"
 def main(
     names: Sequence[str], quick: bool, rounds: int | None, events: int | None, publish: bool
 ) -> None:
-    """Measure what is named, or all but what takes long: see docs/explanation/benchmarks.md."""
-    # Whoever ends us must not leave a service behind: this unwinds the stack.
+    """Measure the named rows, or all short ones. See docs/explanation/benchmarks.md."""
+    # SIGTERM unwinds the stack, so that the service stops too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     scale = QUICK if quick else FULL
     scale = replace(scale, rounds=rounds or scale.rounds, grown=events or scale.grown)
@@ -61,7 +61,7 @@ def main(
 
 
 def measure(bench: Bench, rows: Sequence[Row]) -> list[Result]:
-    """Round by round, so that an hour's mood of the machine falls on all rows alike."""
+    """Measures all rows in each round, so that a slow phase of the machine affects all rows."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     results = [
         Result(
@@ -76,7 +76,8 @@ def measure(bench: Bench, rows: Sequence[Row]) -> list[Result]:
     ]
     skipped: set[str] = set()
     for number in range(1, bench.scale.rounds + 1):
-        limits: dict[Measure, Figure | None] = {}  # what several rows share is measured once
+        # A limit that several rows share is measured once.
+        limits: dict[Measure, Figure | None] = {}
         for row, result in zip(rows, results, strict=True):
             for title, limit in row.limits.items():
                 if limit not in limits:

@@ -1,5 +1,6 @@
-"""What the past costs: one record, and a page of a collection, as they were at some seq; of a log,
-and of one ten times as long over the same records.
+"""Reads of the past: one record and a page of a collection, as of a seq.
+
+They are measured on a log, and on one with ten times as many events on the same records.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from .filling import announce, fill
 from .growth import SETTLE_SECONDS_MAX
 from .workload import COLLECTION
 
-#: of the longer log: so many of its events are on each record
+#: events on each record of the longer log
 EVENTS_PER_RECORD = 100
 REQUESTS = 200
 PAGE = 500
-#: where in the log a moment lies; at the earliest each record has been made
+#: positions of moments in the log; at the earliest one all records exist
 MOMENTS = {"early": 0.1, "in the middle": 0.5, "at the end": 1.0}
 
 SELECT_IDS = """
@@ -62,11 +63,12 @@ def _log(bench: Bench, events: int) -> str:
 
 
 def one(bench: Bench, log: Callable[[Bench], str]) -> Figure:
-    """Any record at any seq from which on it was there."""
+    """Reads a random record as of a random seq at which the record exists."""
     space = log(bench)
     head, pick = bench.head(space), random.Random(1)
     ids = [id for (id,) in bench.database.execute(SELECT_IDS, (space,)).fetchall()]
-    first = bench.scale.grown // EVENTS_PER_RECORD  # each is made before any is changed
+    # All records are created before the first change.
+    first = bench.scale.grown // EVENTS_PER_RECORD
     asked = [(pick.choice(ids), pick.randint(first, head)) for _ in range(REQUESTS)]
     path = f"/v1/spaces/{space}/records/{COLLECTION}/"
     answers = list(_timed(bench, [f"{path}{id}?as_of={seq}" for id, seq in asked]))
@@ -78,7 +80,7 @@ def one(bench: Bench, log: Callable[[Bench], str]) -> Figure:
 
 
 def page(bench: Bench, log: Callable[[Bench], str], moment: float) -> Figure:
-    """A page of 500, from anywhere in the collection as it was."""
+    """Reads a page of 500 records from a random place of the collection."""
     space = log(bench)
     head = bench.head(space)
     as_of = round(head * moment)

@@ -1,7 +1,6 @@
-"""The bare limits: what the same machine does when it does nothing but that.
+"""The bare limits of the machine: single tasks of the service, done in the fewest steps.
 
-Each does one thing that the service cannot do without, in the fewest steps, so that a ratio says
-how much the service costs beside it.
+The ratio of a row to its limit shows how much the rest of the service costs.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def figure_of(load: Load) -> Figure:
 
 
 def echo(bench: Bench, path: str, bodies: list[bytes], connections: int) -> Figure:
-    """The body handed back, under the same server: HTTP alone."""
+    """Echoes bodies with the same server: HTTP alone."""
     return figure_of(
         drive(
             bench.echo_port,
@@ -67,7 +66,7 @@ def echo(bench: Bench, path: str, bodies: list[bytes], connections: int) -> Figu
 
 
 def insert(bench: Bench) -> Figure:
-    """The same row into a table with nothing but its key, a commit each, on one connection."""
+    """Inserts rows into a table that has only its key, a commit each, on one connection."""
     rows = cycle(bench.rows)
     bench.bare.execute("TRUNCATE bare_log")
     bench.checkpoint()
@@ -82,7 +81,7 @@ def insert(bench: Bench) -> Figure:
 
 
 def copy(bench: Bench, rows_per_commit: int) -> Figure:
-    """The same rows by COPY, so many a commit, on one connection."""
+    """Copies rows with COPY, many in each commit, on one connection."""
     rows = cycle(bench.rows)
     bench.bare.execute("TRUNCATE bare_log")
     bench.checkpoint()
@@ -100,7 +99,7 @@ def copy(bench: Bench, rows_per_commit: int) -> Figure:
 
 
 def select_pages(bench: Bench) -> Figure:
-    """The pages of the log by the simplest statement, their bytes joined: no HTTP, no checks."""
+    """Reads pages of the log with the simplest statement, and joins their bytes."""
     log, page, after, size = bench.log, bench.scale.page, 0, 0
     with bench.database.cursor(row_factory=tuple_row, binary=True) as cursor:
         started = time.perf_counter()
@@ -117,9 +116,9 @@ def select_pages(bench: Bench) -> Figure:
 
 
 def copy_records(bench: Bench) -> Figure:
-    """The master table that a rebuild makes, copied as bytes into an empty one with its indexes.
+    """Copies the master table of a rebuild as bytes into an empty table with its indexes.
 
-    In events a second: what a rebuild of this log would do if folding cost nothing.
+    The figure is in events a second: the speed of a rebuild whose folding is free.
     """
     assert bench.log
     with bench.database.cursor().copy(COPY_RECORDS_OUT) as reading:

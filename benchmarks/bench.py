@@ -1,6 +1,4 @@
-"""What is measured: the service as anybody starts it, and beside it, on the same machine and the
-same PostgreSQL, the bare things that it is compared with.
-"""
+"""The running service that is measured, and the bare limits on the same machine and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -35,14 +33,14 @@ from .workload import Workload, push_of
 T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "foldlog")
-#: What is measured comes from one address, and all of it at once.
+#: The load comes from one address at full speed, so these limits are lifted.
 UNLIMITED = {
     "FOLDLOG_ACCESS": "open",
     "FOLDLOG_LIMITS": "requests_per_second_per_caller=0 requests_per_second_per_address=0 "
     "streams_per_caller_max=0 connections_per_address_max=0 connections_max=100000",
 }
 SETTLE_SECONDS_MAX = 600.0
-#: of one device; so a page has several devices in it, as a page of real life
+#: changesets of one device in a push, so that a page has events of several devices
 LOG_CHANGESETS_PER_PUSH = 200
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
@@ -59,20 +57,20 @@ SELECT s.head - p.position
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The amounts of a run."""
 
     rounds: int
-    seconds: float  #: of each load
-    events: int  #: in the log that is pulled and rebuilt
-    tries: int  #: of a measurement that others disturb
-    items: int  #: in the logs of other systems, and in ours beside them
-    followed: int  #: events that the projector is told of at once
+    seconds: float  #: duration of each load
+    events: int  #: events in the log that is pulled and rebuilt
+    tries: int  #: attempts at a measurement that other processes disturb
+    items: int  #: items in the logs of other systems, and in ours for comparison
+    followed: int  #: events that one notification announces to the projector
     small: int  #: events of a young log
     grown: int  #: events of an old one
     held: int  #: streams that one worker holds open
-    following: int  #: streams that are open while somebody pushes
-    counted_calls: int  #: of each kind, whose instructions are counted
-    counted_events: int  #: in the log that is pulled and rebuilt meanwhile
+    following: int  #: open streams during pushes
+    counted_calls: int  #: calls of each kind whose instructions are counted
+    counted_events: int  #: events in the log of that count
     page: int = 1_000
 
 
@@ -90,7 +88,7 @@ FULL = Scale(
     counted_calls=300,
     counted_events=10_000,
 )
-#: shows that the suite works, and no more
+#: only shows that the suite works
 QUICK = Scale(
     rounds=1,
     seconds=0.8,
@@ -108,7 +106,7 @@ QUICK = Scale(
 
 
 class Bench:
-    """The running service, and what its rows need."""
+    """The running service, with the data and connections that rows share."""
 
     def __init__(
         self, scale: Scale, data: Path, port: int, echo_port: int, postgres: EmbeddedPostgres
@@ -117,14 +115,15 @@ class Bench:
         self.data = data
         self.port = port
         self.echo_port = echo_port
-        self.stack = ExitStack()  #: of what rows start and use again; closed before the service
+        #: servers and connections that rows share; closed before the service stops
+        self.stack = ExitStack()
         self._url = postgres.superuser_url
         self.url = make_conninfo(self._url, dbname="foldlog")
         self.database = self._connect(self.url)
         bare_url = self.new_database("bare")
         migrate(bare_url)
         self.bare = self._connect(bare_url)
-        # The same row, in a table with nothing but its key.
+        # A table for the same rows that has only its key.
         self.bare.execute("CREATE TABLE bare_log (LIKE events)")
         self.bare.execute(
             "ALTER TABLE bare_log ADD PRIMARY KEY (originator_id, originator_version)"
@@ -140,14 +139,14 @@ class Bench:
         self.stack.close()
 
     def once(self, make: Callable[[Bench], T]) -> T:
-        """What rows need and share, made when the first of them needs it."""
+        """Returns an object that rows share. The first row that needs the object makes it."""
         if make not in self._made:
             self._made[make] = make(self)
         made: T = self._made[make]
         return made
 
     def new_database(self, name: str) -> str:
-        """The URL of an empty one on the same PostgreSQL."""
+        """Creates an empty database on the same PostgreSQL, and returns its URL."""
         self.database.execute(f'CREATE DATABASE "{name}"')
         return make_conninfo(self._url, dbname=name)
 
@@ -157,7 +156,7 @@ class Bench:
 
     @cached_property
     def log(self) -> str:
-        """The space whose log is pulled and rebuilt: as many events as the scale says."""
+        """The space whose log is pulled and rebuilt. The scale sets its length."""
         history = Workload(seed=7).history(self.scale.events, LOG_CHANGESETS_PER_PUSH)
         self._fill("log", (push_of(items) for items in history))
         self.database.execute("VACUUM ANALYZE")
@@ -177,7 +176,7 @@ class Bench:
         self.settle(space)
 
     def settle(self, space: str, seconds_max: float = SETTLE_SECONDS_MAX) -> float:
-        """Waits until the master table has caught up, and says for how long."""
+        """Waits until the master table has caught up. Returns the seconds."""
         started = time.monotonic()
         while time.monotonic() < started + seconds_max:
             found = self.database.execute(SELECT_LAG, (space,)).fetchone()
@@ -191,17 +190,17 @@ class Bench:
         return int((found.fetchone() or (0,))[0])
 
     def stored(self, space: str, after: int = 0) -> int:
-        """Counted in the log itself, not taken from the head."""
+        """Counts the events in the log itself."""
         found = self.database.execute(COUNT, (space, after))
         return int((found.fetchone() or (0,))[0])
 
     @property
     def workers_mb(self) -> float:
-        """Resident memory of the web workers of the service, all together."""
+        """Resident memory of all web workers of the service, in MB."""
         return sum(resident_mb(worker) for worker in web_workers(self.data))
 
     def checkpoint(self) -> None:
-        """So that every measurement begins with the same work ahead of PostgreSQL."""
+        """Makes a checkpoint, so that each measurement starts with the same state of PostgreSQL."""
         self.database.execute("CHECKPOINT")
 
     def _show(self, setting: str) -> str:
@@ -213,7 +212,7 @@ class Bench:
                 raise BenchmarkFailed(f"{setting} is off: what is acknowledged may be lost")
 
     def machine(self) -> dict[str, str]:
-        """What a reader must know to compare figures."""
+        """The facts about the machine that a comparison of figures needs."""
         return {
             "cores": str(os.cpu_count()),
             "system": f"{platform.system()} {platform.machine()}",
@@ -225,7 +224,7 @@ class Bench:
 
 
 def _flushes_per_second(folder: Path) -> float:
-    """What the disk gives: every commit waits for one."""
+    """Flushes of the disk in a second. Each commit waits for one."""
     path = folder / "flush.probe"
     with path.open("wb", buffering=0) as file:
         file.write(b"x" * 8_192)
@@ -241,11 +240,11 @@ def _flushes_per_second(folder: Path) -> float:
 
 @contextmanager
 def running(scale: Scale, data: Path) -> Iterator[Bench]:
-    """Everything that is measured, started, and stopped at the end."""
+    """Starts the service and the bare limits, and stops them at the end."""
     with (
         serving(COMMAND, str(data), env=UNLIMITED) as url,
         echoing() as echo,
-        EmbeddedPostgres(data) as postgres,  # joins the one of the service
+        EmbeddedPostgres(data) as postgres,  # joins the cluster of the service
     ):
         bench = Bench(scale, data, port_of(url), echo.port, postgres)
         try:
@@ -261,7 +260,7 @@ def port_of(url: str) -> int:
 
 
 def web_workers(data: Path) -> list[psutil.Process]:
-    """The processes that answer for the service on this folder."""
+    """The web workers of the service on this folder."""
     for process in psutil.Process().children(recursive=True):
         if {"serve", str(data)} <= set(process.cmdline()):
             return [child for child in process.children() if "web" in child.cmdline()]
@@ -274,7 +273,7 @@ def resident_mb(process: psutil.Process) -> float:
 
 @dataclass(frozen=True)
 class Echo:
-    """The echoes of `echo.py`, running."""
+    """The running echo servers of `echo.py`."""
 
     port: int
     workers: list[psutil.Process]
@@ -282,7 +281,7 @@ class Echo:
 
 @contextmanager
 def echoing(workers: int | None = None) -> Iterator[Echo]:
-    """The echoes, served just as the service is: same server, and as many workers."""
+    """Runs the echoes with the server of the service, and with as many workers."""
     port = reserve_port()
     sockets = listen("127.0.0.1", port, workers or read_settings({}).web_workers)
     processes = [
@@ -297,7 +296,8 @@ def echoing(workers: int | None = None) -> Iterator[Echo]:
     for each in sockets:
         each.close()
     try:
-        for _ in range(4 * len(sockets)):  # each waits until one has come up; hardly always one
+        # Several requests reach each of the workers, and wait for its start.
+        for _ in range(4 * len(sockets)):
             fetch(port, [request("POST", "/echo", b"{}")])
         yield Echo(port, [psutil.Process(process.pid) for process in processes])
     finally:

@@ -1,4 +1,4 @@
-"""The rows of the table: what of the service is measured, and beside which bare limits."""
+"""The rows of the table: measurements of the service, each with its bare limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ else:
 
 Measure = Callable[[Bench], Figure]
 
-#: more than any machine answers, so that a load never runs out of requests that nobody has sent
+#: enough new requests for the fastest machine
 REQUESTS_PER_SECOND_MAX = 20_000
 CHANGESETS_PER_SECOND_MAX = 100_000
 STORED = b'"verdict":"stored"'
@@ -45,26 +45,26 @@ DECODERS: dict[str, Callable[[bytes], bytes]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row. `name` is what a person types to get it and those like it."""
+    """A row. Its `name` on the command line selects the row and similar ones."""
 
     name: str
     title: str
     unit: str
     measure: Measure
-    #: by title; one and the same measure of several rows is made once a round
+    #: by title; a measure that several rows share runs once a round
     limits: Mapping[str, Measure] = field(default_factory=dict)
     less_is_better: bool = False
-    is_bare: bool = True  #: beside it are bare limits, not other systems or other sizes
-    is_long: bool = False  #: measured only when it is named
-    is_counted: bool = False  #: not timed: others on the machine do not matter
+    is_bare: bool = True  #: the comparisons are bare limits; otherwise other systems or sizes
+    is_long: bool = False  #: measured only by name
+    is_counted: bool = False  #: a count instead of a time, so other processes have no influence
 
 
 def push(bench: Bench, changesets: int, connections: int, space: str = "") -> Figure:
-    """New changesets of many devices, so many a request; into an empty space, or that one."""
+    """Pushes new changesets of many devices to a space, so many in each request."""
     space = space or bench.new_space()
     before = bench.head(space)
     path = f"/v1/spaces/{space}/changesets"
-    # Devices and ids of their own each time: a space may get several of these loads.
+    # Each load has its own devices and ids, because a space may get several loads.
     made = bodies(bench, changesets, seed=f"{space} {before}")
     requests = [request("POST", path, body) for body in made]
     bench.checkpoint()
@@ -97,7 +97,7 @@ def echo_of_push(bench: Bench, path: str, connections: int) -> Figure:
 
 
 def pull(bench: Bench, encoding: str) -> Figure:
-    """A new client takes the whole log, page after page, on one connection."""
+    """A new client pulls the whole log page by page, on one connection."""
     path = f"/v1/spaces/{bench.log}/events?limit={bench.scale.page}&after="
     requests = [
         request("GET", f"{path}{after}", encoding=encoding)
@@ -116,7 +116,7 @@ def pull(bench: Bench, encoding: str) -> Figure:
 
 
 def _check_pages(bench: Bench, answers: list[Answer], encoding: str) -> None:
-    """After the clock: that it was the whole log, and encoded as it was asked for."""
+    """Checks, after the measurement, that the log was complete and in the requested encoding."""
     seqs: list[int] = []
     for answer in answers:
         if answer.encoding != encoding:
@@ -127,7 +127,7 @@ def _check_pages(bench: Bench, answers: list[Answer], encoding: str) -> None:
 
 
 def poll(bench: Bench, connections: int) -> Figure:
-    """Clients that have everything ask whether there is more."""
+    """Clients at the end of the log poll for new events."""
     return bare.figure_of(
         drive(
             bench.port,
@@ -151,7 +151,7 @@ def echo_of_poll(bench: Bench, path: str, connections: int) -> Figure:
 
 
 def rebuild(bench: Bench, *options: str) -> Figure:
-    """The command, from its start to its end, while the service runs on and has nothing to do."""
+    """Times the whole command while the service is idle."""
     log = bench.log
     bench.database.execute("VACUUM ANALYZE records")
     bench.checkpoint()

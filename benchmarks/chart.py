@@ -1,4 +1,4 @@
-"""The ratios as a picture: a bar for each, and a line where the bare limit is."""
+"""The ratios as a chart: a bar for each ratio, and a line at the bare limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .figures import Result
 
 WIDTH, LABELS, FIGURES = 900, 290, 190
 BAR, GAP, TOP = 16, 8, 44
-RATIO_MAX = 1.5  #: longer bars are cut off, and say so by their number
+RATIO_MAX = 1.5  #: longer bars are cut; their number shows the ratio
 
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #24292f }

@@ -1,4 +1,4 @@
-"""An HTTP connection with nothing to it: what it costs is not what is measured."""
+"""A minimal HTTP connection, because its cost would distort the measurement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ANSWER_SECONDS_MAX = 120.0
 END = b"\r\n\r\n"
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 
-#: One for all connections, there is only one thread. `recv` makes a new one each time, and one of
-#: this size costs two system calls and the zeroing of its pages: twice as much as all the rest.
+#: A buffer that all connections of the one thread share. A new buffer of this size for each `recv`
+#: costs two system calls and zeroed pages: twice as much as the rest of a request.
 _BUFFER = bytearray(2**18)
 _VIEW = memoryview(_BUFFER)
 
@@ -39,7 +39,7 @@ def request(
 
 @dataclass(slots=True)
 class Answer:
-    """A good answer; the bad ones raise, unless they are asked for."""
+    """An answer. Its maker raises for an error status, unless the caller accepts errors."""
 
     head: bytes
     body: bytes
@@ -58,7 +58,7 @@ class Answer:
 
 
 class Connection:
-    """One keep-alive connection, one request at a time."""
+    """A keep-alive connection with one request at a time."""
 
     __slots__ = ("_is_lenient", "_length", "_received", "sent_at", "socket")
 
@@ -68,7 +68,7 @@ class Connection:
         self.sent_at = 0.0
         self._is_lenient = is_lenient
         self._received = b""
-        self._length = 0  #: of the whole answer, once it is known; -1: it ends with its last chunk
+        self._length = 0  #: length of the whole answer if known; -1 for a chunked answer
 
     def close(self) -> None:
         self.socket.close()
@@ -78,7 +78,7 @@ class Connection:
         self.socket.sendall(data)
 
     def receive(self) -> Answer | None:
-        """Takes in what has come: the answer once it is whole, else `None`."""
+        """Reads the received bytes. Returns the answer if it is complete, else `None`."""
         size = self.socket.recv_into(_BUFFER)
         if not size:
             raise BenchmarkFailed("the server closed a connection")
@@ -126,7 +126,7 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 def _joined(chunks: bytes) -> bytes:
-    """The body that came in chunks."""
+    """Joins the chunks of a body."""
     parts: list[bytes] = []
     while True:
         size, _, chunks = chunks.partition(b"\r\n")
@@ -138,6 +138,6 @@ def _joined(chunks: bytes) -> bytes:
 
 
 def fetch(port: int, requests: Iterable[bytes]) -> list[Answer]:
-    """One request after another on one connection."""
+    """Sends requests one after another on one connection."""
     with closing(Connection(port)) as connection:
         return [connection.ask(data) for data in requests]

@@ -1,7 +1,6 @@
-"""`python -m benchmarks.device`: what a device waits for and pays, with the real client library.
+"""`python -m benchmarks.device`: times and bytes of a device with the real client library.
 
-Times and bytes, not rates: nobody has a bare limit for them, but each stands beside its
-alternative: a snapshot beside the whole log, and a field edit beside the field.
+Each figure is shown with its alternative: a snapshot with the whole log, an edit with its field.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ EDITS = 20
 @click.option("--writes-per-record", default=10, show_default=True)
 @click.option("--publish", is_flag=True, help="Put the figures into the docs.")
 def main(events: int, writes_per_record: int, publish: bool) -> None:
-    """First sync by snapshot and by events; a field edit on the wire; a local write."""
+    """Measures a first sync by snapshot and by events, a sent field edit, and a local write."""
     with tempfile.TemporaryDirectory(prefix="foldlog-bench-") as folder:
         data = Path(folder)
         with (
@@ -79,7 +78,7 @@ def replica_of(url: str, path: Path) -> Replica:
 
 
 def first_sync(url: str, data: Path, way: str) -> tuple[str, str]:
-    """A new device, until it has everything."""
+    """Times a new device until it has all records."""
     usual = synchroniser.SNAPSHOT_EVENTS_MIN
     if way == "events":
         synchroniser.SNAPSHOT_EVENTS_MIN = 10**12
@@ -97,7 +96,7 @@ def first_sync(url: str, data: Path, way: str) -> tuple[str, str]:
 
 
 def field_edit(url: str, data: Path) -> list[tuple[str, str]]:
-    """One field of a record, until a second device shows it. Bodies, in bytes; medians."""
+    """Edits one field until a second device shows it. Returns medians of the bodies, in bytes."""
     sent, acknowledged, asked, received = [], [], [], []
     with replica_of(url, data / "snapshot.db") as phone, replica_of(url, data / "events.db") as tab:
         tab.sync()
@@ -120,7 +119,7 @@ def field_edit(url: str, data: Path) -> list[tuple[str, str]]:
 
 
 def local_write(data: Path) -> tuple[str, str]:
-    """With the network down: a record made, flushed to the disk, and shown."""
+    """Times a record that is made offline, flushed to the disk, and shown."""
     server = HttpServer("http://127.0.0.1:9", SPACE)
     times = []
     with Replica(data / "offline.db", space=SPACE, server=server) as replica:

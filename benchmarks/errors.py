@@ -1,14 +1,11 @@
-"""What makes a figure worthless, or impossible."""
+"""Errors that make a figure wrong or impossible."""
 
 from __future__ import annotations
 
 
 class BenchmarkFailed(Exception):
-    """The service did not do what was measured, or the machine not what is compared with.
-
-    Nothing catches it: no table without its truth.
-    """
+    """The service or a comparison failed to do the measured work. The whole run fails."""
 
 
 class Skipped(Exception):
-    """Something that is not part of the project is not there: the table goes without it."""
+    """A program outside the project is missing. The table leaves its row out."""

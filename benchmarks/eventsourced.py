@@ -1,4 +1,4 @@
-"""The same work for eventsourcing's own application and projection, in a process of its own.
+"""The same work for the application and projection of eventsourcing, in a separate process.
 
 python -m benchmarks.eventsourced fill URL EVENTS | run URL SECONDS
 """
@@ -29,7 +29,7 @@ START_SECONDS_MAX = 60.0
 
 
 class Task(Aggregate):
-    """A record; an event holds what an event of ours holds of it."""
+    """A record. Its events hold the same data as events of ours."""
 
     @event("Created")
     def __init__(self, record: str, device: str, counter: int, fields: dict[str, Any]):
@@ -49,7 +49,7 @@ class Tasks(Application[UUID]):
 
 
 class View(PostgresTrackingRecorder):
-    """A table of the records as they are, written with the position in one transaction."""
+    """A table of the present records, written with the position in one transaction."""
 
     def __init__(self, datastore: PostgresDatastore, **given: Any):
         super().__init__(datastore, **given)
@@ -92,7 +92,7 @@ def settings(url: str) -> dict[str, str]:
 
 
 def fill(url: str, events: int) -> None:
-    """Each record created, and then written once more."""
+    """Creates each record, then writes it once more."""
     app = Tasks(settings(url))
     history = Workload("eventsourced").history(events, 1)
     items = (item for items in history for item in items)
@@ -111,7 +111,7 @@ def fill(url: str, events: int) -> None:
 
 
 def run(url: str, seconds: float) -> Figure:
-    """From the first event on, until all are folded or the time is over."""
+    """Folds from the first event until all are folded, or the time is over."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as database:

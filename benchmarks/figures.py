@@ -1,4 +1,4 @@
-"""What a measurement comes to, and what is kept of a run."""
+"""The figures of measurements, and the stored form of a run."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import msgspec
 
 
 class Figure(msgspec.Struct):
-    """One measurement of one round."""
+    """One measurement in one round."""
 
-    value: float  #: in the unit of the row; most are a second
-    #: share of the machine that others took meanwhile; `None` where that cannot be told
+    value: float  #: in the unit of the row, mostly per second
+    #: share of the machine that other processes took; `None` if unknown
     foreign: float | None = None
     p50_ms: float | None = None
     p99_ms: float | None = None
     generator_cpu: float | None = None  #: the load generator's share of one core
-    missing: float | None = None  #: share of what was pushed that another system has not stored
+    missing: float | None = None  #: share of the pushed changesets that another system lost
     bytes_each: float | None = None
-    #: after a push: until the master table had caught up
+    #: seconds from a push until the master table had caught up
     catch_up_seconds: float | None = None
-    #: resident memory of the web workers, afterwards
+    #: resident memory of the web workers after the measurement
     workers_mb: float | None = None
-    note: str = ""  #: how much there was of what a scale decides
+    note: str = ""  #: the amount of data, for rows whose scale varies
 
 
 def median(figures: list[Figure], name: str) -> float | None:
-    """Of a member of the figures."""
+    """The median of one member of the figures."""
     values = [getattr(figure, name) for figure in figures]
     return statistics.median(values) if values and None not in values else None
 
 
 class Result(msgspec.Struct, omit_defaults=True):
-    """A row of the table: its rounds, and what stands beside it, measured just before in each."""
+    """A row of the table: a figure of each round, and the comparisons measured just before."""
 
     row: str
     title: str
@@ -41,7 +41,7 @@ class Result(msgspec.Struct, omit_defaults=True):
     figures: list[Figure] = []
     limits: dict[str, list[Figure]] = {}
     less_is_better: bool = False
-    is_bare: bool = True  #: beside it is a bare limit, not another system, nor another size
+    is_bare: bool = True  #: the comparison is a bare limit; otherwise another system or size
 
     @property
     def value(self) -> float:
@@ -53,21 +53,21 @@ class Result(msgspec.Struct, omit_defaults=True):
         return min(values), max(values)
 
     def ratio(self, limit: str) -> float | None:
-        """To a limit of the same round: what slows the machine down slows both."""
+        """The ratio to a limit of the same round, because a slow machine slows both."""
         pairs = list(zip(self.figures, self.limits[limit], strict=True))
         if any(ours.value < 0 or bare.value <= 0 for ours, bare in pairs):
-            return None  # what has arrived before it was acknowledged
+            return None  # an event can arrive before its acknowledgement
         return statistics.median(ours.value / bare.value for ours, bare in pairs)
 
     @property
     def foreign(self) -> float:
-        """The largest share of others in any of these figures."""
+        """The largest share of other processes in these figures."""
         of_limits = [figure for figures in self.limits.values() for figure in figures]
         return max((f.foreign or 0.0 for f in [*self.figures, *of_limits]), default=0.0)
 
 
 class Run(msgspec.Struct):
-    """A run, as it is written to a file."""
+    """A run in its stored form."""
 
     machine: dict[str, str]
     results: list[Result]

@@ -1,7 +1,7 @@
-"""Long logs in a short time: events made by the domain and copied in by the log's own recorder.
+"""Fills long logs quickly: the domain makes the events, and the log's recorder copies them in.
 
-No request, no decision: the space is ours alone, and what is stored is what a push would have
-stored. The projectors fold it as they fold everything.
+The stored events equal those of a push, and the projectors fold them as usual. Requests and
+decisions are left out, because the benchmark is the only writer of the space.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .workload import COLLECTION, NOW, Item, Workload
 
 BATCH_EVENTS = 10_000
 WRITES_PER_RECORD = 10
-#: of one device, one after another
+#: consecutive changesets of one device
 CHANGESETS_PER_DEVICE = 100
 
 
@@ -40,7 +40,7 @@ def fill(
     batch: int = BATCH_EVENTS,
     writes_per_record: int = WRITES_PER_RECORD,
 ) -> None:
-    """A space of so many events; a batch is a transaction."""
+    """Fills a space with so many events. Each batch is a transaction."""
     history = Workload(space).history(
         events, CHANGESETS_PER_DEVICE, writes_per_record=writes_per_record
     )
@@ -63,7 +63,7 @@ def fill(
 
 
 def announce(database: Connection, space: str, head: int) -> None:
-    """Tells the projectors, as whoever appends does."""
+    """Notifies the projectors, as each append does."""
     database.execute(NOTIFY, {"channel": CHANNEL, "spaces": [space], "heads": [head]})
 
 

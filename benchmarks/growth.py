@@ -1,5 +1,6 @@
-"""What a long log costs: the same pushes and pulls on a space of ten thousand events and of ten
-million, and the memory of the web workers after each.
+"""The cost of a long log: pushes and pulls on spaces with ten thousand and ten million events.
+
+The memory of the web workers is measured after each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SETTLE_SECONDS_MAX = 4 * 3_600.0
 
 
 def young(bench: Bench) -> str:
-    """Another one each time: it would not stay young under these pushes."""
+    """Makes a new short space each time, because the pushes lengthen its log."""
     return _space(bench, bench.new_space(), bench.scale.small)
 
 
@@ -45,14 +46,14 @@ def _space(bench: Bench, space: str, events: int) -> str:
 
 
 def push(bench: Bench, log: Callable[[Bench], str], changesets: int, connections: int) -> Figure:
-    """As in an empty space."""
+    """Pushes as to an empty space."""
     space = log(bench)
     head = bench.head(space)
     return _grown(bench, cells.push(bench, changesets, connections, space), head)
 
 
 def pull(bench: Bench, log: Callable[[Bench], str]) -> Figure:
-    """Pages from the whole log, evenly; those of a short one again and again."""
+    """Pulls pages spread evenly over the whole log. A short log is pulled repeatedly."""
     space = log(bench)
     head, page = bench.head(space), bench.scale.page
     step = max(page, head // PULLED_PAGES // page * page)
@@ -71,7 +72,7 @@ def pull(bench: Bench, log: Callable[[Bench], str]) -> Figure:
 
 
 def disk_kb() -> int:
-    """What this machine has read from its disks so far, in kB; 0 where that is not told."""
+    """All reads of this machine from its disks, in kB. 0 if unknown."""
     vmstat = Path("/proc/vmstat")
     lines = vmstat.read_text().splitlines() if vmstat.exists() else []
     return next((int(line.split()[1]) for line in lines if line.startswith("pgpgin ")), 0)

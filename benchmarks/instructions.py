@@ -1,7 +1,7 @@
-"""A figure that noise does not move: instructions of the service's process, by callgrind.
+"""Counts the instructions of the service's process with callgrind, a figure free of noise.
 
-The same mix of work in one process (`mix.py`), each step between two dumps. PostgreSQL's own are
-not in it, nor is the kernel's, nor uvicorn's.
+`mix.py` does a fixed mix of work in one process, each step between two dumps. The count leaves out
+PostgreSQL, the kernel and uvicorn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TOTALS = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 
 
 class _Counted:
-    """One mix serves a row and its limit; who asks for the same again gets another mix."""
+    """Runs a mix for a row and its limit. A repeated question for the same step runs a new mix."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -58,7 +58,7 @@ class _Counted:
             assert process.stdin and process.stdout
             for line in process.stdout:
                 if not line.startswith("["):
-                    continue  # the request log
+                    continue  # a line of the request log
                 name, number = json.loads(line)
                 instructions = _dumped(process.pid, Path(folder))
                 if name != "ready":
@@ -93,7 +93,7 @@ def _started(order: Order, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _dumped(pid: int, folder: Path) -> int:
-    """Instructions since the last dump; a dump sets them to zero."""
+    """Returns the instructions since the last dump, and resets the count."""
     before = set(folder.iterdir())
     done = subprocess.run([DUMP, "-d", str(pid)], capture_output=True, text=True, check=False)
     new = [path for path in folder.iterdir() if path not in before]

@@ -1,4 +1,4 @@
-"""Clients that wait: what each costs the server, and how soon it hears what it waits for."""
+"""Waiting clients: their memory in the server, and the delay until an event reaches them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PUSH = "/v1/spaces/{space}/changesets"
 FOLLOW = "/v1/spaces/{space}/events/stream?after=1"
 WAIT = "/v1/spaces/{space}/events?after=1&wait=60"
 SPACE = "held"
-#: memory has settled when it has not grown by more than this for so long
+#: memory is steady if it grows by less than this in so many seconds
 SETTLED_MB, SETTLED_SECONDS, SETTLE_SECONDS_MAX = 1.0, 2.0, 30.0
 WARM_STREAMS = 20
 
 
 def held(bench: Bench, path: str, is_silent: bool) -> Figure:
-    """Memory of one web worker for each client that waits on it."""
-    # A service of its own: one worker, and nothing in its memory but what is measured.
+    """The memory of one web worker for each waiting client."""
+    # A separate service with one worker, whose memory holds only the measured clients.
     with (
         tempfile.TemporaryDirectory(prefix="foldlog-bench-") as folder,
         serving(COMMAND, folder, env={**UNLIMITED, "FOLDLOG_WEB_WORKERS": "1"}) as url,
@@ -56,7 +56,7 @@ def held_by_echo(bench: Bench) -> Figure:
 
 def _held(worker: psutil.Process, task: Task) -> Figure:
     with _streams(msgspec.structs.replace(task, streams=WARM_STREAMS)):
-        pass  # what the first ones cost, they cost once
+        pass  # the first clients also pay one-time costs
     before = _settled(worker)
     with _streams(task):
         after = _settled(worker)
@@ -64,7 +64,7 @@ def _held(worker: psutil.Process, task: Task) -> Figure:
 
 
 def _settled(worker: psutil.Process) -> float:
-    """Resident MB, once they stay what they are."""
+    """Waits until the resident memory is steady, and returns it in MB."""
     deadline = time.monotonic() + SETTLE_SECONDS_MAX
     memory = resident_mb(worker)
     while time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def _settled(worker: psutil.Process) -> float:
 
 
 def following(bench: Bench, spaces: int) -> Figure:
-    """From the acknowledgement of a push to its arrival at each stream of its space."""
+    """The delay from the acknowledgement of a push to its arrival at each stream of the space."""
     names = tuple(bench.new_space() for _ in range(spaces))
     fetch(
         bench.port,
@@ -86,7 +86,7 @@ def following(bench: Bench, spaces: int) -> Figure:
 
 
 def following_echo(bench: Bench) -> Figure:
-    """The same streams on a bare ASGI callable, which hands on what it is sent."""
+    """The same streams on a bare ASGI callable that forwards each message."""
     with echoing(workers=1) as echo:
         return _followed(bench, Task(echo.port, 0, STREAM, push_path=ANNOUNCE))
 
@@ -106,7 +106,7 @@ def _followed(bench: Bench, task: Task) -> Figure:
 
 @contextmanager
 def _streams(task: Task) -> Iterator[str]:
-    """The clients, as a process of their own, which has said what it has to say."""
+    """Runs the clients as a separate process, and returns its results."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.streams", msgspec.json.encode(task).decode()],
         cwd=Path(__file__).parents[1],

@@ -1,8 +1,8 @@
 """The load generator: keep-alive connections, each with one request under way.
 
-Sockets and a selector, because on two cores a generator takes from what it measures. wrk takes
-half as much, but it cuts off its last requests: whether all that was acknowledged is stored, and
-nothing else, could then not be told. `wrk.py` has rows of its own to show what that makes.
+It uses sockets and a selector, because the generator shares two cores with the service. wrk costs
+half as much, but drops its last requests, so the stored events could differ from the acknowledged
+ones. `wrk.py` has its own rows to show the difference.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from itertools import cycle
 from .connection import ANSWER_SECONDS_MAX, Connection
 from .errors import BenchmarkFailed
 
-#: when the clock starts, every connection has been busy for so long
+#: how long all connections are busy before the measurement starts
 RAMP_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of driving a server."""
+    """The result of a load."""
 
     answers_per_second: float
     p50_ms: float
     p99_ms: float
-    counted: int  #: in all answers, also those before the clock started and after it stopped
-    generator_cpu: float  #: our share of one core
-    answers: int  #: all of them
+    counted: int  #: occurrences in all answers, also before and after the measurement
+    generator_cpu: float  #: share of one core
+    answers: int  #: number of all answers
     refused: int
 
 
@@ -47,12 +47,11 @@ def drive(
     answers_min: int = 1,
     is_lenient: bool = False,
 ) -> Load:
-    """Keeps a request under way on every connection for so long; then waits for the last answers.
+    """Keeps one request open on each connection for so many seconds, then awaits the last answers.
 
-    Each request is sent once, or with `again` in turns. Occurrences of `count` in the answers are
-    counted. The clock runs on until there are `answers_min`, for servers that need many seconds
-    for one. Raises `BenchmarkFailed` for any answer that is not a good one; a server that is
-    known to refuse some may be treated leniently: what it refuses is not counted.
+    Sends each request once, or with `again` repeats them in order. Counts the occurrences of
+    `count` in the answers. Measures until `answers_min` answers have arrived, for slow servers.
+    Raises `BenchmarkFailed` for an error status. With `is_lenient` it skips refused requests.
     """
     latencies: list[float] = []
     counted = refused = answers = 0
@@ -123,7 +122,7 @@ def _connected(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A pause of ours would count as one of the server's."""
+    """Disables garbage collection, because its pauses would count as the server's."""
     gc.collect()
     gc.disable()
     try:

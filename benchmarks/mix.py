@@ -1,8 +1,8 @@
-"""A fixed mix of work in one process, without sockets and without a clock: its instructions are
-counted by whoever started it, `instructions.py`.
+"""A fixed mix of work in one process, free of sockets and clocks.
 
-The service's own `serve` wires the parts; only what would listen is replaced. Each step is
-announced on stdout and begins when a line comes on stdin.
+`instructions.py` starts it and counts its instructions. The service's own `serve` wires the parts,
+and only the listening server is replaced. Each step is announced on stdout, and starts at a line
+on stdin.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ PAGE = 1_000
 
 
 class Order(msgspec.Struct):
-    """What to do, and on which spaces."""
+    """The amounts and spaces of the work."""
 
     url: str
-    log: str  #: that is pulled and rebuilt
-    events: int  #: in it
-    space: str  #: that is pushed to
-    times: int  #: each call is made
+    log: str  #: the space that is pulled and rebuilt
+    events: int  #: in the log
+    space: str  #: the space for pushes
+    times: int  #: repetitions of each call
 
 
 async def call(app: Any, method: str, path: str, body: bytes = b"") -> bytes:
-    """A request, as uvicorn hands it over."""
+    """A request in the form that uvicorn passes."""
     path, _, query = path.partition("?")
     scope = {
         "type": "http",
@@ -85,7 +85,7 @@ async def call(app: Any, method: str, path: str, body: bytes = b"") -> bytes:
 
 
 async def steps(app: Any, order: Order) -> AsyncIterator[tuple[str, int]]:
-    """Does one after another: its name, and what its instructions are to be divided by."""
+    """Yields each step after its work: its name, and the divisor of its instructions."""
     path = f"/v1/spaces/{order.space}/changesets"
     events = f"/v1/spaces/{order.log}/events"
     workload = Workload(order.space)
@@ -94,7 +94,7 @@ async def steps(app: Any, order: Order) -> AsyncIterator[tuple[str, int]]:
     pages = range(0, order.events, PAGE)
     hundreds = max(1, order.times // 10)
     one, hundred = workload.push(), workload.push(100)
-    for target in (echo.FLASK, echo.BARE):  # threads and caches that the first ones make
+    for target in (echo.FLASK, echo.BARE):  # the first requests create threads and caches
         await call(echo.app, "POST", target, one)
     for body in (one, hundred, *(workload.push() for _ in range(WARM))):
         await call(app, "POST", path, body)

@@ -1,4 +1,4 @@
-"""How much of the machine others take while we measure, and trying again when it is too much."""
+"""Measures the CPU of other processes, and repeats a measurement that they disturb."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from .figures import Figure
 
 FOREIGN_SHARE_MAX = 0.15
-#: before a measurement, this long for the machine to become quiet
-PATIENCE_SECONDS = 10.0
+#: longest wait for a quiet machine before a measurement
+QUIET_WAIT_SECONDS_MAX = 10.0
 LOOK_SECONDS = 0.5
 
 _STAT = Path("/proc/stat")
 
 
 def quietly(measure: Callable[[], Figure], tries: int) -> Figure:
-    """The quietest of some measurements; one is enough if nobody disturbed it."""
+    """Returns the first undisturbed measurement, or the least disturbed of several."""
     best: Figure | None = None
     for _ in range(tries):
         if tries > 1:
@@ -35,7 +35,7 @@ def quietly(measure: Callable[[], Figure], tries: int) -> Figure:
 
 
 def _wait_for_quiet() -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + QUIET_WAIT_SECONDS_MAX
     while time.monotonic() < deadline:
         watch = _Watch()
         time.sleep(LOOK_SECONDS)
@@ -44,7 +44,7 @@ def _wait_for_quiet() -> None:
 
 
 class _Watch:
-    """The CPU that all and that we have used, from now on."""
+    """The CPU time of all processes and of ours, since its creation."""
 
     def __init__(self) -> None:
         self._since = (time.monotonic(), *_used()) if _STAT.exists() else None
@@ -59,7 +59,7 @@ class _Watch:
 
 
 def _used() -> tuple[float, float]:
-    """Seconds of CPU since the start: of all processes, and of ours with those we started."""
+    """Seconds of CPU since the start: of all processes, and of ours with its children."""
     ticks = os.sysconf("SC_CLK_TCK")
     user, nice, system, _idle, _iowait, *interrupts = (
         int(value) for value in _STAT.read_text().split("\n")[0].split()[1:9]
@@ -74,10 +74,10 @@ def _used_by_ours() -> int:
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended just now
+            continue  # the process has just ended
         pid = int(path.parent.name)
         children.setdefault(int(fields[1]), []).append(pid)
-        used[pid] = sum(int(value) for value in fields[11:15])  # its dead children's, too
+        used[pid] = sum(int(value) for value in fields[11:15])  # with its ended children
     total, waiting = 0, [os.getpid()]
     while waiting:
         pid = waiting.pop()

@@ -1,7 +1,7 @@
-"""Folding, beside the projection runner of the library that the log is built on.
+"""Folding, compared with the projection runner of the eventsourcing library.
 
-Both fold the same records' writes into one table of PostgreSQL, each event exactly once. Theirs
-writes a row and its position an event; that is what it offers.
+Both fold writes of the same records into one table of PostgreSQL, each event exactly once. The
+library's runner writes a row and its position for each event.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DRIVER = "benchmarks.eventsourced"
 
 
 def following(bench: Bench) -> Figure:
-    """The projector of the running service, from the moment that it is told of a batch."""
+    """The projector of the running service, from the notification about a batch."""
     space, events = bench.new_space(), bench.scale.followed
     fill(bench.url, space, events, batch=events)
     started = time.perf_counter()
@@ -37,13 +37,13 @@ def following(bench: Bench) -> Figure:
 
 
 def runner(bench: Bench) -> Figure:
-    """Events a second of eventsourcing's `ProjectionRunner`, once it has begun."""
+    """Events a second of eventsourcing's `ProjectionRunner`, after its start."""
     url = bench.once(_eventsourced)
     return msgspec.json.decode(_driver("run", url, bench.scale.seconds), type=Figure)
 
 
 def _eventsourced(bench: Bench) -> str:
-    """Its events: as many as it may get done in the time."""
+    """The events for the library: as many as it can fold in the time."""
     url = bench.new_database(DATABASE)
     _driver("fill", url, bench.scale.items)
     return url

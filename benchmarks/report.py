@@ -1,4 +1,4 @@
-"""A run as a table for a terminal, as one for a document, and as a file."""
+"""Prints a run as a table for a terminal or a document, and stores it in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def lines_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """A line for each limit; what is the same as in the line above is left out."""
+    """Makes a line for each limit. Cells equal to those above stay empty."""
     lines: list[tuple[str, ...]] = []
     for result in results:
         own = _own(result)
@@ -117,7 +117,7 @@ def load(path: Path) -> Run:
 
 
 def merged(old: Run, new: Run) -> Run:
-    """The new rows in the place of the old ones, so that a disturbed row can be measured again."""
+    """Replaces old rows by new ones, so that a disturbed row can be measured again."""
     rows = {(result.row, result.title): result for result in [*old.results, *new.results]}
     return Run(new.machine, list(rows.values()))
 

@@ -1,4 +1,4 @@
-"""All rows, and which of them a run is about."""
+"""All rows, and the choice of rows for a run."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ NAMES = tuple(dict.fromkeys(row.name for row in ROWS))
 
 
 def chosen(names: Sequence[str]) -> list[Row]:
-    """Those named; without a name, all but the long ones."""
+    """Returns the named rows. Returns all short rows if `names` is empty."""
     return [row for row in ROWS if (row.name in names if names else not row.is_long)]

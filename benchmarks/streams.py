@@ -1,9 +1,8 @@
 """Clients that wait, thousands of them, in a process of their own: `python -m benchmarks.streams`.
 
-A process of its own, because ten thousand sockets are as many file descriptors, and because what
-arrives is timed here: nothing else may take this thread. Raw sockets and a selector, no parsing
-but for the number of an event. What is to be done comes as JSON on its command line, and what came
-of it goes out as JSON.
+A separate process has enough file descriptors for ten thousand sockets, and its one thread only
+times arrivals. It uses raw sockets and a selector, and parses only the number of an event. The
+order comes as JSON on the command line, and the result is printed as JSON.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ class Task(msgspec.Struct):
 
     port: int
     streams: int
-    path: str  #: that each asks for; each of the spaces in turn
+    path: str  #: the path that each client requests, for each space in turn
     spaces: tuple[str, ...] = ("",)
-    is_silent: bool = False  #: no answer is expected before there is something to tell
-    push_path: str = ""  #: what is pushed to, now and then; without it, they are just held open
-    after: int = 0  #: the number of the last event that is there
+    is_silent: bool = False  #: the answer starts with the first event
+    push_path: str = ""  #: the path of regular pushes; empty if the streams are only held open
+    after: int = 0  #: the number of the last existing event
     seconds: float = 0
 
 
@@ -52,7 +51,7 @@ class Arrivals(msgspec.Struct):
 
 
 class Stream:
-    """A client that has asked, and now listens."""
+    """A client with an open stream."""
 
     __slots__ = ("received", "socket", "space")
 
@@ -63,7 +62,7 @@ class Stream:
         self.received = b""
 
     def receive(self) -> bytes:
-        """All that has come since what was last taken."""
+        """Returns the bytes that have arrived since the last call."""
         piece = self.socket.recv(RECEIVE_BYTES)
         if not piece:
             raise BenchmarkFailed(f"a stream has ended: {self.received!r}")
@@ -72,7 +71,7 @@ class Stream:
 
 
 class Clients:
-    """All of them, open."""
+    """All open clients."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -98,7 +97,7 @@ class Clients:
                     waiting.discard(stream)
 
     def follow(self) -> Arrivals:
-        """Pushes now and then, and sees when it comes to each stream of that space."""
+        """Pushes regularly, and times the arrival at each stream of the space."""
         task = self.task
         pusher = Connection(task.port)
         self.selector.register(pusher.socket, selectors.EVENT_READ)
@@ -149,7 +148,7 @@ def main() -> None:
         print(msgspec.json.encode(clients.follow()).decode(), flush=True)
     else:
         print("{}", flush=True)
-        sys.stdin.readline()  # whoever started us lets us go
+        sys.stdin.readline()  # the parent process sends a line to end this one
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What is pushed: notes of a to-do app, about 260 bytes a changeset.
+"""The pushed data: notes of a to-do app, about 260 bytes a changeset.
 
-Made from text and not by a JSON encoder: the generator shares two cores with what it measures.
+Bodies are made from text instead of by a JSON encoder, because the generator shares two cores with
+the service.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _TEXT = (
 WORDS = _TEXT.split()
 
 COLLECTION = "tasks"
-#: each counts its own changesets; more than requests are ever under way, so none overtakes itself
+#: more than the open requests, so that two pushes of one device never overlap
 DEVICES = 1_000
-#: the devices' clock. Any moment does: what counts is that made_at and sent_at agree.
+#: the clock of the devices: any moment, if made_at and sent_at agree
 NOW = "2026-11-23T09:00:00.123Z"
 
 _PUSH = '{"device":"%s","sent_at":"' + NOW + '","changesets":[%s]}'
@@ -32,18 +33,18 @@ _FIELDS = '"title":"%s","priority":%d,"estimate":%s,"done":%s,"notes":"%s"'
 
 
 class Item(NamedTuple):
-    """A changeset as its parts: what every system is given, each in a form of its own."""
+    """The parts of a changeset. Each adapter gives them its system's form."""
 
     device: str
     id: str
     counter: int
     base: int
     record: str
-    fields: str  #: members of a JSON object, without its braces
+    fields: str  #: the members of a JSON object between its braces
 
 
 class Workload:
-    """Makes pushes whose changesets nobody has made before; the same seed, the same content."""
+    """Makes pushes with new changesets. Equal seeds give equal content."""
 
     def __init__(self, seed: int | str):
         self._random = random.Random(seed)
@@ -52,25 +53,25 @@ class Workload:
         self._turn = 0
 
     def uuid(self) -> str:
-        """Of now, as our client library makes them: version 7 (RFC 9562)."""
+        """An id of version 7 (RFC 9562), as the client library makes it."""
         digits = f"{time.time_ns() // 1_000_000:012x}{self._random.getrandbits(80):020x}"
         return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
     def push(self, changesets: int = 1) -> bytes:
-        """Creates that many records, all of one device."""
+        """Makes a push of one device that creates so many records."""
         return push_of(self.items(changesets))
 
     def items(self, number: int) -> list[Item]:
-        """The parts of such a push."""
+        """The parts of the changesets of such a push."""
         return self._items([self.uuid() for _ in range(number)], base=0)
 
     def history(
         self, events: int, changesets_per_push: int, *, writes_per_record: int = 2
     ) -> Iterator[list[Item]]:
-        """The items of one push after another.
+        """Yields the items of one push after another.
 
-        Each record is created, and then updated so many times, each round in another order.
-        Whoever updates has pulled all that is there, as apps do before their user edits.
+        Each record is created, then updated so many times, each round in another order. The base
+        of an update is the whole log so far, as in apps that sync before their user edits.
         """
         records = [self.uuid() for _ in range(events // writes_per_record)]
         everything = list(records)

@@ -1,7 +1,7 @@
-"""The same by wrk, a generator in C: whether ours, in Python, holds the service back.
+"""The same load by wrk, a generator in C. It shows whether our generator slows the service down.
 
-It cuts off its last requests, so what is stored may be more than what it was told, by as many as
-there are connections; that is checked. Ours checks that both are the same.
+wrk drops its last requests, so the log may have one push more for each connection than the number
+of answers. The benchmark checks this bound. Our own generator checks for equal numbers.
 """
 
 from __future__ import annotations

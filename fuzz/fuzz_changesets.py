@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of what strangers' bytes reach first: the decoder, the intake, the fold.
+"""Coverage-guided fuzzing of the code that reads untrusted bytes: decoder, push decider and fold.
 
     make fuzz
     FUZZ_SECONDS=1800 make fuzz
 
-The input is either the bytes of a push's changesets, or what a few pushes of several devices are
-made of. What is refused must be refused by a code of ours. What is accepted is stored, and the log
-folded twice: by the fold, and by the oracle of the tests, which was written from the design. The
-same pushes again must be duplicates, and change nothing.
+The input is either the bytes of a push's changesets, or the seed of pushes of several devices. A
+refusal must have a code of ours. Accepted changesets are stored, and the log is folded twice: by
+the fold, and by the oracle of the tests. The same pushes again must be duplicates, and leave the
+log unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SPACE = "fuzzed"
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 LIMITS = Limits(changesets_per_push_max=20)
 DEVICES = [A, B, C]
-#: as they stand in JSON: what merges; and what is odd, or no value at all
+#: in JSON: values that merge, and odd or invalid ones
 NUMBERS = ["0", "1", "2.5", "-1"]
 VALUES = [*NUMBERS, '"x"', "null"]
 ODD_VALUES = [
@@ -98,7 +98,7 @@ def _push(given: Any, ids: Any) -> tuple[str, bytes]:
     device = given.PickValueInList(DEVICES)
     made = [_changeset(given, next(ids)) for _ in range(given.ConsumeIntInRange(1, 3))]
     text = f"[{','.join(made)}]"
-    if given.ConsumeProbability() > 0.98:  # cut on its way
+    if given.ConsumeProbability() > 0.98:  # as if cut on the way
         text = text[: given.ConsumeIntInRange(0, len(text))]
     return device, text.encode()
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 #: CI sets the profile `ci`, which runs more examples of each property test.
 PROFILE = os.environ.get("FOLDLOG_TEST_PROFILE", "quick")
-FACTOR = {"quick": 1, "ci": 3}[PROFILE]
+FACTOR = {"quick": 1, "ci": 4}[PROFILE]
 
 
 def examples(count: int, **options: Any) -> settings:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +18,18 @@ from foldlog.domain.ports import EventStore, MasterTable, RangeQuery, RecordsQue
 
 NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 PAGES_MAX = 10_000
+#: a limit for waits that last far shorter on any machine
+WAIT_SECONDS = 60.0
 
 A, B, C = (str(uuid.UUID(int=n, version=4)) for n in (0xA, 0xB, 0xC))
+
+
+def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
+    """Waits until the condition is true. Fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition is still false"
+        time.sleep(0.005)
 
 
 def new_id() -> str:

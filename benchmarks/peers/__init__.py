@@ -1,5 +1,5 @@
-"""Other systems that devices sync with, given the same work: a module each.
+"""Other systems that devices sync with, under the same work: a module each.
 
-They are started as their own documentation says, on this machine, and driven by the same
-generator. Nothing is installed here: docs/explanation/benchmarks.md says how that is done.
+They start as their documentation says, on this machine, and get the same load. They must be
+installed beforehand: see docs/explanation/benchmarks.md.
 """

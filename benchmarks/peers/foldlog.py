@@ -1,4 +1,4 @@
-"""Foldlog, driven exactly as the others are."""
+"""Foldlog, under exactly the same load as the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Foldlog(HttpPeer):
         yield
 
     def make(self, place: str) -> None:
-        pass  # a space comes to be by its first push
+        pass  # the first push creates the space
 
     def one(self, place: str, item: Item) -> bytes:
         return self.many(place, [item])

@@ -1,4 +1,4 @@
-"""Kinto on PostgreSQL, two gunicorn workers. It keeps the last state of a record, not a log."""
+"""Kinto on PostgreSQL, with two gunicorn workers. It keeps only the last state of a record."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Kinto(HttpPeer):
         return sum(part["status"] in (200, 201) for part in json.loads(answer)["responses"])
 
     def stored(self, place: str) -> int:
-        """Counted in its database: answers say it only to a HEAD."""
+        """Counts the records in the database, because only answers to HEAD have the count."""
         parent = f"{BUCKET.removeprefix('/v1')}/collections/{place}"
         with psycopg.connect(self._url) as database:
             return int((database.execute(COUNT, (parent,)).fetchone() or (0,))[0])
@@ -110,7 +110,7 @@ class Kinto(HttpPeer):
         return request("GET", path, encoding=encoding, headers=LOGIN)
 
     def read(self, answer: Answer, body: bytes, cursor: Any) -> tuple[int, Any]:
-        """Each record has a `last_modified` of its own in its collection: the cursor."""
+        """The cursor is `last_modified`, which is unique in the collection."""
         items = msgspec.json.decode(body, type=_Page).data
         last = json.loads(bytes(items[-1]))["last_modified"] if items else cursor
         return len(items), last

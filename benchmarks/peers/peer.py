@@ -1,4 +1,4 @@
-"""What an adapter says, and how any system that speaks HTTP is driven."""
+"""The interface of an adapter, and the load for systems with HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGE = 1_000
 
 
 class Peer(ABC):
-    """A system under the same work. `place` is what each has for our spaces; it begins empty."""
+    """A system under the same work. Its `place` is the counterpart of a space, empty at first."""
 
     name: ClassVar[str]
 
@@ -40,22 +40,22 @@ class Peer(ABC):
 
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
-        """The server, started and ready. Raises `Skipped` if it is not installed."""
+        """Starts the server and waits until it is ready. Raises `Skipped` if it is missing."""
 
     @abstractmethod
     def push(self, changesets: int, connections: int) -> Figure: ...
 
     @abstractmethod
     def fill(self) -> str:
-        """A place with as many items as the scale says."""
+        """Fills a place with the items of the scale."""
 
     @abstractmethod
     def pull(self, place: str, encoding: str) -> Figure:
-        """A new client takes all of that, page by page."""
+        """A new client pulls all items, page by page."""
 
     @abstractmethod
     def poll(self, place: str, connections: int) -> Figure:
-        """Clients that have all of that ask for more."""
+        """Clients that have all items poll for new ones."""
 
     def new_place(self) -> str:
         self._places += 1
@@ -63,9 +63,9 @@ class Peer(ABC):
 
 
 class HttpPeer(Peer):
-    """An adapter says how things are asked for, and what was answered."""
+    """A system with HTTP. The adapter makes the requests and reads the answers."""
 
-    #: others may refuse or lose some under load; it is told, and taken off their rates
+    #: whether the system may refuse or lose items, which are subtracted from its rate
     is_strict = False
     port: int
 
@@ -81,18 +81,18 @@ class HttpPeer(Peer):
 
     @abstractmethod
     def accepted(self, answer: bytes) -> int:
-        """How many parts of a request for many were stored."""
+        """The number of stored items in an answer to a request for many."""
 
     @abstractmethod
     def stored(self, place: str) -> int: ...
 
     @abstractmethod
     def page(self, place: str, cursor: Any, encoding: str) -> bytes:
-        """The request for what follows the cursor; that of a new client is `None`."""
+        """The request for the items after the cursor. A new client has the cursor `None`."""
 
     @abstractmethod
     def read(self, answer: Answer, body: bytes, cursor: Any) -> tuple[int, Any]:
-        """How many items came, and the cursor after them."""
+        """The number of items in an answer, and the cursor after them."""
 
     def push(self, changesets: int, connections: int) -> Figure:
         place, workload = self.new_place(), Workload(f"{self.name} {changesets} {connections}")
@@ -112,7 +112,7 @@ class HttpPeer(Peer):
         )
         stored = self._stored(place, load.counted)
         figure = bare.figure_of(load)
-        figure.value *= stored / (load.answers - load.refused)  # not all of a request may be
+        figure.value *= stored / (load.answers - load.refused)  # a part of a request may be refused
         figure.missing = 1 - stored / (load.answers * changesets)
         return figure
 
@@ -124,7 +124,7 @@ class HttpPeer(Peer):
         return [self.many(place, workload.items(changesets)) for _ in range(number)]
 
     def _stored(self, place: str, acknowledged: int) -> int:
-        """What counts: what is acknowledged and there. With us, one is the other or we fail."""
+        """The items that are acknowledged and stored. For Foldlog the two must be equal."""
         stored = self.stored(place)
         if self.is_strict and stored != acknowledged:
             raise BenchmarkFailed(f"{self.name}: {acknowledged} acknowledged, {stored} stored")
@@ -187,7 +187,7 @@ def _one(_: bytes) -> int:
 
 
 def installed(*path: str) -> str:
-    """A program among the peers; raises `Skipped` where it is not."""
+    """The path of an installed program. Raises `Skipped` if it is missing."""
     found = INSTALLED.joinpath(*path)
     if not found.exists():
         raise Skipped(f"no {found.name} in {INSTALLED.relative_to(INSTALLED.parents[1])}")
@@ -198,7 +198,7 @@ def installed(*path: str) -> str:
 def server(
     command: Sequence[str], folder: Path, port: int, env: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """A process that listens on a port; ended with all that it started."""
+    """Runs a server process, and ends it with all its children."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""PocketBase, one binary on SQLite. It keeps the last state; its disk is not flushed per commit."""
+"""PocketBase, one binary on SQLite. It keeps the last state, and commits before a disk flush."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .peer import PAGE, HttpPeer, installed, reserve_port, server
 
 LOGIN = ("bench@example.org", "secret-secret")
 SETTINGS = {"batch": {"enabled": True, "maxRequests": 100, "timeout": 60}, "logs": {"maxDays": 0}}
-#: with another pattern of ids each insert would look through the whole table
+#: another pattern of ids makes each insert scan the whole table
 ID = {"name": "id", "type": "text", "primaryKey": True, "required": True, "system": True}
 ID |= {"min": 15, "max": 32, "pattern": "^[a-z0-9]+$", "autogeneratePattern": "[a-z0-9]{15}"}
 FIELDS = {"device": "text", "counter": "number", "title": "text", "priority": "number"}

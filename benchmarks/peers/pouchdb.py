@@ -1,6 +1,6 @@
-"""pouchdb-server: the protocol of CouchDB, on LevelDB, which does not flush per commit.
+"""pouchdb-server: the protocol of CouchDB, on LevelDB, which commits before a disk flush.
 
-`_changes` with `include_docs` is what a CouchDB client pulls: the last state of each document.
+A CouchDB client pulls `_changes` with `include_docs`: the last state of each document.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rows: Foldlog, and beside it the others, each given the same work just before."""
+"""The rows: Foldlog, compared with the other systems under the same work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Work = Callable[[Peer, str], Figure]
 
 
 class _Running:
-    """The systems that have been started, each with its place full of items; kept to the end."""
+    """The running systems, each with a filled place. They run until the end."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -62,7 +62,7 @@ def pull(kind: type[Peer], encoding: str) -> Measure:
 
 
 def size(kind: type[Peer], encoding: str) -> Measure:
-    """Only the bytes of a pull."""
+    """Measures only the bytes of a pull."""
 
     def measure(bench: Bench) -> Figure:
         figure = pull(kind, encoding)(bench)

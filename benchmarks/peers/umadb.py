@@ -1,7 +1,7 @@
 """UmaDB: an event store that speaks gRPC, through its own client library.
 
-The library lives among the peers, not with us, so what drives it is a process of its own: this
-module's other half, `umadb_driver.py`, on their Python.
+The client library is installed with the peers, so a separate process uses it: `umadb_driver.py`,
+on the Python of the peers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UmaDB(Peer):
         return self._drive("push", changesets, connections)
 
     def fill(self) -> str:
-        """It has one log: what was pushed before is in it, and a pull takes the last items."""
+        """UmaDB has one log with all earlier pushes, so a pull reads the last items."""
         self._drive("fill", self.bench.scale.items)
         return ""
 

@@ -1,6 +1,6 @@
-"""Drives UmaDB with the client library beside it; prints a figure as JSON.
+"""Runs a load on UmaDB with its client library, and prints a figure as JSON.
 
-python -m benchmarks.peers.umadb_driver URL WHAT SECONDS, where WHAT is push CHANGESETS CONNECTIONS,
+python -m benchmarks.peers.umadb_driver URL LOAD SECONDS, where LOAD is push CHANGESETS CONNECTIONS,
 fill ITEMS, pull ITEMS PAGE or poll CONNECTIONS.
 """
 
@@ -28,7 +28,7 @@ def event(item: Item) -> Any:
 
 
 def append(client: Any, items: list[Item]) -> None:
-    """Only if nobody has created these records: a log that takes what comes is no peer."""
+    """Appends on the condition that these records are new, as other systems check too."""
     events = [event(item) for item in items]
     unmade = umadb.Query([umadb.QueryItem(tags=each.tags) for each in events])
     client.append(events, umadb.AppendCondition(unmade))
@@ -37,7 +37,7 @@ def append(client: Any, items: list[Item]) -> None:
 def load(
     url: str, connections: int, seconds: float, work: Callable[[Any, Workload], None]
 ) -> dict[str, Any]:
-    """The work again and again, a thread and a client for each connection."""
+    """Repeats the work, with a thread and a client for each connection."""
     times: list[float] = []
     counted = [0] * connections
     opens = time.perf_counter() + RAMP_SECONDS
@@ -84,7 +84,7 @@ def fill(url: str, items: int, seconds: float) -> dict[str, Any]:
 
 
 def pull(url: str, items: int, page: int, seconds: float) -> dict[str, Any]:
-    """The last items of the log. What came over the wire gRPC does not show."""
+    """Pulls the last items of the log. gRPC hides the bytes on the wire."""
     client = umadb.Client(url)
     at = (client.head() or 0) - items
     came = 0
@@ -99,7 +99,7 @@ def pull(url: str, items: int, page: int, seconds: float) -> dict[str, Any]:
 
 
 def poll(url: str, connections: int, seconds: float) -> dict[str, Any]:
-    """Asks for the head: thousands of empty reads a second break its client's connection."""
+    """Polls the head, because thousands of empty reads a second break the client's connection."""
     figure = load(url, connections, seconds, lambda client, _: client.head())
     del figure["counted"]
     return figure
@@ -116,7 +116,7 @@ WORK: dict[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     url, what, *numbers, seconds = sys.argv[1:]
     print(json.dumps(WORK[what](url, *map(int, numbers), float(seconds))), flush=True)
-    os._exit(0)  # its client's threads need not be waited for
+    os._exit(0)  # ends the threads of the client
 
 
 if __name__ == "__main__":

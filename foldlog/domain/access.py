@@ -35,7 +35,7 @@ TOKEN_REVOKED = "token-revoked"
 #: The id of the token that the first start creates. Because the id is fixed, only one of several
 #: services that start at once on a database grants it.
 FIRST_TOKEN = "00000000-0000-4000-8000-000000000001"
-#: Round brackets surround the caller's id; a name that a caller gives must not contain any.
+#: Round brackets surround the caller's id only; in a given name they become square ones.
 _NO_ROUND_BRACKETS = str.maketrans("()", "[]")
 #: how the bytes of a revocation continue after the seq
 _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
@@ -44,7 +44,7 @@ _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
 class Right(Enum):
     """The permission that an operation requires. Each operation names one."""
 
-    PUBLIC = "public"  #: open to every caller, without a token
+    PUBLIC = "public"  #: open to every caller
     READ = "read"  #: the current data of a space, and its history
     WRITE = "write"  #: push as the caller's own device
     AUDIT = (
@@ -86,14 +86,14 @@ class Caller(NamedTuple):
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` if the caller may not write as this device."""
+        """Raises `Forbidden` unless the caller may write as this device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
     def attribution(self, by: str | None) -> str | None:
         """The author of an action as the log names it: the name given in `by`, and the caller's id.
 
-        `Ann` by `token 7` is `Ann (token 7)`. The caller's id is the only text in round brackets,
+        An example is `Ann (token 7)`. The caller's id is the only text in round brackets,
         so a name cannot imitate one. Raises `InvalidRequest` for an invalid name.
         """
         check_reason("-", by)
@@ -101,8 +101,8 @@ class Caller(NamedTuple):
         if not self.id:
             return named or None
         # The subject of a sign-in can hold unprintable characters.
-        told = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
-        caller = "".join(told).translate(_NO_ROUND_BRACKETS)
+        shown = (char if is_printable(char) else "?" for char in self.id[:CALLER_LENGTH_MAX])
+        caller = "".join(shown).translate(_NO_ROUND_BRACKETS)
         return f"{named[: BY_LENGTH_MAX - len(caller) - 3]} ({caller})" if named else caller
 
 
@@ -115,13 +115,13 @@ def new_token(random: bytes) -> tuple[str, bytes]:
 def digest_of(token: str) -> bytes:
     """The digest of a token, which the service stores and looks up.
 
-    A plain hash is enough, because 256 random bits cannot be guessed.
+    A plain hash is enough, because guessing 256 random bits is impossible.
     """
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a token that shall be granted."""
+    """A request to grant a token."""
 
     role: Role
     device: str | None = None
@@ -143,7 +143,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token without its secret, as lists show it. Times are ms since 1970."""
+    """The public facts of a token, as lists show them. Times are ms since 1970."""
 
     id: str
     space: str
@@ -197,13 +197,13 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: int | None = None
     revoked_at: int | None = None
 
-    def after(self, told: Device) -> Device:
+    def after(self, update: Device) -> Device:
         """The device after an event with this update."""
         return msgspec.structs.replace(
             self,
-            name=told.name or self.name,
-            registered_at=self.registered_at or told.registered_at,
-            revoked_at=self.revoked_at or told.revoked_at,
+            name=update.name or self.name,
+            registered_at=self.registered_at or update.registered_at,
+            revoked_at=self.revoked_at or update.revoked_at,
         )
 
 
@@ -253,24 +253,26 @@ def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     """The updates of devices that these events make, one for each event.
 
-    Raises `ValueError` for an event that Foldlog cannot have written.
+    Raises `ValueError` for a forged event.
     """
     return [
-        _told_of(entry) for entry in entries if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
+        _device_update(entry)
+        for entry in entries
+        if entry.kind in (DEVICE_REGISTERED, DEVICE_REVOKED)
     ]
 
 
-def _told_of(entry: LogEntry) -> Device:
+def _device_update(entry: LogEntry) -> Device:
     body = decode_event(entry.state).body
     if entry.kind == DEVICE_REVOKED:
         gone = msgspec.convert(body, DeviceRevokedBody)
-        told = Device(device=gone.device, revoked_at=entry.received_at)
+        update = Device(device=gone.device, revoked_at=entry.received_at)
     else:
         new = msgspec.convert(body, DeviceRegistered)
-        told = Device(device=new.device, name=new.name, registered_at=entry.received_at)
-    if not is_uuid(told.device) or "\0" in (told.name or ""):
+        update = Device(device=new.device, name=new.name, registered_at=entry.received_at)
+    if not is_uuid(update.device) or "\0" in (update.name or ""):
         raise ValueError("a device's id must be a UUID in lower case with a name free of NUL")
-    return told
+    return update
 
 
 def is_revocation(state: bytes) -> bool:
@@ -280,13 +282,13 @@ def is_revocation(state: bytes) -> bool:
 
 
 def check_device(device: str) -> None:
-    """Raises `InvalidRequest` for text that is no device's id."""
+    """Raises `InvalidRequest` for an invalid device id."""
     if not is_uuid(device):
         raise InvalidRequest("a device's id must be a UUID in lower case")
 
 
 def check_space(space: str) -> None:
-    """Raises `InvalidRequest` for text that is no space's name."""
+    """Raises `InvalidRequest` for an invalid name of a space."""
     if not is_space(space):
         raise InvalidRequest(f"{space!r} is an invalid name of a space: use 1-64 of a-z 0-9 - _ .")
 

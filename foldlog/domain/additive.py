@@ -21,16 +21,16 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
+from .json_pointers import escaped
 from .json_schema import (
     ANNOTATIONS,
-    BY_NAME,
-    OF_MANY,
-    OF_ONE,
+    ONE_SCHEMA,
+    SCHEMA_LIST,
+    SCHEMA_MAP,
     JsonSchema,
     Schema,
     Violation,
     compiled,
-    escaped,
     matches,
     name_of,
     words,
@@ -42,7 +42,7 @@ REASONS_MAX = 10
 
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 #: keyword -> the only types that it applies to
-ABOUT: Mapping[str, frozenset[str]] = {
+TYPES_OF_KEYWORD: Mapping[str, frozenset[str]] = {
     keyword: frozenset(types.split())
     for types, keywords in {
         "integer number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
@@ -55,7 +55,7 @@ ABOUT: Mapping[str, frozenset[str]] = {
     for keyword in keywords.split()
 }
 #: keywords that are compared together
-TOGETHER: Mapping[str, tuple[str, ...]] = {
+RELATED: Mapping[str, tuple[str, ...]] = {
     "if": ("if", "then", "else"),
     "then": ("if", "then", "else"),
     "else": ("if", "then", "else"),
@@ -64,21 +64,21 @@ TOGETHER: Mapping[str, tuple[str, ...]] = {
     "maxContains": ("contains", "minContains", "maxContains"),
 }
 #: keywords of which only equality is recognized
-OPAQUE = words("oneOf not dependentSchemas") | TOGETHER.keys()
-OBJECTS = words("properties patternProperties additionalProperties")
+OPAQUE = words("oneOf not dependentSchemas") | RELATED.keys()
+OBJECT_KEYWORDS = words("properties patternProperties additionalProperties")
 
 
-def why_not_additive(old: JsonSchema, new: JsonSchema) -> list[Violation]:
+def breaking_changes(old: JsonSchema, new: JsonSchema) -> list[Violation]:
     """The places where the new schema may refuse an allowed value; empty if it is additive."""
     try:
         return list(_Comparison(old.schema, new.schema).reasons())[:REASONS_MAX]
-    except _TooMuch:
+    except _TooManySteps:
         return [
             Violation("", "cannot be shown to be additive: the schemas are too large to compare")
         ]
 
 
-class _TooMuch(Exception):
+class _TooManySteps(Exception):
     pass
 
 
@@ -111,7 +111,7 @@ class _Comparison:
     def _unmet(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
         self._steps += 1
         if self._steps > STEPS_MAX:
-            raise _TooMuch
+            raise _TooManySteps
         old = _distinct(old)
         pair = (_encode(old), _encode(new))
         if pair in self._under_way:
@@ -124,22 +124,22 @@ class _Comparison:
             self._under_way.pop()
 
     def _compare(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
-        parts = self._flat(old)
+        parts = self._flattened(old)
         if parts is None or new is True:
             return  # the old schema forbids all values, or the new one allows all
         if new is False:
             if types_of(parts):
                 yield Violation(pointer, "forbids all values now")
             return
-        values = self._few_values(parts)
+        values = self._listed_values(parts)
         if values is not None:
-            yield from self._unfit(pointer, values, new)
+            yield from self._refused_values(pointer, values, new)
             return
         for keyword in new:
             if keyword not in ANNOTATIONS and not keyword.startswith("x-"):
-                yield from self._demand(pointer, parts, new, keyword)
+                yield from self._check_keyword(pointer, parts, new, keyword)
 
-    def _flat(self, old: Iterable[Any]) -> list[Any] | None:
+    def _flattened(self, old: Iterable[Any]) -> list[Any] | None:
         """The flat list of schemas that apply to a value, with references and `allOf` resolved.
 
         `None` if every value is invalid.
@@ -153,13 +153,13 @@ class _Comparison:
                 below = list(part.get("allOf", ()))
                 if "$ref" in part:
                     below.append(self._old_definitions[name_of(part["$ref"])])
-                further = self._flat(below)
+                further = self._flattened(below)
                 if further is None:
                     return None
                 parts += further
         return _distinct(parts)
 
-    def _few_values(self, parts: list[Any]) -> list[Any] | None:
+    def _listed_values(self, parts: list[Any]) -> list[Any] | None:
         """The valid values, if the old schema lists them."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
@@ -168,22 +168,22 @@ class _Comparison:
                 return [v for v in listed if all(f.is_valid(v) for f in fitting)]
         return None
 
-    def _unfit(self, pointer: str, values: list[Any], new: Schema) -> Iterator[Violation]:
+    def _refused_values(self, pointer: str, values: list[Any], new: Schema) -> Iterator[Violation]:
         validator = self._validator(new, self._new_definitions)
         for value in values:
             if not validator.is_valid(value):
-                yield Violation(pointer, f"forbids {_told(value)} now")
+                yield Violation(pointer, f"forbids {_shown(value)} now")
 
     def _validator(self, part: Schema, definitions: Schema) -> jsonschema_rs.Validator:
         return compiled({**part, "$defs": definitions})
 
     # -- One keyword of the new schema ------------------------------------------------------------
 
-    def _demand(
+    def _check_keyword(
         self, pointer: str, parts: list[Any], new: Schema, keyword: str
     ) -> Iterator[Violation]:
-        about = ABOUT.get(keyword)
-        if about is not None and types_of(parts).isdisjoint(about):
+        types = TYPES_OF_KEYWORD.get(keyword)
+        if types is not None and types_of(parts).isdisjoint(types):
             return
         value = new[keyword]
         where = f"{pointer}/{keyword}"
@@ -192,51 +192,50 @@ class _Comparison:
         elif keyword == "allOf":
             for index, branch in enumerate(value):
                 yield from self._unmet(f"{where}/{index}", parts, branch)
-        elif keyword in OBJECTS:
+        elif keyword in OBJECT_KEYWORDS:
             # all three are compared at once
-            if keyword == next(name for name in new if name in OBJECTS):
-                yield from self._objects(pointer, parts, new)
+            if keyword == next(name for name in new if name in OBJECT_KEYWORDS):
+                yield from self._compare_objects(pointer, parts, new)
         elif keyword in ("items", "prefixItems"):
             if keyword == next(name for name in new if name in ("items", "prefixItems")):
-                yield from self._arrays(pointer, parts, new)
+                yield from self._compare_arrays(pointer, parts, new)
         elif not self._is_met(parts, new, keyword):
-            yield Violation(where, self._why(parts, keyword, value))
+            yield Violation(where, self._reason(parts, keyword, value))
 
     def _is_met(self, parts: list[Any], new: Schema, keyword: str) -> bool:
         if keyword in OPAQUE or keyword.startswith("unevaluated"):
             return self._is_unchanged(parts, new, keyword)
-        met = _MET.get(keyword)
-        if met is not None:
-            if any(met(part, new[keyword]) for part in parts):
-                return True
-        elif keyword == "type":
-            if types_of(parts) <= _types(new):
-                return True
-        elif keyword == "propertyNames":
-            old = [part[keyword] for part in parts if keyword in part]
-            if self._implies([*old, {"type": "string"}], new[keyword]):
-                return True
-        elif keyword == "required":
-            if set(new[keyword]) <= _required(parts):
-                return True
-        elif keyword == "dependentRequired":
-            if all(set(names) <= _needed(parts, name) for name, names in new[keyword].items()):
-                return True
-        elif keyword in ("const", "enum"):
-            pass  # unmet: the old schema lists no values, or they were compared before
-        elif keyword == "anyOf" and any(self._implies(parts, branch) for branch in new[keyword]):
+        if self._is_met_directly(parts, keyword, new[keyword]):
             return True
         # The demand is met if each branch of an `anyOf` or `oneOf` meets it.
         demand = {keyword: new[keyword]}
         return any(
-            all(self._implies([branch], demand) for branch in part[several])
+            all(self._implies([branch], demand) for branch in part[alternatives])
             for part in parts
-            for several in ("anyOf", "oneOf")
-            if several in part
+            for alternatives in ("anyOf", "oneOf")
+            if alternatives in part
         )
 
+    def _is_met_directly(self, parts: list[Any], keyword: str, value: Any) -> bool:
+        """Whether one part meets the demand, or all parts together do."""
+        if keyword in _MEETS:
+            return any(_MEETS[keyword](part, value) for part in parts)
+        if keyword == "type":
+            return types_of(parts) <= _types({"type": value})
+        if keyword == "propertyNames":
+            old = [part[keyword] for part in parts if keyword in part]
+            return self._implies([*old, {"type": "string"}], value)
+        if keyword == "required":
+            return set(value) <= _required(parts)
+        if keyword == "dependentRequired":
+            return all(set(names) <= _required_with(parts, name) for name, names in value.items())
+        if keyword == "anyOf":
+            return any(self._implies(parts, branch) for branch in value)
+        # `const` and `enum`: the old schema lists no values, or they were compared before.
+        return False
+
     def _is_unchanged(self, parts: list[Any], new: Schema, keyword: str) -> bool:
-        names = TOGETHER.get(keyword, (keyword,))
+        names = RELATED.get(keyword, (keyword,))
 
         def taken(part: Schema) -> Schema:
             if keyword.startswith("unevaluated"):
@@ -248,7 +247,7 @@ class _Comparison:
             return False
         return any(_same(taken(part), wanted) for part in parts)
 
-    def _why(self, parts: list[Any], keyword: str, value: Any) -> str:
+    def _reason(self, parts: list[Any], keyword: str, value: Any) -> str:
         if keyword == "required":
             missing = sorted(set(value) - _required(parts))
             return f"requires {', '.join(missing)}, which the version before allows to be missing"
@@ -257,44 +256,51 @@ class _Comparison:
             kinds = ", ".join(sorted(types_of(parts) - _types({"type": value})))
             return f"forbids the type {kinds} now"
         if not before:
-            return f"{_told(value)} is a new demand"
+            return f"{_shown(value)} is a new demand"
         if keyword in OPAQUE or keyword.startswith("unevaluated"):
             return "cannot be shown to be additive: it has changed"
-        return f"{_told(value)} may forbid values that {_told(before[0])} allows"
+        return f"{_shown(value)} may forbid values that {_shown(before[0])} allows"
 
     # -- Into objects and arrays ------------------------------------------------------------------
 
-    def _objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Each property that the old schema allows must be allowed with all its values."""
-        named = new.get("properties", {})
-        by_pattern = new.get("patternProperties", {})
-        others = new.get("additionalProperties", True)
-        olds = [part for part in parts if OBJECTS & part.keys()]
-        for name, demanded in named.items():
+    def _compare_objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
+        """Compares the properties: each one that the old schema allows must be allowed with all its
+        values."""
+        olds = [part for part in parts if OBJECT_KEYWORDS & part.keys()]
+        for name, demanded in new.get("properties", {}).items():
             where = f"{pointer}/properties/{escaped(name)}"
-            yield from self._unmet(where, [p for o in olds for p in _of_name(o, name)], demanded)
-        known = {name for old in olds for name in old.get("properties", ())}
-        for pattern, demanded in by_pattern.items():
+            yield from self._unmet(where, _schemas_of_name(olds, name), demanded)
+        for pattern, demanded in _patterns(new).items():
             where = f"{pointer}/patternProperties/{escaped(pattern)}"
-            same = [o["patternProperties"][pattern] for o in olds if pattern in _patterns(o)]
-            if same and self._implies(same, demanded):
-                continue
-            for name in sorted(known):
-                if matches(pattern, name):
-                    found = [p for o in olds for p in _of_name(o, name)]
-                    yield from self._unmet(where, found, demanded)
-            yield from self._unnamed(where, olds, demanded)
-        if others is True:
-            return
-        where = f"{pointer}/additionalProperties"
-        for name in sorted(known - named.keys()):
-            if not any(matches(pattern, name) for pattern in by_pattern):
-                found = [p for o in olds for p in _of_name(o, name)]
-                for why in self._unmet(where, found, others):
-                    yield Violation(why.path, f"{name}: {why.reason}")
-        yield from self._unnamed(where, olds, others, patterns_known=frozenset(by_pattern))
+            yield from self._compare_pattern(where, olds, pattern, demanded)
+        others = new.get("additionalProperties", True)
+        if others is not True:
+            yield from self._compare_others(f"{pointer}/additionalProperties", olds, new, others)
 
-    def _unnamed(
+    def _compare_pattern(
+        self, where: str, olds: list[Any], pattern: str, demanded: Any
+    ) -> Iterator[Violation]:
+        """Compares the properties whose names match one of the new patterns."""
+        same = [old["patternProperties"][pattern] for old in olds if pattern in _patterns(old)]
+        if same and self._implies(same, demanded):
+            return
+        for name in sorted(_named_by(olds)):
+            if matches(pattern, name):
+                yield from self._unmet(where, _schemas_of_name(olds, name), demanded)
+        yield from self._compare_unnamed(where, olds, demanded)
+
+    def _compare_others(
+        self, where: str, olds: list[Any], new: Schema, demanded: Any
+    ) -> Iterator[Violation]:
+        """Compares the properties that `additionalProperties` of the new schema applies to."""
+        patterns = _patterns(new)
+        for name in sorted(_named_by(olds) - new.get("properties", {}).keys()):
+            if not any(matches(pattern, name) for pattern in patterns):
+                for why in self._unmet(where, _schemas_of_name(olds, name), demanded):
+                    yield Violation(why.path, f"{name}: {why.reason}")
+        yield from self._compare_unnamed(where, olds, demanded, frozenset(patterns))
+
+    def _compare_unnamed(
         self,
         where: str,
         olds: list[Any],
@@ -317,16 +323,16 @@ class _Comparison:
             first = first or found
         yield from first
 
-    def _arrays(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
+    def _compare_arrays(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
         olds = [part for part in parts if "items" in part or "prefixItems" in part]
         first = new.get("prefixItems", [])
         for index, demanded in enumerate(first):
             where = f"{pointer}/prefixItems/{index}"
-            yield from self._unmet(where, [_item(old, index) for old in olds], demanded)
+            yield from self._unmet(where, [_schema_of_item(old, index) for old in olds], demanded)
         longest = max((len(old.get("prefixItems", ())) for old in olds), default=0)
         if "items" in new:
             for index in range(len(first), max(longest, len(first)) + 1):
-                found = [_item(old, index) for old in olds]
+                found = [_schema_of_item(old, index) for old in olds]
                 yield from self._unmet(f"{pointer}/items", found, new["items"])
 
 
@@ -335,7 +341,7 @@ def _distinct(schemas: Iterable[Any]) -> list[Any]:
     return list({_encode(schema): schema for schema in schemas}.values())
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = _encode(value).decode()
     return text if len(text) <= 60 else text[:60] + "..."
 
@@ -350,11 +356,11 @@ def _plain(schema: Any) -> Any:
         return schema
     plain: dict[str, Any] = {}
     for keyword, value in schema.items():
-        if keyword in OF_ONE:
+        if keyword in ONE_SCHEMA:
             plain[keyword] = _plain(value)
-        elif keyword in OF_MANY:
+        elif keyword in SCHEMA_LIST:
             plain[keyword] = [_plain(item) for item in value]
-        elif keyword in BY_NAME:
+        elif keyword in SCHEMA_MAP:
             plain[keyword] = {name: _plain(item) for name, item in value.items()}
         elif keyword not in ANNOTATIONS:
             plain[keyword] = value
@@ -376,7 +382,7 @@ def _required(parts: Iterable[Schema]) -> set[str]:
     return {name for part in parts for name in part.get("required", ())}
 
 
-def _needed(parts: list[Any], name: str) -> set[str]:
+def _required_with(parts: list[Any], name: str) -> set[str]:
     """The properties that must be present if this one is."""
     depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
     return _required(parts).union(*depending)
@@ -387,15 +393,23 @@ def _patterns(schema: Schema) -> Mapping[str, Any]:
     return patterns
 
 
-def _of_name(schema: Schema, name: str) -> list[Any]:
-    """The subschemas of a schema that apply to a property."""
+def _named_by(schemas: Iterable[Schema]) -> set[str]:
+    return {name for schema in schemas for name in schema.get("properties", ())}
+
+
+def _schemas_of_name(schemas: Iterable[Schema], name: str) -> list[Any]:
+    """The subschemas of all these schemas that apply to a property."""
+    return [part for schema in schemas for part in _schemas_of_property(schema, name)]
+
+
+def _schemas_of_property(schema: Schema, name: str) -> list[Any]:
     found = [s for pattern, s in _patterns(schema).items() if matches(pattern, name)]
     if name in schema.get("properties", {}):
         found.append(schema["properties"][name])
     return found or [schema.get("additionalProperties", True)]
 
 
-def _item(schema: Schema, index: int) -> Any:
+def _schema_of_item(schema: Schema, index: int) -> Any:
     first = schema.get("prefixItems", [])
     return first[index] if index < len(first) else schema.get("items", True)
 
@@ -422,7 +436,7 @@ def _is_multiple(old: Schema, step: Any) -> bool:
     return bool(before == step or (whole and before % step == 0))
 
 
-_MET: Mapping[str, Callable[[Schema, Any], bool]] = {
+_MEETS: Mapping[str, Callable[[Schema, Any], bool]] = {
     "minimum": lambda old, bound: _is_above(old, bound, is_strict=False),
     "exclusiveMinimum": lambda old, bound: _is_above(old, bound, is_strict=True),
     "maximum": lambda old, bound: _is_below(old, bound, is_strict=False),

@@ -17,7 +17,7 @@ from .changesets import Key
 from .events import committed, decode_event
 from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
-#: the errors of decoding bytes that Foldlog cannot have written
+#: the errors of decoding forged or damaged bytes
 MALFORMED_ERRORS = (
     *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
     msgspec.MsgspecError,
@@ -60,7 +60,7 @@ class AuditCursor(msgspec.Struct):
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
         """A position after `seq`. The tiles are trusted until the root is compared.
 
-        Raises `InvalidProof` if the tiles cannot belong to a tree of that size.
+        Raises `InvalidProof` if the tiles belong to another tree.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -81,11 +81,13 @@ class Erasures:
         self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
     ):
         self.erased = dict(erased)  #: the last erasure of each record
-        self.owing = dict(owing)  #: the first seq that lacks values, for records without an erasure
+        self.owing = dict(
+            owing
+        )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
         """Reads the next event."""
-        if b'erased"' not in state:  # neither `"erased":` nor `"kind":"record-erased"`
+        if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
         for op in event.ops:
@@ -97,7 +99,7 @@ class Erasures:
 
     def check(self) -> None:
         """To be called at the end of a log. Raises `WrongEvent` for values that were removed
-        otherwise."""
+        without an erasure."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
             raise WrongEvent(
@@ -117,7 +119,7 @@ class LogAudit:
                 f"these are other tiles than the unfinished ones of a tree of {start.seq}"
             )
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
-        self._growth = TreeBuilder(start.seq, edge)
+        self._builder = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
         self._erasures = Erasures(start.erased, start.owing)
         self._is_from_first = start.is_from_first
@@ -125,18 +127,18 @@ class LogAudit:
     @property
     def seq(self) -> int:
         """The last event that was checked."""
-        return self._growth.size
+        return self._builder.size
 
     @property
     def root(self) -> bytes:
-        return self._growth.root()
+        return self._builder.root()
 
     @property
     def cursor(self) -> AuditCursor:
         return AuditCursor(
             self.seq,
             self._received_at,
-            [tile.hex() for tile in self._growth.edge],
+            [tile.hex() for tile in self._builder.edge],
             sorted(self._erasures.erased.items()),
             sorted(self._erasures.owing.items()),
             self._is_from_first,
@@ -162,19 +164,20 @@ class LogAudit:
                     raise ValueError("the leaf commits to other operations")
                 self._erasures.note(seq, state)
             except MALFORMED_ERRORS as exc:
-                self._growth.append(leaves)
+                self._builder.append(leaves)
                 why = str(exc) or "its salt has a wrong length"
                 raise WrongEvent(expected, why) from exc
             self._received_at = received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
-        return self._growth.append(leaves)
+        return self._builder.append(leaves)
 
     @property
     def is_settled(self) -> bool:
         """Whether each removed value is covered by an erasure.
 
-        An erasure that runs during the audit writes its event later. If the audit began in the
-        middle of the log, an earlier event may cover the value, so the answer is true.
+        If a record is erased while the audit reads the log, the event that covers it comes later.
+        If the audit began in the middle of the log, an earlier event may cover the value, so the
+        answer is true.
         """
         return not (self._is_from_first and self._erasures.owing)
 

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .errors import InvalidChangeset, InvalidRequest, LimitExceeded
+from .errors import MESSAGE_LENGTH_MAX, InvalidChangeset, InvalidRequest, LimitExceeded
+from .json_pointers import escaped
 from .limits import INTEGER_MAX, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .times import Moment, to_ms
@@ -112,8 +113,6 @@ class Push(msgspec.Struct):
         return to_ms(self.sent_at)
 
 
-MESSAGE_LENGTH_MAX = 300
-
 _decode = msgspec.json.Decoder(list[Changeset], strict=True).decode
 _PATH_INDEX = re.compile(r"\$\[(\d+)\]")
 
@@ -122,33 +121,16 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     """Decodes the `changesets` of a push; each `local_id` is resolved to its `id`.
 
     Raises `InvalidChangeset` or `LimitExceeded` with `index` and, if it is known, `pointer` (RFC
-    6901, relative to the array). Raises `InvalidRequest` for bytes that are not JSON, and
+    6901, relative to the array). Raises `InvalidRequest` for invalid JSON, and
     `LimitExceeded` without an index if the changesets together are too large; smaller pushes may
     pass then.
     """
     try:
         changesets = _decode(raw)
     except msgspec.ValidationError as exc:
-        # Split at the last separator, because the message may quote a name that the sender chose.
-        message, _, path = str(exc).rpartition(" - at `")
-        found = _PATH_INDEX.match(path)
-        if found is None:
-            raise InvalidRequest("the changesets of a push must be an array") from exc
-        where = {"index": int(found[1]), "pointer": _pointer(path)}
-        # The name can be of any length, so the message is cut.
-        raise InvalidChangeset((message or path)[:MESSAGE_LENGTH_MAX], **where) from exc
+        raise _invalid_member(exc) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        text = bytes(raw)
-        check_searchable(text, limits)
-        deep = deep_item(text)
-        if deep is not None:
-            where = {"index": deep, "pointer": f"/{deep}"}
-            too_deep = "nested too deeply"
-            raise LimitExceeded("nesting_max", limits.nesting_max, too_deep, **where) from exc
-        index = _index_of_unreadable(text)
-        if index is None:
-            raise InvalidRequest(_UNREADABLE) from exc
-        raise InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}") from exc
+        raise _unreadable(bytes(raw), limits) from exc
     if len(changesets) > limits.changesets_per_push_max:
         raise LimitExceeded("changesets_per_push_max", limits.changesets_per_push_max)
     if sum(len(changeset.ops) for changeset in changesets) > limits.operations_per_push_max:
@@ -156,7 +138,7 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     for index, changeset in enumerate(changesets):
         try:
             _check(changeset, device, limits)
-        except _At as exc:
+        except _Invalid as exc:
             where = {"index": index, "pointer": f"/{index}{exc.pointer}"}
             raise _refusal(exc, limits, **where) from exc.__cause__
         except LimitExceeded as exc:
@@ -165,7 +147,31 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     return changesets
 
 
-class _At(ValueError):
+def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
+    # Split at the last separator, because the message may quote a name that the sender chose.
+    message, _, path = str(exc).rpartition(" - at `")
+    found = _PATH_INDEX.match(path)
+    if found is None:
+        return InvalidRequest("the changesets of a push must be an array")
+    # The name can be of any length, so the message is cut.
+    text = (message or path)[:MESSAGE_LENGTH_MAX]
+    return InvalidChangeset(text, index=int(found[1]), pointer=_pointer(path))
+
+
+def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
+    """The error for invalid JSON. Raises `LimitExceeded` as `check_searchable` does."""
+    check_searchable(text, limits)
+    deep = deep_item(text)
+    if deep is not None:
+        where = {"index": deep, "pointer": f"/{deep}"}
+        return LimitExceeded("nesting_max", limits.nesting_max, "nested too deeply", **where)
+    index = _index_of_unreadable(text)
+    if index is None:
+        return InvalidRequest(_UNREADABLE)
+    return InvalidChangeset(_UNREADABLE, index=index, pointer=f"/{index}")
+
+
+class _Invalid(ValueError):
     """A fault of a changeset: its reason, its place, and the name of the exceeded limit, if any."""
 
     def __init__(self, pointer: str, message: str, limit: str | None = None):
@@ -174,7 +180,7 @@ class _At(ValueError):
         self.limit = limit
 
 
-def _refusal(found: _At, limits: Limits, **where: Any) -> InvalidChangeset | LimitExceeded:
+def _refusal(found: _Invalid, limits: Limits, **where: Any) -> InvalidChangeset | LimitExceeded:
     if found.limit is None:
         return InvalidChangeset(str(found), **where)
     return LimitExceeded(found.limit, getattr(limits, found.limit), str(found), **where)
@@ -185,8 +191,8 @@ def _pointer(path: str) -> str:
 
     msgspec writes `[...]` in the place of a member's name; the pointer ends before it.
     """
-    told, _, _ = path.partition("[...]")
-    return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", told))
+    known, _, _ = path.partition("[...]")
+    return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", known))
 
 
 #: All our JSON readers stop at a depth of some hundreds; 200 is below the smallest of their limits.
@@ -226,7 +232,7 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:
-    """The index of an array's item that is too deep to decode. The readers' errors lack it."""
+    """The index of an array's item that is too deep to decode. JSON readers do not report it."""
     depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]
@@ -246,7 +252,7 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _index_of_unreadable(raw: bytes) -> int | None:
-    """The index of the changeset that cannot be decoded, or `None` if it cannot be found.
+    """The index of the unreadable changeset, or `None` if it is unknown.
 
     The device must set this changeset aside, or it blocks the queue for ever. A lone surrogate is
     the usual cause (half an emoji, cut by a program). This search is slow, so it runs only after a
@@ -283,24 +289,24 @@ def _index_of_unreadable(raw: bytes) -> int | None:
 
 def _check(changeset: Changeset, device: str, limits: Limits) -> None:
     if not is_uuid(changeset.id):
-        raise _At("/id", "the id of a changeset must be a UUID in lower case")
+        raise _Invalid("/id", "the id of a changeset must be a UUID in lower case")
     if not 0 <= changeset.base <= INTEGER_MAX:
-        raise _At("/base", "a base must be a seq, or 0")
+        raise _Invalid("/base", "a base must be a seq, or 0")
     if changeset.counter is not UNSET and not 1 <= changeset.counter <= INTEGER_MAX:
-        raise _At("/counter", "counters are 1, 2, 3 ...")
+        raise _Invalid("/counter", "counters are 1, 2, 3 ...")
     try:
         to_ms(changeset.made_at)
     except ValueError as exc:
-        raise _At("/made_at", str(exc)) from exc
+        raise _Invalid("/made_at", str(exc)) from exc
     if not changeset.ops:
-        raise _At("/ops", "a changeset must have at least one operation")
+        raise _Invalid("/ops", "a changeset must have at least one operation")
     if len(changeset.ops) > limits.operations_per_changeset_max:
         raise LimitExceeded("operations_per_changeset_max", limits.operations_per_changeset_max)
     for number, op in enumerate(changeset.ops):
         try:
             _check_operation(op, limits)
-        except _At as exc:
-            raise _At(f"/ops/{number}{exc.pointer}", str(exc), exc.limit) from exc.__cause__
+        except _Invalid as exc:
+            raise _Invalid(f"/ops/{number}{exc.pointer}", str(exc), exc.limit) from exc.__cause__
         if op.local_id is not UNSET:
             op.id = id_of_local(device, op.collection, op.local_id)
 
@@ -312,7 +318,7 @@ def check_operation(op: Operation, limits: Limits) -> None:
     """
     try:
         _check_operation(op, limits)
-    except _At as exc:
+    except _Invalid as exc:
         raise _refusal(exc, limits, pointer=exc.pointer) from exc
 
 
@@ -321,23 +327,14 @@ _MEMBERS = {"put": {"fields", "unset"}, "add": {"fields"}, "delete": set[str]()}
 
 
 def _check_operation(op: Operation, limits: Limits) -> None:
-    if not is_collection(op.collection):
-        raise _At("/collection", "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
-    named = op.id if op.local_id is UNSET else op.local_id
-    if named is UNSET or (op.id is not UNSET and op.local_id is not UNSET):
-        raise _At("", "an operation must name its record by either id or local_id")
-    if not is_record_id(named):
-        raise _At(
-            "/id" if op.local_id is UNSET else "/local_id",
-            "an id must be 1-128 characters without NUL",
-        )
+    _check_key(op)
     for member in ("fields", "unset"):
         if getattr(op, member) is not UNSET and member not in _MEMBERS[op.op]:
-            raise _At(f"/{member}", f"{op.op} has no {member}")
+            raise _Invalid(f"/{member}", f"{op.op} has no {member}")
     if op.erased is not UNSET:
-        raise _At("/erased", "only the log may mark an operation as erased")
+        raise _Invalid("/erased", "only the log may mark an operation as erased")
     if op.if_seq is not UNSET and not 0 <= op.if_seq <= INTEGER_MAX:
-        raise _At("/if_seq", "if_seq must be a seq, or 0")
+        raise _Invalid("/if_seq", "if_seq must be a seq, or 0")
     if op.op == "put" and op.fields is UNSET:
         op.fields = {}
     if op.fields is not UNSET:
@@ -347,13 +344,28 @@ def _check_operation(op: Operation, limits: Limits) -> None:
     if op.unset is not UNSET:
         _check_names("/unset", op.unset, limits)
         if op.fields is not UNSET and not op.fields.keys().isdisjoint(op.unset):
-            raise _At("/unset", "a field must be either set or unset")
+            raise _Invalid("/unset", "a field must be either set or unset")
     if op.op == "add":
-        if not op.fields:
-            raise _At("/fields", "add must name at least one field and its number")
-        for name, value in op.fields.items():
-            if not is_number(value):
-                raise _At(f"/fields/{_escaped(name)}", "add takes numbers")
+        _check_numbers(op.fields)
+
+
+def _check_key(op: Operation) -> None:
+    if not is_collection(op.collection):
+        raise _Invalid("/collection", "a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
+    id = op.id if op.local_id is UNSET else op.local_id
+    if id is UNSET or (op.id is not UNSET and op.local_id is not UNSET):
+        raise _Invalid("", "an operation must name its record by either id or local_id")
+    if not is_record_id(id):
+        pointer = "/id" if op.local_id is UNSET else "/local_id"
+        raise _Invalid(pointer, "an id must be 1-128 characters without NUL")
+
+
+def _check_numbers(fields: dict[str, Any] | UnsetType) -> None:
+    if not fields:
+        raise _Invalid("/fields", "add must name at least one field and its number")
+    for name, value in fields.items():
+        if not is_number(value):
+            raise _Invalid(f"/fields/{escaped(name)}", "add takes numbers")
 
 
 def _check_fields(pointer: str, fields: dict[str, Any], limits: Limits) -> None:
@@ -363,7 +375,7 @@ def _check_fields(pointer: str, fields: dict[str, Any], limits: Limits) -> None:
             check_value(value, limits.nesting_max)
         except ValueError as exc:
             limit = exc.limit if isinstance(exc, OverLimit) else None
-            raise _At(f"{pointer}/{_escaped(name)}", str(exc), limit) from exc
+            raise _Invalid(f"{pointer}/{escaped(name)}", str(exc), limit) from exc
 
 
 def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:
@@ -372,10 +384,6 @@ def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:
     for name in names:
         if len(name) > limits.field_name_length_max:
             raise LimitExceeded("field_name_length_max", limits.field_name_length_max)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 class Content(Protocol):

@@ -1,12 +1,12 @@
 """Defined collections: the schema of their records, and changes of that schema.
 
-The schema checks two things. First, each value that a `put` writes, whether or not it wins the
+The schema checks two things. First, each value that a `put` writes, even if it loses the
 merge. Second, each record that a changeset touches, in its state after the changeset, under the
 space's lock: keywords such as `required` concern the whole record, and a `put` writes a part of it.
 
 A changeset is refused for a violation that it causes itself; a violation that the record had before
-is accepted. Deleted records are not checked. For most changesets the operations alone show that
-they cause no violation (`passes_alone`).
+is accepted. Deleted records are exempt. For most changesets the operations alone show that
+they cause no violation (`is_valid_alone`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .additive import why_not_additive
+from .additive import breaking_changes
 from .changesets import Operation
 from .errors import LimitExceeded, SchemaNotAdditive, SchemaViolated, VersionConflict
 from .events import Envelope, Event, LogEntry, Refusal, body_entry
@@ -27,13 +27,13 @@ from .json_schema import ANNOTATIONS, Fault, JsonSchema, Schema, Violation, word
 from .limits import Limits
 from .merge import Key, Record, fold
 
-#: Stored in the log; never change it.
+#: Stored in the log, so it must stay as it is.
 KIND = "collection-defined"
 
 #: keywords that apply to each field separately
 BY_FIELD = words("properties patternProperties additionalProperties")
-#: a schema with only these and `required` has no rule that combines fields
-ALONE = ANNOTATIONS | BY_FIELD | {"type", "required"}
+#: a schema with other keywords than these has rules that combine fields
+FIELDWISE = ANNOTATIONS | BY_FIELD | {"type", "required"}
 
 FIRST_MAX = 10  #: violations that are listed individually
 
@@ -43,12 +43,12 @@ class RecordSchema:
 
     def __init__(self, schema: JsonSchema):
         self.json = schema
-        self._is_by_field = all(k in ALONE or k.startswith("x-") for k in schema.schema)
+        self._is_fieldwise = all(k in FIELDWISE or k.startswith("x-") for k in schema.schema)
         self._required = frozenset(schema.schema.get("required", ()))
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """From a schema that was checked when the collection was defined."""
+        """Builds it from a schema that was checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -56,11 +56,11 @@ class RecordSchema:
         whole = self.json.schema
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
-    def passes_alone(self, op: Operation) -> bool:
+    def is_valid_alone(self, op: Operation) -> bool:
         """Whether this operation is valid on every possible state of the record."""
         if op.op == "delete":
             return True
-        if op.op == "add" or not self._is_by_field:
+        if op.op == "add" or not self._is_fieldwise:
             return False
         assert op.fields is not UNSET
         return (
@@ -69,16 +69,17 @@ class RecordSchema:
             and self._values.fits(op.fields)
         )
 
-    def wrong_value(self, fields: Mapping[str, Any]) -> Violation | None:
+    def invalid_value(self, fields: Mapping[str, Any]) -> Violation | None:
         """The first value that is invalid in every record of the collection."""
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
-    def broken(self, before: Record | None, after: Record) -> Violation | None:
+    def new_violation(self, before: Record | None, after: Record) -> Violation | None:
         """The first violation of a record that is new, compared with the record `before`."""
         if not after.is_live or self.json.fits(after.fields):
             return None
-        was_there = before is not None and before.is_live
-        known = set(map(_identity, self.json.faults(before.fields))) if was_there else set()  # type: ignore[union-attr]
+        known: set[tuple[Any, ...]] = set()
+        if before is not None and before.is_live:
+            known = set(map(_identity, self.json.faults(before.fields)))
         new = (f.violation for f in self.json.faults(after.fields) if _identity(f) not in known)
         return next(new, None)
 
@@ -98,12 +99,14 @@ def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
     """Whether these operations can be judged only with the records that they touch."""
     for op in ops:
         schema = schemas.get(op.collection)
-        if schema is not None and not schema.passes_alone(op):
+        if schema is not None and not schema.is_valid_alone(op):
             return True
     return False
 
 
-def violated(event: Event, records: Mapping[Key, Record], schemas: Schemas) -> Refusal | UnsetType:
+def schema_refusal(
+    event: Event, records: Mapping[Key, Record], schemas: Schemas
+) -> Refusal | UnsetType:
     """The refusal of an event that violates a schema, or `UNSET`.
 
     `records` has the current state of each record of a defined collection that the event touches.
@@ -111,15 +114,15 @@ def violated(event: Event, records: Mapping[Key, Record], schemas: Schemas) -> R
     ops = [op for op in event.ops if op.collection in schemas]
     for op in ops:
         if op.op == "put" and op.fields is not UNSET:
-            wrong = schemas[op.collection].wrong_value(op.fields)
-            if wrong is not None:
-                return _refusal(op.key, wrong)
+            violation = schemas[op.collection].invalid_value(op.fields)
+            if violation is not None:
+                return _refusal(op.key, violation)
     after: dict[Key, Record] = {}
     fold(ChainMap(after, records), msgspec.structs.replace(event, ops=ops))  # type: ignore[arg-type]
     for key, record in after.items():
-        broken = schemas[record.collection].broken(records.get(key), record)
-        if broken is not None:
-            return _refusal(key, broken)
+        violation = schemas[record.collection].new_violation(records.get(key), record)
+        if violation is not None:
+            return _refusal(key, violation)
     return UNSET
 
 
@@ -129,7 +132,7 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition, without the schema."""
+    """A version of a collection's definition. `Definition` adds the schema."""
 
     collection: str
     version: int
@@ -146,7 +149,7 @@ class Definition(Version, omit_defaults=True, kw_only=True):
 
 
 class Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `collection-defined` event. Names and order are stored; never change them."""
+    """The body of a `collection-defined` event. Names and order are stored for ever."""
 
     collection: str
     version: int
@@ -184,7 +187,7 @@ class Proposal(msgspec.Struct, frozen=True):
     if_version: int | None = None
 
 
-class Found(msgspec.Struct):
+class InvalidRecord(msgspec.Struct):
     """A record that violates the schema."""
 
     id: str
@@ -197,7 +200,7 @@ class Check(msgspec.Struct):
 
     checked: int = 0
     violating: int = 0
-    first: list[Found] = []
+    first: list[InvalidRecord] = []
     is_complete: bool = True
 
     def add(self, id: str, violation: Violation | None) -> None:
@@ -205,11 +208,11 @@ class Check(msgspec.Struct):
         if violation is not None:
             self.violating += 1
             if len(self.first) < FIRST_MAX:
-                self.first.append(Found(id, violation.path, violation.reason))
+                self.first.append(InvalidRecord(id, violation.path, violation.reason))
 
 
 class Outcome(msgspec.Struct):
-    """The result of a definition or a dry run. `seq` is `None` if no event was stored."""
+    """The result of a definition or a dry run. `seq` is `None` after a dry run."""
 
     collection: str
     version: int
@@ -232,7 +235,7 @@ class Plan:
         self.is_known = before is not None and before.digest == wanted.schema.digest
         self.reasons: list[Violation] = []
         if before is not None and not self.is_known:
-            self.reasons = why_not_additive(before, wanted.schema)
+            self.reasons = breaking_changes(before, wanted.schema)
 
     @property
     def needs_check(self) -> bool:

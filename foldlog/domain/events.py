@@ -1,8 +1,8 @@
 """Events: the content of the log, in the bytes that every reader receives.
 
 The bytes are made here once, when the event is stored. A page of the log is these bytes, joined.
-Names of kinds and keys are stored and never change: tests/unit/test_stored_form.py keeps one golden
-event of each kind.
+Names of kinds and keys are stored, so they must stay: tests/unit/test_stored_form.py keeps one
+golden event of each kind.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     def erased_key(self) -> Key | None:
         """The record that this event erases, or `None`.
 
-        Raises `ValueError` for an event that Foldlog cannot have written; so does `skipped_seq`.
+        Raises `ValueError` for a forged event; so does `skipped_seq`.
         """
         if self.kind != RECORD_ERASED:
             return None
-        told = _told(self.body, _Erased)
-        if not (is_collection(told.collection) and is_record_id(told.id)):
+        body = _body_as(self.body, _Erased)
+        if not (is_collection(body.collection) and is_record_id(body.id)):
             raise ValueError("invalid name of a record")
-        return told.collection, told.id
+        return body.collection, body.id
 
     @property
     def skipped_seq(self) -> int | None:
         """The seq of the event that this one tells every fold to skip, or `None`."""
-        return _told(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
+        return _body_as(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
@@ -111,7 +111,7 @@ class _Skipped(msgspec.Struct):
 T = TypeVar("T")
 
 
-def _told(body: Any, form: type[T]) -> T:
+def _body_as(body: Any, form: type[T]) -> T:
     try:
         return msgspec.convert(body, form)
     except msgspec.ValidationError as exc:
@@ -294,7 +294,7 @@ def committed(state: bytes) -> Committed:
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """The log's entry of an exported event: its bytes, and the columns derived from them.
 
-    Raises `ValueError` if the bytes are not an event, or if its leaf would be another one.
+    Raises `ValueError` if the bytes are no event, or its leaf would differ.
     """
     try:
         event, apart = _decode(state), committed(state)
@@ -327,7 +327,7 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """The short form of a device's own changeset: the header without `ops`, with its `ids`.
+    """The short form of a device's own changeset: the header, and its `ids`.
 
     The device has the operations already, so a few bytes are enough as an acknowledgement. `erased`
     lists the operations that were erased, because the device may not know of the erasure yet.
@@ -337,7 +337,7 @@ def short_form(state: bytes) -> bytes:
         return header + b"}"
     ops = _decode(state).ops
     ids, erased = local_ids(ops), [n for n, op in enumerate(ops) if op.erased is not UNSET]
-    told = b',"ids":%b' % _encode(ids) if ids else b""
+    body = b',"ids":%b' % _encode(ids) if ids else b""
     if erased:
-        told += b',"erased":%b' % _encode(erased)
-    return header + told + b"}"
+        body += b',"erased":%b' % _encode(erased)
+    return header + body + b"}"

@@ -24,7 +24,7 @@ Order = Literal["oldest", "newest"]
 class Point(NamedTuple):
     """A moment in a log: right after event `seq`, or after the last event received up to `time`.
 
-    `time` is in ms since 1970. Without both, the moment is now: the end of the log.
+    `time` is in ms since 1970. By default the moment is now: the end of the log.
     """
 
     seq: int | None = None
@@ -55,7 +55,7 @@ def head_of(state: bytes) -> EventHead:
 
 
 class Change(msgspec.Struct, rename={"from_": "from"}):
-    """The change of a field. A member is `UNSET` where the field does not exist."""
+    """The change of a field. A member is `UNSET` where the field is missing."""
 
     from_: Any = UNSET
     to: Any = UNSET
@@ -121,13 +121,13 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
     """The difference of a record between two moments, or `None` if both states are equal."""
     was, now = _if_live(before), _if_live(after)
-    told = now or was
-    if told is None:
+    either = now or was
+    if either is None:
         return None
     changed = changes(_fields_of(was), _fields_of(now))
     if was and now and not changed:
         return None
-    return Difference(told.collection, told.id, was, now, changed)
+    return Difference(either.collection, either.id, was, now, changed)
 
 
 def _if_live(view: RecordView | None) -> RecordView | None:

@@ -2,7 +2,7 @@
 
 An admin writes the schema; any device sends values that are checked. Therefore:
 
-* a schema is never fetched: `$ref` leads to the schema's own `$defs`;
+* `$ref` fetches no schema: it leads to the schema's own `$defs`;
 * patterns are matched in linear time;
 * a schema cannot apply itself endlessly to one value, or branch too often;
 * the text of a violation comes from the schema alone, because it is stored with a refusal and can
@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 import msgspec
 
-from .errors import InvalidSchema, LimitExceeded
+from .errors import MESSAGE_LENGTH_MAX, InvalidSchema, LimitExceeded
+from .json_pointers import escaped
 from .limits import Limits
 from .values import check_value
 
@@ -41,19 +42,19 @@ ANNOTATIONS = words(
     "$schema $comment $defs title description default examples deprecated readOnly writeOnly"
 )
 #: keywords whose value is one schema, a list of schemas, or a map of schemas
-OF_ONE = words(
+ONE_SCHEMA = words(
     "additionalProperties propertyNames items contains not if then else "
     "unevaluatedItems unevaluatedProperties"
 )
-OF_MANY = words("allOf anyOf oneOf prefixItems")
-BY_NAME = words("properties patternProperties dependentSchemas $defs")
+SCHEMA_LIST = words("allOf anyOf oneOf prefixItems")
+SCHEMA_MAP = words("properties patternProperties dependentSchemas $defs")
 #: all other keywords
-PLAIN = words(
+OTHER_KEYWORDS = words(
     "$ref type enum const required pattern format minimum maximum exclusiveMinimum "
     "exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems minContains "
     "maxContains minProperties maxProperties dependentRequired"
 )
-KEYWORDS = ANNOTATIONS | OF_ONE | OF_MANY | BY_NAME | PLAIN
+KEYWORDS = ANNOTATIONS | ONE_SCHEMA | SCHEMA_LIST | SCHEMA_MAP | OTHER_KEYWORDS
 #: keywords whose schemas apply to the same value as the schema that contains them
 IN_PLACE = words("allOf anyOf oneOf not if then else dependentSchemas")
 FORMATS = words(
@@ -70,8 +71,7 @@ PLACES_MAX = 5_000
 PATTERN_BYTES_MAX = 2**20
 #: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
-VALUE_LENGTH_TOLD_MAX = 100
-MESSAGE_LENGTH_MAX = 300
+VALUE_LENGTH_SHOWN_MAX = 100
 
 Schema = Mapping[str, Any]
 _encode = msgspec.json.encode
@@ -80,7 +80,7 @@ _encode = msgspec.json.encode
 class Violation(msgspec.Struct, frozen=True):
     """A place where a document violates the schema, and the violated part of the schema."""
 
-    path: str  #: a JSON pointer; `*` replaces names that the schema does not contain
+    path: str  #: a JSON pointer; `*` replaces names that the schema lacks
     reason: str
 
 
@@ -131,28 +131,28 @@ class JsonSchema:
         contain."""
         return frozenset(
             name
-            for _, part in _parts("", self.schema)
-            for member in ("properties", "dependentSchemas", "dependentRequired")
+            for _, part in _subschemas("", self.schema)
+            for member in ("properties", "dependentSchemas", "dependentRequired", "required")
             for name in part.get(member, ())
-        ) | frozenset(n for _, part in _parts("", self.schema) for n in part.get("required", ()))
+        )
 
     def fits(self, value: Any) -> bool:
         return self._validator.is_valid(value)
 
     def faults(self, value: Any) -> Iterator[Fault]:
-        """The faults of a value. Their texts contain no part of the value."""
+        """The faults of a value. Their texts come from the schema alone."""
         if self.fits(value):  # the usual case, ten times as fast
             return
         for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
             where = tuple(error.instance_path)
-            told = "".join(
-                f"/{part if isinstance(part, int) else self._told(part)}" for part in where
+            path = "".join(
+                f"/{part if isinstance(part, int) else self._shown_name(part)}" for part in where
             )
-            violation = Violation(told, self._reason(error))
+            violation = Violation(path, self._reason(error))
             for name in _names_of(error.kind):
                 yield Fault(where, error.kind.name, name, violation)
 
-    def _told(self, name: str) -> str:
+    def _shown_name(self, name: str) -> str:
         return escaped(name) if name in self._names else "*"
 
     def _reason(self, error: jsonschema_rs.ValidationError) -> str:
@@ -168,8 +168,8 @@ class JsonSchema:
         except (KeyError, IndexError, TypeError):
             return f"does not fit {keyword}"
         text = _encode(value).decode()
-        if len(text) > VALUE_LENGTH_TOLD_MAX:
-            text = text[:VALUE_LENGTH_TOLD_MAX] + "..."
+        if len(text) > VALUE_LENGTH_SHOWN_MAX:
+            text = text[:VALUE_LENGTH_SHOWN_MAX] + "..."
         return f"does not fit {keyword} {text}"
 
 
@@ -177,30 +177,24 @@ def _names_of(kind: Any) -> list[str]:
     return list(map(str, getattr(kind, "unexpected", [getattr(kind, "property", "")])))
 
 
-def escaped(name: str) -> str:
-    """Escapes a part of a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
+def _subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
+    """All schemas within a schema, itself first, each with its pointer.
 
-
-def _parts(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
-    """All schemas within a schema, itself first, each with its pointer. `true` and `false` are left
-    out.
-
-    The schema must be valid by the meta-schema.
+    Leaves out `true` and `false`. The schema must be valid by the meta-schema.
     """
     if not isinstance(schema, dict):
         return
     yield pointer, schema
     for member, value in schema.items():
         below = f"{pointer}/{escaped(member)}"
-        if member in OF_ONE:
-            yield from _parts(below, value)
-        elif member in OF_MANY:
+        if member in ONE_SCHEMA:
+            yield from _subschemas(below, value)
+        elif member in SCHEMA_LIST:
             for index, item in enumerate(value):
-                yield from _parts(f"{below}/{index}", item)
-        elif member in BY_NAME:
+                yield from _subschemas(f"{below}/{index}", item)
+        elif member in SCHEMA_MAP:
             for name, item in value.items():
-                yield from _parts(f"{below}/{escaped(name)}", item)
+                yield from _subschemas(f"{below}/{escaped(name)}", item)
 
 
 def _check(schema: Any, limits: Limits) -> None:
@@ -215,7 +209,7 @@ def _check(schema: Any, limits: Limits) -> None:
     if schema.get("$schema", DIALECT) != DIALECT:
         raise InvalidSchema(f"the dialect must be {DIALECT}", pointer="/$schema")
     _check_by_meta_schema({name: value for name, value in schema.items() if name != "$schema"})
-    for pointer, part in _parts("", schema):
+    for pointer, part in _subschemas("", schema):
         _check_part(pointer, part, schema.get("$defs", {}))
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
@@ -267,8 +261,7 @@ def name_of(ref: str) -> str:
 
 
 def _check_circles(schema: Schema) -> None:
-    """Refuses a schema that applies itself to one value endlessly, or too many schemas to one
-    value."""
+    """Refuses schemas that apply themselves to one value endlessly, or branch there too often."""
     definitions = schema.get("$defs", {})
     under_way: set[str] = set()
 
@@ -288,7 +281,7 @@ def _check_circles(schema: Schema) -> None:
         weight = 1 + sum(map(weigh, in_place(part)))
         return weight + (weight_of(name_of(part["$ref"])) if "$ref" in part else 0)
 
-    for pointer, part in _parts("", schema):
+    for pointer, part in _subschemas("", schema):
         if weigh(part) > IN_PLACE_MAX:
             raise InvalidSchema(
                 f"more than {IN_PLACE_MAX} schemas apply to one value", pointer=pointer
@@ -302,57 +295,58 @@ def _check_branches(schema: Schema, levels: int) -> None:
     below it, until all sets are known.
     """
     definitions = schema.get("$defs", {})
-    parts: dict[int, Any] = {}  # by identity, because a schema may contain equal parts
+    # A place is a set of (identity, times), because a schema may contain equal parts.
+    parts: dict[int, Any] = {}  # by identity
 
-    def at_once(part: Any) -> Iterator[Schema]:
+    def applied(part: Any) -> Iterator[Schema]:
         if isinstance(part, dict):
             yield part
             for below in in_place(part):
-                yield from at_once(below)
+                yield from applied(below)
             if "$ref" in part:
-                yield from at_once(definitions[name_of(part["$ref"])])
+                yield from applied(definitions[name_of(part["$ref"])])
 
     def counted(found: Iterable[Any]) -> frozenset[tuple[int, int]]:
         found = list(found)
         parts.update((id(part), part) for part in found)
         return frozenset(Counter(map(id, found)).items())
 
-    level = {counted([schema])}
-    seen = set(level)
+    places = {counted([schema])}
+    seen = set(places)
     for _ in range(levels):
         below = set()
-        for place in level:
-            here = [part for which, times in place for part in [*at_once(parts[which])] * times]
+        for place in places:
+            here = [part for key, times in place for part in [*applied(parts[key])] * times]
             if len(here) > IN_PLACE_MAX or len(seen) > PLACES_MAX:
                 raise InvalidSchema("branches too often at each level of a value", pointer="")
-            below |= {counted(found) for found in _below(here)}
-        level = below - seen
-        seen |= level
+            below |= {counted(found) for found in _child_schemas(here)}
+        places = below - seen
+        seen |= places
 
 
-def _below(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """For each property and item of a value: the schemas that apply to it."""
+def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
+    """Yields, for each property and item of a value, the schemas that apply to it."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)
-        yield [below for part in parts for below in _of_property(part, by_name, name)]
-    for any_other in (_by_none, _by_all):
-        yield [below for part in parts for below in _of_property(part, any_other)]
+        yield [below for part in parts for below in _schemas_of_property(part, by_name, name)]
+    for any_other in (_matches_none, _matches_all):
+        yield [below for part in parts for below in _schemas_of_property(part, any_other)]
     length = max((len(part.get("prefixItems", ())) for part in parts), default=0)
     for index in range(length + 1):
-        yield [below for part in parts for below in _of_item(part, index)]
+        yield [below for part in parts for below in _schemas_of_item(part, index)]
     yield [part["propertyNames"] for part in parts if "propertyNames" in part]
 
 
-def _by_none(pattern: str) -> bool:
+def _matches_none(pattern: str) -> bool:
     return False
 
 
-def _by_all(pattern: str) -> bool:
+def _matches_all(pattern: str) -> bool:
     return True
 
 
-def _of_property(
+def _schemas_of_property(
     part: Schema, is_matched: Callable[[str], bool], name: str | None = None
 ) -> Iterator[Any]:
     patterns: Mapping[str, Any] = part.get("patternProperties", {})
@@ -366,7 +360,7 @@ def _of_property(
         yield part["unevaluatedProperties"]
 
 
-def _of_item(part: Schema, index: int) -> Iterator[Any]:
+def _schemas_of_item(part: Schema, index: int) -> Iterator[Any]:
     first = part.get("prefixItems", ())
     if index < len(first):
         yield first[index]
@@ -384,9 +378,9 @@ def in_place(part: Schema) -> Iterable[Any]:
     """The schemas within a schema that apply to the same value."""
     for member in part.keys() & IN_PLACE:
         value = part[member]
-        if member in OF_MANY:
+        if member in SCHEMA_LIST:
             yield from value
-        elif member in BY_NAME:
+        elif member in SCHEMA_MAP:
             yield from value.values()
         else:
             yield value

@@ -79,22 +79,21 @@ def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
     """Renders the entries for clients, as JSON. `heads` has the events of their `seqs`."""
-    told = []
+    rendered = []
     for entry in entries:
         for side in (entry.lost, entry.won):
             if (head := heads.get(side.seq)) is not None:
                 side.changeset, side.made_at = head.id, head.made_at
                 side.received_at = head.received_at
         entry.restore = _restore(entry, base)
-        told.append(msgspec.json.encode(entry))
-    return told
+        rendered.append(msgspec.json.encode(entry))
+    return rendered
 
 
 def _restore(entry: LedgerEntry, base: int) -> Restore | None:
     """The changeset that restores the lost value.
 
-    `None` for a number that could not be added, because there is no value that it could be added
-    to.
+    `None` for a number that could not be added, because it never was a value of the field.
     """
     if entry.rule == "not-addable":
         return None

@@ -36,7 +36,7 @@ class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last write of a field, or the last delete of a record.
 
     `other` is the seq of another device's write that was merged into this one (0: none). A
-    changeset has seen this write only if it has also seen that one.
+    changeset has seen this write only if it has also seen the other one.
     """
 
     seq: int
@@ -83,14 +83,14 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
     def has_seen(self, write: Write) -> bool:
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
-    def onto(self, write: Write | None) -> Write:
+    def merged_with(self, write: Write | None) -> Write:
         """The write that merges this one with `write`: for an `add`, or a repeated delete."""
         if write is None:
-            return self.alone()
+            return self.write()
         other = write.other if write.device == self.device else write.seq
         return Write(self.seq, self.device, max(self.time, write.time), other)
 
-    def alone(self) -> Write:
+    def write(self) -> Write:
         return Write(self.seq, self.device, self.time)
 
 
@@ -127,7 +127,7 @@ class Conflict(NamedTuple):
 class Record(msgspec.Struct, gc=False):
     """A record as the fold knows it. `fold` makes new ones; treat them as immutable.
 
-    `created_seq` is 0 for a record that was touched but does not exist: the target of a vain
+    `created_seq` is 0 for a record that was touched but is missing, for example the target of a
     delete.
     """
 
@@ -227,7 +227,7 @@ def fold(records: Records, event: Event) -> list[Conflict]:
             # refer to.
             record = Record(*key) if was is None else _copy(was)
             _APPLY[op.op](record, op, cause, conflicts)
-            _touch(record, cause)
+            _mark_touched(record, cause)
             records[key] = record
     return conflicts
 
@@ -253,11 +253,11 @@ def _tombstone(key: Key, event: Event) -> Record:
 
 
 def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
-    if _is_beaten_by_delete(record, op, cause, conflicts):
+    if _loses_to_delete(record, op, cause, conflicts):
         return
-    changed = _make(record, cause)
+    changed = _create(record, cause)
     fields, writes = record.fields, record.writes = dict(record.fields), dict(record.writes)
-    mine = cause.alone()
+    mine = cause.write()
     judged: Write | None = None  # one write often wrote several fields; it is judged once
     is_seen = True
     for name, value in _values(op):
@@ -265,14 +265,14 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         if write is not judged:
             judged, is_seen = write, write is None or cause.has_seen(write)
         was = fields.get(name, ABSENT)
-        stands = is_seen
+        wins = is_seen
         if write is not None and not is_seen:
-            stands = cause.time >= write.time
+            wins = cause.time >= write.time
             if not same(was, value):
                 old, new = _side_of(was, write), Side(value, cause.seq, cause.device)
-                lost, won = (old, new) if stands else (new, old)
+                lost, won = (old, new) if wins else (new, old)
                 conflicts.append(_conflict(record, op, name, cause, "concurrent", lost, won))
-        if stands:
+        if wins:
             writes[name] = mine
             changed = changed or not same(was, value)
             if value is ABSENT:
@@ -280,13 +280,13 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
             else:
                 fields[name] = value
     if changed:
-        _move(record, cause)
+        _mark_changed(record, cause)
 
 
 def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
-    if _is_beaten_by_delete(record, op, cause, conflicts):
+    if _loses_to_delete(record, op, cause, conflicts):
         return
-    changed = _make(record, cause)
+    changed = _create(record, cause)
     fields, writes = record.fields, record.writes = dict(record.fields), dict(record.writes)
     for name, value in _values(op):
         was, write = fields.get(name, ABSENT), writes.get(name)
@@ -300,10 +300,10 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
             )
             continue
         fields[name] = total
-        writes[name] = cause.onto(write)
+        writes[name] = cause.merged_with(write)
         changed |= not same(was, total)
     if changed:
-        _move(record, cause)
+        _mark_changed(record, cause)
 
 
 def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
@@ -317,11 +317,11 @@ def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflic
             conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
     # Merged with the last delete even if the record was created again since. An author that has
     # seen both deletes is concurrent with one of them.
-    record.deleted = cause.onto(record.deleted)
+    record.deleted = cause.merged_with(record.deleted)
     record.fields, record.writes = {}, {}
     if not record.is_deleted:
         record.is_deleted = True
-        _move(record, cause)
+        _mark_changed(record, cause)
 
 
 _APPLY = {"put": _put, "add": _add, "delete": _delete}
@@ -335,12 +335,12 @@ def _values(op: Operation) -> Iterable[tuple[str, Any]]:
     return chain(values, ((name, ABSENT) for name in op.unset))
 
 
-def _is_beaten_by_delete(
+def _loses_to_delete(
     record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]
 ) -> bool:
     """Whether the record's delete wins, because the operation has not seen it.
 
-    The order of the two events does not matter.
+    The order of the two events is irrelevant.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
@@ -351,8 +351,8 @@ def _is_beaten_by_delete(
     return True
 
 
-def _make(record: Record, cause: Cause) -> bool:
-    """Creates the record with no fields, unless it is live. Returns whether it did."""
+def _create(record: Record, cause: Cause) -> bool:
+    """Creates an empty record, unless it is live. Returns whether it did."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}
@@ -360,12 +360,12 @@ def _make(record: Record, cause: Cause) -> bool:
     return True
 
 
-def _move(record: Record, cause: Cause) -> None:
+def _mark_changed(record: Record, cause: Cause) -> None:
     """Records that this event changed the visible state."""
     record.seq, record.last_modified = cause.seq, cause.received_at
 
 
-def _touch(record: Record, cause: Cause) -> None:
+def _mark_touched(record: Record, cause: Cause) -> None:
     """Records the author of the last operation, which the guard `unchanged` checks."""
     if record.touched_by != cause.device:
         record.touched_seq_other = record.touched_seq

@@ -83,7 +83,7 @@ class Verifier:
         """Decodes a vkey. Raises `InvalidNote`."""
         name, _, rest = vkey.strip().partition("+")
         id, _, encoded = rest.partition("+")
-        key = _decoded(encoded)
+        key = _decode_base64(encoded)
         found = cls(name, key[1:], key[0] if key else 0)
         is_known = found.algorithm in (ED25519, COSIGNATURE) and len(found.public) == KEY_BYTES
         if not _NAME.fullmatch(name) or not is_known or found.key_id.hex() != id:
@@ -130,7 +130,7 @@ def public_key_of(private: bytes) -> bytes:
     return Signer("", private).verifier().public
 
 
-def _decoded(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     """Decodes base64; returns `b""` for invalid text. Each value has one valid spelling."""
     try:
         decoded = b64decode(text, validate=True)
@@ -217,7 +217,7 @@ def signature_lines(text: str) -> list[Signature]:
     found = []
     for line in lines:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
-        decoded = _decoded(encoded)
+        decoded = _decode_base64(encoded)
         if not line.startswith(_DASH) or not _NAME.fullmatch(name) or len(decoded) < 5:
             raise InvalidNote(f"invalid signature line: {line[:100]!r}")
         found.append(Signature(name, decoded[:4], decoded[4:]))
@@ -247,7 +247,7 @@ class Checkpoint:
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
             raise InvalidNote("a checkpoint must have three lines or more, all of them filled")
         origin, size, root = lines[:3]
-        decoded = _decoded(root)
+        decoded = _decode_base64(root)
         is_size = _DECIMAL.fullmatch(size) is not None and int(size) <= SIZE_MAX
         if not is_size or len(decoded) != HASH_BYTES:
             raise InvalidNote("a checkpoint must have a size and a root of 32 bytes in base64")
@@ -310,11 +310,11 @@ def bundle(entries: Iterable[bytes]) -> bytes:
 
 def unbundled(encoded: bytes) -> list[bytes]:
     """Decodes the entries of a bundle. Raises `InvalidNote`."""
-    entries, place = [], 0
-    while place < len(encoded):
-        end = place + 2 + int.from_bytes(encoded[place : place + 2], "big")
-        entries.append(encoded[place + 2 : end])
-        place = end
-    if place != len(encoded):
+    entries, position = [], 0
+    while position < len(encoded):
+        end = position + 2 + int.from_bytes(encoded[position : position + 2], "big")
+        entries.append(encoded[position + 2 : end])
+        position = end
+    if position != len(encoded):
         raise InvalidNote("the bundle is cut off")
     return entries

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import httpx
 import psycopg
@@ -16,10 +15,10 @@ from foldlog.client.replica import Replica
 from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.embedded import EmbeddedPostgres
 from foldlog.scripts.server.process import environment, serving
+from tests.helpers import until
 
 FOLDLOG = [sys.executable, "-m", "foldlog"]
 SPACE = "home"
-WAIT_SECONDS = 45
 
 #: Owners of tables and functions, rights on them, and triggers with their firing mode.
 RIGHTS = """
@@ -78,13 +77,6 @@ def events(url: str) -> list[bytes]:
     page = httpx.get(f"{url}/v1/spaces/{SPACE}/events?limit=1000").raise_for_status().json()
     assert not page["more"]
     return [json.dumps(event).encode() for event in page["events"]]
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "the condition is still false"
-        time.sleep(0.2)
 
 
 def restore_dump(old, new, backup) -> None:

@@ -28,7 +28,7 @@ TOKEN = "planted-token-of-a-client-0123456789"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWduYXR1cmU"
 READY_SECONDS_MAX = 60
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.seconds(10)
 
 
 class Service:

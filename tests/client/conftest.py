@@ -1,8 +1,7 @@
-"""Devices of one space, on a service in memory behind the real HTTP door."""
+"""Devices of one space, with the real HTTP API on a store in memory."""
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from foldlog.api.app import create_app
@@ -10,6 +9,7 @@ from foldlog.api.http.access import OpenAccess
 from foldlog.client.replica import Replica
 from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.asgi_client import asgi_transport
 
 SPACE = "home"
 
@@ -26,11 +26,11 @@ def app(memory_store):
 
 @pytest.fixture
 def device(app, tmp_path):
-    """Makes a replica by a name; the same name opens the same file again."""
+    """Opens a replica by name. The same name opens the same file again."""
     opened = []
 
     def open_device(name: str, **options) -> Replica:
-        server = HttpServer("http://localhost", SPACE, transport=httpx.WSGITransport(app=app))
+        server = HttpServer("http://localhost", SPACE, transport=asgi_transport(app))
         options.setdefault("server", server)
         replica = Replica(tmp_path / f"{name}.db", space=SPACE, **options)
         opened.append(replica)

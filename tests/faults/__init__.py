@@ -1,1 +1,1 @@
-"""The running service under faults done for real, and a checker of what it answered."""
+"""The running service under real faults, and a checker of its answers."""

@@ -1,6 +1,6 @@
-"""What must be true of any history of requests and answers, whatever was broken meanwhile.
+"""Rules for a history of requests and answers. They hold during any fault.
 
-It believes no database: it is given what clients saw, and the log as it is at the end.
+The checker compares the answers that clients saw with the log at the end.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 from .history import History, Push, Read
 
-#: (seq, id) of each event of a space, as they are at the end
+#: (seq, id) of each event of a space at the end
 Log = Sequence[tuple[int, str]]
 
-#: a request may take ten seconds of the database's time; the rest is this machine's
+#: ten seconds for the database, and the rest for a busy machine
 ANSWER_SECONDS_MAX = 13.0
 
 
 def problems(history: History, logs: Mapping[str, Log]) -> list[str]:
-    """What is wrong, a line each; none if all is well."""
+    """Returns the broken rules, a line each."""
     found: list[str] = []
     for attempt in history.attempts:
         found += _refusals(attempt)
@@ -39,7 +39,7 @@ def problems(history: History, logs: Mapping[str, Log]) -> list[str]:
 def _refusals(attempt) -> Iterator[str]:
     where = f"{attempt.space}: an answer {attempt.status} {attempt.code}"
     if attempt.status not in (0, 200, 503):
-        yield f"{where} to what was well asked"
+        yield f"{where} to a valid request"
     if attempt.status == 503 and not attempt.retry_after:
         yield f"{where} without Retry-After"
     if attempt.seconds > ANSWER_SECONDS_MAX:
@@ -60,9 +60,9 @@ def _acknowledged(space: str, log: Log, pushes: Sequence[Push], granted: Set[str
     for id in seqs.keys() - sent - granted:
         yield f"{space}: {id} is in the log and was never sent"
     for push in pushes:
-        if push.status == 200 and {id for id, _ in push.told} != set(push.ids):
+        if push.status == 200 and {id for id, _ in push.verdicts} != set(push.ids):
             yield f"{space}: a push was not answered changeset by changeset"
-        for id, seq in push.told:
+        for id, seq in push.verdicts:
             if id not in seqs:
                 yield f"{space}: {id} was acknowledged and is lost"
             elif seqs[id] != seq:
@@ -70,24 +70,24 @@ def _acknowledged(space: str, log: Log, pushes: Sequence[Push], granted: Set[str
 
 
 def _order(space: str, pushes: Sequence[Push]) -> Iterator[str]:
-    """What was first sent after another was acknowledged has the greater seq."""
+    """A changeset that is sent after another was acknowledged gets a greater seq."""
     sent: dict[str, float] = {}
-    told: dict[str, tuple[int, float]] = {}
+    known: dict[str, tuple[int, float]] = {}
     for push in sorted(pushes, key=lambda push: push.began):
         for id in push.ids:
             sent.setdefault(id, push.began)
-        for id, seq in push.told:
-            if id not in told or push.ended < told[id][1]:
-                told[id] = seq, push.ended
+        for id, seq in push.verdicts:
+            if id not in known or push.ended < known[id][1]:
+                known[id] = seq, push.ended
     earliest_answer_after = float("inf")
-    for id, (seq, answered) in sorted(told.items(), key=lambda item: item[1], reverse=True):
+    for id, (seq, answered) in sorted(known.items(), key=lambda item: item[1], reverse=True):
         if sent[id] > earliest_answer_after:
             yield f"{space}: {id} at {seq} was sent after a later one had been acknowledged"
         earliest_answer_after = min(earliest_answer_after, answered)
 
 
 def _reading(reader: str, log: Log, reads: Sequence[Read]) -> Iterator[str]:
-    """One reader's answers, in the order in which they came."""
+    """Checks one reader's answers, in the order of their arrival."""
     ids = dict(log)
     head = through = 0
     records: dict[str, int] = {}

@@ -1,4 +1,7 @@
-"""The world that is broken, and what is done to it. A fault is over when its function returns."""
+"""The service with its database, and the faults that are done to it.
+
+A fault is over when its function returns. A sleep in a fault is the fault's duration.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts.server.process import environment, is_ready, reserve_port
+from tests.helpers import until
 
 from .proxy import CUTS, SLOW, Proxy
 
@@ -32,12 +36,12 @@ READY_SECONDS_MAX = 60.0
 ADMIN_TOKEN = "the token of an admin, of faults"
 #: of the file system that is filled
 DISK_BYTES = 500 * 2**20
-#: so that a small disk is enough
+#: settings for a small disk
 SMALL = {"max_wal_size": "64MB", "min_wal_size": "32MB", "shared_buffers": "32MB"}
 
 
 class NotMet(Exception):
-    """No such statement, or process, came by."""
+    """The fault found no such statement or process."""
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -45,7 +49,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 class Service:
-    """`foldlog serve` on some database, as a process of its own; closed, as it is for real."""
+    """`foldlog serve` on a database, as a process of its own, with tokens as in production."""
 
     def __init__(self, folder: Path, database_url: str):
         self._folder = folder
@@ -100,7 +104,7 @@ class Service:
         return found
 
     def grant(self, space: str, role: str, device: str | None = None) -> str:
-        """A token; its granting is an event of the space."""
+        """Returns a new token. The grant is an event of the space."""
         body = {"role": role} | ({"device": device} if device else {})
         answer = self._admin.post(f"/v1/admin/spaces/{space}/tokens", json=body)
         return str(answer.raise_for_status().json()["token"])
@@ -109,7 +113,7 @@ class Service:
         return self._admin.get("/metrics").raise_for_status().text
 
     def log(self, space: str) -> list[tuple[int, str]]:
-        """What the service tells of the log at the end."""
+        """Reads seq and id of all events from the service."""
         found: list[tuple[int, str]] = []
         after, mark, more = 0, "", True
         while more:
@@ -121,7 +125,7 @@ class Service:
         return found
 
     def verify(self, space: str) -> str:
-        """What `foldlog verify` has to say against the log, its tiles and its master table."""
+        """Returns the complaints of `foldlog verify` about log, tiles and master table."""
         deadline = time.monotonic() + 60
         while True:
             done = subprocess.run(
@@ -137,7 +141,7 @@ class Service:
 
 
 class World:
-    """PostgreSQL, the proxy before it, and the service on that."""
+    """PostgreSQL, a proxy in front of it, and the service that connects to the proxy."""
 
     def __init__(self, folder: Path, rng: random.Random):
         self.rng = rng
@@ -162,7 +166,7 @@ class World:
         return code
 
     def _keep(self) -> None:
-        """As `serve` does with a database of its own, and any machine's init with another."""
+        """Restarts a PostgreSQL that has ended, as an init system does."""
         while not self._ending.wait(0.2):
             if not self.cluster.is_running():
                 with suppress(Exception):  # the disk may still be full
@@ -170,7 +174,7 @@ class World:
 
     @property
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """Of the service and of PostgreSQL, by what they are."""
+        """The processes of the service and of PostgreSQL, by kind."""
         found = self.service.processes
         found["postmaster"] = [psutil.Process(self.cluster.pid)]
         found["backend"] = []
@@ -187,7 +191,7 @@ class World:
         return self.rng.choice(found)
 
     def sql(self, *statements: str) -> None:
-        """As the superuser, and not through the proxy."""
+        """Runs statements as the superuser, on a direct connection."""
         with self.session("postgres") as conn:
             for statement in statements:
                 conn.execute(statement.encode())
@@ -213,15 +217,15 @@ def _to_statement(fault: str, statement: str) -> Fault:
         world.proxy.disarm()
         if not met:
             raise NotMet
-        time.sleep(0.3)
 
     return Fault(f"{fault}: {statement}", do)
 
 
 def _kill(kind: str) -> Fault:
     def do(world: World) -> None:
-        world.one(kind).kill()
-        time.sleep(0.3)
+        process = world.one(kind)
+        process.kill()
+        until(lambda: _has_ended(process))
 
     return Fault(f"kill -9 {kind}", do)
 
@@ -267,10 +271,18 @@ def _network_silent(world: World) -> None:
 
 def _restart(number: signal.Signals, name: str) -> Fault:
     def do(world: World) -> None:
-        os.kill(world.cluster.pid, number)  # the keeper starts it again
-        time.sleep(0.5)
+        postmaster = psutil.Process(world.cluster.pid)
+        os.kill(postmaster.pid, number)  # the keeper starts it again
+        until(lambda: _has_ended(postmaster))
 
     return Fault(f"PostgreSQL restarts, {name}", do)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _terminate(world: World) -> None:
@@ -282,21 +294,27 @@ def _terminate(world: World) -> None:
 def _read_only(world: World) -> None:
     world.sql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     try:
+        until(lambda: _ready(world).status_code == 503)
+        # A worker that lost its connection to an earlier fault reports that first.
+        until(lambda: "only reads" in _writes(world))
         time.sleep(2)
-        told = []
-        # A worker whose connection was just lost to another fault says that first.
-        while not any("only reads" in writes for writes in told) and len(told) < 10:
-            answer = httpx.get(f"{world.service.url}/readyz", timeout=10)
-            assert answer.status_code == 503, "ready, though nothing can be written"
-            told.append(answer.json()["checks"]["writes"])
-            time.sleep(0.2)
-        assert "only reads" in told[-1], told
+        assert "only reads" in _writes(world)
     finally:
         world.sql(
             "SET default_transaction_read_only = off",
             "ALTER SYSTEM RESET default_transaction_read_only",
             "SELECT pg_reload_conf()",
         )
+
+
+def _ready(world: World) -> httpx.Response:
+    return httpx.get(f"{world.service.url}/readyz", timeout=10)
+
+
+def _writes(world: World) -> str:
+    answer = _ready(world)
+    assert answer.status_code == 503, "the service is ready, but the database is read-only"
+    return str(answer.json()["checks"]["writes"])
 
 
 def _no_connections(world: World) -> None:
@@ -309,14 +327,14 @@ def _no_connections(world: World) -> None:
 
 
 def _locked(world: World) -> None:
-    """Somebody holds the rows of all spaces, for longer than a lock is waited for."""
+    """A session locks the rows of all spaces for longer than the lock timeout."""
     with world.session(autocommit=False) as conn:
         conn.execute("SELECT FROM spaces FOR UPDATE")
         time.sleep(4)
 
 
 def _no_memory(world: World) -> None:
-    """PostgreSQL refuses with 53200, as it does when it gets no memory for a statement."""
+    """PostgreSQL fails with 53200, as it does when it has no memory for a statement."""
     with world.session() as conn:
         conn.execute(
             "CREATE FUNCTION no_memory() RETURNS trigger LANGUAGE plpgsql AS"
@@ -333,7 +351,7 @@ def _no_memory(world: World) -> None:
 
 
 def _full_disk(world: World) -> None:
-    """First its tables cannot grow (53100); then the write-ahead log cannot, and it crashes."""
+    """Fills the disk: tables cannot grow (53100), then the log cannot, and PostgreSQL crashes."""
     ballast = world.cluster.folder / "ballast"
     try:
         with ballast.open("wb", buffering=0) as file:
@@ -344,7 +362,7 @@ def _full_disk(world: World) -> None:
                         while file.write(bytes(2**16)):
                             pass
                     time.sleep(0.05)
-                # What it has allocated already it could still fill for long.
+                # PostgreSQL could still fill the files that it has allocated.
                 with suppress(psycopg.Error):
                     world.sql(*["SELECT pg_switch_wal()", "CHECKPOINT"] * 5)
     finally:
@@ -353,7 +371,7 @@ def _full_disk(world: World) -> None:
 
 FULL_DISK = Fault("disk full", _full_disk)
 
-#: over a connection that the proxy breaks
+#: faults of a connection, which the proxy does
 AT_STATEMENTS = [
     _to_statement(fault, statement)
     for statement in (
@@ -383,7 +401,7 @@ OTHERS = [
 
 @contextmanager
 def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[bool]:
-    """A file system of its own for the database; `False` where mounting is not allowed."""
+    """Mounts a file system for the database. Yields `False` if mounting is forbidden."""
     folder = folder / "db"
     folder.mkdir()
     options = f"size={size},mode=0711"

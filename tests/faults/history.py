@@ -1,4 +1,4 @@
-"""What clients asked and were answered, and when."""
+"""The requests of clients and their answers, with times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One request. `status` 0: there was no answer."""
+    """One request. Its `status` is 0 if the answer is missing."""
 
     space: str
     began: float
@@ -25,7 +25,7 @@ class Attempt:
 class Push(Attempt):
     device: str
     ids: tuple[str, ...]
-    told: tuple[tuple[str, int], ...] = ()  #: id and seq of each that was acknowledged
+    verdicts: tuple[tuple[str, int], ...] = ()  #: id and seq of each acknowledged changeset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class Read(Attempt):
     head: int = 0
     through: int = 0  #: `projected`, of the master table
     events: tuple[tuple[int, str], ...] = ()
-    records: tuple[tuple[str, int], ...] = ()  #: of the master table: id and seq
+    records: tuple[tuple[str, int], ...] = ()  #: id and seq of each record of the master table
 
 
 @dataclass
 class History:
-    attempts: list[Attempt] = field(default_factory=list)  #: appended to by all threads
-    granted: set[str] = field(default_factory=set)  #: ids of events that no push made
+    attempts: list[Attempt] = field(default_factory=list)  #: all threads append to it
+    granted: set[str] = field(default_factory=set)  #: ids of events that the service made
 
     @property
     def pushes(self) -> list[Push]:

@@ -1,4 +1,4 @@
-"""Devices and readers as right clients are: what is not answered is sent again, the same."""
+"""Devices and readers that follow the protocol: they repeat a request without an answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .faults import Service
 from .history import Attempt, History, Push, Read
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
-#: a client waits for longer than the service may take
-PATIENCE_SECONDS = 20.0
+#: longer than the service may take
+TIMEOUT_SECONDS = 20.0
 RECORDS = 40
-#: of a push: mostly one changeset, at times so many that they go by COPY
+#: changesets of a push: mostly one, sometimes enough for COPY
 SIZES = (1, 1, 1, 1, 2, 3, 8, 70)
 
 
@@ -29,9 +29,9 @@ def new_uuid(rng: random.Random) -> str:
 
 
 class Client(threading.Thread):
-    """Does something over and over until it is told to stop, and then once to its good end."""
+    """A client that repeats one kind of request until it is stopped."""
 
-    #: from the beginning of one request to that of the next, on average, in seconds
+    #: mean seconds between the starts of two requests
     interval: float
 
     def __init__(self, url: str, space: str, token: str, seed: str, history: History):
@@ -43,14 +43,14 @@ class Client(threading.Thread):
         self._http = httpx.Client(
             base_url=f"{url}/v1/spaces/{space}/",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
 
     def run(self) -> None:
         due = time.monotonic()
         while not self.stopping.is_set():
             self.once()
-            # Who is late does not make up for it: the load of a service that was away is as ever.
+            # A late client skips the missed requests, so the load after an outage is as before.
             now = time.monotonic()
             due = max(now, due + self.interval * self.rng.uniform(0.5, 1.5))
             self.stopping.wait(due - now)
@@ -67,7 +67,7 @@ class Client(threading.Thread):
         read: Callable[[dict[str, Any]], dict[str, Any]],
         **asked: Any,
     ) -> httpx.Response | None:
-        """Asks once, and notes it. `None`: no answer."""
+        """Sends one request and records it. Returns `None` if the answer is missing."""
         began = time.monotonic()
         try:
             answer = self._http.request(method, path, **asked)
@@ -98,7 +98,7 @@ class Device(Client):
         self._counter = 0
 
     def once(self) -> None:
-        """One push, until it is answered for good."""
+        """Repeats one push until its answer is final."""
         size = self.rng.choice(SIZES)
         changesets = [
             changeset(
@@ -116,7 +116,7 @@ class Device(Client):
             return Push(device=self.device, ids=ids, **members)
 
         def read(body: dict[str, Any]) -> dict[str, Any]:
-            return {"told": tuple((each["id"], each["seq"]) for each in body["verdicts"])}
+            return {"verdicts": tuple((each["id"], each["seq"]) for each in body["verdicts"])}
 
         while True:
             answer = self.ask("POST", "changesets", make, read, json=body)
@@ -126,7 +126,7 @@ class Device(Client):
 
 
 class Poller(Client):
-    """Follows the log."""
+    """A client that follows the log."""
 
     interval = 0.05
     _after, _mark = 0, ""
@@ -149,7 +149,7 @@ class Poller(Client):
 
 
 class TableReader(Client):
-    """Reads the whole master table."""
+    """A client that reads the whole master table."""
 
     interval = 0.2
 

@@ -1,8 +1,7 @@
-"""Between the service and PostgreSQL: reads what passes, and breaks it where it is told to.
+"""A proxy between the service and PostgreSQL that breaks connections at a chosen statement.
 
-From a local socket to a local socket. It follows PostgreSQL's messages, so that a fault can be
-done to one statement of an append: before it is sent, in its midst, while it is answered, and when
-it has been done and only its answer is lost.
+It connects one local socket to another, and parses PostgreSQL's messages. It can cut a connection
+before a statement, within it, within its answer, or between the statement and its answer.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from pathlib import Path
 SOCKET = ".s.PGSQL.5432"
 PIECE_BYTES = 64 * 2**10
 
-#: where in a statement the connection is cut, or what else is done to it
+#: where the connection of a statement is cut
 CUTS = ("cut before", "cut in the midst", "cut in the answer", "answer lost")
 SLOW = ("delay", "silence")
 DELAY_SECONDS = 1.5
 
-#: What each message of an append, and of the look before it, is known by; the first that fits
-#: names it.
+#: A part of each statement of an append, by the statement's name. The first match counts.
 STATEMENTS = {
     "who calls": "FROM tokens",
     "append": "WITH moved AS",
@@ -35,7 +33,7 @@ STATEMENTS = {
 
 
 class _Reading:
-    """Takes what a client sends apart, up to where it waits for an answer."""
+    """Splits the messages of a client into units, each of which asks for an answer."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -45,7 +43,7 @@ class _Reading:
         self._name: str | None = None
 
     def feed(self, data: bytes) -> list[tuple[bytes, str | None]]:
-        """What may be sent on: each with the name of the statement in it that is known."""
+        """Returns the complete units, each with the name of its statement."""
         self._rest += data
         units: list[tuple[bytes, str | None]] = []
         while message := self._next():
@@ -88,7 +86,7 @@ def _known(query: bytes) -> str:
 
 
 class Proxy:
-    """Listens in `folder`; passes on to the server in `upstream`."""
+    """Listens in `folder`, and forwards to the server in `upstream`."""
 
     def __init__(self, folder: Path, upstream: Path):
         folder.mkdir(exist_ok=True)
@@ -97,15 +95,15 @@ class Proxy:
         self._upstream = upstream / SOCKET
         self._armed: tuple[str, str] | None = None
         self.hit = threading.Event()  #: the armed fault was done
-        self.is_cut = False  #: no network at all
-        self.is_silent = False  #: a network that drops everything, and says nothing
+        self.is_cut = False  #: as if the network is down
+        self.is_silent = False  #: as if the network drops all packets
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def arm(self, fault: str, statement: str) -> None:
-        """Does this to the next such statement that passes."""
+        """Prepares a fault for the next such statement."""
         self.hit.clear()
         self._armed = (fault, statement)
 
@@ -153,7 +151,7 @@ class Proxy:
             writer.transport.abort()
 
     def take(self, statement: str | None) -> str | None:
-        """The fault to do to this statement, once."""
+        """Returns the prepared fault for this statement, once."""
         if self._armed is None or statement is None or self._armed[1] != statement:
             return None
         fault, self._armed = self._armed[0], None
@@ -162,13 +160,13 @@ class Proxy:
 
 
 class _Link:
-    """One connection through the proxy; returning from either way ends it."""
+    """One connection through the proxy. It ends when either direction ends."""
 
     def __init__(self, proxy: Proxy, up: asyncio.StreamWriter, down: asyncio.StreamWriter):
         self._proxy = proxy
         self._up = up
         self._down = down
-        self._answers = ""  #: what is done to the answers from now on
+        self._answers = ""  #: the fault of the following answers
 
     async def pass_up(self, reader: asyncio.StreamReader) -> None:
         reading = _Reading()
@@ -188,7 +186,7 @@ class _Link:
                         self._answers = fault
                     while self._proxy.is_silent or self._answers == "silence":
                         if reader.at_eof():
-                            return  # who waits has hung up
+                            return  # the waiting client has closed the connection
                         await asyncio.sleep(0.05)
                     self._up.write(unit)
                     await self._up.drain()

@@ -1,4 +1,4 @@
-"""One run: a load, faults in the midst of it, and what came of each."""
+"""One run: a load, faults during it, and the outcome of each fault."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .load import Client, Device, Poller, TableReader
 
 SPACES = ("north", "south", "east")
 DEVICES_EACH = 2
-#: after a fault the load goes on in peace for so long
+#: how long the load continues after a fault
 PEACE_SECONDS = 0.4
 RECOVERY_SECONDS_MAX = 60.0
 
 
 @dataclass
 class Outcome:
-    """What clients met of one kind of fault, over all times that it was done."""
+    """The answers that clients got during all faults of one kind."""
 
     times: int = 0
     not_met: int = 0
     answers: Counter[str] = field(default_factory=Counter)
-    longest: float = 0.0  #: until an answer
+    longest: float = 0.0  #: time until an answer
     recovery: float = 0.0  #: from the fault's end until each space took a push
 
     def note(self, attempts: Sequence[Attempt], recovery: float) -> None:
@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Load:
-    """Several devices, a follower and a reader of the master table in each of several spaces."""
+    """Devices, a follower and a reader of the master table in each of several spaces."""
 
     def __init__(self, service: Service, seed: int, history: History):
         self.history = history
@@ -63,9 +63,9 @@ class Load:
         self.wait_until_served()
 
     def pace(self, share: float, seconds: float) -> float:
-        """Slows the devices down to a share of the pushes that are answered if none ever waits.
+        """Slows the devices down to a share of the highest rate of pushes.
 
-        Returns how many these are, a second, measured for so many seconds.
+        Measures that rate for so many seconds, and returns it in pushes a second.
         """
         for device in self.devices:
             device.interval = 0.0
@@ -78,15 +78,15 @@ class Load:
         return full
 
     def stop(self) -> None:
-        """Each ends what it has begun: a push is sent until it is answered."""
+        """Stops all clients. Each first repeats its open push until it is answered."""
         for client in self.clients:
             client.stopping.set()
         for client in self.clients:
             client.join(RECOVERY_SECONDS_MAX)
-            assert not client.is_alive(), f"{client} was never answered"
+            assert not client.is_alive(), f"{client} has no answer"
 
     def wait_until_served(self) -> float:
-        """Returns how long it took until each space had a push acknowledged."""
+        """Waits until each space has acknowledged a push. Returns the seconds."""
         began = time.monotonic()
         while True:
             served = {
@@ -151,7 +151,7 @@ class Run:
         return found
 
     def table(self) -> str:
-        """Faults x outcome, as in docs/explanation/reliability.md."""
+        """The table of faults and outcomes, as in docs/explanation/reliability.md."""
         lines = [
             "| fault | times | ok | 503 storage-unavailable | 503 outcome-unknown | no answer "
             "| longest answer, s | served again after, s |",
@@ -159,10 +159,11 @@ class Run:
         ]
         for name, outcome in sorted(self.outcomes.items()):
             if outcome.times:
-                told = outcome.answers
+                counts = outcome.answers
                 lines.append(
-                    f"| {name} | {outcome.times} | {told['ok']} | {told['storage-unavailable']} "
-                    f"| {told['outcome-unknown']} | {told['no answer']} "
+                    f"| {name} | {outcome.times} | {counts['ok']} "
+                    f"| {counts['storage-unavailable']} | {counts['outcome-unknown']} "
+                    f"| {counts['no answer']} "
                     f"| {outcome.longest:.1f} | {outcome.recovery:.1f} |"
                 )
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The checker finds what is planted; of a right history it has nothing to say."""
+"""The checker finds planted errors, and accepts a correct history."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LOG = [(1, "a"), (2, "b"), (3, "c")]
 
 
 def push(id: str, seq: int, began: float, *, status: int = 200) -> Push:
-    told = ((id, seq),) if status == 200 else ()
+    verdicts = ((id, seq),) if status == 200 else ()
     retry_after = "1" if status == 503 else None
     return Push(
         space=SPACE,
         device="d",
         ids=(id,),
-        told=told,
+        verdicts=verdicts,
         began=began,
         ended=began + 0.5,
         status=status,
@@ -58,7 +58,7 @@ def table(projected: int, began: float, **seqs: int) -> Read:
 
 
 def right() -> list:
-    """Three pushes, of which one was tried twice; a follower; a reader of the master table."""
+    """Three pushes, one of them repeated, a follower, and a reader of the master table."""
     return [
         push("a", 1, 0.0),
         push("b", 2, 1.0, status=503),
@@ -75,11 +75,11 @@ def found(attempts: list, log=LOG) -> str:
     return "\n".join(problems(History(attempts), {SPACE: log}))
 
 
-def test_a_right_history_has_no_problems():
+def test_a_correct_history_has_no_problems():
     assert found(right()) == ""
 
 
-def test_what_was_told_twice_the_same_is_right():
+def test_a_repeated_equal_answer_is_correct():
     assert found([*right(), push("a", 1, 6.0)]) == ""
 
 
@@ -101,12 +101,12 @@ def test_a_wrong_log_is_found(log, says):
 @pytest.mark.parametrize(
     ("number", "members", "says"),
     [
-        (0, {"status": 500, "told": ()}, "an answer 500"),
-        (0, {"status": 404, "told": ()}, "an answer 404"),
+        (0, {"status": 500, "verdicts": ()}, "an answer 500"),
+        (0, {"status": 404, "verdicts": ()}, "an answer 404"),
         (1, {"retry_after": None}, "without Retry-After"),
         (0, {"ended": ANSWER_SECONDS_MAX + 1}, "after 14.0 s"),
-        (0, {"told": ()}, "not answered changeset by changeset"),
-        # sent when "c" had been answered long ago
+        (0, {"verdicts": ()}, "not answered changeset by changeset"),
+        # "c" was answered long before
         (2, {"began": 4.0, "ended": 4.5}, None),
         (5, {"events": ((2, "b"),)}, "events are missing between 1 and 3"),
         (5, {"events": ((2, "x"), (3, "c"))}, "saw x at 2"),

@@ -1,6 +1,6 @@
-"""Several web workers on one database: what one appends reaches who waits at another.
+"""Several web workers on one database: clients of one worker see the appends of another.
 
-Each worker here has its own connections, tails and follower, as a process of its own would.
+Each worker has its own connections, cache and follower, like a process.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.acceptance.live import Connection, Served, Space, request_of, served,
 from tests.acceptance.test_live import follow_all, numbered, waiters
 from tests.helpers import changeset
 
-#: within the way of a notification, on a machine that does other things besides
+#: the longest way of a notification on a busy machine
 SOON_SECONDS = 1.0
-#: what a look takes at most, with the pause before it
+#: the longest time until the follower has read the heads
 LOOKED_SECONDS = LOOK_SECONDS + SOON_SECONDS
 
 
@@ -38,7 +38,7 @@ def urls(database_urls):
 
 @pytest.fixture
 def workers(urls):
-    """Two of them, and a space with one event."""
+    """Two workers."""
     with ExitStack() as stack:
         found = []
         for _ in range(2):
@@ -66,12 +66,12 @@ def notifications_are_lost(monkeypatch):
 
 
 def arrival(workers: list[Served], here: Space, there: Space) -> float:
-    """Seconds until a stream and a wait at one worker have what was pushed through the other."""
+    """Returns the seconds until a stream and a wait at one worker see a push to the other."""
     stream = there.stream("after=1")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(there.http.get, "events?after=1&wait=9")
         until(lambda: waiters(workers[1], there) == 2)
-        time.sleep(0.1)  # both have read that there is nothing yet
+        time.sleep(0.1)  # both have seen that the log ends at 1
         began = time.monotonic()
         here.push(changeset())
         assert stream.seqs(1) == [2]
@@ -80,20 +80,18 @@ def arrival(workers: list[Served], here: Space, there: Space) -> float:
     return time.monotonic() - began
 
 
-def test_what_one_worker_appends_comes_to_another_at_once(workers, here, there):
+def test_an_append_reaches_another_worker_at_once(workers, here, there):
     assert arrival(workers, here, there) < SOON_SECONDS
 
 
-def test_a_lost_notification_costs_a_moment_and_no_event(
-    notifications_are_lost, workers, here, there
-):
+def test_a_lost_notification_only_delays_the_event(notifications_are_lost, workers, here, there):
     assert arrival(workers, here, there) < LOOKED_SECONDS
 
 
-@pytest.mark.slow
-def test_everybody_who_follows_sees_each_event_once(workers, here):
+@pytest.mark.seconds(5)
+def test_every_follower_sees_each_event_once(workers, here):
     """
-    Pushes through both, and each who follows connects now to this one and now to that.
+    Pushes go to both workers, and each follower switches between the workers.
     """
     follow_all(here, [worker.port for worker in workers], writers=4, pushes=40)
     for worker in workers:
@@ -101,8 +99,8 @@ def test_everybody_who_follows_sees_each_event_once(workers, here):
         assert not worker.store.tails._watchers
 
 
-@pytest.mark.slow
-def test_everybody_who_follows_sees_each_event_once_without_notifications(
+@pytest.mark.seconds(5)
+def test_every_follower_sees_each_event_once_without_notifications(
     notifications_are_lost, workers, here
 ):
     follow_all(here, [worker.port for worker in workers], writers=4, pushes=10)
@@ -110,7 +108,7 @@ def test_everybody_who_follows_sees_each_event_once_without_notifications(
 
 def test_an_old_end_never_refuses_a_cursor(notifications_are_lost, workers, here, there):
     """
-    Whoever was at another worker may know more than this one does.
+    A client of another worker may have a newer cursor than this worker's cache.
     """
     assert there.http.get("events").json()["through"] == 1
     for n in range(2, 12):
@@ -125,9 +123,9 @@ def test_an_old_end_never_refuses_a_cursor(notifications_are_lost, workers, here
         assert again.status_code == 409, "that mark is of another event"
 
 
-def test_who_asks_in_vain_does_not_trouble_the_database(monkeypatch, workers, here):
+def test_polls_at_the_head_need_no_database(monkeypatch, workers, here):
     """
-    Polls and waits at the end of a log are most of what is ever asked.
+    Polls and waits at the end of a log are the most frequent requests.
     """
     page = here.http.get("events").json()
     counted = []
@@ -155,10 +153,10 @@ def idle_sync(page: dict) -> dict:
     return {"device": device, "sent_at": sent_at, "after": page["through"], "mark": page["mark"]}
 
 
-@pytest.mark.slow
-def test_who_waits_lives_through_a_restart_of_the_database(urls, workers, here, there):
+@pytest.mark.seconds(5)
+def test_a_waiting_client_survives_a_restart_of_the_database(urls, workers, here, there):
     """
-    Every connection breaks; nobody who waits is told of it, and nothing is lost.
+    All connections break. The stream stays open and delivers the next event.
     """
     stream = there.stream("after=1")
     until(lambda: waiters(workers[1], there))
@@ -182,9 +180,9 @@ def break_connections(superuser_url: str) -> None:
         )
 
 
-def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
+def test_a_follower_retries_a_failed_read(database, monkeypatch):
     """
-    Its thread must not end with the database: nobody at this worker would hear of anything again.
+    Its thread must survive an outage, because all clients of this worker depend on it.
     """
     monkeypatch.setattr("foldlog.infrastructure.postgres.log.following.LOOK_SECONDS", 0.05)
     attempts = []
@@ -205,9 +203,9 @@ def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
         follower.close()
 
 
-def test_a_database_that_was_restored_is_told_to_who_follows(urls, workers, here, there):
+def test_a_follower_learns_of_a_restored_database(urls, workers, here, there):
     """
-    An older backup under a running service: a stream that waits must not wait for ever.
+    After the restore of an older backup, a waiting stream ends with a problem.
     """
     here.push(*numbered(3))
     stream = there.stream()
@@ -225,7 +223,7 @@ def test_a_database_that_was_restored_is_told_to_who_follows(urls, workers, here
 
 def test_many_spaces_are_followed_at_a_time(workers, here):
     """
-    A device waits for its own alone, and is not woken by others.
+    Each device waits for its own space alone.
     """
     spaces = [Space(workers[n % 2].port) for n in range(20)]
     for space in spaces:

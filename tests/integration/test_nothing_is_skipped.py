@@ -21,7 +21,7 @@ BATCH_SIZES = (1, 1, 1, 2, 5, 20, 60)
 SECONDS_MAX = 120
 
 
-@pytest.mark.slow
+@pytest.mark.seconds(10)
 @pytest.mark.parametrize("spaces", [1, 4], ids=["one space", "many spaces"])
 def test_a_tailing_reader_sees_every_event(database, spaces):
     """

@@ -131,7 +131,6 @@ def test_a_child_that_dies_is_started_again(parent: Callable[..., Parent]) -> No
     family = parent("first:good", "second:good")
     first, second = sorted(family.await_starts(2))
     for starts in (3, 4):
-        time.sleep(0.3)
         os.kill(dict(family.notes("starts"))["first"], signal.SIGKILL)
         family.await_starts(starts)
     assert [name for name, _ in family.notes("starts")].count("first") == 3

@@ -1,17 +1,18 @@
-"""What is called additive is: whatever the old schema allows, the new one does."""
+"""An additive schema allows all documents that the old schema allowed."""
 
 from __future__ import annotations
 
 import itertools
 
 import jsonschema_rs
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from foldlog.domain.additive import why_not_additive
+from foldlog.domain.additive import breaking_changes
 from foldlog.domain.errors import InvalidSchema
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
+from tests.examples import examples
 
 NAMES = ("a", "b", "ab", "c")
 numbers = st.sampled_from([-2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4])
@@ -23,7 +24,7 @@ FEW = [None, 0, 2, "a", []]
 
 
 def small_documents():
-    """All small documents; few enough to hold every one of them against every schema."""
+    """All small documents; few enough to check each of them against every schema."""
     yield from VALUES
     for length in range(3):
         yield from map(list, itertools.product(FEW, repeat=length))
@@ -40,7 +41,7 @@ types = st.sampled_from(["null", "boolean", "integer", "number", "string", "arra
 references = st.sampled_from(["#/$defs/one", "#/$defs/two"])
 
 
-#: keywords that have to do with each other: strangers drawn from all would seldom meet
+#: groups of related keywords; keywords drawn from all would seldom interact
 THEMES = [
     "type minimum maximum exclusiveMinimum exclusiveMaximum multipleOf enum const anyOf",
     "type minLength maxLength pattern format enum const oneOf not",
@@ -53,7 +54,7 @@ THEMES = [
 
 
 def keywords(below, *, may_refer: bool, at_least: int = 0, theme: str = ""):
-    """The keywords of one schema; each may be there or not."""
+    """Draws the keywords of one schema; each is optional."""
     names = st.sampled_from(NAMES)
     optional = {
         "type": st.one_of(types, st.lists(types, min_size=1, max_size=3, unique=True)),
@@ -123,7 +124,7 @@ def is_map(part):
 
 @st.composite
 def edited(draw, part):
-    """The schema with a few things changed: most pairs of strangers are not additive at all."""
+    """The schema with a few changes, because two random schemas are rarely additive."""
     if not is_map(part):
         return draw(st.one_of(st.just(part), schemas))
     changed = {}
@@ -169,7 +170,7 @@ def distinct(values):
 
 @st.composite
 def pairs(draw):
-    """An old schema and a new one: edited, or another one about the same things."""
+    """An old schema and a new one: an edited one, or another one with the same keywords."""
     definitions = {"one": draw(leaves), "two": draw(small)}
     theme = draw(st.sampled_from(THEMES))
     of_theme = keywords(leaves, may_refer=True, at_least=1, theme=theme)
@@ -195,31 +196,27 @@ def checked(schema):
         assume(False)
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(500)
 @given(pairs())
-def test_what_was_valid_stays_valid(pair):
-    """
-    Of all small documents, not of some.
-    """
+def test_valid_documents_stay_valid(pair):
+    """Checks all small documents instead of a sample."""
     old, new = map(checked, pair)
-    if why_not_additive(old, new):
+    if breaking_changes(old, new):
         return
     for value in DOCUMENTS:
         assert not old.fits(value) or new.fits(value), value
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(pairs())
-def test_others_find_nothing_against_it(pair):
-    """
-    The validator has a comparison of its own, which proves less and tells no reasons.
-    """
+def test_another_comparison_agrees(pair):
+    """The validator has its own comparison, which proves less and gives no reasons."""
     old, new = map(checked, pair)
-    if not why_not_additive(old, new):
+    if not breaking_changes(old, new):
         try:
             covers = canonical_of(new).covers(canonical_of(old))
         except jsonschema_rs.canonical.UnsupportedOperand:
-            return  # it cannot tell
+            return  # it cannot decide
         assert covers is not jsonschema_rs.canonical.Containment.NO
 
 
@@ -229,8 +226,8 @@ def canonical_of(schema):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.builds(dict, schemas.filter(is_map)))
 def test_a_schema_is_additive_to_itself(part):
     schema = checked({"allOf": [part], "$defs": {"one": True, "two": {"items": True}}})
-    assert why_not_additive(schema, schema) == []
+    assert breaking_changes(schema, schema) == []

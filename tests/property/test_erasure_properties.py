@@ -1,17 +1,18 @@
-"""Whatever was pushed and erased, in whatever order: proofs hold, and the values are gone."""
+"""After any pushes and erasures, in any order, proofs are valid and the values are gone."""
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.erasure import erase_keys
 from foldlog.domain.events import decode_event, restored_entry
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.erasing import KEYS, Life, check_log, check_records
+from tests.examples import examples
 
 
-@settings(max_examples=150, deadline=None)
+@examples(75)
 @given(st.integers(0, 2**32), st.integers(1, 30))
 def test_old_checkpoints_hold_and_values_are_gone(seed, steps):
     life = Life(MemoryStore(), "s", seed).live(steps)
@@ -19,12 +20,10 @@ def test_old_checkpoints_hold_and_values_are_gone(seed, steps):
     check_records(life)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(st.integers(0, 2**32), st.permutations(KEYS))
 def test_the_order_of_erasures_does_not_matter(seed, keys):
-    """
-    What is left of an event is the same bytes, and the same salts, whatever was erased first.
-    """
+    """Any order of erasures leaves the same bytes and the same salts."""
     life = Life(MemoryStore(), "s", seed)
     life.push()
     [entry] = life.store.entries("s", through=1)

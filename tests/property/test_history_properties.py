@@ -1,17 +1,18 @@
-"""Any log, folded in any batches: every moment, every history, every diff, and every way back."""
+"""Any log in any batches: every moment, history, diff, and restored conflict is right."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.history import Point
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
+from tests.examples import examples
 from tests.helpers import A, B, C, changeset, kept_conflict, new_id, push_of
 from tests.history import Past, all_as_of, texts, whole_diff, whole_history
 from tests.oracle import canonical
@@ -26,7 +27,7 @@ pushes = st.lists(
         st.integers(0, 30),  # how far its base lags
         st.integers(0, 4),  # its clock
         st.lists(st.sampled_from(PUSHABLE), min_size=1, max_size=4),
-        st.booleans(),  # whether the projector has its turn after it
+        st.booleans(),  # whether the projector runs after it
     ),
     min_size=1,
     max_size=12,
@@ -39,13 +40,12 @@ def push(store, space: str, head: int, device: str, lag: int, clock: int, ops: l
     return store.push(space, push_of(sent, device=device)).head
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(pushes, st.data())
 def test_any_moment_of_any_log(_shared_stores, log, data):
-    """
-    However the projector cut the log into batches, and whether it was rebuilt: every seq is the
-    fold up to it, each record's history is what became of it, a diff is two folds compared.
-    """
+    """The state at each seq is the fold up to it, each history lists the changes of its record, and
+    a diff compares two folds. This holds for any batches of the projector, with and without a
+    rebuild."""
     store, space = _shared_stores, new_id()
     head = 0
     for device, lag, clock, ops, is_projected in log:
@@ -58,12 +58,10 @@ def test_any_moment_of_any_log(_shared_stores, log, data):
     check_moments(store, space, data)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(pushes, st.data())
 def test_any_moment_of_any_log_in_memory(log, data):
-    """
-    The twin that folds the log again for every question comes to the same.
-    """
+    """The store in memory folds the log for each question; its answers are the same."""
     store, head = MemoryStore(), 0
     for device, lag, clock, ops, _ in log:
         head = push(store, "s", head, device, lag, clock, ops)
@@ -92,20 +90,18 @@ def live_fields(store, space: str, entry: Json) -> Json | None:
     return None if record["is_deleted"] else record["fields"]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(pushes)
-def test_what_lost_comes_back(log):
-    """
-    Every `restore` of the ledger, pushed by a device that nobody knows: a value is there again, an
-    absence is one again and makes no record anew, a number is added to what is there by now. What
-    could not be added has no way back.
-    """
+def test_lost_values_are_restored(log):
+    """An unknown device pushes every `restore` of the ledger. A value is set again; an absence is
+    restored without creating the record again; a number is added to the current value. A number
+    that could not be added has no `restore`."""
     store, head = MemoryStore(), 0
     for device, lag, clock, ops, _ in log:
         head = push(store, "s", head, device, lag, clock, ops)
     ledger = [kept_conflict(c) for c in store.conflicts("s", limit=1_000, cursor=None).conflicts]
     for number, entry in enumerate(ledger):
-        # Asked again, as a user would: each one is restored on top of those before.
+        # The ledger is read again before each restore, as a user's app would do.
         told = json.loads(store.conflicts("s", limit=1_000, cursor=None).conflicts[number])
         assert kept_conflict(json.dumps(told).encode()) == entry
         before = live_fields(store, "s", entry)

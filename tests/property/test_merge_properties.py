@@ -1,4 +1,4 @@
-"""The merge rule on histories nobody thought of: against the oracle, and by its own promises."""
+"""The merge rule on random histories: compared with an oracle, and checked for its promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.events import Event, decode_event
@@ -21,12 +21,13 @@ from foldlog.domain.merge import (
     unpack_writes,
     view_of,
 )
+from tests.examples import examples
 from tests.helpers import A, B, C
 from tests.oracle import Oracle, canonical, other_of, time_of
 
 EVENTS_MAX = 12
-quick = settings(max_examples=100, deadline=None)
-thorough = settings(max_examples=300, deadline=None)
+quick = examples(50)
+thorough = examples(150)
 
 Json = dict[str, Any]
 
@@ -38,7 +39,7 @@ NUMBERS = [0, 1, 1.0, -1, 0.1, 1e308, -1e308]
 
 
 def _operations() -> Iterator[Json]:
-    """Every operation that matters: the generator then only chooses, which is quick."""
+    """All relevant operations. The generator then only chooses among them, which is fast."""
     for collection, id in KEYS:
         named = {"collection": collection, "id": id}
         puts = [({}, []), ({}, ["a"]), ({}, FIELDS)]
@@ -55,7 +56,7 @@ def _operations() -> Iterator[Json]:
 
 
 OPERATIONS = list(_operations())
-#: Who, when by the clock, and what kind of event: most are stored changesets.
+#: The device, the clock, and the kind of event; most are stored changesets.
 STAMPS = [
     (device, time, kind)
     for device in DEVICES
@@ -69,7 +70,7 @@ WITH_ERASURES = STAMPS + [(A, 0, "erasure")] * (len(STAMPS) // 8)
 def histories(
     draw: st.DrawFn, ops: st.SearchStrategy[Any] | None = None, *, erasures: bool = False
 ) -> list[Json]:
-    """A log of a few devices. Bases are anything that a device may claim, times are skewed."""
+    """A log of a few devices. Bases are anything that a device may claim; clocks are skewed."""
     if ops is None:
         ops = st.sampled_from(OPERATIONS).map(dict)
     shapes = st.lists(
@@ -112,7 +113,8 @@ def histories(
 
 
 def _erase_unseen(events: list[Json], record: Json, seq: int) -> None:
-    """The operations on an erased record are erased, before it and where they have not seen it."""
+    """Erases the operations on an erased record: those before its erasure, and those that have not
+    seen it."""
     for event in events:
         if event["seq"] < seq or event.get("base", seq) < seq:
             event["ops"] = [
@@ -151,10 +153,8 @@ def texts(documents: dict[Key, Json]) -> dict[Key, str]:
 @thorough
 @given(histories(erasures=True))
 def test_the_fold_does_what_the_design_says(history):
-    """
-    Records, ledger and the writes that decide later merges are those of the oracle, which was
-    written from the text and remembers everything.
-    """
+    """Records, ledger and the writes that decide later merges equal the oracle's. The oracle was
+    written from the text of the design and remembers all events."""
     records, conflicts = folded(history)
     oracle = Oracle().fold(*history)
 
@@ -177,9 +177,7 @@ def test_the_fold_does_what_the_design_says(history):
 @quick
 @given(histories(erasures=True))
 def test_the_guard_knows_who_else_touched_a_record(history):
-    """
-    What `unchanged` asks for: the last operation of any other device, the losers too.
-    """
+    """The guard `unchanged` needs the last operation of any other device, lost edits included."""
     records, _ = folded(history)
     for key, row in Oracle().fold(*history).rows.items():
         for device in [*DEVICES, "somebody new"]:
@@ -189,10 +187,9 @@ def test_the_guard_knows_who_else_touched_a_record(history):
 @quick
 @given(histories(erasures=True), st.data())
 def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
-    """
-    The same bytes come out of one fold, and of any split with the records put away as JSON and
-    loaded again in between: only what a batch needs, with its writes packed, as a table keeps them.
-    """
+    """One fold and any split into batches give the same bytes. Between batches, records are stored
+    as JSON and loaded again: only those that the batch needs, with packed writes, as a table stores
+    them."""
     whole, conflicts = folded(history)
 
     table: dict[Key, bytes] = {}
@@ -216,17 +213,15 @@ def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
 
 
 def parsed(record: bytes) -> list[Any]:
-    """A record's exact content. `writes` has no order, but `fields` goes out as bytes and has."""
+    """A record's exact content. `writes` is unordered; `fields` becomes bytes, so it is ordered."""
     document = json.loads(record)
     return [sorted(document.pop("writes").items()), json.dumps(document)]
 
 
 @quick
 @given(histories(erasures=True))
-def test_the_fold_is_deterministic_and_changes_nothing_that_it_was_handed(history):
-    """
-    Whoever holds an earlier record, or an event, still holds the same afterwards.
-    """
+def test_the_fold_is_deterministic_and_leaves_its_input_unchanged(history):
+    """An earlier record, or an event, stays the same after a fold."""
     records: dict[Key, Record] = {}
     held: list[tuple[Any, bytes]] = []
     for event in map(read, history):
@@ -242,10 +237,8 @@ def test_the_fold_is_deterministic_and_changes_nothing_that_it_was_handed(histor
 @quick
 @given(histories(erasures=True))
 def test_seq_and_last_modified_move_together_and_only_with_the_state(history):
-    """
-    A client that has a record at its seq has all of it: an operation that moves neither fields
-    nor `is_deleted` moves no seq, and one that does moves it to its event's.
-    """
+    """A client that has a record at its seq has all of it. An operation that changes neither fields
+    nor `is_deleted` leaves the seq, and any other operation moves it to its event's seq."""
     records: dict[Key, Record] = {}
     for event in map(read, history):
         before = dict(records)
@@ -265,10 +258,10 @@ def test_seq_and_last_modified_move_together_and_only_with_the_state(history):
             assert record.created_seq <= record.seq
 
 
-# -- Nothing is lost in silence ----------------------------------------------------------------
+# -- No value is lost silently -----------------------------------------------------------------
 #
 # Each value of a history is a bit of its own (2, 4, 8 ...), or a text that names its bit. So a sum
-# tells what is in it, and each value can be looked for where it must be.
+# shows its parts, and each value can be searched for.
 
 
 SHAPES = [
@@ -309,11 +302,9 @@ def bits_in(value: Any) -> set[int]:
 @thorough
 @given(traceable_histories())
 def test_no_value_disappears_without_a_trace(history):
-    """
-    Every value that a stored changeset put or added is, at the end, in the state (alone or in a
-    sum), or in the ledger, or replaced by a later write of its field, or delete of its record,
-    whose author had seen it, and which itself did not lose at once.
-    """
+    """At the end, every value that a stored changeset put or added is in the state (alone or in a
+    sum), or in the ledger. Otherwise a later write of its field, or delete of its record, replaced
+    it; the author of that write had seen the value, and the write did not lose at once."""
     records, conflicts = folded(history)
     ledger = documents(conflicts)
     stored = [
@@ -387,10 +378,8 @@ def without_times(history: list[Json]) -> tuple[Any, list[str]]:
 
 @quick
 @given(histories(), claims)
-def test_clocks_decide_nothing_between_writes_that_saw_each_other(history, others):
-    """
-    When each changeset has seen all before it, whatever the clocks say comes to the same.
-    """
+def test_clocks_have_no_effect_if_each_write_saw_the_earlier_ones(history, others):
+    """If each changeset has seen all earlier ones, clocks have no effect."""
     for event in history:
         event |= {"base": event["seq"] - 1}
     skewed = [{**event, "time": at} for event, (at, _) in zip(history, others, strict=False)]
@@ -402,9 +391,8 @@ def test_clocks_decide_nothing_between_writes_that_saw_each_other(history, other
 @quick
 @given(histories(), claims)
 def test_a_device_is_never_in_conflict_with_itself(history, others):
-    """
-    Where every record has one author, neither bases nor clocks matter: it saw its own writes.
-    """
+    """If every record has one author, bases and clocks have no effect, because the author has seen
+    its own writes."""
     for event in history:
         event["ops"] = [
             op
@@ -426,10 +414,8 @@ def test_a_device_is_never_in_conflict_with_itself(history, others):
     st.lists(st.sampled_from(VALUES), min_size=3, max_size=3),
     st.permutations([1, 2, 3]),
 )
-def test_concurrent_puts_come_to_the_same_whatever_the_order_of_arrival(devices, values, times):
-    """
-    As long as no two times are equal, the latest stands, and the ledger holds what differed.
-    """
+def test_concurrent_puts_give_the_same_result_in_any_order(devices, values, times):
+    """If all times differ, the latest wins, and the ledger holds the values that differed."""
     history = [
         {
             "seq": seq,
@@ -451,10 +437,8 @@ def test_concurrent_puts_come_to_the_same_whatever_the_order_of_arrival(devices,
 
 @quick
 @given(histories())
-def test_what_a_person_may_read_has_whole_numbers_without_a_fraction(history):
-    """
-    Sums are written one way only, so that every replica has the same bytes.
-    """
+def test_whole_numbers_are_written_without_a_fraction(history):
+    """A sum is written in one way, so that every replica has the same bytes."""
     for event in history:
         for op in event.get("ops", []):
             if "fields" in op:

@@ -1,4 +1,4 @@
-"""Any log, pulled in any way, is the same log; and any retrying leads to the same log."""
+"""Any way of pulling a log gives the same log, and any retries lead to the same log."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.events import short_form
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery, RecordsQuery
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.examples import examples
 from tests.helpers import PAGES_MAX, A, B, C, add, all_records, changeset, delete, push_of, put
 from tests.oracle import Oracle, canonical
 
@@ -22,7 +23,7 @@ NOW_MS = 1795424400000
 COLLECTIONS = ["c", "d", "e"]
 DEVICES = [A, B, C]
 
-quick = settings(max_examples=100, deadline=None)
+quick = examples(50)
 
 names = st.sampled_from("pqr")
 collections = st.sampled_from(COLLECTIONS)
@@ -35,7 +36,7 @@ ops = st.one_of(
 
 
 def a_store(**limits: int) -> MemoryStore:
-    """With a clock that stands still, so that two stores may come to the same bytes."""
+    """A store with a fixed clock, so that two stores can produce the same bytes."""
     return MemoryStore(now_ms=lambda: NOW_MS, limits=Limits(**limits))
 
 
@@ -61,11 +62,9 @@ def stored(log: list[tuple[str, Json]], **limits: int) -> tuple[MemoryStore, lis
 @quick
 @given(logs(), st.data())
 def test_pulling_is_filtering_the_whole_log(log, data):
-    """
-    Whatever the page sizes, the filter, the device, and the limits on what a page may hold or look
-    at: the pages joined are the plain list, filtered. No page is too long, none goes back, and
-    only the last one has nothing after it.
-    """
+    """The joined pages are the filtered log, for any page sizes, filter, device, and limits on a
+    page. Each page is within its limits and moves forward, and only the last one reports no more
+    events."""
     store, states = stored(
         log,
         page_scan_max=data.draw(st.integers(1, 14)),
@@ -99,9 +98,7 @@ def test_pulling_is_filtering_the_whole_log(log, data):
 @quick
 @given(logs(), st.data())
 def test_records_paged_in_any_way_are_the_fold(log, data):
-    """
-    By key, and by what changed since any seq, with any page size: the oracle's records.
-    """
+    """Paging by key, or by changes since a seq, gives the oracle's records for any page size."""
     store, states = stored(log)
     views = list(Oracle().fold(*map(json.loads, states)).views().values())
     wanted = data.draw(st.none() | collections)
@@ -122,11 +119,9 @@ def test_records_paged_in_any_way_are_the_fold(log, data):
 
 @quick
 @given(logs(), st.data())
-def test_a_copy_that_follows_what_changed_is_the_master_table(log, data):
-    """
-    A client that keeps records and asks, now and then, for what changed since, has at the end what
-    a client has that reads everything.
-    """
+def test_a_copy_that_follows_changes_equals_the_master_table(log, data):
+    """A client that keeps records and sometimes asks for changes ends with the same records as a
+    client that reads the whole table."""
     store = a_store()
     store.push(SPACE, push_of())
     copy: dict[tuple[str, str], Json] = {}
@@ -149,9 +144,8 @@ def test_a_copy_that_follows_what_changed_is_the_master_table(log, data):
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> tuple[dict[str, list[Json]], list[tuple[str, int, int]]]:
-    """
-    Each device's queue, and what arrives: (device, from, to), a stretch of its queue. A stretch
-    may begin anywhere in what has arrived, so it may be a retry, or a retry with something new.
+    """Each device's queue, and the deliveries: (device, from, to), a slice of its queue. A slice
+    may begin anywhere in the delivered part, so it may be a retry, or a retry with new changesets.
     """
     queues = {
         device: [
@@ -172,17 +166,15 @@ def deliveries(draw: st.DrawFn) -> tuple[dict[str, list[Json]], list[tuple[str, 
 
 def without_repeat(answer: Any) -> bytes:
     answer.duplicate = False
-    answer.records = msgspec.UNSET  # those of a refused one are the current ones
+    answer.records = msgspec.UNSET  # a refused one has the current records
     return msgspec.json.encode(answer)
 
 
 @quick
 @given(deliveries())
-def test_however_often_a_push_comes_the_log_is_the_same(case):
-    """
-    The log is that of a network which delivers each changeset once, in the order of first arrival;
-    and each answer is the first one.
-    """
+def test_repeated_pushes_give_the_same_log(case):
+    """The log equals that of a network which delivers each changeset once, in the order of first
+    arrival. Each answer equals the first one."""
     queues, sent = case
     often, once = a_store(), a_store()
     first: dict[str, bytes] = {}

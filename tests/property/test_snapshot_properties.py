@@ -1,4 +1,4 @@
-"""Any start from a snapshot, whatever happens meanwhile, ends where the log leads."""
+"""A device that starts from a snapshot ends with the state of the log, for any events meanwhile."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Snapshot
 from foldlog.domain.snapshot import snapshot_line, snapshot_view
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.examples import examples
 from tests.helpers import A, B, C, changeset, push_of
 from tests.new_device import NewDevice, fold_of, lines_of, states_of
 
@@ -20,8 +21,8 @@ from .test_merge_properties import OPERATIONS, folded, histories
 
 Json = dict[str, Any]
 SPACE = "s"
-#: What others do is drawn from the same operations as histories are, but for erased ones, which
-#: only the log may hold.
+#: Other devices draw from the same operations as histories do, except erased ones, which only the
+#: log may hold.
 PUSHABLE = [op for op in OPERATIONS if "erased" not in op]
 
 pushes = st.tuples(
@@ -33,7 +34,7 @@ pushes = st.tuples(
 
 
 class Others:
-    """The devices that push while ours loads."""
+    """The devices that push while our device loads."""
 
     def __init__(self, store: MemoryStore):
         self.store = store
@@ -45,19 +46,17 @@ class Others:
         self.head = self.store.push(SPACE, push_of(sent, device=device)).head
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(
     st.integers(1, 3),
     st.lists(pushes, max_size=8),
     st.lists(st.none() | st.just("cut") | pushes, max_size=20),
     st.lists(pushes, max_size=3),
 )
-def test_whoever_starts_from_a_snapshot_ends_where_the_log_leads(size, before, meanwhile, after):
-    """
-    The log before, what happens before each line of the download (nothing, somebody pushes, the
-    line is cut), and what comes after: the device's records are those of a fresh fold, with every
-    write and delete that decides later merges.
-    """
+def test_a_device_from_a_snapshot_reaches_the_state_of_the_log(size, before, meanwhile, after):
+    """The device's records equal a fresh fold, with every write and delete that decides later
+    merges. This holds for any log before the download, any event before each of its lines (none, a
+    push, a cut), and any events after it."""
     store = MemoryStore(limits=Limits(page_snapshot_records=size))
     others, device = Others(store), NewDevice()
     for push in before:
@@ -82,12 +81,10 @@ def test_whoever_starts_from_a_snapshot_ends_where_the_log_leads(size, before, m
     assert device.states() == fold_of(store, SPACE)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(histories())
 def test_a_line_holds_all_that_the_merge_needs(history):
-    """
-    A record that went over the wire is the record, but for who touched it.
-    """
+    """A record arrives unchanged over the wire, except for the facts about its last authors."""
     records, _ = folded(history)
     read = {
         key: snapshot_line(msgspec.json.encode(snapshot_view(record)))

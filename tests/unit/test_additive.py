@@ -1,4 +1,4 @@
-"""What is recognised as additive, what is not, and what is said of it."""
+"""Schemas that are recognized as additive, schemas that are refused, and the reasons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from foldlog.domain.additive import why_not_additive
+from foldlog.domain.additive import breaking_changes
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 
@@ -38,12 +38,12 @@ OLD = {
 
 
 def why(new, old=OLD):
-    found = why_not_additive(JsonSchema.checked(old, LIMITS), JsonSchema.checked(new, LIMITS))
+    found = breaking_changes(JsonSchema.checked(old, LIMITS), JsonSchema.checked(new, LIMITS))
     return [(violation.path, violation.reason) for violation in found]
 
 
 def changed(path: str, *value):
-    """OLD with another value at a path, or none."""
+    """OLD with another value at a path, or without it."""
     schema = copy.deepcopy(OLD)
     *way, last = path.split("/")
     at = schema
@@ -88,7 +88,7 @@ def changed(path: str, *value):
         changed("propertyNames", {"type": "string"}),
     ],
 )
-def test_what_is_additive(new):
+def test_additive_schemas_are_recognized(new):
     assert why(new) == []
 
 
@@ -131,28 +131,24 @@ def test_what_is_additive(new):
         (changed("patternProperties", {"^t": False}), "/patternProperties/^t", "forbids all"),
     ],
 )
-def test_what_is_not_is_told_with_its_place(new, path, reason):
+def test_other_schemas_are_refused_with_place_and_reason(new, path, reason):
     found = why(new)
     if not path:
-        assert found == []  # says nothing of an object
+        assert found == []  # the keyword applies to other types
         return
     assert any(where.startswith(path) and reason in said for where, said in found), found
 
 
-def test_a_new_property_of_an_open_schema_may_be_there_already():
-    """
-    With any value: nobody has forbidden it so far.
-    """
+def test_stored_records_may_already_have_a_new_property():
+    """The old schema allows the property with any value, so `maxLength` is a new demand."""
     old = {"properties": {"title": True}}
     ((path, reason),) = why({"properties": {"title": True, "due": {"maxLength": 5}}}, old)
     assert (path, reason) == ("/properties/due/maxLength", "5 is a new demand")
     assert why({"properties": {"title": True, "due": True}}, old) == []
 
 
-def test_circles_end():
-    """
-    Through definitions of other names, too.
-    """
+def test_recursive_schemas_are_compared():
+    """The definitions of the two schemas may have different names."""
     old = {
         "properties": {"a": {"$ref": "#/$defs/x"}},
         "$defs": {
@@ -168,9 +164,7 @@ def test_circles_end():
 
 
 def test_unevaluated_properties_are_left_alone():
-    """
-    What they leave over depends on all that stands beside them.
-    """
+    """The members that they cover depend on all other members of the schema."""
     old = {"properties": {"a": True}, "patternProperties": {"^x": True}}
     old |= {"unevaluatedProperties": False}
     assert why(old, old) == []

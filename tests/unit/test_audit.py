@@ -1,4 +1,4 @@
-"""What CI makes of what pip-audit says: a known vulnerability fails, nobody to ask does not."""
+"""CI's dependency audit: a known vulnerability fails, and so does a service that is unreachable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VULNERABLE = {
 
 @pytest.fixture
 def audit(tmp_path):
-    """Runs the audit with a pip-audit that says this, and gives its exit code and what it says."""
+    """Runs the audit with a pip-audit that prints this. Returns the exit code and the output."""
 
     def audit(said: str | None) -> tuple[int, str]:
         pip_audit = tmp_path / "pip-audit"
@@ -52,8 +52,9 @@ def test_none_passes(audit):
 
 
 @pytest.mark.parametrize("answer", [None, "", "Connection refused", "{}", said(SKIPPED), said()])
-def test_nobody_to_ask_is_told_in_one_line(audit, answer):
-    """No network, no pip-audit, or a service that knows none of the packages: not a clean bill."""
+def test_an_unreachable_service_is_reported_in_one_line(audit, answer):
+    """The audit fails without network, without pip-audit, or if the service knows none of the
+    packages."""
     code, told = audit(answer)
     assert code == 0
     assert told.startswith("dependencies were not audited: ") and told.count("\n") == 1

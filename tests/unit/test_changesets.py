@@ -1,4 +1,4 @@
-"""Reading a push's changesets: what is not understood is named, with its index and a pointer."""
+"""Decoding the changesets of a push: an error has the index of the changeset and a JSON pointer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.changesets import (
@@ -21,6 +21,7 @@ from foldlog.domain.changesets import (
 )
 from foldlog.domain.errors import InvalidChangeset, InvalidRequest, LimitExceeded
 from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
+from tests.examples import examples
 from tests.helpers import A, B, add, changeset, delete, new_id, push_of, put
 
 Json = dict[str, Any]
@@ -32,7 +33,7 @@ def decode(*changesets: Json, device: str = A, limits: Limits = LIMITS) -> list[
 
 
 def decode_text(text: str) -> list[Changeset]:
-    """`text` is the second of two changesets: an index must be counted, not guessed."""
+    """`text` is the second of two changesets, so that the index in an error must be counted."""
     good = msgspec.json.encode(changeset()).decode()
     return decode_changesets(f"[{good}, {text}]".encode(), A, LIMITS)
 
@@ -49,13 +50,11 @@ def without(members: Json, name: str) -> Json:
     return {key: value for key, value in members.items() if key != name}
 
 
-# -- What can be read --------------------------------------------------------------------------
+# -- Valid changesets ---------------------------------------------------------------------------
 
 
 def test_the_example_of_the_design():
-    """
-    Three operations, each as it was sent.
-    """
+    """Three operations are decoded as they were sent."""
     [read] = decode(
         {
             "id": ID,
@@ -80,18 +79,14 @@ def test_the_example_of_the_design():
     assert not read.is_guarded
 
 
-def test_no_changesets_are_none():
-    """
-    A push may only pull.
-    """
+def test_a_push_may_be_empty():
+    """A push without changesets only pulls."""
     assert decode() == []
     assert decode_changesets(msgspec.Raw(b" [ ] "), A, LIMITS) == []
 
 
-def test_a_put_without_fields_is_one_with_none():
-    """
-    Both make an empty record; they are written in one way, and so are the same content.
-    """
+def test_a_put_without_fields_equals_one_with_empty_fields():
+    """Both make an empty record. They are written in the same way, so their content is equal."""
     [read] = decode(changeset(without(put(), "fields")))
     assert read.ops[0].fields == {}
     assert msgspec.json.encode(read.ops[0]) == msgspec.json.encode(
@@ -111,18 +106,14 @@ def test_a_put_without_fields_is_one_with_none():
     ids=str,
 )
 def test_every_operation_may_be_guarded(op):
-    """
-    `expect: null` is a guard (no such record), not the lack of one.
-    """
+    """`expect: null` is a guard too: the record must be missing."""
     [read] = decode(changeset(op))
     assert read.ops[0].is_guarded
     assert read.is_guarded
 
 
 def test_the_guard_of_a_whole_changeset():
-    """
-    It guards, though none of the operations does.
-    """
+    """It guards the changeset, even if all its operations are unguarded."""
     [read] = decode(changeset(guard="unchanged"))
     assert read.is_guarded
 
@@ -150,18 +141,14 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_every_json_value_comes_through_unchanged(value):
-    """
-    Whatever a user may type is kept as it is, as a value and as bytes.
-    """
+    """A user's value is kept unchanged, as a value and as bytes."""
     [read] = decode(changeset({**put(field=value), "expect": {"field": value}}))
     assert msgspec.json.encode(read.ops[0].fields) == msgspec.json.encode({"field": value})
     assert msgspec.json.encode(read.ops[0].expect) == msgspec.json.encode({"field": value})
 
 
-def test_of_a_name_that_comes_twice_the_last_counts():
-    """
-    JSON leaves it open, readers differ. We store what we read, written anew, so all see one value.
-    """
+def test_the_last_of_two_equal_names_counts():
+    """JSON readers differ here. The decoded value is stored, so all readers agree."""
     op = '{"op":"put","collection":"c","id":"x","id":"y","fields":{"a":1,"a":2}}'
     read = decode_text(op_text(op))[1].ops[0]
     assert (read.id, read.fields) == ("y", {"a": 2})
@@ -172,9 +159,7 @@ def test_of_a_name_that_comes_twice_the_last_counts():
 
 
 def test_a_local_id_becomes_the_id_that_the_design_names():
-    """
-    uuid5(device, collection + "/" + local_id): the same on every retry and every replay.
-    """
+    """uuid5(device, collection + "/" + local_id): the same on every retry and every replay."""
     op = {"op": "put", "collection": "tasks", "local_id": "7"}
     [read] = decode(changeset(op), device=A)
     assert read.ops[0].id == str(uuid.uuid5(uuid.UUID(A), "tasks/7"))
@@ -183,9 +168,7 @@ def test_a_local_id_becomes_the_id_that_the_design_names():
 
 
 def test_local_ids_are_listed_by_collection():
-    """
-    A device's keys are unique in a collection, not beyond it.
-    """
+    """A device's own key is unique only within its collection."""
     ops = [
         {"op": "put", "collection": "tasks", "local_id": "7"},
         {"op": "delete", "collection": "tasks", "local_id": "7"},
@@ -200,11 +183,11 @@ def test_local_ids_are_listed_by_collection():
     assert local_ids(decode(changeset())[0].ops) == {}
 
 
-# -- What cannot be read -----------------------------------------------------------------------
+# -- Invalid changesets -------------------------------------------------------------------------
 
 OP = put("x", a=1)
 MALFORMED: list[tuple[str, Any, str]] = [
-    # (what is wrong, the changeset, where)
+    # (the fault, the changeset, the pointer)
     ("not an object", 7, ""),
     ("null", None, ""),
     ("no id", without(changeset(), "id"), ""),
@@ -272,11 +255,9 @@ MALFORMED: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("wrong", "pointer"), [pytest.param(*case[1:], id=case[0]) for case in MALFORMED]
 )
-def test_what_is_wrong_is_named(wrong, pointer):
-    """
-    By the index of its changeset and a JSON pointer into the array, so that a device can set that
-    one aside and send the rest.
-    """
+def test_a_fault_is_reported_with_its_place(wrong, pointer):
+    """An error has the index of the changeset and a JSON pointer into the array. The device can
+    then set that changeset aside and send the rest."""
     with pytest.raises(InvalidChangeset) as refused:
         decode(changeset(), changeset(), wrong)
     assert refused.value.extra == {"index": 2, "pointer": f"/2{pointer}"}
@@ -284,17 +265,13 @@ def test_what_is_wrong_is_named(wrong, pointer):
 
 
 def test_an_unknown_member_is_named_in_the_message():
-    """
-    A misspelt name must not be searched for.
-    """
+    """The message contains the name, so a misspelt one is easy to find."""
     with pytest.raises(InvalidChangeset, match="feilds"):
         decode(changeset({**OP, "feilds": {}}))
 
 
-def test_a_name_that_looks_like_a_place_does_not_mislead():
-    """
-    The message quotes what the sender wrote; the index is still that of the changeset.
-    """
+def test_a_name_that_looks_like_a_path_is_no_path():
+    """The message quotes the sender's text; the index is still the one of the changeset."""
     with pytest.raises(InvalidChangeset) as refused:
         decode(changeset(), changeset({**OP, "x - at `$[7].ops[3]": 1}))
     assert refused.value.extra == {"index": 1, "pointer": "/1/ops/0"}
@@ -324,10 +301,8 @@ def test_a_name_that_looks_like_a_place_does_not_mislead():
     ],
 )
 @pytest.mark.parametrize("more", ["", ', {"id": 7}'])
-def test_what_is_no_readable_json_is_named_too(text, pointer, more):
-    """
-    One text cut in the middle of an emoji must not block a device's queue for ever.
-    """
+def test_unreadable_json_is_reported_with_its_index(text, pointer, more):
+    """A text that was cut in the middle of an emoji must not block a device's queue for ever."""
     with pytest.raises(InvalidChangeset) as refused:
         decode_text(text + more)
     assert refused.value.extra == {"index": 1, "pointer": f"/1{pointer}"}
@@ -345,20 +320,16 @@ def test_what_is_no_readable_json_is_named_too(text, pointer, more):
     ids=["lists", "objects", "brackets in a text", "never closed", "a text that is never closed"],
 )
 @pytest.mark.parametrize("more", ["", ', {"id": 7}'])
-def test_what_no_reader_can_go_down_to_is_named_too(text, more):
-    """
-    Every reader gives up at such nesting, and not one of them says where.
-    """
+def test_deep_nesting_is_reported_with_its_index(text, more):
+    """Every reader stops at such nesting, and reports no position."""
     with pytest.raises(LimitExceeded) as refused:
         decode_text(text + more)
     where = {"index": 1, "pointer": "/1"}
     assert refused.value.extra == {"limit": "nesting_max", "value": LIMITS.nesting_max, **where}
 
 
-def test_bytes_that_are_not_utf8_are_named():
-    """
-    Also inside a value, where a reader might let them pass.
-    """
+def test_invalid_utf8_is_reported_with_its_index():
+    """Some readers would accept such bytes inside a value."""
     good = msgspec.json.encode(changeset())
     bad = op_text('{"op":"put","collection":"c","id":"x","fields":{"a":"@"}}').encode()
     for odd in (b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xe4"):
@@ -389,21 +360,18 @@ def test_bytes_that_are_not_utf8_are_named():
     ],
     ids=range(16),
 )
-def test_what_is_no_array_is_the_fault_of_none(raw):
-    """
-    Cut off on the way, or nonsense: no changeset is blamed, or a device would set aside a good one.
-    """
+def test_without_an_array_no_changeset_is_blamed(raw):
+    """The array was cut on the way, or is no array. An index would make the device set aside a
+    valid changeset."""
     with pytest.raises(InvalidRequest) as refused:
         decode_changesets(raw, A, LIMITS)
     assert refused.value.extra == {}
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.data())
-def test_bytes_changed_on_the_way_are_read_or_refused_but_never_break_anything(data):
-    """
-    Any byte may be anything: the answer is changesets, or an error with a name.
-    """
+def test_damaged_bytes_are_decoded_or_refused(data):
+    """For any changed byte, the result is a list of changesets or an error with a code."""
     whole = bytearray(msgspec.json.encode([changeset(put(a="é\U0001f600"), add(n=1))] * 2))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -436,10 +404,8 @@ ABC = {"a": 1, "b": 2, "c": 3}
     ],
     ids=["operations", "fields", "name", "unset", "expect", "nesting", "names in values"],
 )
-def test_what_is_at_a_limit_may_pass(within):
-    """
-    A limit is the last that is allowed.
-    """
+def test_a_value_at_a_limit_passes(within):
+    """A limit is the last allowed value."""
     assert len(decode(within, within, within, limits=SMALL)) == 3
 
 
@@ -456,10 +422,8 @@ def test_what_is_at_a_limit_may_pass(within):
     ],
     ids=["operations", "fields", "unset", "expect", "name", "name in unset", "name in expect"],
 )
-def test_what_is_over_a_limit_is_told_which(limit, beyond):
-    """
-    The limit by its name, its value, and the index.
-    """
+def test_a_value_over_a_limit_is_refused_with_its_name(limit, beyond):
+    """The error has the limit's name, its value, and the index."""
     with pytest.raises(LimitExceeded) as refused:
         decode(changeset(), beyond, limits=SMALL)
     assert refused.value.extra == {"limit": limit, "value": 3, "index": 1}
@@ -476,29 +440,23 @@ def test_what_is_over_a_limit_is_told_which(limit, beyond):
     ],
     ids=["beyond 2^53-1", "below", "beyond 64 bits", "far inside", "in expect"],
 )
-def test_a_whole_number_has_a_size(wrong, pointer):
-    """
-    The limit that it is over is named, and its value.
-    """
+def test_integers_are_limited(wrong, pointer):
+    """The error has the limit's name and value."""
     with pytest.raises(LimitExceeded) as refused:
         decode(changeset(), wrong)
     where = {"index": 1, "pointer": f"/1{pointer}"}
     assert refused.value.extra == {"limit": "integer_max", "value": INTEGER_MAX, **where}
 
 
-def test_too_many_changesets_are_the_fault_of_none():
-    """
-    The client halves its batch.
-    """
+def test_for_too_many_changesets_none_is_blamed():
+    """The error has no index, so the client halves its batch."""
     with pytest.raises(LimitExceeded) as refused:
         decode(*[changeset()] * 4, limits=SMALL)
     assert refused.value.extra == {"limit": "changesets_per_push_max", "value": 3}
 
 
-def test_too_many_operations_in_all_are_the_fault_of_none():
-    """
-    The client halves its batch; one changeset that may be is never too much alone.
-    """
+def test_for_too_many_operations_no_changeset_is_blamed():
+    """The client halves its batch. A valid changeset alone is always small enough."""
     assert LIMITS.operations_per_push_max >= LIMITS.operations_per_changeset_max
     small = Limits(operations_per_push_max=3)
     decode(changeset(OP, OP, OP), limits=small)
@@ -509,10 +467,9 @@ def test_too_many_operations_in_all_are_the_fault_of_none():
 
 
 @pytest.mark.parametrize("odd", [b'"\xff"', b"[" * 1_000, b'"\\ud800"', b"NaN"], ids=str)
-def test_what_cannot_be_read_is_looked_for_in_what_is_small(odd):
-    """
-    The search is slow. Of a larger push the client sends the half, until it is small or one alone.
-    """
+def test_only_small_pushes_are_searched_for_a_fault(odd):
+    """The search is slow. For a larger push the client sends one half, and repeats this until the
+    push is small enough."""
     text = op_text('{"op":"put","collection":"c","id":"x","fields":{"a":"","b":@}}').encode()
     bad = text.replace(b"@", odd)
     raw = b"[%b]" % bad.replace(b'""', b'"%b"' % (b"x" * (LIMITS.unreadable_bytes_max - len(bad))))
@@ -526,17 +483,15 @@ def test_what_cannot_be_read_is_looked_for_in_what_is_small(odd):
 
 
 @pytest.mark.parametrize("value", [[[[[]]]], {"a": {"b": {"c": {}}}}, [{"a": [[1]]}]], ids=str)
-def test_nesting_has_an_end(value):
-    """
-    Whoever nests without end means harm.
-    """
+def test_nesting_is_limited(value):
+    """Deep nesting is refused as an attack."""
     with pytest.raises(LimitExceeded, match="nested") as refused:
         decode(changeset(put(a=value)), limits=SMALL)
     where = {"index": 0, "pointer": "/0/ops/0/fields/a"}
     assert refused.value.extra == {"limit": "nesting_max", "value": SMALL.nesting_max, **where}
 
 
-# -- The same content --------------------------------------------------------------------------
+# -- Equal content ------------------------------------------------------------------------------
 
 BASIC = changeset(put(a=1, b=[True]), id=ID)
 
@@ -559,10 +514,8 @@ def is_same(one: Json, other: Json, *, device: str = A, other_device: str = A) -
     ],
     ids=["as it was", "base and counter", "made_at, in other words", "1.0", "order of fields"],
 )
-def test_what_may_change_when_a_device_heals_or_writes_anew(again):
-    """
-    Content is compared as values; base and counter are not content.
-    """
+def test_equal_content_in_another_form(again):
+    """Content is compared as values. `base` and `counter` are not part of it."""
     assert is_same(BASIC, again)
 
 
@@ -585,24 +538,18 @@ def test_what_may_change_when_a_device_heals_or_writes_anew(again):
     ],
     ids=lambda again: str({k: v for k, v in again.items() if BASIC.get(k) != v}),
 )
-def test_what_makes_it_another_changeset(again):
-    """
-    `true` is not 1, null is not absent, and a guard is part of what was said.
-    """
+def test_other_content(again):
+    """`true` differs from 1, null differs from a missing value, a guard is content."""
     assert not is_same(BASIC, again)
 
 
-def test_add_and_put_of_the_same_number_are_not_the_same():
-    """
-    The kind of an operation is content too.
-    """
+def test_add_and_put_of_a_number_differ():
+    """The kind of an operation is part of the content."""
     assert not is_same(changeset(put(n=1), id=ID), changeset(add(n=1), id=ID))
 
 
-def test_a_local_id_is_only_another_way_to_write_the_id():
-    """
-    A device that took a new id sends what it still has with the ids that the old one stood for.
-    """
+def test_a_local_id_and_its_id_are_equal_content():
+    """A device with a new id sends its queue with the record ids that the old device id gave."""
     local = {"op": "put", "collection": "tasks", "local_id": "7", "fields": {"a": 1}}
     id = decode(changeset(local))[0].ops[0].id
     plain = {**without(local, "local_id"), "id": id}
@@ -610,10 +557,8 @@ def test_a_local_id_is_only_another_way_to_write_the_id():
     assert not is_same(changeset(local, id=ID), changeset(local, id=ID), other_device=B)
 
 
-def test_what_was_erased_is_compared_by_id_alone():
-    """
-    Nothing that is kept lets erased values be guessed.
-    """
+def test_an_erased_changeset_is_compared_by_its_id():
+    """No stored value may help to guess an erased one."""
     [sent] = decode(BASIC)
 
     class Stored:
@@ -625,9 +570,7 @@ def test_what_was_erased_is_compared_by_id_alone():
 
 
 def test_the_order_of_an_operations_members_in_the_log_is_fixed():
-    """
-    The bytes of an operation are what is committed to.
-    """
+    """The event commits to the bytes of its operations."""
     op = {"expect": {}, "if_seq": 1, "unset": ["b"], "fields": {"a": 1}, "local_id": "7"}
     [read] = decode(changeset({**op, "collection": "c", "op": "put"}))
     assert list(msgspec.json.decode(msgspec.json.encode(read.ops[0]))) == [
@@ -644,7 +587,5 @@ def test_the_order_of_an_operations_members_in_the_log_is_fixed():
 
 
 def test_a_push_knows_when_it_was_sent():
-    """
-    In whole ms, like every time inside.
-    """
+    """`sent_at_ms` is in whole ms, like all times."""
     assert push_of(changeset(id=new_id())).sent_at_ms == 1795424400000

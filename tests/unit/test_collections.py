@@ -1,4 +1,4 @@
-"""The bytes of a definition; and what is clear of an operation without its record."""
+"""The bytes of a definition, and operations that are valid on any record."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMA = {
     "required": ["title"],
     "additionalProperties": False,
 }
-# Golden events, as those of test_stored_form.py: never edit them.
+# Golden events, like those of test_stored_form.py: never edit them.
 DEFINED = (
     b'{"seq":3,"kind":"collection-defined","id":"0198a3c2-0000-4000-8000-000000000001",'
     b'"received_at":"2026-11-23T09:00:02.481Z","body":{"collection":"tasks","version":1,'
@@ -76,15 +76,15 @@ def operation(json) -> Operation:
         (put(title="a", n=1), True),
         ({**put(title="a"), "unset": ["n"]}, True),
         (delete(), True),
-        (put(n=1), False),  # is there a title?
-        (put(title=1), False),  # nothing is refused on what may be old
+        (put(n=1), False),  # valid only if the record has a title
+        (put(title=1), False),  # an old schema never causes a refusal
         (put(title="a", n=-1), False),
         (put(title="a", other=1), False),
         ({**put(n=1), "unset": ["title"]}, False),
         (add(n=1), False),
     ],
 )
-def test_what_is_clear_without_the_record(op, is_clear):
+def test_operations_that_are_judged_without_the_record(op, is_clear):
     schemas = {"tasks": RecordSchema.of(SCHEMA)}
     assert needs_records([operation(op)], schemas) is not is_clear
     assert not needs_records([operation({**op, "collection": "others"})], schemas)
@@ -93,14 +93,12 @@ def test_what_is_clear_without_the_record(op, is_clear):
 @pytest.mark.parametrize(
     "schema", [{"maxProperties": 2}, {"anyOf": [{}]}, {"dependentRequired": {}}, {"not": False}]
 )
-def test_a_schema_that_joins_fields_needs_the_record(schema):
+def test_a_schema_that_combines_fields_needs_the_record(schema):
     assert needs_records([operation(put(title="a"))], {"tasks": RecordSchema.of(schema)})
 
 
 def test_all_records_of_a_changeset_that_needs_one_are_loaded():
-    """
-    If it is refused, the answer shows all that it touched.
-    """
+    """If the changeset is refused, the answer shows all records that it touched."""
     schemas = {"tasks": RecordSchema.of(SCHEMA)}
     unclear = changeset(put("a", n=1), put("b", "others"), put("c", title="c"))
     clear = changeset(put("d", title="d"), put("e", "others"))

@@ -1,7 +1,7 @@
 """Worked examples of the merge rule (DESIGN section 3), clause by clause.
 
-An example is a log of short lines. A's clock, B's and C's are in the third column, so that a story
-can be read as one: what A had seen is its base, and `at` decides nothing but ties.
+An example is a log of short lines. The third column is the device's clock. The base is the last
+event that the device has seen; the clock decides only between concurrent writes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def short(conflicts: list[Conflict]) -> list[str]:
     return [f"{c['rule']}: {c['field']} {hand(c['lost'])} < {hand(c['won'])}" for c in found]
 
 
-# (what it shows, the log, the fields at the end or None for a tombstone, the ledger)
+# (title, the log, the fields at the end or None for a tombstone, the ledger)
 EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
     # -- Rule 2: put, field by field
     ("a put makes a record", [(A, 0, 1, put(a=1))], {"a": 1}, []),
@@ -148,7 +148,7 @@ EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
         {"a": 2},
         ["concurrent: a 3@3 < 2@2"],
     ),
-    # -- null, and no value
+    # -- null, and missing values
     ("null is a value", [(A, 0, 1, put(a=None))], {"a": None}, []),
     (
         "null that loses is in the ledger",
@@ -234,7 +234,7 @@ EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
         {"n": 0},
         [],
     ),
-    # -- `other`: who has not seen what was merged in has not seen the sum
+    # -- `other`: a write that has not seen a merged-in write has not seen the sum
     (
         "A's add went onto B's: A's put, without B's, is concurrent with the sum and loses",
         [(B, 0, 9, add(n=5)), (A, 0, 1, add(n=1)), (A, 0, 2, put(n=0))],
@@ -291,7 +291,7 @@ EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
         None,
         ["delete: n 3@2 < -@3"],
     ),
-    # -- Rule 1: deleted and not seen
+    # -- Rule 1: edits that have not seen the delete
     (
         "a delete wins over what comes after, also over a later time",
         [(A, 0, 1, put(a=1)), (B, 1, 2, delete()), (A, 1, 9, put(a=2, b=3))],
@@ -321,7 +321,7 @@ EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
         {"a": 5},
         ["deleted: a 2@4 < -@2"],
     ),
-    # -- Rule 5: made anew
+    # -- Rule 5: created again
     (
         "who has seen the delete makes it anew, without the old fields",
         [(A, 0, 1, put(a=1, b=1)), (B, 1, 2, delete()), (A, 2, 0, put(b=2))],
@@ -404,9 +404,8 @@ EXAMPLES: list[tuple[str, list[tuple[Any, ...]], Json | None, list[str]]] = [
     [pytest.param(*example[1:], id=example[0]) for example in EXAMPLES],
 )
 def test_example(lines, fields, ledger):
-    """
-    The id says what the example shows. Values are compared typed: 1 is 1.0, `true` is not 1.
-    """
+    """The id says what the example shows. Values are compared by type: 1 is 1.0, `true` differs
+    from 1."""
     record, conflicts = folded(*lines)
 
     assert record.exists
@@ -415,10 +414,8 @@ def test_example(lines, fields, ledger):
     assert short(conflicts) == ledger
 
 
-def test_a_delete_of_a_record_that_never_was_changes_nothing():
-    """
-    No tombstone and no `last delete`: a put that had not seen it makes the record.
-    """
+def test_a_delete_of_a_missing_record_has_no_effect():
+    """It leaves no trace, so a put that had not seen it creates the record."""
     record, conflicts = folded((A, 0, 1, delete()))
     assert not record.exists
     assert record.deleted is None
@@ -429,11 +426,10 @@ def test_a_delete_of_a_record_that_never_was_changes_nothing():
     assert conflicts == []
 
 
-def test_equal_values_stand_in_for_each_other():
-    """
-    A known edge of rule 2: A and B both said 1, so nobody lost, and the write is B's now. When B
-    then says 2, without having seen A, it replaces its own 1, and A's equal 1 is in the log alone.
-    """
+def test_equal_values_replace_each_other():
+    """A known edge of rule 2: A and B both wrote 1, so neither lost, and the write is B's now. When
+    B then writes 2 without having seen A, it replaces its own 1. A's equal 1 is found only in the
+    log."""
     record, conflicts = folded((A, 0, 9, put(a=1)), (B, 0, 9, put(a=1)), (B, 0, 1, put(a=2)))
     assert record.fields == {"a": 2}
     assert conflicts == []
@@ -448,9 +444,7 @@ ARRIVALS = list(
     "lines", ARRIVALS, ids=lambda lines: "".join(str(line[2]) for line in lines)
 )
 def test_concurrent_puts_end_the_same_in_every_order_of_arrival(lines):
-    """
-    The latest time stands, and each of the other two values is in the ledger, once.
-    """
+    """The latest time wins, and each of the other two values is in the ledger, once."""
     record, conflicts = folded(*lines)
     assert record.fields == {"a": 3}
     assert sorted(conflict.lost.value for conflict in conflicts) == [1, 2]
@@ -459,9 +453,7 @@ def test_concurrent_puts_end_the_same_in_every_order_of_arrival(lines):
 @pytest.mark.parametrize("last", [put(a=2), put(b=2), add(n=2), put(a=1), unset("a")], ids=str)
 @pytest.mark.parametrize("delete_first", [True, False])
 def test_a_delete_wins_over_every_concurrent_edit_whichever_came_first(last, delete_first):
-    """
-    No clock and no order of arrival brings a deleted record back.
-    """
+    """A deleted record stays deleted for any clocks and any order of arrival."""
     for at_delete, at_edit in [(1, 2), (2, 1), (1, 1)]:
         both = [(B, 1, at_delete, delete()), (C, 1, at_edit, last)]
         record, _ = folded((A, 0, 0, put(a=1)), *(both if delete_first else both[::-1]))
@@ -472,10 +464,8 @@ def test_a_delete_wins_over_every_concurrent_edit_whichever_came_first(last, del
 @pytest.mark.parametrize("base", range(4))
 @pytest.mark.parametrize("device", [A, B, C])
 def test_has_seen_for_every_base_and_device(device, base):
-    """
-    A sum that A added to at 1, B at 2 and A at 3 is seen by who has seen its own last write and
-    every write of another device that was merged in.
-    """
+    """A sum to which A added at 1, B at 2 and A at 3 is seen by a changeset that has seen its
+    device's last write and every merged-in write of other devices."""
     adds = [(A, 0, 9, add(n=1)), (B, 0, 9, add(n=2)), (A, 0, 9, add(n=4))]
     _, conflicts = folded(*adds, (device, base, 0, put(n=0)))
 
@@ -484,9 +474,7 @@ def test_has_seen_for_every_base_and_device(device, base):
 
 
 def test_the_writes_are_those_of_the_design():
-    """
-    (seq, device, time, other): alone, onto another device's, onto one's own.
-    """
+    """(seq, device, time, other): alone, onto another device's write, onto an own write."""
     record, _ = folded((A, 0, 1, put(a=1)), (A, 0, 3, add(n=1)))
     assert record.writes == {"a": Write(1, A, 1, 0), "n": Write(2, A, 3, 0)}
 
@@ -502,27 +490,21 @@ def test_the_writes_are_those_of_the_design():
 
 
 def test_a_write_of_an_unset_field_is_kept():
-    """
-    It is what a later put is compared with.
-    """
+    """A later put is compared with it."""
     record, _ = folded((A, 0, 1, put(a=1)), (B, 1, 2, unset("a")))
     assert record.fields == {}
     assert record.writes == {"a": Write(2, B, 2, 0)}
 
 
-def test_an_equal_value_that_stands_takes_the_write_but_moves_no_seq():
-    """
-    `seq` and `last_modified` move only when the folded state does; who wrote last is not in it.
-    """
+def test_an_equal_value_that_wins_takes_the_write_but_moves_no_seq():
+    """`seq` and `last_modified` move only with the folded state, and the author is not in it."""
     record, _ = folded((A, 0, 1, put(a=1)), (B, 1, 2, put(a=1.0)))
     assert (record.seq, record.last_modified) == (1, received(1))
     assert record.writes == {"a": Write(2, B, 2, 0)}
 
 
 def test_a_value_that_loses_moves_nothing():
-    """
-    Not its write, not the seq; only the record has been touched.
-    """
+    """Neither the write nor the seq moves; the record counts as touched."""
     record, _ = folded((A, 0, 9, put(a=1)), (B, 0, 2, put(a=2)))
     assert (record.seq, record.last_modified) == (1, received(1))
     assert record.writes == {"a": Write(1, A, 9, 0)}
@@ -535,17 +517,13 @@ def test_a_value_that_loses_moves_nothing():
     ids=str,
 )
 def test_seq_moves_when_the_state_does(last, seq):
-    """
-    ... and `last_modified` with it; `created_seq` stays.
-    """
+    """`last_modified` moves with it; `created_seq` stays."""
     record, _ = folded((A, 0, 1, put(a=1)), (A, 1, 1, put("other")), (A, 2, 1, last))
     assert (record.seq, record.last_modified, record.created_seq) == (seq, received(seq), 1)
 
 
-def test_created_seq_moves_when_the_record_is_made_anew():
-    """
-    It is another record under the old id. A second delete moves nothing that anybody can see.
-    """
+def test_created_seq_moves_when_the_record_is_created_again():
+    """It is another record under the old id. A second delete changes no visible state."""
     lines = [(A, 0, 1, put(a=1)), (A, 1, 1, delete()), (A, 2, 1, delete()), (A, 3, 1, put(a=1))]
     found = [folded(*lines[:n])[0] for n in range(1, 5)]
     assert [record.created_seq for record in found] == [1, 1, 1, 4]
@@ -554,10 +532,8 @@ def test_created_seq_moves_when_the_record_is_made_anew():
     assert [record.is_live for record in found] == [True, False, False, True]
 
 
-def test_who_touched_a_record_last_and_who_else():
-    """
-    What `unchanged` asks for, each device for itself; a loser and a delete of nothing count.
-    """
+def test_the_last_operations_of_this_and_of_other_devices():
+    """The guard `unchanged` needs this, for each device. Lost edits and vain deletes count too."""
     lines = [
         (A, 0, 1, delete()),
         (B, 0, 9, put(a=1)),
@@ -592,10 +568,8 @@ STORED: Json = {
     ],
     ids=["refused", "erased", "another kind", "unknown kind"],
 )
-def test_what_changes_nothing_is_passed_over(event):
-    """
-    Refused changesets, erased operations and kinds that we don't know touch no record at all.
-    """
+def test_events_without_effect_touch_no_record(event):
+    """Refused changesets, erased operations and unknown kinds of events touch no record."""
     records: dict[tuple[str, str], Record] = {}
     for first in log((A, 0, 1, put(a=1))):
         fold(records, first)
@@ -606,9 +580,7 @@ def test_what_changes_nothing_is_passed_over(event):
 
 
 def test_a_changeset_with_one_erased_operation_keeps_the_others():
-    """
-    Erasing takes one record's operations out of an event, not the event.
-    """
+    """An erasure removes one record's operations from an event; the others stay."""
     erased = {"op": "put", "collection": "tasks", "id": "gone", "erased": "00"}
     records: dict[tuple[str, str], Record] = {}
     for event in log((A, 0, 1, erased, put(a=1))):
@@ -617,9 +589,8 @@ def test_a_changeset_with_one_erased_operation_keeps_the_others():
 
 
 def test_a_conflict_as_a_document():
-    """
-    The ledger is stored in this form, so its names are for ever. No `value`: there was none.
-    """
+    """The ledger is stored in this form, so the names never change. A side without `value` had
+    none."""
     _, conflicts = folded((A, 0, 1, put(a=None)), (B, 0, 2, delete()))
     assert list(map(conflict_document, conflicts)) == [
         {
@@ -636,9 +607,8 @@ def test_a_conflict_as_a_document():
 
 
 def test_packed_writes_are_the_same_writes():
-    """
-    Each write once, with its fields, in one order whatever the order of writing was.
-    """
+    """Packing keeps each distinct write once, with its fields. The order is independent of the
+    input's order."""
     writes = {"c": Write(2, B, 5, 1), "a": Write(1, A, 3), "b": Write(1, A, 3)}
     packed = pack_writes(writes)
     assert packed == [(1, A, 3, 0, ["a", "b"]), (2, B, 5, 1, ["c"])]

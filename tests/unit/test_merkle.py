@@ -1,4 +1,4 @@
-"""The tree: as RFC 6962 and RFC 9162 define it, for every size, and for nothing else."""
+"""The tree and its proofs, as RFC 6962 and RFC 9162 define them, for all sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from foldlog.domain.merkle import (
 )
 from foldlog.domain.proofs import leaf_hash
 
-#: The eight leaves that every implementation of certificate transparency is tested with, and their
+#: The eight leaves that all implementations of certificate transparency are tested with, and their
 #: roots (certificate-transparency, merkletree/merkle_tree_test.cc).
 CT_LEAVES = [
     bytes.fromhex(leaf)
@@ -47,7 +47,7 @@ SIZES = [*range(18), 255, 256, 257, 511, 512, 513, 1_000, 65_535, 65_536, 65_537
 
 
 def tree(leaves: list[bytes], step: int = 1_000):
-    """A tree grown step by step, and all of its tiles as they are at the end."""
+    """A tree that grew step by step, and all its tiles at the end."""
     growth, tiles = TreeBuilder(), {}
     for start in range(0, len(leaves), step):
         tiles |= growth.append(leaves[start : start + step])
@@ -96,14 +96,14 @@ def test_a_proof_of_certificate_transparency():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_tree_of_any_size_is_in_the_tiles_of_a_later_one(grown, size):
-    """So a proof for a checkpoint of last year is made from what is there today."""
+    """A proof for last year's checkpoint is made from today's tiles."""
     _, read = grown
     assert root_of(size, read) == by_the_book(LEAVES[:size])
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_tree_goes_on_from_its_unfinished_tiles(grown, size):
-    """However it is cut into turns, it is the same tree; and only those tiles are needed."""
+    """Any split into batches gives the same tree, and only the unfinished tiles are needed."""
     _, read = grown
     tiles = {
         tile: hashes[: tile.width(size) * 32] for tile, hashes in read(edge_tiles(size)).items()
@@ -117,8 +117,8 @@ def test_a_tree_goes_on_from_its_unfinished_tiles(grown, size):
 
 
 @pytest.mark.parametrize("step", [1, 7, 255, 256, 257, 66_000])
-def test_steps_do_not_matter(step):
-    """Every tile is what the specification says of a tree of this size."""
+def test_the_size_of_batches_is_irrelevant(step):
+    """Every tile equals the specification's for a tree of this size."""
     _, read = tree(LEAVES[:66_000], step)
     for tile in (Tile(0, 0), Tile(0, 257), Tile(1, 0), Tile(1, 1), Tile(2, 0)):
         assert len(read([tile])[tile]) == tile.width(66_000) * 32
@@ -127,7 +127,7 @@ def test_steps_do_not_matter(step):
 
 
 def test_every_proof_of_small_trees():
-    """All leaves and all older trees of all sizes up to 40."""
+    """All leaves and all older trees, for all sizes up to 40."""
     _, read = tree(LEAVES[:40])
     roots = [by_the_book(LEAVES[:size]) for size in range(41)]
     for size in range(41):
@@ -143,7 +143,7 @@ def test_every_proof_of_small_trees():
 
 
 def test_proofs_of_large_trees(grown):
-    """A few hundred, chosen by chance."""
+    """A few hundred random ones."""
     _, read = grown
     rng = random.Random(6962)
     for _ in range(100):
@@ -156,8 +156,8 @@ def test_proofs_of_large_trees(grown):
 
 
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (5, 8), (6, 8), (8, 8), (0, 7), (256, 1_000)])
-def test_nothing_but_the_proof_itself_is_one(grown, old, new):
-    """Any hash changed, left out, doubled or added, and any root changed, is refused."""
+def test_changed_proofs_are_refused(grown, old, new):
+    """A proof or a root with a changed, missing, repeated or added hash is refused."""
     _, read = grown
     old_root, new_root = root_of(old, read), root_of(new, read)
     proof = consistency_proof(old, new, read)
@@ -195,7 +195,7 @@ def test_a_proof_of_a_leaf_is_of_that_leaf_alone(grown):
 
 
 def test_tiles_that_lack_hashes_are_noticed():
-    """A tile that was cut must not lead to a wrong proof, but to none."""
+    """A tile that was cut must cause an error instead of a wrong proof."""
     _, read = tree(LEAVES[:300])
     with pytest.raises(InvalidProof, match="lacks"):
         root_of(300, lambda wanted: {tile: read([tile])[tile][:-32] for tile in wanted})

@@ -1,4 +1,4 @@
-"""Names and ids: what may be one, and the id that is made from a device's own key."""
+"""Names and ids: their syntax, and ids that are derived from a device's own keys."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ ODD = ["\0", "\n", " ", "/", "%", "é", "٣", "\U0001f600", "ı", "K"]  # the la
 
 @pytest.mark.parametrize("char", [*map(chr, range(128)), *ODD], ids=repr)
 def test_each_character_alone_and_in_the_middle_and_at_the_end(char):
-    """
-    ASCII letters, digits, - _ and . only; a space's name has no capitals.
-    """
+    """ASCII letters, digits, - _ and . only; a space's name has lower case only."""
     for name in (f"a{char}", f"{char}a", f"a{char}a"):
         assert is_collection(name) == (char in ALLOWED)
         assert is_space(name) == (char in ALLOWED - set(string.ascii_uppercase))
@@ -35,9 +33,7 @@ def test_each_character_alone_and_in_the_middle_and_at_the_end(char):
 
 @pytest.mark.parametrize("check", [is_space, is_collection])
 def test_lengths_and_dots(check):
-    """
-    1-64; . and .. mean folders in a path, and so can name nothing else.
-    """
+    """Names have 1-64 characters; . and .. are reserved, because they mean folders in a path."""
     assert [length for length in range(70) if check("a" * length)] == list(range(1, 65))
     assert [name for name in (".", "..", "...", ".a", "a.") if check(name)] == ["...", ".a", "a."]
     assert not check("a" * 10_000_000)
@@ -61,16 +57,12 @@ def test_lengths_and_dots(check):
     ids=lambda value: ascii(value)[:20],
 )
 def test_record_ids(text, is_one):
-    """
-    1-128 code points without NUL or surrogates; all else is for apps to choose.
-    """
+    """Record ids have 1-128 code points, except NUL and surrogates. Apps choose the rest."""
     assert is_record_id(text) == is_one
 
 
 def test_uuids_have_one_spelling():
-    """
-    Lower case with hyphens, so that `=` works.
-    """
+    """Lower case with hyphens, so that `=` can compare them."""
     one = str(uuid.uuid4())
     assert is_uuid(one)
     assert is_uuid(str(uuid.UUID(int=0)))
@@ -89,9 +81,7 @@ def test_uuids_have_one_spelling():
 
 
 def test_the_id_of_a_local_id_is_for_ever():
-    """
-    If this fails, devices would be told other ids for records that they already have.
-    """
+    """If this fails, devices would receive other ids for records that they already have."""
     assert id_of_local(A, "tasks", "7") == "34aeb4f7-5883-52b8-a0b8-54464550b1b8"
     assert id_of_local(A, "tasks", "7") == str(uuid.uuid5(uuid.UUID(A), "tasks/7"))
     others = [

@@ -1,4 +1,4 @@
-"""Notes and checkpoints: the specifications' own examples, and what must not pass for one."""
+"""Notes and checkpoints: the examples of the specifications, and forgeries that must be refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ then you don't know what your problem is.
 
 — PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=
 """  # noqa: E501
-#: the same: ENOCH's, signed by two
+#: from the same documentation: ENOCH's note, signed by two keys
 ENOCH_KEY = "EnochRoot+af0cfe78+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 #: the checksum database of Go, and the key that every go command knows
 SUMDB_KEY = "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8"
@@ -53,7 +53,7 @@ def test_a_note_that_others_signed_is_verified():
 
 @pytest.mark.parametrize("vkey", [PETER_KEY, ENOCH_KEY, SUMDB_KEY])
 def test_keys_of_others_are_read_and_written(vkey):
-    """The id in it is the hash of name, algorithm and key."""
+    """The id in a vkey is the hash of name, algorithm and key."""
     assert Verifier.parse(vkey).vkey == vkey
 
 
@@ -69,14 +69,14 @@ def test_keys_of_others_are_read_and_written(vkey):
         PETER_KEY + "=",
     ],
 )
-def test_what_is_no_key(vkey):
-    """One wrong letter must not lead to a key that verifies nothing, or another."""
+def test_invalid_keys_are_refused(vkey):
+    """One wrong letter in a key must be noticed, or the key would verify no note."""
     with pytest.raises(InvalidNote):
         Verifier.parse(vkey)
 
 
 def test_our_checkpoint_byte_for_byte():
-    """Golden: Ed25519 is deterministic, and the format is for ever."""
+    """A golden checkpoint: Ed25519 is deterministic, and the format never changes."""
     assert signed().encoded == GOLDEN.encode()
     checkpoint, note = open_checkpoint(GOLDEN.encode(), [SIGNER.verifier()], origin=SIGNER.name)
     assert (checkpoint, note.signatures) == (CHECKPOINT, signed().signatures)
@@ -92,7 +92,7 @@ ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=
 
 
 def test_a_flipped_byte_anywhere_is_noticed():
-    """In the text, in the name, in the signature."""
+    """A change of the text, of the name, or of the signature is an error."""
     encoded = bytearray(GOLDEN.encode())
     for place in range(len(encoded)):
         for bit in (1, 32):
@@ -102,8 +102,8 @@ def test_a_flipped_byte_anywhere_is_noticed():
                 open_checkpoint(bytes(changed), [SIGNER.verifier()], origin=SIGNER.name)
 
 
-def test_signatures_of_strangers_are_passed_over():
-    """And whoever is known must have signed."""
+def test_signatures_of_unknown_keys_are_ignored():
+    """A known key must have signed as well."""
     stranger = Signer("else.test", b"s" * 32)
     note = signed().with_signatures([stranger.sign(CHECKPOINT.text)])
     assert open_checkpoint(note.encoded, [SIGNER.verifier()])[0] == CHECKPOINT
@@ -113,7 +113,7 @@ def test_signatures_of_strangers_are_passed_over():
 
 
 def test_a_wrong_signature_of_a_known_key_spoils_the_note():
-    """Even if another one is right."""
+    """The note is refused even if another signature is right."""
     other = Signer("else.test", b"s" * 32)
     note = signed().with_signatures([other.sign("something else\n")])
     with pytest.raises(InvalidNote, match=r"else\.test is wrong"):
@@ -121,7 +121,7 @@ def test_a_wrong_signature_of_a_known_key_spoils_the_note():
 
 
 def test_a_cosignature_says_when():
-    """Its time is signed with the text, by a key that is none of a log."""
+    """Its time is signed together with the text, under a key id that differs from a log's."""
     witness = Signer("witness.test/w", b"w" * 32)
     cosigned = signed().with_signatures([witness.cosign(CHECKPOINT.text, 1_795_424_402)])
     (line,) = [s for s in cosigned.signatures if s.name == "witness.test/w"]
@@ -150,8 +150,8 @@ def test_a_cosignature_says_when():
         "origin\n1\n" + "A" * 43 + "=",
     ],
 )
-def test_what_is_no_checkpoint(text):
-    """Sizes have one spelling, roots 32 bytes."""
+def test_invalid_checkpoints_are_refused(text):
+    """Sizes have one spelling, roots have 32 bytes."""
     with pytest.raises(InvalidNote):
         Checkpoint.parse(text)
 
@@ -171,8 +171,8 @@ def test_what_is_no_checkpoint(text):
         b"x" * 100_000 + b"\n\n\xe2\x80\x94 name AAAAAAA=\n",
     ],
 )
-def test_what_is_no_note(note):
-    """Refused before anything in it is believed."""
+def test_invalid_notes_are_refused(note):
+    """A note is refused before its content is used."""
     with pytest.raises(InvalidNote):
         Note.parse(note)
     assert signature_lines("— name AAAAAAA=\n")[0].name == "name"
@@ -183,7 +183,7 @@ def test_what_is_no_note(note):
     [(0, "000"), (67, "067"), (1_000, "x001/000"), (1_234_067, "x001/x234/067")],
 )
 def test_paths_of_tiles(index, path):
-    """The specification's own example is the last."""
+    """The last example is the specification's own."""
     assert tile_path(index) == path
     assert parse_tile_path(path) == (index, None)
     assert parse_tile_path(path + ".p/112") == (index, 112)
@@ -194,8 +194,8 @@ def test_paths_of_tiles(index, path):
     "path",
     ["", "0", "1000", "x000/067", "x1/000", "067.p/0", "067.p/256", "067.p/01", "067/", "/067"],
 )
-def test_what_is_no_path_of_a_tile(path):
-    """A tile has one path: a second one would be a second file in every cache."""
+def test_invalid_paths_of_tiles_are_refused(path):
+    """A tile has one path. A second path would be a second file in every cache."""
     assert parse_tile_path(path) is None
 
 
@@ -205,7 +205,7 @@ def test_levels():
 
 
 def test_bundles():
-    """Two bytes of length before each entry."""
+    """Each entry of a bundle follows its length in two bytes."""
     assert bundle([b"", b"ab"]) == b"\0\0\0\2ab"
     assert unbundled(b"\0\0\0\2ab") == [b"", b"ab"]
     for broken in (b"\0", b"\0\3ab"):
@@ -214,7 +214,7 @@ def test_bundles():
 
 
 def test_origins():
-    """No scheme, no space, no plus, no slash at an end."""
+    """An origin has no scheme, spaces, plus signs, or slash at either end."""
     assert origin_of("foldlog.local", "home", "id") == "foldlog.local/spaces/home/id"
     assert all(map(is_origin_name, ("foldlog.local", "a.example:8080/x", "h")))
     for name in ("", "https://a", "a b", "a+b", "/a", "a/", "a//b", "ä"):

@@ -1,4 +1,4 @@
-"""Settings of what is proven: read whole, and refused with what is wrong about them."""
+"""The settings of proofs: all are read, and all invalid ones are named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOG = Signer("log.test/spaces/s/1", b"l" * 32).verifier()
 
 
 def test_witnesses_and_logs():
-    """Several of each, and the folders that go with them."""
+    """Several of each, and their folders."""
     settings = read_settings(
         {
             "FOLDLOG_DATA": "/d",
@@ -44,7 +44,7 @@ def test_witnesses_and_logs():
         ("FOLDLOG_WITNESSED", LOG.vkey[:-3]),
     ],
 )
-def test_what_cannot_be_used_is_named(variable, text):
-    """At the start, not when the first checkpoint is signed."""
+def test_invalid_settings_are_named(variable, text):
+    """Settings are checked at the start of the service, before the first checkpoint is signed."""
     with pytest.raises(InvalidSettings, match=variable):
         read_settings({variable: text})

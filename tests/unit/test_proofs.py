@@ -1,4 +1,4 @@
-"""Commitments, leaves and marks, computed once more here, from DESIGN section 7."""
+"""Commitments, leaves and marks, computed here a second time from DESIGN section 7."""
 
 from __future__ import annotations
 
@@ -65,10 +65,8 @@ def hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 def test_the_commitments_are_those_of_the_design():
-    """
-    salt_i = HMAC(salt, uint32be(i)), commitment_i = HMAC(salt_i, the operation's exact bytes),
-    ops_hash = SHA-256 of all of them joined.
-    """
+    """salt_i = HMAC(salt, uint32be(i)), commitment_i = HMAC(salt_i, the operation's exact bytes),
+    ops_hash = SHA-256 of all of them joined."""
     operations = [b'{"op":"put"}', b"", b'{"a":1}']
     joined = b""
     for number, operation in enumerate(operations):
@@ -79,10 +77,8 @@ def test_the_commitments_are_those_of_the_design():
 
 
 def test_the_leaf_and_its_hash_and_the_mark():
-    """
-    The header, then `ops_hash` as the last key; RFC 6962 hashes a leaf after a zero byte; the
-    mark is the first 16 hex digits.
-    """
+    """The header, then `ops_hash` as the last key. RFC 6962 hashes a leaf after a zero byte. The
+    mark is the first 16 hex digits."""
     header, ops_hash = b'{"seq":1', bytes.fromhex("ab" * 32)
     leaf = b'{"seq":1,"ops_hash":"' + b"ab" * 32 + b'"}'
     assert proofs.leaf_of(header, ops_hash) == leaf
@@ -91,16 +87,14 @@ def test_the_leaf_and_its_hash_and_the_mark():
     assert proofs.mark_of(header, ops_hash) == hashlib.sha256(b"\0" + leaf).hexdigest()[:16]
 
 
-def test_the_leaf_hash_of_nothing_is_the_one_of_rfc_6962():
-    """
-    The well-known test vector of certificate transparency.
-    """
+def test_the_leaf_hash_of_an_empty_leaf_is_the_one_of_rfc_6962():
+    """The well-known test vector of certificate transparency."""
     known = "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
     assert proofs.leaf_hash(b"").hex() == known
 
 
 def operations_in(state: bytes) -> list[bytes]:
-    """The exact bytes of each operation, found by a JSON reader that knows where each one ends."""
+    """The exact bytes of each operation, found by a JSON reader that reports where each ends."""
     text = state.decode()
     at = text.index(',"ops":[') + len(',"ops":[')
     found = []
@@ -115,10 +109,8 @@ def operations_in(state: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_an_entry_commits_to_its_exact_bytes_whatever_a_user_wrote(nasty):
-    """
-    The leaf can be cut from what is stored, and a reader of the stored bytes alone comes to the
-    same hash.
-    """
+    """The leaf can be cut from the stored bytes, and a reader of these bytes computes the same
+    hash."""
     ops = [put(nasty.replace("\0", ""), **{nasty: nasty}), add(n=1), delete(), put("z", ops=nasty)]
     entry = entry_of(*ops)
     assert json.loads(entry.state)["ops"][0]["fields"] == {nasty: nasty}
@@ -133,9 +125,7 @@ def test_an_entry_commits_to_its_exact_bytes_whatever_a_user_wrote(nasty):
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_a_header_may_quote_a_user(nasty):
-    """
-    A refusal names a field; the cut is still at the key itself.
-    """
+    """A refusal names a field; the header still ends at the real key."""
     entry = entry_of(put(a=1), refusal=Refusal("stale", f"{nasty} has another value"))
     header = proofs.header_of(entry.state)
     assert list(json.loads(header + b"}"))[-1] == "refusal"
@@ -155,9 +145,7 @@ def test_a_header_may_quote_a_user(nasty):
     ids=str,
 )
 def test_a_body_may_hold_ops_of_its_own(body):
-    """
-    The leaf of another kind of event is cut at `body`, whatever is in it.
-    """
+    """The leaf of another kind of event is cut at `body`, for any content of the body."""
     head = (
         b'{"seq":1,"kind":"collection-defined","id":"00000000-0000-4000-8000-000000000001",'
         b'"received_at":"2026-11-23T09:00:00.000Z"'
@@ -168,18 +156,14 @@ def test_a_body_may_hold_ops_of_its_own(body):
     assert entry.ops_hash == proofs.ops_hash(SALT, [msgspec.json.encode(body)])
 
 
-def test_what_ends_with_neither_has_no_leaf():
-    """
-    Only our own bug, or a forged export, could bring it.
-    """
+def test_bytes_without_ops_or_body_have_no_leaf():
+    """Only a bug of ours, or a forged export, could produce such bytes."""
     with pytest.raises(ValueError, match="must end with"):
         proofs.header_of(b'{"seq":1}')
 
 
-def test_what_was_written_past_the_service_has_a_leaf():
-    """
-    Of its hash, so that it cannot be changed; and there is none that is too long for a bundle.
-    """
+def test_bytes_that_were_written_past_the_service_have_a_leaf():
+    """The leaf holds their hash, so they cannot be changed. Every leaf fits into a bundle."""
     bad = b'{"seq": oh no'
     header = proofs.leaf_header_of(bad)
     assert header == b'{"unreadable":"%b"' % hashlib.sha256(bad).hexdigest().encode()
@@ -189,14 +173,12 @@ def test_what_was_written_past_the_service_has_a_leaf():
         header = proofs.leaf_header_of(state)
         assert header == state[:length] or header.startswith(b'{"unreadable":"')
         assert len(proofs.leaf_of(header, bytes(32))) <= proofs.LEAF_BYTES_MAX
-        # The projection reads no more than so many bytes, and must come to the same.
+        # The projection reads only so many bytes, and must compute the same leaf.
         assert (header == state[:length]) == (b',"ops":' in state[:most])
 
 
 def test_every_byte_of_an_event_is_covered():
-    """
-    Other values, another order, another salt: another mark.
-    """
+    """Other values, another order, or another salt give another mark."""
     same = {"id": new_id()}
     marks = {
         entry.mark
@@ -225,22 +207,18 @@ def test_every_byte_of_an_event_is_covered():
 
 
 def test_the_leaf_stays_small_though_the_event_is_large():
-    """
-    A thousand operations are in it as one hash.
-    """
+    """The leaf holds a thousand operations as one hash."""
     entry = entry_of(*[put(f"r{n}", text="x" * 1_000) for n in range(1_000)])
     leaf = proofs.leaf_of(proofs.header_of(entry.state), entry.ops_hash)
     assert len(leaf) < 500 < proofs.LEAF_BYTES_MAX < len(entry.state)
 
 
-# -- What is sent, and what comes back ---------------------------------------------------------
+# -- The short form, and exported events ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_the_short_form_is_the_event_but_for_its_ops(nasty):
-    """
-    A device has its operations; a few bytes are enough to acknowledge them.
-    """
+    """The device has its operations already; a few bytes are enough to acknowledge them."""
     entry = entry_of(put("x", **{nasty: nasty}))
     whole, short = json.loads(entry.state), json.loads(short_form(entry.state))
     assert short == {name: value for name, value in whole.items() if name != "ops"}
@@ -248,9 +226,7 @@ def test_the_short_form_is_the_event_but_for_its_ops(nasty):
 
 
 def test_the_short_form_has_the_ids_of_local_ids():
-    """
-    The answer to the push may have been lost. A value that looks like a local_id is none.
-    """
+    """The push's answer may have been lost. A value that looks like a `local_id` is ignored."""
     named = {**put("id-7", "notes"), "local_id": "7"}
     short = json.loads(short_form(entry_of(named, put()).state))
     assert short["ids"] == {"notes": {"7": "id-7"}}
@@ -269,9 +245,7 @@ def test_the_short_form_has_the_ids_of_local_ids():
     ids=["plain", "local_id", "refused"],
 )
 def test_an_exported_event_is_restored_whole(entry):
-    """
-    From its bytes and its salt alone: the same entry, and so the same mark.
-    """
+    """The bytes and the salt alone give the same entry with the same mark."""
     assert restored_entry(entry.state, entry.salt) == entry
 
 
@@ -297,9 +271,7 @@ def test_an_exported_event_is_restored_whole(entry):
     ],
     ids=range(16),
 )
-def test_what_is_no_event_is_not_restored(state, salt):
-    """
-    An export may be damaged, or forged so that its leaf does not cover it all.
-    """
+def test_invalid_events_are_not_restored(state, salt):
+    """An export may be damaged, or forged so that its leaf does not cover all of it."""
     with pytest.raises(ValueError, match=r".+"):
         restored_entry(state, salt)

@@ -1,4 +1,4 @@
-"""Messages of others quote what they were given; secrets do not get through."""
+"""Messages of libraries quote their input; secrets are removed from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.c2ln_bmF0-dXJl"
         (f"there is no token 'foldlog_{'x' * 43}'", "there is no token '***'"),
     ],
 )  # fmt: skip
-def test_what_is_hidden(text, left):
+def test_secrets_are_hidden(text, left):
     assert redacted(text) == left
 
 
@@ -54,13 +54,13 @@ def test_what_is_hidden(text, left):
         "/v1/spaces/{space}/events",
     ],
 )
-def test_what_is_left_as_it_is(text):
+def test_other_text_is_unchanged(text):
     assert redacted(text) == text
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_no_log_line_holds_one(format, monkeypatch, capsys):
-    """Ours, a library's, and a traceback, in both forms."""
+def test_log_lines_are_free_of_secrets(format, monkeypatch, capsys):
+    """Our own lines, lines of libraries, and tracebacks hide secrets in both log formats."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", root.handlers[:])
     level = root.level
@@ -81,8 +81,8 @@ def test_no_log_line_holds_one(format, monkeypatch, capsys):
         assert all(json.loads(line) for line in told.splitlines())
 
 
-def test_what_holds_a_secret_does_not_show_it():
-    """However it gets into a message: assertions, tracebacks, a debugger's output."""
+def test_objects_with_secrets_hide_them():
+    """A secret's object may appear in any message: assertions, tracebacks, a debugger's output."""
     settings = read_settings(
         {"FOLDLOG_DATABASE_URL": f"postgresql://u:{SECRET}@h/d", "FOLDLOG_ADMIN_TOKEN": SECRET * 2}
     )
@@ -108,7 +108,7 @@ def test_what_holds_a_secret_does_not_show_it():
     ],
 )
 def test_a_url_that_cannot_be_read_is_not_quoted(url):
-    """libpq's own messages quote it whole."""
+    """libpq's own messages quote all of it."""
     with pytest.raises(InvalidSettings, match="FOLDLOG_DATABASE_URL") as refused:
         read_settings({"FOLDLOG_DATABASE_URL": url})
     assert SECRET not in str(refused.value)

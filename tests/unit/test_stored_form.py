@@ -1,8 +1,8 @@
-"""One golden event of each form. If a test fails here, you changed what is written in the log.
+"""One golden event of each form. If a test fails here, you changed the stored form of the log.
 
-Logs that exist hold these bytes, devices keep marks of them, and checkpoints prove them. Never edit
-the constants: an event is written in a new form only with a new version of the wire format, and the
-old form must be read for ever.
+Existing logs hold these bytes, devices keep marks of them, and checkpoints prove them. Never edit
+the constants. A new form needs a new version of the wire format, and old forms must stay readable
+for ever.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ ACCESS = [
     ),
 ]
 
-#: `STORED` after that, and its salt
+#: `STORED` after this erasure, and its salt
 STORED_ERASED = STORED.replace(
     STORED[STORED.index(b',"fields":{"title"') : STORED.index(b'},{"op":"add"')],
     b',"erased":"220f64d4d0985765174d901c46e3086c4825dad2961499daf9af6178e375e07e"',
@@ -189,9 +189,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("which", "state", "ops_hash", "leaf_hash", "mark"), GOLDEN)
 def test_the_same_is_still_written(which, state, ops_hash, leaf_hash, mark):
-    """
-    If this fails you changed what is written in the log.
-    """
+    """If this fails, you changed the bytes that are written to the log."""
     entry = made()[which]
     assert entry.state == state
     assert entry.ops_hash.hex() == ops_hash
@@ -201,10 +199,8 @@ def test_the_same_is_still_written(which, state, ops_hash, leaf_hash, mark):
 
 
 @pytest.mark.parametrize(("which", "state", "ops_hash", "leaf_hash", "mark"), GOLDEN)
-def test_what_was_written_is_still_the_same_entry(which, state, ops_hash, leaf_hash, mark):
-    """
-    If this fails, exports and backups of yesterday can no longer be loaded.
-    """
+def test_stored_bytes_are_still_the_same_entry(which, state, ops_hash, leaf_hash, mark):
+    """If this fails, older exports and backups can no longer be loaded."""
     entry = restored_entry(state, SALT)
     assert entry == made()[which]
     leaf = state[: state.index(b',"ops":[{')] + b',"ops_hash":"' + ops_hash.encode() + b'"}'
@@ -213,9 +209,7 @@ def test_what_was_written_is_still_the_same_entry(which, state, ops_hash, leaf_h
 
 
 def test_a_stored_changeset_is_still_read():
-    """
-    Every member where it was, with the value that it had.
-    """
+    """Every member has its place and its value."""
     event = decode_event(STORED)
     assert (event.seq, event.kind, event.verdict) == (42, "changeset", "stored")
     assert event.id == "0198a3c2-0000-4000-8000-000000000001"
@@ -232,9 +226,7 @@ def test_a_stored_changeset_is_still_read():
 
 
 def test_a_refused_changeset_is_still_read():
-    """
-    ... and changes nothing.
-    """
+    """A refused changeset has no effect on records."""
     event = decode_event(REFUSED)
     assert (event.verdict, event.refusal.code) == ("refused", "stale")
     assert event.counter is msgspec.UNSET
@@ -244,9 +236,8 @@ def test_a_refused_changeset_is_still_read():
 
 
 def test_an_event_of_a_later_version_is_kept_and_passed_over():
-    """
-    A kind and members that this code does not know; its leaf is cut all the same.
-    """
+    """The event has a kind and members that this code does not know. Its leaf is cut in the same
+    way."""
     event = decode_event(STRANGER)
     assert (event.kind, event.body) == ("invented-later", {"x": 1, "ops": []})
     assert fold({}, event) == []
@@ -254,9 +245,7 @@ def test_an_event_of_a_later_version_is_kept_and_passed_over():
 
 
 def test_the_short_form():
-    """
-    What devices receive of their own.
-    """
+    """A device's own changesets have this form."""
     header = STORED[: STORED.index(b',"ops":[{')]
     id = json.loads(STORED)["ops"][1]["id"]
     assert short_form(STORED) == header + b',"ids":{"stats":{"7":"%b"}}}' % id.encode()
@@ -264,9 +253,7 @@ def test_the_short_form():
 
 
 def test_a_record_as_it_is_kept():
-    """
-    Snapshots and the master table hold records with their writes: they must always load.
-    """
+    """Snapshots and the master table hold records with their writes. They must always load."""
     raw = (
         b'{"collection":"tasks","id":"r","fields":{"a":1},"writes":{"a":[3,"A",5,2]},'
         b'"deleted":[2,null,4,0],"is_deleted":false,"seq":3,"last_modified":"x","created_seq":3,'
@@ -280,9 +267,7 @@ def test_a_record_as_it_is_kept():
 
 
 def test_an_erasure_is_still_written_and_read():
-    """
-    Its event, and what is left of an event that it erased: both must be understood for ever.
-    """
+    """The event of an erasure, and an event with erased operations: both must stay readable."""
     entry = record_erased_entry(
         Envelope(45, "0198a3c2-0000-4000-8000-000000000004", 1795424402481, SALT),
         ("tasks", "8f0c"),
@@ -298,9 +283,7 @@ def test_an_erasure_is_still_written_and_read():
 
 
 def test_an_erased_operation_is_still_written_and_read():
-    """
-    The form, the salts that take the place of the one, and the leaf, which is the same.
-    """
+    """The bytes, the salts in the place of the salt, and the unchanged leaf."""
     assert erase_keys(STORED, SALT, {("tasks", "8f0c")}) == (
         STORED_ERASED,
         STORED_ERASED_SALT,
@@ -325,15 +308,13 @@ def test_an_erased_operation_is_still_written_and_read():
     ids=["the old one", "one less", "one more", "another tag", "of an erased one", "one lost"],
 )
 def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
-    """
-    An import brings in no event whose erased operations could still be guessed.
-    """
+    """An import must not bring in an event whose erased operations could be guessed."""
     with pytest.raises(ValueError):
         restored_entry(STORED_ERASED, salt)
 
 
 @pytest.mark.parametrize(("body", "state"), ACCESS)
-def test_events_that_tell_who_may_do_what(body, state):
+def test_events_of_access(body, state):
     entry = access_entry(
         Envelope(47, "0198a3c2-0000-4000-8000-000000000006", 1795424402481, SALT), body
     )

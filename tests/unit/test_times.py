@@ -6,10 +6,11 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.times import format_time, parse_time, to_ms
+from tests.examples import examples
 
 FIRST, LAST = parse_time("0001-01-01T00:00:00Z"), parse_time("9999-12-31T23:59:59.999Z")
 
@@ -30,10 +31,8 @@ FIRST, LAST = parse_time("0001-01-01T00:00:00Z"), parse_time("9999-12-31T23:59:5
         ("9999-12-31T23:59:59.999999Z", 253402300799999),
     ],
 )
-def test_what_a_text_means(text, ms):
-    """
-    Finer digits are cut off, towards the past, so that a time never comes out later.
-    """
+def test_valid_times(text, ms):
+    """Finer digits are cut off, towards the past."""
     assert parse_time(text) == ms
 
 
@@ -57,42 +56,34 @@ def test_what_a_text_means(text, ms):
         "２026-11-23T09:00:00Z",
     ],
 )
-def test_what_is_no_time(text):
-    """
-    Without an offset nobody knows which moment is meant; outside the years 1-9999 nobody can say.
-    """
+def test_invalid_times_are_refused(text):
+    """A time without an offset is ambiguous, and Python's calendar has the years 1-9999."""
     with pytest.raises(ValueError, match=r".+"):
         parse_time(text)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.integers(FIRST, LAST))
 def test_every_time_comes_back(ms):
-    """
-    One fixed form: it is stored, and compared as text.
-    """
+    """Times have one fixed form, because they are stored and compared as text."""
     text = format_time(ms)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
     assert parse_time(text) == ms
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(st.integers(FIRST, LAST), st.integers(FIRST, LAST))
 def test_the_texts_are_in_the_order_of_the_times(a, b):
-    """
-    So a database may sort either.
-    """
+    """A database may sort by the text or by the number."""
     assert (format_time(a) < format_time(b)) == (a < b)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(
     st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31)),
     st.integers(-14 * 60, 14 * 60),
 )
 def test_the_offset_does_not_matter(at, minutes):
-    """
-    Only the moment does.
-    """
+    """Only the moment counts."""
     there = at.replace(tzinfo=UTC).astimezone(timezone(timedelta(minutes=minutes)))
     assert to_ms(there) == to_ms(at.replace(tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""What was stored in an older form is read in today's; of a newer form nothing is guessed."""
+"""Older forms of events are converted to the current one; newer forms are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldlog.domain.upcasts import UPCASTER, UPCASTS, UnknownForm, Upcaster
 from tests.unit.test_collections import DEFINED
 from tests.unit.test_stored_form import REFUSED, STORED
 
-#: One event of each form that ever was. Never edit one; a new form adds a line.
+#: One event of each form so far. Never edit one; a new form adds a line.
 GOLDEN = {
     "changeset/1": STORED,
     "changeset/1 refused": REFUSED,
@@ -30,16 +30,14 @@ def test_every_upcast_has_a_golden_event_to_begin_with():
     assert {f"{kind}/{version}" for kind, version in UPCASTS} <= GOLDEN.keys()
 
 
-def test_what_is_in_today_s_form_is_its_own_bytes():
-    """
-    Nothing is parsed and made again that need not be.
-    """
+def test_an_event_in_the_newest_form_keeps_its_bytes():
+    """Such an event is returned as it is, without decoding."""
     assert UPCASTER.upcast("changeset/1", STORED) is STORED
     assert UPCASTER.topic_of("changeset") == "changeset/1"
 
 
-# A made-up past: in its first form a `noted` had its note at the top of the body, in its second
-# a list of them.
+# An invented kind: in version 1, a `noted` had its note at the top of the body, in version 2 a list
+# of notes.
 PAST = Upcaster(
     {
         ("noted", 1): lambda event: {**event, "body": [event["body"]]},
@@ -56,10 +54,8 @@ def noted(body) -> bytes:
 @pytest.mark.parametrize(
     ("topic", "body"), [("noted/1", "a"), ("noted/2", ["a"]), ("noted/3", {"notes": ["a"]})]
 )
-def test_an_older_form_is_brought_up_step_by_step(topic, body):
-    """
-    Each function knows its own form and the next; the rest of the event is what it was.
-    """
+def test_an_older_form_is_converted_step_by_step(topic, body):
+    """Each upcast knows its version and the next one. The rest of the event is unchanged."""
     event = PAST.decode(topic, noted(body))
     assert event == decode_event(noted({"notes": ["a"]}))
 
@@ -71,7 +67,7 @@ def test_new_events_are_written_in_the_newest_form():
 @pytest.mark.parametrize(
     "topic", ["noted/4", "noted/0", "noted/x", "noted/", "noted", "/1", "changeset/2"]
 )
-def test_a_form_that_nobody_knows_is_refused_by_name(topic):
+def test_an_unknown_form_is_refused_by_name(topic):
     with pytest.raises(UnknownForm, match=topic):
         PAST.decode(topic, noted({"notes": []}))
 

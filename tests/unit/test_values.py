@@ -1,15 +1,16 @@
-"""JSON values: equality is typed, and what cannot be given back by everyone is refused."""
+"""JSON values: equality by type, and values that some readers cannot hold."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.values import ABSENT, check_value, is_number, same, sum_of
+from tests.examples import examples
 from tests.oracle import NOTHING, canonical
 
 VALUES = [
@@ -49,9 +50,8 @@ VALUES = [
 
 @pytest.mark.parametrize("a", VALUES, ids=repr)
 def test_same_for_every_pair(a):
-    """
-    `true` is not 1, but 1 is 1.0, at every depth; null is not absent; objects have no order.
-    """
+    """`true` differs from 1, but 1 is 1.0, at every depth. Null differs from a missing field.
+    Objects have no order."""
 
     def text(value):
         return canonical(NOTHING if value is ABSENT else value)
@@ -69,31 +69,25 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(values, values)
 def test_same_is_an_equality(a, b):
-    """
-    Every value is the same as itself, and two are the same in both directions.
-    """
+    """Every value equals itself, and equality is symmetric."""
     assert same(a, a)
     assert same(a, b) == same(b, a) == (canonical(a) == canonical(b))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(50)
 @given(values)
 def test_every_plain_value_may_be_kept(value):
-    """
-    What JSON can say and a double can hold.
-    """
+    """All that JSON can express and a double can hold."""
     check_value(value, 32)
 
 
 @pytest.mark.parametrize("value", [INTEGER_MAX + 1, -INTEGER_MAX - 1, 10**30, math.nan, math.inf])
 @pytest.mark.parametrize("inside", [lambda v: v, lambda v: [1, v], lambda v: {"a": {"b": v}}])
-def test_what_not_every_reader_holds_is_refused(value, inside):
-    """
-    At every depth.
-    """
+def test_values_that_some_readers_cannot_hold_are_refused(value, inside):
+    """Such values are refused at every depth of a document."""
     with pytest.raises(ValueError, match=r"integer|finite"):
         check_value(inside(value), 32)
 
@@ -107,9 +101,7 @@ def nested(depth: int) -> list:
 
 @pytest.mark.parametrize("depth", [1, 2, 32, 33, 500])
 def test_nesting_is_counted_in_containers(depth):
-    """
-    32 are allowed, one more is not. A plain value needs none.
-    """
+    """32 levels are allowed. A plain value needs none."""
     check_value("plain", 0)
     if depth <= 32:
         check_value(nested(depth), 32)
@@ -122,10 +114,8 @@ def test_nesting_is_counted_in_containers(depth):
     ("value", "is_one"),
     [(0, True), (0.5, True), (True, False), (None, False), ("1", False), ([1], False)],
 )
-def test_what_can_be_added_to(value, is_one):
-    """
-    `true` is not a number.
-    """
+def test_numbers(value, is_one):
+    """`true` is not a number."""
     assert is_number(value) == is_one
 
 
@@ -146,29 +136,24 @@ def test_what_can_be_added_to(value, is_one):
     ],
 )
 def test_sums(a, b, total):
-    """
-    As doubles, and whole ones without a fraction, so that every replica writes the same bytes.
-    """
+    """Numbers are added as doubles. A whole sum is an int, so that all replicas write the same
+    bytes."""
     assert repr(sum_of(a, b)) == repr(total)
     assert repr(sum_of(b, a)) == repr(total)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(numbers, numbers)
 def test_every_sum_may_be_kept(a, b):
-    """
-    What comes out of `add` is a value like one that came in, or nothing.
-    """
+    """A sum is as valid as the numbers that came in, or `None`."""
     total = sum_of(a, b)
     if total is not None:
         check_value(total, 0)
         assert float(total) == float(a) + float(b)
 
 
-def test_absent_is_nothing():
-    """
-    It counts as false, and is not `None`.
-    """
+def test_absent():
+    """`ABSENT` counts as false, and differs from `None`."""
     assert not ABSENT
     assert ABSENT is not None
     assert repr(ABSENT) == "ABSENT"

@@ -1,7 +1,6 @@
-"""What the OpenAPI document says about the structs of the domain that responses contain.
+"""Descriptions and formats of the domain's structs in responses, for the OpenAPI document.
 
-The domain knows no JSON Schema, so the descriptions and formats of its structs are here. The
-members themselves, and their types, come from the structs.
+The members and their types come from the structs themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from foldlog.domain.changesets import Operation
-from foldlog.domain.collections import Check, Found, Outcome, Version
+from foldlog.domain.collections import Check, InvalidRecord, Outcome, Version
 from foldlog.domain.events import Event, Refusal
 from foldlog.domain.history import Change, Difference, VersionView
 from foldlog.domain.json_schema import Violation
@@ -271,7 +270,7 @@ SHAPES: dict[type, Shape] = {
             "is_complete": described("False if the time was too short for all records."),
         },
     ),
-    Found: Shape(
+    InvalidRecord: Shape(
         "Found",
         "A stored record that does not fit, and the place.",
         {"path": described("A JSON pointer (RFC 6901).")},

@@ -163,7 +163,7 @@ class MemoryEventStore(MemorySpaces, EventStore):
                 op.key
                 for entry in here.entries
                 for op in decode_event(entry.state).ops
-                if wanted.names(op)
+                if wanted.selects(op)
             }
             return _scan(here, {*wanted.keys, *found}, report).erasable()
 
