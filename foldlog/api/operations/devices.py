@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint
@@ -10,16 +11,18 @@ from flask import Blueprint
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.admin_bodies import RegisterBody, RevokeBody
 from foldlog.api.shapes.queries import devices_query
 from foldlog.domain.access import Caller, Device, Right
-from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpace
+from foldlog.domain.errors import DeviceRevoked, UnknownSpace
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 
-from .tokens import CHANGE_PROBLEMS, if_known, time_if_known
+from .problems import READ_PROBLEMS, WRITE_PROBLEMS
+from .tokens import if_known, time_if_known
 
 
 def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -31,7 +34,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         query=devices_query(limits),
         answer=answers.Devices,
         example=examples.DEVICES,
-        problems=(UnknownSpace, StorageUnavailable),
+        problems=READ_PROBLEMS,
     )
     def devices(space: str, query: Mapping[str, Any]) -> Reply:
         """List the devices of a space, in the order of their ids.
@@ -49,7 +52,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REGISTER,
         answer=answers.Device,
         example=examples.REGISTERED_DEVICE,
-        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
+        problems=(*WRITE_PROBLEMS, DeviceRevoked),
     )
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Register a device, or rename it.
@@ -69,9 +72,11 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REVOKE,
         answer=answers.Device,
         example=examples.REVOKED_DEVICE,
-        problems=(*CHANGE_PROBLEMS, UnknownSpace),
+        problems=(*WRITE_PROBLEMS, UnknownSpace),
     )
-    def revoke_device(space: str, device: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_device(
+        request: Request, space: str, device: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a device permanently.
 
         The device can neither write nor read in this space, with any token. Its changesets stay.
@@ -79,10 +84,11 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         device's streams end. To return, the device needs a new id.
         """
         by = caller.attribution(body.get("by"))
+        revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if the outcome of the revocation is unknown
+            await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_device(revoked))
 
     return bp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint
@@ -13,8 +14,8 @@ from msgspec.structs import asdict
 
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.admin_bodies import RevokeBody, grant_body
@@ -22,9 +23,7 @@ from foldlog.api.shapes.queries import tokens_query
 from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
 from foldlog.domain.errors import (
     DeviceRevoked,
-    FoldlogError,
     Forbidden,
-    OutcomeUnknown,
     StorageUnavailable,
     UnknownSpace,
     UnknownToken,
@@ -33,11 +32,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
 
-CHANGE_PROBLEMS: tuple[type[FoldlogError], ...] = (
-    UnsupportedMediaType,
-    StorageUnavailable,
-    OutcomeUnknown,
-)
+from .problems import WRITE_PROBLEMS
 
 
 def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -50,7 +45,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.GRANT,
         answer=answers.Granted,
         example=examples.GRANTED,
-        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
+        problems=(*WRITE_PROBLEMS, DeviceRevoked),
     )
     def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Grant a token.
@@ -101,19 +96,22 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.REVOKE,
         answer=answers.Token,
         example=examples.REVOKED_TOKEN,
-        problems=(*CHANGE_PROBLEMS, UnknownSpace, UnknownToken),
+        problems=(*WRITE_PROBLEMS, UnknownSpace, UnknownToken),
     )
-    def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_token(
+        request: Request, space: str, token: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a token in this space.
 
         The response takes a second, because it waits until every process refuses the token. Streams
         that the token opened end. A repeated request has no further effect.
         """
         by = caller.attribution(body.get("by"))
+        revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if the outcome of the revocation is unknown
+            await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_token(revoked))
 
     return bp
