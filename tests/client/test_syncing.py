@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -22,7 +21,6 @@ from foldlog.client.sync.schedule import (
     Schedule,
 )
 from foldlog.client.transport.server import HttpServer
-from tests.asgi_client import asgi_transport
 
 
 def test_a_change_reaches_the_other_device(device):
@@ -211,32 +209,3 @@ def test_the_schedule_adapts():
     assert schedule.after_failure(ServerProblem(401, {}, None)) > LONG_RETRY_SECONDS * 0.7
     schedule.after_success(idle, 0)
     assert not schedule.is_failing
-
-
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "use-the-client-library.md").read_text(
-    "utf-8"
-)
-
-
-def test_the_guide_runs(device, app, tmp_path, monkeypatch):
-    """Every Python block of the client's guide, one after another, on a real service."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(tmp_path)
-    real = HttpServer.__init__
-
-    def to_the_app(self, url, space, **options):
-        transport = asgi_transport(app)
-        real(self, "http://localhost", space, **options, transport=transport)
-
-    monkeypatch.setattr(HttpServer, "__init__", to_the_app)
-    exec(blocks[0], {})
-    replica = foldlog.open("app.db")
-    names = {"replica": replica, "tasks": replica.collection("tasks")}
-    try:
-        replica.sync()
-        for block in blocks[1:]:
-            exec(block, names)
-        assert [record["title"] for record in names["tasks"]] == ["Bread"]
-    finally:
-        replica.close()

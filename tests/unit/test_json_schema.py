@@ -184,7 +184,7 @@ SCHEMA = {
     ],
 )
 def test_the_text_of_a_violation_comes_from_the_schema_alone(document, path, reason):
-    """A refusal is stored for ever, so it must not hold a user's text, names included."""
+    """A refusal is stored for ever, so it must be free of a user's text, names included."""
     (fault,) = JsonSchema.checked(SCHEMA, LIMITS).faults(document)
     assert (fault.violation.path, fault.violation.reason) == (path, reason)
     assert "secret" not in path + reason
@@ -196,6 +196,6 @@ def test_formats_are_checked():
 
 
 def test_a_boolean_is_no_number_and_one_is_one_point_zero():
-    """As everywhere in the product."""
+    """Booleans and numbers are compared as everywhere in the product."""
     schema = JsonSchema.checked({"properties": {"n": {"const": 1}}}, LIMITS)
     assert schema.fits({"n": 1.0}) and not schema.fits({"n": True})

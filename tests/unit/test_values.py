@@ -1,4 +1,4 @@
-"""JSON values: equality by type, and values that some readers cannot hold."""
+"""JSON values: equality by type, and values that some readers would change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUES = [
 @pytest.mark.parametrize("a", VALUES, ids=repr)
 def test_same_for_every_pair(a):
     """`true` differs from 1, but 1 is 1.0, at every depth. Null differs from a missing field.
-    Objects have no order."""
+    Objects are unordered."""
 
     def text(value):
         return canonical(NOTHING if value is ABSENT else value)
@@ -87,7 +87,7 @@ def test_every_plain_value_may_be_kept(value):
 @pytest.mark.parametrize("value", [INTEGER_MAX + 1, -INTEGER_MAX - 1, 10**30, math.nan, math.inf])
 @pytest.mark.parametrize("inside", [lambda v: v, lambda v: [1, v], lambda v: {"a": {"b": v}}])
 def test_values_that_some_readers_cannot_hold_are_refused(value, inside):
-    """At every depth."""
+    """Such values are refused at every depth of a document."""
     with pytest.raises(ValueError, match=r"integer|finite"):
         check_value(inside(value), 32)
 
@@ -101,7 +101,7 @@ def nested(depth: int) -> list:
 
 @pytest.mark.parametrize("depth", [1, 2, 32, 33, 500])
 def test_nesting_is_counted_in_containers(depth):
-    """32 levels are allowed. A plain value needs none."""
+    """32 levels are allowed. A plain value uses no level."""
     check_value("plain", 0)
     if depth <= 32:
         check_value(nested(depth), 32)
@@ -115,7 +115,7 @@ def test_nesting_is_counted_in_containers(depth):
     [(0, True), (0.5, True), (True, False), (None, False), ("1", False), ([1], False)],
 )
 def test_numbers(value, is_one):
-    """`true` is not a number."""
+    """`true` differs from a number."""
     assert is_number(value) == is_one
 
 
@@ -136,7 +136,8 @@ def test_numbers(value, is_one):
     ],
 )
 def test_sums(a, b, total):
-    """As doubles; a whole sum is an int, so that all replicas write the same bytes."""
+    """Numbers are added as doubles. A whole sum is an int, so that all replicas write the same
+    bytes."""
     assert repr(sum_of(a, b)) == repr(total)
     assert repr(sum_of(b, a)) == repr(total)
 
@@ -152,7 +153,7 @@ def test_every_sum_may_be_kept(a, b):
 
 
 def test_absent():
-    """It counts as false, and differs from `None`."""
+    """`ABSENT` counts as false, and differs from `None`."""
     assert not ABSENT
     assert ABSENT is not None
     assert repr(ABSENT) == "ABSENT"

@@ -7,7 +7,6 @@ from typing import Any
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
@@ -27,7 +26,6 @@ from foldlog.domain.errors import (
     LogChanged,
     OutcomeUnknown,
     ProjectionBehind,
-    StorageUnavailable,
     UnknownSpace,
 )
 from foldlog.domain.limits import Limits
@@ -35,17 +33,16 @@ from foldlog.domain.ports import EventStore, Range, RangeQuery, Receipt
 from foldlog.domain.push_decider import Answer
 
 from .events import range_query, read_range
+from .problems import WRITE_PROBLEMS, Problems
 
-PUSH_PROBLEMS: tuple[type[FoldlogError], ...] = (
-    UnsupportedMediaType,
+PUSH_PROBLEMS: Problems = (
+    *WRITE_PROBLEMS,
     InvalidChangeset,
     LimitExceeded,
     IdReused,
     CounterGap,
     DeviceForked,
     LogBehind,
-    StorageUnavailable,
-    OutcomeUnknown,
     ProjectionBehind,
 )
 
