@@ -1,7 +1,7 @@
-"""The least that the server of the service can do: hand back what it was sent.
+"""Echoes the request body, on the server that the service uses: a baseline for its speed.
 
-Twice: by Flask, called as the service calls its own, and by a bare ASGI callable, without even
-that. And a stream that a line is sent down now and then: the least of a client that waits.
+One path is answered by Flask in threads behind an ASGI bridge, another by a bare ASGI callable. A
+third path is a stream, on which a line is sent now and then: a baseline for clients that wait.
 
 `python -m benchmarks.echo FD` serves it on a socket that listens already.
 """
@@ -14,11 +14,15 @@ import sys
 from itertools import count
 from typing import Any
 
+from a2wsgi import WSGIMiddleware
 from flask import Flask, Response, request
 
-from foldlog.scripts.server.web import behind_threads, run
+from foldlog.scripts.server.web import run
 
 FLASK, BARE, STREAM, ANNOUNCE = "/echo", "/bare", "/stream", "/announce"
+
+#: threads that answer Flask's requests
+THREADS = 64
 
 flask = Flask(__name__, static_folder=None)
 
@@ -28,7 +32,13 @@ def echo() -> Response:
     return Response(request.get_data(), mimetype="application/json")
 
 
-_by_flask = behind_threads(flask)
+def _wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+    # The request's end is the body's end, so a chunked body is read as well.
+    environ["wsgi.input_terminated"] = True
+    return flask.wsgi_app(environ, start_response)
+
+
+_by_flask = WSGIMiddleware(_wsgi, workers=THREADS, send_queue_size=1)
 _streams: set[asyncio.Future[bytes]] = set()
 _numbers = count(1)
 

@@ -27,6 +27,7 @@ from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.postgres.service_events.registry import PostgresRegistry
+from tests.asgi_client import asgi_client
 
 #: A read that waits for a seq in vain gives up after a second.
 LIMITS = Limits(at_least_wait_seconds_max=1)
@@ -189,3 +190,9 @@ def store(request):
     """
     name = "_shared_memory_store" if request.param == "memory" else "_shared_stores"
     return request.getfixturevalue(name)
+
+
+@pytest.fixture
+def client_of():
+    """Makes a client of an application."""
+    return asgi_client

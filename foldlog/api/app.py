@@ -1,15 +1,20 @@
-"""The app, built from ready-made parts."""
+"""The application, declared with Flask and served by `AsgiServer` alone.
+
+Flask gives the routes, templates and blueprints, which the OpenAPI document is generated from too.
+Its WSGI interface is closed, because a WSGI server would hold a thread for each waiting client.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
+from flask import Flask
 from werkzeug.routing import BaseConverter
 
 from foldlog.api.http.access import Access
 from foldlog.api.http.cors import Cors
-from foldlog.api.http.rates import NO_RATES, Network, Rates
-from foldlog.api.http.threads import Turns
+from foldlog.api.http.rates import NO_RATES, Network, Proxies, Rates
 from foldlog.api.operations.collections import collections_blueprint
 from foldlog.api.operations.devices import devices_blueprint
 from foldlog.api.operations.erasure import erasure_blueprint
@@ -27,19 +32,42 @@ from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.notes import Verifier
 from foldlog.domain.ports import EventStore, Gauge, MasterTable, ProofTree, Registry
 
-from .flask_door import FlaskDoor
-
 
 class RecordIdConverter(BaseConverter):
-    """All that is left of a path: a record's id may hold slashes, at its ends and doubled too.
+    """The rest of a path: a record's id may contain slashes, also doubled and at its ends.
 
-    WSGI hands us the path decoded, so that `a%2Fb` and `a/b` are one; as the id comes last, this
-    loses nothing, and needs no header that only some servers give.
+    `a%2Fb` and `a/b` name the same record. The id is the last part of a path, so this is
+    unambiguous.
     """
 
     regex = r"[\s\S]+"
     part_isolating = False
     weight = 200
+
+
+class FoldlogApp(Flask):
+    """A declared application, with the parts that every request needs."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        cors: Cors,
+        rates: Rates,
+        trusted_proxies: tuple[Network, ...],
+    ):
+        super().__init__(__name__, static_folder=None)
+        self.access = access
+        self.cors = cors
+        self.rates = rates
+        self.proxies = Proxies(trusted_proxies)
+        self.url_map.merge_slashes = False
+        self.url_map.converters["record_id"] = RecordIdConverter
+        self.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+
+    def wsgi_app(self, environ: Any, start_response: Any) -> NoReturn:
+        """Raises `TypeError`."""
+        raise TypeError("serve foldlog by ASGI: AsgiServer(app, resources)")
 
 
 def create_app(
@@ -57,22 +85,23 @@ def create_app(
     cors_origins: tuple[str, ...] = (),
     rates: Rates = NO_RATES,
     trusted_proxies: tuple[Network, ...] = (),
-    turns: Turns | None = None,
-) -> FlaskDoor:
-    """Builds the app from ready-made parts; it reads no environment of its own.
+) -> FoldlogApp:
+    """Declares the application from ready-made parts; it reads no environment of its own.
 
-    `access` decides who may do what; without a `registry` there are no tokens to grant.
-    `ready` names what the service stands on, each with `ok` or what is wrong; `gauges` are what
-    monitoring reads. Without a `tree` nothing is proven; `verifiers` are the keys of who signs.
-    `add_checkpoint` cosigns those of other logs. Pages of `cors_origins` may call it. `rates` are
-    what clients are held to, and `trusted_proxies` those who may say whose requests they hand on.
-    `turns` are those of threads at the database.
+    - `access` decides which caller may do what.
+    - `ready` returns the services that this one needs, each with `ok` or the fault.
+    - `gauges` returns the values for monitoring.
+    - `registry` grants and revokes tokens; without it those operations are absent.
+    - `tree` gives proofs, and `verifiers` the public keys of a space; without a tree those
+      operations are absent.
+    - `add_checkpoint` cosigns checkpoints of other logs; without it that operation is absent.
+    - `cors_origins` are the origins whose pages may call the service.
+    - `rates` limits clients.
+    - `trusted_proxies` may name the client whose request they forward.
     """
-    app = FlaskDoor(__name__, access, Cors(cors_origins), rates, trusted_proxies, turns)
-    app.url_map.merge_slashes = False
-    app.url_map.converters["record_id"] = RecordIdConverter
-    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
-
+    app = FoldlogApp(
+        access=access, cors=Cors(cors_origins), rates=rates, trusted_proxies=trusted_proxies
+    )
     app.register_blueprint(sync_blueprint(store, limits))
     app.register_blueprint(events_blueprint(store, limits))
     app.register_blueprint(snapshot_blueprint(master, limits))
@@ -88,5 +117,5 @@ def create_app(
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))
     if add_checkpoint is not None:
         app.register_blueprint(witness_blueprint(add_checkpoint))
-    app.register_blueprint(meta_blueprint(ready, gauges, limits))
+    app.register_blueprint(meta_blueprint(app, ready, gauges, limits))
     return app

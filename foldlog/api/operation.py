@@ -5,8 +5,8 @@
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         '''First line: the summary. The rest: the description.'''
 
-What is documented is what is read: the view receives the path's parts, `query` and `body` already
-checked by the same schemas that the OpenAPI document is made of; and both doors call the same view.
+The view receives the ids of the path, `query` and `body` after they were checked by schemas. The
+OpenAPI document is generated from the same schemas, so it describes what the service reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foldlog.api.shapes.reading import Parameters, read_path, read_query
 from foldlog.domain.access import EVERY_SPACE, Right
 from foldlog.domain.errors import FoldlogError
 
-#: A coroutine takes the `request` too; whoever needs no more than a database is a function.
+#: A coroutine runs on the event loop and takes the `request` too; a function runs in a thread.
 View = Callable[..., Reply] | Callable[..., Awaitable[Reply]]
 NO_PARAMETERS = Parameters()
 
@@ -71,7 +71,10 @@ class Operation:
         self._from_cache = from_cache
 
     async def __call__(self, request: Request, path: Mapping[str, str], access: Access) -> Reply:
-        """Raises what the view raises, and before it `InvalidRequest` and what `access` raises."""
+        """Admits the caller, reads the request, and answers it: in this order.
+
+        Raises the errors of `Access.admit`, `InvalidRequest`, and the errors of the view.
+        """
         read_path(path)
         space = path.get("space", EVERY_SPACE)
 
@@ -80,20 +83,22 @@ class Operation:
 
         request.readmit = admit
         await admit(from_cache=self._from_cache)
-        request.rates.check_caller(request)
+        request.rates.check_caller(request.subject)
         arguments: dict[str, Any] = dict(path)
         query = read_query(self.query, request.query_string)
         if self.query.fields:
             arguments["query"] = query
         if self.body is not None:
             arguments["body"] = await self.body.read(request)
-            # A body may come so slowly that its token was revoked meanwhile.
+            # A slow body takes long enough for the token to be revoked meanwhile.
             await request.readmit(from_cache=self._from_cache)
         if self._asks_for_caller:
             arguments["caller"] = request.caller
         if self._is_coroutine:
             return await self.view(request=request, **arguments)  # type: ignore[no-any-return,misc]
-        return await request.run(partial(self.view, **arguments))  # type: ignore[arg-type]
+        # Readiness, a public call, is answered even while all reading threads are busy.
+        run = request.look_up if self.right is Right.PUBLIC else request.run
+        return await run(partial(self.view, **arguments))  # type: ignore[arg-type]
 
 
 def operation(
@@ -108,10 +113,12 @@ def operation(
     media_type: str = "application/json",
     from_cache: bool = False,
 ) -> Callable[[View], Any]:
-    """`right` is what the caller needs; `at_hand`, that the answer comes of the log's end alone, as
-    this process knows it."""
+    """Declares a view as an operation that needs `right`.
 
-    # `Any`, because Flask's types know no view but one that answers in Flask's own way.
+    `from_cache` says that the answer comes from the cached end of the log alone.
+    """
+
+    # `Any`, because Flask's types accept only views that return Flask's own responses.
     def decorate(view: View) -> Any:
         return Operation(
             view,

@@ -1,21 +1,12 @@
-"""The service as its clients meet it: through the HTTP door, on each kind of store."""
+"""The service as its clients meet it: by HTTP, on each kind of store."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-
 import pytest
 import structlog
-from a2wsgi import ASGIMiddleware
-from flask import Response
-from werkzeug.test import Client
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.threads import Threads
-from foldlog.api.server import AsgiServer
-from foldlog.scripts.server.web import behind_threads
 from tests.helpers import A, changeset, new_id
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -32,30 +23,6 @@ def app(store):
         registry=store,
         tree=store,
     )
-
-
-@pytest.fixture(scope="session")
-def event_loop_thread():
-    """The loop that the second door runs on, and the threads beside it."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    with Threads(4) as threads:
-        yield loop, threads
-        loop.call_soon_threadsafe(loop.stop)
-
-
-@pytest.fixture(params=["flask", "event loop"])
-def client_of(request, event_loop_thread):
-    """Makes a client of an app: through Flask's door, or through the one in front of it."""
-    loop, threads = event_loop_thread
-
-    def client(app):
-        if request.param == "flask":
-            return app.test_client()
-        door = AsgiServer(app, behind_threads(app), threads)
-        return Client(ASGIMiddleware(door, loop=loop), Response)
-
-    return client
 
 
 @pytest.fixture

@@ -12,15 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import httpx
 
-from foldlog.api.app import create_app
-from foldlog.api.flask_door import FlaskDoor
+from foldlog.api.app import FoldlogApp, create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.threads import Threads
+from foldlog.api.http.resources import Resources
 from foldlog.api.server import AsgiServer
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import EventStore
 from foldlog.scripts.server.sockets import listen
-from foldlog.scripts.server.web import behind_threads, server_of
+from foldlog.scripts.server.web import server_of
 from tests.helpers import A, new_id, until
 
 SENT_AT = "2026-11-23T09:00:00.000Z"
@@ -34,15 +33,15 @@ class Served:
         self,
         store: EventStore,
         limits: Limits,
-        threads: Threads,
-        app: FlaskDoor | None = None,
+        resources: Resources,
+        app: FoldlogApp | None = None,
     ):
         self.store = store
         self.app = app or create_app(
             store=store, master=store, ready=dict, limits=limits, access=OpenAccess()
         )
-        self.door = AsgiServer(self.app, behind_threads(self.app), threads, limits=limits)
-        self.server = server_of(self.door)
+        self.resources = resources
+        self.server = server_of(AsgiServer(self.app, resources))
         [listening] = listen("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -58,19 +57,22 @@ class Served:
     def is_idle(self) -> bool:
         """Nobody waits, and nothing is kept for anybody who did."""
         state = self.server.server_state
-        return not (self.door._waiters._spaces or state.tasks)
+        return not (self.resources.log_watches._spaces or state.tasks)
 
     def is_waited_for(self, count: int) -> bool:
         """So many wait for a space to grow."""
-        return sum(len(space.waiters) for space in self.door._waiters._spaces.values()) == count
+        return (
+            sum(len(space.watches) for space in self.resources.log_watches._spaces.values())
+            == count
+        )
 
 
 @contextmanager
 def served(
-    store: EventStore, limits: Limits = LIMITS, app: FlaskDoor | None = None
+    store: EventStore, limits: Limits = LIMITS, app: FoldlogApp | None = None
 ) -> Iterator[Served]:
-    with Threads(4) as threads:
-        here = Served(store, limits, threads, app)
+    with Resources(4, limits) as resources:
+        here = Served(store, limits, resources, app)
         try:
             yield here
         finally:

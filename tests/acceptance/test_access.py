@@ -98,10 +98,13 @@ class Closed(NamedTuple):
         return self.ask("POST", f"/v1/admin/spaces/{self.client.space}/{path}", token, json=body)
 
 
+async def no_sleep(_: float) -> None: ...
+
+
 @pytest.fixture
 def closed(store, app_with):
     """The service as it runs for real: closed by default."""
-    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=lambda _: None)
+    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=no_sleep)
     client = app_with(access=access, add_checkpoint=lambda note: "")
     return Closed(client, store, client.http.get("/openapi.json").json)
 
@@ -380,7 +383,7 @@ def test_a_device_is_registered_by_http(closed):
 @pytest.fixture
 def live(store):
     """A worker on a socket, that asks for tokens."""
-    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=lambda _: None)
+    access = TokenAccess(store, store, admin_token=ADMIN_TOKEN, jwts=Jwts(), sleep=no_sleep)
     app = create_app(store=store, master=store, ready=dict, access=access, registry=store)
     with served(store, app=app) as here:
         yield here

@@ -12,11 +12,11 @@ import pytest
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.threads import Threads
+from foldlog.api.http.resources import Resources
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.infrastructure.settings import InvalidSettings, read_settings
 from foldlog.scripts.server.sockets import listen
-from foldlog.scripts.server.web import AsgiServer, behind_threads, server_of
+from foldlog.scripts.server.web import AsgiServer, server_of
 
 from .live import until
 
@@ -179,8 +179,8 @@ def test_a_real_browser(tmp_path, is_allowed):
         cors_origins=(origin if is_allowed else "https://other.example",),
         access=OpenAccess(),
     )
-    with Threads(4) as threads:
-        server = server_of(AsgiServer(app, behind_threads(app), threads))
+    with Resources(4) as resources:
+        server = server_of(AsgiServer(app, resources))
         [listening] = listen("127.0.0.1", 0)
         service = f"http://127.0.0.1:{listening.getsockname()[1]}"
         page.page = PAGE_HTML.replace("SERVICE", service).encode()

@@ -1,7 +1,7 @@
 """Requests made of the OpenAPI document, by schemathesis with all its checks on.
 
 What the document allows is taken, what it does not allow is refused, and every answer, good or not,
-is one that the document describes. Asked through both doors.
+is one that the document describes. Asked of a server on a real socket.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.names import is_record_id, is_space
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.asgi_client import asgi_client
 from tests.helpers import B, a_token, changeset, delete, grow_trees, new_id, push_of, put
 
 from .conftest import ADMIN_TOKEN
@@ -55,20 +56,22 @@ class OneToken(TokenAccess):
         return Caller("all", frozenset(Right), is_any_device=True, is_of_every_space=True)
 
 
+async def no_sleep(_: float) -> None: ...
+
+
 store = filled_store()
 app = create_app(
     store=store,
     master=store,
     ready=lambda: {"database": "ok"},
     limits=LIMITS,
-    access=OneToken(store, store, sleep=lambda _: None),
+    access=OneToken(store, store, sleep=no_sleep),
     registry=store,
     tree=store,
     verifiers=lambda space: [Signer("foldlog.test/log", b"k" * 32).verifier()],
     add_checkpoint=lambda body: "- x y",
 )
-by_flask = schemathesis.openapi.from_wsgi("/openapi.json", app)
-by_event_loop = schemathesis.openapi.from_dict(by_flask.raw_schema)
+schema = schemathesis.openapi.from_dict(asgi_client(app).get("/openapi.json").json)
 
 
 #: what there is; half of what is asked for, and most spaces
@@ -147,8 +150,7 @@ _EDGE_OF_TIME = re.compile("0001-01-01T|9999-12-31T")
 _NO_TEXT = re.compile(r"violates `type` at .* became (?:boolean|object|array|null)\)")
 
 
-@by_flask.hook
-@by_event_loop.hook
+@schema.hook
 def filter_failure(context, failure, case, response):
     if isinstance(failure, AcceptedNegativeData):
         violations = [line for line in failure.message.splitlines() if "violates" in line]
@@ -194,29 +196,16 @@ def live():
         yield here
 
 
-@by_flask.parametrize()
+@schema.parametrize()
 @examples(15)
-def test_flask(case):
-    ask(case)
-
-
-@by_event_loop.parametrize()
-@examples(15)
-def test_the_event_loop(case, live):
+def test_requests(case, live):
     ask(case, base_url=live.url)
 
 
 @pytest.mark.soak
-@by_flask.parametrize()
-@examples(1_200)
-def test_many_by_flask(case):
-    ask(case)
-
-
-@pytest.mark.soak
-@by_event_loop.parametrize()
-@examples(700)
-def test_many_by_the_event_loop(case, live):
+@schema.parametrize()
+@examples(1_900)
+def test_many_requests(case, live):
     ask(case, base_url=live.url)
 
 

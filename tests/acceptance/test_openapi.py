@@ -178,7 +178,7 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
     grow_trees(store)
     monkeypatch.setattr(
         store, "skip", lambda *_, **__: Skipped(2, 3)
-    )  # no master table is stopped here
+    )  # no master table is halted here
 
     def as_admin(path, body, under="/v1"):
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}

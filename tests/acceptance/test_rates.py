@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 
 from foldlog.api.http import access
 from foldlog.api.http.access import Access, TokenAccess
-from foldlog.api.http.rates import Buckets, LimitedRates, Proxies, client_address
+from foldlog.api.http.rates import Buckets, LimitedRates, Proxies, RateSubject, client_address
 from foldlog.domain.access import Caller, Grant, Right, Role
 from foldlog.domain.errors import RateLimited
 from foldlog.domain.limits import Limits
@@ -68,7 +67,7 @@ def client(proxied, clock):
 
 def of(address: str, **headers: str) -> dict[str, dict[str, str]]:
     return {
-        "environ_base": {"REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "1"},
+        "peer": "127.0.0.1",
         "headers": {"X-Forwarded-For": address, **headers},
     }
 
@@ -200,19 +199,6 @@ def test_nobody_waits_for_longer_than_a_bucket_takes_to_fill(clock):
     assert buckets.take("a") == 0
 
 
-@dataclass
-class Asked:
-    """What rates look at."""
-
-    address: str
-    caller: object = field(default=None)
-    charged: float = 0.0
-
-
-def caller(id: str) -> Caller:
-    return Caller(id, frozenset())
-
-
 def refused(call, *args) -> bool:
     try:
         call(*args)
@@ -233,8 +219,8 @@ def test_there_is_room_for_the_largest_body(name):
 def test_what_a_request_has_cost_itself_is_nothing_that_it_waits_for(clock):
     """Or a sync whose body is larger than a bucket would store it, and never be answered."""
     rates = LimitedRates(LIMITS, clock)
-    mine = Asked("203.0.113.1", caller("mine"))
-    another = Asked("203.0.113.1", caller("another"))
+    mine = RateSubject("203.0.113.1", "mine")
+    another = RateSubject("203.0.113.1", "another")
     for one in (mine, another):
         rates.check_address(one)
     for _ in range(3):
@@ -245,19 +231,19 @@ def test_what_a_request_has_cost_itself_is_nothing_that_it_waits_for(clock):
 
 def test_a_caller_is_known_at_any_address_and_another_at_the_same_is_not_held_up(clock):
     rates = LimitedRates(LIMITS, clock)
-    mine = [Asked(f"203.0.113.{n}", caller("mine")) for n in range(12)]
+    mine = [RateSubject(f"203.0.113.{n}", "mine") for n in range(12)]
 
     assert [refused(rates.check_caller, one) for one in mine] == [False] * 10 + [True] * 2
-    assert not refused(rates.check_caller, Asked("203.0.113.1", caller("another")))
+    assert not refused(rates.check_caller, RateSubject("203.0.113.1", "another"))
 
 
 def test_streams_are_held_until_they_are_closed_or_forgotten(clock):
     rates = LimitedRates(LIMITS, clock)
-    mine = Asked("203.0.113.1", caller("mine"))
+    mine = RateSubject("203.0.113.1", "mine")
     first, second = rates.hold(mine), rates.hold(mine)
 
     assert refused(rates.hold, mine)
-    assert not refused(rates.hold, Asked("203.0.113.1", caller("another")))
+    assert not refused(rates.hold, RateSubject("203.0.113.1", "another"))
     first.close()
     first.close()  # counts once
     third = rates.hold(mine)

@@ -13,13 +13,13 @@ import pytest
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.threads import Threads
+from foldlog.api.http.resources import Resources
 from foldlog.api.server import AsgiServer
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
 from foldlog.scripts.server.protocol import Connections
 from foldlog.scripts.server.sockets import listen
-from foldlog.scripts.server.web import behind_threads, server_of
+from foldlog.scripts.server.web import server_of
 from tests.helpers import changeset, push_of, put
 
 from .live import WAIT_SECONDS, until
@@ -50,9 +50,8 @@ def port():
     for n in range(40):  # more than the system keeps of an answer that nobody reads
         store.push("large", push_of(changeset(put(str(n), x=base64_of(300_000)))))
     app = create_app(store=store, master=store, ready=dict, limits=LIMITS, access=OpenAccess())
-    with Threads(2) as threads:
-        door = AsgiServer(app, behind_threads(app), threads)
-        server = server_of(door, Connections(LIMITS))
+    with Resources(2) as resources:
+        server = server_of(AsgiServer(app, resources), Connections(LIMITS))
         [listening] = listen("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

@@ -198,7 +198,6 @@ def _brotli():
         ("", None, lambda: bytes),
     ],
 )
-@pytest.mark.parametrize("client_of", ["flask"], indirect=True)
 def test_each_page_is_compressed_and_arrives_when_it_is_ready(client, accepted, encoding, inflater):
     """
     In a coding that the client accepts. The client can decode each piece at once, so an interrupted

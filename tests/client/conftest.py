@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from foldlog.api.app import create_app
@@ -10,6 +9,7 @@ from foldlog.api.http.access import OpenAccess
 from foldlog.client.replica import Replica
 from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.asgi_client import asgi_transport
 
 SPACE = "home"
 
@@ -30,7 +30,7 @@ def device(app, tmp_path):
     opened = []
 
     def open_device(name: str, **options) -> Replica:
-        server = HttpServer("http://localhost", SPACE, transport=httpx.WSGITransport(app=app))
+        server = HttpServer("http://localhost", SPACE, transport=asgi_transport(app))
         options.setdefault("server", server)
         replica = Replica(tmp_path / f"{name}.db", space=SPACE, **options)
         opened.append(replica)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from foldlog.api.app import create_app
@@ -10,21 +9,25 @@ from foldlog.api.http.access import TokenAccess
 from foldlog.client.errors import ServerProblem
 from foldlog.client.transport.server import HttpServer
 from foldlog.domain.access import Grant, Role
+from tests.asgi_client import asgi_transport
 from tests.client.conftest import SPACE
 from tests.helpers import a_token, new_id
+
+
+async def no_sleep(_: float) -> None: ...
 
 
 @pytest.fixture
 def app(memory_store):
     store = memory_store
-    access = TokenAccess(store, store, sleep=lambda _: None)
+    access = TokenAccess(store, store, sleep=no_sleep)
     return create_app(store=store, master=store, ready=dict, access=access)
 
 
 def test_a_device_that_is_let_in_later_has_its_queue(app, device, memory_store):
     """Each request asks for the token of now. Nothing that was refused is lost, or there twice."""
     present = [""]
-    transport = httpx.WSGITransport(app=app)
+    transport = asgi_transport(app)
     server = HttpServer("http://foldlog", SPACE, token=lambda: present[0], transport=transport)
     phone = device("phone", server=server)
     phone.collection("tasks").create(title="Milk")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.api.http.threads import Threads
+from foldlog.api.http.resources import Resources
 from foldlog.api.server import AsgiServer
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
@@ -34,7 +34,6 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.infrastructure.memory.store import MemoryStore
-from foldlog.scripts.server.web import behind_threads
 from tests.simulation.world import copy_of
 
 SPACE = "home"
@@ -92,8 +91,8 @@ def service():
         limits=Limits(stream_heartbeat_seconds=1),
         access=OpenAccess(),
     )
-    with Threads(4) as threads:
-        service = Service(store, AsgiServer(app, behind_threads(app), threads))
+    with Resources(4) as resources:
+        service = Service(store, AsgiServer(app, resources))
         with serving(service) as service.url:
             yield service
 

@@ -22,6 +22,7 @@ from foldlog.client.sync.schedule import (
     Schedule,
 )
 from foldlog.client.transport.server import HttpServer
+from tests.asgi_client import asgi_transport
 
 
 def test_a_change_reaches_the_other_device(device):
@@ -225,7 +226,7 @@ def test_the_guide_runs(device, app, tmp_path, monkeypatch):
     real = HttpServer.__init__
 
     def to_the_app(self, url, space, **options):
-        transport = httpx.WSGITransport(app=app)
+        transport = asgi_transport(app)
         real(self, "http://localhost", space, **options, transport=transport)
 
     monkeypatch.setattr(HttpServer, "__init__", to_the_app)

@@ -51,13 +51,13 @@ def checker(tmp_path_factory):
 
 
 @pytest.fixture
-def mirror(audited):  # noqa: F811
+def mirror(audited, client_of):  # noqa: F811
     """A copy of all that the service publishes, as a mirror fetches it."""
     parts = audited.stores
     app = create_app(
         store=parts.log, master=parts.master, ready=dict, tree=parts.proofs, access=OpenAccess()
     )
-    client = app.test_client()
+    client = client_of(app)
     folder = audited.folder / "mirror"
 
     def fetch(path: str) -> None:

@@ -34,7 +34,7 @@ from tests.helpers import changeset, push_of, put
 class Party:
     """A service: it signs its own log, is a witness of the other's, and asks that one."""
 
-    def __init__(self, name: str, stores: PostgresStores, folder):
+    def __init__(self, name: str, stores: PostgresStores, folder, client_of):
         self.name, self.stores, self.folder = name, stores, folder
         self.is_away, self.times_asked = False, 0
         make_keys(folder / "keys")
@@ -43,13 +43,14 @@ class Party:
         cosigner = self.keys.cosigner(f"{name}/witness")
         self.verifier = cosigner.verifier(COSIGNATURE)
         witness = Witness(folder / "witness", cosigner, self.trusted)
-        self.client = create_app(
+        app = create_app(
             store=stores.log,
             master=stores.master,
             ready=dict,
             add_checkpoint=witness.add_checkpoint,
             access=OpenAccess(),
-        ).test_client()
+        )
+        self.client = client_of(app)
         self.push(3)
 
     def push(self, count: int) -> None:
@@ -98,11 +99,11 @@ def asking(tree, *parties: Party, clock=lambda: 0.0) -> Witnesses:
 
 
 @pytest.fixture
-def parties(cluster, tmp_path):
+def parties(cluster, tmp_path, client_of):
     stores = [Datastore(create_database(cluster)[0]) for _ in range(2)]
     with stores[0], stores[1]:
         ada, bob = (
-            Party(name, PostgresStores(datastore), tmp_path / name)
+            Party(name, PostgresStores(datastore), tmp_path / name, client_of)
             for name, datastore in zip(("ada.test", "bob.test"), stores, strict=True)
         )
         ada.trusted.append(bob.log)
@@ -198,12 +199,12 @@ def test_a_log_that_has_forked_is_asked_for_no_more(parties):
     assert bob.times_asked == 0 and not late._pending
 
 
-def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path):
+def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path, client_of):
     """Nor is it asked once for each space: who is away for one is away for all."""
     ada, bob = parties
     ada.stores.push("t", push_of(changeset(put())))
     ada.stores.grow_trees()
-    away = Party("away.test", ada.stores, tmp_path / "away")
+    away = Party("away.test", ada.stores, tmp_path / "away", client_of)
     away.is_away = True
     tried = []
     asked = asking(ada.stores.proofs, away, bob)

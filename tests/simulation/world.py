@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
-import httpx
-
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
 from foldlog.client.errors import ServerProblem
@@ -28,6 +26,7 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.asgi_client import asgi_transport
 
 from .checks import check_all
 from .device import SPACE, Device
@@ -84,7 +83,7 @@ class World:
     def service(self) -> Server:
         if self._app is None:
             return DirectServer(self.store, SPACE, self.limits)
-        transport = httpx.WSGITransport(app=self._app)
+        transport = asgi_transport(self._app)
         return HttpServer("http://localhost", SPACE, transport=transport)
 
     def wire(self, device: Device) -> Server:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from foldlog.api.app import create_app
@@ -12,8 +14,7 @@ from foldlog.api.http.access import (
     OpenAccess,
     TokenAccess,
 )
-from foldlog.api.http.rates import NO_RATES, Rates
-from foldlog.api.http.requests import run_now
+from foldlog.api.http.rates import NO_RATES, Rates, RateSubject
 from foldlog.domain.access import (
     EVERY_SPACE,
     RIGHTS,
@@ -45,11 +46,14 @@ TOKEN = "correct-horse-battery"
 
 
 class Call:
+    """A request with these headers; a look-up runs at once."""
+
     rates = NO_RATES
 
     def __init__(self, authorization="", host="localhost", **headers):
         self.headers = {"authorization": authorization, "host": host, **headers}
         self.caller = None
+        self.subject = RateSubject("192.0.2.1")
 
     def header(self, name):
         return self.headers.get(name, "")
@@ -83,7 +87,7 @@ class World:
             **parts,
         )
 
-    def _sleep(self, seconds):
+    async def _sleep(self, seconds):
         self.now += seconds
 
     def grant(self, role, space="s", **members):
@@ -95,7 +99,7 @@ class World:
     def admit(self, token, right=Right.READ, space="s", **how) -> Caller:
         call = Call(f"Bearer {token}")
         call.rates = self.rates
-        return run_now(self.access.admit(call, space, right, **how))
+        return asyncio.run(self.access.admit(call, space, right, **how))
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ def test_every_role_reads_and_nobody_but_a_device_writes():
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN} "])
 @pytest.mark.parametrize("access", [OpenAccess(TOKEN), World(admin_token=TOKEN).access])
 def test_the_token_of_the_settings_is_an_admin_s(access, given):
-    caller = run_now(access.admit(Call(given), "s", Right.ADMIN))
+    caller = asyncio.run(access.admit(Call(given), "s", Right.ADMIN))
     assert Right.ADMIN in caller.rights and caller.is_of_every_space
 
 
@@ -136,15 +140,15 @@ def test_the_token_of_the_settings_is_an_admin_s(access, given):
 @pytest.mark.parametrize("access", [OpenAccess(TOKEN), World(admin_token=TOKEN).access])
 def test_nothing_else_is(access, given):
     with pytest.raises(Unauthenticated):
-        run_now(access.admit(Call(given), "s", Right.ADMIN))
+        asyncio.run(access.admit(Call(given), "s", Right.ADMIN))
 
 
 @pytest.mark.parametrize("token", [None, ""])
 def test_without_a_token_nobody_is(token):
     with pytest.raises(Forbidden, match="FOLDLOG_ADMIN_TOKEN"):
-        run_now(OpenAccess(token).admit(Call("Bearer "), "s", Right.ADMIN))
+        asyncio.run(OpenAccess(token).admit(Call("Bearer "), "s", Right.ADMIN))
     with pytest.raises(Unauthenticated):
-        run_now(World(admin_token=token).access.admit(Call("Bearer "), "s", Right.ADMIN))
+        asyncio.run(World(admin_token=token).access.admit(Call("Bearer "), "s", Right.ADMIN))
 
 
 @pytest.mark.parametrize("token", ["short", "with a \n line break", "not-ascii-äöüäöüäöü"])
@@ -171,7 +175,7 @@ def test_open_to_all_is_open_on_this_machine_alone():
 )
 @pytest.mark.parametrize("right", [Right.PUBLIC, Right.READ])
 def test_open_is_for_who_asks_for_this_machine(host, right):
-    assert run_now(OpenAccess().admit(Call(host=host), "s", right)).is_of_every_space
+    assert asyncio.run(OpenAccess().admit(Call(host=host), "s", right)).is_of_every_space
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_open_is_closed_to_pages_of_other_names_and_through_proxies(asked):
     """Whatever a name resolves to (DNS rebinding); an admin's token does not open it either."""
     for right in (Right.READ, Right.WRITE, Right.ADMIN):
         with pytest.raises(Forbidden, match="this machine alone"):
-            run_now(OpenAccess(TOKEN).admit(Call(f"Bearer {TOKEN}", **asked), "s", right))
+            asyncio.run(OpenAccess(TOKEN).admit(Call(f"Bearer {TOKEN}", **asked), "s", right))
 
 
 def test_open_to_all_is_not_open_to_every_page():
@@ -288,7 +292,7 @@ def test_all_letters_are_text(text):
 
 
 @pytest.mark.parametrize("what", ["tokens", "devices"])
-def test_callers_are_forgotten_also_if_nobody_can_tell_what_became_of_it(what):
+def test_callers_are_forgotten_also_if_nobody_can_tell_what_became_of_it(what, client_of):
     """The answer to the commit was lost: it may have been one."""
     forgotten: list[bool] = []
 
@@ -299,14 +303,14 @@ def test_callers_are_forgotten_also_if_nobody_can_tell_what_became_of_it(what):
         revoke_device = revoke_token
 
     class Noting(OpenAccess):
-        def forget(self):
+        async def forget(self):
             forgotten.append(True)
 
     app = create_app(
         store=(store := Lost()), master=store, ready=dict, access=Noting(TOKEN), registry=store
     )
     path = {"tokens": f"admin/spaces/s/tokens/{A}", "devices": f"spaces/s/devices/{A}"}[what]
-    answer = app.test_client().post(
+    answer = client_of(app).post(
         f"/v1/{path}/revoke",
         json={"reason": "gone"},
         headers={"Authorization": f"Bearer {TOKEN}"},
@@ -402,7 +406,7 @@ def test_after_a_revocation_was_answered_nobody_remembers(world):
     world.admit(token)
     looked_at = world.now
     world.store.revoke_token("s", id, reason="gone")
-    world.access.forget()
+    asyncio.run(world.access.forget())
     assert world.now - looked_at >= CALLER_SECONDS_MAX
     with pytest.raises(Unauthenticated):
         world.admit(token)
@@ -435,12 +439,12 @@ def test_what_is_remembered_is_bounded_and_strangers_are_not(world):
     token, _ = world.grant("reader", space=EVERY_SPACE)
     for number in range(CALLERS_KEPT_MAX + 10):
         world.admit(token, space=f"s{number}")
-    assert len(world.access._known) == CALLERS_KEPT_MAX
-    known = set(world.access._known)
+    assert len(world.access._cache) == CALLERS_KEPT_MAX
+    known = set(world.access._cache)
     for number in range(10):
         with pytest.raises(Unauthenticated):
             world.admit(f"guess-{number}")
-    assert set(world.access._known) == known
+    assert set(world.access._cache) == known
 
 
 class Away(MemoryStore):
@@ -460,8 +464,8 @@ def test_a_database_that_is_away_says_nothing_of_who_calls(token):
     access = TokenAccess(store, store, jwts=Jwts(claims_of("ada")))
     for right in (Right.READ, Right.WRITE, Right.ADMIN):
         with pytest.raises(StorageUnavailable):
-            run_now(access.admit(Call(f"Bearer {token}"), "s", right))
-    assert not access._known
+            asyncio.run(access.admit(Call(f"Bearer {token}"), "s", right))
+    assert not access._cache
 
 
 class Jwts:
@@ -493,7 +497,7 @@ def test_a_sign_in_s_token_is_for_the_spaces_that_it_names():
             world.admit("a.b.c", space=other)
     world.store.push("s", push_of(changeset(put("x"))))
     world.store.revoke_device("s", A, reason="gone")
-    world.access.forget()
+    asyncio.run(world.access.forget())
     with pytest.raises(DeviceRevoked):
         world.admit("a.b.c")
 
@@ -542,7 +546,7 @@ def test_a_revocation_makes_nobody_a_stranger_but_whom_it_is_of(world):
     world.admit(token)
     world.admit(revoked)
     world.store.revoke_token("s", id, reason="gone")
-    world.access.forget()
+    asyncio.run(world.access.forget())
     with pytest.raises(Unauthenticated):
         world.admit(revoked)
     world.rates = Guarded()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from foldlog.api.http import waiting
-from foldlog.api.http.rates import NO_RATES
+from foldlog.api.http.rates import NO_RATES, RateSubject
 from foldlog.api.http.waiting import ProjectedReads
 from foldlog.domain.errors import ProjectionBehind
 from foldlog.domain.limits import Limits
@@ -40,12 +39,10 @@ class Master:
 
 
 class Asking:
-    """A request on a loop, and what it found of places to wait."""
+    """A request on a loop; `is_connected` says whether its client still waits."""
 
-    rates = NO_RATES
-
-    def __init__(self, *, has_place: bool = True):
-        self.has_place = has_place
+    def __init__(self, *, is_connected: bool = True):
+        self.is_connected = is_connected
         self.pauses = self.admitted = 0
 
     async def run(self, function, *args):
@@ -55,14 +52,13 @@ class Asking:
     async def pause(self, seconds):
         self.pauses += 1
         await asyncio.sleep(seconds)
-        return True
+        return self.is_connected
 
     async def readmit(self):
         self.admitted += 1
 
-    @contextmanager
-    def place_to_wait(self):
-        yield self.has_place
+    def hold(self):
+        return NO_RATES.hold(RateSubject())
 
 
 def ask(master, at_least, *askings):
@@ -95,11 +91,11 @@ def test_a_projection_that_has_stopped_is_not_waited_for():
     assert (master.reads, master.looks, asking.pauses) == (1, 1, 0)
 
 
-def test_who_finds_no_place_to_wait_is_told_at_once():
-    master, asking = Master(), Asking(has_place=False)
+def test_a_client_that_has_left_is_not_waited_for():
+    master, asking = Master(), Asking(is_connected=False)
     with pytest.raises(ProjectionBehind):
         ask(master, 5, asking)
-    assert (master.looks, asking.pauses) == (0, 0)
+    assert (master.looks, asking.pauses) == (1, 1)
 
 
 def test_who_waits_for_one_space_shares_its_looks(monkeypatch):

@@ -36,20 +36,23 @@ class AnswerSchemas:
         self.components: dict[str, dict[str, Any]] = {}
 
     def reference(self, struct: type) -> dict[str, Any]:
+        """A reference to the component of a struct. The component is added if it is missing."""
         name = shape_of(struct).name
         if name not in self.components:
-            self.components[name] = {}  # a struct may refer to itself
-            self.components[name] |= self._object(struct)
+            self.components[name] = self._object(struct)
         return {"$ref": _REF + name}
 
     def _object(self, struct: type) -> dict[str, Any]:
         members = _members(struct)
         properties, required = {}, []
         for field in msgspec.structs.fields(struct):
-            said = members.get(field.name, field.type)
-            described = Annotated[field.type, said] if isinstance(said, msgspec.Meta) else said
-            properties[field.encode_name] = self._schema(inspect.type_info(described))
-            if _is_always_encoded(struct, field, field.type if described is not said else said):
+            described = members.get(field.name, msgspec.Meta())
+            if isinstance(described, msgspec.Meta):
+                type_, is_required = Annotated[field.type, described], _is_required(struct, field)
+            else:
+                type_, is_required = described, True
+            properties[field.encode_name] = self._schema(inspect.type_info(type_))
+            if is_required:
                 required.append(field.encode_name)
         return {
             "description": shape_of(struct).about,
@@ -87,7 +90,7 @@ class AnswerSchemas:
         return {"type": "array", "prefixItems": items, "minItems": count, "maxItems": count}
 
     def _union(self, union: inspect.UnionType) -> dict[str, Any]:
-        # Raw is another member's stored JSON.
+        # Raw is the stored JSON of another type of the union.
         schemas = [self._schema(t) for t in union.types if not isinstance(t, inspect.RawType)]
         if len(schemas) == 1:
             return schemas[0]
@@ -99,6 +102,7 @@ class AnswerSchemas:
 
 
 def shape_of(struct: type) -> Shape:
+    """The description of a struct. A struct of the API describes itself."""
     return SHAPES.get(struct) or Shape(struct.__name__, (struct.__doc__ or "").strip())
 
 
@@ -113,10 +117,7 @@ def _members(struct: type) -> dict[str, Any]:
     return members
 
 
-def _is_always_encoded(struct: Any, field: FieldInfo, type_: Any) -> bool:
-    if UnsetType in get_args(type_):
+def _is_required(struct: Any, field: FieldInfo) -> bool:
+    if field.default is UNSET or UnsetType in get_args(field.type):
         return False
-    if type_ is not field.type:
-        return True
-    has_default = field.default is UNSET or struct.__struct_config__.omit_defaults
-    return field.required or not has_default
+    return field.required or not struct.__struct_config__.omit_defaults

@@ -209,7 +209,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ),
     BeyondTree: Entry(
         "The tree follows the log after a moment. Ask again, or for a smaller size.",
-        BeyondTree("the tree has come to 42", size=42),
+        BeyondTree("the tree has 42 events", size=42),
     ),
     UnknownLog: Entry(
         "Ask the witness's operator to add the log's key.",
@@ -247,8 +247,8 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         RateLimited("requests_per_second_per_caller", 200),
     ),
     NotStopped: Entry(
-        "Check `foldlog status`. Only the event at which the master table stopped can be skipped.",
-        NotStopped("the master table of 'family-list' does not stand still at seq 42"),
+        "Check `foldlog status`. Only the event at which the master table is halted can be skipped.",
+        NotStopped("the master table of 'family-list' is not halted at seq 42"),
     ),
     NotReady: Entry(
         "Send requests elsewhere until the service is ready. `checks` lists the errors.",

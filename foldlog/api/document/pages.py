@@ -9,7 +9,8 @@ import json
 import re
 from typing import Any
 
-from flask import Blueprint, render_template
+from flask import Blueprint
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 _REF = "#/components/schemas/"
@@ -22,14 +23,15 @@ def register_filters(bp: Blueprint) -> None:
     bp.add_app_template_filter(_type_of, "foldlog_type")
 
 
-def docs_page(document: dict[str, Any], problems: list[dict[str, Any]]) -> str:
+def docs_page(
+    templates: Environment, document: dict[str, Any], problems: list[dict[str, Any]]
+) -> str:
     operations = [
         {"method": method.upper(), "path": path, **described}
         for path, methods in document["paths"].items()
         for method, described in methods.items()
     ]
-    return render_template(
-        "docs.html",
+    return templates.get_template("docs.html").render(
         document=document,
         groups=[
             (tag, [op for op in operations if tag["name"] in op["tags"]])
@@ -39,8 +41,8 @@ def docs_page(document: dict[str, Any], problems: list[dict[str, Any]]) -> str:
     )
 
 
-def problem_page(problem: dict[str, Any]) -> str:
-    return render_template("problem.html", problem=problem)
+def problem_page(templates: Environment, problem: dict[str, Any]) -> str:
+    return templates.get_template("problem.html").render(problem=problem)
 
 
 def _prose(text: str) -> Markup:

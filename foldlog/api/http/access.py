@@ -1,50 +1,59 @@
-"""Whom a request comes from, and whether they may do what it asks for.
+"""Who calls, and whether the caller has the right to an operation.
 
-Every operation names the right that it needs, and this decides before anything else is looked at.
-Who calls is found by the token (RFC 6750 section 2.1), in the space that the path names: so a token
-of another space is like none, and nobody learns which other spaces there are.
+Every operation names the right that it needs, and access is decided before any other work. A caller
+is found by its bearer token (RFC 6750 section 2.1) in the space that the path names. So a token of
+another space is unknown here, and the answer doesn't reveal which other spaces exist.
 
-A caller is remembered for `CALLER_SECONDS_MAX`, and whoever revokes something waits for as long
-before it is said to be done: afterwards no process knows of it any more. A pull that has nothing
-to tell is answered without the database, so there a caller is remembered for longer, as long as
-nothing was appended to the log of the space: a revocation would have been. A stream looks at its
-caller once its first page is read, and before each page that tells of a revocation: so none is ever
-passed over. A download looks again at each piece.
+A caller is cached for `CALLER_SECONDS_MAX`. A revocation is answered after that time, so afterwards
+no process has the caller in its cache. An idle poll is answered without the database: there a
+caller is cached longer, while the space's log has not grown, because a revocation is an event of
+that log. A stream checks its caller after its first page, and before each page that contains a
+revocation. A download checks at each piece.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from threading import Lock
 from typing import NamedTuple, Protocol
 
-from foldlog.domain.access import EVERY_SPACE, RIGHTS, Caller, Claims, Right, Role, digest_of
+from foldlog.domain.access import (
+    EVERY_SPACE,
+    RIGHTS,
+    Caller,
+    Claims,
+    Right,
+    Role,
+    digest_of,
+)
 from foldlog.domain.errors import DeviceRevoked, Forbidden, Unauthenticated
 from foldlog.domain.names import is_loopback
 from foldlog.domain.ports import EventStore, Registry
 
 from .requests import Request
 
+#: how long a caller is cached, in seconds
 CALLER_SECONDS_MAX = 1.0
-#: ... if nothing was appended since
+#: how long a caller of an idle space is cached, in seconds
 IDLE_CALLER_SECONDS_MAX = 60.0
 CALLERS_KEPT_MAX = 20_000
-#: of what is no token of ours, and longer than any JWT should be
+#: longer than any of our tokens, and longer than a JWT should be, in characters
 TOKEN_LENGTH_MAX = 8 * 2**10
 
-#: what a proxy tells: whoever comes by way of one need not be on this machine
-OF_PROXIES = ("x-forwarded-for", "forwarded", "via")
+#: Headers of proxies: a request that has one may come from another machine.
+PROXY_HEADERS = ("x-forwarded-for", "forwarded", "via")
 
-ANYBODY = Caller("", frozenset({Right.PUBLIC}))
-ANYBODY_HERE = Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
+ANONYMOUS = Caller("", frozenset({Right.PUBLIC}))
+LOCAL_CALLER = Caller("", frozenset(Right), is_any_device=True, is_of_every_space=True)
 
 
 class Access(ABC):
-    """Who may do what."""
+    """Decides which caller may do what."""
 
     @abstractmethod
     async def admit(
@@ -56,23 +65,23 @@ class Access(ABC):
         from_cache: bool = False,
         since: int | None = None,
     ) -> Caller:
-        """Who calls, if they have this right in the space; `EVERY_SPACE` if none was named.
+        """Returns the caller if it has this right in the space; `EVERY_SPACE` is for no one space.
 
-        `at_hand`: what is told has all that was appended to the log, or nothing. `since`: whoever
-        was revoked up to this seq is not let in, however lately they were. Raises
+        `from_cache` says that the answer contains every event up to the log's head, or none.
+        `since` is a seq: a caller that was revoked up to it is refused, however recently. Raises
         `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `RateLimited`, `StorageUnavailable`.
         """
 
-    def forget(self) -> None:
-        """Something was revoked. Returns when no process remembers it."""
+    async def forget(self) -> None:
+        """Drops cached callers after a revocation. Returns when no process has one cached."""
         return
 
 
 class OpenAccess(Access):
-    """Everybody on this machine may do all, but what is an admin's, which needs the admin's token.
+    """Grants every right to requests from this machine; admin operations need the admin token.
 
-    For tests, and for a developer. A page that he visits is not him: its own name may resolve to
-    this machine (DNS rebinding), but it is still the name that its browser asks for.
+    For tests and for a developer's machine. A page that the developer visits has no such right: its
+    name may resolve to this machine (DNS rebinding), but the browser sends that name as the host.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -87,32 +96,32 @@ class OpenAccess(Access):
         from_cache: bool = False,
         since: int | None = None,
     ) -> Caller:
-        if not is_loopback(request.header("host")) or any(map(request.header, OF_PROXIES)):
+        if not is_loopback(request.header("host")) or any(map(request.header, PROXY_HEADERS)):
             raise Forbidden("open to this machine alone: as localhost, and through no proxy")
         if right is Right.ADMIN:
             if not self._admin_token:
                 raise Forbidden("no admin token is set: FOLDLOG_ADMIN_TOKEN")
-            request.rates.check_unknown_caller(request)
+            request.rates.check_unknown_caller(request.subject)
             if not is_token(token_of(request), self._admin_token):
                 raise Unauthenticated
-        return ANYBODY_HERE
+        return LOCAL_CALLER
 
 
 class Jwts(Protocol):
-    """Reads the tokens of an app's own sign-in."""
+    """Verifies the tokens of an app's own sign-in."""
 
     def read(self, text: str) -> Claims:
         """Raises `Unauthenticated`, `StorageUnavailable`."""
 
 
-class _Known(NamedTuple):
+class _CachedCaller(NamedTuple):
     caller: Caller
-    looked_at: float  #: before it was
-    head: int | None  #: of the space's log, as it was known before
+    looked_up_at: float  #: the clock just before the look-up
+    head: int | None  #: of the space's log, as it was known just before the look-up
 
 
 class TokenAccess(Access):
-    """Nobody may do anything without a token: an opaque one of ours, or a JWT of the app."""
+    """Requires a token for everything but public operations: one of ours, or a JWT of the app."""
 
     def __init__(
         self,
@@ -123,7 +132,7 @@ class TokenAccess(Access):
         jwts: Jwts | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ):
         self._registry = registry
         self._store = store
@@ -132,7 +141,8 @@ class TokenAccess(Access):
         self._clock = clock
         self._now = now
         self._sleep = sleep
-        self._known: dict[tuple[str, bytes], _Known] = {}  # those found last are the last
+        #: by space and token digest, ordered by look-up
+        self._cache: dict[tuple[str, bytes], _CachedCaller] = {}
         self._lock = Lock()
 
     async def admit(
@@ -145,58 +155,59 @@ class TokenAccess(Access):
         since: int | None = None,
     ) -> Caller:
         if right is Right.PUBLIC:
-            return ANYBODY
+            return ANONYMOUS
         token = token_of(request)
         if not token or len(token) > TOKEN_LENGTH_MAX:
             raise Unauthenticated
         digest = digest_of(token)
-        caller = self._remembered(space, digest, from_cache, since)
+        caller = self._cached(space, digest, from_cache, since)
         if caller is None:
-            if (space, digest) not in self._known:
-                request.rates.check_unknown_caller(request)
-            caller = await request.look_up(self._look, space, token, digest)
-        request.caller = caller  # also of who may not: the log says who it was
+            if (space, digest) not in self._cache:
+                request.rates.check_unknown_caller(request.subject)
+            caller = await request.look_up(self._look_up, space, token, digest)
+        request.caller = caller  # also when it lacks the right: the log line names it
         caller.check(right)
         return caller
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         with self._lock:
-            # Looked up again, but not as strangers: those may have to wait.
-            self._known = {
-                key: known._replace(looked_at=-math.inf, head=None)
-                for key, known in self._known.items()
+            # The entries stay, outdated: their next look-up is not held to the rate of unknown
+            # callers.
+            self._cache = {
+                key: cached._replace(looked_up_at=-math.inf, head=None)
+                for key, cached in self._cache.items()
             }
-        self._sleep(CALLER_SECONDS_MAX)
+        await self._sleep(CALLER_SECONDS_MAX)
 
-    def _remembered(
+    def _cached(
         self, space: str, digest: bytes, from_cache: bool, since: int | None
     ) -> Caller | None:
-        known = self._known.get((space, digest))
-        if known is None or self._now() * 1000 >= known.caller.expires_at:
+        cached = self._cache.get((space, digest))
+        if cached is None or self._now() * 1000 >= cached.caller.expires_at:
             return None
-        if since is not None and (known.head is None or known.head < since):
+        if since is not None and (cached.head is None or cached.head < since):
             return None
-        age = self._clock() - known.looked_at
+        age = self._clock() - cached.looked_up_at
         if age < CALLER_SECONDS_MAX:
-            return known.caller
-        if not from_cache or age > IDLE_CALLER_SECONDS_MAX or known.caller.is_of_every_space:
+            return cached.caller
+        if not from_cache or age > IDLE_CALLER_SECONDS_MAX or cached.caller.is_of_every_space:
             return None
-        is_idle = known.head is not None and known.head == self._store.cached_head(space)
-        return known.caller if is_idle else None
+        is_idle = cached.head is not None and cached.head == self._store.cached_head(space)
+        return cached.caller if is_idle else None
 
-    def _look(self, space: str, token: str, digest: bytes) -> Caller:
-        looked_at, head = self._clock(), self._store.cached_head(space)
+    def _look_up(self, space: str, token: str, digest: bytes) -> Caller:
+        looked_up_at, head = self._clock(), self._store.cached_head(space)
         try:
             caller = self._find(space, token, digest)
         except Unauthenticated:
             with self._lock:
-                self._known.pop((space, digest), None)  # from now on it is a stranger's
+                self._cache.pop((space, digest), None)  # from now on the token is unknown
             raise
         with self._lock:
-            self._known.pop((space, digest), None)
-            if len(self._known) >= CALLERS_KEPT_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[space, digest] = _Known(caller, looked_at, head)
+            self._cache.pop((space, digest), None)
+            if len(self._cache) >= CALLERS_KEPT_MAX:
+                del self._cache[next(iter(self._cache))]
+            self._cache[space, digest] = _CachedCaller(caller, looked_up_at, head)
         return caller
 
     def _find(self, space: str, token: str, digest: bytes) -> Caller:
@@ -211,18 +222,18 @@ class TokenAccess(Access):
 
     def _of_jwt(self, space: str, claims: Claims) -> Caller:
         if space == EVERY_SPACE or space not in claims.spaces:
-            raise Forbidden("this token is not for what is asked for")
+            raise Forbidden("this token does not cover the requested space")
         if claims.device is not None and self._registry.is_revoked(space, claims.device):
             raise DeviceRevoked(f"the device {claims.device} was revoked")
         return claims.caller()
 
 
 def token_of(request: Request) -> str:
-    """What came as a bearer token; empty if nothing did."""
+    """Returns the bearer token of a request; empty if there is none."""
     scheme, _, given = request.header("authorization").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_token(given: str, token: str) -> bool:
-    """In constant time."""
+    """Compares two tokens in constant time."""
     return hmac.compare_digest(digest_of(given), digest_of(token))

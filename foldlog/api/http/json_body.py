@@ -45,8 +45,8 @@ class JsonBody:
         self._fields = {field.data_key or name: field for name, field in schema.fields.items()}
 
     async def read(self, request: Request) -> dict[str, Any]:
-        with Reservation(request, self._limits) as room:
-            body = await read_body(request, self._limits, room, self._limit)
+        with Reservation(request) as reservation:
+            body = await read_body(request, self._limits, reservation, self._limit)
             if len(body) <= SMALL_BODY_BYTES:
                 return self._decode(body)
             return await request.run(self._decode, body)

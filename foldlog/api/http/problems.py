@@ -6,6 +6,7 @@ server refuses by itself and what nobody expected come in the same form.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -53,6 +54,10 @@ class MethodNotAllowed(InvalidRequest):
     """There is something at this path, but not for this method."""
 
     code = "method-not-allowed"
+
+    def __init__(self, message: str | None = None, *, allowed: Iterable[str] = ()):
+        super().__init__(message)
+        self.allowed = tuple(allowed)  #: the methods that the path takes
 
 
 class NoSuchPath(NotFound):
@@ -174,7 +179,9 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     if challenge := _challenge(error, has_token=bool(token_of(request))):
         reply.headers["WWW-Authenticate"] = challenge
     if challenge == INVALID_TOKEN:
-        request.rates.count_wrong_token(request)
+        request.rates.count_wrong_token(request.subject)
+    if isinstance(error, MethodNotAllowed):
+        reply.headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, UnsupportedMediaType):
         # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
         reply.headers["Accept"] = "application/json"

@@ -1,64 +1,80 @@
 """How much a client may ask for: per second, and open at a time.
 
-Each request takes from two buckets: of its address, before anything is looked at, and of its
-caller, once it is known who that is. A body takes more, by its bytes, as they come. Whoever has
-emptied a bucket is answered 429 until it has filled again.
+Each request takes from two buckets: the bucket of its address, before any work, and the bucket of
+its caller, once the caller is known. A body takes more, by its bytes, as they arrive. A client
+whose bucket is empty gets 429 until the bucket has filled again.
 
-A wrong token takes from a third one, of its address too. When that is empty, no token is looked up
-that was not found good before: guesses stay slow, and whoever shares the address goes on.
+A wrong token takes from a third bucket, also of the address. While that one is empty, only tokens
+that were found valid before are accepted from the address: guessing stays slow, and other clients
+behind the same address continue.
 
-A bucket is one number, the time at which it will be full again (the "generic cell rate algorithm"
-of ATM). So it needs no clock of its own and no thread, and what is kept of strangers is bounded.
-Each process counts for itself.
+A bucket is one number, the time at which it will be full again (the generic cell rate algorithm of
+ATM). So it needs no timer and no thread, and the memory for unknown clients is bounded. Each
+process counts for itself.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import structlog
 
 from foldlog.domain.errors import RateLimited
+from foldlog.domain.fairness import Shares
 from foldlog.domain.limits import Limits
-
-if TYPE_CHECKING:
-    from .requests import Request
 
 log = structlog.get_logger("foldlog.api")
 
-#: Whether the process lives is told to anybody: who floods an address has nobody restart us.
-UNLIMITED_PATH = "/healthz"
-#: names of limits of what may be open at a time
+#: Liveness is answered at any rate: a flood from one address must not get this process restarted.
+UNLIMITED_PATH = b"/healthz"
+#: names of the limits on requests that stay open
 STREAMS, DOWNLOADS = "streams_per_caller_max", "downloads_per_caller_max"
-#: buckets that are not full; of more, the one that was not touched for longest counts as full
+#: Buckets that are not full. Beyond this number, the bucket untouched for longest counts as full.
 BUCKETS_MAX = 100_000
-#: What an answer has beyond this counts as a body's bytes do.
+#: The bytes of an answer beyond these count like bytes of a body.
 ANSWER_BYTES_FREE = 64 * 2**10
-#: A house has as many addresses of IPv6 as it likes, but one prefix of this length.
+#: One household has any number of IPv6 addresses, but one prefix of this length.
 IPV6_PREFIX_BITS = 64
 
 Network = IPv4Network | IPv6Network
 
 
+@dataclass(slots=True)
+class RateSubject:
+    """The client that a request counts for."""
+
+    #: of the client; empty if unknown
+    address: str = ""
+    #: the caller's id, once it is known; empty for an anonymous caller
+    caller: str = ""
+    #: requests that its bytes counted as so far, besides the request itself
+    charged: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The rate key: shares of scarce resources belong to the caller, else to the address."""
+        return self.caller or self.address
+
+
 class Buckets:
-    """A bucket for each key, filled by `rate` a second; full at first, and then never fuller."""
+    """A bucket for each key, which fills at `rate` requests a second and starts full."""
 
     def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
         self._seconds_each = 1 / rate
         self._burst_seconds = burst_seconds
         self._clock = clock
-        self._full_at: dict[str, float] = {}  # those touched last are the last
+        self._full_at: dict[str, float] = {}  # ordered by last use
         self._lock = Lock()
 
     def take(self, key: str) -> float:
-        """Takes one, and returns 0; or nothing, and returns for how many seconds there is none."""
+        """Takes one request and returns 0. If the bucket is empty, takes none and returns the
+        seconds until there is one."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.pop(key, now), now) + self._seconds_each
@@ -69,17 +85,18 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """For how many seconds there is none; 0 if there is one. Takes nothing."""
+        """Returns the seconds until the bucket has a request; 0 if it has one. Takes none."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
         return max(0.0, full_at - now - self._burst_seconds)
 
     def charge(self, key: str, count: float, own: float = 0) -> float:
-        """Takes so many, whether there are so many or not: whoever comes next waits for it.
+        """Takes `count` requests, even if the bucket has fewer: the next request waits for them.
 
-        No longer than a whole bucket takes to fill: others may share the key. Returns by how many
-        seconds it was overdrawn before, by others than whoever has taken `own` of it himself.
+        The debt is bounded by the time that a bucket takes to fill, because clients share keys.
+        Returns by how many seconds other requests had overdrawn the bucket before; the `own`
+        requests that this client has taken are left out of it.
         """
         with self._lock:
             now = self._clock()
@@ -95,7 +112,7 @@ class Buckets:
 
 
 class Lease:
-    """One of the streams that a client may have open, until it is let go of or forgotten."""
+    """One open stream or download of a client. Closing it, or losing it, releases it once."""
 
     def __init__(self, release: Callable[[], None] = lambda: None):
         self._release: Callable[[], None] | None = release
@@ -107,8 +124,11 @@ class Lease:
 
     @contextmanager
     def unless_it_fails(self) -> Iterator[None]:
-        """Lets go if what is done here fails: a failure keeps what its traceback names, and itself,
-        until garbage is collected, which is seldom."""
+        """Closes the lease if the block raises.
+
+        The exception's traceback refers to the lease, so without this the lease would stay open
+        until garbage is collected, which is rare.
+        """
         try:
             yield
         except BaseException:
@@ -122,39 +142,42 @@ class Lease:
         self.close()
 
     def __del__(self) -> None:
-        self.close()  # an answer that never began has nobody else to do it
+        self.close()  # an answer that was never started is closed by this alone
 
 
 class Rates:
-    """No limits; what requests have that nobody holds to any."""
+    """No limits. `LimitedRates` overrides every method."""
 
-    def check_address(self, request: Request) -> None:
-        """Before anything is done for it. Raises `RateLimited`."""
+    def check_address(self, subject: RateSubject) -> None:
+        """Takes one request of the address, before any work. Raises `RateLimited`."""
 
-    def check_caller(self, request: Request) -> None:
-        """When it is known who calls. Raises `RateLimited`."""
+    def check_caller(self, subject: RateSubject) -> None:
+        """Takes one request of the caller, once it is known. Raises `RateLimited`."""
 
-    def count_body(self, request: Request, size: int) -> None:
-        """More of a body has come: so many bytes, inflated. Raises `RateLimited` for a long one,
-        if others have emptied its bucket meanwhile."""
+    def count_body(self, subject: RateSubject, size: int) -> None:
+        """Charges `size` more bytes of a body, inflated. Raises `RateLimited` for a body of more
+        than one request, if other requests have emptied its bucket meanwhile."""
 
-    def check_waited(self, request: Request) -> None:
-        """When what was let in has its turn. Raises `RateLimited` if others have overdrawn its
-        bucket meanwhile. Takes nothing."""
+    def check_waited(self, subject: RateSubject) -> None:
+        """Raises `RateLimited` if other requests overdrew the bucket while this one waited for a
+        thread. Takes none."""
 
-    def count_answer(self, request: Request, size: int) -> None:
-        """So many bytes are kept until the client has taken them, be it ever so slow."""
+    def count_answer(self, subject: RateSubject, size: int) -> None:
+        """Charges an answer of `size` bytes, which stay in memory until the client has read them.
+        The charge affects the next request."""
         if size > ANSWER_BYTES_FREE:
-            with suppress(RateLimited):  # whoever comes next is
-                self.count_body(request, size - ANSWER_BYTES_FREE)
+            with suppress(RateLimited):
+                self.count_body(subject, size - ANSWER_BYTES_FREE)
 
-    def check_unknown_caller(self, request: Request) -> None:
-        """Before a token is looked up that is not known to be good. Raises `RateLimited`."""
+    def check_unknown_caller(self, subject: RateSubject) -> None:
+        """Called before a token is looked up that was not found valid before. Raises
+        `RateLimited`."""
 
-    def count_wrong_token(self, request: Request) -> None: ...
+    def count_wrong_token(self, subject: RateSubject) -> None: ...
 
-    def hold(self, request: Request, limit: str = STREAMS) -> Lease:
-        """For what stays open. Raises `RateLimited`."""
+    def hold(self, subject: RateSubject, limit: str = STREAMS) -> Lease:
+        """Takes one of the streams or downloads that the client may have open at a time. Raises
+        `RateLimited`."""
         return Lease()
 
 
@@ -162,102 +185,93 @@ NO_RATES = Rates()
 
 
 class LimitedRates(Rates):
+    """Rates as `limits` say; a limit of 0 is no limit."""
+
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
         self._limits = limits
         self._callers = self._buckets(limits.requests_per_second_per_caller, clock)
         self._addresses = self._buckets(limits.requests_per_second_per_address, clock)
         self._wrong_tokens = self._buckets(limits.wrong_tokens_per_second_per_address, clock)
-        #: by limit and caller
-        self._open: Counter[tuple[str, str]] = Counter()
+        self._open = {
+            STREAMS: Shares(share=limits.streams_per_caller_max),
+            DOWNLOADS: Shares(share=limits.downloads_per_caller_max),
+        }
+        # A lease may be closed by any thread, the garbage collector's too.
         self._lock = Lock()
 
     def _buckets(self, rate: int, clock: Callable[[], float]) -> Buckets | None:
         return Buckets(rate, self._limits.burst_seconds, clock) if rate else None
 
-    def check_address(self, request: Request) -> None:
-        if self._addresses is not None and request.address:
-            missing = self._addresses.take(request.address)
+    def check_address(self, subject: RateSubject) -> None:
+        if self._addresses is not None and subject.address:
+            missing = self._addresses.take(subject.address)
             if missing:
                 raise self._too_fast("requests_per_second_per_address", missing)
 
-    def check_caller(self, request: Request) -> None:
-        caller = caller_of(request)
-        if self._callers is not None and caller:
-            missing = self._callers.take(caller)
+    def check_caller(self, subject: RateSubject) -> None:
+        if self._callers is not None and subject.caller:
+            missing = self._callers.take(subject.caller)
             if missing:
                 raise self._too_fast("requests_per_second_per_caller", missing)
 
-    def count_body(self, request: Request, size: int) -> None:
+    def count_body(self, subject: RateSubject, size: int) -> None:
         count = size / self._limits.bytes_per_request_counted
-        self._charge(request, count, refuses=request.charged + count > 1)
+        self._charge(subject, count, refuses=subject.charged + count > 1)
 
-    def check_waited(self, request: Request) -> None:
-        self._charge(request, 0, refuses=True)
+    def check_waited(self, subject: RateSubject) -> None:
+        self._charge(subject, 0, refuses=True)
 
-    def _charge(self, request: Request, count: float, *, refuses: bool) -> None:
-        # Not refused for what is its own: or one that is larger than a bucket could never come.
-        own = 1 + request.charged
-        request.charged += count
-        caller = caller_of(request)
-        if self._addresses is not None and request.address:
-            missing = self._addresses.charge(request.address, count, own)
+    def _charge(self, subject: RateSubject, count: float, *, refuses: bool) -> None:
+        # A request is never refused for its own bytes: else a body larger than a bucket could
+        # never be sent.
+        own = 1 + subject.charged
+        subject.charged += count
+        if self._addresses is not None and subject.address:
+            missing = self._addresses.charge(subject.address, count, own)
             if missing and refuses:
                 raise self._too_fast("requests_per_second_per_address", missing)
-        if self._callers is not None and caller:
-            missing = self._callers.charge(caller, count, own)
+        if self._callers is not None and subject.caller:
+            missing = self._callers.charge(subject.caller, count, own)
             if missing and refuses:
                 raise self._too_fast("requests_per_second_per_caller", missing)
 
-    def check_unknown_caller(self, request: Request) -> None:
-        if self._wrong_tokens is not None and request.address:
-            missing = self._wrong_tokens.missing(request.address)
+    def check_unknown_caller(self, subject: RateSubject) -> None:
+        if self._wrong_tokens is not None and subject.address:
+            missing = self._wrong_tokens.missing(subject.address)
             if missing:
                 raise self._too_fast("wrong_tokens_per_second_per_address", missing)
 
-    def count_wrong_token(self, request: Request) -> None:
-        if self._wrong_tokens is not None and request.address:
-            self._wrong_tokens.charge(request.address, 1)
+    def count_wrong_token(self, subject: RateSubject) -> None:
+        if self._wrong_tokens is not None and subject.address:
+            self._wrong_tokens.charge(subject.address, 1)
 
-    def hold(self, request: Request, limit: str = STREAMS) -> Lease:
-        most, caller = getattr(self._limits, limit), rate_key(request)
-        if not most or not caller:
+    def hold(self, subject: RateSubject, limit: str = STREAMS) -> Lease:
+        shares, key = self._open[limit], subject.key
+        if not shares.share or not key:
             return Lease()
-        key = (limit, caller)
         with self._lock:
-            if self._open[key] >= most:
-                raise RateLimited(limit, most, retry_after_seconds=30)
-            self._open[key] += 1
-        return Lease(lambda: self._release(key))
+            if shares.take(key) is not None:
+                raise RateLimited(limit, shares.share, retry_after_seconds=30)
+        return Lease(lambda: self._release(shares, key))
 
-    def _release(self, key: tuple[str, str]) -> None:
+    def _release(self, shares: Shares, key: str) -> None:
         with self._lock:
-            self._open[key] -= 1
-            if not self._open[key]:
-                del self._open[key]
+            shares.release(key)
 
     def _too_fast(self, limit: str, missing: float) -> RateLimited:
         return RateLimited(limit, getattr(self._limits, limit), math.ceil(missing))
 
 
-def caller_of(request: Request) -> str:
-    """Who calls, as the access to it knows it; an anonymous one has no bucket but its address's."""
-    return getattr(getattr(request, "caller", None), "id", "") or ""
-
-
-def rate_key(request: Request) -> str:
-    """Who has a share of what there is for everybody: the caller, or an anonymous one's address."""
-    return caller_of(request) or request.address
-
-
 class Proxies:
-    """Our own, who may say whose requests they hand on."""
+    """The trusted proxies, which may name the client whose request they forward."""
 
     def __init__(self, trusted: tuple[Network, ...] = ()):
         self._trusted = trusted
         self._has_warned = False
 
     def client_address(self, peer: str, forwarded_for: str) -> str:
-        """Whose request it is. Tells the log, once, of a proxy that seems to be ours."""
+        """Returns the address of the client. Logs one warning about a private peer that forwards
+        requests without being trusted."""
         if forwarded_for and not self._has_warned and self._seems_forgotten(peer):
             self._has_warned = True
             log.warning(
@@ -272,17 +286,17 @@ class Proxies:
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
-    """Whose request it is: the last one that `X-Forwarded-For` names who is no proxy of ours.
+    """Returns the client's address: the last one in `X-Forwarded-For` that is no trusted proxy.
 
-    It is read only if it was a trusted proxy that sent it, and of what it says no more than our
-    proxies have added: the beginning anybody may have made up.
+    The header counts only if a trusted proxy sent it, and only as far as trusted proxies have
+    extended it: the client may have invented its beginning.
     """
     address = peer
     if trusted:
-        for told in reversed(forwarded_for.split(",")):
-            if not is_trusted(address, trusted) or not told.strip():
+        for forwarded in reversed(forwarded_for.split(",")):
+            if not is_trusted(address, trusted) or not forwarded.strip():
                 break
-            address = told.strip()
+            address = forwarded.strip()
     return _network_of(address) or _network_of(peer)
 
 
@@ -295,15 +309,19 @@ def is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
 
 
 def _is_private(address: str) -> bool:
+    """Whether an address is private or loopback."""
     try:
         found = ip_address(address)
     except ValueError:
         return False
-    return (getattr(found, "ipv4_mapped", None) or found).is_private  # or a loopback one
+    return (getattr(found, "ipv4_mapped", None) or found).is_private
 
 
 def _network_of(address: str) -> str:
-    """What one client has for itself: of IPv6, a prefix. What is no address is nobody's."""
+    """Returns the network that one client has for itself: an IPv4 address, or an IPv6 prefix.
+
+    Empty for a text that is no address.
+    """
     if ":" not in address and address.count(".") == 3 and address.replace(".", "").isdecimal():
         return address if len(address) <= 15 else ""
     try:

@@ -27,8 +27,10 @@ class Reply:
     is_kept: bool = False
 
     @property
-    def is_streamed(self) -> bool:
-        return not isinstance(self.body, bytes)
+    def content(self) -> bytes:
+        """The body of an answer that is complete."""
+        assert isinstance(self.body, bytes)
+        return self.body
 
 
 def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:

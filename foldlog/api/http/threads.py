@@ -1,79 +1,131 @@
-"""The threads of the event loop's door, each kind for itself; and turns of those of Flask's.
+"""Threads beside the event loop, shared fairly among callers.
 
-Whoever is let in, and whoever asks whether the service is ready, waits for nobody who reads; and
-nobody waits for a database behind answers that are compressed. Whoever reads leaves connections to
-the database to those who commit.
+The loop itself never blocks. A call that waits for the database, or computes for long, runs in one
+of a few threads. Each kind of work has threads of its own: finding out who calls, and readiness,
+never wait behind reads; answers are compressed without delaying either.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import asyncio
+import contextvars
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from threading import Condition
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from foldlog.domain.errors import StorageUnavailable
+from foldlog.domain.fairness import FairQueue
+
+T = TypeVar("T")
 
 ADMISSION_THREADS = 3
 COMPRESSION_THREADS = 2
-#: for a turn, after which it is known better that there is none; and for one in the midst of a
-#: download, which would be cut
-TURN_SECONDS_MAX, NEXT_TURN_SECONDS_MAX = 3.0, 30.0
+#: For a call to wait for a thread and to run there, in seconds. The database gives up sooner, so a
+#: call that takes longer than this has waited for a thread in vain.
+RUN_SECONDS_MAX = 10.0
 
 
-class Turns:
-    """So many threads turn to the database at a time; those of one caller leave room for another's.
+class Disconnected(ConnectionError):
+    """The client disconnected while its request waited."""
 
-    The others wait, in no order.
-    """
 
-    def __init__(self, most: int):
-        self._most = most
-        self._of_one_most = max(1, most - 1)
-        self._taken = 0
-        self._taken_by: Counter[str] = Counter()
-        self._changed = Condition()
+class FairThreads:
+    """A pool of threads for one event loop. A caller uses all threads but one at most."""
 
-    @contextmanager
-    def one(self, caller: str, seconds_max: float = TURN_SECONDS_MAX) -> Iterator[None]:
-        """Raises `StorageUnavailable` if none comes in time."""
+    def __init__(self, size: int, name: str):
+        self.size = size
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(size)
 
-        def is_free() -> bool:
-            return self._taken < self._most and self._taken_by[caller] < self._of_one_most
+    def close(self) -> None:
+        """Returns when the calls that run have ended."""
+        self._executor.shutdown()
 
-        with self._changed:
-            if not self._changed.wait_for(is_free, seconds_max):
-                raise StorageUnavailable("too many calls wait for the database")
-            self._taken += 1
-            self._taken_by[caller] += 1
+    @property
+    def load(self) -> int:
+        """The number of calls that run or wait."""
+        return self._queue.busy + len(self._queue)
+
+    async def run(
+        self,
+        key: str,
+        function: Callable[..., T],
+        *args: Any,
+        seconds_max: float | None = None,
+        abandoned: Callable[[], asyncio.Future[Any]] | None = None,
+    ) -> T:
+        """Calls `function(*args)` in a thread, for the caller `key`, and returns its result.
+
+        `abandoned` returns a future that is done when the client has disconnected; it is asked for
+        only if the call has to wait for a thread. Raises the exception of `function`,
+        `StorageUnavailable` after `seconds_max` seconds (`RUN_SECONDS_MAX` unless given), and
+        `Disconnected` if the client leaves while the call waits for a thread.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)
+        if not self._queue.take(key):
+            await self._wait_for_thread(key, deadline, abandoned)
+        # The copied context carries the request's id into log lines of the thread.
+        context = contextvars.copy_context()
+        future = self._executor.submit(context.run, function, *args)
+        running = asyncio.wrap_future(future)
         try:
-            yield
+            await asyncio.wait((running,), timeout=max(0.0, deadline - loop.time()))
         finally:
-            with self._changed:
-                self._taken -= 1
-                self._taken_by[caller] -= 1
-                if not self._taken_by[caller]:
-                    del self._taken_by[caller]
-                self._changed.notify_all()
+            if running.done():
+                self._release(key)
+            else:  # the thread stays in use until the function returns
+                future.add_done_callback(lambda _: self._release_from_thread(loop, key))
+        if not running.done():
+            running.cancel()
+            raise StorageUnavailable
+        try:
+            return running.result()
+        finally:
+            # An exception refers to this frame, and the frame to the exception through `running`.
+            # Without this the cycle would keep the request's body until garbage is collected.
+            del running, future
 
+    async def _wait_for_thread(
+        self, key: str, deadline: float, abandoned: Callable[[], asyncio.Future[Any]] | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[None] = loop.create_future()
+        self._queue.put(key, granted)
+        self._grant()
+        if granted.done():
+            return
+        gone = None if abandoned is None else abandoned()
+        awaited = {granted} if gone is None else {granted, gone}
+        try:
+            await asyncio.wait(
+                awaited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED
+            )
+        except asyncio.CancelledError:
+            self._leave_queue(key, granted)
+            raise
+        if gone is not None and gone.done():
+            self._leave_queue(key, granted)
+            raise Disconnected
+        if not granted.done():
+            self._leave_queue(key, granted)
+            raise StorageUnavailable("too many calls wait for a thread")
 
-class Threads:
-    """`readers` wait for the database, and so need not be more than there are connections."""
+    def _leave_queue(self, key: str, granted: asyncio.Future[None]) -> None:
+        if granted.done():
+            self._release(key)
+        else:
+            self._queue.remove(key, granted)
 
-    def __init__(self, readers: int):
-        self.reading = ThreadPoolExecutor(readers, thread_name_prefix="foldlog-web")
-        self.admission = ThreadPoolExecutor(
-            ADMISSION_THREADS, thread_name_prefix="foldlog-admission"
-        )
-        self.compression = ThreadPoolExecutor(
-            COMPRESSION_THREADS, thread_name_prefix="foldlog-compression"
-        )
+    def _grant(self) -> None:
+        while (found := self._queue.next()) is not None:
+            found[1].set_result(None)
 
-    def __enter__(self) -> Threads:
-        return self
+    def _release(self, key: str) -> None:
+        self._queue.done(key)
+        self._grant()
 
-    def __exit__(self, *_: object) -> None:
-        with ExitStack() as ended:
-            for pool in (self.reading, self.admission, self.compression):
-                ended.enter_context(pool)
+    def _release_from_thread(self, loop: asyncio.AbstractEventLoop, key: str) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so no call waits
+            loop.call_soon_threadsafe(self._release, key)

@@ -1,8 +1,7 @@
-"""Reads that wait until the master table has come to what they ask for: read your own writes.
+"""Reads that wait until the master table contains what they ask for: read your own writes.
 
-A page is read when there is something to read, and not at each look: while it is waited for, the
-position alone is looked at, once for all who wait for a space. Whoever waits must leave threads
-for everybody else: on the event loop no thread is held, and of Flask's no more than a few.
+While a request waits, only the projection's position is looked at, with one look for all requests
+that wait for a space. The page itself is read once, when the position has been reached.
 """
 
 from __future__ import annotations
@@ -21,36 +20,37 @@ from .requests import Request
 
 T = TypeVar("T")
 
-#: How long somebody sleeps between looks: first, and at most.
+#: A request's pause between looks, in seconds: the first one, and the longest one.
 PAUSE_SECONDS_FIRST, PAUSE_SECONDS_MAX = 0.005, 0.1
-#: between two looks at a space, however many wait for it
+#: the shortest time between two looks at a space, in seconds, however many requests wait
 LOOK_SECONDS = 0.01
 
 
 class ProjectedReads:
-    """Calls reads of the master table, and again when it has come so far."""
+    """Runs reads of the master table, and repeats a read once the projection has caught up."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
         self._seconds_max = limits.at_least_wait_seconds_max
-        #: of the spaces that somebody waits for
+        #: by space, as long as a request waits for the space
         self._looks: WeakValueDictionary[SpaceId, _Look] = WeakValueDictionary()
 
     async def __call__(self, request: Request, space: SpaceId, read: Callable[[], T]) -> T:
-        """Raises what `read` raises, `RateLimited`, and what `Access.admit` raises."""
+        """Raises the errors of `read`, `RateLimited`, and the errors of `Access.admit`."""
         try:
             return await request.run(read)
         except ProjectionBehind as exc:
             if exc.awaited is None:
                 raise
-            with request.rates.hold(request), request.place_to_wait() as has_place:
-                if not has_place or not await self._is_reached(request, space, exc.awaited):
+            with request.hold():
+                if not await self._is_reached(request, space, exc.awaited):
                     raise
         await request.readmit()
         return await request.run(read)
 
     async def _is_reached(self, request: Request, space: SpaceId, awaited: int) -> bool:
-        """False when the time is over, the projection has stopped, or the service stops."""
+        """Returns `False` after the longest wait, if the projection is halted, if the client has
+        disconnected, and if the service stops."""
         deadline = time.monotonic() + self._seconds_max
         pause = PAUSE_SECONDS_FIRST
         look = self._looks.setdefault(space, _Look())
@@ -65,16 +65,16 @@ class ProjectedReads:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _look(self, request: Request, space: SpaceId, look: _Look) -> Projected | None:
-        """What was found last; `None` while somebody looks for the first time."""
+        """Returns the latest position that a look has found; `None` before the first look ends."""
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:
-            look.began_at = now  # whoever comes meanwhile has what this one finds
+            look.began_at = now  # requests that come meanwhile share this look
             look.found = await request.run(self._master.position, space)
         return look.found
 
 
 class _Look:
-    """At the position of a space."""
+    """The latest look at the position of a space."""
 
     def __init__(self) -> None:
         self.began_at = -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint
@@ -10,6 +11,7 @@ from flask import Blueprint
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.admin_bodies import RegisterBody, RevokeBody
@@ -71,7 +73,9 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         example=examples.REVOKED_DEVICE,
         problems=(*CHANGE_PROBLEMS, UnknownSpace),
     )
-    def revoke_device(space: str, device: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_device(
+        request: Request, space: str, device: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a device permanently.
 
         The device can neither write nor read in this space, with any token. Its changesets stay.
@@ -79,10 +83,11 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         device's streams end. To return, the device needs a new id.
         """
         by = caller.attribution(body.get("by"))
+        revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_device(space, device, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if the outcome of the revocation is unknown
+            await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_device(revoked))
 
     return bp

@@ -57,7 +57,7 @@ async def read_range(request: Request, store: EventStore, space: str, query: Ran
     """
 
     def read() -> Range:
-        request.rates.check_waited(request)
+        request.rates.check_waited(request.subject)
         return store.range_after(space, query)
 
     page = store.cached_range(space, query)
@@ -90,7 +90,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
                 await request.readmit()
             return json_reply(range_answer(page))
         deadline = time.monotonic() + query["wait"]
-        with request.rates.hold(request), request.watch(store, space) as log_watch:
+        with request.hold(), request.watch(store, space) as log_watch:
             page = await read_range(request, store, space, wanted)
             while not page.events and not page.more and not log_watch.is_over:
                 rest = deadline - time.monotonic()
@@ -127,7 +127,7 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
             wanted = msgspec.structs.replace(wanted, after=last_id, mark=None)
-        lease = request.rates.hold(request)
+        lease = request.hold()
         with lease.unless_it_fails():
             first = await read_range(request, store, space, wanted)
         body = _messages(request, store, space, wanted, first, limits, lease)
@@ -202,9 +202,7 @@ async def _messages(
                 is_watched = True
         except Exception as exc:
             # The status 200 was sent already, so a message reports the error.
-            document = problem_reply(exc, request).body
-            assert isinstance(document, bytes)
-            yield b"event: problem\ndata: %b\n\n" % document
+            yield b"event: problem\ndata: %b\n\n" % problem_reply(exc, request).content
 
 
 def _message(page: Range) -> bytes:

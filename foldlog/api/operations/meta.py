@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from flask import Blueprint, current_app
+from flask import Blueprint, Flask
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
@@ -36,7 +36,10 @@ DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
 
 
 def meta_blueprint(
-    ready: Callable[[], dict[str, str]], gauges: Callable[[], Iterable[Gauge]], limits: Limits
+    app: Flask,
+    ready: Callable[[], dict[str, str]],
+    gauges: Callable[[], Iterable[Gauge]],
+    limits: Limits,
 ) -> Blueprint:
     bp = Blueprint("meta", __name__)
     register_filters(bp)
@@ -44,7 +47,7 @@ def meta_blueprint(
     @cache
     def document() -> dict[str, Any]:
         # The first request makes it, because every blueprint is registered by then.
-        return openapi_document(current_app)
+        return openapi_document(app)
 
     @cache
     def encoded_document() -> bytes:
@@ -52,7 +55,9 @@ def meta_blueprint(
 
     @cache
     def page() -> bytes:
-        return docs_page(document(), [_problem_entry(code) for code in BY_CODE]).encode()
+        return docs_page(
+            app.jinja_env, document(), [_problem_entry(code) for code in BY_CODE]
+        ).encode()
 
     @bp.get("/healthz")
     @operation(Right.PUBLIC, answer=Health, example={"status": "ok"})
@@ -83,8 +88,8 @@ def meta_blueprint(
     def metrics() -> Reply:
         """Read the metrics, for Prometheus.
 
-        They report the amount of data, the lag of each projection, and the projections that
-        stopped.
+        They report the amount of data, the lag of each projection, and the projections that are
+        halted.
         """
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
@@ -118,7 +123,9 @@ def meta_blueprint(
         about = _problem_entry(code)
         accepted = parse_accept_header(request.header("accept"), MIMEAccept)
         if accepted.best_match(["application/json", HTML]) == HTML:
-            reply = Reply(problem_page(about).encode(), HTML, headers=dict(HTML_HEADERS))
+            reply = Reply(
+                problem_page(app.jinja_env, about).encode(), HTML, headers=dict(HTML_HEADERS)
+            )
         else:
             reply = json_reply(about)
         reply.headers |= DOCUMENT_HEADERS | {"Vary": "Accept"}

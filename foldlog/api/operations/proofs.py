@@ -136,7 +136,7 @@ def proofs_blueprint(
         The format is that of `foldlog export`: a line for the log, and a line for each event up to
         its `head`. An auditor of a running service recomputes every hash from the export.
         """
-        lease = request.rates.hold(request, DOWNLOADS)
+        lease = request.hold(DOWNLOADS)
         with lease.unless_it_fails():
             page = await request.run(store.range_after, space, RangeQuery(0, 1))
         header = ExportHeader("export", 1, space, page.log, page.head)

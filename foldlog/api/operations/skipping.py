@@ -44,7 +44,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Skip an event.
 
-        Only the event at which the master table of the space stopped can be skipped. It stays in
+        Only the event at which the master table of the space is halted can be skipped. It stays in
         the log and in every proof, but every fold ignores it. A skip is permanent.
         """
         found = store.skip(

@@ -69,7 +69,7 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         after the last `cursor`, repeat the request with that `cursor`, and keep the `seq` and
         `mark` of the first header.
         """
-        lease = request.rates.hold(request, DOWNLOADS)
+        lease = request.hold(DOWNLOADS)
         wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
         with lease.unless_it_fails():
             found = await projected(request, space, partial(master.snapshot, space, **wanted))

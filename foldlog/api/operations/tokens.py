@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint
@@ -15,6 +16,7 @@ from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
 from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
+from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.admin_bodies import RevokeBody, grant_body
@@ -63,7 +65,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
-            raise Forbidden("only an admin of every space grants a token for several")
+            raise Forbidden("only an admin of every space may grant a token for several spaces")
         grant = Grant(
             role=Role(body["role"]),
             device=body.get("device"),
@@ -103,17 +105,20 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         example=examples.REVOKED_TOKEN,
         problems=(*CHANGE_PROBLEMS, UnknownSpace, UnknownToken),
     )
-    def revoke_token(space: str, token: str, caller: Caller, body: dict[str, Any]) -> Reply:
+    async def revoke_token(
+        request: Request, space: str, token: str, caller: Caller, body: dict[str, Any]
+    ) -> Reply:
         """Revoke a token in this space.
 
         The response takes a second, because it waits until every process refuses the token. Streams
         that the token opened end. A repeated request has no further effect.
         """
         by = caller.attribution(body.get("by"))
+        revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)
         try:
-            revoked = registry.revoke_token(space, token, reason=body["reason"], by=by)
+            revoked = await request.run(revoke)
         finally:
-            access.forget()  # also if the outcome of the revocation is unknown
+            await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_token(revoked))
 
     return bp

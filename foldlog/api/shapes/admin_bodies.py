@@ -72,7 +72,7 @@ class DefineBody(Body):
 class SkipBody(_Signed):
     """The event to skip, and the reason."""
 
-    seq = Whole(1, required=True, metadata=about("The event at which the master table stopped."))
+    seq = Whole(1, required=True, metadata=about("The event at which the master table is halted."))
     reason = _reason()
 
 

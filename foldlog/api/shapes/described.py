@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about the members of responses, besides their types."""
+"""Descriptions and formats of the members of responses, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mark_meta(text: str) -> msgspec.Meta:
 class Shape(NamedTuple):
     """A struct in the document: its component's name, its description, and its members.
 
-    A member is described by a `Meta`, or by a type that replaces the struct's own.
+    A `Meta` describes a member. A type replaces the type of a member that is always present.
     """
 
     name: str
@@ -50,4 +50,3 @@ LOCAL_IDS = described("{collection: {the device's own key: the record's id}}")
 DEVICE = uuid_meta()
 RECEIVED_AT = time_meta("The server's clock.")
 MADE_AT = time_meta("The device's clock: a claim.")
-OPERATION = described(enum=["put", "add", "delete"])

@@ -1,7 +1,6 @@
-"""What the OpenAPI document says about the structs of the domain that responses contain.
+"""Descriptions and formats of the domain's structs in responses, for the OpenAPI document.
 
-The domain knows no JSON Schema, so the descriptions and formats of its structs are here. The
-members themselves, and their types, come from the structs.
+The members and their types come from the structs themselves.
 """
 
 from __future__ import annotations

@@ -6,19 +6,20 @@ import asyncio
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import click
 import uvicorn
-from a2wsgi import WSGIMiddleware
-from flask import Flask
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import Access, OpenAccess, TokenAccess
 from foldlog.api.http.logging import configure_logging, write_logs_behind
 from foldlog.api.http.rates import LimitedRates
-from foldlog.api.http.threads import ADMISSION_THREADS, Threads, Turns
+from foldlog.api.http.resources import Resources
+from foldlog.api.http.threads import ADMISSION_THREADS
 from foldlog.api.server import AsgiApp, AsgiServer
 from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
 from foldlog.infrastructure.settings import Settings, read_settings
@@ -35,8 +36,6 @@ KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 20
 #: ... and how long of that if their clients read nothing of what they are sent
 STALLED_STOP_SECONDS = 5
-#: requests to Flask that are answered at the same time
-FLASK_THREADS = 64
 #: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
 #: wait for the other for longer than a whole request takes.
 SWITCH_SECONDS = 0.0005
@@ -90,17 +89,6 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
     return Server(config, app if isinstance(app, AsgiServer) else None)
 
 
-def behind_threads(app: Flask) -> AsgiApp:
-    """A Flask app as an ASGI app: each of its requests takes a thread."""
-
-    def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
-        # The body ends where the request does, so one that is sent in chunks is read as well.
-        environ["wsgi.input_terminated"] = True
-        return app.wsgi_app(environ, start_response)
-
-    return cast(AsgiApp, WSGIMiddleware(cast(Any, wsgi), workers=FLASK_THREADS, send_queue_size=1))
-
-
 @click.command("web")
 @click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
 @click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
@@ -135,13 +123,16 @@ def _access(parts: Services, settings: Settings) -> Access:
     )
 
 
-def serve(url: str, settings: Settings, listening: socket.socket) -> None:
-    # Whoever reads leaves connections to those who commit, are let in, follow, and announce.
-    readers = settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2
-    in_threads = max(1, readers // 2)
+@contextmanager
+def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
+    """The service as an ASGI application on a migrated database: to serve it, or to mount it in an
+    application of your own.
+
+    Keep the context open while it serves, and run it on one event loop.
+    """
     with (
         services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
-        Threads(max(1, readers - in_threads)) as threads,
+        Resources(_readers(settings), settings.limits) as resources,
     ):
         parts.follower.start()
         app = create_app(
@@ -158,7 +149,16 @@ def serve(url: str, settings: Settings, listening: socket.socket) -> None:
             limits=settings.limits,
             rates=LimitedRates(settings.limits),
             trusted_proxies=settings.trusted_proxies,
-            turns=Turns(in_threads),
         )
-        door = AsgiServer(app, behind_threads(app), threads, limits=settings.limits)
-        run(door, listening, Connections(settings.limits, settings.trusted_proxies))
+        yield AsgiServer(app, resources)
+
+
+def _readers(settings: Settings) -> int:
+    """The threads that read. Each uses a connection, so connections are left over for committers,
+    for admission, and for following and announcing the log."""
+    return max(1, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
+
+
+def serve(url: str, settings: Settings, listening: socket.socket) -> None:
+    with application(url, settings) as server:
+        run(server, listening, Connections(settings.limits, settings.trusted_proxies))

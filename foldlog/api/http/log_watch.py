@@ -1,0 +1,124 @@
+"""Waiting on the event loop until the log of a space grows.
+
+All requests that wait for a space share one watch of the event store, so ten thousand waiting
+clients cost the store one watch for each space.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from foldlog.domain.ports import EventStore
+
+
+class LogWatches:
+    """The watches of one event loop, by space."""
+
+    def __init__(self) -> None:
+        self._spaces: dict[str, _SpaceWatch] = {}
+        self.is_ending = False
+
+    def join(self, store: EventStore, space: str, watch: LogWatch) -> _SpaceWatch:
+        joined = self._spaces.get(space)
+        if joined is None:
+            joined = self._spaces[space] = _SpaceWatch(store, space)
+        joined.watches.add(watch)
+        return joined
+
+    def leave(self, joined: _SpaceWatch, watch: LogWatch) -> None:
+        joined.watches.discard(watch)
+        if not joined.watches:
+            joined.unwatch()
+            del self._spaces[joined.space]
+
+    def end(self) -> None:
+        """The service stops: every waiting request continues, and every stream ends."""
+        self.is_ending = True
+        for joined in self._spaces.values():
+            joined.wake()
+
+
+class _SpaceWatch:
+    """The one watch of a space, and the requests that share it."""
+
+    def __init__(self, store: EventStore, space: str):
+        self.space = space
+        self.watches: set[LogWatch] = set()
+        self.version = 0
+        self._loop = asyncio.get_running_loop()
+        self._is_scheduled = False
+        self.unwatch = store.watch(space, self._grown)
+
+    def _grown(self) -> None:
+        """Called from any thread. Many calls before the loop's next turn wake it once."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon_threadsafe(self._wake_scheduled)
+
+    def _wake_scheduled(self) -> None:
+        self._is_scheduled = False
+        self.wake()
+
+    def wake(self) -> None:
+        self.version += 1
+        for watch in list(self.watches):
+            watch.wake()
+
+
+class LogWatch:
+    """Watches one space for one request, from its creation until `close`.
+
+    Create the watch before you read the log: growth after its creation ends the next `wait`, so
+    no event is missed in between. `disconnected` is done when the client has disconnected.
+    """
+
+    def __init__(
+        self,
+        watches: LogWatches,
+        store: EventStore,
+        space: str,
+        disconnected: asyncio.Future[None],
+    ):
+        self._watches = watches
+        self._joined = watches.join(store, space, self)
+        self._seen = self._joined.version
+        self._waiting: asyncio.Future[None] | None = None
+        self._disconnected = disconnected
+        disconnected.add_done_callback(self._wake)
+
+    async def wait(self, seconds: float) -> bool:
+        """Returns whether the log may have grown since the last call; `False` after `seconds`."""
+        if self._seen == self._joined.version and not self.is_over and seconds > 0:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            timer = loop.call_later(seconds, self.wake)
+            try:
+                await self._waiting
+            finally:
+                timer.cancel()
+                self._waiting = None
+        has_grown = self._seen != self._joined.version
+        self._seen = self._joined.version
+        return has_grown
+
+    def wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _wake(self, _: asyncio.Future[None]) -> None:
+        self.wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether waiting is pointless now: the client has disconnected, or the service stops."""
+        return self._disconnected.done() or self._watches.is_ending
+
+    def close(self) -> None:
+        self._disconnected.remove_done_callback(self._wake)
+        self._watches.leave(self._joined, self)
+
+    def __enter__(self) -> LogWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,106 @@
+"""From the path of a request to its operation.
+
+Every path has one spelling. The fixed segments of a path are compared byte by byte as they came,
+before percent-decoding; ids in a path may be percent-encoded. So `//v1/...`, a trailing slash,
+`/v1/%73paces` or another case is no path of ours, for access rules of a proxy and for us alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote, unquote_to_bytes
+
+from flask import Flask
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import RequestRedirect
+
+from foldlog.domain.errors import InvalidRequest
+
+from .http.logging import path_template
+from .http.problems import MethodNotAllowed, NoSuchPath
+from .operation import Operation
+
+SPACES = b"/v1/spaces/"
+#: Operations of a space that are asked for most are found by a dictionary.
+HOT = {"sync.push", "sync.sync", "events.events", "events.stream", "snapshot.snapshot"}
+
+
+class Route(NamedTuple):
+    """An operation, with the ids from its path."""
+
+    operation: Operation
+    template: str  #: of the path, as OpenAPI writes it
+    path: dict[str, str]
+
+
+class Router:
+    """Finds operations by the application's own `url_map`."""
+
+    def __init__(self, app: Flask):
+        self._operations = app.view_functions
+        self._urls = app.url_map.bind("")
+        #: by method, and by the part of the path after the space
+        self._hot: dict[tuple[str, bytes], tuple[Operation, str]] = {}
+        for rule in app.url_map.iter_rules():
+            if rule.endpoint in HOT:
+                rest = rule.rule.encode().removeprefix(SPACES + b"<space>/")
+                found = self._operation(rule.endpoint), path_template(rule.rule)
+                for method in rule.methods or ():
+                    if method != "OPTIONS":
+                        self._hot[method, rest] = found
+
+    def find(self, method: str, path: bytes) -> Route:
+        """Raises `NoSuchPath`, `MethodNotAllowed`; `InvalidRequest` for ids that are not UTF-8."""
+        if path.startswith(SPACES):
+            space, _, rest = path[len(SPACES) :].partition(b"/")
+            hot = self._hot.get((method, rest))
+            if hot is not None and space:
+                return Route(*hot, {"space": _decoded(space)})
+        try:
+            rule, found = self._urls.match(_text(path), method=method, return_rule=True)
+        except WerkzeugMethodNotAllowed as exc:
+            raise MethodNotAllowed(allowed=sorted(exc.valid_methods or ())) from None
+        except (NotFound, RequestRedirect):
+            raise NoSuchPath from None
+        ids = {name: _decoded(value.encode()) for name, value in found.items()}
+        return Route(self._operation(rule.endpoint), path_template(rule.rule), ids)
+
+    def allowed_methods(self, path: bytes) -> list[str]:
+        """Returns the methods that a path takes, sorted. Raises `NoSuchPath`."""
+        allowed = sorted(self._urls.allowed_methods(_text(path)))
+        if not allowed:
+            raise NoSuchPath
+        return allowed
+
+    def _operation(self, endpoint: str) -> Operation:
+        return cast(Operation, self._operations[endpoint])
+
+
+def path_of(scope: Mapping[str, Any]) -> bytes:
+    """Returns the path of an ASGI scope as the client sent it, below the path we are mounted at.
+
+    A server that gives no `raw_path` has decoded the path, so its spelling is lost.
+    """
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    mounted_at = quote(scope.get("root_path", "")).encode()
+    is_below = mounted_at and path.startswith(mounted_at + b"/")
+    return path[len(mounted_at) :] if is_below else path
+
+
+def _text(path: bytes) -> str:
+    """The path for the URL map. Raises `NoSuchPath` where the map would be lenient."""
+    if path.startswith(b"//"):  # it strips slashes at the beginning
+        raise NoSuchPath
+    try:
+        return path.decode("ascii")
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("percent-encode the path") from exc
+
+
+def _decoded(id: bytes) -> str:
+    try:
+        return unquote_to_bytes(id).decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest("the path is not UTF-8") from exc
