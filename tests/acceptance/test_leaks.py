@@ -121,8 +121,10 @@ def test_clients_that_leave_free_threads_and_memory(live, space, kind, leave):
 def test_a_run_of_acceptance_tests_without_xdist_exits():
     """The process of the tests ends, because no thread waits for ever."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-        + ["tests/acceptance/test_events.py", "-k", "memory"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"),
+            *("tests/acceptance/test_events.py", "-k", "memory"),
+        ],
         cwd=ROOT,
         env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
