@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow test-all coverage lint audit fuzz install clean lock
+.PHONY: demo test slow test-all coverage lint audit docs fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -40,6 +40,15 @@ lint: install
 audit:
 	$(PYTHON) .ci/audit.py
 
+# Builds the site of the documentation into build/site. Each warning is an error.
+docs: $(VENV)/.docs-installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/build.py
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 # Fuzzes the decoder and the fold, guided by coverage. Writes each failing input to build/crash-*.
 FUZZ_SECONDS ?= 60
 fuzz: install
@@ -61,7 +70,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 lock:
 	rm -rf build/lock-venv
 	$(PYTHON) -m venv build/lock-venv
-	build/lock-venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,test]'
+	build/lock-venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,test,docs]'
 	( echo '# The versions that `make` installs. Written by `make lock`.'; \
 	  build/lock-venv/bin/python -m pip freeze --exclude-editable ) > constraints.txt
 	rm -rf build/lock-venv

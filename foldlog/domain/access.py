@@ -35,7 +35,7 @@ TOKEN_REVOKED = "token-revoked"
 #: The id of the token that the first start creates. Because the id is fixed, only one of several
 #: services that start at once on a database grants it.
 FIRST_TOKEN = "00000000-0000-4000-8000-000000000001"
-#: Round brackets surround the caller's id; a name that a caller gives must not contain any.
+#: Round brackets surround the caller's id only; in a given name they become square ones.
 _NO_ROUND_BRACKETS = str.maketrans("()", "[]")
 #: how the bytes of a revocation continue after the seq
 _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
@@ -44,7 +44,7 @@ _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
 class Right(Enum):
     """The permission that an operation requires. Each operation names one."""
 
-    PUBLIC = "public"  #: open to every caller, without a token
+    PUBLIC = "public"  #: open to every caller
     READ = "read"  #: the current data of a space, and its history
     WRITE = "write"  #: push as the caller's own device
     AUDIT = (
@@ -86,14 +86,14 @@ class Caller(NamedTuple):
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` if the caller may not write as this device."""
+        """Raises `Forbidden` unless the caller may write as this device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
     def attribution(self, by: str | None) -> str | None:
         """The author of an action as the log names it: the name given in `by`, and the caller's id.
 
-        `Ann` by `token 7` is `Ann (token 7)`. The caller's id is the only text in round brackets,
+        An example is `Ann (token 7)`. The caller's id is the only text in round brackets,
         so a name cannot imitate one. Raises `InvalidRequest` for an invalid name.
         """
         check_reason("-", by)
@@ -115,13 +115,13 @@ def new_token(random: bytes) -> tuple[str, bytes]:
 def digest_of(token: str) -> bytes:
     """The digest of a token, which the service stores and looks up.
 
-    A plain hash is enough, because 256 random bits cannot be guessed.
+    A plain hash is enough, because guessing 256 random bits is impossible.
     """
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a token that shall be granted."""
+    """A request to grant a token."""
 
     role: Role
     device: str | None = None
@@ -143,7 +143,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token without its secret, as lists show it. Times are ms since 1970."""
+    """The public facts of a token, as lists show them. Times are ms since 1970."""
 
     id: str
     space: str
@@ -253,7 +253,7 @@ def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     """The updates of devices that these events make, one for each event.
 
-    Raises `ValueError` for an event that Foldlog cannot have written.
+    Raises `ValueError` for a forged event.
     """
     return [
         _device_update(entry)
@@ -282,13 +282,13 @@ def is_revocation(state: bytes) -> bool:
 
 
 def check_device(device: str) -> None:
-    """Raises `InvalidRequest` for text that is no device's id."""
+    """Raises `InvalidRequest` for an invalid device id."""
     if not is_uuid(device):
         raise InvalidRequest("a device's id must be a UUID in lower case")
 
 
 def check_space(space: str) -> None:
-    """Raises `InvalidRequest` for text that is no space's name."""
+    """Raises `InvalidRequest` for an invalid name of a space."""
     if not is_space(space):
         raise InvalidRequest(f"{space!r} is an invalid name of a space: use 1-64 of a-z 0-9 - _ .")
 

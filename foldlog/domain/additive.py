@@ -264,7 +264,8 @@ class _Comparison:
     # -- Into objects and arrays ------------------------------------------------------------------
 
     def _compare_objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Each property that the old schema allows must be allowed with all its values."""
+        """Compares the properties: each one that the old schema allows must be allowed with all its
+        values."""
         olds = [part for part in parts if OBJECT_KEYWORDS & part.keys()]
         for name, demanded in new.get("properties", {}).items():
             where = f"{pointer}/properties/{escaped(name)}"

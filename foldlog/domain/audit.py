@@ -17,7 +17,7 @@ from .changesets import Key
 from .events import committed, decode_event
 from .merkle import InvalidProof, Tile, TreeBuilder, edge_tiles
 
-#: the errors of decoding bytes that Foldlog cannot have written
+#: the errors of decoding forged or damaged bytes
 MALFORMED_ERRORS = (
     *(ValueError, KeyError, TypeError, AssertionError, RecursionError),
     msgspec.MsgspecError,
@@ -60,7 +60,7 @@ class AuditCursor(msgspec.Struct):
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
         """A position after `seq`. The tiles are trusted until the root is compared.
 
-        Raises `InvalidProof` if the tiles cannot belong to a tree of that size.
+        Raises `InvalidProof` if the tiles belong to another tree.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -81,11 +81,13 @@ class Erasures:
         self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
     ):
         self.erased = dict(erased)  #: the last erasure of each record
-        self.owing = dict(owing)  #: the first seq that lacks values, for records without an erasure
+        self.owing = dict(
+            owing
+        )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
         """Reads the next event."""
-        if b'erased"' not in state:  # neither `"erased":` nor `"kind":"record-erased"`
+        if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
         for op in event.ops:
@@ -97,7 +99,7 @@ class Erasures:
 
     def check(self) -> None:
         """To be called at the end of a log. Raises `WrongEvent` for values that were removed
-        otherwise."""
+        without an erasure."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
             raise WrongEvent(
@@ -173,8 +175,9 @@ class LogAudit:
     def is_settled(self) -> bool:
         """Whether each removed value is covered by an erasure.
 
-        An erasure that runs during the audit writes its event later. If the audit began in the
-        middle of the log, an earlier event may cover the value, so the answer is true.
+        If a record is erased while the audit reads the log, the event that covers it comes later.
+        If the audit began in the middle of the log, an earlier event may cover the value, so the
+        answer is true.
         """
         return not (self._is_from_first and self._erasures.owing)
 

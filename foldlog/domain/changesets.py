@@ -121,7 +121,7 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     """Decodes the `changesets` of a push; each `local_id` is resolved to its `id`.
 
     Raises `InvalidChangeset` or `LimitExceeded` with `index` and, if it is known, `pointer` (RFC
-    6901, relative to the array). Raises `InvalidRequest` for bytes that are not JSON, and
+    6901, relative to the array). Raises `InvalidRequest` for invalid JSON, and
     `LimitExceeded` without an index if the changesets together are too large; smaller pushes may
     pass then.
     """
@@ -159,7 +159,7 @@ def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
 
 
 def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
-    """The error for bytes that are not JSON. Raises `LimitExceeded` as `check_searchable` does."""
+    """The error for invalid JSON. Raises `LimitExceeded` as `check_searchable` does."""
     check_searchable(text, limits)
     deep = deep_item(text)
     if deep is not None:
@@ -232,7 +232,7 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:
-    """The index of an array's item that is too deep to decode. The readers' errors lack it."""
+    """The index of an array's item that is too deep to decode. JSON readers do not report it."""
     depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]
@@ -252,7 +252,7 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _index_of_unreadable(raw: bytes) -> int | None:
-    """The index of the changeset that cannot be decoded, or `None` if it cannot be found.
+    """The index of the unreadable changeset, or `None` if it is unknown.
 
     The device must set this changeset aside, or it blocks the queue for ever. A lone surrogate is
     the usual cause (half an emoji, cut by a program). This search is slow, so it runs only after a

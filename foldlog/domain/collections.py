@@ -1,11 +1,11 @@
 """Defined collections: the schema of their records, and changes of that schema.
 
-The schema checks two things. First, each value that a `put` writes, whether or not it wins the
+The schema checks two things. First, each value that a `put` writes, even if it loses the
 merge. Second, each record that a changeset touches, in its state after the changeset, under the
 space's lock: keywords such as `required` concern the whole record, and a `put` writes a part of it.
 
 A changeset is refused for a violation that it causes itself; a violation that the record had before
-is accepted. Deleted records are not checked. For most changesets the operations alone show that
+is accepted. Deleted records are exempt. For most changesets the operations alone show that
 they cause no violation (`is_valid_alone`).
 """
 
@@ -27,12 +27,12 @@ from .json_schema import ANNOTATIONS, Fault, JsonSchema, Schema, Violation, word
 from .limits import Limits
 from .merge import Key, Record, fold
 
-#: Stored in the log; never change it.
+#: Stored in the log, so it must stay as it is.
 KIND = "collection-defined"
 
 #: keywords that apply to each field separately
 BY_FIELD = words("properties patternProperties additionalProperties")
-#: a schema with only these and `required` has no rule that combines fields
+#: a schema with other keywords than these has rules that combine fields
 FIELDWISE = ANNOTATIONS | BY_FIELD | {"type", "required"}
 
 FIRST_MAX = 10  #: violations that are listed individually
@@ -48,7 +48,7 @@ class RecordSchema:
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """From a schema that was checked when the collection was defined."""
+        """Builds it from a schema that was checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -132,7 +132,7 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition, without the schema."""
+    """A version of a collection's definition. `Definition` adds the schema."""
 
     collection: str
     version: int
@@ -149,7 +149,7 @@ class Definition(Version, omit_defaults=True, kw_only=True):
 
 
 class Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `collection-defined` event. Names and order are stored; never change them."""
+    """The body of a `collection-defined` event. Names and order are stored for ever."""
 
     collection: str
     version: int
@@ -212,7 +212,7 @@ class Check(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """The result of a definition or a dry run. `seq` is `None` if no event was stored."""
+    """The result of a definition or a dry run. `seq` is `None` after a dry run."""
 
     collection: str
     version: int

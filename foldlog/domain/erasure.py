@@ -1,7 +1,7 @@
 """Erasing a record: its values leave the log, and all proofs stay valid.
 
 Each operation on the record is replaced by its commitment. The event's salt is replaced by the
-salts of the remaining operations, so that the erased values cannot be found by guessing. The header
+salts of the remaining operations, so that guessing the erased values is impossible. The header
 and the remaining operations keep their bytes, and the leaf stays the same (DESIGN section 7).
 """
 
@@ -51,7 +51,7 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
     """Erases the operations on these records from a stored changeset. Returns its new state and
     salt.
 
-    Returns `None` if it has no such operation.
+    Returns `None` if the changeset lacks such an operation.
     """
     event = decode_event(state)
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
@@ -130,7 +130,7 @@ class Erased(msgspec.Struct):
 
 
 class _NamedOperation(msgspec.Struct, gc=False):
-    """The part of an operation that tells whether it must be erased. Values are not decoded."""
+    """The part of an operation that tells whether it must be erased. Values are skipped."""
 
     collection: str
     id: str

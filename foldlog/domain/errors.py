@@ -27,7 +27,7 @@
     - Unauthenticated         the token is missing or invalid
     - DeviceRevoked           the device was revoked
   + Unavailable               try again later
-    - StorageUnavailable      the database is unreachable; the request was not stored
+    - StorageUnavailable      the database is unreachable; the request was refused
     - OutcomeUnknown          the answer to the commit was lost: send the same request again
     - ProjectionBehind        the master table is still behind this seq
     - HistoryUnavailable      an older version made the master table: rebuild it first
@@ -145,7 +145,7 @@ class VersionConflict(DefinitionConflict):
 
 
 class NotFound(FoldlogError):
-    """This does not exist."""
+    """Not found."""
 
     code = "not-found"
 
@@ -160,7 +160,7 @@ class UnknownSpace(NotFound):
 
 
 class UnknownRecord(NotFound):
-    """This record does not exist and never existed."""
+    """This record never existed."""
 
     code = "unknown-record"
 
@@ -172,7 +172,7 @@ class UnknownCollection(NotFound):
 
 
 class NoCheckpoint(NotFound):
-    """This space has no signed checkpoint yet."""
+    """This space lacks a signed checkpoint so far."""
 
     code = "no-checkpoint"
 

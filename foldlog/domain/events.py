@@ -1,8 +1,8 @@
 """Events: the content of the log, in the bytes that every reader receives.
 
 The bytes are made here once, when the event is stored. A page of the log is these bytes, joined.
-Names of kinds and keys are stored and never change: tests/unit/test_stored_form.py keeps one golden
-event of each kind.
+Names of kinds and keys are stored, so they must stay: tests/unit/test_stored_form.py keeps one
+golden event of each kind.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     def erased_key(self) -> Key | None:
         """The record that this event erases, or `None`.
 
-        Raises `ValueError` for an event that Foldlog cannot have written; so does `skipped_seq`.
+        Raises `ValueError` for a forged event; so does `skipped_seq`.
         """
         if self.kind != RECORD_ERASED:
             return None
@@ -294,7 +294,7 @@ def committed(state: bytes) -> Committed:
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """The log's entry of an exported event: its bytes, and the columns derived from them.
 
-    Raises `ValueError` if the bytes are not an event, or if its leaf would be another one.
+    Raises `ValueError` if the bytes are no event, or its leaf would differ.
     """
     try:
         event, apart = _decode(state), committed(state)
@@ -327,7 +327,7 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """The short form of a device's own changeset: the header without `ops`, with its `ids`.
+    """The short form of a device's own changeset: the header, and its `ids`.
 
     The device has the operations already, so a few bytes are enough as an acknowledgement. `erased`
     lists the operations that were erased, because the device may not know of the erasure yet.

@@ -24,7 +24,7 @@ Order = Literal["oldest", "newest"]
 class Point(NamedTuple):
     """A moment in a log: right after event `seq`, or after the last event received up to `time`.
 
-    `time` is in ms since 1970. Without both, the moment is now: the end of the log.
+    `time` is in ms since 1970. By default the moment is now: the end of the log.
     """
 
     seq: int | None = None
@@ -55,7 +55,7 @@ def head_of(state: bytes) -> EventHead:
 
 
 class Change(msgspec.Struct, rename={"from_": "from"}):
-    """The change of a field. A member is `UNSET` where the field does not exist."""
+    """The change of a field. A member is `UNSET` where the field is missing."""
 
     from_: Any = UNSET
     to: Any = UNSET

@@ -2,7 +2,7 @@
 
 An admin writes the schema; any device sends values that are checked. Therefore:
 
-* a schema is never fetched: `$ref` leads to the schema's own `$defs`;
+* `$ref` fetches no schema: it leads to the schema's own `$defs`;
 * patterns are matched in linear time;
 * a schema cannot apply itself endlessly to one value, or branch too often;
 * the text of a violation comes from the schema alone, because it is stored with a refusal and can
@@ -80,7 +80,7 @@ _encode = msgspec.json.encode
 class Violation(msgspec.Struct, frozen=True):
     """A place where a document violates the schema, and the violated part of the schema."""
 
-    path: str  #: a JSON pointer; `*` replaces names that the schema does not contain
+    path: str  #: a JSON pointer; `*` replaces names that the schema lacks
     reason: str
 
 
@@ -140,7 +140,7 @@ class JsonSchema:
         return self._validator.is_valid(value)
 
     def faults(self, value: Any) -> Iterator[Fault]:
-        """The faults of a value. Their texts contain no part of the value."""
+        """The faults of a value. Their texts come from the schema alone."""
         if self.fits(value):  # the usual case, ten times as fast
             return
         for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
@@ -325,7 +325,7 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """For each property and item of a value: the schemas that apply to it."""
+    """Yields, for each property and item of a value, the schemas that apply to it."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)

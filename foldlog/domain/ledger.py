@@ -93,8 +93,7 @@ def render_ledger(
 def _restore(entry: LedgerEntry, base: int) -> Restore | None:
     """The changeset that restores the lost value.
 
-    `None` for a number that could not be added, because there is no value that it could be added
-    to.
+    `None` for a number that could not be added, because it never was a value of the field.
     """
     if entry.rule == "not-addable":
         return None

@@ -1,4 +1,4 @@
-"""All limits. Each has a name and is published at `GET /v1/limits`. Bytes are bytes of UTF-8."""
+"""All limits. Each is published under its name at `GET /v1/limits`. Byte limits count UTF-8."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Limits(msgspec.Struct, frozen=True):
     #: the minimum rate of an incoming body, measured over `body_pace_seconds`
     body_bytes_per_second_min: int = 100
     body_pace_seconds: int = 30
-    #: an answer is aborted if its client reads none of it for so long
+    #: an answer is aborted if its client stops reading for so long
     unread_seconds_max: int = 60
     #: connections of one worker: in total, and from one address that is not a trusted proxy
     connections_max: int = 20_000
@@ -76,7 +76,7 @@ class Limits(msgspec.Struct, frozen=True):
     #: the largest body that is searched for an unreadable part; the search takes a hundred times
     #: longer than decoding
     unreadable_bytes_max: int = 256 * 2**10
-    #: all bodies in the memory of one worker; the first bytes of each are not counted
+    #: all bodies in the memory of one worker; the first bytes of each are free
     bodies_bytes_max: int = 256 * 2**20
     #: the bodies of one caller, or address
     bodies_bytes_per_caller_max: int = 64 * 2**20
@@ -125,7 +125,7 @@ class Limits(msgspec.Struct, frozen=True):
     collections_per_space_max: int = 200
     #: time for checking stored records during a definition by HTTP, in seconds
     schema_check_seconds_max: int = 20
-    #: records in one request; the command `foldlog erase` has no such limit
+    #: records in one request; the command `foldlog erase` is unlimited
     erase_records_max: int = 100
     #: spaces for which one request grants a token
     token_spaces_max: int = 100

@@ -36,7 +36,7 @@ class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last write of a field, or the last delete of a record.
 
     `other` is the seq of another device's write that was merged into this one (0: none). A
-    changeset has seen this write only if it has also seen that one.
+    changeset has seen this write only if it has also seen the other one.
     """
 
     seq: int
@@ -127,7 +127,7 @@ class Conflict(NamedTuple):
 class Record(msgspec.Struct, gc=False):
     """A record as the fold knows it. `fold` makes new ones; treat them as immutable.
 
-    `created_seq` is 0 for a record that was touched but does not exist: the target of a vain
+    `created_seq` is 0 for a record that was touched but is missing, for example the target of a
     delete.
     """
 
@@ -340,7 +340,7 @@ def _loses_to_delete(
 ) -> bool:
     """Whether the record's delete wins, because the operation has not seen it.
 
-    The order of the two events does not matter.
+    The order of the two events is irrelevant.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
@@ -352,7 +352,7 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Creates the record with no fields, unless it is live. Returns whether it did."""
+    """Creates an empty record, unless it is live. Returns whether it did."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}

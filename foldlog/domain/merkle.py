@@ -31,8 +31,10 @@ class InvalidProof(ValueError):
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of an inner node. The prefix byte is 1 here and 0 for leaves, so a leaf never passes
-    as a node."""
+    """The hash of an inner node.
+
+    The prefix byte is 1 here and 0 for a leaf, so a leaf cannot pass as a node.
+    """
     return hashlib.sha256(b"\1" + left + right).digest()
 
 

@@ -65,7 +65,7 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
 
     Only this function knows how to derive them from the stored bytes. An erased operation states
     its own commitment; comparing the leaf proves that it is the original one. Raises `ValueError`
-    if the salts do not match the operations.
+    if the salts belong to other operations.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]

@@ -1,14 +1,14 @@
 """Decides pushes: which changesets are stored, which are refused, and the answer to each.
 
 `PushDecider` decides a group of pushes on one state of a space. Infrastructure loads the data that
-the group needs, calls `take` for one push after another, and appends `entries`. A push that is
-refused as a whole raises and changes nothing. The other pushes of its group are decided as if it
-had never come.
+the group needs, calls `take` for one push after another, and appends `entries`. If a push is
+refused as a whole, `take` raises and keeps the state of the decider, so the other pushes of the
+group are decided as if that push were absent.
 
 A push is checked in this order:
 
 1. its device was revoked: `device-revoked`
-2. its cursor does not fit the log: `log-behind`, `log-changed`
+2. its cursor is of another log: `log-behind`, `log-changed`
 3. for each changeset, in order
    a. its id is known: the first answer again, or `id-reused`
    b. its base is beyond the log: `log-behind`
@@ -126,7 +126,7 @@ class PushDecider:
 
         Raises `DeviceRevoked`, `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`,
         `CounterGap`, `LimitExceeded`, or `ProjectionBehind` if a guard or a schema needs records
-        that could not be loaded. A push that raises changes nothing.
+        that are missing. After an exception the state of the decider is as before.
         """
         self._check_device_and_cursor(push)
         counter, repeated = self._check_changesets(push)
@@ -172,8 +172,8 @@ class PushDecider:
         """
         first: dict[str, Changeset] = {}
         repeated: dict[int, Answer] = {}
-        # The base is compared with the head before the group: the device has no answer yet that
-        # could have told it of later events.
+        # The base is compared with the head before the group, because later events are still
+        # unknown to all devices.
         head = self.state.head
         counter = self.counters.get(push.device, self.state.counters.get(push.device, 0))
         for index, changeset in enumerate(push.changesets):

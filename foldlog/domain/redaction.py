@@ -24,7 +24,7 @@ _HINTS = ("://", "password", "bearer", "basic", "eyj", "foldlog_")
 
 def redacted(text: str) -> str:
     """The text with `***` in the place of passwords and tokens."""
-    # Fast path: this runs for each request, and most lines contain no secret.
+    # Fast path: this runs for each request, and few lines contain a secret.
     lowered = text.lower()
     if any(hint in lowered for hint in _HINTS):
         return _SECRET.sub(_hidden, text)

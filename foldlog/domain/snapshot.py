@@ -19,8 +19,8 @@ A record that is newer than the header belongs to the history of its page's `mar
 the log to the largest `at`, compare the marks. If they differ, the server was restored during the
 download, and the snapshot must be discarded.
 
-A stream that does not end with `"cursor": null` was cut. Discard the records after the last page
-end, because their seq is unknown; keep the others, and continue with `?cursor=`.
+A complete stream ends with `"cursor": null`; any other was cut. Discard the records after the
+last page end, because their seq is unknown; keep the others, and continue with `?cursor=`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SnapshotRecord(RecordView):
 
 
 class _Line(msgspec.Struct):
-    """Any line after the header. A record has no `at`."""
+    """Any line after the header. A page end has `at`; a record lacks it."""
 
     collection: str = ""
     id: str = ""

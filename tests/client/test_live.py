@@ -1,4 +1,4 @@
-"""The live channel on a real server, and what can go wrong with it."""
+"""The live channel on a real server, and its failures."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ PROMPT_SECONDS = 4.0
 
 
 class Service:
-    """The service in this process, and what a test puts between it and its clients."""
+    """The service in this process, with hooks of a test between the service and its clients."""
 
     def __init__(self, store: MemoryStore, door: AsgiServer):
         self.store = store
         self._door = door
         self.asked: list[str] = []
-        #: what answers in place of the stream, or changes what it sends
+        #: answers in place of the stream
         self.instead: Callable | None = None
+        #: wraps `send` of the stream
         self.on_the_way: Callable | None = None
         self.url = ""
 
@@ -100,7 +101,7 @@ def service():
 
 @pytest.fixture
 def device(service, tmp_path):
-    """Makes a replica by the name of its file, which keeps in sync if not told otherwise."""
+    """Opens a replica by the name of its file. It syncs in the background by default."""
     opened = []
 
     def open_device(name: str, **options) -> Replica:
@@ -117,16 +118,16 @@ def device(service, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """What takes seconds in life takes a moment."""
+    """Shortens the waits."""
     monkeypatch.setattr(schedule, "RETRY_SECONDS_MIN", 0.02)
     monkeypatch.setattr(background, "RECONNECT_GRACE_SECONDS", 0.2)
 
 
 def until(is_so: Callable[[], object], seconds: float = 10.0) -> float:
-    """Waits until something is so; returns how long it took."""
+    """Waits for a condition, and returns the seconds that it took."""
     begun = time.monotonic()
     while not is_so():
-        assert time.monotonic() < begun + seconds, "it never came to that"
+        assert time.monotonic() < begun + seconds, "the condition was never met"
         time.sleep(0.005)
     return time.monotonic() - begun
 
@@ -144,27 +145,27 @@ def looks(replica: Replica) -> dict:
 
 
 def folded(store: MemoryStore) -> dict:
-    """What the log comes to."""
+    """Folds the log."""
     records: dict = {}
     for entry in store._space(SPACE).entries:
         fold(records, decode_event(entry.state))
     return {key[1]: (record.fields, record.seq) for key, record in records.items()}
 
 
-def test_what_one_device_does_another_one_shows_at_once(service, device):
-    """Told, as it comes; nobody asks. And a local change is sent as before."""
+def test_a_change_of_one_device_is_shown_on_another_at_once(service, device):
+    """The channel delivers the change without a poll. Local changes are sent as before."""
     phone, tablet = device("phone"), device("tablet")
     until(lambda: is_live(phone) and is_live(tablet))
-    before, told = service.count(SYNC), []
-    tablet.callbacks.on_change(told.append)
+    before, changes = service.count(SYNC), []
+    tablet.callbacks.on_change(changes.append)
     received = tablet.status().bytes_received
 
     milk = tasks(phone).create(title="Milk")
     assert until(lambda: tasks(tablet).get(milk.id)) < PROMPT_SECONDS
     until(lambda: tasks(phone)[milk.id].sync_status == 0)
 
-    until(lambda: told)
-    assert [(change.id, change.record["title"]) for change in told] == [(milk.id, "Milk")]
+    until(lambda: changes)
+    assert [(change.id, change.record["title"]) for change in changes] == [(milk.id, "Milk")]
     assert service.count(SYNC) == before + 1
     assert looks(tablet) == looks(phone) == folded(service.store)
     status = tablet.status()
@@ -174,8 +175,8 @@ def test_what_one_device_does_another_one_shows_at_once(service, device):
     assert not is_live(tablet) and tablet._store.meta.get("bytes_received") >= status.bytes_received
 
 
-def test_it_can_be_left_off(service, device):
-    """`live=False` polls alone."""
+def test_the_channel_can_be_turned_off(service, device):
+    """With `live=False` the replica only polls."""
     phone = device("phone", live=False)
     until(lambda: service.count(SYNC) >= 2)
     assert service.count(STREAM) == 0 and not is_live(phone)
@@ -187,7 +188,7 @@ async def no_such_path(send):
 
 
 def test_an_older_service_is_polled(service, device):
-    """It is asked for its live channel once, and not again soon."""
+    """The device asks once for the channel, and then only polls for a while."""
     service.instead = no_such_path
     phone, tablet = device("phone", keep_syncing=False), device("tablet")
     until(lambda: service.count(STREAM))
@@ -199,7 +200,7 @@ def test_an_older_service_is_polled(service, device):
 
 
 async def silence(send):
-    """Says that all is well, and nothing more."""
+    """Sends the head of a stream, and then stays silent."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"retry: 20\n\n", "more_body": True})
@@ -211,8 +212,8 @@ async def no_answer(send):
 
 
 @pytest.mark.parametrize("instead", [silence, no_answer])
-def test_a_silent_stream_is_given_up(service, device, quick, monkeypatch, instead):
-    """Also what a proxy keeps back: then it polls."""
+def test_a_silent_stream_is_closed(service, device, quick, monkeypatch, instead):
+    """The device polls then, as behind a proxy that buffers the stream."""
     monkeypatch.setattr(stream, "SILENCE_SECONDS", 0.3)
     service.instead = instead
     phone, tablet = device("phone", keep_syncing=False), device("tablet")
@@ -220,13 +221,13 @@ def test_a_silent_stream_is_given_up(service, device, quick, monkeypatch, instea
     milk = tasks(phone).create(title="Milk")
     phone.sync()
     until(lambda: tasks(tablet).get(milk.id))
-    until(lambda: service.count(STREAM) >= 2)  # and tries again
+    until(lambda: service.count(STREAM) >= 2)  # the device tries again
     until(lambda: not is_live(tablet))
 
 
 @pytest.mark.parametrize("instead", [None, silence, no_answer])
 def test_closing_is_prompt(service, device, instead):
-    """Whatever the stream does, or does not."""
+    """Also while a stream is silent or still connects."""
     service.instead = instead
     phone = device("phone")
     until(lambda: service.count(STREAM))
@@ -244,7 +245,7 @@ class Cut(Exception):
 
 
 def cutting(rng: random.Random):
-    """Streams arrive in crumbs, and break off somewhere."""
+    """Splits streams into small pieces, and breaks them at random."""
 
     def on_the_way(send):
         left = int(2 ** rng.uniform(0, 14))
@@ -267,11 +268,9 @@ def cutting(rng: random.Random):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
-    service, device, quick, monkeypatch, seed
-):
+def test_a_broken_stream_loses_and_repeats_no_event(service, device, quick, monkeypatch, seed):
     monkeypatch.setattr(background, "RECONNECT_GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(schedule, "RETRY_SECONDS_MAX", 0.05)  # never gives up for long
+    monkeypatch.setattr(schedule, "RETRY_SECONDS_MAX", 0.05)  # retries soon
     rng = random.Random(seed)
     service.on_the_way = cutting(rng)
     phone, tablet = device("phone", keep_syncing=False), device("tablet")
@@ -288,7 +287,7 @@ def test_a_stream_that_is_cut_anywhere_loses_and_doubles_nothing(
     number = 0
     while not is_enough():
         number += 1
-        assert number < 500, "too little happens"
+        assert number < 500, "too few pages arrive"
         tasks(phone).increment("n", count=1)
         tasks(phone).create(id=f"r{number}", title="x" * rng.randrange(300))
         if rng.random() < 0.2:
@@ -314,20 +313,20 @@ def problem(code: str, status: int):
 
 
 @pytest.mark.parametrize("code", ["storage-unavailable", "log-changed"])
-def test_a_problem_on_the_stream_is_like_one_of_an_answer(service, device, quick, code):
-    """Time helps with the one; for the other a sync is made, which finds nothing wrong."""
+def test_a_problem_on_the_stream(service, device, quick, code):
+    """The device waits for a busy service, and syncs after a changed log."""
     service.instead = problem(code, 503)
     phone = device("phone")
     until(lambda: service.count(STREAM) >= 3)
     service.instead = None
     until(lambda: is_live(phone))
     assert phone.status().problem is None
-    # The third stream was counted before it was answered: whether that too was a problem is chance.
+    # The third stream is counted before its answer, which may be a problem or a stream.
     assert service.count(SYNC) >= (3 if code == "log-changed" else 1)
 
 
-def test_a_service_that_lost_events_is_noticed_on_the_stream(service, device, quick):
-    """And healed as a sync heals: both have all in the end."""
+def test_the_stream_detects_a_service_that_lost_events(service, device, quick):
+    """A sync heals, and both devices have all records in the end."""
     phone, tablet = device("phone", keep_syncing=False), device("tablet")
     tasks(phone).create(id="one")
     phone.sync()
@@ -347,7 +346,7 @@ def test_a_service_that_lost_events_is_noticed_on_the_stream(service, device, qu
 
 
 def test_a_lost_stream_is_followed_by_the_next(service, device, quick):
-    """Also when the connection just breaks; what came in between is not missed."""
+    """Events between the two streams arrive as well."""
     broken = []
 
     def on_the_way(send):
@@ -368,8 +367,8 @@ def test_a_lost_stream_is_followed_by_the_next(service, device, quick):
     assert broken and service.count(STREAM) >= 2
 
 
-def test_of_several_on_one_file_one_follows(service, device):
-    """And all show what it brings."""
+def test_one_of_several_replicas_of_a_file_follows_the_channel(service, device):
+    """The others read the records from the file."""
     one = device("phone")
     until(lambda: is_live(one))
     other, tablet = device("phone"), device("tablet")
@@ -380,8 +379,8 @@ def test_of_several_on_one_file_one_follows(service, device):
     assert service.count(STREAM) == 2
 
 
-def test_what_is_made_while_a_page_is_applied_is_sent(service, device):
-    """Who wants to sync meanwhile finds the turn taken, and leaves it to the holder."""
+def test_a_change_made_while_a_page_is_applied_is_sent(service, device):
+    """Another sync finds the file lock taken, so the holder sends the change."""
     phone, tablet = device("phone"), device("tablet", keep_syncing=False)
     until(lambda: is_live(phone))
     again = device("phone", keep_syncing=False)
@@ -395,12 +394,12 @@ def test_what_is_made_while_a_page_is_applied_is_sent(service, device):
     assert until(lambda: again.status().unsent == 0) < PROMPT_SECONDS
 
 
-# The pages, without a network.
+# Pages without a network.
 
 
 @pytest.fixture
 def page(service, device):
-    """Makes a replica, and the page that comes next; both with what is told."""
+    """Returns a replica, and the next page of its stream."""
     phone, tablet = device("phone", keep_syncing=False), device("tablet", keep_syncing=False)
     tasks(phone).create(id="one")
     phone.sync()
@@ -415,7 +414,7 @@ def page(service, device):
 
 
 def changed(page: Page, **members) -> Page:
-    """With other members: of the page, or of the answer in it."""
+    """Replaces members of a page, or of its answer."""
     own = {name: value for name, value in members.items() if name in Page.__struct_fields__}
     answer = {**page.answer, **{name: members[name] for name in members.keys() - own.keys()}}
     return msgspec.structs.replace(page, **own, answer=answer)
@@ -429,7 +428,7 @@ def test_a_page_is_applied_once(page):
     assert (tablet.status().after, tablet.status().head) == (3, 3)
 
 
-def test_a_page_that_the_cursor_is_within_overlaps(page):
+def test_a_page_around_the_cursor_overlaps(page):
     tablet, page = page
     assert tablet._apply_page(page) is PageResult.APPLIED
     tablet._store.meta.set(after=2)
@@ -437,7 +436,7 @@ def test_a_page_that_the_cursor_is_within_overlaps(page):
 
 
 @pytest.mark.parametrize(
-    "oddity",
+    "change",
     [
         lambda page: changed(page, log="another"),
         lambda page: changed(page, device="another"),
@@ -452,20 +451,20 @@ def test_a_page_that_the_cursor_is_within_overlaps(page):
         lambda page: changed(page, after=0, through=1, events=page.answer["events"][:1]),
     ],
 )
-def test_whatever_is_odd_is_left_to_a_sync(page, oddity):
+def test_a_page_that_does_not_fit_needs_a_sync(page, change):
     tablet, page = page
-    if oddity(page).answer["head"] == 0:
+    if change(page).answer["head"] == 0:
         tablet._store.meta.set(head=2)
-    assert tablet._apply_page(oddity(page)) is PageResult.NEEDS_SYNC
+    assert tablet._apply_page(change(page)) is PageResult.NEEDS_SYNC
     assert set(looks(tablet)) == {"one"} and tablet.status().after == 1
     assert tablet.sync().pulled == 2
 
 
-# When to ask for the next stream.
+# The wait before the next stream.
 
 
 class Ends(Stream):
-    """A stream that ends as it is told."""
+    """A stream that ends at once, with or without an error."""
 
     def __init__(self, why: Exception | None):
         super().__init__()
@@ -481,9 +480,9 @@ class Ends(Stream):
 
 
 @pytest.mark.parametrize(
-    ("why", "at_least", "at_most", "is_odd"),
+    ("why", "at_least", "at_most", "needs_sync"),
     [
-        (None, 0.8, 1.2, False),  # too soon to be in good order
+        (None, 0.8, 1.2, False),  # a stream that ends this soon counts as a failure
         (Unreachable(), 0.8, 1.2, False),
         (ServerProblem(404, {"code": "no-such-path"}, None), 240, 360, False),
         (ServerProblem(405, {}, None), 240, 360, False),
@@ -494,7 +493,7 @@ class Ends(Stream):
         (ServerProblem(404, {"code": "unknown-space"}, None), 0.8, 1.2, True),
     ],
 )
-def test_how_long_to_leave_a_service_alone(tmp_path, why, at_least, at_most, is_odd):
+def test_the_wait_before_the_next_stream(tmp_path, why, at_least, at_most, needs_sync):
     now, woken = [1_000.0], threading.Event()
     live = LiveChannel(
         tmp_path / "a.db",
@@ -509,15 +508,15 @@ def test_how_long_to_leave_a_service_alone(tmp_path, why, at_least, at_most, is_
         until(lambda: live.next_at is not None)
         return live.step()
 
-    assert live.next_at is None and not live.step()  # nothing is known yet of the service
+    assert live.next_at is None and not live.step()  # before the first sync
     live.may_connect_from = 1_000.0
-    assert end_one() is is_odd
+    assert end_one() is needs_sync
     assert 1_000 + at_least <= live.next_at <= 1_000 + at_most
-    assert live.step() is False and live._reader is None  # not before its time
+    assert live.step() is False and live._reader is None  # too early
     for _ in range(10):
         now[0] = live.next_at
-        assert end_one() is is_odd
-    assert 240 <= live.next_at - now[0] <= 360, "ever longer"
+        assert end_one() is needs_sync
+    assert 240 <= live.next_at - now[0] <= 360, "the waits grow"
 
 
 # Server-Sent Events.
@@ -530,7 +529,7 @@ MESSAGES = [("", b"{}"), ("problem", b"1\n2"), ("", b""), ("", "é".encode())]
 
 
 @given(st.lists(st.integers(0, len(TEXT))))
-def test_wherever_a_stream_is_cut_its_messages_are_the_same(places):
+def test_messages_are_independent_of_the_pieces(places):
     reader, messages = sse.Reader(), []
     for begin, end in zip([0, *sorted(places)], [*sorted(places), len(TEXT)], strict=True):
         messages += reader.read(TEXT[begin:end])
@@ -538,6 +537,6 @@ def test_wherever_a_stream_is_cut_its_messages_are_the_same(places):
 
 
 @given(st.integers(0, len(TEXT)))
-def test_of_a_stream_that_breaks_off_no_message_is_half_read(length):
+def test_a_broken_stream_has_only_whole_messages(length):
     messages = sse.Reader().read(TEXT[:length])
     assert messages == MESSAGES[: len(messages)]

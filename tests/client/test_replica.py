@@ -1,4 +1,4 @@
-"""The replica as an app uses it: reads and writes here, syncing left out or by hand."""
+"""The replica as an app uses it: local reads and writes, mostly without a server."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def ids(records):
     return [record.id for record in records]
 
 
-def test_what_is_written_is_shown_at_once(replica, tasks):
-    """Before any server was asked: the record, its status, and the queue."""
+def test_a_write_is_shown_at_once(replica, tasks):
+    """Before the first sync: the record, its status, and the queue."""
     milk = tasks.create(title="Milk", done=False)
     assert (milk["title"], milk.sync_status, milk.last_modified) == ("Milk", foldlog.WAITING, None)
     assert tasks.update(milk.id, {"done": True}, unset="title").fields == {"done": True}
@@ -41,8 +41,8 @@ def test_what_is_written_is_shown_at_once(replica, tasks):
     assert replica.status().unsent == 5 and len(tasks) == 0
 
 
-def test_it_is_there_after_reopening(tmp_path):
-    """Data, queue, device and space are in the file."""
+def test_reopening_a_file(tmp_path):
+    """The file keeps records, queue, device, space and URL."""
     with foldlog.open(tmp_path / "a.db", space="home", server="http://localhost:9") as one:
         one.stop()
         record, device = one.collection("tasks").create(x=1), one.device
@@ -50,11 +50,11 @@ def test_it_is_there_after_reopening(tmp_path):
         assert again.collection("tasks")[record.id] == record
         assert (again.device, again.space) == (device, "home")
         assert again.status().unsent == 1
-        assert again._runner.server is not None  # its URL was kept, too
+        assert again._runner.server is not None  # the URL is in the file
 
 
 def test_a_changeset_is_all_or_nothing(replica, tasks):
-    """Blocks inside are part of it; reads inside see it; an exception undoes all of it."""
+    """A block includes inner blocks, reads see its changes, and an exception undoes them."""
     with replica.changeset():
         one = tasks.create(n=1)
         with replica.changeset():
@@ -76,7 +76,7 @@ def test_a_changeset_is_all_or_nothing(replica, tasks):
 
 
 def test_query(tasks):
-    """Typed equality, any of several, order, limit, offset; None finds what is absent."""
+    """Equality by JSON type, lists of values, `None` for a missing field, order and pages."""
     for id, fields in {
         "a": {"n": 1, "done": True, "who": "x"},
         "b": {"n": 2, "done": False, "who": None},
@@ -118,14 +118,14 @@ def nested(levels):
     ],
     ids=lambda fields: str(next(iter(fields)))[:4],
 )
-def test_what_cannot_be_kept_is_refused_here(replica, tasks, fields):
-    """Before it is in the queue, where it would be refused only when the user is gone."""
+def test_invalid_values_are_refused_at_once(replica, tasks, fields):
+    """Before they are queued, because the server would refuse them when the user is gone."""
     with pytest.raises(foldlog.NotARecord):
         tasks.create(fields)
     assert len(tasks) == 0 and not replica.unsent()
 
 
-def test_what_is_not_there_is_told(tasks):
+def test_missing_and_existing_records_raise(tasks):
     for change in (
         lambda: tasks["x"],
         lambda: tasks.update("x", n=1),
@@ -144,7 +144,7 @@ def test_what_is_not_there_is_told(tasks):
 
 
 @pytest.mark.parametrize("id", ["", "\0", "x" * 129, "\ud83d"])
-def test_ids_that_cannot_be_are_refused(tasks, id):
+def test_invalid_ids_are_refused(tasks, id):
     assert tasks.get(id) is None
     for change in (
         lambda: tasks.put(id, n=1),
@@ -156,7 +156,7 @@ def test_ids_that_cannot_be_are_refused(tasks, id):
 
 @pytest.mark.parametrize("records", [1, 400])
 def test_an_operation_costs_the_same_however_large_its_changeset(tmp_path, monkeypatch, records):
-    """In statements, in bytes that go to the file, and in operations that are folded."""
+    """Counted in statements, in bytes written to the file, and in folded operations."""
 
     def cost(count: int) -> tuple[float, float, float]:
         statements, folded = [], []
@@ -180,8 +180,8 @@ def test_an_operation_costs_the_same_however_large_its_changeset(tmp_path, monke
     assert many[1] > 200, "parameters are counted, too"
 
 
-def test_a_block_shows_what_it_has_come_to(replica, tasks):
-    """Each read inside sees all operations before it, on top of the queue; also of one record."""
+def test_a_block_shows_its_own_changes(replica, tasks):
+    """Each read in the block sees the queue and all earlier operations of the block."""
     tasks.put("n", count=1, title="one")
     with replica.changeset():
         assert tasks.increment("n", count=2).fields == {"count": 3, "title": "one"}
@@ -193,12 +193,12 @@ def test_a_block_shows_what_it_has_come_to(replica, tasks):
         shown = tasks["n"]
     assert tasks["n"] == shown
     replica._store.view.refresh([("tasks", "n")])
-    assert tasks["n"] == shown, "read from the queue it comes to the same"
+    assert tasks["n"] == shown, "folding the queue gives the same"
     assert [len(changeset["ops"]) for changeset in replica.unsent()] == [1, 5]
 
 
 def test_temporary_records_stay_here(replica, tasks):
-    """They are not queued, can be changed, purged, and kept."""
+    """They can be changed and purged. Only `keep` queues them."""
     one, two = tasks.create_temporary(n=1), tasks.create_temporary(n=2)
     assert one.sync_status == foldlog.TEMPORARY
     assert tasks.update(one.id, m=3).fields == {"n": 1, "m": 3}
@@ -213,8 +213,8 @@ def test_temporary_records_stay_here(replica, tasks):
     assert len(replica.unsent()) == 1
 
 
-def test_a_file_of_another_kind_is_left_alone(tmp_path):
-    """Another space's, another program's, or no database at all."""
+def test_other_files_are_left_alone(tmp_path):
+    """A replica of another space, the database of another program, and a text file."""
     with foldlog.open(tmp_path / "a.db", space="home"):
         pass
     with pytest.raises(foldlog.WrongReplica, match="'home'"):
@@ -234,8 +234,8 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
         replica.sync()
 
 
-def test_a_new_file_is_opened_by_many_at_once(tmp_path):
-    """Whoever comes second waits; SQLite alone would refuse the change to WAL at once."""
+def test_many_threads_open_a_new_file_at_once(tmp_path):
+    """All but one wait, although SQLite refuses a concurrent switch to WAL at once."""
     for number in range(60):
         path, start = tmp_path / f"{number}.db", Barrier(8)
 
@@ -249,7 +249,7 @@ def test_a_new_file_is_opened_by_many_at_once(tmp_path):
 
 
 def test_threads_take_turns(replica, tasks):
-    """Increments from eight threads all count, each its own changeset with its own counter."""
+    """Increments of eight threads add up, and each changeset has its own counter."""
     tasks.create(id="n")
 
     def work():
@@ -266,7 +266,7 @@ def test_threads_take_turns(replica, tasks):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "..", "ä", "x" * 65])
-def test_collections_have_names(replica, name):
+def test_invalid_names_of_collections_are_refused(replica, name):
     with pytest.raises(ValueError, match="collection"):
         replica.collection(name)
 

@@ -1,4 +1,4 @@
-"""A device whose changeset breaks a schema: the user's change is told of, kept, and not shown."""
+"""A changeset that breaks a schema: the app gets a refusal, and the record is shown without it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def defined(memory_store):
     memory_store.define("home", "tasks", Proposal(JsonSchema.checked(SCHEMA, LIMITS)))
 
 
-def test_what_is_refused_is_told_kept_and_shown_as_the_server_has_it(device, defined):
+def test_a_refused_change_is_reported_and_the_servers_record_is_shown(device, defined):
     """
-    The app showed the change as if it were done; now it shows the record as it is, and has the
-    change to show to the user. Nothing of the queue waits behind it.
+    The app showed the change until the sync. Now it shows the server's record, and can show the
+    refused change to the user. Later changesets of the queue are stored.
     """
     phone = device("phone")
     tasks = phone.collection("tasks")
-    told, changed = [], []
-    phone.callbacks.on_refusal(told.append)
+    refusals, changed = [], []
+    phone.callbacks.on_refusal(refusals.append)
     phone.callbacks.on_change(changed.append)
     milk = tasks.create(title="Milk", left=1)
     phone.sync()
@@ -35,21 +35,21 @@ def test_what_is_refused_is_told_kept_and_shown_as_the_server_has_it(device, def
     tasks.increment(milk.id, left=-2)
     assert tasks[milk.id]["left"] == -1
     tasks.update(milk.id, title="Oat milk")
-    outcome = phone.sync()
+    result = phone.sync()
 
-    (refusal,) = told
+    (refusal,) = refusals
     assert (refusal.code, refusal.state) == ("schema", "refused")
     assert refusal.detail == f"tasks/{milk.id} at /left: does not fit minimum 0"
     assert refusal.operations[0]["fields"] == {"left": -2}
-    assert outcome.refused == [refusal.id] == [kept.id for kept in phone.refused()]
+    assert result.refused == [refusal.id] == [kept.id for kept in phone.refused()]
     assert tasks[milk.id].fields == {"title": "Oat milk", "left": 1}
     assert [change.record.fields["left"] for change in changed] == [1]
     assert phone.status().unsent == phone.status().unacknowledged == 0
 
 
-def test_a_record_that_never_came_to_be_is_gone(device, defined):
+def test_a_record_whose_creation_was_refused_is_removed(device, defined):
     """
-    It was shown from the moment it was made; the server has none, so there is none to show.
+    The device showed the record from its creation on; the server never stored it.
     """
     phone, tablet = device("phone"), device("tablet")
     note = phone.collection("tasks").create(done=True)
@@ -62,9 +62,9 @@ def test_a_record_that_never_came_to_be_is_gone(device, defined):
     assert refusal.operations[0]["fields"] == {"done": True}
 
 
-def test_it_is_repaired_and_goes_on(device, defined):
+def test_a_refused_changeset_is_repaired(device, defined):
     """
-    Made anew, on what is true now.
+    The new changeset builds on the current records.
     """
     phone = device("phone")
     tasks = phone.collection("tasks")
@@ -79,9 +79,9 @@ def test_it_is_repaired_and_goes_on(device, defined):
     assert tasks[note.id].fields == {"done": True, "title": "Milk"}
 
 
-def test_a_definition_that_arrives_is_passed_over(device, defined, memory_store):
+def test_a_device_ignores_definitions(device, defined, memory_store):
     """
-    A device needs to know nothing of schemas.
+    Schemas are checked by the server alone.
     """
     phone = device("phone")
     phone.sync()

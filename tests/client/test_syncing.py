@@ -1,11 +1,10 @@
-"""Syncing through the HTTP door: two devices, what they tell, and how they pace themselves."""
+"""Syncing over HTTP: two devices, their callbacks, and the waits between syncs."""
 
 from __future__ import annotations
 
 import random
 import re
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,17 +15,16 @@ from foldlog.client.store.view import View
 from foldlog.client.sync import applier
 from foldlog.client.sync.results import SyncResult
 from foldlog.client.sync.schedule import (
+    LONG_RETRY_SECONDS,
     POLL_SECONDS_MAX,
     RETRY_SECONDS_MAX,
-    SIGN_IN_RETRY_SECONDS,
     Schedule,
 )
 from foldlog.client.transport.server import HttpServer
-from tests.asgi_client import asgi_transport
 
 
 def test_a_change_reaches_the_other_device(device):
-    """And comes back as its own acknowledgement: status 0, time and seq by the server."""
+    """Its own event acknowledges the change: status 0, with the time and the seq of the server."""
     phone, tablet = device("phone"), device("tablet")
     milk = phone.collection("tasks").create(title="Milk")
     assert phone.sync().pushed == 1
@@ -38,20 +36,20 @@ def test_a_change_reaches_the_other_device(device):
     assert phone.status().unsent == phone.status().unacknowledged == phone.status().lag == 0
 
 
-def test_what_arrives_is_told(device):
-    """Changes, losses and refusals, by callback and by iterator; a failing callback is harmless."""
+def test_callbacks(device):
+    """For changes, losses and refusals, and as an iterator. A failing callback is harmless."""
     phone, tablet = device("phone"), device("tablet")
     tasks, theirs = phone.collection("tasks"), tablet.collection("tasks")
-    told = {"change": [], "loss": [], "refusal": []}
+    calls = {"change": [], "loss": [], "refusal": []}
     phone.callbacks.on_change(lambda _: 1 / 0)
-    phone.callbacks.on_change(told["change"].append)
-    phone.callbacks.on_loss(told["loss"].append)
-    phone.callbacks.on_refusal(told["refusal"].append)
+    phone.callbacks.on_change(calls["change"].append)
+    phone.callbacks.on_loss(calls["loss"].append)
+    phone.callbacks.on_refusal(calls["refusal"].append)
 
     one = tasks.create(title="one")
     phone.sync()
     tablet.sync()
-    assert told["change"] == []  # what this device typed it knows
+    assert calls["change"] == []  # own changes are not reported
     theirs.delete(one.id)
     two = theirs.create(title="two")
     tablet.sync()
@@ -62,25 +60,25 @@ def test_what_arrives_is_told(device):
         phone.sync()
         arrived = list(arriving(0.01))
 
-    assert {change.id for change in told["change"]} == {one.id, two.id}
-    assert arrived == told["change"]
-    (loss,) = told["loss"]
+    assert {change.id for change in calls["change"]} == {one.id, two.id}
+    assert arrived == calls["change"]
+    (loss,) = calls["loss"]
     assert (loss.field, loss.rule, loss.lost["value"], loss.is_mine) == (
         "title",
         "deleted",
         "uno",
         True,
     )
-    assert [(r.code, r.operations[0]["fields"]) for r in told["refusal"]] == [
+    assert [(r.code, r.operations[0]["fields"]) for r in calls["refusal"]] == [
         ("stale", {"title": "eins"})
     ]
-    assert [(loss.number, loss.lost) for loss in phone.conflicts()] == [(1, told["loss"][0].lost)]
+    assert [(loss.number, loss.lost) for loss in phone.conflicts()] == [(1, calls["loss"][0].lost)]
     assert phone.conflicts(after=1) == []
-    assert phone.refused() == told["refusal"]
+    assert phone.refused() == calls["refusal"]
 
 
-def test_refused_work_is_repaired_or_dropped(device):
-    """It stays until then, changes nothing, and holds nothing up."""
+def test_refused_changesets_are_repaired_or_dropped(device):
+    """Until then they stay, change no record, and leave the rest of the queue alone."""
     phone, tablet = device("phone"), device("tablet")
     tasks = phone.collection("tasks")
     one = tasks.create(n=1)
@@ -110,8 +108,8 @@ def test_refused_work_is_repaired_or_dropped(device):
         pass
 
 
-def test_status_tells_why_not(tmp_path):
-    """In words; and the queue is kept."""
+def test_status_tells_why_syncing_fails(tmp_path):
+    """In words for the user. The queue stays."""
     answers = {
         "down": lambda request: (_ for _ in ()).throw(httpx.ConnectError("refused")),
         "who": lambda request: httpx.Response(401, json={"code": "unauthenticated"}),
@@ -136,8 +134,8 @@ def test_status_tells_why_not(tmp_path):
     }
 
 
-def test_a_page_that_names_many_records_is_folded_some_at_a_time(device, monkeypatch):
-    """Another device of the same person, or whoever has its token, could else fill our memory."""
+def test_a_page_with_many_records_is_folded_in_parts(device, monkeypatch):
+    """Because another device could fill this device's memory with one changeset."""
     monkeypatch.setattr(applier, "RECORDS_AT_ONCE", 3)
     phone, tablet = device("phone"), device("tablet")
     for count in (1, 2, 5, 1, 1):
@@ -156,8 +154,8 @@ def test_a_page_that_names_many_records_is_folded_some_at_a_time(device, monkeyp
     }
 
 
-def test_it_syncs_by_itself(device):
-    """In a thread, woken by a change; stopping finishes what is under way."""
+def test_the_background_thread_syncs(device):
+    """A local change wakes the thread. `stop` waits for a running sync."""
     phone, tablet = device("phone", keep_syncing=True), device("tablet")
     milk = phone.collection("tasks").create(title="Milk")
     deadline = time.monotonic() + 10
@@ -172,7 +170,7 @@ def test_it_syncs_by_itself(device):
 
 
 def test_an_idle_device_costs_a_small_request(device):
-    """No body to speak of, either way."""
+    """Both bodies are small."""
     phone = device("phone")
     phone.collection("tasks").create(title="x" * 5_000)
     phone.sync()
@@ -184,7 +182,7 @@ def test_an_idle_device_costs_a_small_request(device):
     assert after.bytes_received - before.bytes_received < 250
 
 
-def test_bodies_travel_compressed(device):
+def test_bodies_are_compressed(device):
     phone = device("phone")
     for _ in range(50):
         phone.collection("tasks").create(text="the same words again " * 20)
@@ -192,8 +190,8 @@ def test_bodies_travel_compressed(device):
     assert phone.status().bytes_sent < 50 * 400 / 3
 
 
-def test_the_pace_adapts():
-    """Quick after activity, slow when idle, backing off in trouble, and never in step."""
+def test_the_schedule_adapts():
+    """Short waits after activity, long ones when idle or failing, and all with jitter."""
     schedule = Schedule(random.Random(1))
     busy, idle = SyncResult(pulled=1), SyncResult()
     assert schedule.after_success(busy, 0) < 2
@@ -201,42 +199,13 @@ def test_the_pace_adapts():
     assert waits[0] < 3 and POLL_SECONDS_MAX * 0.8 <= waits[-1] <= POLL_SECONDS_MAX * 1.2
     assert len(set(waits)) == 30
     assert schedule.after_success(busy, 0) < 2
-    assert schedule.after_success(busy, 44.0) == 44.0  # the server asked to be left alone
+    assert schedule.after_success(busy, 44.0) == 44.0  # the server asked for it
 
     down = Unreachable()
     failures = [schedule.after_failure(down) for _ in range(15)]
     assert failures[0] < 1.3 and schedule.is_failing
     assert RETRY_SECONDS_MAX * 0.8 <= failures[-1] <= RETRY_SECONDS_MAX * 1.2
     assert schedule.after_failure(ServerProblem(503, {}, 1_000.0)) == 1_000.0
-    assert schedule.after_failure(ServerProblem(401, {}, None)) > SIGN_IN_RETRY_SECONDS * 0.7
+    assert schedule.after_failure(ServerProblem(401, {}, None)) > LONG_RETRY_SECONDS * 0.7
     schedule.after_success(idle, 0)
     assert not schedule.is_failing
-
-
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "use-the-client-library.md").read_text(
-    "utf-8"
-)
-
-
-def test_the_guide_runs(device, app, tmp_path, monkeypatch):
-    """Every Python block of the client's guide, one after another, on a real service."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(tmp_path)
-    real = HttpServer.__init__
-
-    def to_the_app(self, url, space, **options):
-        transport = asgi_transport(app)
-        real(self, "http://localhost", space, **options, transport=transport)
-
-    monkeypatch.setattr(HttpServer, "__init__", to_the_app)
-    exec(blocks[0], {})
-    replica = foldlog.open("app.db")
-    names = {"replica": replica, "tasks": replica.collection("tasks")}
-    try:
-        replica.sync()
-        for block in blocks[1:]:
-            exec(block, names)
-        assert [record["title"] for record in names["tasks"]] == ["Bread"]
-    finally:
-        replica.close()

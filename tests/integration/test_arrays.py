@@ -1,4 +1,4 @@
-"""Arrays in PostgreSQL's binary form say what they were made of."""
+"""Arrays in PostgreSQL's binary format keep their values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMES = [
     ],
 )
 def test_an_array_comes_back_as_it_was(datastore, made, type, values):
-    """Every value, in its place; and none at all."""
+    """All values return in their order. An empty array returns zero rows."""
     statement = f"SELECT * FROM unnest(%s::{type}[])"
     with datastore.rows() as cursor:
         found = [item for (item,) in cursor.execute(statement, [made(values)])]
@@ -45,7 +45,7 @@ def test_times_keep_their_milliseconds(datastore):
     assert [format_time(to_ms(at)) for (at,) in found[1:]] == TIMES
 
 
-def test_what_is_no_array_of_that_type_is_refused(datastore):
-    """A mistake in a statement is told, and not read as something else."""
+def test_an_array_of_another_type_is_refused(datastore):
+    """A wrong cast raises an error instead of reading wrong values."""
     with pytest.raises(ProgrammingError, match="type"), datastore.rows() as cursor:
         cursor.execute("SELECT * FROM unnest(%s::text[])", [arrays.bigint_array([1])])

@@ -1,4 +1,4 @@
-"""A database that refuses, hangs or only reads: bounded in time, and never taken for our fault."""
+"""A database that refuses, hangs or only reads leads to a timely, temporary error."""
 
 from __future__ import annotations
 
@@ -37,27 +37,29 @@ ALLOW = "DROP FUNCTION refuse CASCADE"
     "state",
     ["25006", "40001", "40P01", "53100", "53200", "53300", "55P03", "57014", "58030"],
 )
-def test_what_the_database_refuses_for_a_while_is_unavailable(database, state):
+def test_a_temporary_refusal_is_unavailable(database, state):
     """
-    Also what it refuses to a group that was committed together: each push of it is told, and
-    none is stored. When the trouble is over the same pushes are.
+    Each push of a refused group gets the error, and the database stores none of them. The same
+    pushes succeed after the outage.
     """
     with Datastore(database) as datastore, psycopg.connect(database, autocommit=True) as conn:
         store = PostgresEventStore(datastore)
         store.push("s", push_of(changeset()))
         conn.execute(REFUSE.format(state=state).encode())
         pushes = [push_of(changeset(put(str(n)))) for n in range(5)]
-        told = [future.exception() for future in [store.submit("s", push) for push in pushes]]
-        assert [type(error) for error in told] == [StorageUnavailable] * 5
+        errors = [future.exception() for future in [store.submit("s", push) for push in pushes]]
+        assert [type(error) for error in errors] == [StorageUnavailable] * 5
         conn.execute(ALLOW.encode())
         assert sorted(store.push("s", push).verdicts[0].seq for push in pushes) == [2, 3, 4, 5, 6]
         store.close()
 
 
 @pytest.mark.seconds(10)
-def test_a_space_that_is_locked_is_answered_in_time_and_holds_up_no_other(database):
-    """Each of many pushes to it is told within the wait for a turn and for a lock. Even with as
-    many of them locked as there are committers, another space waits for one turn, once."""
+def test_a_locked_space_gets_timely_errors_and_delays_no_other(database):
+    """All pushes to locked spaces fail within the lock timeout.
+
+    With as many locked spaces as committers, another space waits for one group, once.
+    """
     locked = [f"locked-{n}" for n in range(COMMITTERS)]
     with Datastore(database, seconds_max=5) as datastore, psycopg.connect(database) as blocker:
         store = PostgresEventStore(datastore)
@@ -81,7 +83,7 @@ def test_a_space_that_is_locked_is_answered_in_time_and_holds_up_no_other(databa
 
 
 def timed(store, space: str) -> tuple[Future, list[float]]:
-    """A push, and how long it took, once it is answered."""
+    """Submits a push. Returns its future, and a list that will hold the seconds it took."""
     began, took = time.monotonic(), []
     future = store.submit(space, push_of(changeset()))
     future.add_done_callback(lambda _: took.append(time.monotonic() - began))
@@ -95,8 +97,8 @@ def test_states_that_end_the_connection_leave_the_outcome_open(state):
     assert is_connection_error(raised) and is_temporary(raised)
 
 
-def test_a_server_that_hangs_is_hung_up_on(database):
-    """Nobody answers, not even to a timeout; the next connection is another one."""
+def test_the_deadline_ends_a_hanging_connection(database):
+    """A stopped server also stops its timeouts. The next connection is a new one."""
     with Datastore(database, pool_size_max=1, seconds_max=1) as datastore:
         with datastore.rows() as cursor:
             [(pid,)] = cursor.execute("SELECT pg_backend_pid()").fetchall()
@@ -123,8 +125,8 @@ def test_all_statements_of_a_borrowed_connection_share_its_time(database):
         assert time.monotonic() - began < 2
 
 
-def test_a_server_that_can_still_say_no_says_it_first(database):
-    """Then it is certain that nothing was stored, and the connection goes on."""
+def test_the_servers_timeout_comes_before_the_deadline(database):
+    """The outcome of its refusal is certain, and the connection stays usable."""
     with Datastore(database, seconds_max=1) as datastore, datastore.rows() as cursor:
         with pytest.raises(psycopg.errors.QueryCanceled):
             cursor.execute("SELECT pg_sleep(5)")
@@ -137,8 +139,8 @@ def test_a_command_waits_as_long_as_it_takes(database):
             assert cursor.execute(SQL("SHOW {}").format(Identifier(name))).fetchall() == [("0",)]
 
 
-def test_where_nobody_is_served_nobody_waits_for_long(tmp_path):
-    """The first one waits for a connection, those after him only look whether there is one."""
+def test_callers_fail_fast_while_the_database_is_away(tmp_path):
+    """The first caller waits for a connection. Later ones check the pool for a moment."""
     with Datastore(f"host={tmp_path} dbname=x", seconds_max=1) as datastore:
         waits = []
         for _ in range(3):
@@ -150,7 +152,7 @@ def test_where_nobody_is_served_nobody_waits_for_long(tmp_path):
 
 
 def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: Path):
-    """... and finds out by itself that it takes writes again."""
+    """It also reports when the database accepts writes again."""
     url, superuser_url = database_urls
     name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
     only_reads = SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
@@ -167,18 +169,18 @@ def test_readiness_tells_of_a_database_that_only_reads(database_urls, tmp_path: 
         until(lambda: parts.ready()["writes"] == "ok")
 
 
-def test_readiness_tells_strangers_nothing_of_where_the_database_is(tmp_path: Path):
-    """Which host, port and role is for the service's own log."""
+def test_readiness_hides_the_address_of_the_database(tmp_path: Path):
+    """Host, port and role appear in the service's own log only."""
     url = f"host={tmp_path} user=secret-role dbname=secret-name"
     settings = read_settings({}, data=tmp_path, database_url=url)
     with services(url, settings, seconds_max=1) as parts:
-        told = str(parts.ready())
-    assert "unreachable" in told
-    assert not any(part in told for part in (str(tmp_path), "secret-role", "secret-name"))
+        answer = str(parts.ready())
+    assert "unreachable" in answer
+    assert not any(part in answer for part in (str(tmp_path), "secret-role", "secret-name"))
 
 
 def until(condition, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it has not come to be"
+        assert time.monotonic() < deadline, "the condition is still false"
         time.sleep(0.1)

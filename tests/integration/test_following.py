@@ -1,6 +1,6 @@
-"""Several web workers on one database: what one appends reaches who waits at another.
+"""Several web workers on one database: clients of one worker see the appends of another.
 
-Each worker here has its own connections, tails and follower, as a process of its own would.
+Each worker has its own connections, cache and follower, like a process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def urls(database_urls):
 
 @pytest.fixture
 def workers(urls):
-    """Two of them, and a space with one event."""
+    """Two workers."""
     with ExitStack() as stack:
         found = []
         for _ in range(2):
@@ -69,12 +69,12 @@ def notifications_are_lost(monkeypatch):
 
 
 def arrival(workers: list[Served], here: Space, there: Space) -> float:
-    """Seconds until a stream and a wait at one worker have what was pushed through the other."""
+    """Returns the seconds until a stream and a wait at one worker see a push to the other."""
     stream = there.stream("after=1")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(there.http.get, "events?after=1&wait=9")
         until(lambda: waiters(workers[1], there) == 2)
-        time.sleep(0.1)  # both have read that there is nothing yet
+        time.sleep(0.1)  # both have seen that the log ends at 1
         began = time.monotonic()
         here.push(changeset())
         assert stream.seqs(1) == [2]
@@ -83,21 +83,19 @@ def arrival(workers: list[Served], here: Space, there: Space) -> float:
     return time.monotonic() - began
 
 
-def test_what_one_worker_appends_comes_to_another_at_once(looks_are_rare, workers, here, there):
+def test_an_append_reaches_another_worker_at_once(looks_are_rare, workers, here, there):
     """A notification alone brings the event, because the next look is an hour away."""
     assert arrival(workers, here, there) < ARRIVAL_SECONDS_MAX
 
 
-def test_a_lost_notification_costs_a_moment_and_no_event(
-    notifications_are_lost, workers, here, there
-):
+def test_a_lost_notification_only_delays_the_event(notifications_are_lost, workers, here, there):
     assert arrival(workers, here, there) < ARRIVAL_SECONDS_MAX
 
 
 @pytest.mark.seconds(5)
-def test_everybody_who_follows_sees_each_event_once(workers, here):
+def test_every_follower_sees_each_event_once(workers, here):
     """
-    Pushes through both, and each who follows connects now to this one and now to that.
+    Pushes go to both workers, and each follower switches between the workers.
     """
     follow_all(here, [worker.port for worker in workers], writers=4, pushes=40)
     for worker in workers:
@@ -106,7 +104,7 @@ def test_everybody_who_follows_sees_each_event_once(workers, here):
 
 
 @pytest.mark.seconds(5)
-def test_everybody_who_follows_sees_each_event_once_without_notifications(
+def test_every_follower_sees_each_event_once_without_notifications(
     notifications_are_lost, workers, here
 ):
     follow_all(here, [worker.port for worker in workers], writers=4, pushes=10)
@@ -114,7 +112,7 @@ def test_everybody_who_follows_sees_each_event_once_without_notifications(
 
 def test_an_old_end_never_refuses_a_cursor(notifications_are_lost, workers, here, there):
     """
-    Whoever was at another worker may know more than this one does.
+    A client of another worker may have a newer cursor than this worker's cache.
     """
     assert there.http.get("events").json()["through"] == 1
     for n in range(2, 12):
@@ -129,9 +127,9 @@ def test_an_old_end_never_refuses_a_cursor(notifications_are_lost, workers, here
         assert again.status_code == 409, "that mark is of another event"
 
 
-def test_who_asks_in_vain_does_not_trouble_the_database(monkeypatch, workers, here):
+def test_polls_at_the_head_need_no_database(monkeypatch, workers, here):
     """
-    Polls and waits at the end of a log are most of what is ever asked.
+    Polls and waits at the end of a log are the most frequent requests.
     """
     page = here.http.get("events").json()
     counted = []
@@ -160,9 +158,9 @@ def idle_sync(page: dict) -> dict:
 
 
 @pytest.mark.seconds(5)
-def test_who_waits_lives_through_a_restart_of_the_database(urls, workers, here, there):
+def test_a_waiting_client_survives_a_restart_of_the_database(urls, workers, here, there):
     """
-    Every connection breaks; nobody who waits is told of it, and nothing is lost.
+    All connections break. The stream stays open and delivers the next event.
     """
     stream = there.stream("after=1")
     until(lambda: waiters(workers[1], there))
@@ -186,9 +184,9 @@ def break_connections(superuser_url: str) -> None:
         )
 
 
-def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
+def test_a_follower_retries_a_failed_read(database, monkeypatch):
     """
-    Its thread must not end with the database: nobody at this worker would hear of anything again.
+    Its thread must survive an outage, because all clients of this worker depend on it.
     """
     monkeypatch.setattr("foldlog.infrastructure.postgres.log.following.LOOK_SECONDS", 0.05)
     attempts = []
@@ -209,9 +207,9 @@ def test_a_follower_that_could_not_read_reads_later(database, monkeypatch):
         follower.close()
 
 
-def test_a_database_that_was_restored_is_told_to_who_follows(urls, workers, here, there):
+def test_a_follower_learns_of_a_restored_database(urls, workers, here, there):
     """
-    An older backup under a running service: a stream that waits must not wait for ever.
+    After the restore of an older backup, a waiting stream ends with a problem.
     """
     here.push(*numbered(3))
     stream = there.stream()
@@ -229,7 +227,7 @@ def test_a_database_that_was_restored_is_told_to_who_follows(urls, workers, here
 
 def test_many_spaces_are_followed_at_a_time(workers, here):
     """
-    A device waits for its own alone, and is not woken by others.
+    Each device waits for its own space alone.
     """
     spaces = [Space(workers[n % 2].port) for n in range(20)]
     for space in spaces:

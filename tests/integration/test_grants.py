@@ -1,7 +1,7 @@
-"""The service works as a role that may add to the log and read it, and nothing more.
+"""The service's role can read the log and append to it, and has only the privileges it needs.
 
-That it may do all that it needs is what every other test on PostgreSQL says: their stores work as
-that role, see `datastore` in tests/conftest.py.
+All other tests on PostgreSQL prove that the privileges are sufficient, because their stores use the
+same role; see `datastore` in tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OTHER_ROLE = "test_other_role"
 
 @pytest.fixture(scope="module")
 def service(cluster):
-    """The URL of a database with a log in it, as the service."""
+    """The service's URL of a database with a log."""
     url = as_service(cluster, create_database(cluster)[0])
     with Datastore(url) as datastore:
         stores = PostgresStores(datastore)
@@ -47,14 +47,14 @@ def service(cluster):
 
 @pytest.fixture
 def lines():
-    """What is logged."""
+    """The captured log lines."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
 
 @pytest.fixture
 def other_role(database_urls):
-    """A role without any rights, as an operator of a server of his own makes it."""
+    """A role without privileges, as an operator creates it on another server."""
     with psycopg.connect(database_urls[1], autocommit=True) as conn:
         conn.execute(SQL("DROP ROLE IF EXISTS {}").format(Identifier(OTHER_ROLE)))
         conn.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(Identifier(OTHER_ROLE)))
@@ -64,7 +64,7 @@ def other_role(database_urls):
 
 
 def tables(url: str) -> dict[str, set[str]]:
-    """table -> what the service may do with it, by the catalog."""
+    """Returns {table: privileges of the service} from the catalog."""
     with psycopg.connect(url) as conn:
         return {
             table: set(granted)
@@ -82,10 +82,10 @@ def tables(url: str) -> dict[str, set[str]]:
         }
 
 
-def test_every_table_has_its_rule_and_no_other_rights(database):
-    """A table that a migration adds has one, in `grants.PRIVILEGES`, or the service cannot use it.
+def test_every_table_has_its_listed_privileges_alone(database):
+    """`grants.PRIVILEGES` must list each table that a migration adds.
 
-    What everybody may do counts as well.
+    The privileges of PUBLIC count as well.
     """
     rules = {table: set(rule.split(", ")) for table, rule in PRIVILEGES.items()}
     vacuums = {table: {"MAINTAIN"} for table in VACUUMED}
@@ -95,7 +95,7 @@ def test_every_table_has_its_rule_and_no_other_rights(database):
         assert rule <= {"SELECT", "INSERT", "UPDATE", "DELETE"}
 
 
-def test_no_column_is_granted_beside_the_tables(database):
+def test_all_privileges_are_on_whole_tables(database):
     with psycopg.connect(database) as conn:
         granted = conn.execute(
             "SELECT attrelid::regclass::text, attname FROM pg_attribute, aclexplode(attacl) a "
@@ -105,8 +105,8 @@ def test_no_column_is_granted_beside_the_tables(database):
     assert granted == []
 
 
-def test_every_door_is_known(database):
-    """A function that runs as the owner is a way around all of this: there is one."""
+def test_every_function_of_the_owner_is_listed(database):
+    """A SECURITY DEFINER function could bypass all privileges. There is exactly one."""
     with psycopg.connect(database) as conn:
         found = conn.execute(
             "SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace"
@@ -177,8 +177,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("statement", REFUSED)
-def test_what_the_service_may_not_do(service, statement):
-    """With what anybody could do who has taken the service over, and its password."""
+def test_the_service_may_not(service, statement):
+    """An attacker with the service's password could try these statements."""
     with psycopg.connect(service, autocommit=True) as conn:
         before = conn.execute("SELECT originator_version, state, salt FROM events").fetchall()
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -187,16 +187,16 @@ def test_what_the_service_may_not_do(service, statement):
     assert after == before and len(after) == 2
 
 
-def test_it_gives_itself_nothing(service):
-    """PostgreSQL only warns of this one."""
+def test_it_cannot_grant_itself_a_privilege(service):
+    """PostgreSQL answers this statement with a warning only."""
     before = tables(service)
     with psycopg.connect(service, autocommit=True) as conn:
         conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
     assert tables(service) == before
 
 
-def test_what_an_erasure_leaves_is_tidied_up_by_the_service(cluster, database, lines):
-    """Where it may not, before PostgreSQL 17, whoever erases is told: the database only warns."""
+def test_the_service_vacuums_after_an_erasure(cluster, database, lines):
+    """Before PostgreSQL 17 the database only warns, so the service logs an error."""
     url = as_service(cluster, database)
     vacuum(url)
     assert lines == []
@@ -207,7 +207,7 @@ def test_what_an_erasure_leaves_is_tidied_up_by_the_service(cluster, database, l
     assert line["log_level"] == "error" and "versions" in str(line["refused"])
 
 
-def test_the_role_is_nobody_elses(cluster):
+def test_the_role_has_no_attributes_or_memberships(cluster):
     with psycopg.connect(cluster.superuser_url) as conn:
         (strong,) = conn.execute(
             "SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls "
@@ -227,15 +227,15 @@ def migrate_command(url: str, *arguments: str, code: int = 0):
 
 
 def test_another_server_grants_to_a_role_that_is_named(other_role):
-    """`foldlog migrate --grant-to`, as the owner; what the role has besides is taken from it."""
+    """`foldlog migrate --grant-to`, run as the owner, also revokes the role's other privileges."""
     owner, _ = other_role
     url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
     with psycopg.connect(owner) as conn:
         conn.execute(SQL("GRANT ALL ON events TO {}").format(Identifier(OTHER_ROLE)))
 
-    told = migrate_command(owner, "--grant-to", OTHER_ROLE)
+    done = migrate_command(owner, "--grant-to", OTHER_ROLE)
 
-    assert f"granted to {OTHER_ROLE}" in told.output
+    assert f"granted to {OTHER_ROLE}" in done.output
     with Datastore(url) as datastore:
         stores = PostgresStores(datastore)
         stores.push("s", push_of(changeset(put("r", x=1))))
@@ -245,8 +245,8 @@ def test_another_server_grants_to_a_role_that_is_named(other_role):
         conn.execute("DELETE FROM events")
 
 
-def test_a_role_that_may_do_more_is_refused(other_role):
-    """A superuser, or who may become the owner: that would only look like least privilege."""
+def test_a_role_with_more_privileges_is_refused(other_role):
+    """A superuser, or a member of the owner's role, could change the log."""
     owner, superuser = other_role
     with psycopg.connect(superuser, autocommit=True) as conn:
         conn.execute(SQL("GRANT foldlog TO {}").format(Identifier(OTHER_ROLE)))
@@ -257,7 +257,7 @@ def test_a_role_that_may_do_more_is_refused(other_role):
 
 
 def test_the_service_does_not_migrate(cluster, database, monkeypatch):
-    """It says who must, and that before it serves anything."""
+    """It names the owner as the role that must migrate, before it serves any request."""
     known = {"0001_log": "", "9998_new": "CREATE TABLE t (x int)"}
     monkeypatch.setattr("foldlog.infrastructure.postgres.schema.migrate.migrations", lambda: known)
     with psycopg.connect(database) as conn:
@@ -270,14 +270,14 @@ def test_the_service_does_not_migrate(cluster, database, monkeypatch):
 
 
 def test_a_database_of_one_role_goes_on(database):
-    """Whoever gives the owner's URL runs everything as the owner, as before."""
+    """With the owner's URL all processes run as the owner."""
     settings = read_settings({"FOLDLOG_DATABASE_URL": database})
     with open_database(settings, migrates=True) as db:
         assert (db.url, db.owner_url) == (database, database)
 
 
-def test_a_folder_of_before_gets_its_role(data_folder):
-    """What an older version made has no service role: the next start makes it, with its rights."""
+def test_an_older_data_folder_gets_its_role(data_folder):
+    """A folder of an older version has no service role. The next start creates it."""
     settings = read_settings({"FOLDLOG_DATA": str(data_folder)})
     with open_database(settings, migrates=True) as db:
         assert db.embedded is not None
@@ -293,8 +293,8 @@ def test_a_folder_of_before_gets_its_role(data_folder):
         assert PostgresStores(datastore).push("s", push_of(changeset())).head == 1
 
 
-def test_a_password_that_is_wrong_is_not_told(database):
-    """Neither by the database's own message, nor by ours."""
+def test_a_wrong_password_stays_out_of_the_error(database):
+    """Both the database's message and ours leave it out."""
     url = psycopg.conninfo.make_conninfo(database, password="planted-secret")
     with (
         pytest.raises(StorageUnavailable) as refused,

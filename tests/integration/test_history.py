@@ -1,4 +1,4 @@
-"""History on PostgreSQL: databases of before, and the real history of a repository."""
+"""History on PostgreSQL: databases of older versions, and the history of a real repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers import A, B, C, changeset, push_of, put
 from tests.history import Past, all_as_of, texts, whole_diff
 from tests.integration.test_projector import assert_equals_fresh_fold, random_history
 
-#: What 0004 and later ones have made, taken back: the database as the version before left it.
+#: Reverts migration 0004 and later ones, to get a database of the version before.
 DOWNGRADE = """
 DROP TRIGGER events_are_append_only ON events;
 DROP FUNCTION pass_erasure_alone CASCADE;
@@ -52,8 +52,11 @@ DELETE FROM schema_migrations WHERE name >= '0004';
 
 @pytest.fixture
 def upgraded(database, stores):
-    """A space with a past, folded by the version before, an unfinished rebuild of it, and one in
-    which nothing was projected yet; upgraded just now."""
+    """A freshly upgraded database.
+
+    The old version folded space `s` and left an unfinished rebuild of it. Space `young` is
+    still unprojected.
+    """
     random_history(stores, "s", seed=1)
     stores.project()
     random_history(stores, "young", seed=2, pushes=5)
@@ -68,8 +71,8 @@ def upgraded(database, stores):
     return stores
 
 
-def test_what_was_folded_before_has_no_history_until_it_is_rebuilt(upgraded):
-    """The master table goes on at once; whoever asks for the past is told, and never wrongly."""
+def test_an_upgraded_space_has_no_history_until_a_rebuild(upgraded):
+    """The master table goes on at once. Questions about the past get an error."""
     head = random_history(upgraded, "s", seed=3, pushes=10)
     upgraded.project()
     assert_equals_fresh_fold(upgraded, "s", head)
@@ -92,7 +95,7 @@ def test_what_was_folded_before_has_no_history_until_it_is_rebuilt(upgraded):
 
 
 def test_a_rebuild_makes_the_history(upgraded):
-    """From the first event on; it does not go on with what the version before had begun."""
+    """It starts from the first event, and drops the old version's unfinished rebuild."""
     rebuilder = Rebuilder(upgraded.datastore, MasterProjection())
     with pytest.raises(OperatorError, match="without --verify"):
         rebuilder.rebuild("s", verify=True)
@@ -104,14 +107,14 @@ def test_a_rebuild_makes_the_history(upgraded):
     assert not any(line.needs_rebuild for line in status(upgraded.datastore))
 
 
-def test_a_space_that_was_not_projected_yet_has_all_of_it(upgraded):
+def test_an_unprojected_space_gets_its_whole_history(upgraded):
     upgraded.project()
     past = Past(upgraded, "young")
     assert texts(all_as_of(upgraded, "young", Point(3))[1]) == texts(past.as_of(3))
 
 
 def test_a_projector_of_the_version_before_leaves_everything_alone(upgraded, datastore):
-    """It would fold without keeping versions; so no space is of the version that it looks for."""
+    """It would leave out the versions, so the migration changes the fold version of all spaces."""
     with datastore.rows() as cursor:
         cursor.execute(
             "SELECT DISTINCT fold_version FROM projections WHERE is_live AND projection = 'master'"
@@ -119,8 +122,8 @@ def test_a_projector_of_the_version_before_leaves_everything_alone(upgraded, dat
         assert cursor.fetchall() == [(2,)]
 
 
-def test_a_space_that_older_code_makes_has_no_history(stores, datastore):
-    """An old process that still runs makes spaces of its own version: those wait for a rebuild."""
+def test_a_space_created_by_older_code_has_no_history(stores, datastore):
+    """A running old process creates spaces of its version. They need a rebuild."""
     stores.push("s", push_of(changeset(put())))
     stores.project()
     with datastore.committed() as cursor:
@@ -130,7 +133,7 @@ def test_a_space_that_older_code_makes_has_no_history(stores, datastore):
 
 
 def test_a_difference_in_the_versions_is_found(stores, database, datastore):
-    """They are compared as the master table is."""
+    """The comparison covers the table of versions too."""
     random_history(stores, "s", seed=2)
     stores.project()
     with psycopg.connect(database) as conn:
@@ -141,8 +144,8 @@ def test_a_difference_in_the_versions_is_found(stores, database, datastore):
     assert caught.value.extra["table"] == "versions"
 
 
-def test_every_commit_that_git_knows_the_tree_of(stores):
-    """A real history of 2,252 commits: as of each of these, the records are git's tree, exactly."""
+def test_the_trees_of_real_commits(stores):
+    """In a real history of 2,252 commits, the records at known commits equal git's trees."""
     commits = read_history()
     base = 0
     for commit in commits:
@@ -162,8 +165,8 @@ def test_every_commit_that_git_knows_the_tree_of(stores):
     assert json.loads(stores.history("s", ("files", min(ids)), HistoryQuery(1)).versions[0])
 
 
-def test_a_page_by_device_looks_at_a_part_of_the_ledger(datastore):
-    """No index knows a device: a page ends early, maybe empty, and its cursor leads on."""
+def test_a_page_by_device_scans_a_part_of_the_ledger(datastore):
+    """The ledger lacks an index by device, so a page may end early. Its cursor continues."""
     stores = PostgresStores(datastore, Limits(page_scan_max=4))
     for n in range(20):
         stores.push("s", push_of(changeset(put("r", x=n)), device=B if n % 2 else C))

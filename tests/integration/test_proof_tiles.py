@@ -1,4 +1,4 @@
-"""The projection of the tree: what it writes is what the log says, however it came about."""
+"""The tree's projection writes the tiles of the log for all batch sizes, crashes and rebuilds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
 from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
 from foldlog.infrastructure.postgres.proofs.projection import ProofsProjection
-from foldlog.infrastructure.postgres.rebuild import projector as projector_module
+from foldlog.infrastructure.postgres.rebuild import batches
 from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
 from foldlog.infrastructure.postgres.rebuild.projector import Projector, follow
 from foldlog.infrastructure.postgres.rebuild.rebuild import RebuildDiffers, Rebuilder
@@ -26,7 +26,7 @@ from tests.unit.test_merkle import tree
 
 
 def tiles_of(stores, space: str) -> dict[Tile, bytes]:
-    """The live generation's tiles."""
+    """Returns the tiles of the live generation."""
     with stores.datastore.rows() as cursor:
         rows = cursor.execute(
             "SELECT level, number, hashes FROM tiles t JOIN projections p "
@@ -37,7 +37,7 @@ def tiles_of(stores, space: str) -> dict[Tile, bytes]:
 
 
 def assert_tiles_are_of_the_log(stores, space: str, head: int) -> None:
-    """Each tile and the root, against a tree grown from the stored bytes, one by one."""
+    """Compares each tile and the root with a tree built from the stored bytes."""
     leaves = [
         leaf_hash(leaf_of(header_of(entry.state), entry.ops_hash))
         for entry in stores.entries(space, through=head)
@@ -60,24 +60,24 @@ def grow(stores, worker: Projector) -> None:
 
 @pytest.fixture
 def many(stores):
-    """A space of more than a tile."""
+    """A space with more events than one tile holds."""
     stores.push("s", push_of(*[changeset(put(str(n), n=n)) for n in range(700)]))
     return 700
 
 
-@pytest.mark.parametrize(("turn", "batch"), [(1, 1), (7, 3), (256, 256), (4_000, 1_000)])
-def test_batch_sizes_do_not_matter(stores, many, monkeypatch, turn, batch):
-    """However the log is cut into turns, the tree is the same."""
-    monkeypatch.setattr(projector_module, "BATCH_EVENTS", batch)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
+@pytest.mark.parametrize(("batch", "page"), [(1, 1), (7, 3), (256, 256), (4_000, 1_000)])
+def test_all_batch_sizes_give_the_same_tree(stores, many, monkeypatch, batch, page):
+    """The tree is that of the log for any size of batches and pages."""
+    monkeypatch.setattr(batches, "PAGE_EVENTS", page)
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=batch))
     assert_tiles_are_of_the_log(stores, "s", many)
     head = random_history(stores, "s", seed=1, pushes=20)
-    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=turn))
+    grow(stores, Projector(stores.datastore, ProofsProjection(), batch_events=batch))
     assert_tiles_are_of_the_log(stores, "s", head)
 
 
 def test_a_single_event_writes_a_single_tile(stores, many):
-    """So a push costs the tree one small row, whatever the length of the log."""
+    """A push costs the tree one small row in a log of any length."""
     worker = Projector(stores.datastore, ProofsProjection())
     grow(stores, worker)
     before = tiles_of(stores, "s")
@@ -88,7 +88,7 @@ def test_a_single_event_writes_a_single_tile(stores, many):
 
 
 def test_events_of_every_form_are_leaves(stores):
-    """Of megabytes, with what looks like an end in it, or of the service's own with such a body."""
+    """Also large events, and events whose values contain the separator before `ops`."""
 
     stores.push("s", push_of(changeset(put("a", text="x" * 2**20), put("b", **{'","ops":': 1}))))
 
@@ -100,8 +100,8 @@ def test_events_of_every_form_are_leaves(stores):
     assert_tiles_are_of_the_log(stores, "s", 2)
 
 
-def test_the_tree_stops_alone(database, stores):
-    """At an event that is none; the master table's stop is its own, and so is this one's."""
+def test_the_tree_halts_alone(database, stores):
+    """It halts at an unreadable event. The master table halts by itself."""
     stores.push("s", push_of(changeset(put("a", n=1)), changeset(put("b", n=1))))
     poison(database, "s", 3)
     grow(stores, Projector(stores.datastore, ProofsProjection()))
@@ -111,11 +111,11 @@ def test_the_tree_stops_alone(database, stores):
     assert len(tiles_of(stores, "s")[Tile(0, 0)]) == 64
 
 
-def test_a_crash_leaves_all_or_nothing_of_a_turn(stores, many, monkeypatch):
-    """The position moves with the tiles: what is done again is not appended twice."""
+def test_a_crash_leaves_all_or_nothing_of_a_batch(stores, many, monkeypatch):
+    """The position moves with the tiles, so a repeated batch appends each leaf once."""
 
     class Killed(BaseException):
-        """Not an Exception: like a kill, nothing handles it."""
+        """A BaseException, because the code handles each Exception, but a kill is unhandled."""
 
     def dies(*_, **__):
         raise Killed
@@ -133,7 +133,7 @@ def test_a_crash_leaves_all_or_nothing_of_a_turn(stores, many, monkeypatch):
 
 
 def test_a_rebuilt_tree_is_the_live_one(stores, many, monkeypatch):
-    """And what somebody changed by hand is found, and mended by a rebuild."""
+    """The comparison finds a changed tile, and a rebuild repairs it."""
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 5)
     grow(stores, Projector(stores.datastore, ProofsProjection()))
     rebuilder = Rebuilder(stores.datastore, ProofsProjection(), batch_events=100)
@@ -150,7 +150,7 @@ def test_a_rebuilt_tree_is_the_live_one(stores, many, monkeypatch):
 
 
 def test_one_process_follows_with_all_projections(database, stores):
-    """Each at its own pace, woken by the same appends, and ended together."""
+    """All projections share the wakeups, and end together."""
     with Datastore(database) as datastore:
         wakeups = Wakeups(database)
         projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]

@@ -1,4 +1,4 @@
-"""The schema: a new database and a migrated one are the same."""
+"""A new database and a migrated one have the same schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import create_database
 
 
 def dump(url: str) -> list[str]:
-    """The schema as pg_dump tells it, without what differs from one dump to the next."""
+    """Returns the schema by pg_dump, except for the lines that differ between two dumps."""
     text = subprocess.run(
         [find_binaries() / "pg_dump", "--schema-only", "--no-owner", url],
         check=True,
@@ -26,12 +26,12 @@ def dump(url: str) -> list[str]:
 
 @pytest.fixture
 def empty(cluster):
-    """The URL of a database without any schema."""
+    """Creates an empty database, and returns its URL."""
     return lambda: create_database(cluster, template="template0")[0]
 
 
 def test_schema_and_migrations_agree(empty):
-    """`schema.sql` at once and all migrations one by one lead to the same schema."""
+    """`schema.sql` and all migrations one by one lead to the same schema."""
     at_once, step_by_step = empty(), empty()
     migrate(at_once)
     migrate(step_by_step, from_scratch=False)
@@ -40,8 +40,8 @@ def test_schema_and_migrations_agree(empty):
     assert any("CREATE TABLE public.events" in line for line in dump(at_once))
 
 
-def test_every_first_part_of_the_migrations_leads_to_the_same(empty, monkeypatch):
-    """A database of any earlier version is brought to this one."""
+def test_a_database_of_any_earlier_version_is_migrated(empty, monkeypatch):
+    """Each earlier schema leads to the current one."""
     known = migrations()
     expected = empty()
     migrate(expected)
@@ -62,7 +62,7 @@ def test_migrating_again_does_nothing(database):
 
 
 def test_two_services_that_start_at_once_migrate_once(empty):
-    """The second one waits for the first, and finds nothing left to do."""
+    """The first service migrates. The others wait, and then find a current schema."""
     url = empty()
     with ThreadPoolExecutor(4) as threads:
         applied = list(threads.map(migrate, [url] * 4))
@@ -70,7 +70,7 @@ def test_two_services_that_start_at_once_migrate_once(empty):
 
 
 def test_a_database_of_a_newer_version_is_left_alone(database):
-    """Downgrading by mistake must not go on as if nothing were the matter."""
+    """An accidental downgrade must end with an error."""
     with psycopg.connect(database) as conn:
         conn.execute("INSERT INTO schema_migrations (name) VALUES ('9999_from_the_future')")
     with pytest.raises(UnknownSchema, match="9999_from_the_future"):

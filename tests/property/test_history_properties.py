@@ -43,8 +43,9 @@ def push(store, space: str, head: int, device: str, lag: int, clock: int, ops: l
 @examples(30)
 @given(pushes, st.data())
 def test_any_moment_of_any_log(_shared_stores, log, data):
-    """For any batches of the projector, with and without a rebuild: the state at each seq is the
-    fold up to it, each history lists the changes of its record, and a diff compares two folds."""
+    """The state at each seq is the fold up to it, each history lists the changes of its record, and
+    a diff compares two folds. This holds for any batches of the projector, with and without a
+    rebuild."""
     store, space = _shared_stores, new_id()
     head = 0
     for device, lag, clock, ops, is_projected in log:

@@ -391,8 +391,8 @@ def test_clocks_have_no_effect_if_each_write_saw_the_earlier_ones(history, other
 @quick
 @given(histories(), claims)
 def test_a_device_is_never_in_conflict_with_itself(history, others):
-    """If every record has one author, bases and clocks have no effect, because it saw its own
-    writes."""
+    """If every record has one author, bases and clocks have no effect, because the author has seen
+    its own writes."""
     for event in history:
         event["ops"] = [
             op

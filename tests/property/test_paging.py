@@ -36,7 +36,7 @@ ops = st.one_of(
 
 
 def a_store(**limits: int) -> MemoryStore:
-    """With a fixed clock, so that two stores can produce the same bytes."""
+    """A store with a fixed clock, so that two stores can produce the same bytes."""
     return MemoryStore(now_ms=lambda: NOW_MS, limits=Limits(**limits))
 
 
@@ -62,8 +62,8 @@ def stored(log: list[tuple[str, Json]], **limits: int) -> tuple[MemoryStore, lis
 @quick
 @given(logs(), st.data())
 def test_pulling_is_filtering_the_whole_log(log, data):
-    """For any page sizes, filter, device, and limits on a page: the joined pages are the filtered
-    log. Each page is within its limits and moves forward, and only the last one reports no more
+    """The joined pages are the filtered log, for any page sizes, filter, device, and limits on a
+    page. Each page is within its limits and moves forward, and only the last one reports no more
     events."""
     store, states = stored(
         log,
@@ -98,7 +98,7 @@ def test_pulling_is_filtering_the_whole_log(log, data):
 @quick
 @given(logs(), st.data())
 def test_records_paged_in_any_way_are_the_fold(log, data):
-    """By key, and by changes since any seq, with any page size: the oracle's records."""
+    """Paging by key, or by changes since a seq, gives the oracle's records for any page size."""
     store, states = stored(log)
     views = list(Oracle().fold(*map(json.loads, states)).views().values())
     wanted = data.draw(st.none() | collections)

@@ -54,9 +54,9 @@ class Others:
     st.lists(pushes, max_size=3),
 )
 def test_a_device_from_a_snapshot_reaches_the_state_of_the_log(size, before, meanwhile, after):
-    """For any log before, any event before each line of the download (none, a push, a cut), and any
-    events after it: the device's records equal a fresh fold, with every write and delete that
-    decides later merges."""
+    """The device's records equal a fresh fold, with every write and delete that decides later
+    merges. This holds for any log before the download, any event before each of its lines (none, a
+    push, a cut), and any events after it."""
     store = MemoryStore(limits=Limits(page_snapshot_records=size))
     others, device = Others(store), NewDevice()
     for push in before:

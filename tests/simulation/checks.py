@@ -1,4 +1,4 @@
-"""What must be so when all has healed."""
+"""The checks of the simulation after all devices have healed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Truth:
-    """The log, and what it comes to: by the fold, and by the oracle that knows nothing of it."""
+    """The log, folded twice: by the product, and by an independent oracle."""
 
     def __init__(self, store: MemoryStore):
         self.states = [entry.state for entry in store._space(SPACE).entries]
@@ -47,19 +47,19 @@ def check_all(world: World) -> None:
         check_queue(device, truth, was_restored=world.was_restored)
     if not world.was_restored:
         ever = world.acknowledged.union(*(device.acknowledged for device in world.devices))
-        assert ever <= truth.verdicts.keys(), "what was acknowledged is not in the log"
+        assert ever <= truth.verdicts.keys(), "an acknowledged changeset is missing in the log"
 
 
 def check_log(truth: Truth) -> None:
     head = len(truth.events)
     assert [event["seq"] for event in truth.events] == list(range(1, head + 1))
-    assert len({event["id"] for event in truth.events}) == head, "a changeset is there twice"
+    assert len({event["id"] for event in truth.events}) == head, "the log has a changeset twice"
     times = [event["received_at"] for event in truth.events]
     assert times == sorted(times)
 
 
 def check_service(store: MemoryStore, truth: Truth) -> None:
-    """The master table, the fresh fold and the oracle agree, and on what lost too."""
+    """The master table, a new fold and the oracle have equal records and conflicts."""
     head = len(truth.events)
     views = {key: text(view) for key, view in truth.oracle.views().items()}
     table = all_records(store, SPACE, at_least=head, changed_after=0)
@@ -73,7 +73,7 @@ def check_service(store: MemoryStore, truth: Truth) -> None:
 
 
 def check_replica(device: Device, truth: Truth) -> None:
-    """Confirmed and shown are what the log comes to, field by field."""
+    """The confirmed and the shown records equal the fold, field by field."""
     rows = device.replica._store.database.connection.execute(
         "SELECT collection, id, confirmed FROM records WHERE confirmed IS NOT NULL"
     )
@@ -97,7 +97,7 @@ def check_replica(device: Device, truth: Truth) -> None:
 
 
 def check_erased(device: Device, truth: Truth) -> None:
-    """No device keeps what was said of a record without having seen that it was erased."""
+    """Each device has erased the values that were written before it saw the erasure."""
     db = device.replica._store.database.connection
     erasures = {decode_event(s).erased_key: decode_event(s).seq for s in truth.states}
     kept = [(base, seq, ops) for base, seq, ops in db.execute("SELECT base, seq, ops FROM sent")]
@@ -110,7 +110,7 @@ def check_erased(device: Device, truth: Truth) -> None:
 
 
 def check_queue(device: Device, truth: Truth, *, was_restored: bool) -> None:
-    """Nothing waits but what was refused; nothing that is held here is missing from the log."""
+    """The queue has refused changesets alone, and the log has all others of the device."""
     status = device.replica.status()
     assert (status.unsent, status.unacknowledged, status.lag) == (0, 0, 0), device.name
     assert status.problem is None
@@ -119,7 +119,7 @@ def check_queue(device: Device, truth: Truth, *, was_restored: bool) -> None:
     assert all(refusal.code and refusal.operations for refusal in refused.values())
     verdicts = truth.verdicts
     for id in device.acknowledged:
-        # Sent again to a server that was restored, its guard may refuse it; that is told.
+        # A restored server gets it again, and its guard may refuse it then.
         is_there = verdicts.get(id) == "stored" or (was_restored and id in verdicts)
         assert is_there, f"{device.name}: acknowledged, not in the log: {id}"
     for (id,) in device.replica._store.database.connection.execute("SELECT id FROM sent"):
@@ -128,8 +128,8 @@ def check_queue(device: Device, truth: Truth, *, was_restored: bool) -> None:
         assert verdicts.get(id) == "stored", f"{device.name}: made, not in the log: {id}"
     for id, refusal in refused.items():
         if refusal.state == "rejected":
-            # Of two copies of a device one had erased it, and a server that lost the erasure knows
-            # that one's: the other's is set aside, for its user to see.
+            # Two copies of a device sent it, one of them erased. The server has lost the erasure,
+            # so it rejects the copy that arrives second.
             is_other_copy = refusal.code == "id-reused" and was_restored and device.world.erased
             assert is_other_copy or id not in verdicts
         elif not was_restored:

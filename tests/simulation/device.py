@@ -1,4 +1,4 @@
-"""A device: a real replica on a real file, the app that uses it, and what can befall both."""
+"""A device: a real replica on a real file, the app that uses it, and the accidents of both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Looks = tuple[Any, bool]
 
 
 class Killed(BaseException):
-    """The process was killed. Nothing that it does from then on reaches its file."""
+    """The process was killed. Its later writes do not reach the file."""
 
 
 class Device:
@@ -44,9 +44,9 @@ class Device:
         self.clock_off = 0
         self.is_dead = False
         self.fuse: int | None = None  #: transactions until it is killed
-        #: stored, as a verdict has told this device
+        #: ids of changesets with the verdict `stored`
         self.acknowledged: set[str] = set()
-        #: every changeset that is or was in the queue, but those that the app gave up
+        #: ids of all changesets that were ever queued, without those that the app dropped
         self.made: set[str] = set()
         self.replica: Replica
         self.open()
@@ -63,8 +63,8 @@ class Device:
             new_id=self.world.new_id,
         )
         self._make_mortal()
-        self._told_refusals: list[str] = []
-        self._told_losses: list[Loss] = []
+        self._reported_refusals: list[str] = []
+        self._reported_losses: list[Loss] = []
         self._losses_before = max(
             (loss.number or 0 for loss in self.replica.conflicts()), default=0
         )
@@ -107,7 +107,7 @@ class Device:
 
     @contextmanager
     def living(self) -> Iterator[None]:
-        """A time in which it may be killed; then it is opened again."""
+        """A block in which the device may be killed. Then it is opened again."""
         try:
             yield
         except Killed:
@@ -119,7 +119,7 @@ class Device:
     # The app.
 
     def sync(self) -> SyncResult | None:
-        """Syncs; what goes wrong on the way is what the simulation is about."""
+        """Syncs, and ignores the failures that the simulation causes."""
         outcome = None
         with self.living(), suppress(Unreachable):
             try:
@@ -130,7 +130,7 @@ class Device:
         return outcome
 
     def next_page(self) -> Page | None:
-        """What the live channel would bring, which is open in good times."""
+        """Returns the next page of the live channel."""
         meta = self.replica._store.meta
         query = RangeQuery(
             meta.get("after", 0),
@@ -188,7 +188,7 @@ class Device:
         tasks.delete(id)
 
     def _too_deep(self, tasks: Collection, id: str) -> None:
-        tasks.put(id, {"deep": [[[[[[1]]]]]]})  # the server's limits are narrower than ours
+        tasks.put(id, {"deep": [[[[[[1]]]]]]})  # within the client's limits, over the server's
 
     def _too_long(self, tasks: Collection, id: str) -> None:
         tasks.put(id, {"long": "x" * self.world.limits.event_bytes_max})
@@ -202,7 +202,7 @@ class Device:
         return {name: rng.choice(VALUES) for name in names}
 
     def mend(self) -> None:
-        """The app repairs or drops what was refused."""
+        """The app repairs or drops refused changesets."""
         for refusal in self.replica.refused():
             with self.living():
                 if self.world.may(0.5):
@@ -232,19 +232,19 @@ class Device:
     # The file.
 
     def copy_to(self, path: Path) -> None:
-        """As a good backup does: with what is still in the write-ahead log."""
+        """Makes a backup that includes the write-ahead log."""
         with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(path)) as to:
             source.backup(to)
 
     def put_back(self, path: Path) -> None:
-        """The file as it was once; the original is gone."""
+        """Restores a backup in place of the file."""
         self.replica._store.database.close()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.path.write_bytes(path.read_bytes())
         self.open()
 
-    # What the app was told is what is so.
+    # The callbacks agree with the store.
 
     def _note_change(self, change: Change) -> None:
         key = change.collection, change.id
@@ -254,10 +254,10 @@ class Device:
             self._in_memory[key] = looks_of(change.record)
 
     def _note_refusal(self, refusal: Refusal) -> None:
-        self._told_refusals.append(refusal.id)
+        self._reported_refusals.append(refusal.id)
 
     def _note_loss(self, loss: Loss) -> None:
-        self._told_losses.append(loss)
+        self._reported_losses.append(loss)
 
     def shown(self) -> dict[Key, Looks]:
         return {(r.collection, r.id): looks_of(r) for r in self.records()}
@@ -274,32 +274,32 @@ class Device:
         self.made |= {id for (id,) in rows}
 
     def check(self) -> None:
-        """What is so at any time: what is shown is confirmed and queue."""
+        """Checks an invariant: the shown records are the confirmed ones with the queue on top."""
         if self.is_loading:
             return
         shown, skew = self._rows(), self.replica._store.meta.get("skew")
         self.replica._store.view.refresh(list(shown))
         if skew == self._skew:
-            assert self._rows() == shown, f"{self.name} shows what is not so"
+            assert self._rows() == shown, f"{self.name} shows a stale record"
         else:
-            # By another clock, who will win a tie is foreseen otherwise; that is not told.
+            # A new estimate of the clock predicts other winners of ties, without callbacks.
             self._skew = skew
             self._in_memory = self.shown()
 
-    def check_told(self) -> None:
-        assert self._in_memory == self.shown(), f"{self.name} was not told of a change"
+    def check_callbacks(self) -> None:
+        assert self._in_memory == self.shown(), f"{self.name} got no callback for a change"
         kept = [loss_as_text(loss) for loss in self.replica.conflicts(after=self._losses_before)]
         told = [
             loss_as_text(loss)
-            for loss in self._told_losses
-            # What an erasure has taken away was told before.
+            for loss in self._reported_losses
+            # Erased conflicts are reported before their erasure.
             if not self.world.was_erased((loss.collection, loss.id), loss.seq)
             or loss_as_text(loss) in kept
         ]
-        assert told == kept, f"{self.name} was not told of its losses"
-        assert len(self._told_refusals) == len(set(self._told_refusals))
+        assert told == kept, f"{self.name} got no callback for its losses"
+        assert len(self._reported_refusals) == len(set(self._reported_refusals))
         refused = {refusal.id for refusal in self.replica.refused()}
-        assert refused <= self._refused_before | set(self._told_refusals)
+        assert refused <= self._refused_before | set(self._reported_refusals)
 
     @property
     def is_loading(self) -> bool:
@@ -323,7 +323,7 @@ def loss_as_text(loss: Loss) -> tuple[Any, ...]:
 
 VALUES: list[Any] = [0, 1, 2, 0.5, -3, 1e308, "milk", "bread", "", None, True, [1, "a"], {"n": 1}]
 
-#: What the app does, and how often.
+#: the edits of the app, with their frequencies
 EDITS: dict[Callable[[Device, Collection, str], None], int] = {
     Device._create: 10,
     Device._put: 20,

@@ -1,4 +1,4 @@
-"""The service without HTTP, and the wire to it on which everything goes wrong."""
+"""The service called directly, and an unreliable network to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _encode, _decode = msgspec.json.encode, msgspec.json.decode
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a sync, as api/schemas reads it."""
+    """The body of a sync."""
 
     device: str
     sent_at: datetime
@@ -40,7 +40,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class DirectServer(Server):
-    """One space of a service: the same parts and the same documents as over HTTP, but fast."""
+    """One space of a service, with the parts and documents of the HTTP API, but faster."""
 
     def __init__(self, store: MemoryStore, space: str, limits: Limits):
         super().__init__()
@@ -49,7 +49,7 @@ class DirectServer(Server):
         self._limits = limits
 
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        with _told_as_problems():
+        with _problems_raised():
             answer = self._sync(_decode(_encode(body), type=_Body))
         return _decode(_encode(answer))
 
@@ -83,19 +83,19 @@ class DirectServer(Server):
         return True
 
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
-        with _told_as_problems():
+        with _problems_raised():
             found = self._store.snapshot(self._space, cursor=cursor)
         try:
             yield from lines_of(found)
         except FoldlogError:
-            return  # the answer has begun: all that is left is to end it
+            return  # the response has begun, so it can only end early
 
     def close(self) -> None:
         pass
 
 
 @contextmanager
-def _told_as_problems() -> Iterator[None]:
+def _problems_raised() -> Iterator[None]:
     try:
         yield
     except FoldlogError as exc:
@@ -108,7 +108,7 @@ def problem(status: int, code: str) -> ServerProblem:
 
 
 class Wire(Server):
-    """What lies between a device and the service. What becomes of a request is drawn from FATES."""
+    """The network between a device and the service. FATES decides the fate of each request."""
 
     def __init__(self, world: World, device: Device, service: Server):
         super().__init__()
@@ -136,7 +136,7 @@ class Wire(Server):
                 self._device.die()
             yield line
             if self._world.may(0.10):
-                self._world.somebody_else_syncs(self._device)
+                self._world.sync_another(self._device)
 
     def close(self) -> None:
         self._service.close()
@@ -155,7 +155,7 @@ class Wire(Server):
         }
         return answer
 
-    # What becomes of a request.
+    # The fates of a request.
 
     def _well(self, body: bytes) -> dict[str, Any]:
         return self._receive(self._deliver(body))
@@ -185,7 +185,7 @@ class Wire(Server):
 
     def _overtaken(self, body: bytes) -> dict[str, Any]:
         answer = self._deliver(body)
-        self._world.somebody_else_syncs(self._device)
+        self._world.sync_another(self._device)
         return self._receive(answer)
 
     def _killed_before(self, body: bytes) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Wire(Server):
         raise problem(self._world.rng.choice([401, 403]), "unauthorized")
 
 
-#: What becomes of a request, and how often.
+#: the fates of a request, with their frequencies
 FATES: dict[Callable[[Wire, bytes], dict[str, Any]], int] = {
     Wire._well: 70,
     Wire._lost: 4,

@@ -1,4 +1,4 @@
-"""Each hard case by itself, in the order in which a device may meet them."""
+"""One test for each hard case of syncing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOW = 1_795_424_400_000
 
 
 class Service(DirectServer):
-    """A service whose next answers can be told beforehand."""
+    """A service whose next answers are set by a test."""
 
     def __init__(self, store, limits):
         super().__init__(store, SPACE, limits)
@@ -131,7 +131,7 @@ def tasks(replica):
     ("code", "why"),
     [
         ("unauthenticated", "the server does not accept the sign-in: sign in again"),
-        ("unauthorized", "unauthorized: unauthorized"),  # not of our service: of a proxy, say
+        ("unauthorized", "unauthorized: unauthorized"),  # the answer of a proxy, for example
     ],
 )
 def test_a_wrong_sign_in_holds_the_queue(home, status, code, why):
@@ -154,13 +154,13 @@ def test_413_halves_the_batch(tmp_path):
         tasks(a).put(f"t{number}")
     a.sync()
     assert a.status().unsent == 0
-    assert max(home.service.pushed) >= 7, "it tries with all of them"
+    assert max(home.service.pushed) >= 7, "the first request has all of them"
     assert [event.counter for event in home.log()] == [1, 2, 3, 4, 5, 6, 7]
     assert a.refused() == []
     a.close()
 
 
-def test_what_is_too_large_even_alone_is_set_aside(home):
+def test_a_changeset_that_is_too_large_alone_is_rejected(home):
     a = home.device()
     for name in ("one", "two", "three"):
         tasks(a).put(name)
@@ -174,7 +174,7 @@ def test_what_is_too_large_even_alone_is_set_aside(home):
     assert tasks(a).get("one") is None
 
 
-def test_a_refused_changeset_steps_aside_and_is_told(home):
+def test_a_refused_changeset_is_reported_and_repaired(home):
     a, b = home.device("a"), home.device("b")
     tasks(a).put("milk", n=0)
     a.sync()
@@ -213,7 +213,7 @@ def test_a_refused_changeset_is_dropped(home):
     assert tasks(a)["milk"]["n"] == 1
 
 
-def test_what_the_server_cannot_take_steps_aside_and_the_others_are_renumbered(tmp_path):
+def test_after_a_rejected_changeset_the_others_are_renumbered(tmp_path):
     home = Home(tmp_path, event_bytes_max=1_000)
     a = home.device()
     tasks(a).put("one")
@@ -227,7 +227,7 @@ def test_what_the_server_cannot_take_steps_aside_and_the_others_are_renumbered(t
     a.close()
 
 
-def test_a_lost_answer_doubles_nothing(home):
+def test_a_lost_answer_repeats_no_change(home):
     a = home.device()
     tasks(a).put("taps", n=0)
     a.sync()
@@ -242,7 +242,7 @@ def test_a_lost_answer_doubles_nothing(home):
     assert tasks(a)["taps"]["n"] == 1
 
 
-def test_a_restored_device_is_handed_an_own_event_that_it_does_not_know(home):
+def test_a_restored_device_pulls_an_own_event_that_it_does_not_know(home):
     a = home.device("a")
     tasks(a).put("milk", n=1)
     a.sync()
@@ -276,7 +276,7 @@ def test_the_queue_of_a_restored_device_is_recognised_by_its_ids(home):
     assert tasks(a)["taps"]["n"] == 111
 
 
-def test_a_cloned_device_becomes_one_of_its_own(home):
+def test_a_cloned_device_takes_a_new_id(home):
     a = home.device("a")
     tasks(a).put("taps", n=0)
     a.sync()
@@ -306,7 +306,7 @@ def test_a_gap_in_the_counters_is_closed(home):
     assert home.log()[-1].counter == 3
 
 
-def test_a_server_that_knows_less_is_sent_again_what_it_lost(home):
+def test_a_restored_server_gets_its_lost_changesets_again(home):
     a, b = home.device("a"), home.device("b")
     tasks(a).put("taps", n=0)
     a.sync()
@@ -345,8 +345,8 @@ def test_a_server_with_another_event_at_the_same_seq(home):
     assert tasks(c)["milk"]["n"] == 1
 
 
-def test_a_changeset_that_was_stored_but_had_not_come_back_when_the_server_lost_it(tmp_path):
-    """The cursor was too old to notice."""
+def test_a_server_loses_a_changeset_before_its_event_is_pulled(tmp_path):
+    """The cursor precedes the lost event, so the mark still fits."""
     home = Home(tmp_path, page_bytes_max=1)  # one event a page
     a, b = home.device("a"), home.device("b")
     for name in ("one", "two", "three"):
@@ -390,7 +390,7 @@ def test_a_server_that_lost_everything(home):
 
 
 def test_marks_reach_back_far(home):
-    """So that a server restored from an old backup does not cost all causes and effects."""
+    """A device can then keep most of its history after an old backup was restored."""
     a = home.device()
     for number in range(3_000):
         with a._store.database.transaction():
@@ -403,7 +403,7 @@ def test_marks_reach_back_far(home):
         assert any(age / 2 <= newest - seq <= 2 * age for seq in seqs), age
 
 
-def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkeypatch):
+def test_an_interrupted_snapshot_resumes_after_reopening(tmp_path, monkeypatch):
     monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 5)
     home = Home(tmp_path, page_snapshot_records=2)
     a = home.device("a")
@@ -412,12 +412,12 @@ def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkey
         tasks(a).put(f"t{number}", n=1)
     a.sync()
 
-    home.service.cuts_after_lines = 5  # a header, a page of two and its end, and half a page
+    home.service.cuts_after_lines = 5  # header, two records, end of the page, one record
     late = home.device("late")
     with pytest.raises(Unreachable):
         late.sync()
     assert late._store.meta.get("snapshot")["done"] == 2
-    assert len(tasks(late)) == 0, "nothing is shown before all is there"
+    assert len(tasks(late)) == 0, "records are shown when the snapshot is complete"
     late._store.database.close()
     tasks(a).put("t0", n=2)
     tasks(a).put("t9", n=1)
@@ -434,7 +434,7 @@ def test_a_snapshot_that_is_cut_is_gone_on_with_after_reopening(tmp_path, monkey
 
 
 def test_a_server_that_is_restored_while_a_snapshot_is_loaded(tmp_path, monkeypatch):
-    """The snapshot replaces the cursor, which would have told."""
+    """The snapshot replaces the cursor, so its mark is checked before."""
     monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     home = Home(tmp_path)
     a, b = home.device("a"), home.device("b")
@@ -458,7 +458,7 @@ def test_a_server_that_is_restored_while_a_snapshot_is_loaded(tmp_path, monkeypa
     b.close()
 
 
-def test_what_a_snapshot_has_is_not_shown_twice(home, monkeypatch):
+def test_an_increment_in_a_snapshot_counts_once(home, monkeypatch):
     monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     a, b = home.device("a"), home.device("b")
     for number in range(5):
@@ -476,12 +476,12 @@ def test_what_a_snapshot_has_is_not_shown_twice(home, monkeypatch):
     with pytest.raises(Unreachable):
         a.sync()
     assert a.status().after == 7
-    assert tasks(a)["taps"]["n"] == 1, "what was acknowledged is in the snapshot"
+    assert tasks(a)["taps"]["n"] == 1, "the snapshot contains the acknowledged increment"
     home.service.sync = real
     home.assert_all_equal(a, b)
 
 
-def test_what_is_made_while_a_device_goes_back_builds_on_what_the_server_shares(home):
+def test_a_change_made_during_a_rewind_has_the_shared_base(home):
     a, b = home.device("a"), home.device("b")
     tasks(b).put("milk", n=1)
     b.sync()
@@ -502,7 +502,7 @@ def test_what_is_made_while_a_device_goes_back_builds_on_what_the_server_shares(
     home.assert_all_equal(b, a)
 
 
-def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_path, monkeypatch):
+def test_the_event_of_a_refusal_replaces_its_lost_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "PUSH_MAX", 1)
     home = Home(tmp_path)
     a, b = home.device("a"), home.device("b")
@@ -511,7 +511,7 @@ def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_
     tasks(a).put("bread")
     with a.changeset(guard="unchanged"):
         tasks(a).put("milk", n=2)
-    # Both had arrived once, in a larger batch.
+    # The server got both before, in a larger batch.
     late = [queued.to_wire() for queued in a._store.queue.select("waiting")]
     body = {"device": a.device, "sent_at": "2026-11-23T09:00:00Z", "after": 0, "changesets": late}
     home.service.sync(body)
@@ -524,9 +524,7 @@ def test_a_refusal_whose_answer_was_lost_is_taken_back_when_its_event_comes(tmp_
     b.close()
 
 
-def test_a_server_that_is_restored_to_between_a_snapshot_and_one_of_its_pages(
-    tmp_path, monkeypatch
-):
+def test_a_server_is_restored_to_between_a_snapshot_and_one_of_its_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(synchroniser, "SNAPSHOT_EVENTS_MIN", 2)
     home = Home(tmp_path, page_snapshot_records=1)
     a = home.device("a")
@@ -550,7 +548,7 @@ def test_a_server_that_is_restored_to_between_a_snapshot_and_one_of_its_pages(
         return pages(here, place)
 
     home.store._snapshot_page = page_after_a_push
-    home.service.cuts_after_lines = 3  # a header, a record, and the end of its page
+    home.service.cuts_after_lines = 3  # header, one record, end of the page
     with pytest.raises(Unreachable):
         late.sync()
     home.service.cuts_after_lines = None
@@ -563,7 +561,7 @@ def test_a_server_that_is_restored_to_between_a_snapshot_and_one_of_its_pages(
 
 
 @pytest.mark.parametrize("years", [-1, 1])
-def test_a_clock_that_is_off_by_a_year_decides_nothing_that_followed(home, years):
+def test_a_wrong_clock_decides_only_ties(home, years):
     a, b = home.device("a", clock_off=years * YEAR_MS), home.device("b")
     tasks(a).put("milk", n=1)
     home.assert_all_equal(a, b)
@@ -575,7 +573,7 @@ def test_a_clock_that_is_off_by_a_year_decides_nothing_that_followed(home, years
     assert tasks(b)["milk"]["n"] == 3
 
 
-def test_a_clock_that_jumps_a_year_ahead_does_not_cost_what_a_restored_server_needs(home):
+def test_a_clock_that_jumps_ahead_keeps_the_sent_changesets(home):
     a = home.device("a")
     tasks(a).put("one")
     a.sync()
@@ -608,7 +606,7 @@ def url():
 
 
 def process(code: str, path: Path, url: str) -> subprocess.Popen[str]:
-    """A process with an open `replica` of the file, which runs `code` and tells of it."""
+    """Starts a process that opens the file as `replica`, runs `code`, and prints its progress."""
     program = f"""
 import os, sys, time
 from foldlog.client.replica import Replica
@@ -629,7 +627,7 @@ tell("done")
     )
 
 
-def kill_when_it_tells(child: subprocess.Popen[str]) -> None:
+def kill_when_ready(child: subprocess.Popen[str]) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "now\n"
     child.send_signal(signal.SIGKILL)
@@ -646,7 +644,7 @@ def events_at(url: str) -> list[dict]:
 
 
 @pytest.mark.seconds(5)
-def test_two_processes_on_one_file_take_turns(tmp_path, url):
+def test_two_processes_sync_one_file(tmp_path, url):
     code = """
 tasks.put("taps")
 for number in range(40):
@@ -668,7 +666,7 @@ while replica.status().unsent or replica.status().unacknowledged:
     assert len({event["id"] for event in events}) == 82
 
 
-def test_who_has_the_turn_lets_nobody_else_sync(home):
+def test_the_file_lock_excludes_other_syncs(home):
     a = home.device()
     tasks(a).put("milk")
     with file_lock(a._store.database.path):
@@ -690,7 +688,7 @@ server.sync = sync
 replica.sync()
 """
     path = tmp_path / "a.db"
-    kill_when_it_tells(process(code, path, url))
+    kill_when_ready(process(code, path, url))
     with opened(path, url) as replica:
         assert replica.status().unsent == 1
         assert tasks(replica)["taps"]["n"] == 1
@@ -702,7 +700,7 @@ replica.sync()
 
 @pytest.mark.seconds(5)
 def test_a_kill_within_a_local_commit(tmp_path, url):
-    """What was not committed has not happened, neither the record nor the queue."""
+    """The uncommitted records and changesets are gone."""
     code = """
 tasks.put("one")
 replica._store.database.connection.execute("PRAGMA cache_size = 1")  # spills into the file
@@ -712,7 +710,7 @@ with replica.changeset():
     wait_for_the_end()
 """
     path = tmp_path / "a.db"
-    kill_when_it_tells(process(code, path, url))
+    kill_when_ready(process(code, path, url))
     with opened(path, url) as replica:
         assert [record.id for record in tasks(replica)] == ["one"]
         assert replica.status().unsent == 1
@@ -723,7 +721,7 @@ with replica.changeset():
 
 @pytest.mark.seconds(5)
 def test_a_kill_while_an_answer_is_applied(tmp_path, url):
-    """Cursor, records and queue move together."""
+    """Cursor, records and queue change together."""
     code = """
 from foldlog.client.store.view import View
 tasks.put("taps", n=0)
@@ -737,7 +735,7 @@ View.refresh = slow
 replica.sync()
 """
     path = tmp_path / "a.db"
-    kill_when_it_tells(process(code, path, url))
+    kill_when_ready(process(code, path, url))
     with opened(path, url) as replica:
         assert (replica.status().unsent, replica.status().after) == (1, 1)
         replica.sync()

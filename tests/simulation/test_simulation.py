@@ -1,6 +1,6 @@
-"""The seeded simulation: whatever goes wrong on the way, in the end all are equal.
+"""The seeded simulation: all devices are equal in the end, after any failures.
 
-A seed that fails is run again with `FOLDLOG_SEED=123 pytest tests/simulation -k one_seed`.
+Run a failing seed again with `FOLDLOG_SEED=123 pytest tests/simulation -k one_seed`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def run(seed: int, *, over_http: bool = False) -> None:
         try:
             World(seed, Path(folder), over_http=over_http).run()
         except BaseException as exc:
-            door = " FOLDLOG_HTTP=1" if over_http else ""
-            exc.add_note(f"again: FOLDLOG_SEED={seed}{door} pytest tests/simulation -k one_seed")
+            http = " FOLDLOG_HTTP=1" if over_http else ""
+            exc.add_note(f"again: FOLDLOG_SEED={seed}{http} pytest tests/simulation -k one_seed")
             raise
 
 

@@ -1,8 +1,8 @@
-"""A world of devices around one service, in which everything goes wrong and in the end heals.
+"""A simulated world: devices around one service, with failures that all heal in the end.
 
-All that happens is drawn from one `random.Random(seed)`, time included, so that a seed that fails
-fails again. What can happen is in three tables, with how often: STEPS here, FATES of a request in
-network.py, EDITS in device.py.
+One `random.Random(seed)` decides everything, also the time, so a failing seed fails again. Three
+tables list the possible steps with their frequencies: STEPS here, FATES of a request in network.py,
+and EDITS in device.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .network import DirectServer, Wire
 Choice = TypeVar("Choice")
 BEGINNING_MS = 1_795_424_400_000
 HOUR_MS = 3_600_000
-#: rounds in which all devices must have come to rest
+#: rounds of syncs after which all devices must be equal
 HEALING_ROUNDS_MAX = 12
 
 
@@ -53,7 +53,7 @@ class World:
         self.folder = folder
         self.now = BEGINNING_MS
         self.is_chaotic = True
-        self.late: list[Callable[[], Any]] = []  #: deliveries that are still under way
+        self.late: list[Callable[[], Any]] = []  #: requests that are delivered later
         self.limits = Limits(
             changesets_per_push_max=self.rng.choice([1, 2, 3, 1_000]),
             event_bytes_max=2_000,
@@ -65,15 +65,15 @@ class World:
         self.ids = [f"r{n}" for n in range(self.rng.choice([2, 4, 10]))]
         self.names = ["a", "b", "c"][: self.rng.choice([1, 2, 3])]
         self.store = MemoryStore(now_ms=lambda: self.now, limits=self.limits)
-        self.service_copy = copy_of(self.store)  #: of nothing, at first
+        self.service_copy = copy_of(self.store)  #: the backup of the service, empty at first
         self.was_restored = False
         self._app = self._make_app() if over_http else None
         self._depth = 0
         self.devices: list[Device] = []
         self.backups: list[Backup] = []
-        #: acknowledged ever, also to a device that has forgotten it by a restore
+        #: all acknowledged ids, also those that a device has lost by a restore
         self.acknowledged: set[str] = set()
-        self.erased: dict[Key, int] = {}  #: records that were ever erased, by which event
+        self.erased: dict[Key, int] = {}  #: seq of the last erasure of each record
 
     def _make_app(self) -> Any:
         return create_app(
@@ -104,7 +104,7 @@ class World:
 
     @contextmanager
     def _small_numbers(self) -> Iterator[None]:
-        """What takes thousands of events in life takes a few here."""
+        """Lowers limits, so that a few events suffice to reach them."""
         choice, patched = self.rng.choice, mock.patch.object
         with (
             patched(synchroniser, "SNAPSHOT_EVENTS_MIN", choice([1, 5, 15, 2_000])),
@@ -118,7 +118,7 @@ class World:
 
     def draw(self, table: Mapping[Choice, int]) -> Choice:
         if table is not STEPS and not self.is_chaotic:
-            return next(iter(table))  # the first of each table is the good one
+            return next(iter(table))  # the first of each table is success
         return self.rng.choices(list(table), list(table.values()))[0]
 
     def may(self, probability: float) -> bool:
@@ -130,7 +130,7 @@ class World:
     def any_device(self) -> Device:
         return self.rng.choice(self.devices)
 
-    # What can happen.
+    # Steps.
 
     def step(self) -> None:
         self.draw(STEPS)(self)
@@ -142,10 +142,10 @@ class World:
     def sync(self) -> None:
         device = self.any_device()
         device.sync()
-        device.check_told()
+        device.check_callbacks()
 
     def listen(self) -> None:
-        """A page of the live channel comes: at once, or late, when much may have happened."""
+        """Delivers a page of the live channel, at once or late."""
         device = self.any_device()
         page = device.next_page()
         if page is None:
@@ -154,10 +154,10 @@ class World:
             self.late.append(lambda: device.take(page))
         if self.may(0.8):
             device.take(page)
-            device.check_told()
+            device.check_callbacks()
 
-    def somebody_else_syncs(self, device: Device) -> None:
-        """While another one's request is under way."""
+    def sync_another(self, device: Device) -> None:
+        """Edits and syncs another device during a request of this one."""
         others = [other for other in self.devices if other is not device]
         if self._depth == 0 and others:
             self._depth += 1
@@ -228,7 +228,7 @@ class World:
             self.service_copy = copy_of(self.store)
 
     def erase(self) -> None:
-        """An admin erases a record that somebody has pushed."""
+        """Erases a record of the log."""
         if self.store._spaces:
             keys = {
                 op.key
@@ -241,7 +241,7 @@ class World:
                 self.erased[key] = max(erased.seq, self.erased.get(key, 0))
 
     def was_erased(self, key: Key, seq: int) -> bool:
-        """Whether event `seq` on this record was before an erasure, also one that was lost."""
+        """Whether the record was erased after event `seq`, also by an erasure that was lost."""
         return seq < self.erased.get(key, 0)
 
     def restore_service(self) -> None:
@@ -253,7 +253,7 @@ class World:
     # The end.
 
     def heal(self) -> None:
-        """Everything goes well from now on, and after a few rounds nothing happens any more."""
+        """Stops all failures, and syncs until all devices are at rest."""
         self.is_chaotic = False
         while self.late:
             self.deliver_late()
@@ -264,10 +264,10 @@ class World:
             for device in self.devices:
                 device.is_online = True
                 device.sync()
-                device.check_told()
+                device.check_callbacks()
             if self.state() == before:
                 return
-        raise AssertionError("the devices do not come to rest")
+        raise AssertionError("the devices still change")
 
     def state(self) -> Any:
         head = self.store._space(SPACE).head if self.store._spaces else 0
@@ -277,7 +277,7 @@ class World:
         ]
 
 
-#: What can happen, and how often.
+#: the steps, with their frequencies
 STEPS: dict[Callable[[World], None], int] = {
     World.edit: 45,
     World.sync: 35,

@@ -140,7 +140,7 @@ def test_other_schemas_are_refused_with_place_and_reason(new, path, reason):
 
 
 def test_stored_records_may_already_have_a_new_property():
-    """With any value, because the old schema allows it."""
+    """The old schema allows the property with any value, so `maxLength` is a new demand."""
     old = {"properties": {"title": True}}
     ((path, reason),) = why({"properties": {"title": True, "due": {"maxLength": 5}}}, old)
     assert (path, reason) == ("/properties/due/maxLength", "5 is a new demand")
@@ -148,7 +148,7 @@ def test_stored_records_may_already_have_a_new_property():
 
 
 def test_recursive_schemas_are_compared():
-    """Also if the definitions have other names."""
+    """The definitions of the two schemas may have different names."""
     old = {
         "properties": {"a": {"$ref": "#/$defs/x"}},
         "$defs": {

@@ -53,7 +53,8 @@ def test_none_passes(audit):
 
 @pytest.mark.parametrize("answer", [None, "", "Connection refused", "{}", said(SKIPPED), said()])
 def test_an_unreachable_service_is_reported_in_one_line(audit, answer):
-    """Without network, without pip-audit, or if the service knows none of the packages."""
+    """The audit fails without network, without pip-audit, or if the service knows none of the
+    packages."""
     code, told = audit(answer)
     assert code == 0
     assert told.startswith("dependencies were not audited: ") and told.count("\n") == 1

@@ -256,8 +256,8 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("wrong", "pointer"), [pytest.param(*case[1:], id=case[0]) for case in MALFORMED]
 )
 def test_a_fault_is_reported_with_its_place(wrong, pointer):
-    """By the index of its changeset and a JSON pointer into the array. The device can then set that
-    changeset aside and send the rest."""
+    """An error has the index of the changeset and a JSON pointer into the array. The device can
+    then set that changeset aside and send the rest."""
     with pytest.raises(InvalidChangeset) as refused:
         decode(changeset(), changeset(), wrong)
     assert refused.value.extra == {"index": 2, "pointer": f"/2{pointer}"}
@@ -265,7 +265,7 @@ def test_a_fault_is_reported_with_its_place(wrong, pointer):
 
 
 def test_an_unknown_member_is_named_in_the_message():
-    """So a misspelt name is easy to find."""
+    """The message contains the name, so a misspelt one is easy to find."""
     with pytest.raises(InvalidChangeset, match="feilds"):
         decode(changeset({**OP, "feilds": {}}))
 
@@ -329,7 +329,7 @@ def test_deep_nesting_is_reported_with_its_index(text, more):
 
 
 def test_invalid_utf8_is_reported_with_its_index():
-    """Also inside a value, where some readers accept them."""
+    """Some readers would accept such bytes inside a value."""
     good = msgspec.json.encode(changeset())
     bad = op_text('{"op":"put","collection":"c","id":"x","fields":{"a":"@"}}').encode()
     for odd in (b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xe4"):
@@ -587,5 +587,5 @@ def test_the_order_of_an_operations_members_in_the_log_is_fixed():
 
 
 def test_a_push_knows_when_it_was_sent():
-    """In whole ms, like all times."""
+    """`sent_at_ms` is in whole ms, like all times."""
     assert push_of(changeset(id=new_id())).sent_at_ms == 1795424400000

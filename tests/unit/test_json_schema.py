@@ -196,6 +196,6 @@ def test_formats_are_checked():
 
 
 def test_a_boolean_is_no_number_and_one_is_one_point_zero():
-    """As everywhere in the product."""
+    """Booleans and numbers are compared as everywhere in the product."""
     schema = JsonSchema.checked({"properties": {"n": {"const": 1}}}, LIMITS)
     assert schema.fits({"n": 1.0}) and not schema.fits({"n": True})

@@ -607,8 +607,8 @@ def test_a_conflict_as_a_document():
 
 
 def test_packed_writes_are_the_same_writes():
-    """Each distinct write once, with its fields, in an order that is independent of the input's
-    order."""
+    """Packing keeps each distinct write once, with its fields. The order is independent of the
+    input's order."""
     writes = {"c": Write(2, B, 5, 1), "a": Write(1, A, 3), "b": Write(1, A, 3)}
     packed = pack_writes(writes)
     assert packed == [(1, A, 3, 0, ["a", "b"]), (2, B, 5, 1, ["c"])]

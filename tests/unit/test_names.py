@@ -33,7 +33,7 @@ def test_each_character_alone_and_in_the_middle_and_at_the_end(char):
 
 @pytest.mark.parametrize("check", [is_space, is_collection])
 def test_lengths_and_dots(check):
-    """1-64 characters; . and .. are reserved, because they mean folders in a path."""
+    """Names have 1-64 characters; . and .. are reserved, because they mean folders in a path."""
     assert [length for length in range(70) if check("a" * length)] == list(range(1, 65))
     assert [name for name in (".", "..", "...", ".a", "a.") if check(name)] == ["...", ".a", "a."]
     assert not check("a" * 10_000_000)
@@ -57,7 +57,7 @@ def test_lengths_and_dots(check):
     ids=lambda value: ascii(value)[:20],
 )
 def test_record_ids(text, is_one):
-    """1-128 code points, except NUL and surrogates. Apps choose the rest."""
+    """Record ids have 1-128 code points, except NUL and surrogates. Apps choose the rest."""
     assert is_record_id(text) == is_one
 
 

@@ -70,7 +70,7 @@ def test_keys_of_others_are_read_and_written(vkey):
     ],
 )
 def test_invalid_keys_are_refused(vkey):
-    """One wrong letter must be noticed, or the key would verify no note."""
+    """One wrong letter in a key must be noticed, or the key would verify no note."""
     with pytest.raises(InvalidNote):
         Verifier.parse(vkey)
 
@@ -92,7 +92,7 @@ ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=
 
 
 def test_a_flipped_byte_anywhere_is_noticed():
-    """In the text, in the name, in the signature."""
+    """A change of the text, of the name, or of the signature is an error."""
     encoded = bytearray(GOLDEN.encode())
     for place in range(len(encoded)):
         for bit in (1, 32):
@@ -113,7 +113,7 @@ def test_signatures_of_unknown_keys_are_ignored():
 
 
 def test_a_wrong_signature_of_a_known_key_spoils_the_note():
-    """Even if another signature is right."""
+    """The note is refused even if another signature is right."""
     other = Signer("else.test", b"s" * 32)
     note = signed().with_signatures([other.sign("something else\n")])
     with pytest.raises(InvalidNote, match=r"else\.test is wrong"):
@@ -172,7 +172,7 @@ def test_invalid_checkpoints_are_refused(text):
     ],
 )
 def test_invalid_notes_are_refused(note):
-    """It is refused before its content is used."""
+    """A note is refused before its content is used."""
     with pytest.raises(InvalidNote):
         Note.parse(note)
     assert signature_lines("— name AAAAAAA=\n")[0].name == "name"
@@ -205,7 +205,7 @@ def test_levels():
 
 
 def test_bundles():
-    """Each entry follows its length in two bytes."""
+    """Each entry of a bundle follows its length in two bytes."""
     assert bundle([b"", b"ab"]) == b"\0\0\0\2ab"
     assert unbundled(b"\0\0\0\2ab") == [b"", b"ab"]
     for broken in (b"\0", b"\0\3ab"):
@@ -214,7 +214,7 @@ def test_bundles():
 
 
 def test_origins():
-    """Without a scheme, spaces, plus signs, or a slash at either end."""
+    """An origin has no scheme, spaces, plus signs, or slash at either end."""
     assert origin_of("foldlog.local", "home", "id") == "foldlog.local/spaces/home/id"
     assert all(map(is_origin_name, ("foldlog.local", "a.example:8080/x", "h")))
     for name in ("", "https://a", "a b", "a+b", "/a", "a/", "a//b", "ä"):

@@ -45,6 +45,6 @@ def test_witnesses_and_logs():
     ],
 )
 def test_invalid_settings_are_named(variable, text):
-    """At the start of the service, before the first checkpoint is signed."""
+    """Settings are checked at the start of the service, before the first checkpoint is signed."""
     with pytest.raises(InvalidSettings, match=variable):
         read_settings({variable: text})

@@ -157,7 +157,7 @@ def test_a_body_may_hold_ops_of_its_own(body):
 
 
 def test_bytes_without_ops_or_body_have_no_leaf():
-    """Only a bug of ours, or a forged export, could contain one."""
+    """Only a bug of ours, or a forged export, could produce such bytes."""
     with pytest.raises(ValueError, match="must end with"):
         proofs.header_of(b'{"seq":1}')
 
@@ -178,7 +178,7 @@ def test_bytes_that_were_written_past_the_service_have_a_leaf():
 
 
 def test_every_byte_of_an_event_is_covered():
-    """Other values, another order, another salt: another mark."""
+    """Other values, another order, or another salt give another mark."""
     same = {"id": new_id()}
     marks = {
         entry.mark
@@ -207,7 +207,7 @@ def test_every_byte_of_an_event_is_covered():
 
 
 def test_the_leaf_stays_small_though_the_event_is_large():
-    """It holds a thousand operations as one hash."""
+    """The leaf holds a thousand operations as one hash."""
     entry = entry_of(*[put(f"r{n}", text="x" * 1_000) for n in range(1_000)])
     leaf = proofs.leaf_of(proofs.header_of(entry.state), entry.ops_hash)
     assert len(leaf) < 500 < proofs.LEAF_BYTES_MAX < len(entry.state)
@@ -245,7 +245,7 @@ def test_the_short_form_has_the_ids_of_local_ids():
     ids=["plain", "local_id", "refused"],
 )
 def test_an_exported_event_is_restored_whole(entry):
-    """From its bytes and its salt alone: the same entry with the same mark."""
+    """The bytes and the salt alone give the same entry with the same mark."""
     assert restored_entry(entry.state, entry.salt) == entry
 
 

@@ -60,7 +60,7 @@ def test_other_text_is_unchanged(text):
 
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_log_lines_are_free_of_secrets(format, monkeypatch, capsys):
-    """In our lines, a library's, and tracebacks, in both formats."""
+    """Our own lines, lines of libraries, and tracebacks hide secrets in both log formats."""
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", root.handlers[:])
     level = root.level

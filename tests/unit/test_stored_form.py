@@ -226,7 +226,7 @@ def test_a_stored_changeset_is_still_read():
 
 
 def test_a_refused_changeset_is_still_read():
-    """It has no effect on records."""
+    """A refused changeset has no effect on records."""
     event = decode_event(REFUSED)
     assert (event.verdict, event.refusal.code) == ("refused", "stale")
     assert event.counter is msgspec.UNSET
@@ -236,7 +236,8 @@ def test_a_refused_changeset_is_still_read():
 
 
 def test_an_event_of_a_later_version_is_kept_and_passed_over():
-    """It has a kind and members that this code does not know. Its leaf is cut in the same way."""
+    """The event has a kind and members that this code does not know. Its leaf is cut in the same
+    way."""
     event = decode_event(STRANGER)
     assert (event.kind, event.body) == ("invented-later", {"x": 1, "ops": []})
     assert fold({}, event) == []

@@ -1,4 +1,4 @@
-"""The ends of the logs in memory: late perhaps, by the way of a notification, and never wrong."""
+"""The cache of log ends answers correctly, and late by one notification at most."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
     ]
 
 
-def keep(tails, found, mark_before="", at=100.0):
+def cache(tails, found, mark_before="", at=100.0):
     tails.update("s", LogEnd(LOG, found[-1].seq, found, mark_before, at))
 
 
@@ -68,10 +68,10 @@ def seqs(page: Range | None) -> list[int] | None:
     return None if page is None else [msgspec.json.decode(e)["seq"] for e in page.events]
 
 
-def test_what_was_appended_is_at_hand(tails):
-    """The events, the head, and the mark; and at the head nothing new, which is most of it."""
+def test_appended_events_are_cached(tails):
+    """The cache answers with events, head and mark. At the head the page is empty."""
     found = entries(1, 5)
-    keep(tails, found)
+    cache(tails, found)
     assert seqs(tails.range_after("s", RangeQuery(2, 100))) == [3, 4, 5]
     assert seqs(tails.range_after("s", RangeQuery(2, 2, mark=found[1].mark))) == [3, 4]
     page = tails.range_after("s", RangeQuery(5, 100, mark=found[4].mark))
@@ -89,13 +89,13 @@ def test_what_was_appended_is_at_hand(tails):
     ids=["beyond the head", "before the tail", "another mark", "no mark where there is one"],
 )
 def test_a_cursor_is_never_refused_from_memory(tails, query):
-    """What is kept may be old: whether such a cursor is wrong, only the database can say."""
-    keep(tails, entries(3, 5), mark_before="a" * 16)
+    """The cache may be stale, so the database decides about such a cursor."""
+    cache(tails, entries(3, 5), mark_before="a" * 16)
     assert tails.range_after("s", query) is None
 
 
-def test_an_end_that_nobody_confirmed_is_no_end(tails, clock):
-    keep(tails, entries(1, 3))
+def test_an_unconfirmed_end_expires(tails, clock):
+    cache(tails, entries(1, 3))
     clock.now += CONFIRMED_SECONDS_MAX - 1
     found = tails.range_after("s", RangeQuery(3, 9))
     assert found is not None
@@ -106,28 +106,28 @@ def test_an_end_that_nobody_confirmed_is_no_end(tails, clock):
     assert tails.range_after("s", RangeQuery(3, 9)) is None
 
 
-def test_what_another_process_appended_is_told(tails):
-    """From then on the end is not the end any more, until what is missing has been read."""
-    keep(tails, entries(1, 3))
+def test_an_announced_append_makes_the_end_stale(tails):
+    """The cache answers again after the missing events were read."""
+    cache(tails, entries(1, 3))
     tails.announce("s", 3)
     assert tails.range_after("s", RangeQuery(3, 9)) is not None
     tails.announce("s", 4)
     assert tails.range_after("s", RangeQuery(3, 9)) is None
-    keep(tails, entries(4, 4))
+    cache(tails, entries(4, 4))
     assert seqs(tails.range_after("s", RangeQuery(2, 9))) == [3, 4]
 
 
-def test_a_notification_that_overtakes_a_read_is_not_forgotten(tails):
-    """A head is read, then told to have moved, and only then put here."""
+def test_a_notification_may_overtake_a_read(tails):
+    """A head is read, then announced as moved, and only then added to the cache."""
     tails.announce("s", 4)
     tails.update("s", LogEnd(LOG, 3, [], "a" * 16, 100.0))
     assert tails.range_after("s", RangeQuery(3, 9)) is None
 
 
-def test_a_hole_is_not_filled_with_hope(tails):
-    """What is put here after something that is missing begins anew."""
-    keep(tails, entries(1, 3))
-    keep(tails, entries(6, 7), mark_before="b" * 16)
+def test_a_hole_restarts_the_tail(tails):
+    """Events after a gap replace the cached ones."""
+    cache(tails, entries(1, 3))
+    cache(tails, entries(6, 7), mark_before="b" * 16)
     assert tails.range_after("s", RangeQuery(3, 9)) is None
     assert seqs(tails.range_after("s", RangeQuery(5, 9, mark="b" * 16))) == [6, 7]
 
@@ -137,26 +137,26 @@ def test_a_hole_is_not_filled_with_hope(tails):
     [("other", 3, None), (LOG, 2, None), (LOG, 3, "c" * 16)],
     ids=["another log", "an older state", "another event at the head"],
 )
-def test_a_database_that_was_restored_is_noticed(tails, log, head, mark):
+def test_a_restored_database_is_noticed(tails, log, head, mark):
     found = entries(1, 3)
-    keep(tails, found)
+    cache(tails, found)
     tails.confirm("s", log, head, mark or found[head - 1].mark, 101.0)
     assert tails.range_after("s", RangeQuery(3, 9)) is None
 
 
-def test_a_look_that_is_older_than_an_append_drops_nothing(tails):
-    """The heads were looked at, then something was appended, and only then is the look told."""
+def test_a_read_before_an_append_keeps_the_cache(tails):
+    """The heads are read, then an event is appended, and only then the read arrives."""
     found = entries(1, 3)
-    keep(tails, found[:2])
-    keep(tails, found[2:], at=102.0)
+    cache(tails, found[:2])
+    cache(tails, found[2:], at=102.0)
     tails.confirm("s", LOG, 2, found[1].mark, 101.0)
     assert seqs(tails.range_after("s", RangeQuery(0, 9))) == [1, 2, 3]
 
 
 def test_memory_is_bounded(tails, monkeypatch):
-    """A tail by events and bytes; all of them together by bytes, the least used first."""
+    """Each tail has limits of events and bytes. All tails share a limit of bytes (LRU)."""
     monkeypatch.setattr(tails_module, "TAIL_EVENTS_MAX", 10)
-    keep(tails, entries(1, 50))
+    cache(tails, entries(1, 50))
     assert seqs(tails.range_after("s", RangeQuery(40, 99))) == list(range(41, 51))
     assert tails.range_after("s", RangeQuery(39, 99)) is None
     small = LogTailCache(bytes_max=20_000, clock=Clock())
@@ -167,11 +167,11 @@ def test_memory_is_bounded(tails, monkeypatch):
     assert small._size <= 20_000 == small._bytes_max
 
 
-def test_what_was_read_before_a_skip_is_not_told_any_more(tails):
-    """Readers of what is skipped may be given something else in its place: the database knows."""
-    keep(tails, entries(1, 3))
+def test_a_skip_drops_the_events_before_it(tails):
+    """Readers may get a placeholder for a skipped event, which only the database knows."""
+    cache(tails, entries(1, 3))
     skip = event_skipped_entry(Envelope(4, new_id(), 0, bytes(32)), 2, reason="r", by=None)
-    keep(tails, [skip])
+    cache(tails, [skip])
     assert tails.range_after("s", RangeQuery(2, 9)) is None
     assert seqs(tails.range_after("s", RangeQuery(3, 9))) == [4]
 
@@ -180,22 +180,22 @@ def test_watchers_are_called_after_growth_alone(tails):
     calls = []
     unwatch = tails.watch("s", lambda: calls.append(tails.range_after("s", RangeQuery(0, 9)).head))
     found = entries(1, 2)
-    keep(tails, found[:1])
-    keep(tails, found[:1])  # read once more: nothing new
-    keep(tails, found[1:])
+    cache(tails, found[:1])
+    cache(tails, found[:1])  # a second read without new events
+    cache(tails, found[1:])
     assert calls == [1, 2]
-    assert tails.announce("s", 9), "somebody waits, so it is to be read"
+    assert tails.announce("s", 9), "a watcher waits, so the events must be read"
     unwatch()
-    keep(tails, entries(3, 3))
+    cache(tails, entries(3, 3))
     assert calls == [1, 2] and not tails.announce("s", 10)
 
 
 def test_pages_are_the_stores_own():
-    """Against the store in memory, at random: what is at hand is what would be read."""
+    """Random pages from the cache equal those of the store in memory."""
     rng = random.Random(11)
     limits = Limits(page_bytes_max=1_500, page_scan_max=20_000)
     store, tails = MemoryStore(limits=limits), LogTailCache(limits=limits)
-    told = 0
+    answered = 0
     for _ in range(60):
         ops = [put(f"r{n}", collection=rng.choice("ab")) for n in range(rng.randint(1, 2))]
         store.push("s", push_of(changeset(*ops), device=rng.choice([A, B])))
@@ -220,9 +220,9 @@ def test_pages_are_the_stores_own():
             )
             page = tails.range_after("s", query)
             if page is not None:
-                told += 1
+                answered += 1
                 try:
                     assert page == store.range_after("s", query)
                 except FoldlogError:
-                    pytest.fail("the store would have refused this cursor")
-    assert told > 80
+                    pytest.fail("the store refuses this cursor")
+    assert answered > 80

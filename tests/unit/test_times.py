@@ -65,7 +65,7 @@ def test_invalid_times_are_refused(text):
 @examples(100)
 @given(st.integers(FIRST, LAST))
 def test_every_time_comes_back(ms):
-    """In one fixed form, because it is stored and compared as text."""
+    """Times have one fixed form, because they are stored and compared as text."""
     text = format_time(ms)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
     assert parse_time(text) == ms
@@ -74,7 +74,7 @@ def test_every_time_comes_back(ms):
 @examples(50)
 @given(st.integers(FIRST, LAST), st.integers(FIRST, LAST))
 def test_the_texts_are_in_the_order_of_the_times(a, b):
-    """So a database may sort by either."""
+    """A database may sort by the text or by the number."""
     assert (format_time(a) < format_time(b)) == (a < b)
 
 

@@ -31,7 +31,7 @@ def test_every_upcast_has_a_golden_event_to_begin_with():
 
 
 def test_an_event_in_the_newest_form_keeps_its_bytes():
-    """Such an event is not decoded and encoded again."""
+    """Such an event is returned as it is, without decoding."""
     assert UPCASTER.upcast("changeset/1", STORED) is STORED
     assert UPCASTER.topic_of("changeset") == "changeset/1"
 

@@ -87,7 +87,7 @@ def test_every_plain_value_may_be_kept(value):
 @pytest.mark.parametrize("value", [INTEGER_MAX + 1, -INTEGER_MAX - 1, 10**30, math.nan, math.inf])
 @pytest.mark.parametrize("inside", [lambda v: v, lambda v: [1, v], lambda v: {"a": {"b": v}}])
 def test_values_that_some_readers_cannot_hold_are_refused(value, inside):
-    """At every depth."""
+    """Such values are refused at every depth of a document."""
     with pytest.raises(ValueError, match=r"integer|finite"):
         check_value(inside(value), 32)
 
@@ -136,7 +136,8 @@ def test_numbers(value, is_one):
     ],
 )
 def test_sums(a, b, total):
-    """As doubles; a whole sum is an int, so that all replicas write the same bytes."""
+    """Numbers are added as doubles. A whole sum is an int, so that all replicas write the same
+    bytes."""
     assert repr(sum_of(a, b)) == repr(total)
     assert repr(sum_of(b, a)) == repr(total)
 
@@ -152,7 +153,7 @@ def test_every_sum_may_be_kept(a, b):
 
 
 def test_absent():
-    """It counts as false, and differs from `None`."""
+    """`ABSENT` counts as false, and differs from `None`."""
     assert not ABSENT
     assert ABSENT is not None
     assert repr(ABSENT) == "ABSENT"

@@ -21,15 +21,15 @@ QUICK = Limits(at_least_wait_seconds_max=1)
 class Master:
     """Comes on by one with each look, unless it has stopped."""
 
-    def __init__(self, *, is_stopped: bool = False, stands: bool = False):
+    def __init__(self, *, is_halted: bool = False, stands: bool = False):
         self.reached = self.looks = self.reads = 0
-        self.is_stopped = is_stopped
-        self.stands = stands or is_stopped
+        self.is_halted = is_halted
+        self.stands = stands or is_halted
 
     def position(self, space):
         self.looks += 1
         self.reached += not self.stands
-        return Projected(self.reached, self.is_stopped)
+        return Projected(self.reached, self.is_halted)
 
     def read(self, at_least):
         self.reads += 1
@@ -85,7 +85,7 @@ def test_what_is_there_is_not_looked_for():
 
 def test_a_projection_that_has_stopped_is_not_waited_for():
     """It would be in vain, for ten seconds."""
-    master, asking = Master(is_stopped=True), Asking()
+    master, asking = Master(is_halted=True), Asking()
     with pytest.raises(ProjectionBehind):
         ask(master, 5, asking)
     assert (master.reads, master.looks, asking.pauses) == (1, 1, 0)

@@ -247,7 +247,7 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         RateLimited("requests_per_second_per_caller", 200),
     ),
     NotStopped: Entry(
-        "Check `foldlog status`. Only the event at which the master table is halted can be skipped.",
+        "Check `foldlog status`. Only the event that halts the master table can be skipped.",
         NotStopped("the master table of 'family-list' is not halted at seq 42"),
     ),
     NotReady: Entry(

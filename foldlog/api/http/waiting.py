@@ -58,7 +58,7 @@ class ProjectedReads:
             projected = await self._look(request, space, look)
             if projected is not None and projected.position >= awaited:
                 return True
-            if projected is not None and projected.is_stopped:
+            if projected is not None and projected.is_halted:
                 return False
             if time.monotonic() > deadline or not await request.pause(pause):
                 return False

@@ -19,7 +19,7 @@ from foldlog.client.transport.stream import SILENCE_SECONDS, Page, Stream
 
 from .file_lock import FileLockTaken, file_lock
 from .results import PageResult
-from .schedule import POLL_SECONDS_MAX, SIGN_IN_RETRY_SECONDS, Schedule
+from .schedule import LONG_RETRY_SECONDS, POLL_SECONDS_MAX, Schedule
 
 log = logging.getLogger("foldlog")
 
@@ -159,7 +159,7 @@ class LiveChannel:
         elif isinstance(error, ServerProblem):
             needs_sync = error.problem in HEALED_BY_SYNC
             if error.status in STATUSES_WITHOUT_CHANNEL and not needs_sync:
-                wait = max(wait, self._schedule.jittered(SIGN_IN_RETRY_SECONDS))
+                wait = max(wait, self._schedule.jittered(LONG_RETRY_SECONDS))
         self._next_at = self._now() + wait
         self.will_reconnect = False
         return needs_sync

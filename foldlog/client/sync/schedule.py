@@ -15,8 +15,8 @@ POLL_SECONDS_MIN = 1.0
 POLL_SECONDS_MAX = 60.0
 RETRY_SECONDS_MIN = 1.0
 RETRY_SECONDS_MAX = 300.0
-#: wait after a 401 or 403: the user must sign in first, and polling would only use the battery
-SIGN_IN_RETRY_SECONDS = 300.0
+#: wait after a failure that a retry cannot fix: a missing sign-in, a service without live channel
+LONG_RETRY_SECONDS = 300.0
 JITTER = 0.2
 
 
@@ -41,7 +41,7 @@ class Schedule:
         wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
         self._failures += 1
         if isinstance(exc, ServerProblem) and exc.status in (401, 403):
-            return self.jittered(SIGN_IN_RETRY_SECONDS)
+            return self.jittered(LONG_RETRY_SECONDS)
         retry_after = exc.retry_after_seconds if isinstance(exc, ServerProblem) else None
         return max(self.jittered(wait), retry_after or 0.0)
 

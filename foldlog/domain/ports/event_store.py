@@ -140,10 +140,11 @@ class EventStore(ABC):
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
     ) -> Outcome:
-        """Defines a collection and creates the space if necessary. A known schema changes nothing.
+        """Defines a collection and creates the space if necessary.
 
-        If the two schemas alone leave it open whether the stored records fit, the records are
-        checked, for `seconds_max` seconds at most; `report` receives the number of checked records.
+        Defining the current schema again has no effect.
+        The stored records are checked, unless the two schemas show that all of them are valid. The
+        check takes `seconds_max` seconds at most; `report` receives the number of checked records.
         Raises `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
         `ProjectionBehind`, `StorageUnavailable`, `OutcomeUnknown`.
         """

@@ -21,8 +21,8 @@ class RecordsQuery(msgspec.Struct, frozen=True):
     """Asks for a page of the master table.
 
     Without `changed_after`: the live records, by (collection, id). With `changed_after`: every
-    record that changed after that seq, in its current state, tombstones too, by seq. Such a page
-    holds all records of a seq, or none of them.
+    record that changed after that seq, in its current state, tombstones too, by seq. All records
+    of one seq are in the same page.
     """
 
     limit: int
@@ -127,7 +127,7 @@ class Projected(NamedTuple):
     """The seq that the master table has reached."""
 
     position: int
-    is_stopped: bool  #: halted at an event that cannot be projected; waiting is useless
+    is_halted: bool  #: halted at an event that the projection refuses; waiting is useless
 
 
 class AsOfPage(RecordsPage):
@@ -208,7 +208,7 @@ class History(ABC):
     ) -> AsOfPage:
         """A page of one record or its tombstone.
 
-        Raises `UnknownRecord` if the record did not exist before the moment.
+        Raises `UnknownRecord` if the record was created after the moment, or never.
         """
 
     @abstractmethod

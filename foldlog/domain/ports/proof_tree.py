@@ -65,7 +65,10 @@ class ProofTree(ABC):
         """
 
     def inclusion(self, space: SpaceId, seq: int, size: int | None = None) -> InclusionProof:
-        """Proves an event in the tree of `size` (default: the current one). Raises `BeyondTree`."""
+        """Proves that event `seq` is in the tree of `size` (default: the current one).
+
+        Raises `BeyondTree`.
+        """
         head = self._head(space, size)
         if not 1 <= seq <= head.size:
             raise BeyondTree(f"a tree of {head.size} has no event {seq}")

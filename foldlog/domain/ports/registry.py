@@ -20,8 +20,8 @@ GRANT_FAILED = "the grant failed in another space"
 class Registry(ABC):
     """The devices and tokens of each space. Each change is an event in the space's log.
 
-    Tokens of `EVERY_SPACE` belong to an operator and are in no log. Every process refuses pushes
-    by a revoked device at once; other requests are refused within `CALLER_SECONDS_MAX`
+    Tokens of `EVERY_SPACE` belong to an operator and are outside the logs. Every process refuses
+    pushes by a revoked device at once; other requests are refused within `CALLER_SECONDS_MAX`
     (api/http/access.py). Each method that changes something raises `StorageUnavailable` and
     `OutcomeUnknown`.
     """
@@ -70,14 +70,14 @@ class Registry(ABC):
 
     @abstractmethod
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
-        """Grants the token `FIRST_TOKEN` of every space, unless an admin of every space exists.
+        """Grants the token `FIRST_TOKEN` of every space, if no admin of every space ever existed.
 
         If several callers do this at once, one of them receives the token, the others `None`.
         """
 
     @abstractmethod
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
-        """Revokes a token in this space only. Repeating it changes nothing.
+        """Revokes a token in this space only. A repeated call has no effect.
 
         Raises `UnknownToken`.
         """
@@ -106,7 +106,7 @@ class Registry(ABC):
     ) -> Device:
         """Registers a device, and creates the space if necessary.
 
-        Repeating it with the same name changes nothing. Raises `DeviceRevoked`.
+        A repeated call with the same name has no effect. Raises `DeviceRevoked`.
         """
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Registry(ABC):
     ) -> Device:
         """Revokes a device for ever: the space refuses all its requests, with any token.
 
-        The device may be unknown so far. Repeating it changes nothing. Raises `UnknownSpace`.
+        The device may be unknown so far. A repeated call has no effect. Raises `UnknownSpace`.
         """
 
     @abstractmethod

@@ -62,7 +62,7 @@ def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
 
 class MemoryHistory(MemorySpaces, History):
     def position(self, space: SpaceId) -> Projected:
-        return Projected(self._space(space).head, is_stopped=False)
+        return Projected(self._space(space).head, is_halted=False)
 
     def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
         here = self._space(space, query.at_least)

@@ -32,7 +32,7 @@ C = TypeVar("C", bound=GenerationCache)
 
 @dataclass(frozen=True)
 class Generation(Generic[C]):
-    """A generation that is locked by the caller, who writes to it."""
+    """A generation that the caller has locked for writing."""
 
     space: str
     number: int

@@ -2,11 +2,11 @@
 
 The quick path decides the group on the cached state of the space, and appends it in one round trip.
 The statement is conditional on the cached log, head and mark, and the head moves with everything
-that an append is decided on. If another process has appended, the statement does nothing.
+that an append is decided on. The condition fails if another process has appended.
 
-The locked path locks the space, loads its state and whatever else the group needs, and decides
-under the lock. It serves all groups that the quick path cannot store as a whole. A push is refused
-only here, because the cached state may be stale.
+The locked path locks the space, loads its state and the other data of the group, and decides under
+the lock. It serves each group of which the quick path would refuse a push: only here a push is
+refused, because the cached state may be stale.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ class Appender:
         state = cached.state
         if keys_to_load(pushes, state.schemas):
             return None
-        # The lookup of known ids is left out, because the statement appends nothing if an id is
-        # stored already.
+        # The lookup of known ids is left out, because the statement fails on a stored id.
         lookups = Lookups(
             marks=self._loader.add_devices_and_get_marks(conn, space, state, pushes),
             erasures=self._loader.erasures(conn, space, state, pushes),
@@ -132,7 +131,7 @@ class Appender:
                 is_appended = _write(conn, space, decider)
                 assert is_appended, "decided under the lock"
             elif is_new and all(isinstance(outcome, Exception) for outcome in outcomes):
-                raise Rollback  # pushes that are all refused create no space
+                raise Rollback  # a space begins with an accepted push
         appended = Appended(outcomes, state.log, state.mark, decider.entries)
         state.advance(decider.entries, decider.counters)
         self._cache.put(space, state, clock)

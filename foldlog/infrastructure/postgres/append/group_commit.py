@@ -1,9 +1,9 @@
-"""Group commit: pushes to a space that wait at the same time are appended in one transaction.
+"""Group commit: waiting pushes to a space are appended in one transaction.
 
-A space is one total order, so its appends take turns; with a transaction each, a space could take
-one push a disk flush. Here the first push to come is appended at once, alone. Whatever arrives
-meanwhile waits, and is the next group. Spaces do not wait for each other, and no push waits longer
-than for the group before its own.
+The events of a space are in one order, so its transactions run one after another. With one
+transaction for each push, a space would take one push for each flush of the disk. Here, the first
+push is appended at once. The pushes that arrive meanwhile form the next group. Spaces are
+independent of each other, and a push waits only for the group before its own.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 GROUP_SIZE_MAX = 256  #: requests in a transaction
-GROUP_WEIGHT_MAX = 10_000  #: of its requests together, unless the first alone has more
-#: groups, of as many keys, that are committed at the same time
+#: the total weight of a group; a heavier request forms a group of its own
+GROUP_WEIGHT_MAX = 10_000
+#: threads, each of which commits one group at a time
 COMMITTERS = 4
-#: Who has waited longer than this when his turn comes is sent away with nothing stored: the
-#: database hangs, and it is known better sooner.
+#: A request that has waited longer fails with `StorageUnavailable`, because the database hangs and
+#: its caller should know soon.
 WAIT_SECONDS_MAX = 3.0
 CLOSE_POLL_SECONDS = 0.005
 
 
 class QueueFull(Exception):
-    """So much waits for this key already that no more is taken."""
+    """The requests that wait for this key have reached the limit of their weight."""
 
 
 class GroupCommit(Generic[Request, Reply]):
-    """Calls `commit(key, requests)` for one group after another of each key, in its own threads.
+    """Calls `commit(key, requests)` in its own threads, for one group of a key at a time.
 
-    `commit` returns an outcome for each request: its reply, or the exception that it raises. If
-    `commit` itself raises, every request of the group raises that.
+    `commit` returns an outcome for each request: a reply or an exception. If `commit` itself
+    raises, its exception is the outcome of every request of the group.
     """
 
     def __init__(
@@ -60,23 +61,25 @@ class GroupCommit(Generic[Request, Reply]):
         self._wait_seconds_max = wait_seconds_max
         self._waiting_weight_max = waiting_weight_max
         self._lock = Lock()
-        #: of each key that has its turn, or waits for it: what weighs on it
+        #: the total weight of the waiting requests of each active key
         self._weights: Counter[str] = Counter()
-        #: of each key that has its turn, or waits for it: who waits to be committed, until when
+        #: the waiting requests of each active key, with their deadlines
         self._queues: dict[str, deque[tuple[Request, Future[Reply], float]]] = {}
-        #: the keys that wait for a thread; each thread takes one group of one key at a time
-        self._turns: SimpleQueue[str | None] = SimpleQueue()
+        #: the keys that wait for a thread; `None` ends a thread
+        self._ready: SimpleQueue[str | None] = SimpleQueue()
         self._committers = committers
         self._threads: list[Thread] = []
 
     def submit(self, key: str, request: Request) -> Future[Reply]:
-        """What becomes of the request, after its group's commit. One that is cancelled before it
-        has its turn is not committed. Raises `QueueFull`."""
-        mine: Future[Reply] = Future()
+        """Returns the outcome of the request, which is set after the commit of its group.
+
+        Cancelling the future before its group begins withdraws the request. Raises `QueueFull`.
+        """
+        outcome: Future[Reply] = Future()
         weight = self._weigh(request)
         with self._lock:
-            waiting, most = self._weights[key], self._waiting_weight_max
-            if most is not None and waiting and waiting + weight > most:
+            waiting, weight_max = self._weights[key], self._waiting_weight_max
+            if weight_max is not None and waiting and waiting + weight > weight_max:
                 raise QueueFull
             self._weights[key] += weight
             if not self._threads:
@@ -84,16 +87,16 @@ class GroupCommit(Generic[Request, Reply]):
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = deque()
-                self._turns.put(key)
-            queue.append((request, mine, time.monotonic() + self._wait_seconds_max))
-        return mine
+                self._ready.put(key)
+            queue.append((request, outcome, time.monotonic() + self._wait_seconds_max))
+        return outcome
 
     def close(self) -> None:
-        """Returns when everything that was submitted is answered; nobody may submit any more."""
+        """Returns when all requests are answered. `submit` must no longer be called."""
         while self._queues:
             time.sleep(CLOSE_POLL_SECONDS)
         for _ in self._threads:
-            self._turns.put(None)
+            self._ready.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -104,14 +107,14 @@ class GroupCommit(Generic[Request, Reply]):
             self._threads[-1].start()
 
     def _run(self) -> None:
-        while (key := self._turns.get()) is not None:
+        while (key := self._ready.get()) is not None:
             with self._lock:
                 group = self._gather(key, self._queues[key])
                 if not group:
                     del self._queues[key], self._weights[key]
             if group:
                 self._commit_group(key, group)
-                self._turns.put(key)  # behind the other keys that wait
+                self._ready.put(key)  # after the other waiting keys
 
     def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
         outcomes: Sequence[Reply | BaseException]
@@ -122,7 +125,7 @@ class GroupCommit(Generic[Request, Reply]):
             outcomes = [exc] * len(group)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                # One exception may be raised by a whole group; each begins its own traceback.
+                # A whole group may share one exception. Each caller extends its traceback anew.
                 future.set_exception(outcome.with_traceback(None))
             else:
                 future.set_result(outcome)

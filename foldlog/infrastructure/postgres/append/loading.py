@@ -27,8 +27,8 @@ from .spaces import LOCK_SPACE, SELECT_NOW, create_space
 # timeout for a space whose lock timed out before, until the lock can be had again.
 SHORTEN_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
 
-# A few bytes can name many large events. Events beyond the limit are returned without their state;
-# the first one always has its state. PostgreSQL knows the lengths without reading the values.
+# A few bytes can name many large events, so only events up to the limit, and at least one, have
+# their state in the result. PostgreSQL stores the length of a value apart from the value.
 SELECT_KNOWN = """
 SELECT event_id::text, topic, CASE WHEN bytes_before < %(bytes_max)s THEN state END
   FROM (
@@ -160,7 +160,7 @@ class Loader:
     ) -> dict[Key, int]:
         """Returns the erasures that are later than the base of a changeset that names the record.
 
-        There are usually none, and `erased_seq` shows that without a query. A further erasure
+        Usually `erased_seq` is lower than every base, which saves the query. A further erasure
         moves the head, so the result is valid as long as the head.
         """
         keys = keys_unseen(pushes, state.erased_seq)
@@ -176,8 +176,8 @@ class Loader:
     ) -> dict[int, str]:
         """Adds the missing counters of the pushing devices to `state`. Returns the marks to check.
 
-        Reads without a lock. Counters move with the head, so an append that is conditional on the
-        head may use them. Marks never change.
+        Counters move with the head, so an append that is conditional on the head may use them
+        without a lock. Marks are constant.
         """
         devices = {push.device for push in pushes} - state.counters.keys()
         marks = {state.head: state.mark, 0: ""}

@@ -1,4 +1,4 @@
-"""The state that guards are decided on: the master table, and the events that it lacks yet."""
+"""Records at the head of a log: the master table, and the events that it has yet to apply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foldlog.infrastructure.postgres.master.record_rows import (
     select_wanted,
 )
 
-# One statement, so one snapshot: position and records always fit each other.
+# The position and the records come from one statement, so from one snapshot.
 SELECT_RECORDS_AND_POSITION = f"""
 SELECT p.position, {COLUMNS}
   FROM projections p
@@ -58,42 +58,42 @@ def records_at_head(
     *,
     bytes_max: int = INTEGER_MAX,
 ) -> dict[Key, Record] | None:
-    """The records of `keys` at `head`, also of those that never were. The space must be locked.
+    """Returns the records of `keys` at `head`, including empty ones. The space must be locked.
 
-    Those that are more than `bytes_max` together are left out. `None` if the master table lacks
-    more than `guard_tail_events_max` events, or `bytes_max` of them, or one of those cannot be
-    folded.
+    Omits the records beyond a total of `bytes_max`. Returns `None` if the tail that the master
+    table has yet to apply exceeds `guard_tail_events_max` events or `bytes_max`, or has an invalid
+    event.
     """
     collections, ids = zip(*keys, strict=True)
-    names: dict[str, Any] = {
+    params: dict[str, Any] = {
         "space": space,
         "collections": list(collections),
         "ids": list(ids),
         "bytes_max": bytes_max,
     }
-    rows = cursor.execute(SELECT_RECORDS_AND_POSITION, names, prepare=True).fetchall()
+    rows = cursor.execute(SELECT_RECORDS_AND_POSITION, params, prepare=True).fetchall()
     position = rows[0][0]
     if head - position > limits.guard_tail_events_max:
         return None
     records = {key: Record(*key) for key in keys}
     for _, *row in rows:
         if row[0] is None:
-            continue  # none of them ever was
+            continue  # the outer join found no records
         if lacks_values(row):
             del records[row[0], row[1]]
         else:
             record = record_of(row)
             records[record.collection, record.id] = record
     if position < head:
-        names |= {"position": position, "head": head}
-        (size,) = cursor.execute(SELECT_TAIL_BYTES, names, prepare=True).fetchone() or (0,)
+        params |= {"position": position, "head": head}
+        (size,) = cursor.execute(SELECT_TAIL_BYTES, params, prepare=True).fetchone() or (0,)
         if size > bytes_max:
             return None
-        for topic, state in cursor.execute(SELECT_TAIL, names, prepare=True):
+        for topic, state in cursor.execute(SELECT_TAIL, params, prepare=True):
             try:
                 event = UPCASTER.decode(topic, state)
                 event.ops = [op for op in event.ops if op.key in records]
                 fold(records, event)
             except (ValueError, msgspec.MsgspecError, RecursionError):
-                return None  # the master table stands still before it, see `status`
+                return None  # the master table is halted before this event, see `status`
     return records

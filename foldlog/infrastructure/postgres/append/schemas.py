@@ -1,13 +1,12 @@
-"""The schemas of a space, as pushes are decided by them: kept beside the log, and written with it.
+"""The schemas that the pushes to a space must fit.
 
-No projection that follows: a row is written in the transaction that appends its
-`collection-defined` event, and brought by an import with the same event.
+The table `collections` is always up to date: each row is written in the transaction that appends or
+imports its `collection-defined` event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,6 +16,8 @@ from psycopg import Cursor
 from foldlog.domain.collections import KIND, RecordSchema, Schemas, definition_of
 from foldlog.domain.events import LogEntry, decode_event
 from foldlog.domain.json_schema import JsonSchema
+
+from .eviction import evict_oldest
 
 SELECT_DIGESTS = """
 SELECT DISTINCT ON (collection) collection, digest
@@ -44,40 +45,35 @@ VALUES (
 RETURNING version
 """
 
-#: compiled schemas of one process
-SCHEMAS_KEPT_MAX = 1_000
+#: compiled schemas in one process
+SCHEMAS_MAX = 1_000
 
 
 class SchemaCache:
-    """Compiled schemas, by what they say and not by whose they are: many spaces are alike."""
+    """Compiled schemas by digest, because many spaces have the same schemas."""
 
     def __init__(self) -> None:
         self._compiled: dict[str, RecordSchema] = {}
 
     def load(self, cursor: Cursor[Any], space: str, digests: Iterable[tuple[str, str]]) -> Schemas:
-        """The space's schemas by collection; those that are not known yet are read."""
+        """Returns the space's schemas by collection, and reads the uncached ones."""
         wanted = dict(digests)
         found = {d: self._compiled[d] for d in set(wanted.values()) if d in self._compiled}
         if missing := set(wanted.values()) - found.keys():
-            names = {"space": space, "digests": sorted(missing)}
-            for digest, schema in cursor.execute(SELECT_SCHEMAS, names, prepare=True).fetchall():
+            params = {"space": space, "digests": sorted(missing)}
+            for digest, schema in cursor.execute(SELECT_SCHEMAS, params, prepare=True).fetchall():
                 found[digest] = RecordSchema.of(msgspec.json.decode(schema))
-                self._keep(digest, found[digest])
+                evict_oldest(self._compiled, SCHEMAS_MAX)
+                self._compiled[digest] = found[digest]
         return {collection: found[digest] for collection, digest in wanted.items()}
-
-    def _keep(self, digest: str, schema: RecordSchema) -> None:
-        while len(self._compiled) >= SCHEMAS_KEPT_MAX:
-            with suppress(KeyError, StopIteration):  # another thread's
-                del self._compiled[next(iter(self._compiled))]
-        self._compiled[digest] = schema
 
 
 def write_definitions(cursor: Cursor[Any], space: str, entries: Iterable[LogEntry]) -> None:
-    """Keeps what these events define; in the transaction that appends them."""
+    """Writes the definitions in these events, in the transaction that appends the events."""
     for entry in entries:
         if entry.kind == KIND:
             defined = definition_of(decode_event(entry.state))
-            names = {
+            params = {
                 "space": space,
                 "collection": defined.collection,
                 "version": defined.version,
@@ -88,4 +84,4 @@ def write_definitions(cursor: Cursor[Any], space: str, entries: Iterable[LogEntr
                 "defined_by": None if defined.by is UNSET else defined.by,
                 "is_forced": defined.forced,
             }
-            cursor.execute(INSERT_DEFINITION, names, prepare=True)
+            cursor.execute(INSERT_DEFINITION, params, prepare=True)

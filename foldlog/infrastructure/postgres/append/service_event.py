@@ -24,7 +24,7 @@ class ServiceEventTransaction:
 
     `lock` comes first, then `append`. `cursor` serves all other statements of the transaction.
     Statements before `lock` may wait for other locks, while pushes to the space continue. If the
-    block ends without `append`, all statements are rolled back.
+    block ends before `append`, all statements are rolled back.
     """
 
     def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
@@ -34,7 +34,7 @@ class ServiceEventTransaction:
         self._attempt = attempt
 
     def lock(self, *, creates_space: bool = False) -> SpaceState:
-        """Locks the space and returns its state, with no devices and schemas loaded.
+        """Locks the space and returns its state, except devices and schemas.
 
         Raises `UnknownSpace` unless `creates_space`.
         """

@@ -53,8 +53,8 @@ def create_space(cursor: Cursor[Any], space: str) -> bool:
 def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
     """Locks a space until the end of the transaction.
 
-    Returns its state, with no devices and schemas loaded, and the database's time in ms since 1970.
-    Raises `UnknownSpace`.
+    Returns its state, except devices and schemas, and the database's time in ms since 1970. Raises
+    `UnknownSpace`.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:

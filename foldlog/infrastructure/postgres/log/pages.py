@@ -8,19 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 # Projections read a skipped event as an event of the kind `skipped`, which has no content.
-IS_SKIPPED = (
-    "originator_version = ANY (ARRAY(SELECT k.seq FROM skipped k WHERE k.space = %(space)s))"
-)
+IS_SKIPPED = """originator_version = ANY (ARRAY(
+                SELECT k.seq FROM skipped k WHERE k.space = %(space)s))"""
 _PLACEHOLDER = """convert_to(
                 '{"seq":' || originator_version || ',"kind":"skipped","id":"' || event_id ||
                 '","received_at":"' || to_char(
                     to_timestamp(received_at_ms / 1000.0) AT TIME ZONE 'UTC',
                     'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'
                 ) || '"}', 'UTF8')"""
-TOPIC_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN 'skipped/1' ELSE topic END"
-STATE_TO_FOLD = f"CASE WHEN {IS_SKIPPED} THEN {_PLACEHOLDER} ELSE state END"
+TOPIC_TO_FOLD = f"""CASE WHEN {IS_SKIPPED}
+            THEN 'skipped/1' ELSE topic END"""
+STATE_TO_FOLD = f"""CASE WHEN {IS_SKIPPED}
+            THEN {_PLACEHOLDER} ELSE state END"""
 # Devices receive the same placeholder if the skipped event is unreadable.
-IN_PLACE_OF_SKIPPED = f"CASE WHEN {IS_SKIPPED} THEN {_PLACEHOLDER} END"
+IN_PLACE_OF_SKIPPED = f"""CASE WHEN {IS_SKIPPED}
+            THEN {_PLACEHOLDER} END"""
 
 # A page ends with the event that reaches the limit of bytes, so it has at least one event. In most
 # spaces the size of the largest event already proves that a page stays below the limit. Only in the

@@ -130,7 +130,7 @@ class RangeReader:
             return _Page(log, head, mark, marks.get(query.after), of_page.fetchall())
 
     def read_tail(self, space: SpaceId) -> None:
-        """Updates the cached tail of a space to its head. Does nothing for an unknown space."""
+        """Updates the cached tail of a space to its head. Ignores an unknown space."""
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
         if found is None:

@@ -21,7 +21,11 @@ from .conflict_rows import INSERT_CONFLICTS, ConflictRows
 from .record_cache import CACHE_BYTES, RecordCache
 from .record_rows import WRITE_STATES, StateRows, lacks_values, record_of, select_wanted
 
-SELECT_EVENTS = select_page(f"originator_version, {TOPIC_TO_FOLD}, {STATE_TO_FOLD}")
+SELECT_EVENTS = select_page(
+    f"""originator_version,
+       {TOPIC_TO_FOLD},
+       {STATE_TO_FOLD}"""
+)
 
 SELECT_RECORDS = select_wanted("%(space)s", "%(generation)s")
 

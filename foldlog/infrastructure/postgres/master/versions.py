@@ -140,7 +140,7 @@ class VersionReader(LiveReader):
         found = self._page(select_lost, scope, params, INTEGER_MAX)
         if len(found.rows) < found.candidates:
             # The last version may have further conflicts, so it moves to the next page. A single
-            # version comes with all its conflicts, whatever their size.
+            # version comes with all its conflicts, also if they exceed the limit.
             cut = seqs.index(found.rows[-1][0])
             rows = rows[: max(cut, 1)]
             if cut == 0:

@@ -1,10 +1,12 @@
-"""What the service's own role may do: as little as it needs.
+"""The privileges of the service's role.
 
-The owner of the tables migrates. Everybody else (web workers, projectors, the signer, rebuilds,
-imports, erasures) works as a service role that has what stands here, and so can read the log and
-add to it, and nothing more; it owns nothing, and so can alter, drop and disable nothing. Given anew
-after each migration, in one transaction, whatever was given before. A table without a rule here
-fails a test. Whoever runs all of it as one role goes on as before, on triggers and REVOKE alone.
+The owner of the tables runs the migrations. Web workers, projectors, the signer, rebuilds, imports
+and erasures use a service role with the privileges below: it can read the log and append to it. It
+owns no table, so it cannot alter, drop or disable anything.
+
+`grant` runs after each migration, in one transaction, and replaces all earlier grants. A test fails
+for a table that is missing here. An installation with a single role for all tasks keeps working,
+protected by the triggers and the REVOKE in the schema.
 """
 
 from __future__ import annotations
@@ -18,40 +20,40 @@ from psycopg.sql import SQL, Identifier
 from foldlog.domain.errors import OperatorError
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 
-_ADDS = "SELECT, INSERT"
-_KEEPS = "SELECT, INSERT, UPDATE"
-#: Of a projection: what a new generation takes the place of is deleted.
-_REBUILDS = "SELECT, INSERT, UPDATE, DELETE"
+_APPEND = "SELECT, INSERT"
+_UPDATE = "SELECT, INSERT, UPDATE"
+#: for projections, because a rebuild deletes the rows of the old generation
+_REBUILD = "SELECT, INSERT, UPDATE, DELETE"
 
-#: table -> what the service may do with it; a new table has its rule here
+#: table -> the privileges of the service
 PRIVILEGES: Mapping[str, str] = {
-    "spaces": _KEEPS,
-    "events": _ADDS,
-    "erasures": _KEEPS,
-    "skipped": _ADDS,
-    "devices": _KEEPS,
-    "tokens": _KEEPS,
-    "collections": _ADDS,
-    "projections": _REBUILDS,
-    "records": _REBUILDS,
+    "spaces": _UPDATE,
+    "events": _APPEND,
+    "erasures": _UPDATE,
+    "skipped": _APPEND,
+    "devices": _UPDATE,
+    "tokens": _UPDATE,
+    "collections": _APPEND,
+    "projections": _REBUILD,
+    "records": _REBUILD,
     "versions": "SELECT, INSERT, DELETE",
     "conflicts": "SELECT, INSERT, DELETE",
     "local_ids": "SELECT, INSERT, DELETE",
-    "tiles": _REBUILDS,
-    "checkpoints": _KEEPS,
+    "tiles": _REBUILD,
+    "checkpoints": _UPDATE,
     "schema_migrations": "SELECT",
 }
 
-#: What an erasure vacuums, so that no old rows stay behind. MAINTAIN changes no row, and is there
-#: from PostgreSQL 17 on; before that the owner has to vacuum, or autovacuum does some day.
+#: The tables that an erasure vacuums to remove the old rows. The privilege MAINTAIN exists from
+#: PostgreSQL 17 on and cannot change rows. On older servers the owner or autovacuum must vacuum.
 VACUUMED = ("events", *MasterProjection.tables)
 MAINTAIN_SINCE = 17_00_00
 
-#: Doors that are closed to everybody else. Through `erase_operations` passes what is proved to be
-#: an erasure that the log tells of, whoever comes: so the service may, and no third role is needed.
+#: Functions that are revoked from PUBLIC. The trigger on the log checks each call of
+#: `erase_operations` against the log's events, so the service may have it.
 FUNCTIONS = ("erase_operations",)
 
-SELECT_PLACE = "SELECT current_database(), current_schema()"
+SELECT_SCHEMA = "SELECT current_database(), current_schema()"
 
 SELECT_TOO_STRONG = """
 SELECT s.rolsuper OR pg_has_role(s.oid, c.relowner, 'MEMBER')
@@ -63,22 +65,22 @@ SELECT s.rolsuper OR pg_has_role(s.oid, c.relowner, 'MEMBER')
 
 
 class UnfitRole(OperatorError):
-    """The role that the service shall work as is not there, or may do more than the service."""
+    """The role of the service is missing, or has more privileges than the service needs."""
 
     code = "unfit-role"
 
 
 def grant(url: str, role: str) -> None:
-    """Gives this role what the service needs, and takes from it what it has besides.
+    """Grants the role the privileges of the service, and revokes its other ones.
 
-    To be called as the owner of the tables. Raises `UnfitRole`.
+    The URL must be that of the tables' owner. Raises `UnfitRole`.
     """
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
         _check(cursor, role)
         to = Identifier(role)
-        database, schema = cursor.execute(SELECT_PLACE).fetchone() or ("", "")
+        database, schema = cursor.execute(SELECT_SCHEMA).fetchone() or ("", "")
         cursor.execute(SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(schema), to))
-        # A temporary table goes before one of ours of the same name.
+        # A temporary table would hide the service's table of the same name.
         cursor.execute(
             SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(database))
         )
@@ -101,5 +103,5 @@ def _check(cursor: psycopg.Cursor[Any], role: str) -> None:
     if found != (False,):
         raise UnfitRole(
             f"the role {role!r} is a superuser, or may act as the owner of the tables: it could "
-            "change the log. The service needs one of its own"
+            "change the log. The service needs a role of its own"
         )

@@ -1,7 +1,7 @@
-"""Brings a database to this version's schema.
+"""Migrates a database to the schema of this version.
 
-A new database gets `schema.sql` at once; an older one the migrations that it lacks, each in a
-transaction of its own. A test holds that both ways lead to the same schema.
+A new database gets `schema.sql`. An older one gets the missing migrations, each in a transaction of
+its own. A test compares the schemas of both ways.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import psycopg
 from foldlog.domain.errors import OperatorError
 
 _SQL = files(__package__)
-#: Two services that start at once must not both migrate. "fold" in ASCII.
+#: An advisory lock lets one of several starting services migrate. The number is "fold" in ASCII.
 _LOCK = 0x666F6C64
 
 
@@ -34,13 +34,13 @@ class SchemaBehind(OperatorError):
 
 
 class NotUTF8(OperatorError):
-    """The database must be encoded in UTF8: it keeps what users write in all languages."""
+    """The database must be encoded in UTF8: it stores text in all languages."""
 
     code = "not-utf8"
 
 
 def migrations() -> dict[str, str]:
-    """Name -> SQL, in the order in which they apply."""
+    """Returns {name: SQL} of all migrations, in their order."""
     found = (_SQL / "migrations").iterdir()
     return {
         path.name.removesuffix(".sql"): path.read_text("utf-8")
@@ -50,9 +50,10 @@ def migrations() -> dict[str, str]:
 
 
 def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
-    """Migrates the database, and returns the names of the migrations that it lacked.
+    """Migrates the database, and returns the names of the applied migrations.
 
-    `from_scratch=False` builds a new database by its migrations too, as the test does.
+    With `from_scratch=False` a new database is built by the migrations instead of `schema.sql`.
+    Raises `NotUTF8`, `UnknownSchema`, `SchemaBehind`.
     """
     known = migrations()
     with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
@@ -62,30 +63,30 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
         applied = _applied(cursor)
         if unknown := applied - known.keys():
             raise UnknownSchema(
-                f"the database has migrations that this version does not know: "
-                f"{', '.join(sorted(unknown))}. Use the newer version."
+                f"a newer version has applied migrations to this database: "
+                f"{', '.join(sorted(unknown))}. Use that version."
             )
         missing = [name for name in known if name not in applied]
         if missing and applied and not _is_owner(cursor):
             raise SchemaBehind(
                 f"the database lacks {', '.join(missing)}, and {conn.info.user!r} does not own its "
-                "tables: foldlog migrate, as their owner"
+                "tables. Run `foldlog migrate` as their owner."
             )
         if missing and not applied and from_scratch:
             with conn.transaction():
                 cursor.execute((_SQL / "schema.sql").read_bytes())
                 for name in missing:
-                    _note(cursor, name)
+                    _insert(cursor, name)
             return missing
         for name in missing:
             with conn.transaction():
                 cursor.execute(known[name].encode())
-                _note(cursor, name)
+                _insert(cursor, name)
         return missing
 
 
 def pending(cursor: Rows) -> list[str]:
-    """The migrations that the database still lacks."""
+    """Returns the names of the missing migrations."""
     applied = _applied(cursor)
     return [name for name in migrations() if name not in applied]
 
@@ -104,5 +105,5 @@ def _is_owner(cursor: Rows) -> bool:
     return cursor.fetchone() == (True,)
 
 
-def _note(cursor: Rows, name: str) -> None:
+def _insert(cursor: Rows, name: str) -> None:
     cursor.execute("INSERT INTO schema_migrations (name) VALUES (%s)", (name,))

@@ -1,50 +1,50 @@
--- The schema of Foldlog, as a new database gets it. `migrations/` leads older ones to the same.
+-- The schema of a new Foldlog database. `migrations/` bring older databases to the same schema.
 --
--- Every key begins with the space, because a space is what is locked, ordered, shared and, one
--- day, sharded by. No constraint, join or sequence spans spaces. Names compare byte by byte
--- (COLLATE "C"), so that pages have one order on every server. Times that the service computes
--- with are ms since 1970.
+-- Every key begins with the space, because spaces are the unit of locking, order, sharing and later
+-- sharding. Constraints, joins and sequences stay within one space. Names compare byte by byte
+-- (COLLATE "C"), so pages have the same order on every server. Columns that end with `_ms` hold ms
+-- since 1970.
 
--- One row a space. Appending takes this row FOR UPDATE, so seq order is commit order.
+-- One row for each space. An append locks this row, so seq order is commit order.
 CREATE TABLE spaces (
     space           text   COLLATE "C" PRIMARY KEY,
-    log             uuid   NOT NULL DEFAULT gen_random_uuid(), -- changes only when history forked
+    log             uuid   NOT NULL DEFAULT gen_random_uuid(), -- changes only when an admin declares a fork
     head            bigint NOT NULL DEFAULT 0,                 -- seq of the last event
     mark            text   NOT NULL DEFAULT '',                -- its mark
-    received_at_ms  bigint NOT NULL DEFAULT 0,                 -- its time; never goes back
+    received_at_ms  bigint NOT NULL DEFAULT 0,                 -- its time; never decreases
     event_bytes_max bigint NOT NULL DEFAULT 0,                 -- the largest `state` so far
-    erased_seq      bigint NOT NULL DEFAULT 0                  -- of the last `record-erased`
+    erased_seq      bigint NOT NULL DEFAULT 0                  -- seq of the last `record-erased`
 );
 
--- The log: the aggregate stream of the eventsourcing library (its four columns, its key), and
--- beside them what the service looks up by. `state` is the event's JSON as readers receive it.
+-- The log. The first four columns and the key are the aggregate stream of the eventsourcing library.
+-- The service looks up events by the others. `state` is the event's JSON as readers receive it.
 CREATE TABLE events (
     originator_id      text   COLLATE "C" NOT NULL,  -- the space
-    originator_version bigint NOT NULL,              -- the seq: 1, 2, 3 ... with no hole
+    originator_version bigint NOT NULL,              -- the seq: 1, 2, 3 ... without holes
     topic              text   NOT NULL,              -- kind and version of the stored form
     state              bytea  NOT NULL,
     event_id           uuid   NOT NULL,              -- a changeset's id: the idempotency key
     device             uuid,
     received_at_ms     bigint NOT NULL,
-    collections        text[],                       -- that a changeset touches
-    salt               bytea  NOT NULL,              -- of the commitments to its operations
+    collections        text[],                       -- the collections that a changeset touches
+    salt               bytea  NOT NULL,              -- for the commitments to its operations
     ops_hash           bytea  NOT NULL,
     PRIMARY KEY (originator_id, originator_version),
     CONSTRAINT events_event_id UNIQUE (originator_id, event_id),
     CONSTRAINT events_seq_is_positive CHECK (originator_version > 0)
 ) WITH (
-    -- Nothing is ever updated here: vacuum has little to do, statistics must follow growth.
+    -- Rows are almost never updated, so vacuum has little to do. Statistics must follow growth.
     autovacuum_vacuum_insert_scale_factor = 0.5,
     autovacuum_analyze_scale_factor = 0.02
 );
 
--- What was erased must not live on in statistics, which hold values as they are.
+-- Statistics hold copies of values, and must not keep erased ones.
 ALTER TABLE events
     ALTER COLUMN state SET STATISTICS 0,
     ALTER COLUMN salt SET STATISTICS 0;
 
--- Recorded history is never altered. The triggers stand against everybody, superusers included;
--- the owner gives up the privileges as well, so that two mistakes are needed and not one.
+-- The log is append-only. The triggers apply to all roles, superusers included. The owner also gives
+-- up the privileges, so it takes two mistakes to change the log.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the log is append-only: % on % refused', TG_OP, TG_TABLE_NAME
@@ -56,10 +56,10 @@ CREATE TRIGGER events_are_append_only
     BEFORE DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
--- The one change of the log that passes, whoever makes it: an erasure, which this proves. Header and
--- remaining operations keep their bytes; each erased one is on a record of which a later event of
--- the log says that it was erased, and has left its commitment; the event's salt has given way to
--- those of the operations that remain; and all of it still hashes to the same leaf.
+-- An UPDATE of the log passes only if this function proves that it is an erasure. The header and the
+-- remaining operations keep their bytes. Each erased operation leaves its commitment, and a later
+-- event of the log must say that its record was erased. The salts of the remaining operations replace
+-- the event's salt. The event must still hash to the same leaf.
 CREATE FUNCTION pass_erasure_alone() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -175,14 +175,14 @@ CREATE TRIGGER events_change_by_erasure
     BEFORE UPDATE ON events
     FOR EACH ROW EXECUTE FUNCTION pass_erasure_alone();
 
--- ALWAYS: also for who has set session_replication_role.
+-- ALWAYS: the triggers also run if a session has set session_replication_role.
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_change_by_erasure;
 
 REVOKE UPDATE, DELETE, TRUNCATE ON events FROM PUBLIC, CURRENT_USER;
 GRANT UPDATE (state, salt) ON events TO CURRENT_USER;
 
--- The door to that change, for whoever is granted it: by itself nobody but the owner.
+-- The function for erasures. Only the owner and granted roles may call it.
 CREATE FUNCTION erase_operations(space text, seqs bigint[], states bytea[], salts bytea[])
 RETURNS SETOF bigint LANGUAGE sql SECURITY DEFINER
 BEGIN ATOMIC
@@ -196,8 +196,8 @@ END;
 
 REVOKE ALL ON FUNCTION erase_operations FROM PUBLIC;
 
--- Which records were erased, and by which event: the last `record-erased` of each. A changeset that
--- has not seen it is stored without what it says of the record.
+-- The last `record-erased` event of each erased record. A changeset that has not seen it is stored
+-- with its operations on the record erased.
 CREATE TABLE erasures (
     space      text   COLLATE "C" NOT NULL,
     collection text   COLLATE "C" NOT NULL,
@@ -206,8 +206,8 @@ CREATE TABLE erasures (
     PRIMARY KEY (space, collection, id)
 );
 
--- Events that are stepped over, and the `event-skipped` event that says so of each. Written in the
--- transaction of that event; the log has it all.
+-- Skipped events, each with the `event-skipped` event that names it. Written in the transaction of
+-- that event, and derived from the log.
 CREATE TABLE skipped (
     space  text   COLLATE "C" NOT NULL,
     seq    bigint NOT NULL,
@@ -215,8 +215,8 @@ CREATE TABLE skipped (
     PRIMARY KEY (space, seq)
 );
 
--- Who pushes, and the last counter that each used up. What was registered and revoked follows from
--- events, and is written in their transactions.
+-- Devices, with the last counter of each. Registrations and revocations follow from events, and are
+-- written in their transactions.
 CREATE TABLE devices (
     space            text   COLLATE "C" NOT NULL,
     device           uuid   NOT NULL,
@@ -228,8 +228,8 @@ CREATE TABLE devices (
     PRIMARY KEY (space, device)
 );
 
--- Tokens: of each the SHA-256 of its secret, for one space ('' is every space). Written in the
--- transaction of the `token-granted` event; those of every space are of no log.
+-- Tokens with the SHA-256 of their secrets, each for one space ('' means every space). Written in the
+-- transaction of the `token-granted` event. Tokens for every space have no event.
 CREATE TABLE tokens (
     space          text   COLLATE "C" NOT NULL,
     token          uuid   NOT NULL,  -- its id; the same one may be granted for several spaces
@@ -247,17 +247,17 @@ CREATE TABLE tokens (
     CONSTRAINT tokens_digest UNIQUE (space, digest)
 );
 
--- They are listed in the order in which they were granted.
+-- For lists of tokens in the order of their grants.
 CREATE INDEX tokens_granted ON tokens (space, granted_at_ms, token);
 
--- Collections that are defined: each version of each schema. Written in the transaction of the
--- `collection-defined` event that it is of, because pushes are decided by it; the log has it all.
+-- All versions of the schemas of collections. Written in the transaction of the `collection-defined`
+-- event, because pushes are decided by them, and derived from the log.
 CREATE TABLE collections (
     space      text    COLLATE "C" NOT NULL,
     collection text    COLLATE "C" NOT NULL,
     version    integer NOT NULL,
     seq        bigint  NOT NULL,  -- of the event
-    digest     text    NOT NULL,  -- of the schema; compiled ones are known by it
+    digest     text    NOT NULL,  -- of the schema; the key of the cache of compiled schemas
     schema     json    NOT NULL,
     defined_at text    NOT NULL,  -- when the event was received
     defined_by text,
@@ -265,39 +265,39 @@ CREATE TABLE collections (
     PRIMARY KEY (space, collection, version)
 );
 
--- How far each projection of each space has come. Written in the same transaction as what it
--- projected, so every event is applied exactly once. Readers read the live generation; a rebuild
--- fills another one beside it, and the swap moves `is_live`.
+-- The position of each projection of each space. It moves in the transaction of the projected rows,
+-- so each event is applied exactly once. Readers use the live generation. A rebuild fills a second
+-- one, and the swap moves `is_live`.
 CREATE TABLE projections (
     space          text    COLLATE "C" NOT NULL,
     projection     text    COLLATE "C" NOT NULL,
     generation     integer NOT NULL,
     position       bigint  NOT NULL DEFAULT 0,
     is_live        boolean NOT NULL,
-    fold_version   integer NOT NULL,  -- of the code that filled it; a rebuild resumes only its own
-    stopped_at     bigint,            -- the seq of an event that could not be processed
+    fold_version   integer NOT NULL,  -- of the code that filled it; only that code may go on
+    stopped_at     bigint,            -- the seq of an event that cannot be processed
     stopped_why    text,
-    stopped_until  timestamptz,       -- when it is tried again
-    has_history    boolean NOT NULL DEFAULT true,  -- it has the versions of all events
+    stopped_until  timestamptz,       -- the time of the next attempt
+    has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
 CREATE UNIQUE INDEX projections_one_live ON projections (space, projection) WHERE is_live;
 
--- The master table: the fold of the log, a row for every record that was ever touched.
+-- The master table: the fold of the log, with a row for each record that an event has touched.
 CREATE TABLE records (
     space             text    COLLATE "C" NOT NULL,
     generation        integer NOT NULL,
     collection        text    COLLATE "C" NOT NULL,
     id                text    COLLATE "C" NOT NULL,
-    fields            json    NOT NULL,  -- not jsonb: that has no NUL, and other numbers
+    fields            json    NOT NULL,  -- json, because jsonb cannot store NUL and changes numbers
     is_deleted        boolean NOT NULL,
-    seq               bigint  NOT NULL,  -- of the event that moved its state last
-    created_seq       bigint  NOT NULL,  -- 0: touched, but never was
+    seq               bigint  NOT NULL,  -- of the last event that changed its state
+    created_seq       bigint  NOT NULL,  -- 0: touched, but never created
     last_modified     timestamptz,
-    writes            json    NOT NULL,  -- who wrote each field, as the merge needs it
-    deleted           json,              -- its last delete, kept for ever
-    touched_seq       bigint  NOT NULL,  -- what the guard `unchanged` asks for
+    writes            json    NOT NULL,  -- the last write of each field, for the merge
+    deleted           json,              -- its last delete, kept permanently
+    touched_seq       bigint  NOT NULL,  -- for the guard `unchanged`
     touched_by        uuid,
     touched_seq_other bigint  NOT NULL,
     PRIMARY KEY (space, generation, collection, id)
@@ -306,8 +306,8 @@ CREATE TABLE records (
 CREATE INDEX records_by_seq ON records (space, generation, seq, collection, id)
     WHERE created_seq > 0;
 
--- Every state that each record ever had: a row for each event that touched it, also one that lost
--- altogether. The last row up to a seq is the record as it was right after that seq.
+-- All states of all records: one row for each event that touched the record, also if all its values
+-- lost. The last row up to a seq is the record right after that seq.
 CREATE TABLE versions (
     space         text    COLLATE "C" NOT NULL,
     generation    integer NOT NULL,
@@ -316,27 +316,27 @@ CREATE TABLE versions (
     seq           bigint  NOT NULL,  -- of the event that touched it
     fields        json    NOT NULL,
     is_deleted    boolean NOT NULL,
-    state_seq     bigint  NOT NULL,  -- the `seq` of the record: of the event that moved its state
+    state_seq     bigint  NOT NULL,  -- the `seq` of the record: of the last event that changed its state
     created_seq   bigint  NOT NULL,
     last_modified timestamptz NOT NULL,
-    is_first      boolean NOT NULL,  -- before it there was no such record
+    is_first      boolean NOT NULL,  -- whether this event created the record
     PRIMARY KEY (space, generation, collection, id, seq)
 );
 
--- In which order they came to be: what a page of an early moment is read by, without the later ones.
+-- The order of creation. A page of an early moment skips later records by this index.
 CREATE INDEX versions_first ON versions (space, generation, collection, seq, id)
     WHERE is_first;
 
--- The conflict ledger: every value that lost, and what it lost to.
+-- The conflict ledger: all values that lost, each with the value that won.
 CREATE TABLE conflicts (
     space      text    COLLATE "C" NOT NULL,
     generation integer NOT NULL,
-    seq        bigint  NOT NULL,   -- the event at which it was decided
+    seq        bigint  NOT NULL,   -- the event that decided it
     number     integer NOT NULL,   -- 0, 1, 2 ... within that event
     collection text    COLLATE "C" NOT NULL,
     id         text    COLLATE "C" NOT NULL,
     document   json    NOT NULL,
-    field      bytea,              -- its name in UTF-8, which may hold NUL
+    field      bytea,              -- its name in UTF-8, which may contain NUL
     lost_by    uuid,
     won_by     uuid,
     PRIMARY KEY (space, generation, seq, number)
@@ -344,7 +344,7 @@ CREATE TABLE conflicts (
 
 CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id, seq, number);
 
--- Which id became of a device's own key. It follows from the key; this lists it.
+-- The record ids that were made from the local ids of devices, for listing them.
 CREATE TABLE local_ids (
     space      text    COLLATE "C" NOT NULL,
     generation integer NOT NULL,
@@ -356,32 +356,33 @@ CREATE TABLE local_ids (
 );
 
 ALTER TABLE local_ids ALTER COLUMN local_id SET STATISTICS 0;
--- The tree over each log (domain/merkle). Those that are not full are written again and again.
+
+-- The Merkle tree over each log (domain/merkle) in tiles. An unfinished tile is updated repeatedly.
 CREATE TABLE tiles (
     space      text    COLLATE "C" NOT NULL,
     generation integer NOT NULL,
-    level      integer NOT NULL,   -- 0: of leaves
+    level      integer NOT NULL,   -- 0: the leaves
     number     bigint  NOT NULL,   -- 0, 1, 2 ... within its level
-    hashes     bytea   NOT NULL,   -- 32 bytes each, 256 of them when it is full
+    hashes     bytea   NOT NULL,   -- 32 bytes each, 256 in a full tile
     PRIMARY KEY (space, generation, level, number)
 ) WITH (fillfactor = 70);
 
--- Nothing makes hashes smaller, so nobody shall try.
+-- Compression would waste time on hashes.
 ALTER TABLE tiles ALTER COLUMN hashes SET STORAGE EXTERNAL;
 
--- The last checkpoint that was signed and published, and why no further one is.
+-- The last published checkpoint of each space, and the error that stops the signer.
 CREATE TABLE checkpoints (
     space        text        COLLATE "C" PRIMARY KEY,
-    log          uuid,                        -- of which log it is
+    log          uuid,                        -- the log that it covers
     size         bigint      NOT NULL DEFAULT 0,
-    note         bytea,                       -- with the signatures of the witnesses
+    note         bytea,                       -- with the signatures of witnesses
     signed_at    timestamptz,
-    alarm        text,                        -- the code of what keeps the signer from signing
+    alarm        text,                        -- the code of that error
     alarm_detail text,
     alarm_since  timestamptz
 );
 
--- Which migrations this database has had.
+-- The migrations that were applied to this database.
 CREATE TABLE schema_migrations (
     name       text        COLLATE "C" PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT now()

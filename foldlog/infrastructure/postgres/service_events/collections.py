@@ -182,7 +182,7 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> tuple[Check, int]:
-        """Checks the stored records against the schema, page by page and without a lock.
+        """Checks the stored records against the schema, page by page and lock-free.
 
         Returns the result and a seq. Each record was read at this seq or later.
         """

@@ -1,10 +1,10 @@
 """Erasing records. Only this module changes rows of the log.
 
-The module first scans the log without a lock for events that hold values of the records. Then one
+The module first scans the log, lock-free, for events that hold values of the records. Then one
 transaction for each record appends the `record-erased` event, removes the record from all
 generations of the projections, and erases its operations in the newest of those events. Older
-events follow in further transactions, if there are too many for one: by then, readers of records
-and the caches of all processes no longer contain the values. An interrupted erasure continues when
+events follow in further transactions, if there are too many for one: by then, the values are gone
+from the records and from the caches of all processes. An interrupted erasure continues when
 the caller erases again, because the log shows the remaining work.
 
 The database checks each change itself: `pass_erasure_alone` in schema.sql.
@@ -66,7 +66,7 @@ SELECT seq
    AND id = %(id)s
 """
 
-# A projector holds this lock during its batch. After the wait, it reads the log without the values.
+# A projector holds this lock during its batch. After the wait, it reads the erased events.
 LOCK_GENERATIONS = """
 SELECT generation
   FROM projections

@@ -67,8 +67,8 @@ SELECT token::text, space, role, t.device::text, t.name,
  LIMIT %(limit)s
 """
 
-# This is the only statement that reads several spaces. It serves an operator who revokes a token
-# everywhere. Requests never use it, because a space must stay unknown to the others.
+# This is the only statement that reads several spaces. It serves an operator's command that revokes
+# a token everywhere. Requests must use other statements, because spaces are unknown to each other.
 SELECT_SPACES = """
 SELECT space
   FROM tokens
