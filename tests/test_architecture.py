@@ -1,4 +1,4 @@
-"""The layers, as a test. An import that points outward fails here, with a line number."""
+"""The layers, as a test. An import that points outward fails with its line number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "foldlog"
 
-#: What a layer may not import: other layers of ours, and libraries that belong to another one.
+#: Imports that a layer must avoid: outer layers, and libraries that belong to other layers.
 FORBIDDEN = {
     "domain": {
         *("foldlog.infrastructure", "foldlog.api", "foldlog.client", "foldlog.scripts"),

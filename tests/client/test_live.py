@@ -38,7 +38,8 @@ from tests.simulation.world import copy_of
 SPACE = "home"
 STREAM = f"/v1/spaces/{SPACE}/events/stream"
 SYNC = f"/v1/spaces/{SPACE}/sync"
-PROMPT_SECONDS = 1.0
+#: far less than any poll, so that only a live stream is as fast
+PROMPT_SECONDS = 4.0
 
 
 class Service:
