@@ -1,4 +1,4 @@
-"""The merge rule a second time: slow, obvious, written from DESIGN section 3, not from the code.
+"""The merge rule a second time: slow, obvious, written from the rule's text, not from the code.
 
 It shares no line with `foldlog.domain`, reads events as plain JSON, and keeps what the real fold
 throws away: every write knows *all* the writes that were merged into it. So "has seen" is here
@@ -65,7 +65,7 @@ def time_of(write: Write) -> int:
 
 
 def other_of(write: Write) -> int:
-    """DESIGN's `other`: the last seq that a device other than the write's own brought into it."""
+    """`other`: the last seq that a device other than the write's own brought into it."""
     return max((stamp.seq for stamp in write if stamp.device != write[-1].device), default=0)
 
 

@@ -85,7 +85,7 @@ def test_it_is_the_fold_of_the_log(store, lived_in):
 
 def test_a_record_has_these_members(store, space):
     """
-    The wire format of DESIGN section 2; the values exactly as they were sent.
+    The wire format of docs/reference/protocol.md; the values exactly as they were sent.
     """
     fields = NASTY
     head = sync(store, space, put("r", **fields))
