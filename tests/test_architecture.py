@@ -108,6 +108,23 @@ def postgres_classes() -> set[str]:
     }
 
 
+#: The parts of the API, from the lowest to the highest. Each imports only lower ones.
+API_PARTS = ["shapes", "http", "operation", "document", "operations", "app", "routing", "server"]
+
+
+def test_parts_of_the_api_import_lower_parts_alone():
+    """server -> app -> operations -> document -> operation -> http -> shapes."""
+    api, height = PACKAGE / "api", API_PARTS.index
+    upward = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sorted(api.rglob("*.py"))
+        for line, name in imported(path)
+        if path != api / "__init__.py" and name.startswith("foldlog.api.")
+        if height(name.split(".")[2]) > height(path.relative_to(api).with_suffix("").parts[0])
+    ]
+    assert not upward, "\n".join(upward)
+
+
 def test_only_one_place_joins_the_parts():
     """Stores, projectors, signers and the embedded server are constructed in wiring alone."""
     parts = PARTS | postgres_classes()

@@ -1,7 +1,7 @@
 -- The SQL statements that the service builds from parts, in full. All other statements stand in the
 -- code as they are sent. Written by `python -m tests.statements`; a test compares it with the code.
 
--- foldlog.infrastructure.postgres.append.guards.SELECT_RECORDS_AND_POSITION
+-- foldlog.infrastructure.postgres.append.records_at_head.SELECT_RECORDS_AND_POSITION
 SELECT p.position, collection, id, fields, is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other
   FROM projections p
   LEFT JOIN LATERAL (
@@ -35,7 +35,7 @@ SELECT collection,
    AND p.is_live
  ORDER BY collection, id;
 
--- foldlog.infrastructure.postgres.append.guards.SELECT_TAIL
+-- foldlog.infrastructure.postgres.append.records_at_head.SELECT_TAIL
 SELECT CASE WHEN originator_version = ANY (ARRAY(
                 SELECT k.seq FROM skipped k WHERE k.space = %(space)s))
             THEN 'skipped/1' ELSE topic END, CASE WHEN originator_version = ANY (ARRAY(
@@ -53,7 +53,7 @@ SELECT CASE WHEN originator_version = ANY (ARRAY(
    AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%')
  ORDER BY originator_version;
 
--- foldlog.infrastructure.postgres.append.guards.SELECT_TAIL_BYTES
+-- foldlog.infrastructure.postgres.append.records_at_head.SELECT_TAIL_BYTES
 SELECT coalesce(sum(octet_length(state)), 0)
   FROM events
  WHERE originator_id = %(space)s
@@ -61,7 +61,37 @@ SELECT coalesce(sum(octet_length(state)), 0)
    AND originator_version <= %(head)s
    AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%');
 
--- foldlog.infrastructure.postgres.event_store.SELECT_PAGE
+-- foldlog.infrastructure.postgres.log.evidence.SELECT_EVIDENCE
+SELECT originator_version, state, salt, ops_hash
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version > %(after)s
+   AND originator_version <= %(through)s
+ ORDER BY originator_version
+ LIMIT (
+       SELECT CASE
+              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
+              ELSE (
+                   SELECT count(*)
+                     FROM (
+                          SELECT sum(octet_length(state)) OVER (
+                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
+                                 ) - octet_length(state) AS bytes_before
+                            FROM events
+                           WHERE originator_id = %(space)s
+                             AND originator_version > %(after)s
+                             AND originator_version <= %(through)s
+                           ORDER BY originator_version
+                           LIMIT %(limit)s
+                          ) measured
+                    WHERE bytes_before <= %(bytes_max)s
+                   )
+              END
+         FROM spaces
+        WHERE space = %(space)s
+       );
+
+-- foldlog.infrastructure.postgres.log.ranges.SELECT_PAGE
 SELECT originator_version, state, ops_hash,
        device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
        CASE WHEN originator_version = ANY (ARRAY(
@@ -100,7 +130,7 @@ SELECT originator_version, state, ops_hash,
         WHERE space = %(space)s
        );
 
--- foldlog.infrastructure.postgres.event_store.SELECT_FILTERED_PAGE
+-- foldlog.infrastructure.postgres.log.ranges.SELECT_FILTERED_PAGE
 SELECT originator_version, state, ops_hash,
        device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
        CASE WHEN originator_version = ANY (ARRAY(
@@ -141,40 +171,10 @@ SELECT originator_version, state, ops_hash,
         WHERE space = %(space)s
        );
 
--- foldlog.infrastructure.postgres.event_store.SELECT_ENTRIES
+-- foldlog.infrastructure.postgres.log.ranges.SELECT_ENTRIES
 SELECT
        originator_version, split_part(topic, '/', 1), event_id::text, device::text,
        received_at_ms, collections, state, salt, ops_hash
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(after)s
-   AND originator_version <= %(through)s
- ORDER BY originator_version
- LIMIT (
-       SELECT CASE
-              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
-              ELSE (
-                   SELECT count(*)
-                     FROM (
-                          SELECT sum(octet_length(state)) OVER (
-                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-                                 ) - octet_length(state) AS bytes_before
-                            FROM events
-                           WHERE originator_id = %(space)s
-                             AND originator_version > %(after)s
-                             AND originator_version <= %(through)s
-                           ORDER BY originator_version
-                           LIMIT %(limit)s
-                          ) measured
-                    WHERE bytes_before <= %(bytes_max)s
-                   )
-              END
-         FROM spaces
-        WHERE space = %(space)s
-       );
-
--- foldlog.infrastructure.postgres.log.evidence.SELECT_EVIDENCE
-SELECT originator_version, state, salt, ops_hash
   FROM events
  WHERE originator_id = %(space)s
    AND originator_version > %(after)s
@@ -1055,55 +1055,3 @@ SELECT originator_version, state, salt
          FROM spaces
         WHERE space = %(space)s
        );
-
--- foldlog.infrastructure.postgres.service_events.registry.SELECT_BY_DIGEST
-SELECT token::text, space, role, t.device::text, t.name,
-       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms, revoked_by, revoked_reason
-, EXISTS (
-           SELECT
-             FROM devices d
-            WHERE d.space = %(space)s
-              AND d.device = t.device
-              AND d.revoked_at_ms IS NOT NULL
-       )
-  FROM tokens t
- WHERE t.space IN (%(space)s, '')
-   AND t.digest = %(digest)s
- ORDER BY t.space DESC
- LIMIT 1;
-
--- foldlog.infrastructure.postgres.service_events.registry.SELECT_TOKENS
-SELECT token::text, space, role, t.device::text, t.name,
-       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms, revoked_by, revoked_reason
-
-  FROM tokens t
- WHERE t.space = %(space)s
-   AND (granted_at_ms, t.token) > (%(after_ms)s, %(after_token)s)
- ORDER BY granted_at_ms, t.token
- LIMIT %(limit)s;
-
--- foldlog.infrastructure.postgres.service_events.registry.LOCK_TOKEN
-SELECT token::text, space, role, t.device::text, t.name,
-       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms, revoked_by, revoked_reason
-
-  FROM tokens t
- WHERE t.space = %(space)s
-   AND token = %(id)s
-   FOR UPDATE;
-
--- foldlog.infrastructure.postgres.service_events.registry.INSERT_TOKEN
-INSERT INTO tokens
-       (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms)
-VALUES (%(space)s, %(id)s, %(digest)s, %(role)s, %(device)s, %(name)s,
-        %(granted_at)s, %(granted_by)s, %(expires_at)s)
-
-RETURNING token;
-
--- foldlog.infrastructure.postgres.service_events.registry.INSERT_FIRST_TOKEN
-INSERT INTO tokens
-       (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms)
-VALUES (%(space)s, %(id)s, %(digest)s, %(role)s, %(device)s, %(name)s,
-        %(granted_at)s, %(granted_by)s, %(expires_at)s)
-
-    ON CONFLICT (space, token) DO NOTHING
-RETURNING token;

@@ -222,14 +222,25 @@ class PushDecider:
         changeset = push.changesets[index]
         schemas = self.state.schemas
         seq = self.head + len(draft.entries) + 1
+        time = time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at)
         needs_schema = bool(schemas) and needs_records(changeset.ops, schemas)
         if needs_schema or changeset.is_guarded or push.wants_records:
             self._check_loaded(push, index)
         refusal = stale(changeset, push.device, draft.records)
         if needs_schema and refusal is UNSET:
-            event = self._event_to_check(push, changeset, seq)
+            event = self._event_to_check(push, changeset, seq, time)
             refusal = schema_refusal(event, draft.records, schemas)
-        entry = self._without_erased(self._entry(push, changeset, seq, refusal), changeset)
+        entry = changeset_entry(
+            changeset,
+            seq=seq,
+            device=push.device,
+            received_at=self._received_at,
+            time=time,
+            refusal=refusal,
+            salt=self._salt(),
+        )
+        if self._lookups.erasures:
+            entry = self._without_erased(entry, changeset)
         if len(entry.state) > self._limits.event_bytes_max:
             raise LimitExceeded("event_bytes_max", self._limits.event_bytes_max, index=index)
         if self._records:
@@ -241,7 +252,7 @@ class PushDecider:
             verdict="stored" if refusal is UNSET else "refused",
             seq=seq,
             received_at=format_time(self._received_at),
-            time=self._time_of(push, changeset),
+            time=time,
             refusal=refusal,
             ids=local_ids(changeset.ops) or UNSET,
         )
@@ -257,10 +268,7 @@ class PushDecider:
     def _too_much(self, **extra: Any) -> LimitExceeded:
         return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
 
-    def _time_of(self, push: Push, changeset: Changeset) -> int:
-        return time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at)
-
-    def _event_to_check(self, push: Push, changeset: Changeset, seq: int) -> Event:
+    def _event_to_check(self, push: Push, changeset: Changeset, seq: int, time: int) -> Event:
         """Returns the event that the changeset would be stored as, for the schemas to check."""
         return Event(
             seq=seq,
@@ -270,28 +278,13 @@ class PushDecider:
             verdict="stored",
             device=push.device,
             base=changeset.base,
-            time=self._time_of(push, changeset),
+            time=time,
             ops=list(changeset.ops),
-        )
-
-    def _entry(
-        self, push: Push, changeset: Changeset, seq: int, refusal: Refusal | UnsetType
-    ) -> LogEntry:
-        return changeset_entry(
-            changeset,
-            seq=seq,
-            device=push.device,
-            received_at=self._received_at,
-            time=self._time_of(push, changeset),
-            refusal=refusal,
-            salt=self._salt(),
         )
 
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
         """Erases the operations on records that were erased after the changeset's base."""
         erasures = self._lookups.erasures
-        if not erasures:
-            return entry
         keys = {op.key for op in changeset.ops}
         return erased_entry(entry, {key for key in keys if erasures.get(key, 0) > changeset.base})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def copy_owner(path: Path) -> None:
-    """Gives a file that root made to the owner of its folder; does nothing for other users.
+    """Gives a file to the owner of its folder, if we are root.
 
     The data folder of an ordinary user stays usable for that user after root worked on it.
     """

@@ -2,7 +2,7 @@
 
 The claims `space` (a name or a list), `device` and `scope` (RFC 8693: rights, separated by spaces)
 define the caller's permissions. `exp`, `sub` and `aud` are required. The key decides the algorithm,
-because a token could choose a weak one. A JWK without `alg` uses the default of its key type.
+because a token could choose a weak one. A JWK that lacks `alg` uses the default of its key type.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SignInKeysUnusable(OperatorError):
 
 
 def parse_keys(text: bytes) -> list[jwt.PyJWK]:
-    """Returns the signature keys of a JWK set, without keys of other kinds.
+    """Returns the signature keys of a JWK set, and ignores keys of other kinds.
 
     Raises `SignInKeysUnusable` for invalid JSON, a private key, a short secret, or an empty result.
     """
@@ -94,7 +94,7 @@ class Keys(ABC):
         """Returns the JWK set. Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable`."""
 
     def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """Returns the key with this id; without an id, the only key. Reads the keys if needed.
+        """Returns the key with this id; the only key if `kid` is None. Reads the keys if needed.
 
         Raises `SignInUnavailable` if the keys are too old, or being read for the first time.
         """
@@ -109,7 +109,7 @@ class Keys(ABC):
 
     def _refresh(self, wait: float, is_needed: bool) -> None:
         # During a fetch, other threads use the cached keys, because a slow sign-in or invented key
-        # ids must not block all threads. All threads wait only for the first fetch.
+        # ids would block all threads. All threads wait only for the first fetch.
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
             if is_needed:

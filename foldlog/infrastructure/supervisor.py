@@ -281,7 +281,7 @@ class _DatabaseKeeper:
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     """Ends this child process when its parent dies: by SIGTERM, and after `grace_seconds` by exit.
 
-    It does nothing in a process without a supervising parent, such as one started by hand.
+    A process that was started by hand has no supervising parent and keeps running.
     """
     if PARENT_PIPE not in os.environ:
         return

@@ -24,7 +24,6 @@ from .jwts import Jwts, keys_at
 from .postgres.append.transfer import Importer
 from .postgres.connection.datastore import CONNECTION, Datastore
 from .postgres.event_store import PostgresEventStore
-from .postgres.fork import fork_log
 from .postgres.log.following import Follower
 from .postgres.log.wakeups import Announcer, Wakeups
 from .postgres.master.table import PostgresMasterTable
@@ -66,10 +65,6 @@ class Services:
         """Returns the public keys that signed checkpoints of a space, the current key first."""
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
-
-    def fork(self, space: str) -> str:
-        """Gives the log of a space a new id and returns it. Raises `UnknownSpace`."""
-        return fork_log(self.datastore, space)
 
     @property
     def jwts(self) -> Jwts | None:

@@ -1,1 +1,1 @@
-"""The `foldlog` command: what an operator and an auditor type."""
+"""The `foldlog` command: commands for operators, auditors and devices."""

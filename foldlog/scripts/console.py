@@ -43,14 +43,14 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Prints an error without secrets and exits."""
+    """Prints an error with its secrets redacted, and exits."""
     # soft_wrap keeps paths and ids on one line, so that they can be copied.
     err.print(f"[red]error:[/red] {escape(redacted(message))}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
 def _external_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors of the database, the disk and files, which are clear without traceback."""
+    """Returns the errors of the database, the disk and files, whose message is enough."""
     errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     with suppress(ModuleNotFoundError):  # the service's packages are optional
         from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS

@@ -1,4 +1,4 @@
-"""What the contracts share: a space that no other test, and no earlier run, has used."""
+"""Fixtures of the contracts: a fresh space for each test, also in a database that is kept."""
 
 from __future__ import annotations
 

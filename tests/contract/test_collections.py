@@ -1,4 +1,4 @@
-"""Collections that are defined, and what becomes of changesets to them, on every kind of store."""
+"""Collections with a schema, and the changesets to them, on every kind of store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS = {
     "required": ["title"],
     "additionalProperties": False,
 }
-#: one that joins fields
+#: a schema about several fields together
 RANGE = {"dependentRequired": {"until": ["since"]}, "properties": {"since": {"minimum": 0}}}
 
 
@@ -48,7 +48,7 @@ def define(store, space):
 
 @pytest.fixture
 def told(store, space):
-    """Pushes one changeset; `stored`, or what is told of its refusal."""
+    """Pushes one changeset. Returns `stored`, or the detail of its refusal."""
 
     def push(*ops, device=A, **members):
         (answer,) = store.push(space, push_of(changeset(*ops, **members), device=device)).verdicts
@@ -70,9 +70,7 @@ def caught_up(store, space) -> list[dict]:
 
 
 def test_a_definition_is_an_event_that_everybody_gets(store, space, define):
-    """
-    Also a device that follows other collections alone: kinds that are no changesets always come.
-    """
+    """A device that filters by other collections gets the event too."""
     outcome = define(by="ada")
     assert (outcome.version, outcome.seq, outcome.reasons) == (1, 1, [])
 
@@ -102,9 +100,7 @@ def test_versions_are_counted_and_kept(store, space, define):
 
 
 def test_the_same_again_changes_nothing(store, space, define):
-    """
-    A retry, or a deployment that defines it each time: no event, in whichever order it is written.
-    """
+    """A retry, or a deployment that defines at each start, adds an event only for a new schema."""
     first = define(if_version=0)
     again = define(dict(reversed(TASKS.items())), if_version=0)
     assert (again.version, again.seq) == (first.version, first.seq) == (1, 1)
@@ -141,9 +137,7 @@ def test_what_is_not_additive_is_refused_and_stores_nothing(store, space, define
 
 
 def test_a_forced_one_tells_what_does_not_fit(store, space, define, told):
-    """
-    And goes on; the event says that it was forced.
-    """
+    """The answer lists the records that violate the schema, and the event says `forced`."""
     define()
     assert told(put("a", title="a"), put("b", title="b", done=True)) == "stored"
     caught_up(store, space)
@@ -156,9 +150,7 @@ def test_a_forced_one_tells_what_does_not_fit(store, space, define, told):
 
 
 def test_the_first_schema_must_fit_what_is_stored(store, space, define, told):
-    """
-    Deleted records and other collections are no matter.
-    """
+    """The check ignores deleted records and other collections."""
     told(put("a", title="a"), put("b", title=5), put("c", title=6), put("d", "notes", title=7))
     told(delete("c"), base=1)
     caught_up(store, space)
@@ -177,9 +169,7 @@ def test_the_first_schema_must_fit_what_is_stored(store, space, define, told):
 
 
 def test_a_dry_run_stores_nothing_and_tells_all(store, space, define, told):
-    """
-    Not even the space.
-    """
+    """A dry run reports everything, and creates neither an event nor a space."""
     assert define(is_dry_run=True).seq is None
     with pytest.raises(UnknownSpace):
         store.collections(space)
@@ -243,9 +233,7 @@ def test_a_new_record(define, told, op, why):
     ],
 )
 def test_a_record_that_is_there(store, space, define, told, op, why):
-    """
-    A `put` of one field need not have the others; a sum is judged by what it comes to.
-    """
+    """A `put` may write one field of a stored record. A sum is checked by its result."""
     define()
     assert told(put(title="one", left=2)) == "stored"
     assert told(op, base=2) == why
@@ -254,9 +242,8 @@ def test_a_record_that_is_there(store, space, define, told, op, why):
 
 
 def test_a_refused_changeset_is_stored_and_holds_up_nobody(store, space, define):
-    """
-    It takes a seq and its counter, changes nothing, all of it, and is answered the same again; with
-    the records as they are.
+    """It uses a seq and its counter. Its whole content is ignored. A repeat gets the same
+    answer, with the current records.
     """
     define()
     store.push(space, push_of(changeset(put(title="one"), counter=1), device=A))
@@ -271,9 +258,7 @@ def test_a_refused_changeset_is_stored_and_holds_up_nobody(store, space, define)
 
 
 def test_an_operation_may_make_good_what_another_one_lacks(define, told):
-    """
-    The record is judged after the changeset.
-    """
+    """The record is checked after the whole changeset."""
     define()
     assert told(put(done=True), put(title="late")) == "stored"
     assert told({**put(), "unset": ["title"]}, put(title="anew"), base=2) == "stored"
@@ -281,9 +266,7 @@ def test_an_operation_may_make_good_what_another_one_lacks(define, told):
 
 
 def test_a_value_is_judged_even_if_it_would_lose(define, told):
-    """
-    The ledger offers it to be put back.
-    """
+    """A losing value is checked too, because the ledger offers to restore it."""
     define()
     told(put(title="one"), device=A)
     old = "2020-11-23T09:00:00Z"
@@ -292,9 +275,7 @@ def test_a_value_is_judged_even_if_it_would_lose(define, told):
 
 
 def test_what_comes_too_late_for_a_deleted_record_is_stored(store, space, define, told):
-    """
-    It changes nothing, so it breaks nothing: it goes into the ledger, as always.
-    """
+    """It leaves the record as it is, so it breaks no schema, and goes to the ledger."""
     define()
     told(put(title="one"), device=A)
     told(delete(), base=2, device=A)
@@ -303,9 +284,7 @@ def test_what_comes_too_late_for_a_deleted_record_is_stored(store, space, define
 
 
 def test_two_that_are_fine_alone_may_not_be_together(define, told):
-    """
-    Each has seen a record that would fit with its own change. The second one is refused.
-    """
+    """Each device saw a record that fits its own change. The second changeset is refused."""
     define(RANGE)
     assert told(put(since=1, until=2), device=A) == "stored"
     assert told({**put(), "unset": ["until"]}, base=2, device=A) == "stored"
@@ -314,9 +293,7 @@ def test_two_that_are_fine_alone_may_not_be_together(define, told):
 
 
 def test_a_changeset_answers_for_what_it_breaks(store, space, define, told):
-    """
-    Not for what was broken when the schema was forced.
-    """
+    """A violation from before a forced definition is ignored."""
     told(put("a", title=5, left=-1), put("b", title="b"))
     caught_up(store, space)
     define(force=True)
@@ -328,9 +305,7 @@ def test_a_changeset_answers_for_what_it_breaks(store, space, define, told):
 
 
 def test_pushes_are_judged_by_the_schema_that_comes_before_them(define, told):
-    """
-    Also of a process that has appended before, and keeps what was true then.
-    """
+    """A process that has cached the earlier state uses the new schema too."""
     assert told(put("a", title=1)) == "stored"
     assert told(put("a", title=2), base=1) == "stored"
     define({"properties": {"title": {"type": "integer"}}})

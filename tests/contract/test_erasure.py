@@ -1,4 +1,4 @@
-"""Erasing a record, as every event store promises it: the values go, everything proven stays."""
+"""Erasing a record, on every kind of store: the values go, and all proofs stay valid."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def record_of(store, space, key=R):
 
 
 def test_the_values_leave_the_log_and_nothing_else_does(store, space):
-    """The event is there with all but the operations on that record."""
+    """The event keeps everything except the operations on that record."""
     store.push(space, push_of(changeset(put("r", name="secret"), put("s", name="kept"), base=0)))
     before = next(iter(store.entries(space, through=1)))
 
@@ -78,7 +78,7 @@ def test_the_values_leave_the_log_and_nothing_else_does(store, space):
 
 
 def test_every_leaf_stays_and_opens(store, space):
-    """Old checkpoints still hold, and what is left still matches its commitment."""
+    """Old checkpoints stay valid, and the remaining operations still match their commitments."""
     for n in range(4):
         store.push(space, push_of(changeset(put("r", n=n), put("s", n=n), add("t", n=1), base=n)))
     before = leaves(store, space, 4)
@@ -90,7 +90,7 @@ def test_every_leaf_stays_and_opens(store, space):
 
 
 def test_the_record_is_a_tombstone_and_its_conflicts_are_gone(store, space):
-    """... and those of others are still there, in their order."""
+    """Conflicts of other records stay, in their order."""
     store.push(space, push_of(changeset(put("r", x=1), put("s", x=1), put("t", x=1))))
     store.push(space, push_of(changeset(put("r", x=2), put("s", x=2), put("t", x=2)), device=B))
     assert len(all_conflicts(store, space, at_least=2)) == 3
@@ -106,7 +106,7 @@ def test_the_record_is_a_tombstone_and_its_conflicts_are_gone(store, space):
 
 
 def test_a_refused_changeset_is_erased_too(store, space):
-    """Its values are in the log as well."""
+    """The log holds the values of a refused changeset as well."""
     store.push(space, push_of(changeset(put("r", x=1))))
     stale = changeset({**put("r", x="secret"), "expect": {"x": "hidden"}})
     assert store.push(space, push_of(stale)).verdicts[0].verdict == "refused"
@@ -134,7 +134,7 @@ def test_what_is_made_anew_can_be_erased_anew(store, space):
 
 
 def test_what_has_not_seen_the_erasure_is_stored_erased(store, space):
-    """The values never come back, the changeset is acknowledged as ever."""
+    """A late changeset is acknowledged as usual, and its values stay out of the log."""
     store.push(space, push_of(changeset(put("r", x=1), counter=1)))
     erase(store, space)
     late = changeset(put("r", x="secret"), put("s", x="kept"), base=1, counter=2)
@@ -152,22 +152,21 @@ def test_what_has_not_seen_the_erasure_is_stored_erased(store, space):
 
 
 def test_also_on_the_quick_path(store, space):
-    """A push after a push is decided on what is kept of the space."""
+    """The second of two pushes is decided on the cached state of the space."""
     store.push(space, push_of(changeset(put("r", x=1), counter=1)))
     erase(store, space)
     for counter in (2, 3, 4):
         ops = put("r", x="secret"), put("s", x="kept")
         store.push(space, push_of(changeset(*ops, base=1, counter=counter)))
     assert b"secret" not in b"".join(pull_all(store, space))
-    # one that has seen it goes by without
+    # a changeset made after the erasure is stored as it is
     store.push(space, push_of(changeset(put("r", x="anew"), base=5, counter=5)))
     assert record_of(store, space)["fields"] == {"x": "anew"}
 
 
 def test_what_its_schema_refuses_is_stored_without_the_values_too(store, space):
-    """
-    Answered as ever, with a reason that tells none; the same again is answered the same, and the
-    rest of it is in the log as it was sent.
+    """The reason of the refusal is free of values, and a repeat gets the same answer. The other
+    operations are stored as sent.
     """
     schema = {"properties": {"n": {"type": "integer"}}}
     store.define(space, "tasks", Proposal(JsonSchema.checked(schema, LIMITS)))
@@ -192,7 +191,7 @@ def test_what_its_schema_refuses_is_stored_without_the_values_too(store, space):
 
 
 def test_a_duplicate_is_compared_by_its_id_alone(store, space):
-    """No digest of what was erased is kept; who sends it again is answered as the first time."""
+    """The log keeps no digest of the erased content. A repeat gets its first answer."""
     sent = changeset({"op": "put", "collection": "tasks", "local_id": "7", "fields": {"x": 1}})
     first = store.push(space, push_of(sent)).verdicts[0]
     id = first.ids["tasks"]["7"]
@@ -213,7 +212,7 @@ def test_others_are_compared_as_ever(store, space):
 
 
 def test_a_device_is_told_which_of_its_operations_are_erased(store, space):
-    """It holds them itself: the short form has no operations."""
+    """The short form omits the operations, which the device has itself."""
     store.push(space, push_of(changeset(put("s", x=1), put("r", x=1), counter=1)))
     erase(store, space)
     page = store.range_after(space, RangeQuery(0, 10, short_for_device=A))
@@ -233,7 +232,7 @@ def test_a_guard_sees_the_erasure(store, space):
 
 
 def test_finding_by_a_value(store, space):
-    """Every record that ever had it, also where it was overwritten, lost or refused since."""
+    """Finds every record that ever had the value, including overwritten, lost and refused ones."""
     store.push(space, push_of(changeset(put("now", mail="x"), put("once", mail="x", n=1))))
     store.push(space, push_of(changeset(put("once", mail="y"), put("other", mail="z"), base=1)))
     store.push(space, push_of(changeset({**put("tried", mail="x"), "if_seq": 9})))
@@ -266,7 +265,7 @@ def test_nothing_is_erased_if_one_is_unknown(store, space):
 
 @pytest.mark.parametrize("reason", ["", " ", "x" * 501, "a\0b", "\ud800"])
 def test_a_reason_is_readable_text(store, space, reason):
-    """It stays for ever, so it must be worth it."""
+    """The log keeps the reason for ever, so its text is checked."""
     store.push(space, push_of(changeset()))
     with pytest.raises(InvalidRequest):
         erase(store, space, reason=reason)
@@ -284,7 +283,7 @@ def test_it_must_be_said_what(store, space, wanted):
 
 
 def test_values_with_every_character(store, space):
-    """What users write is in the bytes that the database looks into."""
+    """The database searches the bytes of values that users write."""
     odd = {
         '"ops":[': ',"erased":"' + "0" * 64,
         "nul": "\0\x01\\u0000",

@@ -1,4 +1,4 @@
-"""What every EventStore promises, whatever it is built on."""
+"""The contract of every EventStore."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def seqs(events: list[bytes]) -> list[int]:
 
 @pytest.fixture
 def five(store, space):
-    """A log of five events: of A, B, A, B (refused), A. Their collections: t, n, t+n, t, x."""
+    """A log of five events by A, B, A, B (refused) and A, in the collections t, n, t+n, t and x."""
     store.push(space, push_of(changeset(put("r", "t", a=1)), device=A))
     store.push(space, push_of(changeset(put("r", "n", b=2)), device=B))
     local = {"op": "put", "collection": "t", "local_id": "7", "fields": {}}
@@ -55,7 +55,7 @@ def five(store, space):
 
 
 def every_push_fails(store, space, push, error, **expected) -> None:
-    """It raises, with these members, and nothing of it is in the log or in the counters."""
+    """Checks that each push raises with these members, and leaves log and counters as they were."""
     before = pull_all(store, space)
     for _ in range(2):
         with pytest.raises(error) as refused:
@@ -68,9 +68,7 @@ def every_push_fails(store, space, push, error, **expected) -> None:
 
 
 def test_the_first_push_makes_the_space(store, space):
-    """
-    Nobody has to create one before; whether a name may be used is not decided here.
-    """
+    """The first push creates the space. The store accepts any name."""
     with pytest.raises(UnknownSpace):
         range_after(store, space)
     receipt = store.push(space, push_of(changeset()))
@@ -79,9 +77,7 @@ def test_the_first_push_makes_the_space(store, space):
 
 
 def test_events_are_numbered_without_a_hole(store, space):
-    """
-    In the order of the pushes, and inside a push in the order of its changesets.
-    """
+    """Seqs follow the order of the pushes, and inside a push the order of its changesets."""
     ids = [new_id() for _ in range(6)]
     store.push(space, push_of(*(changeset(id=id) for id in ids[:1])))
     receipt = store.push(space, push_of(*(changeset(id=id) for id in ids[1:])))
@@ -92,9 +88,7 @@ def test_events_are_numbered_without_a_hole(store, space):
 
 
 def test_an_event_is_what_the_answer_said(store, five):
-    """
-    Each reader gets the bytes of the wire format: these members, in this order, `ops` last.
-    """
+    """Each reader gets the bytes of the wire format: these members, in this order, `ops` last."""
     ops = [{**put("r", "t", **NASTY), "unset": ["old"]}, add("s", "t", n=0.5), delete("q", "t")]
     sent = changeset(*ops, counter=1, base=5)
     receipt = store.push(five, push_of(sent, device=C))
@@ -118,9 +112,7 @@ def test_an_event_is_what_the_answer_said(store, five):
 
 
 def test_the_clock_of_a_log_never_goes_back(store, space):
-    """
-    Times are no more than what orders concurrent writes, but they do not contradict the order.
-    """
+    """The times of a log are in the order of its seqs."""
     for _ in range(5):
         store.push(space, push_of(changeset(), changeset()))
     times = [json.loads(event)["received_at"] for event in pull_all(store, space)]
@@ -128,9 +120,7 @@ def test_the_clock_of_a_log_never_goes_back(store, space):
 
 
 def test_spaces_know_nothing_of_each_other(store, space):
-    """
-    Each has a log id, numbers, ids and counters of its own.
-    """
+    """Each space has its own log id, seqs, ids and counters."""
     sent = changeset(counter=1)
     one = store.push(space, push_of(sent))
     other = store.push(f"{space}-other", push_of(sent))
@@ -140,9 +130,7 @@ def test_spaces_know_nothing_of_each_other(store, space):
 
 
 def test_many_writers_at_once(store, space):
-    """
-    Every changeset has one number, no number is missing, and each answer is true.
-    """
+    """Every changeset has one seq, the seqs are complete, and each answer is true."""
     pushes = [push_of(*(changeset() for _ in range(n % 3 + 1))) for n in range(16)]
     with ThreadPoolExecutor(4) as threads:
         receipts = list(threads.map(lambda push: store.push(space, push), pushes))
@@ -157,9 +145,7 @@ def test_many_writers_at_once(store, space):
 
 
 def test_one_changeset_sent_by_many_at_once_is_stored_once(store, space):
-    """
-    A client that gave up waiting sends again while its first request is still on its way.
-    """
+    """A client that timed out sends again while its first request is still in progress."""
     push = push_of(changeset(counter=1))
     with ThreadPoolExecutor(4) as threads:
         receipts = list(threads.map(lambda _: store.push(space, push), range(8)))
@@ -172,9 +158,7 @@ def test_one_changeset_sent_by_many_at_once_is_stored_once(store, space):
 
 
 def test_a_push_that_comes_again_is_answered_as_the_first_time(store, five):
-    """
-    Nothing is stored twice, the refused one stays refused, and `ids` are told again.
-    """
+    """It is stored once, a refused changeset stays refused, and the answer has the `ids` again."""
     local = {"op": "put", "collection": "t", "local_id": "8", "fields": {"a": 1}}
     push = push_of(
         changeset(local, counter=1),
@@ -195,9 +179,7 @@ def test_a_push_that_comes_again_is_answered_as_the_first_time(store, five):
 
 
 def test_base_counter_and_device_may_change_when_a_device_heals(store, space):
-    """
-    They are not what was said, only how it came; and the event stays as it was.
-    """
+    """They are outside of the content that must be equal. The stored event stays as it was."""
     sent = changeset(put(n=1), counter=1)
     store.push(space, push_of(sent, device=A))
     log = pull_all(store, space)
@@ -208,9 +190,7 @@ def test_base_counter_and_device_may_change_when_a_device_heals(store, space):
 
 
 def test_an_id_with_other_content_is_refused(store, space):
-    """
-    With the index, and nothing of the push stored, also not what came before it.
-    """
+    """The refusal names the index, and the whole push is left out."""
     sent = changeset(put(n=1))
     store.push(space, push_of(sent))
     push = push_of(changeset(), {**sent, "ops": [put(n=True)]}, changeset())
@@ -218,9 +198,7 @@ def test_an_id_with_other_content_is_refused(store, space):
 
 
 def test_counters_follow(store, space):
-    """
-    A gap and a fork name the number expected; nothing of the push is stored and none is used.
-    """
+    """The refusal of a gap or a fork names the expected counter. The whole push is left out."""
     store.push(space, push_of(changeset(counter=1), changeset(), changeset(counter=2)))
     for counter, error in ((4, CounterGap), (2, DeviceForked), (1, DeviceForked)):
         push = push_of(changeset(), changeset(counter=counter))
@@ -232,9 +210,7 @@ def test_counters_follow(store, space):
 
 
 def test_an_event_over_the_limit_is_refused(store, space):
-    """
-    A page of one event must fit into memory.
-    """
+    """A page with one event must fit into memory."""
     store.push(space, push_of(changeset()))
     push = push_of(changeset(), changeset(put(text="x" * (4 * 2**20))))
     every_push_fails(store, space, push, LimitExceeded, index=1, limit="event_bytes_max")
@@ -244,8 +220,8 @@ def test_an_event_over_the_limit_is_refused(store, space):
 
 
 def test_a_refused_changeset_is_an_event(store, space):
-    """
-    It takes a seq and its counter, says why before its `ops`, and the device's queue goes on.
+    """It uses a seq and its counter, has its reason before `ops`, and lets the device's queue go
+    on.
     """
     ops = [{**put(a=1), "if_seq": 5}]
     push = push_of(changeset(*ops, counter=1), changeset(put(b=1), counter=2))
@@ -271,9 +247,7 @@ def test_a_refused_changeset_is_an_event(store, space):
     ids=str,
 )
 def test_guards_are_decided_on_what_is_true_now(store, space, guard, is_stale):
-    """
-    Not on a projection that may lag: what was stored a moment ago counts.
-    """
+    """Guards see an event as soon as it is stored, even if the projection lags."""
     store.push(space, push_of(changeset(put(a=1)), device=B))
     store.push(space, push_of(changeset(put(a=2), base=1), device=B))
     [answer] = store.push(space, push_of(changeset({**put(a=3), **guard}))).verdicts
@@ -285,8 +259,8 @@ def test_guards_are_decided_on_what_is_true_now(store, space, guard, is_stale):
 
 @pytest.mark.parametrize("base", range(4))
 def test_the_guard_unchanged(store, space, base):
-    """
-    Broken by another device's operation after the base, also one that lost; not by one's own.
+    """An operation of another device after the base breaks it, even a losing one. The device's
+    own operations are allowed.
     """
     store.push(space, push_of(changeset(put(a=1), made_at="2026-11-23T09:00:00Z"), device=B))
     store.push(space, push_of(changeset(put(a=2), made_at="2026-11-22T09:00:00Z"), device=C))
@@ -297,9 +271,7 @@ def test_the_guard_unchanged(store, space, base):
 
 
 def test_a_push_may_want_the_records_that_it_touched(store, space):
-    """
-    As they are after each changeset; a duplicate is told what is there now.
-    """
+    """The answer has the records after each changeset; for a duplicate, the current ones."""
     first = changeset(put(a=1))
     push = push_of(first, changeset(add(a=1), put("s")), wants_records=True)
     found = [
@@ -319,9 +291,7 @@ def test_a_push_may_want_the_records_that_it_touched(store, space):
 
 
 def test_nothing_is_stored_before_the_cursor_was_checked(store, five):
-    """
-    A device with another history must not add to this one.
-    """
+    """A device with another history must leave this log as it is."""
     here = {"log": store.push(five, push_of()).log, "head": 5}
     mark = range_after(store, five, limit=3).mark
     assert mark
@@ -336,9 +306,7 @@ def test_nothing_is_stored_before_the_cursor_was_checked(store, five):
 
 
 def test_a_new_space_is_behind_who_knows_more(store, space):
-    """
-    The server lost the space, or never had it.
-    """
+    """The server lost the space, or the device has the wrong one."""
     with pytest.raises(LogBehind):
         store.push(space, push_of(changeset(), after=1, mark="0" * 16))
     with pytest.raises(LogBehind):
@@ -350,17 +318,15 @@ def test_a_new_space_is_behind_who_knows_more(store, space):
 
 
 def test_pulling_visits_every_event_once_whatever_the_page_size(store, five):
-    """
-    Each page begins where the last one ended, and its mark is accepted there.
-    """
+    """Each page begins at the end of the last one, and its mark is accepted there."""
     for limit in range(1, 7):
         assert seqs(pull_all(store, five, limit=limit)) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("after", range(6))
 def test_a_page(store, five, after):
-    """
-    At most `limit` events after `after`; `through` is the last of them, `more` whether one follows.
+    """At most `limit` events after `after`. `through` is the last one, and `more` whether
+    another follows.
     """
     for limit in range(1, 7):
         page = range_after(store, five, after, limit)
@@ -371,9 +337,7 @@ def test_a_page(store, five, after):
 
 
 def test_a_device_that_is_up_to_date_keeps_its_place(store, five):
-    """
-    An empty page hands back the cursor and the mark that it came with, never zero.
-    """
+    """An empty page returns the cursor and the mark of the request."""
     last = range_after(store, five)
     for mark in (last.mark, None):
         page = range_after(store, five, 5, mark=mark)
@@ -381,9 +345,7 @@ def test_a_device_that_is_up_to_date_keeps_its_place(store, five):
 
 
 def test_marks_are_those_of_the_entries(store, five):
-    """
-    The first 16 hex digits of the leaf hash of event `through`; nothing at 0.
-    """
+    """A mark is the first 16 hex digits of the leaf hash at `through`, or empty at 0."""
     entries = list(store.entries(five, through=5))
     for entry in entries:
         assert range_after(store, five, limit=entry.seq).mark == entry.mark
@@ -393,8 +355,8 @@ def test_marks_are_those_of_the_entries(store, five):
 
 
 def test_a_cursor_of_another_log_is_refused(store, five):
-    """
-    Beyond head: log-behind, whatever the mark. Another mark: log-changed. No mark: believed.
+    """Beyond the head: log-behind, with any mark. With another mark: log-changed. A missing mark
+    is accepted.
     """
     log = range_after(store, five).log
     for mark in (None, "", "0" * 16):
@@ -410,18 +372,14 @@ def test_a_cursor_of_another_log_is_refused(store, five):
 
 
 def test_the_log_keeps_its_id(store, five):
-    """
-    Every answer names it; it changes only when an admin says that history forked.
-    """
+    """Every answer has the same log id. Only a command changes it, after a fork of history."""
     logs = {range_after(store, five, after, limit).log for after in range(6) for limit in (1, 9)}
     logs |= {store.push(five, push_of(changeset())).log, store.push(five, push_of()).log}
     assert len(logs) == 1
 
 
 def test_an_unknown_space_is_named_as_such(store, space):
-    """
-    An empty answer would look like a log that lost everything.
-    """
+    """An empty answer would look like a log that has lost all its events."""
     for wanted in (None, [], ["tasks"]):
         with pytest.raises(UnknownSpace):
             range_after(store, space, collections=wanted)
@@ -439,9 +397,8 @@ WANTED = [
 
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
 def test_a_filter_leaves_out_what_touches_none_of_them(store, five, wanted):
-    """
-    What touches one comes whole. `through` moves on over the others, so that nobody looks at them
-    again, up to head.
+    """An event that touches a filtered collection comes whole. `through` moves over the others
+    up to the head, so each is read once.
     """
     expected = [n for n, touched in enumerate(COLLECTIONS, 1) if touched & set(wanted)]
     whole = dict(enumerate(pull_all(store, five), 1))
@@ -460,9 +417,8 @@ def test_a_filter_leaves_out_what_touches_none_of_them(store, five, wanted):
 
 
 def test_a_device_gets_its_own_in_the_short_form(store, five):
-    """
-    Its own changesets without `ops` but with `ids`, refused ones too; others' whole; and a filter
-    changes nothing about that.
+    """The device's own changesets have `ids` instead of `ops`, refused ones too. Other
+    changesets come whole. A filter keeps this rule.
     """
     whole = pull_all(store, five)
     devices = [json.loads(event)["device"] for event in whole]
@@ -487,17 +443,15 @@ def test_a_device_gets_its_own_in_the_short_form(store, five):
 
 
 def test_entries_are_a_stretch_of_the_log(store, five):
-    """
-    `after < seq <= through`, in order.
-    """
+    """Returns the entries with `after < seq <= through`, in order."""
     for after, through in itertools.product(range(6), range(6)):
         found = [entry.seq for entry in store.entries(five, after=after, through=through)]
         assert found == list(range(after + 1, through + 1))
 
 
 def test_entries_commit_to_the_bytes_that_readers_get(store, five):
-    """
-    Each event's own random salt, the hash of its operations, and what it is looked up by.
+    """Each entry has its own random salt, the hash of its operations, and the columns for
+    lookups.
     """
     entries = list(store.entries(five, through=5))
     assert [entry.state for entry in entries] == pull_all(store, five)
@@ -517,8 +471,8 @@ class Ops(msgspec.Struct):
 
 
 def test_every_text_that_may_come_in_can_be_kept(store, space):
-    """
-    In ids, names of fields and values. (NUL in an id cannot: no database has it in a key.)
+    """This holds for ids, names of fields, and values. (An id with NUL is refused earlier:
+    databases cannot have it in a key.)
     """
     odd = "\u00e9\U0001f600\ufffe\x01\x7f\n/%'\"\\\\{}"
     named = {"op": "put", "collection": "t", "local_id": odd, "fields": NASTY}
@@ -541,8 +495,9 @@ def test_every_text_that_may_come_in_can_be_kept(store, space):
 def test_a_page_that_grows_too_large_ends_early_and_skips_nothing(
     store, space, collections, after, size, more, page_max
 ):
-    """Neither what a filter leaves nor what a large event before it weighs moves `through` on.
-    Too large for the store, or for who asks."""
+    """`through` stays before the first event that is left out, with a filter and with large
+    events. The limit is the store's or the request's.
+    """
     for n in range(4):
         store.push(space, push_of(changeset(put(str(n), big="x" * size))))
     seen, through = [], after
@@ -558,7 +513,7 @@ def test_a_page_that_grows_too_large_ends_early_and_skips_nothing(
 
 
 def test_a_refused_push_makes_no_space(store, space):
-    """A mistyped name must not become a space that answers."""
+    """A mistyped name must stay an unknown space."""
     with pytest.raises(LogBehind):
         store.push(space, push_of(changeset(), after=41, mark="0" * 16))
     with pytest.raises(CounterGap):

@@ -1,4 +1,4 @@
-"""What every History promises: any moment is the log folded up to it, however it is asked."""
+"""The contract of every History: each moment is the log folded up to it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PUSHES = 40
 
 @pytest.fixture
 def past(store, space) -> Past:
-    """A random history; the master table has come to its end."""
+    """A random history that the master table has applied completely."""
     head = random_history(store, space, seed=11, pushes=PUSHES)
     store.page(space, RecordsQuery(1, at_least=head))
     return Past(store, space)
 
 
 def test_any_seq_is_the_fold_up_to_it(store, space, past):
-    """
-    From before the first event to the last one: the live records, in the order they were made.
+    """From before the first event to the last one: the live records, in the order of their
+    creation.
     """
     for seq in range(past.head + 1):
         as_of, found = all_as_of(store, space, Point(seq))
@@ -49,9 +49,7 @@ def test_pages_of_a_moment_visit_every_record_once(store, space, past, collectio
 
 
 def test_all_pages_are_of_one_moment(store, space, past):
-    """
-    Also when the moment was "now", or a time that has not come, and the log went on meanwhile.
-    """
+    """Also for "now" or a future time, while the log grows between the pages."""
     first = store.as_of(space, AsOfQuery(NOW, 1))
     store.push(space, push_of(changeset(*(delete(id) for id in "abc"), base=past.head)))
     rest = store.as_of(space, AsOfQuery(NOW, 100, cursor=first.cursor))
@@ -61,9 +59,7 @@ def test_all_pages_are_of_one_moment(store, space, past):
 
 
 def test_one_record_at_any_seq(store, space, past):
-    """
-    Tombstones too, as of now; before it was made it is unknown.
-    """
+    """Tombstones are found too. Before its creation the record is unknown."""
     keys = [*past.views(past.head)]
     assert len(keys) > 4
     for key in keys:
@@ -79,8 +75,8 @@ def test_one_record_at_any_seq(store, space, past):
 
 
 def test_a_time_is_the_last_event_up_to_it(store, space, past):
-    """
-    Received by the server's clock; before all there was nothing, and the future is now.
+    """Times are the server's. Before the first event the space is empty, and the future equals
+    now.
     """
     times = [parse_time(event["received_at"]) for event in past.events]
     for ms in {*times, *(t - 1 for t in times), *(t + 1 for t in times), -(10**13), 10**14}:
@@ -90,8 +86,8 @@ def test_a_time_is_the_last_event_up_to_it(store, space, past):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
 def test_the_history_of_a_record(store, space, past, limit):
-    """
-    Every event that named it, whose it was, what it changed, what lost; in both directions.
+    """Every event that names the record, with its device, its changes and its losses, in both
+    directions.
     """
     losses = 0
     for key in past.views(past.head):
@@ -105,9 +101,7 @@ def test_the_history_of_a_record(store, space, past, limit):
 
 
 def test_a_history_leads_to_the_record(store, space, past):
-    """
-    Whoever applies the changes one after another has every version, and in the end the record.
-    """
+    """Applying the changes one after another yields every version, and finally the record."""
     for key, view in past.views(past.head).items():
         fields: dict[str, Any] = {}
         for version in whole_history(store, space, key):
@@ -137,8 +131,8 @@ def test_a_diff_is_two_folds_compared(store, space, past, limit, collection):
 
 
 def test_what_changed_back_is_no_difference(store, space):
-    """
-    Nor is what was made and deleted again; a record made anew with the same fields is the same.
+    """A difference omits records that were created and deleted again, or created anew with the
+    same fields.
     """
     store.push(space, push_of(changeset(put("x", n=1), put("y", n=1))))
     store.push(space, push_of(changeset(put("x", n=2), put("z"), delete("y"), base=1)))
@@ -148,9 +142,7 @@ def test_what_changed_back_is_no_difference(store, space):
 
 
 def test_pages_of_large_records_are_bounded_and_lose_nothing(store, space):
-    """
-    A page ends early when it would grow too large, and one version always comes.
-    """
+    """A page ends early before it grows too large, and has at least one version."""
     for n in range(9):
         text = chr(97 + n) * 1_900_000
         store.push(space, push_of(changeset(put("r", text=text), put(f"r{n}", text=text), base=n)))
@@ -169,9 +161,7 @@ def test_pages_of_large_records_are_bounded_and_lose_nothing(store, space):
 
 
 def test_a_history_of_large_losses_is_bounded_and_loses_nothing(store, space):
-    """
-    What lost is in no version, but counts as much.
-    """
+    """Lost values are outside of the versions, but count for the size of a page."""
     store.push(space, push_of(changeset(put("r", a=0)), device=A))
     for n in range(6):
         early = f"2026-11-23T08:0{n}:00Z"
@@ -191,9 +181,7 @@ def test_a_history_of_large_losses_is_bounded_and_loses_nothing(store, space):
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_the_ledger_by_record_field_hand_and_seq(store, space, past, limit):
-    """
-    Every filter, and all of them together, is the whole ledger filtered.
-    """
+    """Each filter, and all filters together, select from the whole ledger."""
     whole = ledger(store, space, ConflictsFilter(), 100)
     assert len(whole) > 20
     seen = set()
@@ -220,9 +208,7 @@ def test_the_ledger_by_record_field_hand_and_seq(store, space, past, limit):
 
 
 def test_both_hands_say_whose_and_when(store, space, past):
-    """
-    What is kept, and of each hand what its event says of itself.
-    """
+    """A conflict has the kept value, and for each side the device and the time of its event."""
     page = store.conflicts(space, limit=1_000, cursor=None)
     assert sorted(map(canonical, map(kept_conflict, page.conflicts))) == sorted(
         canonical(loss) for losses in past.losses for loss in losses
@@ -246,7 +232,7 @@ def ledger(store, space, wanted: ConflictsFilter, limit: int) -> list[dict[str, 
     raise AssertionError("still more conflicts")
 
 
-# -- What cannot be answered -------------------------------------------------------------------
+# -- Refused questions --------------------------------------------------------------------------
 
 
 def questions(store, space, moment: Point):
@@ -258,9 +244,7 @@ def questions(store, space, moment: Point):
 
 
 def test_a_moment_beyond_the_log(store, space, past):
-    """
-    The server was restored, or the seq is another space's: no waiting for what cannot come.
-    """
+    """The server was restored, or the seq is from another space. A wait would be in vain."""
     for ask in questions(store, space, Point(past.head + 1)):
         with pytest.raises(LogBehind):
             ask()
@@ -289,9 +273,7 @@ def test_a_diff_goes_forward(store, space, past):
 
 
 def test_a_cursor_that_no_page_gave(store, space, past):
-    """
-    Also one of another question, or of another moment.
-    """
+    """Includes cursors of another question and of another moment."""
     strange = [
         *CURSORS,
         encode_cursor(1, 2, 3, "a"),

@@ -1,4 +1,4 @@
-"""What every MasterTable promises: it is the fold of the log, however it is asked."""
+"""The contract of every MasterTable: it is the fold of the log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers import (
 from tests.oracle import Oracle, canonical
 
 Json = dict[str, Any]
-#: In the order of their code points, which is that of UTF-8 bytes and of no human language.
+#: in the order of code points, which is also the order of UTF-8 bytes
 IDS = ["", "A", "Z", "_", "a", "a b", "a/b", "aa", "b", "z", "É", "é", "\uffee", "\U0001f600"][1:]
 NASTY = {
     "text": "\0 \u2028 é \U0001f600 \\ \"'",
@@ -36,7 +36,7 @@ NASTY = {
 
 
 def sync(store, space, *ops: Json, device: str = A, **members: Any) -> int:
-    """Stores one changeset; returns its seq."""
+    """Stores one changeset. Returns its seq."""
     return store.push(space, push_of(changeset(*ops, **members), device=device)).head
 
 
@@ -50,12 +50,12 @@ def oracle_of(store, space) -> Oracle:
 
 @pytest.fixture
 def lived_in(store, space):
-    """A space in which things have happened: every rule of the merge, several times."""
+    """A space with a history that uses every rule of the merge several times."""
     sync(store, space, *(put(id, "tasks", n=1, text=id) for id in IDS))  # 1: one large changeset
     sync(store, space, put("a", "Notes", **NASTY), add("a", "stats", n=1), device=B)  # 2
     sync(store, space, put("a", n=2), put("b", n=2), base=0, device=B)  # 3: concurrent
     sync(store, space, delete("z"), delete("never"), base=3, device=C)  # 4
-    sync(store, space, put("z", n=3), base=0, device=B)  # 5: has not seen the delete
+    sync(store, space, put("z", n=3), base=0, device=B)  # 5: made before the delete
     sync(store, space, add("a", "stats", n=0.5), add("aa", text=2), base=4, device=C)  # 6
     sync(store, space, delete("a"), delete("b"), delete("a", "Notes"), base=2, device=A)  # 7
     sync(store, space, put("a", n=9), base=7, device=B)  # 8: made anew
@@ -68,9 +68,7 @@ HEAD = 10
 
 
 def test_it_is_the_fold_of_the_log(store, lived_in):
-    """
-    Live records, tombstones and the ledger are those that the design's own words lead to.
-    """
+    """Live records, tombstones and the ledger equal those of an independent fold."""
     oracle = oracle_of(store, lived_in)
     views = list(oracle.views().values())
 
@@ -84,9 +82,7 @@ def test_it_is_the_fold_of_the_log(store, lived_in):
 
 
 def test_a_record_has_these_members(store, space):
-    """
-    The wire format of docs/reference/protocol.md; the values exactly as they were sent.
-    """
+    """The wire format of docs/reference/protocol.md, with the values exactly as sent."""
     fields = NASTY
     head = sync(store, space, put("r", **fields))
     page = store.page(space, RecordsQuery(9, at_least=head))
@@ -111,9 +107,7 @@ def test_a_record_has_these_members(store, space):
 
 @pytest.mark.parametrize("collection", [None, "tasks", "stats", "Notes", "never"])
 def test_paging_by_key_visits_every_live_record_once(store, lived_in, collection):
-    """
-    In the order of (collection, id) by code point; the last page has no cursor.
-    """
+    """In the order of (collection, id) by code point. The last page has a null cursor."""
     views = oracle_of(store, lived_in).views()
     expected = [
         key
@@ -126,9 +120,7 @@ def test_paging_by_key_visits_every_live_record_once(store, lived_in, collection
 
 
 def test_a_page_is_full_while_there_is_more(store, lived_in):
-    """
-    ... and its cursor is null exactly when nothing follows.
-    """
+    """The cursor is null exactly at the end."""
     live = len(all_records(store, lived_in, at_least=HEAD))
     for limit in range(1, live + 2):
         page = store.page(lived_in, RecordsQuery(limit))
@@ -137,9 +129,7 @@ def test_a_page_is_full_while_there_is_more(store, lived_in):
 
 
 def test_a_space_with_nothing_in_it_has_an_empty_page(store, space):
-    """
-    A refused changeset and a delete of nothing are events without a record.
-    """
+    """A refused changeset, and a delete of a missing record, are events without a record."""
     sync(store, space, {**put(), "if_seq": 9})
     head = sync(store, space, delete("never"))
     for changed_after in (None, 0):
@@ -149,9 +139,7 @@ def test_a_space_with_nothing_in_it_has_an_empty_page(store, space):
 
 
 def test_records_that_change_between_two_pages_do_not_disturb_the_paging(store, space):
-    """
-    A key that stays is visited once, whatever happens to its neighbours.
-    """
+    """A key that stays is visited once, while its neighbours change."""
     sync(store, space, *(put(id) for id in "bdfh"))
     page = store.page(space, RecordsQuery(2, at_least=1))
     head = sync(store, space, delete("b"), delete("d"), put("a"), put("e"), put("f", n=1))
@@ -164,8 +152,8 @@ def test_records_that_change_between_two_pages_do_not_disturb_the_paging(store, 
 
 @pytest.mark.parametrize("collection", [None, "tasks", "stats"])
 def test_what_changed_since_collapsed(store, lived_in, collection):
-    """
-    Each record whose state moved after that seq, once, as it is now, tombstones too; by seq.
+    """Each record that changed after the seq comes once, in its current state, by seq.
+    Tombstones come too.
     """
     views = [
         view
@@ -188,9 +176,7 @@ def test_what_changed_since_collapsed(store, lived_in, collection):
 
 
 def test_a_page_by_seq_never_splits_a_seq(store, lived_in):
-    """
-    So a client may keep the last seq that it saw, and ask again after it.
-    """
+    """A client may keep the last seq and continue after it."""
     for limit in range(1, 20):
         after, pages, cursor = 0, [], None
         for _ in range(HEAD + 2):
@@ -209,9 +195,7 @@ def test_a_page_by_seq_never_splits_a_seq(store, lived_in):
 
 
 def test_what_moved_nothing_is_no_change(store, space):
-    """
-    An equal value, a value that lost, a second delete: whoever has the record needs nothing.
-    """
+    """An equal value, a losing value and a second delete leave the record as it is."""
     sync(store, space, put("r", n=1), put("gone"), delete("gone"))
     sync(store, space, put("r", n=1.0), delete("gone"), base=1)
     head = sync(store, space, put("gone", n=2), base=0, device=B)
@@ -222,8 +206,8 @@ def test_what_moved_nothing_is_no_change(store, space):
 
 
 def test_one_record(store, lived_in):
-    """
-    Each that ever was, tombstones too; it is what the pages say.
+    """Each record that ever existed is found, tombstones too, with the same content as in the
+    pages.
     """
     for view in all_records(store, lived_in, at_least=HEAD, changed_after=0):
         page = store.record(lived_in, (view["collection"], view["id"]), at_least=HEAD)
@@ -234,9 +218,7 @@ def test_one_record(store, lived_in):
 
 @pytest.mark.parametrize("key", [("tasks", "nobody"), ("tasks", "never"), ("nowhere", "a")])
 def test_a_record_that_never_was(store, lived_in, key):
-    """
-    Also one that was only deleted: a delete of nothing makes no tombstone.
-    """
+    """A record that was only deleted is unknown too, because a delete alone makes no tombstone."""
     with pytest.raises(UnknownRecord):
         store.record(lived_in, key, at_least=HEAD)
 
@@ -245,9 +227,7 @@ def test_a_record_that_never_was(store, lived_in, key):
 
 
 def test_paging_the_ledger_visits_every_conflict_once(store, lived_in):
-    """
-    In the order in which they were decided.
-    """
+    """In the order in which they were decided."""
     whole = all_conflicts(store, lived_in, at_least=HEAD)
     assert [entry["seq"] for entry in whole] == [3, 3, 5, 6, 7, 7]
     for limit in range(1, len(whole) + 2):
@@ -259,9 +239,7 @@ def test_paging_the_ledger_visits_every_conflict_once(store, lived_in):
 
 
 def test_a_conflict_says_what_lost_to_what(store, space):
-    """
-    Values as they were typed; a side without one has no `value`; null is one.
-    """
+    """Values are as sent. A side without a value omits `value`; null is a value."""
     sync(store, space, put(a=None, b=NASTY), device=A)
     head = sync(store, space, delete(), base=0, device=B)
     common = {"seq": 2, "op": "delete", "collection": "tasks", "id": "r", "rule": "delete"}
@@ -287,9 +265,7 @@ def local_ids(store, space, device: str) -> Json:
 
 
 def test_local_ids_are_listed_for_each_device(store, space):
-    """
-    All that were ever answered, of refused changesets too; of this device only.
-    """
+    """All that were ever answered to this device, including those of refused changesets."""
     answers = [
         store.push(space, push_of(*changesets, device=device)).verdicts
         for device, changesets in [
@@ -311,9 +287,7 @@ def test_local_ids_are_listed_for_each_device(store, space):
 
 
 def test_paging_the_local_ids_visits_each_once(store, space):
-    """
-    By collection and key, whatever the size of a page; one may end within a collection.
-    """
+    """By collection and key, for any size of a page. A page may end within a collection."""
     keys = [(collection, key) for collection in ("Notes", "a", "tasks") for key in IDS]
     ops = [local(key, collection) for collection, key in reversed(keys)]
     head = store.push(space, push_of(changeset(*ops))).head
@@ -330,13 +304,11 @@ def test_paging_the_local_ids_visits_each_once(store, space):
         assert seen == [(of, key, whole[of][key]) for of, key in keys]
 
 
-# -- What cannot be answered -------------------------------------------------------------------
+# -- Refused questions --------------------------------------------------------------------------
 
 
 def test_an_unknown_space(store, space):
-    """
-    Every question says so.
-    """
+    """Every question raises `UnknownSpace`."""
     for ask in (
         lambda: store.page(space, RecordsQuery(1)),
         lambda: store.page(space, RecordsQuery(1, changed_after=0)),
@@ -372,9 +344,7 @@ CURSORS = [
 
 
 def test_a_cursor_that_no_page_gave(store, lived_in):
-    """
-    It is the caller's mistake, and is answered as one, not passed on to a database.
-    """
+    """The request is refused as invalid before it reaches a database."""
     for cursor in CURSORS:
         with pytest.raises(InvalidRequest):
             store.page(lived_in, RecordsQuery(1, cursor=cursor))
@@ -387,9 +357,7 @@ def test_a_cursor_that_no_page_gave(store, lived_in):
 
 
 def test_a_cursor_of_another_question(store, lived_in):
-    """
-    By key and by seq are not the same place.
-    """
+    """Cursors by key and by seq are different."""
     by_key = store.page(lived_in, RecordsQuery(1, at_least=HEAD)).cursor
     by_seq = store.page(lived_in, RecordsQuery(1, changed_after=0)).cursor
     assert by_key
@@ -401,9 +369,7 @@ def test_a_cursor_of_another_question(store, lived_in):
 
 
 def test_read_your_own_writes(store, space):
-    """
-    With `at_least` a read has what was answered, and says up to where it is true.
-    """
+    """With `at_least`, a read includes the acknowledged event, and returns the seq of its state."""
     for n in range(3):
         head = sync(store, space, put(n=n))
         page = store.page(space, RecordsQuery(1, at_least=head))
@@ -412,9 +378,7 @@ def test_read_your_own_writes(store, space):
 
 
 def test_what_does_not_come_is_not_waited_for_without_end(store, space):
-    """
-    A read that wants more than the log has is told so at once.
-    """
+    """A read that wants more than the log has is refused at once."""
     head = sync(store, space, put())
     with pytest.raises(LogBehind):
         store.page(space, RecordsQuery(1, at_least=head + 1))
@@ -422,7 +386,7 @@ def test_what_does_not_come_is_not_waited_for_without_end(store, space):
 
 @pytest.mark.parametrize("changed_after", [None, 0])
 def test_pages_are_bounded_by_bytes_and_lose_nothing(store, space, changed_after):
-    """A page ends early when it would grow too large; one seq that is too large comes whole."""
+    """A page ends early before it grows too large. A single seq that is larger comes whole."""
     for n in range(7):
         store.push(space, push_of(changeset(put(f"r{n}", text="x" * 1_900_000))))
     store.push(space, push_of(changeset(*(put(f"s{n}", text="y" * 1_900_000) for n in range(2)))))

@@ -1,4 +1,4 @@
-"""What every ProofTree promises, whatever it is built on."""
+"""The contract of every ProofTree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers import changeset, grow_trees, new_id, push_of, put
 
 @pytest.fixture
 def leaves(store, space):
-    """The leaf hashes of a log of more than a tile."""
+    """The leaf hashes of a log that is longer than a tile."""
     store.push(space, push_of(*[changeset(put(str(n))) for n in range(300)]))
     grow_trees(store)
     return [
@@ -22,7 +22,7 @@ def leaves(store, space):
 
 
 def test_a_tree_is_as_large_as_its_log(store, space, leaves):
-    """Once it has followed it, and under the same id."""
+    """After it has followed the log. Both have the same id."""
     head = store.tree(space)
     assert head.size == 300
     store.push(space, push_of(changeset(put("one"))))
@@ -31,7 +31,7 @@ def test_a_tree_is_as_large_as_its_log(store, space, leaves):
 
 
 def test_tiles_are_the_hashes_of_the_log(store, space, leaves):
-    """What is not there is left out."""
+    """Missing tiles are left out of the answer."""
     wanted = [Tile(0, 0), Tile(0, 1), Tile(1, 0), Tile(0, 2), Tile(2, 0)]
     tiles = store.tiles(space, wanted)
     assert tiles[Tile(0, 0)] == b"".join(leaves[:256])
@@ -40,7 +40,7 @@ def test_tiles_are_the_hashes_of_the_log(store, space, leaves):
 
 
 def test_proofs_can_be_checked(store, space, leaves):
-    """Of any event, in any tree that the log had, and of any size to any later one."""
+    """For any event in any tree of the log, and from any size to any later one."""
     for size in (1, 2, 255, 256, 257, 300):
         growth = TreeBuilder()
         growth.append(leaves[:size])
@@ -56,7 +56,7 @@ def test_proofs_can_be_checked(store, space, leaves):
 
 
 def test_what_is_beyond_the_tree(store, space, leaves):
-    """Told, and no proof made up."""
+    """The question is refused."""
     for ask in (
         lambda: store.inclusion(space, 301),
         lambda: store.inclusion(space, 0),
@@ -71,7 +71,7 @@ def test_what_is_beyond_the_tree(store, space, leaves):
 
 
 def test_checkpoints_are_kept_as_they_are(store, space, leaves):
-    """Byte for byte; there is none before the first."""
+    """Byte for byte. Before the first one, `NoCheckpoint` is raised."""
     with pytest.raises(NoCheckpoint):
         store.checkpoint(space)
     store.publish(space, new_id(), 300, b"of another log")

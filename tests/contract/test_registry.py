@@ -19,7 +19,7 @@ from foldlog.domain.ports import registry as ports_registry
 from tests.helpers import A, B, a_token, changeset, new_id, push_of, put
 
 LATER_MS = 4_000_000_000_000
-#: the first one there can be, and the last one
+#: the lowest and the highest possible id
 NIL, MAX = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
@@ -35,7 +35,7 @@ def grant(store, space):
 
 @pytest.fixture
 def told(store, space):
-    """The log's own events, as (kind, body)."""
+    """Returns the service's own events of the log as (kind, body)."""
 
     def told():
         entries = store.entries(space, through=store.cached_head(space) or 1_000)
@@ -120,7 +120,9 @@ def test_a_device_that_is_revoked_in_one_space_is_granted_nothing_in_others(stor
 
 
 def test_a_grant_that_fails_in_the_midst_leaves_no_token_that_is_valid(store, space, monkeypatch):
-    """Nor where nobody can tell whether it was stored: nobody was ever shown it."""
+    """This includes a space with an unknown outcome, because the caller never received the
+    token.
+    """
     registry = getattr(store, "registry", store)
     (_, digest), id, other, grant = a_token(), new_id(), f"{space}-2", registry.grant
 
@@ -190,7 +192,7 @@ def test_devices_that_just_pushed_are_listed_too(store, space):
 
 
 def test_a_revoked_device_pushes_no_more(grant, store, space, told):
-    """Wherever it is known from: what is kept of earlier pushes, too."""
+    """Also if the process has cached the state from its earlier pushes."""
     _, digest = grant("device", device=A)
     store.push(space, push_of(changeset(put("x"), counter=1), device=A))
     store.push(space, push_of(changeset(put("y"), counter=1), device=B))
@@ -249,7 +251,7 @@ def test_what_makes_no_sense_is_refused_and_makes_no_space(store, space, act):
 
 
 def pages(page_of, space, limit, count):
-    """All pages of so many items, each as full as it can be."""
+    """Returns all pages of this many items, and checks that each one is full."""
     seen, cursor = [], None
     for start in range(0, count, limit):
         page = page_of(space, limit=limit, cursor=cursor)
@@ -260,7 +262,7 @@ def pages(page_of, space, limit, count):
 
 
 def test_paging_the_tokens_visits_each_once(grant, store, space):
-    """In the order in which they were granted, also of those of one millisecond."""
+    """In the order of their grants, including several in one millisecond."""
     granted = [grant("reader")[0] for _ in range(7)]
     grant("reader", of=f"{space}-2")
     granted.sort(key=lambda token: (token.granted_at, token.id))
@@ -269,7 +271,7 @@ def test_paging_the_tokens_visits_each_once(grant, store, space):
 
 
 def test_paging_the_devices_visits_each_once(store, space):
-    """By id, the first one that there can be too; those that pushed, and those that did not."""
+    """By id, including the lowest possible one; devices that have pushed, and others."""
     ids = sorted([NIL, A, B, *(new_id() for _ in range(3)), MAX])
     for device in ids[::-2]:
         store.register(space, device)
@@ -304,7 +306,7 @@ def test_all_are_more_than_a_page(grant, store, space, monkeypatch):
     ],
 )
 def test_a_cursor_that_no_page_of_a_list_gave(store, space, parts):
-    """It is the caller's mistake, and is answered as one, not passed on to a database."""
+    """The request is refused as invalid before it reaches a database."""
     store.register(space, A)
     for page_of in (store.tokens_page, store.devices_page):
         with pytest.raises(InvalidRequest):

@@ -1,4 +1,4 @@
-"""What every MasterTable promises of a snapshot: whoever starts from it ends where others are."""
+"""The contract of every snapshot: a device that starts from it has the same records as others."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def project(store, space: str, head: int) -> None:
 
 
 def test_it_is_the_fold_of_the_log_whatever_the_page_size(store, lived_in):  # noqa: F811
-    """
-    Every record that ever was, in the order of keys, with its writes and its last delete; what
-    was only touched is left out. Pages are full, and the last one has no cursor.
+    """Every record that ever existed, in the order of keys, with its writes and its last delete.
+    Records that were only touched are left out. Pages are full, and the last one has a null
+    cursor.
     """
     expected = fold_of(store, lived_in)
     assert ("tasks", "never") not in expected
@@ -54,9 +54,7 @@ def test_it_is_the_fold_of_the_log_whatever_the_page_size(store, lived_in):  # n
 
 
 def test_the_header_says_where_to_follow_from(store, lived_in):  # noqa: F811
-    """
-    The log accepts its seq and mark as a cursor.
-    """
+    """The log accepts its seq and mark as a cursor."""
     header = store.snapshot(lived_in, at_least=HEAD).header
     page = store.range_after(lived_in, RangeQuery(HEAD, 9))
     assert (header.log, header.seq, header.mark) == (page.log, HEAD, page.mark)
@@ -64,9 +62,7 @@ def test_the_header_says_where_to_follow_from(store, lived_in):  # noqa: F811
 
 
 def test_a_line_has_these_members(store, space):
-    """
-    The wire format of docs/reference/protocol.md, in one order, the values as they were sent.
-    """
+    """The wire format of docs/reference/protocol.md, in one order, with the values as sent."""
     sync(store, space, put("r", **NASTY), put("s", a=1), put("s", b=1))
     head = sync(store, space, delete("r"), add("s", a=1), put("t"), base=1, device=B)
     received = [
@@ -103,18 +99,14 @@ def test_a_line_has_these_members(store, space):
 
 
 def test_values_come_as_they_are_stored(store, space):
-    """
-    NUL, large numbers, floats that are whole, keys of any kind.
-    """
+    """NUL, large numbers, whole floats, and keys of any kind."""
     head = sync(store, space, put("r", **NASTY))
     (page,) = store.snapshot(space, at_least=head).pages
     assert json.dumps(json.loads(page.records[0])["fields"]) == json.dumps(NASTY)
 
 
 def test_a_space_without_records(store, space):
-    """
-    Empty, or with events that made none: one page with nothing in it.
-    """
+    """A space that is empty, or has only events without records, has one empty page."""
     store.push(space, push_of())
     log = store.push(space, push_of()).log
     lines = [json.loads(line) for line in lines_of(store.snapshot(space))]
@@ -131,9 +123,7 @@ def test_a_space_without_records(store, space):
 
 
 def test_spaces_do_not_mix(store, space):
-    """
-    A snapshot has the records of its own space alone.
-    """
+    """A snapshot has only the records of its own space."""
     sync(store, f"{space}.other", put("x"))
     head = sync(store, space, put("y"))
     (page,) = store.snapshot(space, at_least=head).pages
@@ -141,9 +131,7 @@ def test_spaces_do_not_mix(store, space):
 
 
 def test_a_page_ends_early_but_is_never_empty_when_records_are_large(store, space):
-    """
-    A slow reader's page waits in memory. Large values that compress well count whole.
-    """
+    """A page waits in memory for a slow reader. Large values count with their uncompressed size."""
     sizes = [10, 5_000, 10, 1_000, 10, 900_000, 10]
     head = sync(store, space, *(put(f"r{n}", text="x" * size) for n, size in enumerate(sizes)))
     snapshot = paged(store, 100, page_bytes_max=3_000).snapshot(space, at_least=head)
@@ -159,7 +147,7 @@ def test_a_page_ends_early_but_is_never_empty_when_records_are_large(store, spac
 
 
 def someone_writes(store, space: str, random: random.Random, head: int) -> int:
-    """One changeset of any device on any records, which may not know of the latest events."""
+    """One changeset of any device on any records, with any base up to the head."""
     ids = "abcdefgh"
     ops = [
         random.choice(
@@ -187,10 +175,10 @@ def someone_writes(store, space: str, random: random.Random, head: int) -> int:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_whoever_starts_from_a_snapshot_ends_where_the_log_leads(store, space, size, seed):
-    """
-    The whole protocol: pages are read lazily while devices push, records of pages past and pages
-    to come change, appear and go; the download is cut at any line and goes on with its cursor, and
-    the projection comes along now and then. The records are at the end those of a fresh fold.
+    """The whole protocol. Pages are read lazily while devices push, so records of earlier and
+    later pages change, appear and disappear. The download is cut at any line and resumes with
+    its cursor, and the projection follows now and then. At the end the records equal a fresh
+    fold.
     """
     dice = random.Random(f"{size} {seed}")
     head = 0
@@ -220,9 +208,7 @@ def test_whoever_starts_from_a_snapshot_ends_where_the_log_leads(store, space, s
 
 
 def test_pages_are_true_at_their_own_seq(store, space):
-    """
-    What was written between two pages is in the second, with the seq at which it is.
-    """
+    """A change between two pages is in the second one, with the seq of its state."""
     head = sync(store, space, *(put(id, n=1) for id in "abcd"))
     snapshot = paged(store, 2).snapshot(space, at_least=head)
     first = next(snapshot.pages)
@@ -242,9 +228,7 @@ def test_pages_are_true_at_their_own_seq(store, space):
 
 
 def test_a_snapshot_goes_on_with_the_cursor_of_any_page(store, lived_in):  # noqa: F811
-    """
-    The same records follow, and the header counts them.
-    """
+    """The same records follow, and the header counts them."""
     reader = paged(store, 2)
     pages = list(reader.snapshot(lived_in, at_least=HEAD).pages)
     assert len(pages) > 3
@@ -255,21 +239,17 @@ def test_a_snapshot_goes_on_with_the_cursor_of_any_page(store, lived_in):  # noq
         assert resumed.header.records == sum(len(page.records) for page in rest)
 
 
-# -- What cannot be answered -------------------------------------------------------------------
+# -- Refused questions --------------------------------------------------------------------------
 
 
 def test_an_unknown_space(store, space):
-    """
-    Told at once, not when the first page is asked for.
-    """
+    """It is refused at once, before the first page is read."""
     with pytest.raises(UnknownSpace):
         store.snapshot(space)
 
 
 def test_a_cursor_that_no_snapshot_gave(store, lived_in):  # noqa: F811
-    """
-    Also one that a page of records gave.
-    """
+    """Includes a cursor of a page of records."""
     by_key = store.page(lived_in, RecordsQuery(1, at_least=HEAD)).cursor
     for cursor in [*CURSORS, by_key]:
         with pytest.raises(InvalidRequest):
@@ -277,9 +257,7 @@ def test_a_cursor_that_no_snapshot_gave(store, lived_in):  # noqa: F811
 
 
 def test_a_cursor_of_another_history(store, lived_in):  # noqa: F811
-    """
-    Pages of two histories do not fit together: the device begins anew.
-    """
+    """Pages of two histories must stay apart, so the device begins anew."""
     log = store.snapshot(lived_in, at_least=HEAD).header.log
     with pytest.raises(LogBehind):
         store.snapshot(lived_in, cursor=SnapshotCursor(log, HEAD + 1, "", "tasks", "a").cursor)
@@ -288,8 +266,8 @@ def test_a_cursor_of_another_history(store, lived_in):  # noqa: F811
 
 
 def test_it_has_what_was_answered(store, space):
-    """
-    With `at_least`, as every read of the master table; a seq that the log has not is told at once.
+    """With `at_least`, as in every read of the master table. A seq beyond the log is refused at
+    once.
     """
     head = sync(store, space, put())
     assert store.snapshot(space, at_least=head).header.seq == head

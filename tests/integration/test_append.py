@@ -1,4 +1,4 @@
-"""The append transaction: what a real database adds to the pure decision."""
+"""The append transaction: the parts of it that need a real database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.helpers import A, B, C, changeset, new_id, pull_all, push_of, put
 
 
 def test_pushes_that_wait_together_are_committed_together(database, stores):
-    """While one holds the space's row, the others gather; they end up in one transaction."""
+    """While one holds the space's row, the others gather. They end up in one transaction."""
     stores.push("s", push_of(changeset()))
     queues = stores.log._group_commit._queues
     with psycopg.connect(database) as blocker:
@@ -55,7 +55,7 @@ def test_pushes_that_wait_together_are_committed_together(database, stores):
 
 
 def test_one_that_is_refused_takes_no_other_along(datastore, stores):
-    """A counter gap in a group is answered as such; its neighbours are stored."""
+    """A counter gap in a group is refused, and its neighbours are stored."""
     pushes = [
         push_of(changeset(counter=1), device=A),
         push_of(changeset(counter=9), device=B),
@@ -68,7 +68,7 @@ def test_one_that_is_refused_takes_no_other_along(datastore, stores):
 
 
 def test_what_the_database_refuses_takes_no_other_along(database, datastore):
-    """If a row cannot be inserted although we thought so, each push of its group goes alone."""
+    """If the database refuses a row of a group, each push of the group is retried alone."""
     with psycopg.connect(database) as conn:
         conn.execute("ALTER TABLE events ADD CONSTRAINT odd CHECK (device <> '" + B + "')")
     store = PostgresEventStore(datastore)
@@ -98,7 +98,7 @@ def test_what_the_database_refuses_takes_no_other_along(database, datastore):
 
 
 def test_going_one_by_one_has_a_deadline(stores, monkeypatch):
-    """Who is to blame is looked for, but whoever waits is told in time."""
+    """The retries stop in time for the callers' answers."""
     take = PushDecider.take
 
     def fails_for_b(self, push):
@@ -113,7 +113,7 @@ def test_going_one_by_one_has_a_deadline(stores, monkeypatch):
 
 @pytest.mark.parametrize("trouble", [StorageUnavailable, OutcomeUnknown])
 def test_going_one_by_one_ends_with_the_database(stores, monkeypatch, trouble):
-    """What one of them has to wait for in vain, the others are not made to wait for, too."""
+    """After one retry finds the database unavailable, the others are answered at once."""
     append, alone = stores.log._appender.append, []
 
     def fails(space, pushes):
@@ -130,7 +130,7 @@ def test_going_one_by_one_ends_with_the_database(stores, monkeypatch, trouble):
 
 
 def test_a_fault_of_ours_takes_no_other_along(stores, monkeypatch):
-    """If deciding one push fails in a way that nobody foresaw, its neighbours are stored."""
+    """If a bug makes the decision of one push fail, its neighbours are stored."""
     take = PushDecider.take
 
     def fails_for_b(self, push):
@@ -158,17 +158,17 @@ def test_leaves_are_cut_from_stored_bytes(stores):
 
 
 def test_time_never_goes_back(database, datastore, stores):
-    """If the server's clock is set back, `received_at` stands still until it has caught up."""
+    """If the server's clock is set back, `received_at` waits until the clock has caught up."""
     stores.push("s", push_of(changeset()))
     with psycopg.connect(database) as conn:
         conn.execute("UPDATE spaces SET received_at_ms = 4102444800000")  # the year 2100
-    # Another process's: what has seen another head keeps what it has seen.
+    # Another store, as in another process, because the first one has cached the earlier time.
     (verdict,) = PostgresEventStore(datastore).push("s", push_of(changeset())).verdicts
     assert verdict.received_at == "2100-01-01T00:00:00.000Z"
 
 
 def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):
-    """A guard that would have to fold too long a tail is put off, and nobody else is."""
+    """A guard with too long a tail to fold is refused for now. Other pushes are stored."""
     limits = Limits(guard_tail_events_max=3)
     appender = Appender(datastore, limits)
     stores.push("s", push_of(*(changeset(put(str(n))) for n in range(5))))
@@ -180,7 +180,7 @@ def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):
 
 
 def test_a_duplicate_waits_for_no_projection(datastore, stores):
-    """Its answer is in the log already: neither its guard nor the lag is any matter."""
+    """Its answer is in the log already, so its guard and the lag are irrelevant."""
     once = push_of(changeset(put("a"), guard="unchanged"))
     stores.push("s", once)
     stores.push("s", push_of(*(changeset(put(str(n))) for n in range(5))))
@@ -193,7 +193,7 @@ def test_a_duplicate_waits_for_no_projection(datastore, stores):
 
 
 def looks_of(store):
-    """A list that grows whenever the store locks and looks at a space."""
+    """Returns a list that grows whenever the store locks and loads a space."""
     looks = []
     load = store._appender._loader.lock_and_load
 
@@ -206,7 +206,7 @@ def looks_of(store):
 
 
 def test_the_space_is_looked_at_once(datastore):
-    """As long as nobody else appends, one statement is all that a push takes; also a large one."""
+    """While this process is the only writer, a push takes one statement, also a large one."""
     store = PostgresEventStore(datastore)
     looks = looks_of(store)
     store.push("s", push_of(changeset(counter=1)))
@@ -218,7 +218,7 @@ def test_the_space_is_looked_at_once(datastore):
 
 
 def test_what_another_process_appended_is_seen(datastore):
-    """Two processes that each keep what they saw: no seq twice, no counter twice, no id twice."""
+    """Two processes with cached states: every seq, counter and id is used once."""
     one, other = PostgresEventStore(datastore), PostgresEventStore(datastore)
     sent = [changeset(put(str(n)), counter=n + 1) for n in range(40)]
     for number, each in enumerate(sent):
@@ -235,7 +235,7 @@ def test_what_another_process_appended_is_seen(datastore):
 
 @pytest.mark.parametrize("size", [2, 200])
 def test_a_large_push_with_something_known_in_it(datastore, size):
-    """Half of it is in the log already: answered as such, and the rest is stored."""
+    """Half of it is in the log already and is answered again. The rest is stored."""
     store = PostgresEventStore(datastore)
     first = [changeset(put(str(n))) for n in range(size)]
     store.push("s", push_of(*first))
@@ -246,7 +246,7 @@ def test_a_large_push_with_something_known_in_it(datastore, size):
 
 
 def test_a_log_that_was_put_back_is_noticed(database_urls):
-    """The head is where it was, but another event is there: nothing is decided on the old one."""
+    """The head is the same, but its event is another one: the cached state is dropped."""
     owner, superuser = database_urls
     with Datastore(owner) as datastore:
         store = PostgresEventStore(datastore)
@@ -267,7 +267,7 @@ def test_a_log_that_was_put_back_is_noticed(database_urls):
 
 
 def test_a_restart_of_postgresql_costs_one_request(database_urls):
-    """Where one connection of the pool is dead, the others are not tried one by one."""
+    """After one dead connection, the pool replaces all of them."""
     owner, superuser = database_urls
     with Datastore(owner, pool_size_max=8) as datastore:
         store = PostgresEventStore(datastore)
@@ -289,7 +289,7 @@ def test_a_restart_of_postgresql_costs_one_request(database_urls):
 
 
 def test_a_database_that_is_not_there(tmp_path):
-    """Nothing was stored, and the error says so."""
+    """The error says that the push was not stored."""
     with Datastore(f"postgresql:///x?host={tmp_path}") as datastore:
         store = PostgresEventStore(datastore)
         with pytest.raises(StorageUnavailable):
@@ -299,11 +299,11 @@ def test_a_database_that_is_not_there(tmp_path):
 
 
 def test_a_connection_that_breaks_before_the_write_has_stored_nothing(database_urls):
-    """Cut while it waits for the lock: known to have stored nothing."""
+    """The connection breaks while the push waits for the lock, so the outcome is known."""
     owner, superuser = database_urls
     with Datastore(owner) as datastore, ThreadPoolExecutor(1) as threads:
         PostgresEventStore(datastore).push("s", push_of(changeset()))
-        store = PostgresEventStore(datastore)  # which must look before it writes
+        store = PostgresEventStore(datastore)  # with an empty cache, so it takes the locked path
         with psycopg.connect(owner) as blocker:
             blocker.execute("SELECT 1 FROM spaces FOR UPDATE")
             waiting = threads.submit(store.push, "s", push_of(changeset()))
@@ -314,14 +314,16 @@ def test_a_connection_that_breaks_before_the_write_has_stored_nothing(database_u
 
 
 def test_a_connection_that_breaks_at_the_write_has_an_unknown_outcome(database_urls):
-    """Cut while it writes: it may have committed. The same push again gets the right answer."""
+    """The connection breaks during the write, which may have been committed. A repeat of the
+    push gets the right answer.
+    """
     owner, superuser = database_urls
     push = push_of(changeset())
     with Datastore(owner) as datastore, ThreadPoolExecutor(1) as threads:
         store = PostgresEventStore(datastore)
         store.push("s", push_of(changeset()))
         with psycopg.connect(owner) as blocker:
-            # An uncommitted event at the next seq holds up the insert, past the lock.
+            # An uncommitted event at the next seq delays the insert, after the lock.
             blocker.execute(
                 "INSERT INTO events SELECT originator_id, 2, topic, state, gen_random_uuid(), "
                 "device, received_at_ms, collections, salt, ops_hash FROM events"
@@ -336,7 +338,7 @@ def test_a_connection_that_breaks_at_the_write_has_an_unknown_outcome(database_u
 
 
 def _terminate(superuser: str, statement: str, but_not: int) -> None:
-    """Cuts the connection that runs a statement, once it does."""
+    """Breaks the connection that runs a statement, as soon as there is one."""
     deadline = time.monotonic() + 10
     with psycopg.connect(superuser, autocommit=True) as conn:
         while time.monotonic() < deadline:
@@ -354,8 +356,9 @@ def _terminate(superuser: str, statement: str, but_not: int) -> None:
 
 @pytest.mark.parametrize("code", ["53100", "53200", "55P03", "57014", "40P01", "58030", "25006"])
 def test_a_server_that_says_not_now_has_stored_nothing(database, datastore, code):
-    """A full disk, a lock, a timeout, a failover: the whole group is told to try again later, and
-    is not tried one by one, each of which might wait as long."""
+    """A full disk, a lock, a timeout, a failover: the whole group shall try again later. The
+    store skips the single retries, because each might wait as long.
+    """
     with psycopg.connect(database) as conn:
         conn.execute(
             "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS "
@@ -374,7 +377,9 @@ def test_a_server_that_says_not_now_has_stored_nothing(database, datastore, code
 
 
 def test_few_bytes_do_not_ask_for_many(stores):
-    """Records in answers are bounded as a page is; the push is refused, not answered in part."""
+    """Records in answers are bounded like a page. A push that exceeds the bound is refused
+    whole.
+    """
     stores.push("s", push_of(changeset(put("big", text="x" * 3_000_000))))
     stores.project()
     many = [changeset(put("big", n=n), base=1) for n in range(4)]
@@ -390,8 +395,9 @@ def text(size: int, id: str = "r") -> dict:
 
 
 def test_few_bytes_do_not_load_many_events(datastore):
-    """Ids of large events: no more is read than the limit, the push is to be halved, and whoever
-    was committed with it is stored. One by one they are answered."""
+    """A push with the ids of large events is refused at the limit, and the device shall halve
+    it. Its group is stored. Alone, each id is answered.
+    """
     store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
     large = [text(60_000) for _ in range(3)]
     for each in large:
@@ -406,7 +412,7 @@ def test_few_bytes_do_not_load_many_events(datastore):
 
 
 def test_pushes_that_are_too_much_together_go_alone(datastore):
-    """Each of them may repeat what it sent, whoever else does so at the same moment."""
+    """Each device may repeat its push, even if others do so at the same moment."""
     store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
     large = [text(60_000) for _ in range(4)]
     for each in large:
@@ -416,7 +422,9 @@ def test_pushes_that_are_too_much_together_go_alone(datastore):
 
 
 def test_one_event_that_is_named_by_many_is_not_decoded_by_all(datastore, monkeypatch):
-    """Loaded once, it would be decoded for each of them: that is bounded, too."""
+    """The event is loaded once, and each push would decode it. The number of bytes to decode is
+    bounded.
+    """
     store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
     large = text(60_000)
     store.push("s", push_of(large))
@@ -435,8 +443,9 @@ def test_one_event_that_is_named_by_many_is_not_decoded_by_all(datastore, monkey
 
 
 def test_guards_do_not_load_many_bytes(datastore, stores):
-    """Large records that guards name: the push is to be halved; of one changeset it is known that
-    it can never be decided; and the others of its group are decided."""
+    """A push whose guards name large records is refused, and shall be halved. A single changeset
+    is refused for good. The others of the group are decided.
+    """
     for id in "abc":
         stores.push("s", push_of(text(60_000, id)))
     stores.project()
@@ -455,7 +464,7 @@ def test_guards_do_not_load_many_bytes(datastore, stores):
 
 
 def test_guards_wait_for_a_tail_of_many_bytes(datastore, stores):
-    """What the master table lacks is folded in a push only if that is quick."""
+    """A push folds the tail of the log only if the tail is short."""
     store = PostgresEventStore(datastore, limits=Limits(looked_up_bytes_max=100_000))
     for id in "abc":
         store.push("s", push_of(text(60_000, id)))
@@ -467,7 +476,7 @@ def test_guards_wait_for_a_tail_of_many_bytes(datastore, stores):
 
 
 def test_what_is_acknowledged_is_on_the_disk(database_urls):
-    """Also if the role, or the server, is set to answer before it is."""
+    """Also if the role or the server is set to answer earlier."""
     owner, _ = database_urls
     with psycopg.connect(owner, autocommit=True) as conn:
         conn.execute(

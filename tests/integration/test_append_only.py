@@ -1,4 +1,4 @@
-"""Recorded history is never altered: the database itself refuses, whoever asks."""
+"""The log is append-only: the database itself refuses changes by every role."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGES = [
 @pytest.mark.parametrize("who", ["owner", "superuser"])
 @pytest.mark.parametrize("statement", CHANGES)
 def test_the_log_cannot_be_changed(database_urls, who, statement):
-    """Neither the service's own role nor a superuser changes or removes an event."""
+    """Updates and deletes of events fail for the service's role and for a superuser."""
     owner, superuser = database_urls
     with Datastore(owner) as datastore:
         stores = PostgresStores(datastore)
@@ -44,7 +44,7 @@ def test_the_log_cannot_be_changed(database_urls, who, statement):
 
 
 def test_not_even_with_triggers_off_for_a_replica(database_urls):
-    """`session_replication_role` turns ordinary triggers off; this one is no ordinary one."""
+    """`session_replication_role` disables ordinary triggers. This trigger is set to fire always."""
     owner, superuser = database_urls
     with Datastore(owner) as datastore:
         PostgresStores(datastore).push("s", push_of(changeset()))
@@ -63,7 +63,7 @@ def test_not_even_with_triggers_off_for_a_replica(database_urls):
     ],
 )
 def test_a_seq_and_an_id_are_there_once(stores, database, seq, event_id, constraint):
-    """Even a statement past all our code cannot put two events at one seq, or one id twice."""
+    """Also a statement from outside of the service can use a seq, or an id, only once."""
     stores.push("s", push_of(changeset(), changeset(), changeset()))
     with psycopg.connect(database) as conn, pytest.raises(psycopg.errors.IntegrityError) as caught:
         conn.execute(

@@ -1,4 +1,4 @@
-"""Definitions and the database: what is kept between appends, what an import brings."""
+"""Definitions in the database: cached states, imports, and the table of collections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pushed(stores, *ops, **members) -> str:
 
 @pytest.fixture
 def looks(monkeypatch):
-    """How often a space was locked and looked at."""
+    """Counts how often a space was locked and loaded."""
     counted = []
     load = Loader.lock_and_load
     monkeypatch.setattr(Loader, "lock_and_load", lambda *a, **k: counted.append(1) or load(*a, **k))
@@ -53,9 +53,7 @@ def test_what_certainly_fits_is_appended_without_a_look(stores, looks):
 
 
 def test_nothing_is_refused_on_what_is_kept(stores, datastore):
-    """
-    Another process has widened the schema: what this one keeps would refuse, the log does not.
-    """
+    """Another process has widened the schema. The cached one would refuse the push."""
     stores.define("s", "tasks", wanted())
     assert pushed(stores, put("a", n=1)) == "stored"
     other = PostgresStores(datastore)
@@ -64,9 +62,7 @@ def test_nothing_is_refused_on_what_is_kept(stores, datastore):
 
 
 def test_nothing_is_stored_on_what_is_kept_once_it_is_old(stores, datastore):
-    """
-    Another process has defined the collection: this one's next push is judged by it.
-    """
+    """Another process has defined the collection. The next push here must fit the schema."""
     assert pushed(stores, put("a", n=1)) == "stored"
     stores.project()
     other = PostgresStores(datastore)
@@ -84,9 +80,7 @@ def test_it_is_decided_on_what_is_not_projected_yet(stores):
 
 
 def test_pushes_of_one_group_see_each_other(stores):
-    """
-    Ten at a time take the last of five.
-    """
+    """Ten at a time take the last of five."""
     stores.define("s", "tasks", wanted())
     pushed(stores, put("a", n=5))
     with ThreadPoolExecutor(10) as threads:
@@ -95,9 +89,7 @@ def test_pushes_of_one_group_see_each_other(stores):
 
 
 def test_what_cannot_be_decided_now_is_not_decided(datastore):
-    """
-    The master table lacks more than is folded under a lock: the push is to come again.
-    """
+    """The tail of the log is too long to fold under the lock, so the push shall come again."""
     stores = PostgresStores(datastore, Limits(guard_tail_events_max=1))
     stores.define("s", "tasks", wanted())
     pushed(stores, put("a", n=1))
@@ -109,9 +101,7 @@ def test_what_cannot_be_decided_now_is_not_decided(datastore):
 
 
 def test_what_was_written_while_the_records_were_looked_through_is_looked_at(stores, monkeypatch):
-    """
-    The look takes no lock; what came meanwhile is looked at under it.
-    """
+    """The first check takes no lock. Later records are checked under the lock."""
     pushed(stores, put("a", n=1))
     stores.project()
     look = collections.Collections._check_stored
@@ -129,9 +119,7 @@ def test_what_was_written_while_the_records_were_looked_through_is_looked_at(sto
 
 
 def test_of_two_definitions_at_once_one_is_told(stores, monkeypatch):
-    """
-    The other one was decided on a version that is no more.
-    """
+    """The second one was decided on a version that has been replaced."""
     look = collections.Collections._check_stored
 
     def look_and_be_late(self, space, plan, *arguments):
@@ -147,9 +135,7 @@ def test_of_two_definitions_at_once_one_is_told(stores, monkeypatch):
 
 
 def test_a_look_ends_in_time(stores, monkeypatch):
-    """
-    And then a definition is refused, a dry run tells that it has not seen all, and force goes on.
-    """
+    """Then a definition is refused, a dry run says that it is incomplete, and `force` goes on."""
     monkeypatch.setattr(collections, "PAGE_RECORDS", 2)
     pushed(stores, *(put(str(n), n=n) for n in range(5)))
     stores.project()
@@ -172,9 +158,7 @@ def rows(database, space) -> list[tuple]:
 
 
 def test_an_import_brings_the_definitions(stores, run, database, tmp_path):  # noqa: F811
-    """
-    The same rows, the same decisions, and the same versions to go on from; more than one batch.
-    """
+    """The same rows, decisions and versions follow from it, also over several batches."""
     stores.define("s", "tasks", wanted(by="ada"))
     for n in range(3):
         pushed(stores, *(put(str(m), "tasks", n=n) for m in range(300)))
@@ -196,9 +180,7 @@ def test_an_import_brings_the_definitions(stores, run, database, tmp_path):  # n
 
 
 def test_the_table_is_what_the_log_says(stores, database):
-    """
-    It can be lost: every row follows from its event.
-    """
+    """The table can be rebuilt, because every row follows from its event."""
     stores.define("s", "tasks", wanted(by="ada"))
     stores.define("s", "tasks", wanted({"title": "ä \0"}))
     stores.define("s", "notes", wanted({}, force=True))
@@ -213,9 +195,7 @@ def test_the_table_is_what_the_log_says(stores, database):
 
 
 def test_an_event_of_a_newer_form_stops_its_own_space_alone(database, stores):
-    """
-    It is not guessed at; status says why, and other spaces go on.
-    """
+    """`status` says why the space is halted, and other spaces go on."""
     for space in "st":
         stores.push(space, push_of(changeset(put("a", n=1))))
     with psycopg.connect(database) as conn:
@@ -236,9 +216,7 @@ def test_an_event_of_a_newer_form_stops_its_own_space_alone(database, stores):
 
 
 def test_define_and_list(stores, run, tmp_path):  # noqa: F811
-    """
-    What stands against a definition is told, with exit code 1, and nothing has changed.
-    """
+    """The command lists the violations, with exit code 1, and the definition stays as it was."""
     pushed(stores, put("a", n=1), put("b", n="x"))
     stores.project()
     file = tmp_path / "schema.json"

@@ -37,10 +37,11 @@ from tests.integration.test_projector import assert_equals_fresh_fold, poison, r
 
 @pytest.fixture
 def run(cluster, database):
-    """Runs `foldlog` on the test's database, as the service's role: commands need no more."""
+    """Runs `foldlog` on the test's database with the rights of the service's role."""
     url = as_service(cluster, database)
 
     def run(*arguments: str, input: str | bytes | None = None, code: int = 0):
+        """Runs `foldlog` on the test's database with the rights of the service's role."""
         result = CliRunner().invoke(cli, [*arguments, "--database-url", url], input=input)
         assert result.exit_code == code, result.output
         return result
@@ -49,7 +50,7 @@ def run(cluster, database):
 
 
 def test_an_import_is_the_same_log(stores, run, tmp_path):
-    """Events, salts, ids, marks and the log's id are the same; so are table and counters."""
+    """Events, salts, ids, marks, the log's id, the table and the counters are the same."""
     head = random_history(stores, "s", seed=1)
     stores.push("s", push_of(changeset(put("ünïcode", x="\0 \"'")), changeset(delete("ünïcode"))))
     stores.push("s", push_of(changeset(counter=1), changeset(counter=2)))
@@ -68,7 +69,8 @@ def test_an_import_is_the_same_log(stores, run, tmp_path):
     assert stores.push("t", next_one).verdicts[0].seq == head + 1
 
 
-def test_an_imported_log_keeps_out_who_was_revoked_and_lets_in_nobody(stores, run, tmp_path):
+def test_an_imported_log_keeps_revocations_and_drops_tokens(stores, run, tmp_path):
+    """Devices stay revoked after an import, and the old tokens are invalid in the new space."""
     (_, digest), id = a_token(), new_id()
     stores.grant("s", id, digest, Grant(role=Role.DEVICE, device=B, name="phone"), "ada")
     stores.push("s", push_of(changeset(put("x")), device=A))
@@ -86,8 +88,8 @@ def test_an_imported_log_keeps_out_who_was_revoked_and_lets_in_nobody(stores, ru
         stores.push("t", push_of(changeset(put("x")), device=A))
 
 
-def test_an_interrupted_import_goes_on(stores, run, tmp_path):
-    """What is there already is checked against the file, and not appended again."""
+def test_an_interrupted_import_resumes(stores, run, tmp_path):
+    """The second run compares the stored events with the file and appends only the others."""
     head = random_history(stores, "s", seed=2)
     lines = run("export", "s").stdout.splitlines()
     file = tmp_path / "log.jsonl"
@@ -116,8 +118,8 @@ def test_an_interrupted_import_goes_on(stores, run, tmp_path):
         f'{{"device":"{A}","by":"ada","name":{{}}}}',
     ],
 )
-def test_an_export_that_tells_of_no_device_is_told(stores, run, tmp_path, body):
-    """Forged or damaged: which line it is, and no traceback."""
+def test_an_export_with_an_invalid_device_event_is_refused(stores, run, tmp_path, body):
+    """The error names the line of a forged or damaged event."""
     stores.push("s", push_of(changeset(put("x"))))
     stores.register("s", A, by="ada")
     file = tmp_path / "forged.jsonl"
@@ -139,7 +141,8 @@ def test_an_export_that_tells_of_no_device_is_told(stores, run, tmp_path, body):
         ("event-skipped", '{"seq":1000000000000000000000}'),
     ],
 )
-def test_an_export_that_erases_or_skips_nothing_is_told(stores, run, tmp_path, kind, body):
+def test_an_export_with_an_invalid_erasure_or_skip_is_refused(stores, run, tmp_path, kind, body):
+    """The error names the line of a forged or damaged event."""
     stores.push("s", push_of(changeset(put("x"))))
     stores.register("s", A, by="ada")
     text = run("export", "s").stdout.replace("device-registered", kind)
@@ -171,8 +174,8 @@ def _without(lines, number):
     ],
     ids=range(9),
 )
-def test_a_damaged_export_is_told(stores, run, tmp_path, damage, tells):
-    """Which line, and what is wrong with it; exit code 3."""
+def test_a_damaged_export_is_refused(stores, run, tmp_path, damage, tells):
+    """The error names the line and the problem; the exit code is 3."""
     stores.push("s", push_of(*(changeset(put(str(n))) for n in range(6))))
     lines = run("export", "s").stdout.splitlines()
     file = tmp_path / "damaged.jsonl"
@@ -184,7 +187,8 @@ def test_a_damaged_export_is_told(stores, run, tmp_path, damage, tells):
     assert "(invalid-export)" in result.stderr
 
 
-def test_a_truncated_archive_is_told(stores, run, tmp_path):
+def test_a_truncated_archive_is_refused(stores, run, tmp_path):
+    """The error has the code `invalid-export`."""
     random_history(stores, "s", seed=3)
     file = tmp_path / "log.jsonl.gz"
     run("export", "s", "-o", str(file))
@@ -192,8 +196,8 @@ def test_a_truncated_archive_is_told(stores, run, tmp_path):
     assert "invalid-export" in run("import", str(file), "--space", "t", code=3).stderr
 
 
-def test_nothing_is_imported_over_another_log(stores, run, tmp_path):
-    """A space that holds something else stays as it is."""
+def test_an_import_keeps_an_existing_log(stores, run, tmp_path):
+    """A space with another log stays unchanged."""
     stores.push("s", push_of(changeset()))
     stores.push("t", push_of(changeset()))
     file = str(tmp_path / "log.jsonl")
@@ -206,7 +210,7 @@ def test_nothing_is_imported_over_another_log(stores, run, tmp_path):
 
 
 def test_replay_prints_the_stored_bytes(stores, run):
-    """Any range of it, exactly as it is stored."""
+    """Every range is printed exactly as stored."""
     random_history(stores, "s", seed=4)
     stored = [state.decode() for state in pull_all(stores, "s")]
     assert run("replay", "s").stdout.splitlines() == stored
@@ -215,7 +219,7 @@ def test_replay_prints_the_stored_bytes(stores, run):
 
 
 def test_replay_folds_as_of_any_seq(stores, run):
-    """`--fold --to N` is what the master table was right after N."""
+    """`--fold --to N` prints the master table as it was right after N."""
     for n in range(6):
         stores.push("s", push_of(changeset(put("r", n=n))))
         page = stores.record("s", ("tasks", "r"), at_least=n + 1)
@@ -223,15 +227,15 @@ def test_replay_folds_as_of_any_seq(stores, run):
         assert [json.loads(line) for line in folded] == [json.loads(page.records[0])]
 
 
-def test_replay_of_what_is_not_there_yet_is_told(stores, run):
-    """An auditor who asks for seq 99 must not be shown seq 3 as if it were that."""
+def test_replay_beyond_the_head_is_refused(stores, run):
+    """An auditor who asks for seq 99 gets an error instead of the records at seq 3."""
     stores.push("s", push_of(changeset(), changeset(), changeset()))
     result = run("replay", "s", "--fold", "--to", "99", code=3)
     assert "ends at seq 3" in result.stderr and result.stdout == ""
 
 
 def test_an_import_into_a_space_that_a_device_just_made(stores, run, tmp_path):
-    """After a disaster some device may sync first; an empty space takes the exported log."""
+    """After a disaster, a device may sync before the import; its empty space accepts the log."""
     stores.push("s", push_of(changeset()))
     file = str(tmp_path / "log.jsonl")
     run("export", "s", "-o", file)
@@ -244,7 +248,8 @@ def test_an_import_into_a_space_that_a_device_just_made(stores, run, tmp_path):
     )
 
 
-def test_replay_prints_what_lost(stores, run):
+def test_replay_prints_conflicts(stores, run):
+    """`--conflicts` prints the same conflicts as the ledger."""
     random_history(stores, "s", seed=5)
     head = stores.range_after("s", RangeQuery(0, 1)).head
     assert_equals_fresh_fold(stores, "s", head)
@@ -254,8 +259,8 @@ def test_replay_prints_what_lost(stores, run):
     assert printed
 
 
-def test_status_tells_lag_and_stops(stores, run, database):
-    """A line a projection, as a table or as JSON; exit code 1 if one stands still."""
+def test_status_shows_lag_and_halted_projections(stores, run, database):
+    """Each projection has a line, as table or JSON; exit code 1 means that one is halted."""
     random_history(stores, "s", seed=6, pushes=10)
     master, proofs = map(json.loads, run("status", "--json").stdout.splitlines())
     for line in master, proofs:
@@ -271,7 +276,7 @@ def test_status_tells_lag_and_stops(stores, run, database):
 
 
 def test_rebuild_as_a_command(stores, run):
-    """One space or all; what differs is told and exits with 1."""
+    """It rebuilds one space or all; a difference is printed and gives exit code 1."""
     random_history(stores, "s", seed=7)
     random_history(stores, "t", seed=8)
     stores.project()
@@ -288,7 +293,7 @@ def test_rebuild_as_a_command(stores, run):
 
 
 def test_rebuild_of_many_spaces(stores, run, database):
-    """By several processes; what is wrong with one is told, and the others are rebuilt."""
+    """Several processes rebuild; an error in one space is printed, and the others are rebuilt."""
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=5 * n) for n in range(1, 7)}
     stores.project()
     poison(database, "s2", heads["s2"] + 1)
@@ -311,7 +316,7 @@ def test_rebuild_of_many_spaces(stores, run, database):
 
 
 def test_progress_of_many_spaces_is_one_sum(stores, database):
-    """Each worker tells how far its space is; in the end all of it is done."""
+    """Each worker reports the position of its space; the last reports equal the heads."""
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=10 + n) for n in range(3)}
     told = {}
     outcomes = rebuild_many(
@@ -327,12 +332,12 @@ def test_progress_of_many_spaces_is_one_sum(stores, database):
 
 @pytest.mark.parametrize("who", ["the command", "a worker"])
 def test_kill_9_of_a_rebuild_of_many_spaces(stores, database, run, who):
-    """Nobody is left behind who would hold a space, and the next one goes on and is right."""
+    """All processes end and release their spaces, and the next rebuild resumes correctly."""
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=20) for n in range(4)}
     stores.project()
     command = [sys.executable, "-m", "foldlog", "rebuild", "--all", "--jobs", "2"]
     with psycopg.connect(database) as held:
-        # No new generation comes to be, so the workers wait and can be found.
+        # The lock blocks new generations, so the workers wait and can be found.
         held.execute("LOCK TABLE projections IN EXCLUSIVE MODE")
         process = subprocess.Popen(
             [*command, "--database-url", database], stderr=subprocess.PIPE, text=True
@@ -381,14 +386,15 @@ def _waiting_for_locks(database: str, number: int) -> bool:
         (("migrate",), 0, "nothing to do"),
     ],
 )
-def test_what_goes_wrong_is_told_with_a_code(run, arguments, code, tells):
+def test_errors_have_a_code_and_no_traceback(run, arguments, code, tells):
+    """Each error has its exit code and a text that names the cause."""
     result = run(*arguments, code=code)
     assert tells in result.output
     assert "Traceback" not in result.output
 
 
 def test_every_command_has_help():
-    """With its exit codes at the top of the group."""
+    """The group's help lists the exit codes and all commands."""
     group = CliRunner().invoke(cli, ["--help"]).output
     assert "Exit codes" in group
     for name in cli.list_commands(None):
@@ -397,14 +403,16 @@ def test_every_command_has_help():
         assert len(result.output.splitlines()) > 5
 
 
-def test_an_unreachable_database_is_told(tmp_path):
+def test_an_unreachable_database_is_an_error(tmp_path):
+    """The error has the code `storage-unavailable`."""
     arguments = ["status", "--database-url", f"postgresql:///x?host={tmp_path}"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == console.EXIT_FAILED
     assert "storage-unavailable" in result.stderr
 
 
-def test_all_settings_that_are_wrong_are_told_at_once(monkeypatch):
+def test_all_invalid_settings_are_reported_at_once(monkeypatch):
+    """One message names every invalid setting."""
     monkeypatch.setenv("FOLDLOG_PORT", "70000")
     monkeypatch.setenv("FOLDLOG_LOG_FORMAT", "yaml")
     result = CliRunner().invoke(cli, ["serve"])
@@ -412,8 +420,8 @@ def test_all_settings_that_are_wrong_are_told_at_once(monkeypatch):
     assert "FOLDLOG_PORT" in result.stderr and "FOLDLOG_LOG_FORMAT" in result.stderr
 
 
-def test_a_reader_that_has_seen_enough_ends_the_output_quietly(stores, database):
-    """`foldlog replay | head` is no error."""
+def test_a_closed_pipe_ends_the_output_quietly(stores, database):
+    """`foldlog replay | head` succeeds."""
     for _ in range(5):
         stores.push("s", push_of(*(changeset(put(text="x" * 500)) for _ in range(100))))
     command = f"{sys.executable} -m foldlog replay s --database-url '{database}' | head -1"

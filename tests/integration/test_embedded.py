@@ -1,4 +1,4 @@
-"""The PostgreSQL that comes with pip: it always starts again, and is nobody else's."""
+"""The embedded PostgreSQL: it starts again after every crash, and only its owner has access."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ time.sleep(600)
 
 
 def make_folder() -> Path:
-    # Not pytest's tmp_path: its parents are closed again whenever another pytest starts, and
-    # its names are too long for a socket.
+    # pytest's tmp_path is unsuitable: another pytest closes its parents again, and its names are
+    # too long for a socket.
     return Path(tempfile.mkdtemp(prefix="foldlog-test-")) / "data"
 
 
@@ -62,7 +62,7 @@ def make_folder() -> Path:
 def folder() -> Iterator[Path]:
     folder = make_folder()
     yield folder
-    for process in leftovers(folder / "postgres"):  # what a failed test left, or is just ending
+    for process in leftovers(folder / "postgres"):  # of a failed test, or still ending
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     wait_until(lambda: not leftovers(folder / "postgres"))
@@ -71,7 +71,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def db() -> Iterator[EmbeddedPostgres]:
-    """A server for tests that leave it as it was."""
+    """A shared server, for tests that leave it unchanged."""
     folder = make_folder()
     with EmbeddedPostgres(folder, settings=QUICK) as db:
         yield db
@@ -80,7 +80,7 @@ def db() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that owns the folder, and is ready."""
+    """Another process that owns the folder and is ready."""
     process = start_owner(folder)
     assert process.stdout is not None
     assert any(line.startswith("READY") for line in process.stdout)
@@ -133,13 +133,11 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# What one gets
+# A running server
 
 
 def test_the_role_owns_its_database_and_nothing_else(db: EmbeddedPostgres) -> None:
-    """
-    What the service is tricked into must end at its own database.
-    """
+    """An attack on the service is limited to its own database."""
     assert ask(db.url, "SELECT current_user || ' in ' || current_database()") == (
         "foldlog in foldlog"
     )
@@ -156,19 +154,15 @@ def test_the_role_owns_its_database_and_nothing_else(db: EmbeddedPostgres) -> No
 
 @pytest.mark.parametrize("password", ["", ":wrong"])
 @pytest.mark.parametrize("role", ["foldlog", "postgres"])
-def test_nobody_is_trusted(db: EmbeddedPostgres, role: str, password: str) -> None:
-    """
-    Whoever reaches the socket, root too, still needs a password.
-    """
+def test_every_connection_needs_a_password(db: EmbeddedPostgres, role: str, password: str) -> None:
+    """Every user needs a password for the socket, also root."""
     server = db.url.partition("@")[2]
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(f"postgresql://{role}{password}@{server}", passfile="/dev/null")
 
 
 def test_it_is_durable_and_checks_its_pages_unless_told_otherwise(folder: Path) -> None:
-    """
-    An acknowledged changeset is on the disk, and a rotten page is noticed.
-    """
+    """An acknowledged changeset is on the disk, and a damaged page is detected."""
     with EmbeddedPostgres(folder) as db:
         for name in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums"):
             assert ask(db.url, f"SHOW {name}") == "on"
@@ -178,9 +172,8 @@ def test_it_is_durable_and_checks_its_pages_unless_told_otherwise(folder: Path) 
 
 
 def test_only_the_owner_of_the_folder_can_read_it(db: EmbeddedPostgres) -> None:
-    """
-    Neither the passwords nor the data nor what is logged is for others on the machine, and the
-    user that PostgreSQL runs as can't read the passwords either.
+    """Other users of the machine can read neither passwords nor data nor logs. The user of
+    PostgreSQL's processes is kept from the passwords, too.
     """
     secrets = db.folder / "secrets"
     assert mode(secrets) == 0o700
@@ -195,9 +188,7 @@ def test_only_the_owner_of_the_folder_can_read_it(db: EmbeddedPostgres) -> None:
 
 
 def test_the_environment_does_not_leak_into_the_server(db: EmbeddedPostgres) -> None:
-    """
-    `FOLDLOG_ADMIN_TOKEN` is none of PostgreSQL's business, and PGPORT none of ours.
-    """
+    """PostgreSQL's processes get no `FOLDLOG_ADMIN_TOKEN`, and ignore our PGPORT."""
     environment = psutil.Process(db.pid).environ()
     assert set(environment) <= {
         "PATH",
@@ -210,19 +201,15 @@ def test_the_environment_does_not_leak_into_the_server(db: EmbeddedPostgres) -> 
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_the_server(db: EmbeddedPostgres) -> None:
-    """
-    The service drains first; so PostgreSQL must not be in its process group.
-    """
+    """PostgreSQL is in another process group, because the service finishes its requests first."""
     assert os.getpgid(db.pid) != os.getpgid(0)
 
 
-# Start, stop, start again
+# Restarts
 
 
 def test_what_was_written_is_there_after_a_stop(folder: Path) -> None:
-    """
-    The same folder is the same database, with the same url; and stop leaves no process.
-    """
+    """The same folder is the same database with the same URL, and a stop ends all processes."""
     with quick(folder) as db:
         write(db.url, 7)
         url, pid = db.url, db.pid
@@ -234,9 +221,7 @@ def test_what_was_written_is_there_after_a_stop(folder: Path) -> None:
 
 
 def test_edits_of_postgresql_conf_are_kept_and_win_over_defaults(folder: Path) -> None:
-    """
-    The admin tunes the database where every admin looks for it.
-    """
+    """An admin tunes the database in the usual file."""
     with quick(folder) as db:
         assert ask(db.url, "SHOW jit") == "off"
     with (folder / "postgres" / "postgresql.conf").open("a") as file:
@@ -248,10 +233,7 @@ def test_edits_of_postgresql_conf_are_kept_and_win_over_defaults(folder: Path) -
 
 @pytest.mark.parametrize("name", ["n" * 120, "a,b", "a b'c"])
 def test_any_path_will_do(folder: Path, name: str) -> None:
-    """
-    A socket's path is limited to a hundred bytes, and a comma separates hosts; users
-    know neither.
-    """
+    """It works for paths that are too long for a socket, and for paths with a comma."""
     with quick(folder / name) as db:
         assert ask(db.url, "SELECT 1") == 1
         sockets = Path(str(ask(db.superuser_url, "SHOW unix_socket_directories")).strip('"'))
@@ -259,9 +241,7 @@ def test_any_path_will_do(folder: Path, name: str) -> None:
 
 
 def test_lost_passwords_are_made_anew(folder: Path) -> None:
-    """
-    They lie outside of the data, so a restored backup may come without them.
-    """
+    """The passwords are outside of the data, so a restored backup may lack them."""
     with quick(folder) as db:
         write(db.url, 7)
         url = db.url
@@ -272,9 +252,7 @@ def test_lost_passwords_are_made_anew(folder: Path) -> None:
 
 
 def test_a_role_or_database_that_is_missing_is_made(folder: Path) -> None:
-    """
-    A crash between initdb and the first database must heal by itself.
-    """
+    """A start after a crash between initdb and the first database repairs both."""
     with quick(folder) as db, psycopg.connect(db.superuser_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE foldlog")
         connection.execute("DROP ROLE foldlog")
@@ -286,9 +264,7 @@ def test_a_role_or_database_that_is_missing_is_made(folder: Path) -> None:
 
 
 def test_a_killed_postmaster_is_started_again(folder: Path) -> None:
-    """
-    After kill -9 nothing acknowledged is gone, and the same object starts it again.
-    """
+    """After kill -9 all acknowledged data is there, and the same object starts the server again."""
     with quick(folder) as db:
         write(db.url, 7)
         os.kill(db.pid, signal.SIGKILL)
@@ -301,10 +277,9 @@ def test_a_killed_postmaster_is_started_again(folder: Path) -> None:
         assert ask(db.url, "SELECT value FROM kept") == 7
 
 
-def test_a_busy_backend_that_outlives_its_postmaster_is_in_nobodys_way(folder: Path) -> None:
-    """
-    A backend in the middle of a computation does not notice that its postmaster was killed, and
-    PostgreSQL does not start while it holds the shared memory.
+def test_a_busy_backend_that_outlives_its_postmaster_is_stopped(folder: Path) -> None:
+    """A computing backend survives its killed postmaster and holds the shared memory, which blocks
+    the next start until the backend is stopped.
     """
     with quick(folder) as db, ThreadPoolExecutor(1) as thread:
         long = (
@@ -320,9 +295,7 @@ def test_a_busy_backend_that_outlives_its_postmaster_is_in_nobodys_way(folder: P
 
 
 def test_the_server_ends_with_its_owner(owner: subprocess.Popen[str], folder: Path) -> None:
-    """
-    Even a kill -9 of the service leaves no PostgreSQL behind.
-    """
+    """PostgreSQL ends even after a kill -9 of the service."""
     owner.kill()
     wait_until(lambda: not leftovers(folder / "postgres"))
 
@@ -330,9 +303,7 @@ def test_the_server_ends_with_its_owner(owner: subprocess.Popen[str], folder: Pa
 def test_a_server_without_an_owner_is_stopped_first(
     owner: subprocess.Popen[str], folder: Path
 ) -> None:
-    """
-    If all that was to end it was killed too, the next owner does, and has what was acknowledged.
-    """
+    """If the watcher was killed too, the next owner stops the old server and keeps its data."""
     with quick(folder) as attached:
         write(attached.url, 7)
         pid = attached.pid
@@ -348,10 +319,10 @@ def test_a_server_without_an_owner_is_stopped_first(
         assert ask(db.url, "SELECT value FROM kept") == 7
 
 
-def test_a_stale_pid_of_a_stranger_does_no_harm(folder: Path) -> None:
-    """
-    After a reboot the pid in postmaster.pid is some other program's: that one must live, and
-    the database must start. (Run as PostgreSQL's user, where PostgreSQL would refuse.)
+def test_a_stale_pid_of_another_program_is_ignored(folder: Path) -> None:
+    """After a reboot, the pid in postmaster.pid belongs to another program: that program keeps
+    running, and the database starts. (The test runs as PostgreSQL's user, where PostgreSQL would
+    refuse.)
     """
     with quick(folder) as db:
         as_file = (folder / "postgres" / "postmaster.pid").read_text()
@@ -378,9 +349,8 @@ def test_a_stale_pid_of_a_stranger_does_no_harm(folder: Path) -> None:
 
 @pytest.mark.parametrize("reached", ["postgres.new", "postgres.new/base/1", "postgres"])
 def test_an_interrupted_first_start_can_be_repeated(folder: Path, reached: str) -> None:
-    """
-    Killed at any moment of initdb, the folder is not lost. Its orphan may still be at it, held up
-    here so that it surely is: it would clear the folder away when it comes to fail.
+    """A kill during initdb leaves a usable folder. The test pauses the orphaned initdb, because it
+    would delete the folder when it fails later.
     """
     owner = start_owner(folder)
     wait_until((folder / reached).exists)
@@ -398,21 +368,17 @@ def test_an_interrupted_first_start_can_be_repeated(folder: Path, reached: str) 
         assert ask(db.url, "SELECT value FROM kept") == 7
 
 
-# More than one
+# Several processes
 
 
 def test_there_is_one_exclusive_owner(owner: subprocess.Popen[str], folder: Path) -> None:
-    """
-    A second `foldlog serve` on a folder is told who has it.
-    """
+    """A second `foldlog serve` on a folder gets an error with the owner's pid."""
     with pytest.raises(DataFolderInUse, match=str(owner.pid)):
         quick(folder, exclusive=True).start()
 
 
 def test_a_killed_owner_that_still_has_the_lock_is_waited_for(folder: Path) -> None:
-    """
-    Killed between fork and exec it leaves a child that has the lock for a moment more.
-    """
+    """A child of a killed owner, between fork and exec, holds the lock for a moment."""
     folder.mkdir()
     lock = FolderLock(folder / "foldlog.lock")
     gone = subprocess.Popen(["true"])
@@ -423,10 +389,8 @@ def test_a_killed_owner_that_still_has_the_lock_is_waited_for(folder: Path) -> N
         assert db.owned
 
 
-def test_who_comes_second_attaches(owner: subprocess.Popen[str], folder: Path) -> None:
-    """
-    `foldlog status` works beside `foldlog serve`, and leaves it alone when it ends.
-    """
+def test_the_second_process_attaches(owner: subprocess.Popen[str], folder: Path) -> None:
+    """`foldlog status` uses the server of `foldlog serve`, and leaves it running."""
     with quick(folder) as attached:
         pid = attached.pid
         assert not attached.owned
@@ -439,10 +403,8 @@ def test_who_comes_second_attaches(owner: subprocess.Popen[str], folder: Path) -
         assert ask(again.url, "SELECT 1") == 1
 
 
-def test_of_many_that_come_at_once_one_owns(folder: Path) -> None:
-    """
-    Nobody attaches to a server that is not ready, and nobody makes a second one.
-    """
+def test_one_of_several_parallel_processes_owns(folder: Path) -> None:
+    """One of several processes starts the server; the others attach when it is ready."""
     dbs = [quick(folder) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(EmbeddedPostgres.start, dbs))
@@ -455,13 +417,11 @@ def test_of_many_that_come_at_once_one_owns(folder: Path) -> None:
             db.stop()
 
 
-def test_a_start_that_waits_can_be_called_off(folder: Path) -> None:
-    """
-    The service must end when it is asked to, though a recovery may take another ten minutes.
-    """
+def test_a_waiting_start_can_be_cancelled(folder: Path) -> None:
+    """A stop of the service ends the start, although a recovery may take ten more minutes."""
     folder.mkdir()
     lock = FolderLock(folder / "foldlog.lock")
-    assert lock.acquire(Holder(os.getpid(), folder / "run"))  # ... and starts nothing
+    assert lock.acquire(Holder(os.getpid(), folder / "run"))  # ... but starts no server
     db = quick(folder)
     with ThreadPoolExecutor(1) as thread:
         starting = thread.submit(db.start)
@@ -471,23 +431,19 @@ def test_a_start_that_waits_can_be_called_off(folder: Path) -> None:
     lock.release()
 
 
-# What cannot be started
+# Failed starts
 
 
 def test_the_data_of_another_version_is_refused(folder: Path) -> None:
-    """
-    It could not be read; and it is certainly not written over.
-    """
+    """The data of another major version is refused and left unchanged."""
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "PG_VERSION").write_text("16\n")
     with pytest.raises(WrongPostgresVersion, match="16"):
         quick(folder).start()
 
 
-def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
-    """
-    Nothing is ever made over what somebody else keeps there.
-    """
+def test_a_folder_with_other_files_is_refused(folder: Path) -> None:
+    """A folder with other files is refused and left unchanged."""
     (folder / "postgres").mkdir(parents=True)
     (folder / "postgres" / "letters").write_text("dear\n")
     with pytest.raises(DataFolderUnusable):
@@ -496,9 +452,7 @@ def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
 
 
 def test_a_failed_start_says_what_postgres_said(folder: Path) -> None:
-    """
-    At once, and the folder is free again after it.
-    """
+    """The start fails at once with PostgreSQL's message, and releases the folder."""
     with pytest.raises(PostgresFailed, match="work_mem"):
         quick(folder, settings=QUICK | {"work_mem": "plenty"}).start()
     with quick(folder, exclusive=True) as db:
@@ -508,19 +462,15 @@ def test_a_failed_start_says_what_postgres_said(folder: Path) -> None:
 def test_a_start_has_a_time_limit_and_leaves_nothing_behind(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """
-    Otherwise a server nobody waits for would keep the folder.
-    """
+    """A start that took too long stops its server, because the server would keep the folder."""
     monkeypatch.setattr(server, "reports_ready", lambda *_: False)
     with pytest.raises(PostgresTooSlow):
         quick(folder, start_timeout_seconds=0).start()
     assert not leftovers(folder / "postgres")
 
 
-def test_the_log_does_not_grow_without_end(folder: Path) -> None:
-    """
-    One older file is kept, and the server goes on writing to the new one.
-    """
+def test_the_log_is_rotated(folder: Path) -> None:
+    """One older file is kept, and the server writes to the new one."""
     log = folder / "log" / "postgres.log"
     with quick(folder) as db:
         with log.open("ab") as file:
@@ -533,14 +483,13 @@ def test_the_log_does_not_grow_without_end(folder: Path) -> None:
         assert "nonsense" in log.read_text()
 
 
-# Root, and others
+# Root and other users
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root runs it as another user")
 def test_root_lets_the_other_user_pass_but_not_look(folder: Path) -> None:
-    """
-    PostgreSQL does not run as root. Its user must reach the data through closed folders, and
-    may not read on the way.
+    """PostgreSQL's processes run as another user than root. This user can traverse closed folders
+    to the data, but not read them.
     """
     closed = folder.parent / "closed"
     closed.mkdir(mode=0o700)
@@ -551,9 +500,7 @@ def test_root_lets_the_other_user_pass_but_not_look(folder: Path) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can run something as another user")
 def test_an_ordinary_user_needs_no_help_and_root_may_look_in(folder: Path) -> None:
-    """
-    The folder of an ordinary user stays that user's, also after root has started it once.
-    """
+    """The folder of an ordinary user stays usable for this user after root has started it."""
     python, nobody = python_of_nobody(), 65534
     folder.parent.chmod(0o755)
     folder.mkdir()
@@ -573,7 +520,7 @@ def test_an_ordinary_user_needs_no_help_and_root_may_look_in(folder: Path) -> No
 
 
 def python_of_nobody() -> str:
-    """One like ours that everybody may run; ours may lie in root's own home."""
+    """Returns a Python that every user can run, because ours may be in root's home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
         try:
@@ -601,7 +548,7 @@ def run_as(uid: int, command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_full_disk_does_not_lock_the_owner_out(tmp_path, monkeypatch):
-    """The lock is taken, and who has it cannot be written down: it is let go of again."""
+    """The lock is released when its holder cannot be written into it."""
     holder = Holder(os.getpid(), tmp_path)
 
     def full(*_):

@@ -1,4 +1,4 @@
-"""`foldlog erase`: asks, erases, and says what it did."""
+"""`foldlog erase` asks for confirmation, erases, and prints a summary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers import changeset, pull_all, push_of, put
 
 @pytest.fixture
 def erase(stores):
-    """Runs it on a space with three records, on the test's database, as the service's role."""
+    """Runs the command on a space with three records, with the rights of the service's role."""
     stores.push("s", push_of(changeset(put("a", mail="x", n=1), put("b", mail="x"))))
     stores.push("s", push_of(changeset(put("a", mail="y"), put("c", mail="z"), base=1)))
 
@@ -35,7 +35,7 @@ def test_a_dry_run_lists_and_erases_nothing(erase, stores):
     assert left(stores) == {"x", "y", "z"}
 
 
-def test_it_asks_first(erase, stores):
+def test_it_asks_for_confirmation(erase, stores):
     erase("tasks", "a", "--reason", "asked to", input="n\n", code=1)
     assert left(stores) == {"x", "y", "z"}
     erase("tasks", "a", "b", "--reason", "asked to", input="y\n")
@@ -51,8 +51,8 @@ def test_ids_from_a_file_and_a_value_as_json(erase, stores):
     assert "record-erased" in result.stderr and "docs/explanation/erasure.md" in result.stderr
 
 
-def test_erasing_again_says_so(erase):
-    """Done, and the answer is no: there was nothing left."""
+def test_erasing_again_exits_with_1(erase):
+    """The second run finds no values left and exits with 1."""
     erase("tasks", "c", "--reason", "why", "--yes", "--no-vacuum")
     result = erase("tasks", "c", "--reason", "why", "--yes", code=1)
     assert "nothing to erase; 1 records were erased before" in result.stderr
@@ -70,6 +70,6 @@ def test_erasing_again_says_so(erase):
         (("tasks", "a", "--reason", " ", "--yes"), 3, "invalid-request"),
     ],
 )
-def test_what_cannot_be_done_is_told(erase, stores, arguments, code, tells):
+def test_errors_are_printed(erase, stores, arguments, code, tells):
     assert tells in erase(*arguments, code=code).output
     assert left(stores) == {"x", "y", "z"}

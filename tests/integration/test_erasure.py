@@ -1,4 +1,4 @@
-"""Erasing on PostgreSQL: beside projectors, rebuilds and other processes; what is left behind."""
+"""Erasing on PostgreSQL, together with projectors, rebuilds and other processes; and its traces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ R, S = ("tasks", "r"), ("tasks", "s")
 
 
 def everything(url: str) -> str:
-    """All that the database says of all tables of ours, and of its own statistics of them."""
+    """Returns the content of all our tables, and the database's statistics about them."""
     with psycopg.connect(url) as conn:
         conn.execute("ANALYZE")
         tables = conn.execute(
@@ -59,14 +59,14 @@ def erase(stores, *keys, **parts):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_happens_proofs_hold_and_values_are_nowhere(database_urls, seed, monkeypatch):
-    """A life with a projector that lags, in which erasures take one transaction or several."""
+    """A random history with a lagging projector, with erasures in one transaction or several."""
     url, superuser = database_urls
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 0)
     with Datastore(url) as datastore:
         stores = PostgresStores(datastore)
         life = Life(stores, "s", seed, between=stores.project)
         if seed % 3 == 0:
-            # The log of a record is not longer than one transaction in life; here it is.
+            # The events of one record usually fit one transaction. Here they need several.
             monkeypatch.setattr(
                 stores.log, "erase", lambda *args, **more: _in_small_steps(stores, *args, **more)
             )
@@ -87,7 +87,7 @@ def _in_small_steps(stores, space, keys, *, reason):
 
 
 def check_import(stores, life):
-    """What is exported comes to the same log elsewhere, and knows there what was erased."""
+    """Checks that an export yields the same log elsewhere, with its erasures."""
     entries = list(stores.entries("s", through=life.head))
     log = stores.range_after("s", RangeQuery(0, 1)).log
     Importer(stores.datastore).run("copy", log, entries)
@@ -101,7 +101,7 @@ def check_import(stores, life):
 
 
 def test_what_a_projector_remembers_between_its_turns(stores):
-    """It keeps records in memory; those of an erased one must not come back from there."""
+    """It caches records. An erased record must be dropped from the cache."""
     stores.push("s", push_of(changeset(put("r", x="secret"), put("s", x=1))))
     stores.project()
     erase(stores)
@@ -114,7 +114,9 @@ def test_what_a_projector_remembers_between_its_turns(stores):
 
 
 def test_an_erasure_waits_for_a_turn_that_is_under_way(stores, database):
-    """The turn has read the values already, and will write them: only then they are taken away."""
+    """The projector's batch has read the values and will write them. The erasure removes them
+    afterwards.
+    """
     stores.push("s", push_of(changeset(put("r", x="secret"))))
     done = threading.Event()
 
@@ -127,7 +129,7 @@ def test_an_erasure_waits_for_a_turn_that_is_under_way(stores, database):
         thread = threading.Thread(target=erasing)
         thread.start()
         assert not done.wait(0.3)
-        # Nobody who pushes waits for that.
+        # Pushes go on meanwhile.
         stores.push("s", push_of(changeset(put("t"))))
         turn.execute(
             "INSERT INTO records (space, generation, collection, id, fields, is_deleted, seq, "
@@ -142,7 +144,7 @@ def test_an_erasure_waits_for_a_turn_that_is_under_way(stores, database):
 
 
 def test_in_the_middle_of_a_rebuild(stores, monkeypatch):
-    """Both generations forget it, and come to the same."""
+    """Both generations lose the record, and end up equal."""
     monkeypatch.setattr(rebuild_module, "CATCH_UP_EVENTS", 2)
     for n in range(9):
         ops = put("r", x=f"secret {n}"), put("s", x=n), put("t", x=n)
@@ -168,7 +170,7 @@ def test_in_the_middle_of_a_rebuild(stores, monkeypatch):
 
 
 def test_one_that_is_interrupted_is_gone_on_with(stores, monkeypatch):
-    """The record is a tombstone at once; erasing again erases what is left, by the same event."""
+    """The record is a tombstone at once. A second erasure erases the rest, for the same event."""
     for n in range(10):
         stores.push("s", push_of(changeset(put("r", x=f"secret {n}"))))
     stores.project()
@@ -196,7 +198,7 @@ def test_one_that_is_interrupted_is_gone_on_with(stores, monkeypatch):
 
 
 def test_another_process_lets_go_of_what_it_keeps(stores, database):
-    """Whether it is told or has to look; also of what it had kept for those who read."""
+    """It drops its cached events and states, after a notification or after its next poll."""
     stores.push("s", push_of(changeset(put("r", x="secret"))))
     with Datastore(database) as datastore:
         other = PostgresEventStore(datastore)
@@ -206,7 +208,7 @@ def test_another_process_lets_go_of_what_it_keeps(stores, database):
         assert other.cached_range("s", RangeQuery(1, 10)) is not None
         other.push("s", push_of(changeset(put("r", x="secret"))))
         erase(stores)
-        Follower(datastore, other.tails, other.read_tail)._look()  # nobody told it
+        Follower(datastore, other.tails, other.read_tail)._look()  # a poll, before any notification
         assert other.cached_range("s", RangeQuery(2, 10)) is None
         other.watch("s", lambda: None)
         Follower(datastore, other.tails, other.read_tail)._look()
@@ -215,14 +217,16 @@ def test_another_process_lets_go_of_what_it_keeps(stores, database):
         assert other.cached_range("s", RangeQuery(2, 10)) is None
         kept = [e.state for tail in other.tails._tails.values() for e in tail.entries]
         assert kept and not any(b"secret" in state for state in kept)
-        # ... and what it keeps to decide pushes on
+        # ... and its cached state of the space
         other.push("s", push_of(changeset(put("r", x="secret"), base=3), device=B))
         assert b"secret" not in b"".join(pull_all(other, "s"))
         other.close()
 
 
 def test_while_many_push_and_project(stores, database):
-    """Nothing deadlocks, nothing comes back, and whoever has not seen it is stored without."""
+    """The values stay erased, all transactions end, and late changesets are stored without
+    values.
+    """
     stores.push("s", push_of(changeset(put("r", x="secret"))))
     stop = threading.Event()
     failed = []
@@ -248,14 +252,15 @@ def test_while_many_push_and_project(stores, database):
     stop.set()
     for thread in threads:
         thread.join()
-    assert not failed and len(set(seqs)) == 1  # nothing came after the first that had seen it
+    # All later changesets were made before the first erasure, so one event is enough.
+    assert not failed and len(set(seqs)) == 1
     stores.project()
     assert "secret" not in everything(database)
     assert_equals_fresh_fold(stores, "s", stores.range_after("s", RangeQuery(0, 1)).head)
 
 
 def test_two_that_erase_in_the_same_event(stores):
-    """Each erases its own record, and neither puts back what the other has erased."""
+    """Each erases its own record, and keeps the erasure of the other."""
     for n in range(20):
         stores.push("s", push_of(changeset(put("r", x=f"secret {n}"), put("s", x=f"secret {n}"))))
     eraser = Eraser(stores.datastore, stores.log.append_service_event, erase_events=2)
@@ -273,7 +278,9 @@ def test_two_that_erase_in_the_same_event(stores):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_dead_rows_go(stores, database, full):
-    """What an erased event was is a dead row until somebody tidies up, as an admin's call does."""
+    """The old version of an erased event is a dead row until a vacuum, which an admin's call
+    runs.
+    """
     stores.push("s", push_of(changeset(put("r", x="secret"))))
     stores.project()
     stores.erase("s", [R], reason="why", tidies=not full)
@@ -283,12 +290,12 @@ def test_dead_rows_go(stores, database, full):
         cursor.execute("SELECT relpages FROM pg_class WHERE relname = 'events'")
         assert cursor.fetchone()[0] == 1
         found = cursor.execute("SELECT ctid::text FROM events ORDER BY ctid").fetchall()
-    # Two events, and of the one that was rewritten the old row was the first.
+    # Two events, and the dead row of the rewritten one came first.
     assert found == ([("(0,1)",), ("(0,2)",)] if full else [("(0,2)",), ("(0,3)",)])
 
 
 def test_the_statistics_of_an_older_database_are_gone(cluster, monkeypatch):
-    """Those that were collected before, with values in them."""
+    """Older databases have collected statistics with values in them."""
     url, superuser = create_database(cluster, template="template0")
     before = {name: sql for name, sql in migrations().items() if name < "0006"}
     with monkeypatch.context() as patch:

@@ -1,5 +1,5 @@
-"""Erasing beside proving: what was signed before still verifies, and only what the log tells of may
-be gone.
+"""Erasing and proofs: old signatures stay valid, and only erasures in the log excuse missing
+values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.integration.test_verify import audited  # noqa: F401
 
 @pytest.fixture
 def erased(audited):  # noqa: F811
-    """A record of the kept part of the log, and one that comes late without having seen that."""
+    """A record in the verified part of the log, and a late changeset made before its erasure."""
     stores = audited.stores
     page = next(entry for entry in stores.entries("s", through=40) if entry.collections)
     op = next(iter(json.loads(page.state)["ops"]))
@@ -29,7 +29,7 @@ def erased(audited):  # noqa: F811
 
 
 def test_every_check_passes_after_an_erasure(erased):
-    """With the checkpoint that was kept before it, from the database and from an archive."""
+    """With a checkpoint from before the erasure, from the database and from an archive."""
     assert "442 events" in erased.verify()
     file = erased.archive()
     assert "442 events" in erased.verify("--file", file)
@@ -38,7 +38,7 @@ def test_every_check_passes_after_an_erasure(erased):
 
 
 def test_it_passes_when_it_was_interrupted(erased):
-    """What was erased so far is part of the place to go on from."""
+    """A resumed verification has the erased events of its first part."""
     audit = LogAudit()
     for entry in erased.stores.entries("s", through=442):
         audit.check([Evidence(entry.state, entry.salt, entry.ops_hash)])
@@ -47,7 +47,7 @@ def test_it_passes_when_it_was_interrupted(erased):
 
 
 def test_values_that_are_gone_without_an_event_are_found(erased):
-    """Their commitments are right, and so all hashes are; but the log does not say so."""
+    """The commitments and all hashes are right, but the log has no erasure of them."""
     entries = list(erased.stores.entries("s", through=442))
     at, op = next(
         (n, op)
@@ -64,7 +64,7 @@ def test_values_that_are_gone_without_an_event_are_found(erased):
 
 
 def test_an_erasure_says_nothing_of_what_was_written_by_who_had_seen_it(erased):
-    """The record was made anew: that those values too are gone, another event would have to say."""
+    """The record was created anew. Only a second erasure would excuse the missing new values."""
     stores, (collection, id) = erased.stores, erased.key
     anew = changeset(put(id, collection, anew="value"), base=442)
     stores.push("s", push_of(anew))

@@ -1,4 +1,4 @@
-"""The one door to the log's rows: what the database lets pass, and what it refuses."""
+"""The trigger on the log's rows: it lets a correct erasure pass and refuses all other changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALL = "SELECT erase_operations('s', %s, %s, %s)"
 
 @pytest.fixture
 def urls(database_urls):
-    """A log in which record `r` was erased, and then made anew; `s` never was erased."""
+    """A log in which record `r` was erased and then created anew. `s` was never erased."""
     with Datastore(database_urls[0]) as datastore:
         stores = PostgresStores(datastore)
         stores.push("s", push_of(changeset(put("r", x=1), put("s", x=1))))
@@ -36,7 +36,9 @@ def rows(url):
 
 
 def announce(conn, seq=5, key=R, topic="record-erased/1"):
-    """What an erasure of ours has done before it touches a row: its event, and the note of it."""
+    """Takes the steps of an erasure before it changes a row: its event, and the row in
+    `erasures`.
+    """
     body = psycopg.types.json.Json({"body": {"collection": key[0], "id": key[1]}})
     conn.execute(
         "INSERT INTO events (originator_id, originator_version, topic, state, event_id, "
@@ -60,7 +62,7 @@ def erased(url, seq, key=R):
 
 
 def test_a_whole_erasure_passes(urls):
-    """What the other tests leave out, one thing at a time."""
+    """The other tests leave out one step each."""
     state, salt = erased(urls[0], 3)
     with psycopg.connect(urls[0]) as conn:
         announce(conn)
@@ -68,7 +70,7 @@ def test_a_whole_erasure_passes(urls):
 
 
 def tampered(state: bytes, salt: bytes):
-    """{what is wrong: the bytes}."""
+    """Returns {the fault: the bytes}."""
     at = state.index(b',"erased":"') + len(b',"erased":"')
     own = salt[1:33] if salt[1:33] != bytes(32) else salt[33:65]
     return {
@@ -99,7 +101,7 @@ NAMES = list(tampered(b'{"seq":3,"ops":[{"id":"r","erased":""}]}', bytes([1]) + 
 @pytest.mark.parametrize("seq", [3, 4])
 @pytest.mark.parametrize("wrong", NAMES)
 def test_other_bytes_are_refused(urls, wrong, seq):
-    """Even in an erasure that is right in all else, and even by a superuser."""
+    """Even in an otherwise correct erasure, and even by a superuser."""
     before = rows(urls[0])
     made = erased(urls[0], seq)
     state, salt = tampered(*made)[wrong]
@@ -134,7 +136,7 @@ def test_other_bytes_are_refused(urls, wrong, seq):
     ],
 )
 def test_no_event_says_so(urls, prepare):
-    """The log itself must tell of the erasure: no values go without a trace."""
+    """The log itself must have an event of the erasure."""
     before = rows(urls[0])
     state, salt = erased(urls[0], 3)
     for url in urls:
@@ -145,7 +147,7 @@ def test_no_event_says_so(urls, prepare):
 
 
 def test_what_is_erased_stays_so(urls):
-    """Nobody puts back what they claim that it was, nor changes what is left."""
+    """Erased values cannot be restored, and the remaining ones cannot change."""
     _, state, salt, _ = rows(urls[0])[0]
     for wrong in (
         state.replace(b'"erased":"', b'"erased":"f')[: len(state)],
@@ -178,7 +180,7 @@ def test_a_body_cannot_be_erased(urls):
 
 
 def test_a_role_without_the_right_is_refused(urls):
-    """The door is the owner's, and his to open."""
+    """The owner of the function decides which role may call it."""
     state, salt = erased(urls[0], 3)
     with psycopg.connect(urls[1]) as conn:
         announce(conn)
@@ -199,7 +201,7 @@ def test_a_role_without_the_right_is_refused(urls):
 
 
 def test_no_search_path_leads_it_astray(urls):
-    """Tables and functions of the same names elsewhere are not the ones that it asks."""
+    """The function ignores tables and functions of the same names in other schemas."""
     state, salt = erased(urls[0], 3)
     with psycopg.connect(urls[1]) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
         conn.execute("CREATE TEMP TABLE erasures (LIKE public.erasures)")

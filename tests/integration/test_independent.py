@@ -1,7 +1,5 @@
-"""Verifiers that nobody here wrote, and the small one of the docs, against ours.
-
-They must accept what is right, and reject a flipped byte, an event that is missing, moved or
-added, and a tail that was cut.
+"""Independent verifiers, and the small one of the docs, agree with ours. They must accept a correct
+log, and reject a flipped byte, a missing, moved or added event, and a lost tail.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ def checker(tmp_path_factory):
 
 @pytest.fixture
 def mirror(audited, client_of):  # noqa: F811
-    """A copy of all that the service publishes, as a mirror fetches it."""
+    """A copy of everything that the service publishes, as a mirror fetches it."""
     parts = audited.stores
     app = create_app(
         store=parts.log, master=parts.master, ready=dict, tree=parts.proofs, access=OpenAccess()
@@ -88,14 +86,14 @@ def go(checker, audited, folder: Path, *, kept: bool = True) -> subprocess.Compl
 
 
 @needs_go
-def test_go_accepts_what_is_right(checker, audited, mirror):  # noqa: F811
-    """Each of 440 entries by a proof made from our tiles, and the consistency with 40."""
+def test_go_accepts_a_correct_log(checker, audited, mirror):  # noqa: F811
+    """It verifies each of 440 entries with proofs from our tiles, and the consistency with 40."""
     assert go(checker, audited, mirror[0]).stdout == "ok 440\n"
 
 
 @needs_go
 def test_go_rejects_a_flipped_byte_anywhere(checker, audited, mirror):  # noqa: F811
-    """In every file, at places chosen by chance."""
+    """One byte is flipped in every file, at a random place."""
     folder, _ = mirror
     rng = random.Random(1)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -111,7 +109,7 @@ def test_go_rejects_a_flipped_byte_anywhere(checker, audited, mirror):  # noqa: 
 @needs_go
 @pytest.mark.parametrize("how", ["removed", "reordered", "inserted"])
 def test_go_rejects_other_events(checker, audited, mirror, how):  # noqa: F811
-    """Under the same signature."""
+    """The signature stays the same."""
     folder, _ = mirror
     file = folder / "tile/entries/000"
     entries = unbundled(file.read_bytes())
@@ -128,7 +126,7 @@ def test_go_rejects_other_events(checker, audited, mirror, how):  # noqa: F811
 
 @needs_go
 def test_go_rejects_a_log_that_lost_its_tail(checker, audited, mirror):  # noqa: F811
-    """A shorter log, rightly signed, against a checkpoint that was kept."""
+    """A shorter, correctly signed log is compared with a kept checkpoint."""
     folder, _ = mirror
     newer = (folder / "checkpoint").read_bytes()
     older = (audited.folder / "kept").read_bytes()
@@ -139,7 +137,7 @@ def test_go_rejects_a_log_that_lost_its_tail(checker, audited, mirror):  # noqa:
 
 
 def test_pymerkle_makes_the_same_tree(audited, mirror):  # noqa: F811
-    """Another RFC 9162 in Python: the same roots, and its proofs are proofs to us."""
+    """Another RFC 9162 library in Python computes the same roots, and we accept its proofs."""
     pymerkle = pytest.importorskip("pymerkle", reason="needs pymerkle: pip install pymerkle")
     folder, _ = mirror
     leaves = [
@@ -171,8 +169,8 @@ def small(audited, file: str, *words: str) -> subprocess.CompletedProcess:  # no
     )
 
 
-def test_the_small_verifier_accepts_what_is_right(audited):  # noqa: F811
-    """And keeps the checkpoint for the next time."""
+def test_the_small_verifier_accepts_a_correct_archive(audited):  # noqa: F811
+    """It also saves the checkpoint for the next time."""
     file, kept = audited.archive(), str(audited.folder / "kept")
     done = small(audited, file, "--checkpoint", kept, "--save", str(audited.folder / "new"))
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -183,8 +181,8 @@ def test_the_small_verifier_accepts_what_is_right(audited):  # noqa: F811
 @pytest.mark.parametrize(
     "how", ["flipped", "salt", "removed", "reordered", "inserted", "cut", "unsigned", "signed late"]
 )
-def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
-    """With the same checkpoint in the archive, or without one."""
+def test_the_small_verifier_rejects_a_changed_archive(audited, how):  # noqa: F811
+    """The archive has the same checkpoint, or none."""
     parts = dict(members(audited.archive("log.tar")))
     name = "events/000000000101.jsonl"
     lines = parts[name].split(b"\n")
@@ -203,14 +201,16 @@ def test_the_small_verifier_rejects_the_rest(audited, how):  # noqa: F811
         parts = {n: data for n, data in parts.items() if n < "events/000000000400" or n[0] == "c"}
     elif how == "unsigned":
         del parts["checkpoint"]
-    elif how == "signed late":  # after the events that it would have to be compared with
+    elif how == "signed late":  # after the events that must be compared with it
         parts["checkpoint"] = parts.pop("checkpoint")
     done = small(audited, rewritten(str(audited.folder / "bad.tar"), list(parts.items())))
     assert done.returncode == 1 and "WRONG" in done.stderr, done.stderr
 
 
 def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
-    """An archive of less than what was kept, and rightly signed."""
+    """An archive that is shorter than the kept checkpoint is rejected, even if it is correctly
+    signed.
+    """
     older = audited.folder / "kept"
     newer = audited.stores.proofs.checkpoint("s")
     parts = [part for part in members(audited.archive("log.tar")) if "tile" not in part[0]]
@@ -226,8 +226,8 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
     assert done.returncode == 1 and "the log ends at 200" in done.stderr
 
 
-def test_the_small_verifier_takes_the_keys_of_before_and_after(audited):  # noqa: F811
-    """What was kept has the old one's signature, the archive the new one's."""
+def test_the_small_verifier_accepts_old_and_new_keys(audited):  # noqa: F811
+    """The kept checkpoint has the old key's signature, the archive has the new key's."""
     old, kept = audited.vkey, str(audited.folder / "kept")
     rotate_keys(audited.folder / "keys")
     audited.stores.push("s", push_of(changeset(put("x"))))
@@ -239,7 +239,7 @@ def test_the_small_verifier_takes_the_keys_of_before_and_after(audited):  # noqa
 
 
 def test_the_small_verifier_is_small():
-    """About a hundred lines, and nothing of ours."""
+    """It has about a hundred lines, and imports none of our modules."""
     text = (ROOT / "docs/reference/verify_log.py").read_text("utf-8")
     assert len(text.splitlines()) < 160
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)

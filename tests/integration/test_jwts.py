@@ -1,4 +1,4 @@
-"""Tokens of an app's own sign-in: with real keys, from a file and from a URL, as they change."""
+"""Tokens of an app's own sign-in, with real keys from a file and from a URL."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ED = ed25519.Ed25519PrivateKey.generate()
 OTHER_ED = ed25519.Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
-#: algorithm -> what signs, and what is published
+#: algorithm -> the signing key, and the published key
 SIGNERS = {
     "HS256": (SECRET, oct_jwk(alg="HS256")),
     "HS512": (bytes(range(64)), oct_jwk(bytes(range(64)), alg="HS512")),
@@ -102,7 +102,7 @@ def jwts(file):
 
 
 @pytest.mark.parametrize("algorithm", SIGNERS)
-def test_what_is_signed_is_read(tmp_path, algorithm):
+def test_a_signed_token_gives_its_claims(tmp_path, algorithm):
     key, public = SIGNERS[algorithm]
     path = tmp_path / "jwks.json"
     path.write_text(jwks(public))
@@ -112,13 +112,13 @@ def test_what_is_signed_is_read(tmp_path, algorithm):
     assert read.expires_at > time.time() * 1000
 
 
-def test_what_is_not_said_is_not_given(jwts):
+def test_missing_claims_give_no_rights(jwts):
     read = jwts.read(signed(space=None, device=None, scope=None))
     assert (read.spaces, read.device, read.rights) == (frozenset(), None, frozenset())
     assert jwts.read(signed(space="s")).spaces == {"s"}
 
 
-def test_claims_may_have_names_of_their_own(file):
+def test_claims_may_have_a_prefix(file):
     prefix = "https://app.example/"
     mine = {f"{prefix}space": "mine", f"{prefix}device": A, "space": "s"}
     jwts = Jwts(FileKeys(file), audience=AUDIENCE, prefix=prefix)
@@ -155,13 +155,13 @@ def test_claims_may_have_names_of_their_own(file):
         {"scope": ["read"]},
     ],
 )
-def test_what_is_not_valid_is_nothing(jwts, changed):
+def test_an_invalid_token_is_refused(jwts, changed):
     with pytest.raises(Unauthenticated):
         jwts.read(signed(**changed))
 
 
-def test_how_far_away_an_end_may_be_is_a_setting(file):
-    """Nobody can revoke a JWT before; whoever says 0 takes that upon himself."""
+def test_the_longest_lifetime_is_a_setting(file):
+    """A long-lived JWT is refused by default, because it cannot be revoked; 0 allows it."""
     end = int(time.time()) + 300
     for seconds_max, is_taken in ((600, True), (200, False), (0, True)):
         jwts = Jwts(FileKeys(file), audience=AUDIENCE, seconds_max=seconds_max)
@@ -174,7 +174,7 @@ def test_how_far_away_an_end_may_be_is_a_setting(file):
         Jwts(FileKeys(file), audience=AUDIENCE, seconds_max=0).read(signed(exp=10**400))
 
 
-def test_once_there_are_two_keys_a_token_names_its_own(file):
+def test_with_two_keys_a_token_must_name_its_key(file):
     ours = [public_jwk(key, "EdDSA", kid=kid) for kid, key in (("a", ED), ("b", OTHER_ED))]
     file.write_text(jwks(*ours))
     jwts = Jwts(FileKeys(file), audience=AUDIENCE)
@@ -185,7 +185,9 @@ def test_once_there_are_two_keys_a_token_names_its_own(file):
 
 
 def test_a_token_never_chooses_its_algorithm(file, jwts):
-    """Neither none, nor the public key as a shared secret, nor another key's."""
+    """A token is refused with the algorithm `none`, with the public key as a shared secret, and
+    with another key's algorithm.
+    """
     public = SIGNERS["EdDSA"][1]["x"].encode()
     for text in (
         jwt.encode(claims(), None, "none"),
@@ -219,7 +221,7 @@ def test_a_token_never_chooses_its_algorithm(file, jwts):
         *(jwks(private_jwk(SIGNERS[name][0], name)) for name in ("RS256", "ES256", "EdDSA")),
     ],
 )
-def test_what_is_no_set_of_keys_is_refused_at_the_start(tmp_path, text):
+def test_invalid_keys_are_refused_at_the_start(tmp_path, text):
     path = tmp_path / "jwks.json"
     path.write_text(text)
     with pytest.raises(SignInKeysUnusable):
@@ -228,13 +230,13 @@ def test_what_is_no_set_of_keys_is_refused_at_the_start(tmp_path, text):
         FileKeys(tmp_path / "nowhere")
 
 
-def test_keys_that_we_do_not_know_are_passed_over():
+def test_unknown_kinds_of_keys_are_ignored():
     known = SIGNERS["EdDSA"][1]
     assert len(parse_keys(jwks({"kty": "new"}, known, oct_jwk(alg="A128KW")).encode())) == 1
 
 
 class SignIn:
-    """Publishes keys, counts who asks, and may be down, slow, or elsewhere."""
+    """A server that publishes keys, counts requests, and can be down, slow, or redirect."""
 
     def __init__(self):
         self.keys, self.asked, self.is_down = jwks(), 0, False
@@ -285,7 +287,7 @@ def sign_in():
     sign_in.close()
 
 
-def test_keys_of_a_url_are_remembered_and_change(sign_in):
+def test_keys_of_a_url_are_cached_and_refreshed(sign_in):
     now = 0.0
     jwts = Jwts(UrlKeys(sign_in.url, clock=lambda: now), audience=AUDIENCE)
     sign_in.keys = jwks(public_jwk(ED, "EdDSA", alg="EdDSA", kid="one"))
@@ -293,7 +295,7 @@ def test_keys_of_a_url_are_remembered_and_change(sign_in):
         jwts.read(signed(kid="one"))
     assert sign_in.asked == 1
 
-    # A new key is there at once; and who makes up keys has nobody fetch for each.
+    # A new key works at once, and invented key ids cause only one fetch.
     now += KEYS_SECONDS_MIN
     sign_in.keys = jwks(public_jwk(RSA, "RS256", alg="RS256", kid="two"))
     jwts.read(signed(RSA, "RS256", kid="two"))
@@ -303,11 +305,11 @@ def test_keys_of_a_url_are_remembered_and_change(sign_in):
             jwts.read(signed(kid=f"made-up-{number}"))
     assert sign_in.asked == 2
 
-    # The old one is not any more.
+    # The old key is refused now.
     with pytest.raises(Unauthenticated):
         jwts.read(signed(kid="one"))
 
-    # An outage of the sign-in is none of ours, for a while.
+    # Cached keys bridge a short outage of the sign-in.
     sign_in.is_down = True
     now += KEYS_SECONDS_MAX
     jwts.read(signed(RSA, "RS256", kid="two"))
@@ -320,14 +322,14 @@ def test_keys_of_a_url_are_remembered_and_change(sign_in):
     jwts.read(signed(RSA, "RS256", kid="two"))
 
 
-def test_a_sign_in_that_was_never_there_is_said_to_be_away(sign_in):
+def test_an_unreachable_sign_in_is_an_error(sign_in):
     sign_in.is_down = True
     with pytest.raises(SignInUnavailable):
         Jwts(UrlKeys(sign_in.url), audience=AUDIENCE).read(signed())
 
 
 def refused(sign_in) -> bool:
-    """Whether what a sign-in answers is taken for no keys."""
+    """Returns whether the keys are refused that a sign-in answers."""
     try:
         Jwts(UrlKeys(sign_in.url), audience=AUDIENCE).read(signed())
     except SignInUnavailable:
@@ -335,8 +337,8 @@ def refused(sign_in) -> bool:
     return False
 
 
-def test_a_redirection_is_not_followed(sign_in):
-    """The URL is whom we trust, and not whom it names."""
+def test_a_redirect_is_refused(sign_in):
+    """Only the configured URL is trusted."""
     other = SignIn()
     sign_in.elsewhere, other.keys = other.url, jwks(SIGNERS["EdDSA"][1])
     assert refused(sign_in)
@@ -345,15 +347,15 @@ def test_a_redirection_is_not_followed(sign_in):
     other.close()
 
 
-def test_a_set_that_is_too_long_is_not_read(sign_in):
+def test_a_key_set_that_is_too_large_is_refused(sign_in):
     sign_in.keys = jwks(SIGNERS["EdDSA"][1]) + " " * KEYS_BYTES_MAX
     assert refused(sign_in)
     sign_in.keys = jwks(SIGNERS["EdDSA"][1]).ljust(KEYS_BYTES_MAX)
     assert not refused(sign_in)
 
 
-def test_a_sign_in_that_drips_is_given_up_on(sign_in, monkeypatch):
-    """Each byte comes in time, and all of them never would."""
+def test_a_slow_answer_is_refused(sign_in, monkeypatch):
+    """The time limit covers the whole answer, even if each byte comes in time."""
     monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.3)
     sign_in.keys, sign_in.seconds_each = jwks(SIGNERS["EdDSA"][1]).ljust(500), 0.02
     began = time.monotonic()
@@ -361,8 +363,8 @@ def test_a_sign_in_that_drips_is_given_up_on(sign_in, monkeypatch):
     assert time.monotonic() - began < 5
 
 
-def test_those_who_come_during_the_first_fetch_wait_for_it(sign_in):
-    """Else a restart would turn away everybody but one; and one fetch does for all."""
+def test_all_requests_wait_for_the_first_fetch(sign_in):
+    """After a restart, all requests wait for one first fetch; only one would succeed otherwise."""
     sign_in.keys = jwks(SIGNERS["EdDSA"][1])
     sign_in.may_answer.clear()
     jwts = Jwts(UrlKeys(sign_in.url), audience=AUDIENCE)
@@ -375,8 +377,10 @@ def test_those_who_come_during_the_first_fetch_wait_for_it(sign_in):
     assert sign_in.asked == 1
 
 
-def test_nobody_waits_for_a_later_fetch(sign_in):
-    """What is at hand is good enough; and without anything, a sign-in that is away is away."""
+def test_no_request_waits_for_a_later_fetch(sign_in):
+    """During a later fetch, other requests use the cached keys; without cached keys they fail at
+    once.
+    """
     now = 0.0
     sign_in.keys = jwks(public_jwk(ED, "EdDSA", kid="one"))
     jwts = Jwts(UrlKeys(sign_in.url, clock=lambda: now), audience=AUDIENCE)
@@ -393,7 +397,7 @@ def test_nobody_waits_for_a_later_fetch(sign_in):
         sign_in.may_answer.set()
 
 
-def test_keys_of_a_file_change_with_it(file):
+def test_keys_of_a_file_are_refreshed(file):
     now = 0.0
     jwts = Jwts(FileKeys(file, clock=lambda: now), audience=AUDIENCE)
     jwts.read(signed())

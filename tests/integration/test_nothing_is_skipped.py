@@ -1,4 +1,4 @@
-"""The promise that everything rests on: "after N" never passes over an event."""
+"""The central promise: a reader that asks for events after N gets every later event."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ SECONDS_MAX = 120
 @pytest.mark.seconds(10)
 @pytest.mark.parametrize("spaces", [1, 4], ids=["one space", "many spaces"])
 def test_a_tailing_reader_sees_every_event(database, spaces):
-    """
-    Eight writers push batches of mixed sizes at once, each through a store of its own as separate
-    processes would, while a reader of each space asks over and over for what comes after the last
-    seq it saw. Every reader ends with all of its space's events, each once, with no hole; what it
-    read never changes afterwards; and seq order is the order in which answers left.
+    """Eight writers push batches of mixed sizes at once, each through its own store, like
+    separate processes. A reader of each space repeatedly asks for the events after its last seq.
+    At the end every reader has all events of its space, once each and in unbroken order, and
+    they are still the same when read again. The seqs are in the order of the answers.
     """
     names = [f"space-{n}" for n in range(spaces)]
     finished = Event()
@@ -86,7 +85,7 @@ def test_a_tailing_reader_sees_every_event(database, spaces):
 
 
 def assert_real_time_order(acknowledged: list[tuple[int, float, float]]) -> None:
-    """What was answered before another was sent has the smaller seq."""
+    """Checks that a push that was answered before another was sent has the smaller seq."""
     by_seq = sorted(acknowledged)
     earliest_answer_after = float("inf")
     for _, before, after in reversed(by_seq):

@@ -1,4 +1,4 @@
-"""The signer never contradicts itself, whatever becomes of the database."""
+"""The signer never contradicts an earlier checkpoint, even after the database was restored."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def keys(tmp_path):
 
 @pytest.fixture
 def sign(keys, tmp_path, monkeypatch):
-    """Signs what there is to sign of some stores, as a process that has just started."""
+    """Signs all unsigned spaces of some stores, as a process right after its start does."""
     monkeypatch.setattr(signer_module, "RETRY_SECONDS", 0)
 
     def sign(stores: PostgresStores) -> int:
+        """Signs all unsigned spaces of some stores, as a process right after its start does."""
         stores.grow_trees()
         last = tmp_path / "checkpoints"
         return CheckpointSigner(stores.proofs, keys=keys, last=last, origin=ORIGIN).sign_all()
@@ -50,14 +51,14 @@ def push(stores: PostgresStores, count: int, space: str = "s") -> None:
 
 
 def published(stores: PostgresStores, keys, space: str = "s"):
-    """The checkpoint, verified as an auditor does who has the keys."""
+    """Returns the published checkpoint, verified with the public keys."""
     origin = origin_of(ORIGIN, space, stores.proofs.tree(space).log)
     ring = read_keys(keys)
     return open_checkpoint(stores.proofs.checkpoint(space), ring.verifiers(origin), origin=origin)
 
 
 def copy_of(stores: PostgresStores, source: PostgresStores) -> None:
-    """Restores a backup of `source`: the same log, as it was then."""
+    """Restores a backup of `source`: the same log, cut at its earlier head."""
     page = source.range_after("s", RangeQuery(0, 1))
     entries = source.entries("s", through=page.head)
     Importer(stores.datastore).run("s", page.log, entries)
@@ -65,13 +66,13 @@ def copy_of(stores: PostgresStores, source: PostgresStores) -> None:
 
 @pytest.fixture
 def restored(cluster):
-    """The stores of another database."""
+    """The stores of a second, empty database."""
     with Datastore(create_database(cluster)[0]) as datastore:
         yield PostgresStores(datastore)
 
 
-def test_what_is_signed_can_be_checked(stores, sign, keys):
-    """One checkpoint after another, each beginning with the one before; then there is no more."""
+def test_a_signed_checkpoint_verifies(stores, sign, keys):
+    """Each checkpoint extends the one before; a signed log gets no second checkpoint."""
     push(stores, 5)
     assert sign(stores) == 1
     first, _ = published(stores, keys)
@@ -84,11 +85,11 @@ def test_what_is_signed_can_be_checked(stores, sign, keys):
 
 
 def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkeypatch):
-    """A kill in between leaves the file; what is published later is the very same."""
+    """A kill between file and publication leaves the file; the next run publishes the same note."""
     push(stores, 5)
 
     class Killed(BaseException):
-        """Not an Exception: like a kill, nothing handles it."""
+        """Simulates a kill: it is a BaseException, so the code under test lets it pass."""
 
     def dies(*_):
         raise Killed
@@ -103,9 +104,8 @@ def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkey
 
 
 def test_an_older_backup_is_not_signed(stores, restored, sign, keys):
-    """
-    Signed up to 10, restored to 6, and other events since: neither while it is shorter nor when
-    it is longer again; and with an alarm each time.
+    """A log was signed up to 10, restored to 6, and grew differently. The signer refuses it while
+    it is shorter and when it is longer, with an alarm each time.
     """
     push(stores, 6)
     copy_of(restored, stores)
@@ -127,7 +127,7 @@ def test_an_older_backup_is_not_signed(stores, restored, sign, keys):
 
 
 def test_an_older_backup_is_noticed_before_it_grows(stores, restored, sign, keys):
-    """It brings its own older checkpoint, so that all of it looks as if it were signed."""
+    """The backup contains its own older checkpoint, so it looks completely signed."""
     push(stores, 6)
     sign(stores)
     copy_of(restored, stores)
@@ -143,8 +143,8 @@ def test_an_older_backup_is_noticed_before_it_grows(stores, restored, sign, keys
     assert [line.alarm for line in checkpoints(restored.datastore, "s")] == ["log-shrunk"]
 
 
-def test_the_same_log_goes_on_after_a_restore(stores, restored, sign, keys):
-    """A backup that is not older than what was signed is that log."""
+def test_signing_resumes_after_a_complete_restore(stores, restored, sign, keys):
+    """A backup that contains all signed events is signed again."""
     push(stores, 6)
     sign(stores)
     copy_of(restored, stores)
@@ -154,7 +154,7 @@ def test_the_same_log_goes_on_after_a_restore(stores, restored, sign, keys):
 
 
 def test_an_alarm_ends_when_its_cause_does(stores, sign, keys):
-    """Here: somebody changed a tile, and changed it back."""
+    """A tile is changed and changed back."""
     push(stores, 6)
     sign(stores)
     change = "UPDATE tiles SET hashes = set_byte(hashes, 5, 255 - get_byte(hashes, 5))"
@@ -168,7 +168,7 @@ def test_an_alarm_ends_when_its_cause_does(stores, sign, keys):
 
 
 def test_a_declared_fork_is_another_log(stores, restored, sign, keys, tmp_path):
-    """The admin's way out: another id, another origin, and the old file stays."""
+    """After a fork, the log has a new id and origin, and the file of the old log stays."""
     push(stores, 6)
     sign(stores)
     push(restored, 3)
@@ -185,7 +185,7 @@ def test_a_declared_fork_is_another_log(stores, restored, sign, keys, tmp_path):
 
 
 def test_a_damaged_file_stops_it(stores, sign, tmp_path):
-    """What was signed last is not known, so nothing is."""
+    """The last signed checkpoint is unknown, so signing stops."""
     push(stores, 6)
     sign(stores)
     (file,) = (tmp_path / "checkpoints" / "s").iterdir()
@@ -196,7 +196,7 @@ def test_a_damaged_file_stops_it(stores, sign, tmp_path):
 
 
 def test_a_rotated_key_signs_and_the_old_one_verifies(stores, sign, keys):
-    """What was signed stays signed; the old private key is gone."""
+    """Old signatures stay valid, and the old private key is deleted."""
     push(stores, 6)
     sign(stores)
     before, old = stores.proofs.checkpoint("s"), read_keys(keys).verifiers("x")[0]
@@ -212,7 +212,7 @@ def test_a_rotated_key_signs_and_the_old_one_verifies(stores, sign, keys):
 
 
 def test_without_a_key_nothing_is_signed(stores, tmp_path):
-    """Tiles and proofs are there all the same."""
+    """Tiles and proofs work without a key."""
     push(stores, 6)
     stores.grow_trees()
     signer = CheckpointSigner(
@@ -225,8 +225,8 @@ def test_without_a_key_nothing_is_signed(stores, tmp_path):
 @pytest.mark.parametrize(
     "error", [StorageUnavailable(), UnknownSpace("s"), BeyondTree(), RuntimeError("unforeseen")]
 )
-def test_nothing_ends_the_thread_that_signs(stores, keys, tmp_path, monkeypatch, error):
-    """A connection that breaks in the middle, a tree that is swapped, a fault of ours."""
+def test_the_signing_thread_survives_errors(stores, keys, tmp_path, monkeypatch, error):
+    """The thread survives a broken connection, a swapped tree, and an unexpected error."""
     monkeypatch.setattr(signer_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(signer_module, "RETRY_SECONDS", 0.01)
     push(stores, 5)
@@ -258,7 +258,7 @@ def test_nothing_ends_the_thread_that_signs(stores, keys, tmp_path, monkeypatch,
 
 
 def test_two_signers_sign_one_after_another(stores, sign, keys, tmp_path):
-    """Whoever comes while another is at it passes the space over."""
+    """A signer skips the spaces that another signer is working on."""
     push(stores, 6)
     stores.grow_trees()
     with stores.proofs.signing("s") as is_ours:
@@ -267,8 +267,8 @@ def test_two_signers_sign_one_after_another(stores, sign, keys, tmp_path):
     assert sign(stores) == 1
 
 
-def test_the_file_of_keys_is_its_owner_s_alone(keys):
-    """One that others could read is not used."""
+def test_a_readable_key_file_is_refused(keys):
+    """A key file that other users can read is refused."""
     file = keys / "keys.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert make_keys(keys) == read_keys(keys), "what is there is kept"
@@ -278,7 +278,7 @@ def test_the_file_of_keys_is_its_owner_s_alone(keys):
 
 
 def test_keys_as_commands(stores, tmp_path):
-    """new, list, rotate, show; a second `new` is refused."""
+    """`new`, `list`, `rotate` and `show` work; a second `new` is refused."""
 
     def run(*words: str, code: int = 0) -> str:
         result = CliRunner().invoke(cli, ["keys", *words])

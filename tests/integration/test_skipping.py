@@ -1,4 +1,4 @@
-"""An event that cannot be folded is stepped over: by an event that says so, for every fold."""
+"""Skipping an event that the fold cannot process: one event tells every later fold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.test_proof_tiles import tiles_of
 
 @pytest.fixture
 def stopped(database, stores):
-    """A space whose master table stands still at seq 3, of 4."""
+    """A space with 4 events whose master table is halted at seq 3."""
     stores.push("s", push_of(changeset(put("a", x=1)), changeset(put("b", x=1))))
     poison(database, "s", 3)
     stores.project()
@@ -39,7 +39,9 @@ def ids(stores, space: str = "s") -> list[str]:
 
 
 def test_a_space_goes_on_after_what_is_skipped(stopped):
-    """At once; the event says which one, why, and who decided it."""
+    """The master table resumes at once. The event names the skipped one, the reason and the
+    author.
+    """
     skipped = stopped.skip("s", 3, reason="written past the service", by="on call")
     stopped.project()
 
@@ -53,7 +55,7 @@ def test_a_space_goes_on_after_what_is_skipped(stopped):
 
 
 def test_every_later_fold_passes_over_it(stopped, datastore):
-    """A rebuild, compared with the live table; a replay; what differs between two moments."""
+    """A rebuild that is compared with the live table, a replay, and a diff of two moments."""
     stopped.skip("s", 3, reason="r")
     stopped.project()
 
@@ -66,7 +68,7 @@ def test_every_later_fold_passes_over_it(stopped, datastore):
 
 
 def test_guards_are_decided_again(stopped):
-    """Until then they cannot be: what the event says of the record nobody knows."""
+    """Before the skip they cannot be decided, because the meaning of the event is unknown."""
     guarded = changeset({**put("a", x=2), "if_seq": 1})
     with pytest.raises(ProjectionBehind):
         stopped.push("s", push_of(guarded))
@@ -80,8 +82,9 @@ def test_guards_are_decided_again(stopped):
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_readers_get_past_what_is_no_json(stopped, limit):
-    """They are given an event of that seq that says nothing, wherever their pages end, by whatever
-    way they ask; also the device that is said to have made it."""
+    """Every reader gets an empty event of that seq, with any size of page and any query. This
+    includes the device that the event names.
+    """
     stopped.skip("s", 3, reason="r")
     asked = [{}, {"collections": ["tasks"]}, {"short_for_device": A}]
     for query in asked:
@@ -100,7 +103,7 @@ def test_what_is_no_event_is_none_to_readers(state):
 
 
 def test_what_can_be_read_is_given_as_it_is(stores):
-    """It is the fold alone that did not know what to do with it. But on a line of its own."""
+    """Only the fold could not process it. Exports still need one line for each event."""
     stores.push("s", push_of(changeset()))
     [state] = pull_all(stores, "s")
     assert is_readable(1, state) and not is_readable(2, state)
@@ -108,11 +111,11 @@ def test_what_can_be_read_is_given_as_it_is(stores):
 
 
 def test_proofs_go_on_after_what_is_skipped(stopped, database):
-    """Its leaf is of its bytes' hash. Until it is skipped, the tree stands still before it."""
+    """Its leaf is the hash of its bytes. Until the skip, the tree is halted before it."""
     stopped.grow_trees()
     assert position_of_proofs(stopped) == 2
     stopped.skip("s", 3, reason="r")
-    with psycopg.connect(database) as conn:  # as when it has rested
+    with psycopg.connect(database) as conn:  # as after a pause
         conn.execute("UPDATE projections SET stopped_until = NULL")
     stopped.grow_trees()
     assert position_of_proofs(stopped) == 5
@@ -127,7 +130,7 @@ def position_of_proofs(stores) -> int:
 
 @pytest.mark.parametrize("seq", [1, 2, 4, 99])
 def test_only_where_the_table_stands_still(stopped, seq):
-    """What was folded stays folded: a skip is no way to take somebody's change away."""
+    """Applied events stay applied: a skip cannot remove a user's change."""
     with pytest.raises(NotStopped):
         stopped.skip("s", seq, reason="r")
     assert stopped.range_after("s", RangeQuery(0, 1)).head == 4

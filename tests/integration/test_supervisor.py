@@ -1,4 +1,4 @@
-"""The processes of the service live and end together. Real processes, small ones."""
+"""The supervisor starts, restarts and stops processes together, with real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if manner != "broken":
         time.sleep(0.05)
 """
 
-#: A parent of its own, for what can only be seen when the parent dies or gets signals.
+#: A separate parent process, for tests that kill the parent or send it signals.
 PARENT = """
 import sys
 from foldlog.infrastructure.supervisor import *
@@ -56,7 +56,7 @@ sys.exit(Supervisor(children, backoff=quick).run())
 
 
 class Parent:
-    """`foldlog serve` in small, in a folder where its children leave notes."""
+    """A small `foldlog serve`, in a folder where its children write notes."""
 
     def __init__(self, folder: Path, *children: str, stop_timeout_seconds: float = WAIT_SECONDS):
         self._notes = folder / "notes"
@@ -67,7 +67,7 @@ class Parent:
         )
 
     def notes(self, what: str) -> list[tuple[str, int]]:
-        """(name, pid) of those that noted it, in that order."""
+        """Returns (name, pid) of each note, in order."""
         text = self._notes.read_text() if self._notes.exists() else ""
         words = [line.split() for line in text.splitlines()]
         return [(name, int(pid)) for name, noted, pid in words if noted == what]
@@ -118,10 +118,7 @@ def is_alive(pid: int) -> bool:
 def test_it_stops_all_in_reverse_order(
     parent: Callable[..., Parent], number: signal.Signals
 ) -> None:
-    """
-    What was started last uses what was started first, so it ends first; and an end that was
-    asked for is no failure.
-    """
+    """The last started child depends on the first, so it ends first; the exit code is 0."""
     family = parent("first:good", "second:good", "third:good")
     pids = family.await_starts(3)
     assert family.signal_and_wait(number) == 0
@@ -130,9 +127,7 @@ def test_it_stops_all_in_reverse_order(
 
 
 def test_a_child_that_dies_is_started_again(parent: Callable[..., Parent]) -> None:
-    """
-    And the others do not notice.
-    """
+    """The other children keep running."""
     family = parent("first:good", "second:good")
     first, second = sorted(family.await_starts(2))
     for starts in (3, 4):
@@ -144,18 +139,14 @@ def test_a_child_that_dies_is_started_again(parent: Callable[..., Parent]) -> No
 
 
 def test_a_child_that_never_comes_up_ends_it_all(parent: Callable[..., Parent]) -> None:
-    """
-    A port in use must be told to whoever typed the command, not hidden in an endless loop.
-    """
+    """The operator sees the error, such as a port in use, instead of an endless loop."""
     family = parent("good:good", "broken:broken")
     assert family.process.wait(WAIT_SECONDS) == 1
     assert not any(is_alive(pid) for _, pid in family.notes("starts"))
 
 
 def test_a_stubborn_child_is_killed_at_its_deadline(parent: Callable[..., Parent]) -> None:
-    """
-    One that hangs must not keep the service from ending, nor the others from ending well.
-    """
+    """A hanging child delays the stop only up to its deadline, and the others end cleanly."""
     family = parent("good:good", "stubborn:stubborn", stop_timeout_seconds=0.3)
     pids = family.await_starts(2)
     assert family.signal_and_wait(signal.SIGTERM) == 0
@@ -164,9 +155,7 @@ def test_a_stubborn_child_is_killed_at_its_deadline(parent: Callable[..., Parent
 
 
 def test_a_second_signal_speeds_it_up(parent: Callable[..., Parent]) -> None:
-    """
-    Whoever presses Ctrl-C twice does not want to wait for the deadline.
-    """
+    """A second Ctrl-C kills the remaining children at once."""
     family = parent("stubborn:stubborn")
     (pid,) = family.await_starts(1)
     began = time.monotonic()
@@ -177,9 +166,8 @@ def test_a_second_signal_speeds_it_up(parent: Callable[..., Parent]) -> None:
 
 @pytest.mark.parametrize("manner", ["good", "stubborn"])
 def test_no_child_outlives_a_killed_parent(parent: Callable[..., Parent], manner: str) -> None:
-    """
-    After kill -9 of the parent nobody is left to stop them, and they would hold the port. They
-    end as if asked to, and one that does not listen ends all the same.
+    """After kill -9 of the parent, the children end as after a SIGTERM, and a hanging child is
+    ended too. Otherwise they would hold the port.
     """
     family = parent(f"first:{manner}", f"second:{manner}")
     pids = family.await_starts(2)
@@ -189,9 +177,7 @@ def test_no_child_outlives_a_killed_parent(parent: Callable[..., Parent], manner
 
 
 def test_a_child_takes_its_own_children_along(tmp_path: Path) -> None:
-    """
-    The workers of a web server that was killed still hold its port, where the next one must go.
-    """
+    """The child processes of a killed web server still hold its port, which the next one needs."""
     script = textwrap.dedent("""
         import subprocess, time
         worker = subprocess.Popen(["sleep", "600"])
@@ -221,9 +207,7 @@ def test_a_child_takes_its_own_children_along(tmp_path: Path) -> None:
 
 
 def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    """
-    And what had been started before it is stopped.
-    """
+    """The children that were started before it are stopped."""
     sleeper = Child(name="sleeper", argv=["sleep", "600"])
     supervisor = Supervisor([sleeper, Child(name="typo", argv=[str(tmp_path / "typo")])])
     with pytest.raises(FileNotFoundError):
@@ -232,9 +216,7 @@ def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
 
 
 def test_by_hand_a_child_runs_without_a_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Each process of the service can also be started alone, to look at it.
-    """
+    """Each process of the service can also be started alone, for debugging."""
     monkeypatch.delenv("FOLDLOG_PARENT_PIPE", raising=False)
     before = threading.active_count()
     exit_with_parent()
@@ -242,7 +224,7 @@ def test_by_hand_a_child_runs_without_a_parent(monkeypatch: pytest.MonkeyPatch) 
 
 
 class SmallDatabase:
-    """A process that stands for a database: it can be killed, and failing starts be asked for."""
+    """A process in place of a database: tests can kill it and make its starts fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -275,8 +257,8 @@ class SmallDatabase:
 
 @pytest.mark.parametrize("failures", [0, 2])
 def test_a_database_that_dies_is_started_again(failures: int) -> None:
-    """
-    Also if it takes several attempts; the children live on, and at the end it is stopped.
+    """It is started again even after failed attempts; the children keep running, and it is stopped
+    last.
     """
     database = SmallDatabase(failures)
     database.start()

@@ -1,4 +1,4 @@
-"""`foldlog token`, and the token of the first start, on a real database."""
+"""`foldlog token`, and the admin token of the first start, on a real database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTS = 8
 
 @pytest.fixture
 def waited(monkeypatch):
-    """How often a command waited until every process has forgotten whom it revoked."""
+    """Counts how often a command waited until the caches of all processes had expired."""
     times: list[float] = []
     clock = SimpleNamespace(sleep=times.append, time_ns=time.time_ns)
     monkeypatch.setattr(token, "time", clock)
@@ -41,8 +41,8 @@ def grant(stores):
 
 
 @pytest.mark.parametrize("where", [[], ["--every-space", "--space", "s"]])
-def test_what_a_token_is_for_must_be_said(stores, run, where):
-    """Else a forgotten option would be the widest of all grants."""
+def test_a_new_token_needs_its_spaces(stores, run, where):
+    """Without this rule, a forgotten option would grant the widest token."""
     result = run("token", "new", "--role", "admin", *where, code=2)
     assert "either --space or --every-space" in result.stderr
     run("token", "new", "--role", "admin", "--space", "", code=3)
@@ -51,13 +51,13 @@ def test_what_a_token_is_for_must_be_said(stores, run, where):
     assert len(stores.tokens(EVERY_SPACE)) == 1
 
 
-def test_a_space_that_is_said_twice_is_one(stores, run):
+def test_a_repeated_space_counts_once(stores, run):
     result = run("token", "new", "--role", "reader", *("--space", "s", "--space", "t") * 2)
     assert "for s, t\n" in result.stderr
     assert len(stores.tokens("s")) == len(stores.tokens("t")) == 1
 
 
-def test_a_token_that_cannot_be_granted_in_one_space_is_in_none(stores, run):
+def test_a_token_is_granted_in_all_spaces_or_in_none(stores, run):
     stores.register("t", A)
     stores.revoke_device("t", A, reason="stolen")
     new = ("token", "new", "--role", "device", "--device", A)
@@ -65,7 +65,7 @@ def test_a_token_that_cannot_be_granted_in_one_space_is_in_none(stores, run):
     assert stores.tokens("s") == []
 
 
-def test_a_token_is_revoked_wherever_it_is(stores, run, grant, waited):
+def test_a_token_is_revoked_in_all_its_spaces(stores, run, grant, waited):
     id, other = grant("s", "t", EVERY_SPACE), grant("s")
     result = run("token", "revoke", id, "--reason", "lost")
     assert f"revoked {id} for every space, s, t\n" in result.stderr
@@ -75,7 +75,7 @@ def test_a_token_is_revoked_wherever_it_is(stores, run, grant, waited):
         assert states[id] == "lost" and states.get(other) is None
 
 
-def test_a_space_that_does_not_know_the_token_keeps_no_other_from_it(
+def test_a_space_without_the_token_is_skipped(
     stores,
     run,
     grant,
@@ -89,7 +89,7 @@ def test_a_space_that_does_not_know_the_token_keeps_no_other_from_it(
 
 
 @pytest.mark.parametrize("where", [[], ["--space", "s"]])
-def test_a_token_that_is_nowhere_is_not_revoked(stores, run, grant, waited, where):
+def test_an_unknown_token_is_an_error(stores, run, grant, waited, where):
     grant("s")
     for id in (new_id(), "not a uuid"):
         result = run("token", "revoke", id, *where, "--reason", "lost", code=3)
@@ -97,20 +97,20 @@ def test_a_token_that_is_nowhere_is_not_revoked(stores, run, grant, waited, wher
     assert len(waited) == 2
 
 
-def test_the_list_tells_who_revoked_a_token_and_why(run, grant, waited):
-    """Of a token of every space, which is in no log, nothing else does."""
+def test_the_list_shows_the_reason_of_a_revocation(run, grant, waited):
+    """The list is the only place for it, because a token for every space is in no log."""
     run("token", "revoke", grant(EVERY_SPACE), "--reason", "lost on a train", "--by", "bob")
     names, row = (line.split("\t") for line in run("token", "list").stdout.splitlines())
     assert names[-2:] == ["revoked by", "why"] and row[-2:] == ["bob", "lost on a train"]
 
 
-def test_who_did_it_is_by_default_who_works_at_the_system(stores, run):
+def test_the_author_is_by_default_the_system_user(stores, run):
     run("token", "new", "--role", "reader", "--space", "s")
     run("device", "register", "t", A, "--by", "bob")
     assert stores.tokens("s")[0].granted_by == getpass.getuser()
 
 
-def test_nobody_whom_the_system_knows_by_name_is_an_operator(stores, run, monkeypatch):
+def test_a_user_without_a_name_is_an_operator(stores, run, monkeypatch):
     def unknown():
         raise KeyError("uid not found")
 
@@ -119,7 +119,7 @@ def test_nobody_whom_the_system_knows_by_name_is_an_operator(stores, run, monkey
     assert stores.tokens("s")[0].granted_by == "an operator"
 
 
-def test_what_was_stored_of_old_does_nothing_to_a_terminal(datastore, run, grant):
+def test_control_characters_in_stored_names_are_escaped(datastore, run, grant):
     grant("s")
     with datastore.committed() as cursor:
         cursor.execute("UPDATE tokens SET name = %s RETURNING name", ["a\x1b[2J\n\tb\u202e"])
@@ -127,8 +127,8 @@ def test_what_was_stored_of_old_does_nothing_to_a_terminal(datastore, run, grant
     assert r"a\x1b[2J b\u202e" in printed and "\x1b" not in printed
 
 
-def test_of_many_first_starts_one_shows_a_token(cluster, database, stores, capsys):
-    """Each by itself would look, find no admin, and grant one."""
+def test_one_of_several_first_starts_grants_a_token(cluster, database, stores, capsys):
+    """Parallel first starts grant only one admin token."""
     url, settings, together = as_service(cluster, database), read_settings({}), Barrier(STARTS)
     made = serve.new_token
 

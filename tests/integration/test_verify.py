@@ -1,4 +1,4 @@
-"""`foldlog verify`: what is right passes from every source; what is not is found."""
+"""`foldlog verify` accepts a correct log from every source, and finds each error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KEPT = 40
 
 @pytest.fixture
 def audited(stores, database, tmp_path, monkeypatch):
-    """A signed log of more than a tile, and what an auditor has of it: a key, an old checkpoint."""
+    """A signed log of more than one tile, with the auditor's key and older checkpoint."""
     monkeypatch.setenv("FOLDLOG_DATA", str(tmp_path))
     monkeypatch.setattr(archive_module, "PART_EVENTS", 100)
     make_keys(tmp_path / "keys")
@@ -97,8 +97,8 @@ class Audited:
         return file
 
 
-def test_a_right_log_passes_from_the_database(audited):
-    """Hashes, signature, kept checkpoint, tiles, and the master table."""
+def test_a_correct_log_passes_from_the_database(audited):
+    """Hashes, signature, kept checkpoint, tiles and master table are verified."""
     told = audited.verify("--save", str(audited.folder / "new"))
     for finding in ("440 events", "signed by", "kept checkpoint", "tiles", "master table"):
         assert finding in told
@@ -108,7 +108,7 @@ def test_a_right_log_passes_from_the_database(audited):
 
 @contextmanager
 def served(audited):
-    """The URL of a service of this log."""
+    """Runs a service on this log and gives its URL."""
     parts = audited.stores
     ring = read_keys(audited.folder / "keys")
 
@@ -126,7 +126,7 @@ def served(audited):
 
 
 def test_it_passes_from_a_running_service(audited):
-    """Over HTTP, with nothing but what any client may ask."""
+    """HTTP requests with a client's rights are enough."""
     with served(audited) as url:
         told = audited.verify("s", "--url", url)
         assert "440 events" in told and "master table is the fold" in told
@@ -135,7 +135,7 @@ def test_it_passes_from_a_running_service(audited):
 
 @pytest.fixture
 def meanwhile(monkeypatch):
-    """Has something happen right after the head of the log was read."""
+    """Runs a function right after the head of the log was read."""
 
     def happens(work) -> None:
         read, once = PostgresEventStore.range_after, [work]
@@ -163,16 +163,16 @@ def erase(audited) -> None:
 
 @pytest.mark.parametrize("work", [grow, erase])
 @pytest.mark.parametrize("over_http", [False, True])
-def test_what_happens_while_it_is_verified_is_no_fault(audited, meanwhile, work, over_http):
-    """A checkpoint of more than was looked at; values that are gone by an event after the end."""
+def test_changes_during_a_verification_are_allowed(audited, meanwhile, work, over_http):
+    """The checkpoint may cover later events, and a later event may erase values."""
     with served(audited) as url:
         meanwhile(lambda: work(audited))
         assert "440 events" in audited.verify(*(("s", "--url", url) if over_http else ()))
 
 
 @pytest.mark.parametrize("over_http", [False, True])
-def test_what_is_skipped_is_no_part_of_the_fold(audited, over_http):
-    """The master table does not have it, because a later event says so. It is told."""
+def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
+    """The master table lacks a skipped event, and the output names it."""
     audited.stores.push("s", push_of(changeset(put("7", n=-1), put("8", n=-1))))
     limits = Limits(touched_bytes_per_event_max=1)
     audited.stores.projector = Projector(audited.stores.datastore, MasterProjection(limits))
@@ -187,7 +187,7 @@ def test_what_is_skipped_is_no_part_of_the_fold(audited, over_http):
     assert "the master table is the fold of these events" in told
 
 
-def test_what_cannot_be_folded_and_is_not_skipped_is_wrong(audited, monkeypatch):
+def test_an_event_that_cannot_be_folded_is_an_error(audited, monkeypatch):
     def fold_but(records, event):
         if event.seq == 48:
             raise KeyError("riddle")
@@ -198,14 +198,14 @@ def test_what_cannot_be_folded_and_is_not_skipped_is_wrong(audited, monkeypatch)
 
 
 def test_an_archive_holds_what_its_checkpoint_signs(audited, meanwhile):
-    """Also of a log that grows while it is written."""
+    """It contains all signed events, even if the log grows during the export."""
     meanwhile(lambda: grow(audited))
     assert "signed by" in audited.verify("--file", audited.archive())
 
 
 @pytest.mark.parametrize("words", [("--archive", "-o", "log.tar"), ("-o", "log.jsonl")])
-def test_an_export_into_which_an_erasure_comes_is_none(audited, meanwhile, words):
-    """What says that the values are gone would be missing from it."""
+def test_an_erasure_during_an_export_fails_the_export(audited, meanwhile, words):
+    """The export would lack the event that explains the erased values, so it fails."""
     *words, file = words
     file = audited.folder / file
     meanwhile(lambda: erase(audited))
@@ -216,7 +216,7 @@ def test_an_export_into_which_an_erasure_comes_is_none(audited, meanwhile, words
 
 @pytest.mark.parametrize("name", ["log.tar", "log.tar.gz"])
 def test_it_passes_from_an_archive(audited, name):
-    """Without any service; and an export of lines does, as far as it can."""
+    """An archive verifies without a service; an export of lines does too, but has no signature."""
     told = audited.verify("--file", audited.archive(name))
     assert "440 events" in told and "tiles are of these events" in told
     lines = str(audited.folder / "log.jsonl.gz")
@@ -225,7 +225,7 @@ def test_it_passes_from_an_archive(audited, name):
 
 
 def test_an_archive_is_imported_byte_for_byte(audited):
-    """Into an empty space: the same events, salts, and so the same root."""
+    """An empty space gets the same events, salts and root."""
     file, url = audited.archive(), audited.stores.datastore.url
     audited.run("import", file, "--space", "t", "--database-url", url)
     parts = audited.stores
@@ -234,8 +234,8 @@ def test_an_archive_is_imported_byte_for_byte(audited):
     assert parts.proofs.consistency("t", 40) == parts.proofs.consistency("s", 40)
 
 
-def test_it_goes_on_where_it_was(audited):
-    """By its state, or from any seq on by the tiles; either is proven by the signed root."""
+def test_it_continues_from_a_state_or_a_seq(audited):
+    """A run continues from its state, or from any seq by the tiles; the signed root proves both."""
     state = str(audited.folder / "state")
     assert "100 events" in audited.verify("--state", state, "--to", "100")
     assert "340 events" in audited.verify("--state", state)
@@ -253,7 +253,7 @@ def test_it_goes_on_where_it_was(audited):
 
 
 def change(audited, statement: str) -> None:
-    """Past all our code, as who owns the disk can."""
+    """Changes the database directly, as an attacker with access to the disk can."""
     with psycopg.connect(audited.owner_url) as conn:
         conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
         conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
@@ -291,15 +291,15 @@ def change(audited, statement: str) -> None:
          "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_found(audited, statement, told):
-    """With the first seq, and exit code 1."""
+def test_each_error_is_found(audited, statement, told):
+    """The output names the first wrong seq; the exit code is 1."""
     change(audited, statement)
     said = " ".join(audited.verify(code=1).split())
     assert told in said, said
 
 
-def test_a_signature_of_somebody_else_does_not_count(audited):
-    """Nor is a checkpoint of another log one of this."""
+def test_a_signature_by_another_key_is_refused(audited):
+    """A checkpoint of another log is refused, too."""
     other = Signer(audited.vkey.partition("+")[0], b"x" * 32).verifier().vkey
     url = audited.stores.datastore.url
     told = audited.run("verify", "s", "--database-url", url, "--key", other, code=1)
@@ -307,7 +307,7 @@ def test_a_signature_of_somebody_else_does_not_count(audited):
 
 
 def test_a_log_that_ends_before_the_kept_checkpoint(audited):
-    """Here an archive of before."""
+    """An older archive is compared with a newer checkpoint."""
     file = audited.archive()
     grow(audited)
     (audited.folder / "kept").write_bytes(audited.stores.proofs.checkpoint("s"))
@@ -332,7 +332,7 @@ def rewritten(file: str, parts: list[tuple[str, bytes]]) -> str:
 @pytest.mark.parametrize("part", ["events/000000000101.jsonl", "tile/0/000", "tile/1/000.p/1",
                                   "tile/0/001.p/184", "checkpoint"])  # fmt: skip
 def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
-    """A few places of each part."""
+    """A few bytes of each member are flipped, one at a time."""
     parts = members(audited.archive("log.tar"))
     assert part in dict(parts), [name for name, _ in parts]
     data = dict(parts)[part]
@@ -347,7 +347,7 @@ def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
 
 
 def test_parts_that_are_missing_from_an_archive(audited):
-    """Events, tiles, the end."""
+    """Missing events, missing tiles, and a missing end are found."""
     parts = members(audited.archive("log.tar"))
     for missing in (
         *("events/000000000101.jsonl", "tile/0/000", "tile/0/001.p/184"),
@@ -364,7 +364,7 @@ def test_parts_that_are_missing_from_an_archive(audited):
 
 
 def test_a_damaged_export_cannot_be_read(audited):
-    """Compressed lines of which a byte is flipped."""
+    """A byte of the compressed lines is flipped."""
     lines = audited.folder / "log.jsonl.gz"
     audited.run("export", "s", "-o", str(lines), "--database-url", audited.stores.datastore.url)
     whole = lines.read_bytes()
@@ -381,7 +381,7 @@ def test_a_damaged_export_cannot_be_read(audited):
 
 
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
-    """Most of the records are in a file; what is wrong is found all the same."""
+    """Errors are found, too, when most records are in the file."""
     few = partial(DiskBackedRecords, in_memory_max=3)
     monkeypatch.setattr(folded_module, "DiskBackedRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
@@ -391,8 +391,8 @@ def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     assert "the master table lacks ('tasks', '7')" in audited.verify(code=1)
 
 
-def test_records_in_a_file_fold_as_those_in_memory(audited):
-    """One by one, whatever is at hand."""
+def test_records_in_the_file_fold_like_those_in_memory(audited):
+    """Records in the file and in memory fold to the same result."""
     stores = audited.stores
     spilled, in_memory = DiskBackedRecords(in_memory_max=2), {}
     for entry in stores.entries("s", through=440):
@@ -406,7 +406,7 @@ def test_records_in_a_file_fold_as_those_in_memory(audited):
 
 
 def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
-    """However large they are: an export, an archive and a bundle hold a few at once."""
+    """Exports, archives and bundles hold only a few events in memory, even large ones."""
     whole, held = list(audited.stores.entries("s", through=440)), []
     monkeypatch.setattr(log_module, "ENTRIES_BYTES", 2_000)
     monkeypatch.setattr(proofs_module, "PIECE_BYTES", 2_000)

@@ -1,4 +1,4 @@
-"""Two services witness each other; whoever forks is refused."""
+"""Two services witness each other and refuse a forked log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers import changeset, push_of, put
 
 
 class Party:
-    """A service: it signs its own log, is a witness of the other's, and asks that one."""
+    """A service that signs its own log and is the witness of the other one."""
 
     def __init__(self, name: str, stores: PostgresStores, folder, client_of):
         self.name, self.stores, self.folder = name, stores, folder
@@ -83,7 +83,7 @@ class Party:
         return asked
 
     def cosigned_by(self, party: Party) -> int | None:
-        """The size of the published checkpoint, if that party has cosigned it."""
+        """Returns the size of the published checkpoint, if that party has cosigned it."""
         checkpoint, note = open_checkpoint(self.stores.proofs.checkpoint("s"), [self.log])
         return checkpoint.size if note.verified_by([party.verifier]) else None
 
@@ -112,7 +112,7 @@ def parties(cluster, tmp_path, client_of):
 
 
 def test_two_services_witness_each_other(parties):
-    """Again and again, also after either has forgotten what the other has seen."""
+    """They cosign repeatedly, also after one of them has lost its cache of the other's state."""
     ada, bob = parties
     for size in (3, 5, 300):
         for one, other in ((ada, bob), (bob, ada)):
@@ -123,7 +123,7 @@ def test_two_services_witness_each_other(parties):
 
 
 def test_a_fork_is_refused(parties, cluster):
-    """By the witness too: a log whose signer has lost its memory and its honesty."""
+    """The witness refuses it too, when the log's signer has lost its files."""
     ada, bob = parties
     page = ada.stores.range_after("s", RangeQuery(0, 1))
     with Datastore(create_database(cluster)[0]) as datastore:
@@ -141,8 +141,8 @@ def test_a_fork_is_refused(parties, cluster):
     assert ada.cosigned_by(bob) == 3
 
 
-def test_who_was_away_is_asked_again(parties):
-    """For the same checkpoint, less and less often; and by the next process too."""
+def test_an_unreachable_witness_is_asked_again(parties):
+    """The same checkpoint is sent again, less and less often, also by the next process."""
     ada, bob = parties
     bob.is_away = True
     ada.sign(bob)
@@ -166,8 +166,8 @@ def test_who_was_away_is_asked_again(parties):
     assert bob.times_asked == 1, "it has said what it has to say"
 
 
-def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_cosigned(parties):
-    """And a cosignature that comes late does not take the place of the newer one."""
+def test_a_newer_checkpoint_replaces_a_pending_one(parties):
+    """A late cosignature of the older one leaves the newer one published."""
     ada, bob = parties
     bob.is_away = True
     late = ada.sign(bob)
@@ -180,8 +180,8 @@ def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_cosigned(parties
     assert ada.cosigned_by(bob) == 5
 
 
-def test_a_log_that_has_forked_is_asked_for_no_more(parties):
-    """Nor does its checkpoint take the place of one of the new log."""
+def test_a_checkpoint_of_a_forked_log_is_dropped(parties):
+    """The checkpoint of the old log leaves the one of the new log published."""
     ada, bob = parties
     bob.is_away = True
     late = ada.sign(bob)
@@ -199,8 +199,8 @@ def test_a_log_that_has_forked_is_asked_for_no_more(parties):
     assert bob.times_asked == 0 and not late._pending
 
 
-def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_path, client_of):
-    """Nor is it asked once for each space: who is away for one is away for all."""
+def test_an_unreachable_witness_delays_no_other(parties, tmp_path, client_of):
+    """An unreachable witness is asked once for all spaces, and the others cosign."""
     ada, bob = parties
     ada.stores.push("t", push_of(changeset(put())))
     ada.stores.grow_trees()
@@ -224,7 +224,7 @@ def test_one_witness_that_is_away_keeps_no_other_from_cosigning(parties, tmp_pat
 
 
 def ask(ada: Party, bob: Party, old: int, size: int, **changed) -> tuple[int, str]:
-    """Asks bob by hand; returns status and body."""
+    """Sends a request to bob by hand; returns status and body."""
     signer = ada.keys.signer(changed.get("origin", ada.log.name))
     found = ada.stores.proofs.consistency("s", old, size)
     root = changed.get("root", found.new_root)
@@ -238,7 +238,7 @@ def ask(ada: Party, bob: Party, old: int, size: int, **changed) -> tuple[int, st
 
 
 def test_every_answer_of_a_witness(parties):
-    """As tlog-witness lists them, in that order."""
+    """The statuses are those of tlog-witness, in its order."""
     ada, bob = parties
     ada.push(7)
     stranger = Signer(ada.log.name, b"x" * 32)
@@ -267,7 +267,7 @@ def test_every_answer_of_a_witness(parties):
 
 
 def test_a_request_is_what_the_specification_shows():
-    """Its own example, read and written."""
+    """The example of the specification is read and written byte for byte."""
     body = (
         "old 20852014\n"
         "PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw=\n"

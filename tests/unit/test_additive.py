@@ -43,7 +43,7 @@ def why(new, old=OLD):
 
 
 def changed(path: str, *value):
-    """OLD with another value at a path, or without it."""
+    """OLD with another value at a path, or with the path removed."""
     schema = copy.deepcopy(OLD)
     *way, last = path.split("/")
     at = schema

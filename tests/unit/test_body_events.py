@@ -8,7 +8,7 @@ import hmac
 from foldlog.domain.events import Envelope, body_entry, decode_event, restored_entry
 
 SALT = bytes(range(32))
-# A golden event, like those of test_stored_form.py: never edit it.
+# A golden event, like those of test_stored_form.py: keep it as it is.
 STORED = (
     b'{"seq":3,"kind":"something-else","id":"0198a3c2-0000-4000-8000-000000000001",'
     b'"received_at":"2026-11-23T09:00:02.481Z","body":{"ops":[1],"why":"\xc3\xa4"}}'

@@ -80,7 +80,7 @@ def test_the_example_of_the_design():
 
 
 def test_a_push_may_be_empty():
-    """A push without changesets only pulls."""
+    """An empty push only pulls."""
     assert decode() == []
     assert decode_changesets(msgspec.Raw(b" [ ] "), A, LIMITS) == []
 
@@ -321,7 +321,7 @@ def test_unreadable_json_is_reported_with_its_index(text, pointer, more):
 )
 @pytest.mark.parametrize("more", ["", ', {"id": 7}'])
 def test_deep_nesting_is_reported_with_its_index(text, more):
-    """Every reader stops at such nesting, and reports no position."""
+    """Every reader stops at such nesting; the index is found by a search."""
     with pytest.raises(LimitExceeded) as refused:
         decode_text(text + more)
     where = {"index": 1, "pointer": "/1"}
@@ -361,7 +361,7 @@ def test_invalid_utf8_is_reported_with_its_index():
     ids=range(16),
 )
 def test_without_an_array_no_changeset_is_blamed(raw):
-    """The array was cut on the way, or is no array. An index would make the device set aside a
+    """The array was cut on the way, or is another value. An index would make the device set aside a
     valid changeset."""
     with pytest.raises(InvalidRequest) as refused:
         decode_changesets(raw, A, LIMITS)
@@ -449,7 +449,7 @@ def test_integers_are_limited(wrong, pointer):
 
 
 def test_for_too_many_changesets_none_is_blamed():
-    """The error has no index, so the client halves its batch."""
+    """The error lacks an index, so the client halves its batch."""
     with pytest.raises(LimitExceeded) as refused:
         decode(*[changeset()] * 4, limits=SMALL)
     assert refused.value.extra == {"limit": "changesets_per_push_max", "value": 3}
@@ -515,7 +515,7 @@ def is_same(one: Json, other: Json, *, device: str = A, other_device: str = A) -
     ids=["as it was", "base and counter", "made_at, in other words", "1.0", "order of fields"],
 )
 def test_equal_content_in_another_form(again):
-    """Content is compared as values. `base` and `counter` are not part of it."""
+    """Content is compared as values. `base` and `counter` are ignored."""
     assert is_same(BASIC, again)
 
 
@@ -558,7 +558,7 @@ def test_a_local_id_and_its_id_are_equal_content():
 
 
 def test_an_erased_changeset_is_compared_by_its_id():
-    """No stored value may help to guess an erased one."""
+    """Stored values must be useless for guessing erased ones."""
     [sent] = decode(BASIC)
 
     class Stored:

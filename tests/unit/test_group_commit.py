@@ -1,4 +1,4 @@
-"""Group commit: what waits together is committed together, and nobody takes others along."""
+"""Group commit: requests that wait together are committed together, and fail independently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, Que
 
 
 class Recorder:
-    """Commits by remembering; a group waits at the gate until it is opened."""
+    """Records its commits. A group waits at the gate until the gate is opened."""
 
     def __init__(self):
         self.groups: list[tuple[str, list[int]]] = []
@@ -42,7 +42,9 @@ def wait_until(condition, seconds=10.0):
 
 
 def test_what_waits_while_one_commits_goes_together():
-    """The first goes alone; the nine that came meanwhile are one group; all get their own."""
+    """The first goes alone. The nine that arrive meanwhile form a group. Each gets its own
+    reply.
+    """
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit)
     first = group_commit.submit("s", 0)
@@ -66,7 +68,7 @@ def test_one_that_fails_takes_no_other_along():
 
 
 def test_keys_do_not_wait_for_each_other():
-    """While one space's commit hangs, another's goes through."""
+    """While the commit of one space hangs, another space commits."""
     recorder = Recorder()
     hangs = Event()
 
@@ -99,7 +101,7 @@ def test_a_group_has_a_limit():
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_commit_that_raises_fails_its_group_and_not_the_next(failure):
-    """The leadership is handed on whatever happens: nobody waits for ever."""
+    """The thread goes on after the exception."""
     fails = Event()
     fails.set()
     recorder = Recorder()
@@ -124,7 +126,7 @@ def test_a_commit_that_raises_fails_its_group_and_not_the_next(failure):
 
 
 def test_under_load_everybody_is_answered_once():
-    """Sixteen threads, three keys, no gate: every reply is its request's own."""
+    """Sixteen threads, three keys, no gate: every request gets its own reply."""
     together = Barrier(16)
 
     def commit(key, requests):
@@ -145,7 +147,7 @@ def test_under_load_everybody_is_answered_once():
 
 
 def test_a_group_has_a_weight():
-    """Large requests do not end up in one transaction; one that is too heavy goes alone."""
+    """Large requests go in several transactions. A request over the limit goes alone."""
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit, weigh=lambda n: n, group_weight_max=10)
     futures = [group_commit.submit("s", 1)]
@@ -160,7 +162,7 @@ def test_a_group_has_a_weight():
 
 
 def test_who_went_away_while_waiting_is_not_committed():
-    """A client that is gone before its turn holds up nobody; one whose turn it is stays in."""
+    """A request that is cancelled before its group is dropped. In a running group it stays."""
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit)
     first = group_commit.submit("s", 1)
@@ -173,7 +175,7 @@ def test_who_went_away_while_waiting_is_not_committed():
 
 
 def test_closing_waits_for_what_was_submitted():
-    """Nothing that was taken is left without its answer."""
+    """Every accepted request is answered."""
 
     def commit(key, requests):
         time.sleep(0.002)
@@ -186,7 +188,7 @@ def test_closing_waits_for_what_was_submitted():
 
 
 def test_who_waited_too_long_for_a_turn_is_sent_away():
-    """Nothing of it is committed, and whoever comes later is served."""
+    """An expired request is dropped, and later ones are served."""
     entered, hanging, committed = Event(), Event(), []
 
     def commit(key, requests):
@@ -211,8 +213,9 @@ def test_who_waited_too_long_for_a_turn_is_sent_away():
 
 
 def test_a_space_that_is_flooded_has_one_turn_before_each_other_space():
-    """However much waits for it: who comes then waits for the group that is being committed, and
-    for one of each space that was there before."""
+    """A new request to another space waits for the running group, and for one group of each
+    space that came before.
+    """
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit, group_size_max=10, committers=1)
     flood = [group_commit.submit("flooded", 0)]
@@ -228,7 +231,7 @@ def test_a_space_that_is_flooded_has_one_turn_before_each_other_space():
 
 
 def test_between_two_turns_of_a_space_is_one_of_each_that_waits():
-    """Two that are both flooded share the thread, group by group."""
+    """Two flooded spaces share the thread, group by group."""
     recorder = Recorder()
     group_commit = GroupCommit(recorder.commit, group_size_max=10, committers=1)
     futures = [group_commit.submit("a", 0)]
@@ -254,3 +257,37 @@ def test_a_space_of_which_too_much_waits_takes_no_more_and_others_do():
 
     assert [future.result(10) for future in futures] == [10, 50, 50, 50]
     assert group_commit.submit("flooded", 10).result(10) == 100
+
+
+def test_one_caller_never_has_all_committers():
+    """A caller pushes to a hundred spaces that all hang; another caller's push is committed."""
+    go_on, started = Event(), []
+
+    def commit(key, requests):
+        if key != "modest":
+            started.append(key)
+            assert go_on.wait(10)
+        return list(requests)
+
+    group_commit = GroupCommit(commit, committers=3)
+    greedy = [group_commit.submit(f"space {n}", n, "greedy") for n in range(100)]
+    wait_until(lambda: len(started) == 2)
+    assert group_commit.submit("modest", -1, "modest").result(10) == -1
+    assert len(started) == 2
+    go_on.set()
+    assert [future.result(10) for future in greedy] == list(range(100))
+    wait_until(lambda: not group_commit._queues)
+    group_commit.close()
+
+
+def test_callers_with_many_spaces_are_served_in_turn():
+    """A caller with many waiting spaces delays another caller by one group for each thread."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, committers=1)
+    greedy = [group_commit.submit(f"greedy {n}", n, "greedy") for n in range(20)]
+    recorder.entered.wait(10)
+    modest = group_commit.submit("modest", 100, "modest")
+    recorder.gate.set()
+    assert modest.result(10) == 1000
+    assert [future.result(10) for future in greedy] == [n * 10 for n in range(20)]
+    assert [key for key, _ in recorder.groups].index("modest") <= 2

@@ -184,7 +184,7 @@ SCHEMA = {
     ],
 )
 def test_the_text_of_a_violation_comes_from_the_schema_alone(document, path, reason):
-    """A refusal is stored for ever, so it must not hold a user's text, names included."""
+    """A refusal is stored for ever, so it must be free of a user's text, names included."""
     (fault,) = JsonSchema.checked(SCHEMA, LIMITS).faults(document)
     assert (fault.violation.path, fault.violation.reason) == (path, reason)
     assert "secret" not in path + reason

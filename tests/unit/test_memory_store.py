@@ -1,4 +1,4 @@
-"""What only the store in memory can be asked, since its clock and its limits can be set."""
+"""Tests that set the clock and the limits of the store in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from tests.helpers import changeset, pull_all, push_of, put
 
 
 def test_a_clock_that_goes_back_does_not_take_the_log_along():
-    """
-    `received_at` is never less than the one before, so `time` is never beyond it either.
-    """
+    """`received_at` stays at the last value, so `time` stays at or below it."""
     clock = iter([5_000, 3_000, 7_000])
     store = MemoryStore(now_ms=lambda: next(clock))
     for _ in range(3):
@@ -23,8 +21,8 @@ def test_a_clock_that_goes_back_does_not_take_the_log_along():
 
 
 def test_a_page_ends_early_but_is_never_empty_when_events_are_large():
-    """
-    One event that is larger than a page is a page; or nobody would ever get past it.
+    """An event that exceeds the size of a page is a page of its own, so that a reader can pass
+    it.
     """
     store = MemoryStore(limits=Limits(page_bytes_max=3_000))
     for size in (10, 5_000, 10, 1_000, 10):
@@ -39,9 +37,7 @@ def test_a_page_ends_early_but_is_never_empty_when_events_are_large():
 
 
 def test_a_filtered_page_looks_at_so_many_events_and_no_more():
-    """
-    It may be empty then, and says that there is more; its cursor moves on.
-    """
+    """The page may be empty. It has `more`, and its cursor moves on."""
     store = MemoryStore(limits=Limits(page_scan_max=3))
     store.push("s", push_of(*(changeset(put("r", "c")) for _ in range(7))))
     store.push("s", push_of(changeset(put("r", "wanted"))))

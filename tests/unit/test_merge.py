@@ -415,7 +415,7 @@ def test_example(lines, fields, ledger):
 
 
 def test_a_delete_of_a_missing_record_has_no_effect():
-    """It leaves no trace, so a put that had not seen it creates the record."""
+    """It leaves the record untouched, so a concurrent put creates it."""
     record, conflicts = folded((A, 0, 1, delete()))
     assert not record.exists
     assert record.deleted is None
@@ -497,14 +497,14 @@ def test_a_write_of_an_unset_field_is_kept():
 
 
 def test_an_equal_value_that_wins_takes_the_write_but_moves_no_seq():
-    """`seq` and `last_modified` move only with the folded state, and the author is not in it."""
+    """`seq` and `last_modified` move only with the folded state, and the author is outside it."""
     record, _ = folded((A, 0, 1, put(a=1)), (B, 1, 2, put(a=1.0)))
     assert (record.seq, record.last_modified) == (1, received(1))
     assert record.writes == {"a": Write(2, B, 2, 0)}
 
 
 def test_a_value_that_loses_moves_nothing():
-    """Neither the write nor the seq moves; the record counts as touched."""
+    """The write and the seq stay; the record counts as touched."""
     record, _ = folded((A, 0, 9, put(a=1)), (B, 0, 2, put(a=2)))
     assert (record.seq, record.last_modified) == (1, received(1))
     assert record.writes == {"a": Write(1, A, 9, 0)}
@@ -523,7 +523,7 @@ def test_seq_moves_when_the_state_does(last, seq):
 
 
 def test_created_seq_moves_when_the_record_is_created_again():
-    """It is another record under the old id. A second delete changes no visible state."""
+    """It is another record under the old id. A second delete leaves the visible state as it is."""
     lines = [(A, 0, 1, put(a=1)), (A, 1, 1, delete()), (A, 2, 1, delete()), (A, 3, 1, put(a=1))]
     found = [folded(*lines[:n])[0] for n in range(1, 5)]
     assert [record.created_seq for record in found] == [1, 1, 1, 4]
@@ -589,7 +589,7 @@ def test_a_changeset_with_one_erased_operation_keeps_the_others():
 
 
 def test_a_conflict_as_a_document():
-    """The ledger is stored in this form, so the names never change. A side without `value` had
+    """The ledger is stored in this form, so the names are fixed. A side without `value` had
     none."""
     _, conflicts = folded((A, 0, 1, put(a=None)), (B, 0, 2, delete()))
     assert list(map(conflict_document, conflicts)) == [

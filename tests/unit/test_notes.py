@@ -70,13 +70,13 @@ def test_keys_of_others_are_read_and_written(vkey):
     ],
 )
 def test_invalid_keys_are_refused(vkey):
-    """One wrong letter in a key must be noticed, or the key would verify no note."""
+    """One wrong letter in a key must be noticed, or the key would fail for all notes."""
     with pytest.raises(InvalidNote):
         Verifier.parse(vkey)
 
 
 def test_our_checkpoint_byte_for_byte():
-    """A golden checkpoint: Ed25519 is deterministic, and the format never changes."""
+    """A golden checkpoint: Ed25519 is deterministic, and the format is fixed."""
     assert signed().encoded == GOLDEN.encode()
     checkpoint, note = open_checkpoint(GOLDEN.encode(), [SIGNER.verifier()], origin=SIGNER.name)
     assert (checkpoint, note.signatures) == (CHECKPOINT, signed().signatures)
@@ -214,7 +214,7 @@ def test_bundles():
 
 
 def test_origins():
-    """An origin has no scheme, spaces, plus signs, or slash at either end."""
+    """An origin excludes schemes, spaces, plus signs, and a slash at either end."""
     assert origin_of("foldlog.local", "home", "id") == "foldlog.local/spaces/home/id"
     assert all(map(is_origin_name, ("foldlog.local", "a.example:8080/x", "h")))
     for name in ("", "https://a", "a b", "a+b", "/a", "a/", "a//b", "ä"):

@@ -163,7 +163,7 @@ def test_bytes_without_ops_or_body_have_no_leaf():
 
 
 def test_bytes_that_were_written_past_the_service_have_a_leaf():
-    """The leaf holds their hash, so they cannot be changed. Every leaf fits into a bundle."""
+    """The leaf holds their hash, so any change is noticed. Every leaf fits into a bundle."""
     bad = b'{"seq": oh no'
     header = proofs.leaf_header_of(bad)
     assert header == b'{"unreadable":"%b"' % hashlib.sha256(bad).hexdigest().encode()

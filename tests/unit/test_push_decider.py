@@ -1,4 +1,4 @@
-"""What becomes of a push: every answer, in order of precedence; one that fails leaves no trace."""
+"""The decision of a push: every answer, in order of precedence, and the traces of a refusal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOW_MS = 1795424400000
 
 
 class Log:
-    """A space's log, as an infrastructure that does no more than it must would keep it."""
+    """The log of a space, in a minimal infrastructure."""
 
     def __init__(self, *pushes: Push):
         self.entries: list[LogEntry] = []
@@ -42,7 +42,7 @@ class Log:
     def lock(
         self, *pushes: Push, received_at: int = NOW_MS, limits: Limits = LIMITS
     ) -> PushDecider:
-        """What one append transaction has before it: what these pushes need, and no more."""
+        """Returns a decider with the data that these pushes need."""
         ids = {c.id for push in pushes for c in push.changesets}
         afters = {push.after for push in pushes if push.after is not None}
         counters = {p.device: self.counters[p.device] for p in pushes if p.device in self.counters}
@@ -77,7 +77,9 @@ class Log:
         assert [entry.seq for entry in self.entries] == list(range(1, decider.head + 1))
 
     def refuses(self, push: Push, error: type[FoldlogError], **members: Any) -> Json:
-        """The refusal's members; it has left nothing behind, and an empty push after it is fine."""
+        """Checks that the push is refused and changes nothing. Returns the members of the
+        refusal.
+        """
         decider = self.lock(push, **members)
         with pytest.raises(error) as refused:
             decider.take(push)
@@ -101,8 +103,8 @@ def details(answers: list[Answer]) -> list[str | None]:
 
 
 def test_new_changesets_are_stored_in_the_order_of_the_push():
-    """
-    One event each, numbered after the head, with what the sender said and what the server knows.
+    """One event each, numbered after the head, with the members from the sender and from the
+    server.
     """
     log = Log(push_of(changeset()))
     sent = [counted(1, base=1), counted(2, add(n=1), delete("s", "notes"))]
@@ -119,9 +121,7 @@ def test_new_changesets_are_stored_in_the_order_of_the_push():
 
 
 def test_an_answer_names_the_ids_of_local_ids():
-    """
-    To a duplicate too: the first answer may never have arrived.
-    """
+    """A duplicate gets them too, because the first answer may be lost."""
     push = push_of(changeset({"op": "put", "collection": "tasks", "local_id": "7"}))
     log = Log()
     first, again = log.push(push), log.push(push)
@@ -131,9 +131,7 @@ def test_an_answer_names_the_ids_of_local_ids():
 
 
 def test_an_empty_push_is_answered_with_nothing():
-    """
-    It may come only to pull.
-    """
+    """A device may come only to pull."""
     log = Log()
     assert log.push(push_of()) == []
     assert log.counters == {}
@@ -153,16 +151,12 @@ def test_an_empty_push_is_answered_with_nothing():
     ],
 )
 def test_time(made_at, sent_at, received_at, time):
-    """
-    When the user made the change, by the server's clock: max(0, min(received, made + offset)).
-    """
+    """The time of the change by the server's clock: max(0, min(received, made + offset))."""
     assert time_of(made_at, sent_at, received_at) == time
 
 
 def test_the_time_of_an_event_is_computed_from_its_push():
-    """
-    The device's clock was an hour slow at sending, so it was when the user made the change.
-    """
+    """The device's clock was an hour slow at sending, so it was an hour slow at the change too."""
     push = push_of(changeset(made_at="2026-11-23T07:59:00Z"), sent_at=NOW - timedelta(hours=1))
     [answer] = Log().push(push)
     assert answer.time == NOW_MS - 60_000
@@ -172,9 +166,7 @@ def test_the_time_of_an_event_is_computed_from_its_push():
 
 
 def test_a_duplicate_is_answered_as_the_first_time():
-    """
-    The same seq, times and verdict, whenever it comes; and it is stored once.
-    """
+    """The same seq, times and verdict at any time. The changeset is stored once."""
     push = push_of(counted(1), counted(2))
     log = Log()
     first = log.push(push)
@@ -188,9 +180,7 @@ def test_a_duplicate_is_answered_as_the_first_time():
 
 
 def test_a_refused_one_stays_refused():
-    """
-    Though its guard would hold now: it is history, not a new question.
-    """
+    """Its guard would hold now, but its answer is part of the log."""
     late = changeset({**put("s"), "if_seq": 2})
     log = Log(push_of(changeset()))
     [first] = log.push(push_of(late))
@@ -202,8 +192,8 @@ def test_a_refused_one_stays_refused():
 
 
 def test_duplicates_neither_check_nor_use_counters():
-    """
-    A retry overlaps with what was stored; what is new goes on from the device's last counter.
+    """A retry overlaps with stored changesets. The new ones continue from the device's last
+    counter.
     """
     one, two, three = counted(1), counted(2), counted(3)
     log = Log(push_of(one, two))
@@ -217,18 +207,14 @@ def test_duplicates_neither_check_nor_use_counters():
 
 
 def test_duplicates_do_not_check_the_base():
-    """
-    It may change when a device heals.
-    """
+    """The base may change when a device heals."""
     one = changeset()
     log = Log(push_of(one))
     assert verdicts(log.push(push_of({**one, "base": 99}))) == [(1, "stored", True)]
 
 
 def test_twice_in_one_push():
-    """
-    The second is a duplicate of the first, which is not stored yet.
-    """
+    """The second is a duplicate of the first, which is still to be stored."""
     one = counted(1)
     assert verdicts(Log().push(push_of(one, one, counted(2)))) == [
         (1, "stored", False),
@@ -238,9 +224,7 @@ def test_twice_in_one_push():
 
 
 def test_twice_in_two_pushes_that_are_committed_together():
-    """
-    A client gave up waiting and sent it again; both wait for the same commit.
-    """
+    """A client timed out and sent again. Both requests wait for the same commit."""
     push = push_of(counted(1))
     decider = Log().lock(push, push)
     assert verdicts(decider.take(push) + decider.take(push)) == [
@@ -251,9 +235,7 @@ def test_twice_in_two_pushes_that_are_committed_together():
 
 
 def test_from_another_device_it_is_still_the_same():
-    """
-    A device that healed has a new id, and its changesets the old ones. They are whose they were.
-    """
+    """A healed device has a new id, and its changesets keep their ids and their first device."""
     one = counted(1)
     log = Log(push_of(one, device=A))
     assert verdicts(log.push(push_of({**one, "counter": 5}, device=B))) == [(1, "stored", True)]
@@ -280,9 +262,7 @@ LOCAL = {"op": "put", "collection": "tasks", "local_id": "7", "fields": {"n": 1}
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_the_same_id_needs_the_same_content(first, again, is_same, together):
-    """
-    Compared as values with what is stored, or with what came earlier in this push.
-    """
+    """The values are compared with the stored ones, or with those earlier in the push."""
     log = Log()
     sent = [changeset(), first]
     if not together:
@@ -296,9 +276,7 @@ def test_the_same_id_needs_the_same_content(first, again, is_same, together):
 
 
 def test_a_local_id_may_come_again_as_the_id():
-    """
-    As it was answered; by then the device may have another id itself.
-    """
+    """The answer named the id, which the device may use from then on."""
     first = push_of(changeset(LOCAL, id=ID))
     op = {**LOCAL, "id": first.changesets[0].ops[0].id}
     del op["local_id"]
@@ -308,9 +286,7 @@ def test_a_local_id_may_come_again_as_the_id():
 
 
 def test_an_erased_one_is_compared_by_id_alone():
-    """
-    No digest of its content is kept.
-    """
+    """The log keeps no digest of its content."""
     log = Log(push_of(changeset(put(secret=1), id=ID)))
     state = log.entries[0].state.replace(b'"fields":{"secret":1}', b'"erased":"00"')
     decider = PushDecider(
@@ -326,9 +302,7 @@ def test_an_erased_one_is_compared_by_id_alone():
 @pytest.mark.parametrize("stored", [0, 1, 3])
 @pytest.mark.parametrize("sent", range(1, 6))
 def test_a_counter_follows_the_last_one(stored, sent):
-    """
-    Exactly; the refusal names the one that was expected.
-    """
+    """The next counter is exactly one higher. The refusal names the expected one."""
     log = Log(*(push_of(counted(n)) for n in range(1, stored + 1)))
     push = push_of(counted(sent))
     expected = {"index": 0, "counter": sent, "expected": stored + 1}
@@ -350,25 +324,19 @@ def test_a_counter_follows_the_last_one(stored, sent):
     ids=str,
 )
 def test_counters_follow_inside_a_push(counters, error, expected):
-    """
-    The first that doesn't is named, and nothing of the push is stored.
-    """
+    """The refusal names the first wrong one, and the whole push is left out."""
     assert Log().refuses(push_of(*map(counted, counters)), error) == expected
 
 
 def test_who_cannot_count_has_its_ids_alone():
-    """
-    A changeset without a counter neither checks nor uses one.
-    """
+    """A changeset without a counter leaves the device's counter as it is."""
     log = Log(push_of(changeset(), counted(1), changeset(), counted(2)))
     assert log.counters == {A: 2}
     assert "counter" not in log.entries[0].state.decode()
 
 
 def test_each_device_counts_for_itself():
-    """
-    Also when their pushes are committed together.
-    """
+    """Also if their pushes are committed together."""
     pushes = [push_of(counted(1), device=A), push_of(counted(1), device=B)]
     pushes += [push_of(counted(2), device=A)]
     log = Log()
@@ -380,9 +348,7 @@ def test_each_device_counts_for_itself():
 
 
 def test_a_refused_changeset_uses_its_counter_and_does_not_block_the_queue():
-    """
-    The device goes on; nobody has to throw anything away.
-    """
+    """The device continues with its next changeset."""
     log = Log(push_of(changeset(), device=B))
     answers = log.push(push_of(counted(1), counted(2, guard="unchanged"), counted(3)))
     assert verdicts(answers) == [
@@ -391,16 +357,15 @@ def test_a_refused_changeset_uses_its_counter_and_does_not_block_the_queue():
         (4, "stored", False),
     ]
     assert log.counters[A] == 3
-    assert log.records["tasks", "r"].touched_by_other(B) == 4  # not by the refused one
+    assert log.records["tasks", "r"].touched_by_other(B) == 4  # the refused one has left it
 
 
 # -- The cursor and the base -------------------------------------------------------------------
 
 
 def test_a_base_beyond_the_head_is_of_another_log():
-    """
-    The server was restored from a backup. A base at head is what every device has that is up to
-    date; the events of its own push are not yet there to be seen.
+    """The server was restored from a backup. A base at the head is normal for a device that is
+    up to date. The events of the push itself are still unknown to the device.
     """
     log = Log(push_of(changeset()))
     behind = {"log": "log", "head": 1}
@@ -410,8 +375,8 @@ def test_a_base_beyond_the_head_is_of_another_log():
 
 
 def test_the_cursor():
-    """
-    Every `after` on a log of two, with no mark, the right one and another one.
+    """Every `after` on a log of two events: without a mark, with the right mark and with
+    another.
     """
     log = Log(push_of(changeset(), changeset()))
     for after in range(2):
@@ -426,9 +391,7 @@ def test_the_cursor():
 
 
 def test_a_reader_is_checked_in_the_same_way():
-    """
-    A cursor at the head is fine, beyond it not; a mark must be the one that is there.
-    """
+    """A cursor at the head is accepted, and beyond it refused. The mark must be the log's own."""
     check_cursor("log", 2, 2, None, "22")
     check_cursor("log", 2, 2, "22", "22")
     check_cursor("log", 2, 0, "", "")
@@ -446,9 +409,8 @@ def test_a_reader_is_checked_in_the_same_way():
 
 
 def test_the_order_of_precedence():
-    """
-    A push in which everything is wrong is refused for one thing after another, as each is put
-    right: the cursor first, then changeset by changeset the id, the base and the counter.
+    """A push with every fault is refused for one after another, as each is corrected: first the
+    cursor, then for each changeset the id, the base and the counter.
     """
     log = Log(push_of(counted(1, id=ID)))
 
@@ -470,9 +432,8 @@ def test_the_order_of_precedence():
 
 
 def test_a_push_that_fails_takes_no_other_along():
-    """
-    Two pushes in one transaction: the second fails at its last changeset. The first is stored,
-    the next one finds everything as the first has left it.
+    """Of two pushes in one transaction, the second fails at its last changeset. The first is
+    stored, and the next push is decided as if the second were absent.
     """
     good, bad = push_of(counted(1), device=A), push_of(counted(1), counted(3), device=B)
     next_one = push_of(counted(1), counted(2, {**put("r"), "if_seq": 1}), device=B)
@@ -487,9 +448,8 @@ def test_a_push_that_fails_takes_no_other_along():
 
 
 def test_a_push_that_fails_late_leaves_no_trace():
-    """
-    The last event is over the limit, found only when it is made: ids, counters and records of
-    the push's earlier changesets are as if it had never come.
+    """The size of the last event is known only after earlier changesets were decided. Their ids,
+    counters and records are then as before the push.
     """
     small = Limits(event_bytes_max=1_000)
     first, huge = counted(1, put(a=1)), counted(2, put(a="x" * 1_000))
@@ -508,7 +468,7 @@ def test_a_push_that_fails_late_leaves_no_trace():
 
 
 def stale_at(log: Log, sent: Json, *, device: str = A) -> str | None:
-    """Why a changeset is refused, or None. The log stays as it is."""
+    """Returns the reason why a changeset is refused, or None. The log stays as it is."""
     push = push_of(sent, device=device)
     return details(log.lock(push).take(push))[0]
 
@@ -516,8 +476,8 @@ def stale_at(log: Log, sent: Json, *, device: str = A) -> str | None:
 @pytest.mark.parametrize("base", range(4))
 @pytest.mark.parametrize("device", [A, B, C])
 def test_unchanged(device, base):
-    """
-    No operation of another device on one of its records after its base, also none that lost.
+    """The guard holds if other devices left its records alone after its base. Lost operations
+    count.
     """
     log = Log(
         push_of(changeset(put(a=1), made_at="2026-11-23T09:00:00Z"), device=A),
@@ -534,9 +494,7 @@ def test_unchanged(device, base):
 
 
 def test_unchanged_is_not_broken_by_what_was_refused():
-    """
-    A refused changeset changed no record.
-    """
+    """A refused changeset leaves all records as they are."""
     log = Log(push_of(changeset(put(a=1)), device=A))
     log.push(push_of(changeset({**put(a=2), "if_seq": 9}, base=1), device=B))
     assert stale_at(log, changeset(put(), base=1, guard="unchanged"), device=C) is None
@@ -573,8 +531,8 @@ GONE = [changeset(put(a=1, b=None)), changeset(delete())]
 )
 @pytest.mark.parametrize("op", [put(a=2), add(a=2), delete()], ids=lambda op: op["op"])
 def test_if_seq_and_expect(before, guard, why, op):
-    """
-    On any operation. A tombstone is a record, with a seq; null is a value; `true` is not 1.
+    """On any operation. A tombstone is a record with a seq, null is a value, and `true` differs
+    from 1.
     """
     log = Log(*(push_of({**sent, "id": new_id()}, device=B) for sent in before))
     sent = changeset({**op, **guard})
@@ -586,9 +544,8 @@ def test_if_seq_and_expect(before, guard, why, op):
 
 
 def test_guards_are_decided_before_the_changeset_and_all_or_nothing():
-    """
-    Its second operation is guarded by what was before its first; and if any guard breaks, none of
-    its operations happens.
+    """The guard of its second operation sees the state before its first. One broken guard
+    refuses all of its operations.
     """
     log = Log(push_of(changeset(put(a=1))))
     good = changeset(put(a=2), {**put(a=3), "expect": {"a": 1}})
@@ -598,8 +555,8 @@ def test_guards_are_decided_before_the_changeset_and_all_or_nothing():
 
 
 def test_guards_inside_one_push_are_decided_in_order():
-    """
-    Each on what the one before has left, a refused one nothing; own changes break no `unchanged`.
+    """Each one sees the stored changesets before it. The device's own changes keep `unchanged`
+    intact.
     """
     push = push_of(
         changeset({**put(a=1), "expect": None}),
@@ -617,9 +574,7 @@ def test_guards_inside_one_push_are_decided_in_order():
 
 
 def test_guards_across_pushes_that_are_committed_together():
-    """
-    The second sees what the first has just brought, though nothing is committed yet.
-    """
+    """The second push sees the changes of the first, before the commit of both."""
     pushes = [push_of(changeset({**put(a=1), "if_seq": 0}), device=d) for d in (A, B)]
     decider = Log().lock(*pushes)
     answers = [answer for push in pushes for answer in decider.take(push)]
@@ -627,8 +582,8 @@ def test_guards_across_pushes_that_are_committed_together():
 
 
 def test_a_stale_answer_carries_the_current_records_and_the_event_does_not():
-    """
-    All that the changeset names, guarded or not, whole, in their order and once; a tombstone too.
+    """The answer has all records that the changeset names, whole, in their order and once each.
+    It includes tombstones and records without a guard.
     """
     log = Log(push_of(changeset(put("r", a=1), put("s", b=1), put("gone")), device=B))
     log.push(push_of(changeset(delete("gone")), device=B))
@@ -650,9 +605,7 @@ def test_a_stale_answer_carries_the_current_records_and_the_event_does_not():
 
 
 def test_a_push_may_want_the_records_that_it_touched():
-    """
-    Each as it is after its changeset; for a duplicate, as it is now.
-    """
+    """The answer has each record after its changeset; for a duplicate, the current one."""
     one = changeset(put(a=1))
     log = Log()
     log.push(push_of(one))
@@ -671,9 +624,7 @@ def test_a_push_may_want_the_records_that_it_touched():
 
 
 def test_what_must_be_loaded():
-    """
-    Of guarded changesets every record, of the others none unless they are asked for.
-    """
+    """All records of guarded changesets, and those that the push wants."""
     plain = changeset(put("plain"))
     guarded = changeset(put("beside"), {**put("guarded"), "if_seq": 0})
     whole = changeset(put("whole"), guard="unchanged")
@@ -688,8 +639,8 @@ def test_what_must_be_loaded():
 
 
 def test_what_must_be_loaded_is_asked_once_of_a_changeset():
-    """
-    Each answer looks at all of its operations: asked for each of them, it would be their square.
+    """Each check scans all operations of the changeset. Checking at each operation would be
+    quadratic.
     """
     asked = []
 

@@ -1,8 +1,8 @@
 """One golden event of each form. If a test fails here, you changed the stored form of the log.
 
-Existing logs hold these bytes, devices keep marks of them, and checkpoints prove them. Never edit
-the constants. A new form needs a new version of the wire format, and old forms must stay readable
-for ever.
+Existing logs hold these bytes, devices keep marks of them, and checkpoints prove them. Keep
+the constants as they are. A new form needs a new version of the wire format, and old forms must
+stay readable for ever.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def test_the_same_is_still_written(which, state, ops_hash, leaf_hash, mark):
 
 @pytest.mark.parametrize(("which", "state", "ops_hash", "leaf_hash", "mark"), GOLDEN)
 def test_stored_bytes_are_still_the_same_entry(which, state, ops_hash, leaf_hash, mark):
-    """If this fails, older exports and backups can no longer be loaded."""
+    """If this fails, loading older exports and backups fails."""
     entry = restored_entry(state, SALT)
     assert entry == made()[which]
     leaf = state[: state.index(b',"ops":[{')] + b',"ops_hash":"' + ops_hash.encode() + b'"}'
@@ -308,7 +308,7 @@ def test_an_erased_operation_is_still_written_and_read():
     ids=["the old one", "one less", "one more", "another tag", "of an erased one", "one lost"],
 )
 def test_salts_that_do_not_belong_to_an_event_are_refused(salt):
-    """An import must not bring in an event whose erased operations could be guessed."""
+    """An import must refuse an event whose erased operations could be guessed."""
     with pytest.raises(ValueError):
         restored_entry(STORED_ERASED, salt)
 

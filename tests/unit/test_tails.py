@@ -99,7 +99,7 @@ def test_an_unconfirmed_end_expires(tails, clock):
     clock.now += CONFIRMED_SECONDS_MAX - 1
     found = tails.range_after("s", RangeQuery(3, 9))
     assert found is not None
-    assert not tails.confirm("s", LOG, 3, found.mark, clock.now)
+    assert not tails.confirm("s", LogEnd(LOG, 3, [], found.mark, clock.now))
     clock.now += CONFIRMED_SECONDS_MAX
     assert tails.range_after("s", RangeQuery(3, 9)) is not None
     clock.now += 0.1
@@ -140,7 +140,7 @@ def test_a_hole_restarts_the_tail(tails):
 def test_a_restored_database_is_noticed(tails, log, head, mark):
     found = entries(1, 3)
     cache(tails, found)
-    tails.confirm("s", log, head, mark or found[head - 1].mark, 101.0)
+    tails.confirm("s", LogEnd(log, head, [], mark or found[head - 1].mark, 101.0))
     assert tails.range_after("s", RangeQuery(3, 9)) is None
 
 
@@ -149,7 +149,7 @@ def test_a_read_before_an_append_keeps_the_cache(tails):
     found = entries(1, 3)
     cache(tails, found[:2])
     cache(tails, found[2:], at=102.0)
-    tails.confirm("s", LOG, 2, found[1].mark, 101.0)
+    tails.confirm("s", LogEnd(LOG, 2, [], found[1].mark, 101.0))
     assert seqs(tails.range_after("s", RangeQuery(0, 9))) == [1, 2, 3]
 
 

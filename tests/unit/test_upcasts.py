@@ -10,7 +10,7 @@ from foldlog.domain.upcasts import UPCASTER, UPCASTS, UnknownForm, Upcaster
 from tests.unit.test_collections import DEFINED
 from tests.unit.test_stored_form import REFUSED, STORED
 
-#: One event of each form so far. Never edit one; a new form adds a line.
+#: One event of each form so far. Keep them as they are; a new form adds a line.
 GOLDEN = {
     "changeset/1": STORED,
     "changeset/1 refused": REFUSED,
@@ -31,7 +31,7 @@ def test_every_upcast_has_a_golden_event_to_begin_with():
 
 
 def test_an_event_in_the_newest_form_keeps_its_bytes():
-    """Such an event is returned as it is, without decoding."""
+    """Such an event is returned as it is, in its own bytes."""
     assert UPCASTER.upcast("changeset/1", STORED) is STORED
     assert UPCASTER.topic_of("changeset") == "changeset/1"
 

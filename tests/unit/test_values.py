@@ -1,4 +1,4 @@
-"""JSON values: equality by type, and values that some readers cannot hold."""
+"""JSON values: equality by type, and values that some readers would change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUES = [
 @pytest.mark.parametrize("a", VALUES, ids=repr)
 def test_same_for_every_pair(a):
     """`true` differs from 1, but 1 is 1.0, at every depth. Null differs from a missing field.
-    Objects have no order."""
+    Objects are unordered."""
 
     def text(value):
         return canonical(NOTHING if value is ABSENT else value)
@@ -101,7 +101,7 @@ def nested(depth: int) -> list:
 
 @pytest.mark.parametrize("depth", [1, 2, 32, 33, 500])
 def test_nesting_is_counted_in_containers(depth):
-    """32 levels are allowed. A plain value needs none."""
+    """32 levels are allowed. A plain value uses no level."""
     check_value("plain", 0)
     if depth <= 32:
         check_value(nested(depth), 32)
@@ -115,7 +115,7 @@ def test_nesting_is_counted_in_containers(depth):
     [(0, True), (0.5, True), (True, False), (None, False), ("1", False), ([1], False)],
 )
 def test_numbers(value, is_one):
-    """`true` is not a number."""
+    """`true` differs from a number."""
     assert is_number(value) == is_one
 
 

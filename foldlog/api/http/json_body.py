@@ -18,6 +18,7 @@ from foldlog.api.shapes.fields import ChangesetsField
 from foldlog.api.shapes.reading import flat
 from foldlog.domain.changesets import array_in, check_searchable
 from foldlog.domain.errors import InvalidRequest, LimitExceeded
+from foldlog.domain.json_pointers import escaped
 from foldlog.domain.limits import Limits
 
 from .bodies import SMALL_BODY_BYTES, Reservation, read_body
@@ -161,4 +162,4 @@ def _wrong(found: Iterable[tuple[Any, str]]) -> InvalidRequest:
 def pointer(path: Iterable[str | int]) -> str:
     """RFC 6901; names that strangers made are not told back at any length."""
     told = (str(part)[:NAME_LENGTH_TOLD_MAX] for part in path)
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in told)
+    return "".join(f"/{escaped(part)}" for part in told)

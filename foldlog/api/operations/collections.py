@@ -9,7 +9,6 @@ import msgspec
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
@@ -19,31 +18,27 @@ from foldlog.api.shapes.queries import CollectionQuery
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.collections import Outcome, Proposal
 from foldlog.domain.errors import (
-    FoldlogError,
     InvalidSchema,
     LimitExceeded,
-    OutcomeUnknown,
     ProjectionBehind,
     SchemaNotAdditive,
     SchemaViolated,
-    StorageUnavailable,
     UnknownCollection,
-    UnknownSpace,
     VersionConflict,
 )
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import EventStore
 
-DEFINE_PROBLEMS: tuple[type[FoldlogError], ...] = (
-    UnsupportedMediaType,
+from .problems import READ_PROBLEMS, WRITE_PROBLEMS, Problems
+
+DEFINE_PROBLEMS: Problems = (
+    *WRITE_PROBLEMS,
     InvalidSchema,
     LimitExceeded,
     SchemaNotAdditive,
     SchemaViolated,
     VersionConflict,
-    StorageUnavailable,
-    OutcomeUnknown,
     ProjectionBehind,
 )
 
@@ -56,7 +51,7 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         Right.READ,
         answer=Collections,
         example=examples.COLLECTIONS,
-        problems=(UnknownSpace, StorageUnavailable),
+        problems=READ_PROBLEMS,
     )
     def collections(space: str) -> Reply:
         """List the defined collections.
@@ -72,7 +67,7 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         query=CollectionQuery(),
         answer=Definition,
         example=examples.COLLECTION,
-        problems=(UnknownSpace, UnknownCollection, StorageUnavailable),
+        problems=(*READ_PROBLEMS, UnknownCollection),
     )
     def collection(space: str, collection: str, query: Mapping[str, Any]) -> Reply:
         """Read the schema of a collection.

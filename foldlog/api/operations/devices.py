@@ -17,11 +17,12 @@ from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.admin_bodies import RegisterBody, RevokeBody
 from foldlog.api.shapes.queries import devices_query
 from foldlog.domain.access import Caller, Device, Right
-from foldlog.domain.errors import DeviceRevoked, StorageUnavailable, UnknownSpace
+from foldlog.domain.errors import DeviceRevoked, UnknownSpace
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 
-from .tokens import CHANGE_PROBLEMS, if_known, time_if_known
+from .problems import READ_PROBLEMS, WRITE_PROBLEMS
+from .tokens import if_known, time_if_known
 
 
 def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -33,7 +34,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         query=devices_query(limits),
         answer=answers.Devices,
         example=examples.DEVICES,
-        problems=(UnknownSpace, StorageUnavailable),
+        problems=READ_PROBLEMS,
     )
     def devices(space: str, query: Mapping[str, Any]) -> Reply:
         """List the devices of a space, in the order of their ids.
@@ -51,7 +52,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REGISTER,
         answer=answers.Device,
         example=examples.REGISTERED_DEVICE,
-        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
+        problems=(*WRITE_PROBLEMS, DeviceRevoked),
     )
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Register a device, or rename it.
@@ -71,7 +72,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         body_example=examples.REVOKE,
         answer=answers.Device,
         example=examples.REVOKED_DEVICE,
-        problems=(*CHANGE_PROBLEMS, UnknownSpace),
+        problems=(*WRITE_PROBLEMS, UnknownSpace),
     )
     async def revoke_device(
         request: Request, space: str, device: str, caller: Caller, body: dict[str, Any]

@@ -7,7 +7,6 @@ from typing import Any
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
@@ -15,18 +14,12 @@ from foldlog.api.shapes.admin_bodies import erase_body
 from foldlog.api.shapes.answers import ErasedRecord, ErasureAnswer
 from foldlog.domain.access import Caller, Right
 from foldlog.domain.erasure import Selection
-from foldlog.domain.errors import (
-    Forbidden,
-    LimitExceeded,
-    OutcomeUnknown,
-    StorageUnavailable,
-    Unauthenticated,
-    UnknownRecord,
-    UnknownSpace,
-)
+from foldlog.domain.errors import LimitExceeded, UnknownRecord, UnknownSpace
 from foldlog.domain.limits import Limits
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import EventStore
+
+from .problems import WRITE_PROBLEMS
 
 
 def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
@@ -39,10 +32,7 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         body_example=examples.ERASE,
         answer=ErasureAnswer,
         example=examples.ERASURE_ANSWER,
-        problems=(
-            *(Unauthenticated, Forbidden, UnsupportedMediaType, LimitExceeded),
-            *(UnknownSpace, UnknownRecord, StorageUnavailable, OutcomeUnknown),
-        ),
+        problems=(*WRITE_PROBLEMS, LimitExceeded, UnknownSpace, UnknownRecord),
     )
     def erase(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Erase records.

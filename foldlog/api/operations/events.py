@@ -20,16 +20,15 @@ from foldlog.api.shapes.queries import events_query, stream_query
 from foldlog.api.shapes.reading import read_last_event_id
 from foldlog.domain.access import Right, is_revocation
 from foldlog.domain.errors import (
-    FoldlogError,
     LogBehind,
     LogChanged,
-    StorageUnavailable,
-    UnknownSpace,
 )
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import EventStore, Range, RangeQuery
 
-PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, LogBehind, LogChanged, StorageUnavailable)
+from .problems import READ_PROBLEMS, Problems
+
+PROBLEMS: Problems = (*READ_PROBLEMS, LogBehind, LogChanged)
 STREAM = Lines(
     "Server-Sent Events. The `data` of each message is a page of the log.",
     {"data of a message": (answers.Range, examples.RANGE)},

@@ -15,26 +15,12 @@ from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import diff_query, history_query
 from foldlog.domain.access import Right
-from foldlog.domain.errors import (
-    FoldlogError,
-    HistoryUnavailable,
-    LogBehind,
-    ProjectionBehind,
-    StorageUnavailable,
-    UnknownRecord,
-    UnknownSpace,
-)
+from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import DiffQuery, History, HistoryPage, HistoryQuery
 
-PROBLEMS: tuple[type[FoldlogError], ...] = (
-    UnknownSpace,
-    LogBehind,
-    StorageUnavailable,
-    ProjectionBehind,
-    HistoryUnavailable,
-)
+from .problems import HISTORY_PROBLEMS
 
 
 def history_blueprint(history: History, limits: Limits) -> Blueprint:
@@ -47,7 +33,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         query=history_query(limits),
         answer=answers.HistoryPage,
         example=examples.HISTORY_PAGE,
-        problems=(*PROBLEMS, UnknownRecord),
+        problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def record_history(
         request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
@@ -68,7 +54,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         query=history_query(limits, names_record=True),
         answer=answers.HistoryPage,
         example=examples.HISTORY_PAGE,
-        problems=(*PROBLEMS, UnknownRecord),
+        problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the history of a record with any id.
@@ -85,7 +71,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         query=diff_query(limits),
         answer=answers.DiffPage,
         example=examples.DIFF_PAGE,
-        problems=PROBLEMS,
+        problems=HISTORY_PROBLEMS,
     )
     async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Compare two moments.

@@ -33,11 +33,9 @@ from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, c
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     BeyondTree,
-    FoldlogError,
     NoCheckpoint,
     NoKeys,
     StorageUnavailable,
-    UnknownSpace,
 )
 from foldlog.domain.events import LogEntry
 from foldlog.domain.merkle import HASH_BYTES, TILE_WIDTH, Tile
@@ -45,9 +43,10 @@ from foldlog.domain.notes import Verifier, bundle, parse_level, parse_tile_path
 from foldlog.domain.ports import EventStore, ProofTree, RangeQuery
 from foldlog.domain.proofs import leaf_hash
 
+from .problems import READ_PROBLEMS
+
 log = structlog.get_logger("foldlog.api")
 
-PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
 OCTETS = "application/octet-stream"
 NOTE = "text/plain; charset=utf-8"
 #: A full tile is final. It is `private`, because it reveals the devices and times of changes.
@@ -74,7 +73,7 @@ def proofs_blueprint(
     bp = Blueprint("proofs", __name__)
 
     @bp.get("/v1/spaces/<space>/checkpoint")
-    @operation(Right.READ, media_type=NOTE, problems=(*PROBLEMS, NoCheckpoint))
+    @operation(Right.READ, media_type=NOTE, problems=(*READ_PROBLEMS, NoCheckpoint))
     def checkpoint(space: str) -> Reply:
         """Read the last signed checkpoint.
 
@@ -84,7 +83,7 @@ def proofs_blueprint(
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
-    @operation(Right.READ, answer=Keys, example=examples.KEYS, problems=(*PROBLEMS, NoKeys))
+    @operation(Right.READ, answer=Keys, example=examples.KEYS, problems=(*READ_PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
         """List the public keys that sign, or signed, checkpoints of this log.
 
@@ -98,7 +97,7 @@ def proofs_blueprint(
         return json_reply(Keys(head.log, found))
 
     @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
-    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
     def tile(space: str, level: str, tile: str) -> Reply:
         """Read a tile of the tree.
 
@@ -113,7 +112,7 @@ def proofs_blueprint(
         return _octets(hashes[: width * HASH_BYTES])
 
     @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
-    @operation(Right.READ, media_type=OCTETS, problems=(*PROBLEMS, NoSuchPath, BeyondTree))
+    @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
     def entries(space: str, tile: str) -> Reply:
         """Read a bundle of leaves.
 
@@ -128,7 +127,7 @@ def proofs_blueprint(
 
     @bp.get("/v1/spaces/<space>/export")
     @operation(
-        Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=PROBLEMS
+        Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=READ_PROBLEMS
     )
     async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the log with the salts that open it.
@@ -148,7 +147,7 @@ def proofs_blueprint(
         query=InclusionQuery(),
         answer=InclusionProof,
         example=examples.INCLUSION_PROOF,
-        problems=(*PROBLEMS, BeyondTree),
+        problems=(*READ_PROBLEMS, BeyondTree),
     )
     def inclusion(space: str, query: Mapping[str, Any]) -> Reply:
         """Prove that an event is in the tree.
@@ -172,7 +171,7 @@ def proofs_blueprint(
         query=consistency_query(),
         answer=ConsistencyProof,
         example=examples.CONSISTENCY_PROOF,
-        problems=(*PROBLEMS, BeyondTree),
+        problems=(*READ_PROBLEMS, BeyondTree),
     )
     def consistency(space: str, query: Mapping[str, Any]) -> Reply:
         """Prove that the tree begins with an older tree.
@@ -197,7 +196,7 @@ def proofs_blueprint(
         query=SizeQuery(),
         answer=EventProof,
         example=examples.EVENT_PROOF,
-        problems=(*PROBLEMS, BeyondTree),
+        problems=(*READ_PROBLEMS, BeyondTree),
     )
     def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
         """Prove an event with all its values.

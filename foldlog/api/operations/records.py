@@ -17,15 +17,7 @@ from foldlog.api.operation import operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import RecordQuery, conflicts_query, local_ids_query, records_query
 from foldlog.domain.access import Right
-from foldlog.domain.errors import (
-    FoldlogError,
-    HistoryUnavailable,
-    LogBehind,
-    ProjectionBehind,
-    StorageUnavailable,
-    UnknownRecord,
-    UnknownSpace,
-)
+from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.ledger import ConflictsFilter
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
@@ -39,14 +31,7 @@ from foldlog.domain.ports import (
     RecordsQuery,
 )
 
-READ_PROBLEMS: tuple[type[FoldlogError], ...] = (UnknownSpace, StorageUnavailable)
-READ_PROBLEMS_AS_OF: tuple[type[FoldlogError], ...] = (
-    *READ_PROBLEMS,
-    UnknownRecord,
-    LogBehind,
-    ProjectionBehind,
-    HistoryUnavailable,
-)
+from .problems import HISTORY_PROBLEMS, PROJECTED_PROBLEMS
 
 
 def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
@@ -59,7 +44,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=records_query(limits),
         answer=answers.RecordsPage,
         example=examples.RECORDS_PAGE,
-        problems=READ_PROBLEMS_AS_OF,
+        problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the master table.
@@ -81,7 +66,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=RecordQuery(),
         answer=answers.RecordAnswer,
         example=examples.RECORD_ANSWER,
-        problems=READ_PROBLEMS_AS_OF,
+        problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def record(
         request: Request, space: str, collection: str, id: str, query: Mapping[str, Any]
@@ -105,7 +90,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=conflicts_query(limits),
         answer=answers.ConflictsPage,
         example=examples.CONFLICTS_PAGE,
-        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind, HistoryUnavailable),
+        problems=HISTORY_PROBLEMS,
     )
     async def conflicts(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
@@ -128,7 +113,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=local_ids_query(limits),
         answer=LocalIdsPage,
         example=examples.LOCAL_IDS,
-        problems=(*READ_PROBLEMS, LogBehind, ProjectionBehind),
+        problems=PROJECTED_PROBLEMS,
     )
     async def device_ids(
         request: Request, space: str, device: str, query: Mapping[str, Any]

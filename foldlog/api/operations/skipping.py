@@ -7,23 +7,17 @@ from typing import Any
 from flask import Blueprint
 
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.operation import operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.admin_bodies import SkipBody
 from foldlog.api.shapes.answers import Skipped
 from foldlog.domain.access import Caller, Right
-from foldlog.domain.errors import (
-    Forbidden,
-    NotStopped,
-    OutcomeUnknown,
-    StorageUnavailable,
-    Unauthenticated,
-    UnknownSpace,
-)
+from foldlog.domain.errors import NotStopped, UnknownSpace
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import EventStore
+
+from .problems import WRITE_PROBLEMS
 
 
 def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
@@ -36,10 +30,7 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         body_example=examples.SKIP,
         answer=Skipped,
         example=examples.SKIPPED,
-        problems=(
-            *(Unauthenticated, Forbidden, UnsupportedMediaType),
-            *(UnknownSpace, NotStopped, StorageUnavailable, OutcomeUnknown),
-        ),
+        problems=(*WRITE_PROBLEMS, UnknownSpace, NotStopped),
     )
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Skip an event.

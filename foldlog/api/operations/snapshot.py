@@ -21,16 +21,12 @@ from foldlog.api.operation import Lines, operation
 from foldlog.api.shapes import examples
 from foldlog.api.shapes.queries import SnapshotQuery
 from foldlog.domain.access import Right
-from foldlog.domain.errors import (
-    LogBehind,
-    LogChanged,
-    ProjectionBehind,
-    StorageUnavailable,
-    UnknownSpace,
-)
+from foldlog.domain.errors import LogChanged
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import MasterTable, Snapshot
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
+
+from .problems import PROJECTED_PROBLEMS
 
 log = structlog.get_logger("foldlog.api")
 
@@ -56,7 +52,7 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         query=SnapshotQuery(),
         answer=LINES,
         media_type=MEDIA_TYPE,
-        problems=(UnknownSpace, LogBehind, LogChanged, ProjectionBehind, StorageUnavailable),
+        problems=(*PROJECTED_PROBLEMS, LogChanged),
     )
     async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Load all records, to follow the log from there.

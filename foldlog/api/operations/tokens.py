@@ -14,7 +14,6 @@ from msgspec.structs import asdict
 
 from foldlog.api.http.access import Access
 from foldlog.api.http.json_body import JsonBody
-from foldlog.api.http.problems import UnsupportedMediaType
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
@@ -24,9 +23,7 @@ from foldlog.api.shapes.queries import tokens_query
 from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token, new_token
 from foldlog.domain.errors import (
     DeviceRevoked,
-    FoldlogError,
     Forbidden,
-    OutcomeUnknown,
     StorageUnavailable,
     UnknownSpace,
     UnknownToken,
@@ -35,11 +32,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
 
-CHANGE_PROBLEMS: tuple[type[FoldlogError], ...] = (
-    UnsupportedMediaType,
-    StorageUnavailable,
-    OutcomeUnknown,
-)
+from .problems import WRITE_PROBLEMS
 
 
 def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blueprint:
@@ -52,7 +45,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.GRANT,
         answer=answers.Granted,
         example=examples.GRANTED,
-        problems=(*CHANGE_PROBLEMS, DeviceRevoked),
+        problems=(*WRITE_PROBLEMS, DeviceRevoked),
     )
     def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Grant a token.
@@ -103,7 +96,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         body_example=examples.REVOKE,
         answer=answers.Token,
         example=examples.REVOKED_TOKEN,
-        problems=(*CHANGE_PROBLEMS, UnknownSpace, UnknownToken),
+        problems=(*WRITE_PROBLEMS, UnknownSpace, UnknownToken),
     )
     async def revoke_token(
         request: Request, space: str, token: str, caller: Caller, body: dict[str, Any]

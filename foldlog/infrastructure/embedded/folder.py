@@ -20,7 +20,7 @@ from .errors import DataFolderUnusable
 
 PORT = 5432  #: only part of the socket's name, because TCP is off
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-#: the system's limit for the path of a unix socket, without the final NUL
+#: the system's limit for the path of a unix socket, minus the final NUL
 SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 
 PASSWORD_BYTES = 32

@@ -42,8 +42,8 @@ class PostgresLog:
     def rotate_if_large(self) -> None:
         """Copies the file and truncates it, because the postmaster keeps its descriptor open.
 
-        Lines between the copy and the truncation are lost. PostgreSQL's own log collector loses no
-        lines, but starts too late to log why a start failed.
+        Lines between the copy and the truncation are lost. PostgreSQL's own log collector would
+        keep all lines, but starts too late to log why a start failed.
         """
         if self._path.exists() and self._path.stat().st_size > LOG_BYTES_MAX:
             older = self._path.with_name(self._path.name + ".1")

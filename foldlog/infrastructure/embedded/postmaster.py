@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class Postmaster:
-    """One run of PostgreSQL, in its own session, so that Ctrl-C in a terminal does not reach it.
+    """One run of PostgreSQL, in its own session, so that Ctrl-C reaches only us.
 
     A watcher shell waits on a pipe whose other end we hold, and shuts the postmaster down when we
     die. (Linux's PR_SET_PDEATHSIG is unsuitable: it must be set between fork and exec, which is

@@ -253,7 +253,7 @@ class EmbeddedPostgres:
             deadline.pause(POLL_SECONDS, "PostgreSQL is recovering", says=self._log.last_line())
 
     def _end(self) -> None:
-        """Stops our server and releases the folder; does nothing in a forked child process."""
+        """Stops our server and releases the folder; a forked child process keeps both."""
         self._attached_to = None
         if self._owner_pid != os.getpid():
             return

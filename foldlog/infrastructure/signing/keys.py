@@ -48,11 +48,11 @@ class KeyRing(msgspec.Struct):
     witness: list[Key] = []
 
     def signer(self, name: str) -> Signer | None:
-        """Returns the current signer under this name, or `None` without a key."""
+        """Returns the current signer under this name; `None` if there is no key."""
         return _signer(self.log, name)
 
     def cosigner(self, name: str) -> Signer | None:
-        """Returns the signer of cosignatures under this name, or `None` without a key."""
+        """Returns the signer of cosignatures under this name, if there is a key."""
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
@@ -60,7 +60,7 @@ class KeyRing(msgspec.Struct):
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 
     def cosigner_verifier(self, name: str) -> Verifier | None:
-        """Returns the public key of the cosigner, or `None` without a key."""
+        """Returns the public key of the cosigner, if there is a key."""
         found = self.cosigner(name)
         return None if found is None else found.verifier(COSIGNATURE)
 
@@ -71,7 +71,7 @@ def _signer(keys: list[Key], name: str) -> Signer | None:
 
 
 def read_keys(folder: Path) -> KeyRing:
-    """Reads the keys in this folder; the ring is empty without a file. Raises `KeysUnusable`."""
+    """Reads the keys; the ring is empty if the file is missing. Raises `KeysUnusable`."""
     path = folder / FILE
     try:
         if not path.exists():

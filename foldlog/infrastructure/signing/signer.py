@@ -1,4 +1,4 @@
-"""The signer: it signs checkpoints and never contradicts one that it has signed.
+"""The signer: each checkpoint that it signs is consistent with all earlier ones.
 
 The signer writes each checkpoint to a file, outside of the database, before it publishes it. It
 signs the next checkpoint only if the new tree extends the tree of the last one. After a restored
@@ -80,7 +80,7 @@ class LastSigned:
         return self._folder / space / log
 
     def read(self, space: str, log: str) -> bytes | None:
-        """Returns the signed note, or `None` if the log was never signed."""
+        """Returns the signed note, if there is one."""
         try:
             return self.path(space, log).read_bytes()
         except FileNotFoundError:
@@ -147,7 +147,7 @@ class CheckpointSigner:
         now = time.monotonic()
         due = set(found)
         if self._may_be_restored:
-            # A restored log that has not grown since then looks completely signed.
+            # A restored log looks completely signed until it grows again.
             due |= self._restored()
             self._may_be_restored = False
         self._pause = max(PAUSE_SECONDS, PAUSE_PER_SEARCH * (now - began))
@@ -155,7 +155,7 @@ class CheckpointSigner:
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
-        """Returns the spaces whose published checkpoint is not the last one that we signed."""
+        """Returns the spaces whose published checkpoint differs from our last signed one."""
         restored = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)

@@ -42,8 +42,8 @@ MODE = 0o600
 class Witness:
     """Cosigns checkpoints of the trusted logs, and saves the last one of each log in a file.
 
-    A file lock per log covers the comparison and the write. Without it, one of two parallel
-    requests could replace a newer checkpoint with an older one.
+    A file lock per log covers the comparison and the write, because one of two parallel requests
+    could otherwise replace a newer checkpoint with an older one.
     """
 
     def __init__(self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier]):
@@ -122,7 +122,7 @@ class _Backoff(msgspec.Struct):
 class Witnesses:
     """Requests cosignatures for our checkpoints from witnesses, and publishes them.
 
-    It runs in its own thread, because a slow witness must not delay the signer. A witness that
+    It runs in its own thread, because a slow witness would delay the signer. A witness that
     fails or refuses is asked again, less and less often, until it cosigns or a newer checkpoint
     replaces this one.
     """
@@ -154,8 +154,8 @@ class Witnesses:
     def run(self, closing: Event) -> None:
         """Requests cosignatures until `closing` is set; meant for a thread of its own.
 
-        It starts with the published checkpoints, because an earlier process may have left some
-        without all cosignatures.
+        It starts with the published checkpoints, because some of them may still lack
+        cosignatures.
         """
         has_started = False
         while not closing.wait(PAUSE_SECONDS):

@@ -37,7 +37,10 @@ from foldlog.scripts.services import open_services
 def collections_command(
     space: str, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """List the defined collections of SPACE; --json adds their schemas."""
+    """List the defined collections of SPACE.
+
+    --json adds their schemas.
+    """
     with open_services(data, database_url) as parts:
         versions = parts.store.collections(space)
         if as_json:
@@ -91,10 +94,11 @@ def define_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Define COLLECTION of SPACE with the JSON Schema (draft 2020-12) in FILE.
+    """Define COLLECTION of SPACE with the JSON Schema in FILE.
 
-    A new version must allow every value that the version before it allowed. Exit code 1: it does
-    not, or stored records break it; the definition is unchanged then, unless --force was given.
+    FILE has a schema of draft 2020-12. A new version must allow every value that the version before
+    it allowed. Exit code 1: the schema breaks this rule, or stored records break the schema; then
+    the old definition stays, unless --force was given.
     """
     if not is_space(space) or not is_collection(collection):
         raise InvalidRequest(f"{space}/{collection} is not a valid space and collection")

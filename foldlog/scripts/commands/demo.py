@@ -31,10 +31,10 @@ from foldlog.scripts.server.process import serving
 @click.option("--port", type=int, help="Port of the service. [default: a free one]")
 @report_errors
 def demo_command(data: str, port: int | None) -> None:
-    """Start the service, replay a real history as 125 devices, and check the results.
+    """Replay a real history as 125 devices, and check the results.
 
-    The second run on a folder pushes every changeset again, which changes nothing. Exit code 1: a
-    check failed.
+    It starts a service on its own data folder. The second run on a folder pushes every changeset
+    again and leaves the log unchanged. Exit code 1: a check failed.
     """
     command = _foldlog()
     sign_in = SignIn(Path(data))

@@ -49,7 +49,10 @@ def register_command(
 @with_database
 @report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
-    """List the devices of SPACE that have pushed, or were registered or revoked."""
+    """List the devices of SPACE.
+
+    The list has each device that has pushed, or was registered or revoked.
+    """
     with open_services(data, database_url) as parts:
         devices = parts.registry.devices(space)
     print_rows(

@@ -74,10 +74,11 @@ def erase_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Erase records of COLLECTION in SPACE, chosen by their IDs or by --where.
+    """Erase records of COLLECTION in SPACE forever.
 
-    This cannot be undone. The command skips records that are erased already, so run it again after
-    an interruption. Exit code 1: there was nothing to erase.
+    Choose the records by their IDs or by --where. An erasure is final. The command skips records
+    that are erased already, so run it again after an interruption. Exit code 1: the chosen records
+    have no values left.
     """
     wanted = _wanted(collection, [*ids, *_lines(ids_file)], conditions)
     if reason is None and not dry_run:

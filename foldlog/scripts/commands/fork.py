@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from foldlog.infrastructure.postgres.fork import fork_log
 from foldlog.scripts.console import YES, err, report_errors, with_database
 from foldlog.scripts.services import open_services
 
@@ -14,14 +15,14 @@ from foldlog.scripts.services import open_services
 @with_database
 @report_errors
 def fork_command(space: str, yes: bool, data: str | None, database_url: str | None) -> None:
-    """Declare a fork: give the log of SPACE a new id, and so a new origin.
+    """Declare a fork: give the log of SPACE a new id.
 
-    Use it after restoring an older backup, when the signer stops with log-shrunk or log-forked.
-    Events, devices and records stay. Auditors see a new log from now on; the last checkpoint of the
-    old log stays on the disk. Prints the new id.
+    The new id makes a new origin. Use it after restoring an older backup, when the signer stops
+    with log-shrunk or log-forked. Events, devices and records stay. Auditors see a new log from now
+    on; the last checkpoint of the old log stays on the disk. Prints the new id.
     """
     if not yes:
         click.confirm(f"Auditors of {space} must start over. Declare the fork?", abort=True)
     with open_services(data, database_url) as parts:
-        click.echo(parts.fork(space))
+        click.echo(fork_log(parts.datastore, space))
     err.print("tell the auditors and witnesses that keep checkpoints of the old log")

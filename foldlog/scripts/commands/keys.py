@@ -31,7 +31,10 @@ def keys_command() -> None:
 @KEYS
 @report_errors
 def new_command(keys: str | None, data: str | None) -> None:
-    """Make the first key; `serve` does so by itself for the embedded database."""
+    """Make the first key.
+
+    `serve` does so by itself for the embedded database.
+    """
     settings = read_settings(data=data, keys=keys)
     if read_keys(settings.keys_folder).log:
         fail(f"{settings.keys_folder} has a key already: to replace it, run foldlog keys rotate")
@@ -58,7 +61,7 @@ def rotate_command(keys: str | None, data: str | None) -> None:
 @AS_JSON
 @report_errors
 def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
-    """List the public keys, and when each was made and retired."""
+    """List the public keys, with the times of their use."""
     settings = read_settings(data=data, keys=keys)
     ring = read_keys(settings.keys_folder)
     for use, of_use in (("log", ring.log), ("witness", ring.witness)):
@@ -78,9 +81,10 @@ def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
 @KEYS
 @report_errors
 def show_command(space: str, keys: str | None, data: str | None, database_url: str | None) -> None:
-    """Print the verifier keys (vkeys) of the log of SPACE, the current one first.
+    """Print the verifier keys (vkeys) of the log of SPACE.
 
-    Give the first one to auditors and witnesses over another channel than the service itself.
+    The current key comes first. Give the first one to auditors and witnesses over another channel
+    than the service itself.
     """
     with open_services(data, database_url, keys=keys) as parts:
         found = parts.verifiers(space)

@@ -20,10 +20,10 @@ from foldlog.scripts.console import quiet_logs, report_errors, with_database
 @with_database
 @report_errors
 def migrate_command(grant_to: str | None, data: str | None, database_url: str | None) -> None:
-    """Bring the database to this version's schema; `serve` and `import` do so by themselves.
+    """Bring the database to this version's schema.
 
-    An older service can keep running meanwhile, because migrations only add tables and columns
-    unless the release notes say otherwise.
+    `serve` and `import` do so by themselves. An older service can keep running meanwhile, because
+    migrations only add tables and columns unless the release notes say otherwise.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)

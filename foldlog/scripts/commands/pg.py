@@ -45,10 +45,11 @@ def pg_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Run a PROGRAM of PostgreSQL (pg_dump, pg_restore, pg_basebackup, psql ...) on the database.
+    """Run a PROGRAM of PostgreSQL on the service's database.
 
-    The program gets the connection from environment variables. Put this command's options before
-    PROGRAM and the program's options after it. The exit code is the program's.
+    Programs are pg_dump, pg_restore, pg_basebackup, psql and others. The program gets the
+    connection from environment variables. Put this command's options before PROGRAM and the
+    program's options after it. The exit code is the program's.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)

@@ -61,10 +61,10 @@ def rebuild_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Rebuild a projection of each SPACE from its log, then swap it in.
+    """Rebuild a projection from the log, then swap it in.
 
-    Clients read the live table meanwhile. An interrupted rebuild resumes when the command is run
-    again, even after a crash.
+    Rebuilds it for each SPACE. Clients read the live table meanwhile. An interrupted rebuild
+    resumes when the command is run again, even after a crash.
     """
     if bool(spaces) == wants_all:
         raise click.UsageError("name the spaces to rebuild, or give --all")

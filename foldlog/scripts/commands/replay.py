@@ -46,9 +46,9 @@ def replay_command(
 ) -> None:
     """Print the events of SPACE as JSON lines, exactly as stored.
 
-    --fold computes the records from the events alone, without the master table, and prints them
-    with tombstones. `--fold --to N` is the master table right after seq N. With --from, only the
-    events from that seq on are used.
+    --fold computes the records from the events alone, instead of reading the master table, and
+    prints them with tombstones. `--fold --to N` is the master table right after seq N. --from folds
+    only the events from that seq on.
     """
     if is_folded and wants_conflicts:
         raise click.UsageError("give either --fold or --conflicts")

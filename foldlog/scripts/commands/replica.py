@@ -123,7 +123,10 @@ def list_command(
     limit: int | None,
     deleted: bool,
 ) -> None:
-    """Print the records of COLLECTION whose fields have these values, one per line."""
+    """Print the records of COLLECTION with these values.
+
+    Each line is a record. Without values, it prints all records.
+    """
     for record in replica.collection(collection).query(
         _values(where), order_by=order_by, limit=limit, deleted=deleted
     ):
@@ -151,7 +154,7 @@ def sync_command(replica: Replica, once: bool) -> None:
 @replica_command.command("watch")
 @with_replica
 def watch_command(replica: Replica) -> None:
-    """Keep in sync and print each record that arriving events change, until Ctrl-C."""
+    """Keep in sync and print each changed record, until Ctrl-C."""
     _follow(replica, lambda change: _print_change(change))
 
 
@@ -177,7 +180,7 @@ def status_command(replica: Replica, as_json: bool) -> None:
 @replica_command.command("unsent")
 @with_replica
 def unsent_command(replica: Replica) -> None:
-    """Print every changeset that the log does not have yet, as JSON lines to save elsewhere."""
+    """Print every unsent changeset, as JSON lines to save."""
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
 

@@ -59,7 +59,9 @@ def serve_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Run the service: the embedded database (without --database-url), projectors, web workers.
+    """Run the whole service: database, projectors, web workers.
+
+    The database is the embedded one, unless --database-url names another.
 
     SIGTERM or Ctrl-C stops it cleanly: running requests end first, then the database stops. After a
     crash, start it again; it recovers by itself.
@@ -91,7 +93,7 @@ def serve_command(
 
 
 def _make_first_token(url: str, settings: Settings) -> None:
-    """Grants and prints an admin token for every space, if there never was a token."""
+    """Grants and prints the first token of the database: an admin's, for every space."""
     text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
     grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:
@@ -146,7 +148,7 @@ def _announce_when_ready(settings: Settings) -> None:
 @with_database
 @report_errors
 def projector_command(data: str | None, database_url: str | None) -> None:
-    """Run one projector process; `serve` runs them by itself.
+    """Run one projector process; `serve` runs them itself.
 
     Any number of projectors, on any machines that reach the database, share the spaces.
     """

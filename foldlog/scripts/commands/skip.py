@@ -25,9 +25,10 @@ def skip_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Skip event SEQ of SPACE, at which its master table is halted (see `foldlog status`).
+    """Skip event SEQ, at which SPACE's master table is halted.
 
-    The event stays in the log, but no table includes its changes any more. This cannot be undone.
+    `foldlog status` shows this seq. The event stays in the log, but all tables omit its changes
+    from now on. A skip is final.
     """
     with open_services(data, database_url) as parts:
         if not yes:

@@ -28,7 +28,7 @@ from foldlog.scripts.services import open_services
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Show the head, position and lag of each projection, and the last signed checkpoint.
+    """Show the lag of each projection, and the last checkpoint.
 
     Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a rebuild,
     or the signer has stopped.

@@ -102,7 +102,10 @@ def new_command(
 @with_database
 @report_errors
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
-    """List the tokens of SPACE; without SPACE, the tokens that are valid in all spaces."""
+    """List the tokens of SPACE.
+
+    Without SPACE, it lists the tokens that are valid in all spaces.
+    """
     check_space_or_all(space)
     with open_services(data, database_url) as parts:
         tokens = parts.registry.tokens(space)

@@ -60,9 +60,10 @@ class ErasedMeanwhile(OperatorError):
 def export_command(
     space: str, output: str, wants_archive: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Write the log of SPACE as JSON lines, with the salts that prove its values.
+    """Write the log of SPACE to a file, as JSON lines.
 
-    Share an export only with people who may read the values, because the values are in it.
+    An export contains all values of the log, and the salts that prove them: share it only with
+    authorized readers.
     """
     with open_services(data, database_url) as parts:
         checkpoint = _checkpoint(parts, space) if wants_archive else None
@@ -129,9 +130,10 @@ def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, o
 def import_command(
     file: str, space: str | None, data: str | None, database_url: str | None
 ) -> None:
-    """Copy an exported log into an empty or new space, byte for byte.
+    """Copy an exported log into an empty or new space.
 
-    FILE is an archive if its name ends with .tar, .tar.gz or .tgz; - is standard input.
+    The new log is equal byte for byte. FILE is an archive if its name ends with .tar, .tar.gz or
+    .tgz; - is standard input.
 
     Run the same command again after an interruption: it resumes.
     """

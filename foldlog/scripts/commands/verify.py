@@ -79,7 +79,7 @@ def verify_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Verify the log of SPACE: every hash, seq and time, up to the signed root.
+    """Verify every hash, seq and time in the log of SPACE.
 
     Reads a database (--data, --database-url), a running service (--url) or a file (--file).
     Compares the events with the checkpoint, with your saved checkpoint (--checkpoint), with the

@@ -33,14 +33,14 @@ def tune_gc() -> None:
     """Makes Python's garbage collector run less often; a server process calls it after its start.
 
     The objects of the start live as long as the process, and requests make few reference cycles, so
-    most collections find no garbage.
+    most collections would be in vain.
     """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
 
 def environment() -> dict[str, str]:
-    """Returns our environment without the database's URL, because each service starts its own."""
+    """Returns our environment minus the database's URL, because each service starts its own."""
     return {name: value for name, value in os.environ.items() if name != DATABASE_URL}
 
 

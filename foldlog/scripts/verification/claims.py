@@ -41,7 +41,7 @@ class Claims:
                 raise Wrong(f"the first {size} events have another root than {claim.source} says")
 
     def remaining(self) -> list[tuple[int, Claim]]:
-        """Returns the claims that `compare` has not seen, with their sizes."""
+        """Returns the claims that are still to be compared, with their sizes."""
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
 
 

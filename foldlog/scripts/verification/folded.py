@@ -1,4 +1,4 @@
-"""The records that the events of a log make, computed without the master table."""
+"""The records that the events of a log make, computed from the events alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .disk_backed import DiskBackedRecords
 
 
 class Folded:
-    """Folds the events in one pass, from the first event on, without the skipped ones."""
+    """Folds the events in one pass from the first event on, and leaves out the skipped ones."""
 
     def __init__(self, skipped: Container[int] = ()):
         self._skipped = skipped
         self._seq = 0
         self.records = DiskBackedRecords()
         self.to_skip: set[int] = set()  #: the events that an `event-skipped` names
-        self.failed: WrongEvent | None = None  #: the first event that could not be folded
+        self.failed: WrongEvent | None = None  #: the first event that failed to fold
 
     def add(self, events: Iterable[Evidence]) -> None:
         """Folds the next events. An error is saved in `failed`, as a later event may skip it."""

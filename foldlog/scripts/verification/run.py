@@ -63,7 +63,7 @@ class Verification:
         self._compares_fold = wants_fold and is_complete and source.has_records
         self.signed: Checkpoint | None = None
         self.findings: list[str] = []
-        #: computed tiles that an archive has not shown yet
+        #: computed tiles, still to be compared with the archive's
         self._expected_tiles: dict[Tile, bytes] = {}
 
     def verify(self, report: Callable[[int], None]) -> None:
@@ -218,9 +218,9 @@ class Verification:
     # -- the master table
 
     def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
-        """Folds again without the skipped events, if there are any.
+        """Returns the folded records; folds again if events were skipped.
 
-        Raises `WrongEvent` for the first event that cannot be folded and is not skipped.
+        Raises `WrongEvent` for the first unskipped event that failed to fold.
         """
         if folded.to_skip:
             seqs = ", ".join(map(str, sorted(folded.to_skip)))

@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 class ServiceUnusable(OperatorError):
-    """The service that is to be verified gave an unexpected answer, or none."""
+    """The request to the service failed, or its answer is unexpected."""
 
     code = "service-unusable"
 

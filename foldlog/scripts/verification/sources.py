@@ -27,7 +27,7 @@ class Source(ABC):
     header: Header
     checkpoint: bytes | None = None
     vkeys: Sequence[str] = ()
-    #: the tiles come together with the events, and `tiles` returns none
+    #: the tiles come together with the events, instead of from `tiles`
     carries_tiles = False
     #: the source includes the checkpoint, if one was signed
     may_be_signed = True

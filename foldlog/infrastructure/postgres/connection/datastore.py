@@ -22,11 +22,11 @@ from .deadlines import DeadlineConnection
 from .errors import translated
 
 #: Settings of every session, which override the server's defaults. The order of appends depends on
-#: READ COMMITTED: each statement must see all commits before it locked the space.
+#: READ COMMITTED: each statement must see the transactions that committed before it got the lock.
 SESSION_OPTIONS = (
     "-c default_transaction_isolation=read\\ committed -c timezone=UTC "
-    # The planner takes a new space for empty until statistics cover it, and would scan all of the
-    # space for each value. Our statements are written for one plan, which uses the indexes.
+    # Until statistics cover a new space, the planner treats it as empty and would scan it for each
+    # value. Our statements are written for one plan, which uses the indexes.
     "-c plan_cache_mode=force_generic_plan"
 )
 CONNECT_TIMEOUT_SECONDS = 5

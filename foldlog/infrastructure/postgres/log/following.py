@@ -18,7 +18,7 @@ from foldlog.domain.errors import Unavailable
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 
-from .tail_cache import LogTailCache
+from .tail_cache import LogEnd, LogTailCache
 from .wakeups import Wakeups
 
 log = structlog.get_logger("foldlog.following")
@@ -90,5 +90,5 @@ class Follower:
             if space not in found:
                 self._tails.forget(space)
         for space, (of_log, head, mark) in found.items():
-            if self._tails.confirm(space, of_log, head, mark, now):
+            if self._tails.confirm(space, LogEnd(of_log, head, [], mark, now)):
                 self._read_on(space)

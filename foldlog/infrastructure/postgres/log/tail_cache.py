@@ -221,11 +221,12 @@ class LogTailCache:
                     self._announced.popitem(last=False)
             return space in self._watchers
 
-    def confirm(self, space: SpaceId, log: str, head: int, mark: str, confirmed_at: float) -> bool:
-        """Compares the cache with a head and mark read from the database at `confirmed_at`.
+    def confirm(self, space: SpaceId, end: LogEnd) -> bool:
+        """Compares the cache with the end of the log, given without entries.
 
         Returns whether newer events should be read, because a watcher waits for them.
         """
+        log, head, _, mark, confirmed_at = end
         with self._lock:
             tail = self._tails.get(space)
             if tail is not None:

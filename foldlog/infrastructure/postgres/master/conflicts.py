@@ -91,7 +91,7 @@ class ConflictReader(VersionReader):
         scope = Scope(space, at_least, needs_history=is_scan)
         found = self._page(SELECT_CONFLICTS[of], scope, params, limit)
         rows, more = found.cut(limit)
-        place = tuple(rows[-1][:2]) if more else end
+        last = tuple(rows[-1][:2]) if more else end
         entries = read_ledger(row[2] for row in rows)
         heads = self._heads(space, {seq for entry in entries for seq in entry.seqs})
         return ConflictsPage(
@@ -99,7 +99,7 @@ class ConflictReader(VersionReader):
             found.head,
             found.position,
             render_ledger(entries, heads, base=found.position),
-            encode_cursor(*place) if place else None,
+            encode_cursor(*last) if last else None,
         )
 
     def _scan_end(

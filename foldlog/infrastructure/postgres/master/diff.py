@@ -72,22 +72,23 @@ _encode = msgspec.json.encode
 
 class DiffReader(MomentReader):
     def diff(self, space: SpaceId, query: DiffQuery) -> DiffPage:
-        place = self._diff_place(space, query)
-        through = min(place.seq - 1 + self._limits.page_scan_max, place.to)
-        scope = Scope(space, max(place.to, query.at_least), needs_history=True)
+        cursor = self._cursor(space, query)
+        through = min(cursor.seq - 1 + self._limits.page_scan_max, cursor.to)
+        scope = Scope(space, max(cursor.to, query.at_least), needs_history=True)
         differences: list[bytes] = []
         size = 0
         while True:
             limit = query.limit - len(differences)
-            touched, done = self._touched(space, query.collection, place.seq - 1, through)
-            found = self._different(scope, place, touched, limit)
+            touched, done = self._touched(space, query.collection, cursor.seq - 1, through)
+            found = self._different(scope, cursor, touched, limit)
             rows, is_cut = found.cut(limit)
             differences += [_encode(d) for d in map(_difference_of, rows) if d is not None]
             size += sum(len(row[3]) + len(row[8]) for row in rows)
             if is_cut:
-                place = place._replace(seq=rows[-1][0], collection=rows[-1][1], id=rows[-1][2])
+                seq, collection, id = rows[-1][:3]
+                cursor = cursor._replace(seq=seq, collection=collection, id=id)
             else:
-                place = place._replace(seq=done + 1, collection="", id="")
+                cursor = cursor._replace(seq=done + 1, collection="", id="")
             is_full = len(differences) == query.limit or size >= self._limits.page_bytes_max
             if is_cut or is_full or done >= through:
                 break
@@ -95,22 +96,22 @@ class DiffReader(MomentReader):
             found.log,
             found.head,
             found.position,
-            place.start,
-            place.to,
+            cursor.start,
+            cursor.to,
             differences,
-            encode_cursor(*place) if place.seq <= place.to else None,
+            encode_cursor(*cursor) if cursor.seq <= cursor.to else None,
         )
 
-    def _diff_place(self, space: SpaceId, query: DiffQuery) -> DiffCursor:
+    def _cursor(self, space: SpaceId, query: DiffQuery) -> DiffCursor:
         if query.cursor:
-            place = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
-            check_cursor_moment(query.start, place.start)
-            check_cursor_moment(query.to, place.to)
+            cursor = DiffCursor(*decode_cursor(query.cursor, int, int, int, str, str))
+            check_cursor_moment(query.start, cursor.start)
+            check_cursor_moment(query.to, cursor.to)
         else:
             start = self._seq_of(space, query.start)
-            place = DiffCursor(start, self._seq_of(space, query.to), start + 1)
-        check_moments(place.start, place.to)
-        return place
+            cursor = DiffCursor(start, self._seq_of(space, query.to), start + 1)
+        check_moments(cursor.start, cursor.to)
+        return cursor
 
     def _touched(
         self, space: SpaceId, collection: str | None, after: int, through: int
@@ -136,14 +137,14 @@ class DiffReader(MomentReader):
         return touched, through if is_all else rows[-1][0]
 
     def _different(
-        self, scope: Scope, place: DiffCursor, touched: dict[Key, int], limit: int
+        self, scope: Scope, cursor: DiffCursor, touched: dict[Key, int], limit: int
     ) -> Found:
         params = {
-            "start": place.start,
-            "to": place.to,
-            "after_seq": place.seq,
-            "after_collection": place.collection,
-            "after_id": place.id,
+            "start": cursor.start,
+            "to": cursor.to,
+            "after_seq": cursor.seq,
+            "after_collection": cursor.collection,
+            "after_id": cursor.id,
             "seqs": bigint_array(touched.values()),
             "collections": text_array(collection for collection, _ in touched),
             "ids": text_array(id for _, id in touched),

@@ -86,8 +86,8 @@ class MomentReader(LiveReader):
     def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
         collection, after_seq, id = "", 0, ""
         if query.cursor:
-            begun, collection, after_seq, id = decode_cursor(query.cursor, int, str, int, str)
-            as_of = check_cursor_moment(query.moment, begun)
+            of_cursor, collection, after_seq, id = decode_cursor(query.cursor, int, str, int, str)
+            as_of = check_cursor_moment(query.moment, of_cursor)
         else:
             as_of = self._seq_of(space, query.moment)
         params = {

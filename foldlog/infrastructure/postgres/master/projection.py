@@ -190,8 +190,8 @@ class MasterProjection:
             rows = to.reader.execute(SELECT_RECORDS, params, prepare=True).fetchall()
             if any(map(lacks_values, rows)):
                 raise RecordsTooLarge(
-                    f"the records that it touches are more than {self._bytes_max} bytes: "
-                    "raise touched_bytes_per_event_max"
+                    "the records that the event touches are larger than "
+                    f"touched_bytes_per_event_max = {self._bytes_max} bytes"
                 )
             records |= {(row[0], row[1]): record_of(row) for row in rows}
         return records

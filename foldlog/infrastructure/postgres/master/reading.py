@@ -159,9 +159,9 @@ class LiveReader:
                 head=head,
             )
         # A page without rows is one row of NULLs, because of the left join.
-        there = [row for row in rows if row[4] is not None]
-        candidates = there[0][4] if there else 0
-        return Found(log, head, position, candidates, [row[5:] for row in there])
+        present = [row for row in rows if row[4] is not None]
+        candidates = present[0][4] if present else 0
+        return Found(log, head, position, candidates, [row[5:] for row in present])
 
 
 def view_of_row(row: Any) -> RecordView:

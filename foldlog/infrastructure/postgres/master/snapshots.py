@@ -54,9 +54,9 @@ SELECT count(*)
 
 class SnapshotReader(LiveReader):
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
-        place = SnapshotCursor.of(cursor)
-        found, page = self._snapshot_page(space, place, at_least)
-        params = {"space": space, "after_collection": place.collection, "after_id": place.id}
+        start = SnapshotCursor.of(cursor)
+        found, page = self._snapshot_page(space, start, at_least)
+        params = {"space": space, "after_collection": start.collection, "after_id": start.id}
         counted = self._datastore.fetch_one(COUNT_SNAPSHOT, params)
         assert counted is not None
         header = SnapshotHeader(found.log, page.at, page.mark, records=counted[0])
@@ -69,14 +69,14 @@ class SnapshotReader(LiveReader):
             yield page
 
     def _snapshot_page(
-        self, space: SpaceId, place: SnapshotCursor, at_least: int
+        self, space: SpaceId, start: SnapshotCursor, at_least: int
     ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
-        params = {"after_collection": place.collection, "after_id": place.id}
+        params = {"after_collection": start.collection, "after_id": start.id}
         found = self._page(SELECT_SNAPSHOT, Scope(space, at_least), params, limit)
-        place.check(found.log, found.head, self._mark(space, min(place.at, found.head)))
-        if found.position < place.at:  # a page must be at least as new as the one before it
-            found = self._page(SELECT_SNAPSHOT, Scope(space, place.at), params, limit)
+        start.check(found.log, found.head, self._mark(space, min(start.at, found.head)))
+        if found.position < start.at:  # a page must be at least as new as the one before it
+            found = self._page(SELECT_SNAPSHOT, Scope(space, start.at), params, limit)
         rows, more = found.cut(limit)
         mark = self._mark(space, found.position)
         last = SnapshotCursor(found.log, found.position, mark, *rows[-1][:2]) if more else None
