@@ -11,7 +11,7 @@ with foldlog.open("app.db", server="http://localhost:3653", space="home") as rep
 
 from __future__ import annotations
 
-from foldlog.client.callbacks import Change, Loss, Refusal
+from foldlog.client.callbacks import Callbacks, Change, Loss, Refusal
 from foldlog.client.collection import Collection
 from foldlog.client.errors import (
     ClientError,
@@ -25,6 +25,7 @@ from foldlog.client.errors import (
 from foldlog.client.record import SYNCED, TEMPORARY, WAITING, Record
 from foldlog.client.replica import Replica, open
 from foldlog.client.status import Status
+from foldlog.client.sync.results import SyncResult
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "SYNCED",
     "TEMPORARY",
     "WAITING",
+    "Callbacks",
     "Change",
     "ClientError",
     "Collection",
@@ -44,6 +46,7 @@ __all__ = [
     "Replica",
     "ServerProblem",
     "Status",
+    "SyncResult",
     "Unreachable",
     "WrongReplica",
     "open",

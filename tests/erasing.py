@@ -1,4 +1,4 @@
-"""A life of pushes and erasures, drawn from a seed; and what must be true of the log after it."""
+"""Random pushes and erasures from a seed, and the rules that the log keeps after them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NAMES = ["a", "b"]
 
 
 class Life:
-    """`between` is called between its steps: a projector's turn, say."""
+    """A sequence of pushes and erasures. `between` runs among them, for example a projector."""
 
     def __init__(self, store: Any, space: str, seed: int, between: Callable[[], None] = lambda: 0):
         self.store, self.space, self.between = store, space, between
         self.rng = random.Random(seed)
         self.head = 0
-        #: every value that was ever sent, with its record, the seq it came at, and its base
+        #: each pushed value with its record, its seq and its base
         self.planted: list[tuple[str, Key, int, int]] = []
         self.erasures: dict[Key, int] = {}
         #: old checkpoints: (size, the hashes of all leaves up to it)
@@ -96,7 +96,7 @@ class Life:
 
 
 def check_log(life: Life) -> None:
-    """Every old checkpoint holds, every commitment opens, and the values are gone: only those."""
+    """Checks old checkpoints and commitments, and that exactly the erased values are gone."""
     now = life.leaves()
     for size, leaves in life.checkpoints:
         assert now[:size] == leaves
@@ -109,7 +109,7 @@ def check_log(life: Life) -> None:
 
 
 def check_records(life: Life) -> None:
-    """The master table is the fold of what is left of the log, and what the oracle makes of it."""
+    """Checks that master table, fold and oracle make the same of the remaining log."""
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []
     states = [entry.state for entry in life.store.entries(life.space, through=life.head)]

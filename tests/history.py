@@ -1,4 +1,4 @@
-"""What history must answer, from the oracle: the log folded up to a seq, and nothing cleverer."""
+"""The expected answers about history: the oracle folds the log up to each seq."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class Past:
-    """Every moment of a log."""
+    """The state at each seq of a log."""
 
     def __init__(self, store: EventStore, space: str):
         self.events: list[Json] = [json.loads(event) for event in pull_all(store, space)]
@@ -33,14 +33,14 @@ class Past:
             self.losses.append(oracle.ledger[known:])
 
     def views(self, seq: int) -> dict[Key, Json]:
-        """Tombstones too."""
+        """The records at a seq, with tombstones."""
         return {key: json.loads(view) for key, view in self._moments[seq].items()}
 
     def live(self, seq: int) -> dict[Key, Json]:
         return {key: view for key, view in self.views(seq).items() if not view["is_deleted"]}
 
     def made(self, key: Key) -> int:
-        """The seq from which on there was such a record."""
+        """The first seq at which the record exists."""
         return next(seq for seq, moment in enumerate(self._moments) if key in moment)
 
     def as_of(self, seq: int, collection: str | None = None) -> list[Json]:
@@ -111,7 +111,7 @@ def changed(was: Json, now: Json) -> Json:
 
 
 def all_as_of(table: Any, space: str, moment: Point, *, limit: int = 100, **query: Any) -> Any:
-    """(the seq of the moment, every record that was live then), page by page."""
+    """Reads all pages of a moment. Returns its seq and the live records."""
     found: list[Json] = []
     cursor, seqs = None, set()
     for _ in range(PAGES_MAX):

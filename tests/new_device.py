@@ -25,11 +25,11 @@ class NewDevice:
         self.cursor: str | None = None
         self.is_whole = False
         self.records: dict[Key, Record] = {}
-        #: up to which seq each record has its events already
+        #: the seq up to which each record has its events
         self.at: dict[Key, int] = {}
 
     def load(self, lines: Iterable[bytes]) -> None:
-        """Reads an answer as far as it comes; what no closing line follows is thrown away."""
+        """Reads an answer up to its end or break. Drops records after the last closing line."""
         page: list[Record] = []
         for number, line in enumerate(lines):
             if number == 0:
@@ -53,7 +53,7 @@ class NewDevice:
             self.cursor, self.is_whole = read.cursor, read.cursor is None
 
     def follow(self, store: EventStore, space: str) -> None:
-        """Pulls from the first header's seq, passing over what its records have already."""
+        """Pulls from the first header's seq. Skips operations that the records contain."""
         assert self.is_whole
         after, mark = self.first.seq, self.first.mark
         while True:
@@ -70,7 +70,7 @@ class NewDevice:
 
 
 def states_of(records: dict[Key, Record]) -> dict[Key, str]:
-    """Every record that ever was, with all that decides later merges, as comparable text."""
+    """All records and tombstones with the state that later merges need, as comparable text."""
     return {
         key: canonical(
             [
@@ -89,7 +89,7 @@ def states_of(records: dict[Key, Record]) -> dict[Key, str]:
 
 
 def fold_of(store: EventStore, space: str) -> dict[Key, str]:
-    """The whole log, folded afresh."""
+    """The states after a new fold of the whole log."""
     records: dict[Key, Record] = {}
     for state in pull_all(store, space):
         fold(records, decode_event(state))
@@ -97,7 +97,7 @@ def fold_of(store: EventStore, space: str) -> dict[Key, str]:
 
 
 def lines_of(snapshot: Snapshot) -> Iterator[bytes]:
-    """A snapshot as it goes over the wire, each page read when its first line is asked for."""
+    """The lines of a snapshot on the wire. Each page is read before its first line."""
     yield msgspec.json.encode(snapshot.header)
     for page in snapshot.pages:
         yield from page.records
@@ -105,7 +105,7 @@ def lines_of(snapshot: Snapshot) -> Iterator[bytes]:
 
 
 def with_limits(store: Any, limits: Limits) -> Any:
-    """The same logs and records, asked under other limits."""
+    """The same store with other limits."""
     if isinstance(store, MemoryStore):
         twin = copy.copy(store)
         twin._limits = limits

@@ -1,21 +1,21 @@
-"""The merge rule a second time: slow, obvious, written from DESIGN section 3, not from the code.
+"""A second, simple and slow implementation of the merge rule, written from its specification.
 
-It shares no line with `foldlog.domain`, reads events as plain JSON, and keeps what the real fold
-throws away: every write knows *all* the writes that were merged into it. So "has seen" is here
-what it means (each of them was seen), where the real fold keeps one number, `other`.
+It shares no code with `foldlog.domain`, and reads events as plain JSON. Each write keeps *all*
+writes that were merged into it, so "has seen" means that each of them was seen. The real fold keeps
+one number instead, `other`.
 
-Where the text can be read in two ways, this is how it is read here:
+Ambiguous places of the specification are read like this:
 
-* A delete merges onto the record's last delete also when the record was made anew in between.
+* A delete merges onto the record's last delete, even if the record was made anew in between.
 * `seq` and `last_modified` move with each operation that moves the visible state: the fields, by
-  typed equality, and whether it is deleted. An equal value moves nothing.
+  typed equality, and whether it is deleted. An equal value leaves both.
 * `created_seq` is the seq at which the record was made, and moves when it is made anew.
-* A delete of a record that never was leaves no tombstone, but it has touched it.
-* A delete forgets the writes of the fields.
-* `record-erased` makes a tombstone of which nothing depends on what the record was: as if it had
-  been made, deleted and touched by that event alone, of no device.
-* An unset field is one with a write and without a value; an unset that loses is in the ledger too,
-  without a value.
+* A delete of an unknown record leaves no tombstone, but counts as a touch.
+* A delete removes the writes of the fields.
+* `record-erased` makes a tombstone that is independent of the earlier record: as if that event
+  alone, of no device, had made, deleted and touched the record.
+* An unset field has a write but no value. An unset that loses is in the ledger, also without a
+  value.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 Key = tuple[str, str]
-NOTHING: Any = object()  # no value; `None` is one
+NOTHING: Any = object()  # marks a missing value, because `None` is a value
 
 
 class Stamp(NamedTuple):
     """One operation's part in a write."""
 
     seq: int
-    device: str | None  #: none: an erasure
+    device: str | None  #: `None` for an erasure
     time: int
 
 
-Write = list[Stamp]  #: everything that was merged together, the newest last
+Write = list[Stamp]  #: all stamps that were merged together, the newest last
 
 
 def canonical(value: Any) -> str:
@@ -65,13 +65,13 @@ def time_of(write: Write) -> int:
 
 
 def other_of(write: Write) -> int:
-    """DESIGN's `other`: the last seq that a device other than the write's own brought into it."""
+    """The last seq in a write that another device than the write's own contributed."""
     return max((stamp.seq for stamp in write if stamp.device != write[-1].device), default=0)
 
 
 @dataclass
 class Row:
-    """A record and everything that ever happened to it."""
+    """A record with all that happened to it."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     writes: dict[str, Write] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Row:
 
 @dataclass
 class Oracle:
-    """Fold events (JSON objects, in seq order) and look."""
+    """Folds events, which are JSON objects in seq order, into rows and a ledger."""
 
     rows: dict[Key, Row] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
@@ -118,11 +118,11 @@ class Oracle:
         return self
 
     def views(self) -> dict[Key, dict[str, Any]]:
-        """The records as apps read them, tombstones too."""
+        """The records as apps read them, with tombstones."""
         return {key: row.view(key) for key, row in sorted(self.rows.items()) if row.made_at}
 
     def _erase(self, event: dict[str, Any]) -> None:
-        """Nothing of the record is left but that it was erased, then."""
+        """Replaces the record by a tombstone of the erasure."""
         key = event["body"]["collection"], event["body"]["id"]
         at = datetime.fromisoformat(event["received_at"])
         stamp = Stamp(event["seq"], None, round(at.timestamp() * 1000))
@@ -229,7 +229,7 @@ def _stamp(event: dict[str, Any]) -> Stamp:
 
 
 def _has_seen(event: dict[str, Any], write: Write) -> bool:
-    """Whether the changeset's author had, or made, everything that is in the write."""
+    """Whether the changeset's author had seen or made all parts of the write."""
     return all(s.seq <= event["base"] or s.device == event["device"] for s in write)
 
 

@@ -25,7 +25,10 @@ log = logging.getLogger("foldlog")
 class Change:
     """A record whose shown values changed by a sync.
 
-    `record` is the new record, a tombstone if it was deleted, or `None` if it is gone.
+    Attributes:
+        collection: The collection of the record.
+        id: The id of the record.
+        record: The record, a tombstone if it was deleted, or `None` if it is gone.
     """
 
     collection: str
@@ -35,11 +38,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A changeset that the server does not apply. `Replica.repair` and `Replica.drop` resolve it.
+    """A changeset that changes no record, because the server refused or rejected it.
 
-    `state` is "refused" if a guard or a schema failed, and "rejected" if the changeset is malformed
-    or over a limit. `code` and `detail` are the server's reason. `operations` are the operations of
-    the changeset as JSON objects, with `op`, `collection`, `id` and `fields`.
+    `Replica.repair` and `Replica.drop` resolve a refusal.
+
+    Attributes:
+        id: The id of the changeset.
+        state: "refused" if a guard or a schema failed, "rejected" if the changeset is malformed or
+            over a limit.
+        code: The server's reason, a problem code.
+        detail: The server's reason in words.
+        operations: The operations as JSON objects, with `op`, `collection`, `id` and `fields`.
     """
 
     id: str
@@ -64,14 +73,19 @@ def refusal_of(queued: Queued) -> Refusal:
 class Loss:
     """A value that lost to another value in the merge of concurrent changes.
 
-    `lost` and `won` have the members `value` (absent for a deletion), `seq` and `device`. `rule` is
-    the merge rule that decided (docs/explanation/merge.md). `is_mine` tells whether this device
-    wrote the value that lost.
+    Attributes:
+        number: The position in `Replica.conflicts`; `None` in a callback.
+        seq: The seq of the event that decided.
+        collection: The collection of the record.
+        id: The id of the record.
+        field: The name of the field.
+        rule: The merge rule that decided (docs/explanation/merge.md).
+        lost: The value that lost: `value` (absent for a deletion), `seq` and `device`.
+        won: The value that won, with the same members.
+        is_mine: Whether this device wrote the value that lost.
     """
 
-    #: the position in `Replica.conflicts`; `None` in a callback
     number: int | None
-    #: the seq of the event that decided
     seq: int
     collection: str
     id: str

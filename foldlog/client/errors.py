@@ -55,8 +55,11 @@ class Unreachable(ClientError):
 class ServerProblem(ClientError):
     """The server answered with a problem document (RFC 9457).
 
-    `status` is the HTTP status, `problem` the server's problem code, and `document` the whole
-    document. `retry_after_seconds` is the wait that the server asked for, or `None`.
+    Attributes:
+        status: The HTTP status.
+        problem: The problem code, such as "unauthenticated".
+        document: The whole problem document.
+        retry_after_seconds: The wait that the server asked for, or `None`.
     """
 
     code = "server-problem"

@@ -47,8 +47,9 @@ class Replica:
     Reading and writing use the local file alone, and never wait for the network. Several threads
     and several processes may use the same file. A replica is a context manager that closes itself.
 
-    `callbacks` are the callbacks of the app (see `Callbacks`), and `space` is the name of the
-    space.
+    Attributes:
+        space: The name of the space.
+        callbacks: The callbacks of the app (see `Callbacks`).
     """
 
     def __init__(
@@ -294,16 +295,16 @@ def open(
             tasks.update(milk.id, done=True)
 
     Arguments:
-
-    - `space`: the name of the space. The file remembers it, so only the first call needs it.
-    - `server`: the URL of a Foldlog service. The file remembers it. A replica without a server
-      works, and queues its changesets.
-    - `token`: the access token, or a function that returns the current token before each request.
-      The file does not contain it.
-    - `keep_syncing`: whether a background thread syncs while the replica is open. Without it, call
-      `Replica.sync` or `Replica.start`.
-    - `live`: whether the background thread opens the live channel, which delivers events at once.
-      Without it, the thread polls every 1 to 60 seconds.
+        path: The path of the SQLite file.
+        space: The name of the space. The file remembers it, so only the first call needs it.
+        server: The URL of a Foldlog service. The file remembers it. A replica without a server
+            works, and queues its changesets.
+        token: The access token, or a function that returns the current token before each request.
+            Each call needs it, because the file stays free of secrets.
+        keep_syncing: Whether a background thread syncs while the replica is open. Otherwise call
+            `Replica.sync` or `Replica.start`.
+        live: Whether the background thread opens the live channel, which delivers events at once.
+            Otherwise the thread polls every 1 to 60 seconds.
 
     Raises `WrongReplica` if the file is something else than a replica, or belongs to another space.
     """

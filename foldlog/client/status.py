@@ -17,34 +17,42 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Status:
-    """The sync status of a replica at one moment. `Replica.status` returns it."""
+    """The sync status of a replica at one moment. `Replica.status` returns it.
 
-    #: the id of this device, and the name of the space
+    Attributes:
+        device: The id of this device.
+        space: The name of the space.
+        unsent: The number of changesets that are still to be sent.
+        unacknowledged: The number of changesets that the server has stored, and whose events are
+            still to be pulled.
+        refused: The changesets that wait for `Replica.repair` or `Replica.drop`.
+        after: The cursor: the seq of the last event that this device has applied.
+        head: The seq of the last event of the log, as far as this device knows.
+        last_sync_ms: Time of the last successful sync in ms since 1970, by the clock of this
+            device.
+        problem: `code` and `detail` of the problem of the last sync; `None` if it succeeded.
+        is_syncing: Whether the background thread runs.
+        live: Whether this process has the live channel open.
+        next_try_seconds: Seconds until the next sync of the background thread.
+        snapshot_progress: Loaded records and all records of a snapshot that is being loaded.
+        requests: The number of requests since the replica was created.
+        bytes_sent: The bytes of all request bodies, as sent (compressed).
+        bytes_received: The bytes of all response bodies, as received (compressed).
+    """
+
     device: str
     space: str
-    #: changesets that are still to be sent
     unsent: int
-    #: changesets that the server has stored, and whose events have not arrived yet
     unacknowledged: int
-    #: changesets that wait for `Replica.repair` or `Replica.drop`
     refused: list[Refusal]
-    #: the cursor: the seq of the last event that this device has applied
     after: int
-    #: the seq of the last event of the log, as far as the server has told this device
     head: int
-    #: time of the last successful sync, in ms since 1970, by the clock of this device
     last_sync_ms: int | None
-    #: `code` and `detail` of the problem of the last sync; `None` if it succeeded
     problem: dict[str, str] | None
-    #: whether the background thread runs
     is_syncing: bool
-    #: whether this process has the live channel open
     live: bool
-    #: seconds until the next sync of the background thread
     next_try_seconds: float | None
-    #: records of a snapshot that is being loaded: loaded, total
     snapshot_progress: tuple[int, int] | None
-    #: all requests of this replica, and the bytes of their bodies as sent and received
     requests: int
     bytes_sent: int
     bytes_received: int

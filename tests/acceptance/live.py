@@ -55,12 +55,12 @@ class Served:
         assert not self._thread.is_alive(), "the server did not stop"
 
     def is_idle(self) -> bool:
-        """Nobody waits, and nothing is kept for anybody who did."""
+        """Whether no request waits, and the server keeps no state of one."""
         state = self.server.server_state
         return not (self.resources.log_watches._spaces or state.tasks)
 
     def is_waited_for(self, count: int) -> bool:
-        """So many wait for a space to grow."""
+        """Whether so many requests wait for new events of a space."""
         return (
             sum(len(space.watches) for space in self.resources.log_watches._spaces.values())
             == count
@@ -232,7 +232,7 @@ class Stream(Connection):
         assert not rest or not self.head.is_whole
 
     def next(self) -> Message:
-        """The next message that is no comment."""
+        """Returns the next message, and skips comments."""
         return next(message for message in self._blocks if message.kind != "comment")
 
     def all(self) -> list[Message]:

@@ -1,7 +1,7 @@
-"""Requests made of the OpenAPI document, by schemathesis with all its checks on.
+"""Requests that schemathesis generates from the OpenAPI document, with all its checks.
 
-What the document allows is taken, what it does not allow is refused, and every answer, good or not,
-is one that the document describes. Asked of a server on a real socket.
+The service accepts requests that the document allows, and refuses others. The document describes
+all answers. The requests go to a server on a real socket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.specs.openapi.checks import response_schema_conformance
@@ -25,14 +25,15 @@ from foldlog.domain.names import is_record_id, is_space
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.asgi_client import asgi_client
+from tests.examples import examples
 from tests.helpers import B, a_token, changeset, delete, grow_trees, new_id, push_of, put
 
 from .conftest import ADMIN_TOKEN
 from .live import served
 
 SPACE = "home"
-#: In memory nothing stands still, and nobody signs.
-NEVER_TAKEN = {"POST /v1/admin/spaces/{space}/skip", "GET /v1/spaces/{space}/checkpoint"}
+#: The memory store has no halted projections, and no signer.
+NEVER_ACCEPTED = {"POST /v1/admin/spaces/{space}/skip", "GET /v1/spaces/{space}/checkpoint"}
 TOKEN_ID = new_id()
 LIMITS = Limits(wait_seconds_max=1, stream_seconds_max=0, at_least_wait_seconds_max=1)
 
@@ -48,7 +49,7 @@ def filled_store() -> MemoryStore:
 
 
 class OneToken(TokenAccess):
-    """One that gives every right, as every device: so that each operation can be reached."""
+    """An access with one token for all rights and devices, so that it reaches each operation."""
 
     def _find(self, space: str, token: str, digest: bytes) -> Caller:
         if token != ADMIN_TOKEN:
@@ -74,26 +75,26 @@ app = create_app(
 schema = schemathesis.openapi.from_dict(asgi_client(app).get("/openapi.json").json)
 
 
-#: what there is; half of what is asked for, and most spaces
-THERE = {"collection": "tasks", "id": "r", "seq": 1, "level": 0, "tile": "000.p/1", "device": B}
-THERE |= {"token": TOKEN_ID}
+#: parts of paths that exist in the store
+EXISTING = {"collection": "tasks", "id": "r", "seq": 1, "level": 0, "tile": "000.p/1", "device": B}
+EXISTING |= {"token": TOKEN_ID}
 
 
 def fit(case):
-    """Much of what is asked for is there; and what is said in words alone is mostly kept to."""
+    """Changes a request: half of the paths exist, and most bodies follow rules given in words."""
     path = case.path_parameters or {}
     space = path.get("space")
     if isinstance(space, str) and is_space(space) and ord(space[0]) % 8:
         path["space"] = SPACE
-    is_chosen = sum(map(ord, str(path))) % 2  # by no length: those of ids are all the same
+    is_chosen = sum(map(ord, str(path))) % 2  # a sum, because the lengths of ids are equal
     if case.meta is not None and case.meta.generation.mode.is_positive and is_chosen:
-        path |= {name: THERE[name] for name in path.keys() & THERE.keys()}
+        path |= {name: EXISTING[name] for name in path.keys() & EXISTING.keys()}
     case.body = kept_to_rules(case.body)
 
 
 def kept_to_rules(value):
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # to JSON Schema 1.0 is an integer
+        return int(value)  # JSON Schema counts 1.0 as an integer
     if isinstance(value, list):
         return [kept_to_rules(item) for item in value]
     if isinstance(value, dict):
@@ -126,8 +127,8 @@ def is_texts(values):
     return all(isinstance(value, str) for value in values)
 
 
-#: What the document says in words alone: a problem with such a detail may answer what its schemas
-#: allow.
+#: Rules that the document gives in words. A problem with such a detail may answer a request that
+#: the schemas allow.
 IN_WORDS = {
     "this cursor is not one that an earlier page gave",
     "required together with `id`",
@@ -138,15 +139,15 @@ IN_WORDS = {
     "an operation must name its record by either id or local_id",
     "only a token of the role `device` names a device, and it must name one",
     "`expires_at` is in the past",
-    # To Python, not to JSON Schema, the `$` of a pattern is before a last newline.
+    # In Python the `$` of a pattern also matches before a last newline, unlike JSON Schema.
     *(f"`{name}` must be one line of printable characters" for name in ("reason", "by", "name")),
 }
 CODES_IN_WORDS = {"limit-exceeded", "invalid-schema"}
 
 
-#: with an offset from UTC, before the first or after the last year that Python knows
+#: a time with an offset, outside of the years that Python supports
 _EDGE_OF_TIME = re.compile("0001-01-01T|9999-12-31T")
-#: In a query all is text: `true` is a name, and an empty object is nothing at all.
+#: All values of a query are text: `true` is a name, and an empty object disappears.
 _NO_TEXT = re.compile(r"violates `type` at .* became (?:boolean|object|array|null)\)")
 
 
@@ -155,7 +156,7 @@ def filter_failure(context, failure, case, response):
     if isinstance(failure, AcceptedNegativeData):
         violations = [line for line in failure.message.splitlines() if "violates" in line]
         if any("(was Authorization)" in line for line in violations):
-            return False  # what was sent had its token: `HEADERS`
+            return False  # the request had the token of `HEADERS`
         in_query = "in query" in failure.message
         return not (in_query and violations and all(map(_NO_TEXT.search, violations)))
     if not isinstance(failure, RejectedPositiveData):
@@ -163,8 +164,8 @@ def filter_failure(context, failure, case, response):
     if _EDGE_OF_TIME.search(str(case.query) + str(case.body)):
         return False
     problem = response.json()
-    told = {problem["detail"], *(error["detail"] for error in problem.get("errors", ()))}
-    return not (problem["code"] in CODES_IN_WORDS or told & IN_WORDS)
+    details = {problem["detail"], *(error["detail"] for error in problem.get("errors", ()))}
+    return not (problem["code"] in CODES_IN_WORDS or details & IN_WORDS)
 
 
 HEADERS = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Accept-Encoding": "identity"}
@@ -176,18 +177,13 @@ def ask(case, **kwargs):
     answer = case.call(headers=HEADERS, **kwargs)
     is_its_own = case.method == case.operation.method.upper()
     asked[case.operation.label if is_its_own else "another method", answer.status_code] += 1
-    # A stream is described by its messages' data; schemathesis looks at whole messages.
+    # The document describes the data of a stream's messages, but the check reads whole messages.
     excluded = [response_schema_conformance] if case.path.endswith("/stream") else []
     case.validate_response(answer, headers=HEADERS, excluded_checks=excluded)
 
 
-def examples(count: int):
-    return settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def requests(count: int):
+    return examples(count, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -197,24 +193,24 @@ def live():
 
 
 @schema.parametrize()
-@examples(15)
+@requests(15)
 def test_requests(case, live):
     ask(case, base_url=live.url)
 
 
 @pytest.mark.soak
 @schema.parametrize()
-@examples(1_900)
+@requests(1_900)
 def test_many_requests(case, live):
     ask(case, base_url=live.url)
 
 
 @pytest.mark.soak
-def test_that_they_were_many_and_of_all_kinds():
+def test_the_generated_requests_reach_each_operation():
     """
-    Run with the others, in one process. Each operation has taken what it was asked.
+    Each operation has accepted a request. Run this test with the others in one process.
     """
     print(*sorted(asked.items()), sep="\n")
     assert sum(asked.values()) >= 50_000
     taken = {label for label, status in asked if status == 200}
-    assert {label for label, _ in asked} - taken <= NEVER_TAKEN
+    assert {label for label, _ in asked} - taken <= NEVER_ACCEPTED

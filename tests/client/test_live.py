@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 
 import msgspec
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,12 +32,14 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.client.serving import serving
 from tests.simulation.world import copy_of
 
 SPACE = "home"
 STREAM = f"/v1/spaces/{SPACE}/events/stream"
 SYNC = f"/v1/spaces/{SPACE}/sync"
-PROMPT_SECONDS = 1.0
+#: far less than any poll, so that only a live stream is as fast
+PROMPT_SECONDS = 4.0
 
 
 class Service:
@@ -66,20 +66,6 @@ class Service:
 
     def count(self, path: str) -> int:
         return self.asked.count(path)
-
-
-@contextmanager
-def serving(app) -> Iterator[str]:
-    config = uvicorn.Config(
-        app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

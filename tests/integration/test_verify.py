@@ -264,7 +264,7 @@ def change(audited, statement: str) -> None:
     ("statement", "told"),
     [
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"n\":7,', "
-         "'\"n\":8,'), 'UTF8') WHERE originator_version = 48", "seq 48: the operations"),
+         "'\"n\":8,'), 'UTF8') WHERE originator_version = 48", "seq 48: the leaf commits"),
         ("UPDATE events SET salt = set_byte(salt, 3, 255 - get_byte(salt, 3)) "
          "WHERE originator_version = 99", "seq 99: the leaf commits"),
         ("UPDATE events SET ops_hash = set_byte(ops_hash, 3, 255 - get_byte(ops_hash, 3)) "

@@ -7,16 +7,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
-from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
+from foldlog.api.http.resources import Resources
+from foldlog.api.server import AsgiServer
 from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.sync import batch, synchroniser
@@ -25,6 +25,7 @@ from foldlog.client.transport.server import HttpServer
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.client.serving import serving
 
 from .device import YEAR_MS
 from .network import DirectServer, problem
@@ -296,7 +297,7 @@ def test_a_gap_in_the_counters_is_closed(home):
     a = home.device()
     tasks(a).put("one")
     a.sync()
-    home.store._space(SPACE).counters.clear()
+    home.store._space(SPACE).state.counters.clear()
     for name in ("two", "three"):
         tasks(a).put(name)
     a.sync()
@@ -596,13 +597,8 @@ def url():
     """The address of a service in this process."""
     store = MemoryStore()
     app = create_app(store=store, master=store, ready=dict, access=OpenAccess())
-    served = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{served.server_port}"
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with Resources(4) as resources, serving(AsgiServer(app, resources)) as url:
+        yield url
 
 
 def process(code: str, path: Path, url: str) -> subprocess.Popen[str]:

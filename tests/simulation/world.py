@@ -12,6 +12,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
@@ -301,10 +302,14 @@ STEPS: dict[Callable[[World], None], int] = {
 
 
 def copy_of(store: MemoryStore) -> dict[str, Any]:
-    """A backup of the service."""
-    spaces = {}
-    for name, space in store._spaces.items():
-        spaces[name] = copy.copy(space)
-        for member, value in vars(space).items():
-            setattr(spaces[name], member, copy.copy(value))
-    return spaces
+    """Makes a backup of the service."""
+    return {
+        name: replace(copy_of_members(space), state=copy_of_members(space.state))
+        for name, space in store._spaces.items()
+    }
+
+
+def copy_of_members(struct: Any) -> Any:
+    return replace(
+        struct, **{field.name: copy.copy(getattr(struct, field.name)) for field in fields(struct)}
+    )

@@ -257,3 +257,37 @@ def test_a_space_of_which_too_much_waits_takes_no_more_and_others_do():
 
     assert [future.result(10) for future in futures] == [10, 50, 50, 50]
     assert group_commit.submit("flooded", 10).result(10) == 100
+
+
+def test_one_caller_never_has_all_committers():
+    """A caller pushes to a hundred spaces that all hang; another caller's push is committed."""
+    go_on, started = Event(), []
+
+    def commit(key, requests):
+        if key != "modest":
+            started.append(key)
+            assert go_on.wait(10)
+        return list(requests)
+
+    group_commit = GroupCommit(commit, committers=3)
+    greedy = [group_commit.submit(f"space {n}", n, "greedy") for n in range(100)]
+    wait_until(lambda: len(started) == 2)
+    assert group_commit.submit("modest", -1, "modest").result(10) == -1
+    assert len(started) == 2
+    go_on.set()
+    assert [future.result(10) for future in greedy] == list(range(100))
+    wait_until(lambda: not group_commit._queues)
+    group_commit.close()
+
+
+def test_callers_with_many_spaces_are_served_in_turn():
+    """A caller with many waiting spaces delays another caller by one group for each thread."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, committers=1)
+    greedy = [group_commit.submit(f"greedy {n}", n, "greedy") for n in range(20)]
+    recorder.entered.wait(10)
+    modest = group_commit.submit("modest", 100, "modest")
+    recorder.gate.set()
+    assert modest.result(10) == 1000
+    assert [future.result(10) for future in greedy] == [n * 10 for n in range(20)]
+    assert [key for key, _ in recorder.groups].index("modest") <= 2

@@ -66,7 +66,7 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         order. A push can be repeated safely: a stored changeset gets its first verdict again,
         marked as a `duplicate`. The first push creates the space.
         """
-        return json_reply(await request.outcome(store.submit(space, push_of(request, body))))
+        return json_reply(await _stored(request, store, space, push_of(request, body)))
 
     @bp.post("/v1/spaces/<space>/sync")
     @operation(
@@ -91,14 +91,14 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         if body["changesets"]:
             # A cached authorization serves reads only.
             await request.readmit()
-            verdicts = (await request.outcome(store.submit(space, pushed))).verdicts
+            verdicts = (await _stored(request, store, space, pushed)).verdicts
             page = await _read_stored(request, store, space, query)
         else:
             # Most syncs have no changesets, and must avoid the lock of the space.
             try:
                 page = await read_range(request, store, space, query)
             except UnknownSpace:
-                await request.outcome(store.submit(space, pushed))
+                await _stored(request, store, space, pushed)
                 page = await read_range(request, store, space, query)
             if page.events:
                 await request.readmit()
@@ -115,6 +115,11 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         )
 
     return bp
+
+
+async def _stored(request: Request, store: EventStore, space: str, push: Push) -> Receipt:
+    """Returns the receipt of a push, which is committed in the caller's share of threads."""
+    return await request.outcome(store.submit(space, push, request.subject.key))
 
 
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:

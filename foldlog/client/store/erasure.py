@@ -22,12 +22,12 @@ _encode = msgspec.json.encode
 
 
 def without_values(op: Operation) -> Operation:
-    """Returns an operation as erased. `erased` is empty, because the log alone has the hash."""
+    """Returns the operation without its values. `erased` is empty: only the log has the hash."""
     return Operation(op.op, op.collection, op.id, erased="")
 
 
 def to_wire(op: Operation) -> Operation:
-    """Returns an operation as it is sent. An erased operation is sent as a delete.
+    """Returns the operation to send. An erased operation is sent as a delete.
 
     The server stores it as erased in any case. If the server has lost the erasure, the delete
     removes the record.

@@ -1,4 +1,4 @@
-"""Marks: what the server's log was at earlier cursors.
+"""Marks: hashes of the server's log at earlier cursors.
 
 A server that was restored from a backup has a shorter log. The last mark that both share tells
 where the two histories part.

@@ -25,7 +25,7 @@ _encode = msgspec.json.encode
 
 
 class _Shown(msgspec.Struct):
-    """One record, confirmed and as it is shown."""
+    """One record in both forms: confirmed and shown."""
 
     records: dict[Key, Record]  #: the shown record by its key; empty if it does not exist
     confirmed: Record | None
@@ -44,7 +44,7 @@ class Draft(msgspec.Struct):
 
 
 class View:
-    """Writes records as they are confirmed and as they are shown."""
+    """Writes each record in two forms: confirmed by the server, and shown to the app."""
 
     def __init__(self, database: Database, meta: Meta, queue: Queue):
         self._database = database

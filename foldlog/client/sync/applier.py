@@ -37,7 +37,7 @@ class UnknownOwnEvent(Exception):
 
 
 class Applier:
-    """Applies verdicts and pages of events."""
+    """Applies verdicts and pages of events to a store."""
 
     def __init__(self, store: LocalStore, snapshots: SnapshotLoader):
         self._store = store
@@ -129,8 +129,8 @@ class Applier:
     def _note_skipped(self, events: list[Event], after: int) -> bool:
         """Remembers events that an operator has skipped.
 
-        Returns whether a skipped event is folded already. The records are loaded anew in this case.
-        The skip arrives again if the snapshot is older than the skip, and is known by then.
+        Returns whether this device has folded a skipped event before. Its records are wrong then,
+        and a snapshot replaces them. Skips that are known already count as handled.
         """
         skips = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
         known: list[list[int]] = self._store.meta.get("skipped", []) if skips else []
@@ -140,9 +140,9 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Queues stored changesets again whose events are missing at their seqs.
+        """Queues a stored changeset again if the log has another event at its seq.
 
-        The server was restored from a backup, and the cursor was too old for the mark to tell.
+        A restored server has lost the changeset, and the mark of an old cursor still fits.
         """
         queue = self._store.queue
         lost = [

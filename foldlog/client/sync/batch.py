@@ -9,7 +9,7 @@ PUSH_MAX = 200
 
 
 class PushBatch:
-    """The first waiting changesets. The batch halves while the server answers 413."""
+    """The first waiting changesets. A 413 (body too large) halves the batch."""
 
     def __init__(self, queue: Queue):
         self._queue = queue

@@ -72,7 +72,7 @@ class Healer:
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:
-        """Continues with the counter that the server expects."""
+        """Renumbers the queue from the counter that the server expects."""
         index, expected = exc.document.get("index", 0), exc.document.get("expected")
         if not isinstance(expected, int) or index >= len(self._batch.select()):
             return False

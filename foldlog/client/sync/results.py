@@ -10,19 +10,22 @@ from foldlog.domain.merge import Conflict, Key
 
 
 class SyncResult(msgspec.Struct):
-    """What one sync has done: counts of changesets and events, and the affected records."""
+    """The result of one sync. `Replica.sync` returns it.
 
-    #: changesets sent
+    Attributes:
+        pushed: The number of changesets sent.
+        pulled: The number of events received.
+        changed: (collection, id) of each record whose shown values changed.
+        refused: The ids of changesets that were refused or rejected.
+        conflicts: The conflicts in which this device wrote one of the values.
+        healed: Codes of the faults that the device has repaired, such as "log-behind".
+    """
+
     pushed: int = 0
-    #: events received
     pulled: int = 0
-    #: (collection, id) of the records whose shown values changed
     changed: list[Key] = []
-    #: ids of changesets that were refused or rejected
     refused: list[str] = []
-    #: conflicts in which this device took part
     conflicts: list[Conflict] = []
-    #: problem codes of the faults that were healed
     healed: list[str] = []
 
 

@@ -75,8 +75,11 @@ class EventStore(ABC):
         return self.submit(space, push).result()
 
     @abstractmethod
-    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
-        """Starts a `push` and returns at once. Raises `RateLimited` if too many bytes wait."""
+    def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
+        """Starts a `push` and returns at once. Raises `RateLimited` if too many bytes wait.
+
+        `rate_key` is the caller whose share of the committing threads the push uses.
+        """
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:

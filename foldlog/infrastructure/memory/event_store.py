@@ -43,7 +43,7 @@ from .spaces import MemorySpaces, Space
 
 
 class MemoryEventStore(MemorySpaces, EventStore):
-    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
+    def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
         outcome: Future[Receipt] = Future()
         try:
             outcome.set_result(self._push(space, push))

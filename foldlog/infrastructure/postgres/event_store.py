@@ -83,9 +83,9 @@ class PostgresEventStore(EventStore):
         """Returns when every push is answered."""
         self._group_commit.close()
 
-    def submit(self, space: SpaceId, push: Push) -> Future[Receipt]:
+    def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
         try:
-            return self._group_commit.submit(space, push)
+            return self._group_commit.submit(space, push, rate_key)
         except QueueFull:
             limit = self._limits.waiting_bytes_per_space_max
             raise RateLimited("waiting_bytes_per_space_max", limit) from None

@@ -4,6 +4,9 @@ The events of a space are in one order, so its transactions run one after anothe
 transaction for each push, a space would take one push for each flush of the disk. Here, the first
 push is appended at once. The pushes that arrive meanwhile form the next group. Spaces are
 independent of each other, and a push waits only for the group before its own.
+
+A few threads commit the groups. Callers share these threads fairly: a caller that pushes to many
+spaces uses all threads but one at most.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from foldlog.domain.errors import StorageUnavailable
+from foldlog.domain.fairness import FairQueue
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -34,6 +38,15 @@ CLOSE_POLL_SECONDS = 0.005
 
 class QueueFull(Exception):
     """The requests that wait for this key have reached the limit of their weight."""
+
+
+class _Waiting(NamedTuple, Generic[Request, Reply]):
+    """A request that waits for its group."""
+
+    request: Request
+    outcome: Future[Reply]
+    until: float  #: the deadline, by the monotonic clock
+    caller: str
 
 
 class GroupCommit(Generic[Request, Reply]):
@@ -63,17 +76,20 @@ class GroupCommit(Generic[Request, Reply]):
         self._lock = Lock()
         #: the total weight of the waiting requests of each active key
         self._weights: Counter[str] = Counter()
-        #: the waiting requests of each active key, with their deadlines
-        self._queues: dict[str, deque[tuple[Request, Future[Reply], float]]] = {}
-        #: the keys that wait for a thread; `None` ends a thread
-        self._ready: SimpleQueue[str | None] = SimpleQueue()
+        #: the waiting requests of each active key
+        self._queues: dict[str, deque[_Waiting[Request, Reply]]] = {}
+        #: the keys that wait for a thread, each for the caller of its first request
+        self._ready: FairQueue[str] = FairQueue(committers)
+        #: Wakes one thread for each item: `True` to look for a key, `False` to end.
+        self._wakeups: SimpleQueue[bool] = SimpleQueue()
         self._committers = committers
         self._threads: list[Thread] = []
 
-    def submit(self, key: str, request: Request) -> Future[Reply]:
+    def submit(self, key: str, request: Request, caller: str = "") -> Future[Reply]:
         """Returns the outcome of the request, which is set after the commit of its group.
 
-        Cancelling the future before its group begins withdraws the request. Raises `QueueFull`.
+        `caller` is the rate key of the caller (`domain.fairness`). Cancelling the future before its
+        group begins withdraws the request. Raises `QueueFull`.
         """
         outcome: Future[Reply] = Future()
         weight = self._weigh(request)
@@ -87,8 +103,10 @@ class GroupCommit(Generic[Request, Reply]):
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = deque()
-                self._ready.put(key)
-            queue.append((request, outcome, time.monotonic() + self._wait_seconds_max))
+                self._ready.put(caller, key)
+                self._wakeups.put(True)
+            until = time.monotonic() + self._wait_seconds_max
+            queue.append(_Waiting(request, outcome, until, caller))
         return outcome
 
     def close(self) -> None:
@@ -96,7 +114,7 @@ class GroupCommit(Generic[Request, Reply]):
         while self._queues:
             time.sleep(CLOSE_POLL_SECONDS)
         for _ in self._threads:
-            self._ready.put(None)
+            self._wakeups.put(False)
         for thread in self._threads:
             thread.join()
 
@@ -107,14 +125,27 @@ class GroupCommit(Generic[Request, Reply]):
             self._threads[-1].start()
 
     def _run(self) -> None:
-        while (key := self._ready.get()) is not None:
+        while self._wakeups.get():
             with self._lock:
-                group = self._gather(key, self._queues[key])
-                if not group:
-                    del self._queues[key], self._weights[key]
+                ready = self._ready.next()
+                if ready is None:  # every waiting caller uses its share already
+                    continue
+                caller, key = ready
+                group = self._gather(key)
             if group:
                 self._commit_group(key, group)
-                self._ready.put(key)  # after the other waiting keys
+            with self._lock:
+                self._end_turn(caller, key)
+
+    def _end_turn(self, caller: str, key: str) -> None:
+        self._ready.done(caller)
+        queue = self._queues[key]
+        if queue:
+            self._ready.put(queue[0].caller, key)  # after the other waiting keys
+        else:
+            del self._queues[key], self._weights[key]
+        if len(self._ready):
+            self._wakeups.put(True)
 
     def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
         outcomes: Sequence[Reply | BaseException]
@@ -130,16 +161,15 @@ class GroupCommit(Generic[Request, Reply]):
             else:
                 future.set_result(outcome)
 
-    def _gather(
-        self, key: str, queue: deque[tuple[Request, Future[Reply], float]]
-    ) -> list[tuple[Request, Future[Reply]]]:
+    def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
+        queue = self._queues[key]
         group: list[tuple[Request, Future[Reply]]] = []
         weight, now = 0, time.monotonic()
         while queue and len(group) < self._group_size_max:
-            weight += self._weigh(queue[0][0])
+            weight += self._weigh(queue[0].request)
             if group and weight > self._group_weight_max:
                 break
-            request, future, until = queue.popleft()
+            request, future, until, _ = queue.popleft()
             self._weights[key] -= self._weigh(request)
             if not future.set_running_or_notify_cancel():
                 continue

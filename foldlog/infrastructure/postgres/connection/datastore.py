@@ -81,7 +81,6 @@ class Datastore(PostgresDatastore):
             idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_SECONDS,
             pool_size=1,
             max_overflow=pool_size_max - 1,
-            originator_id_type="text",
         )
         # psycopg's pool doubles the pause between its attempts to reconnect, up to this one.
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
@@ -127,9 +126,6 @@ class Datastore(PostgresDatastore):
         finally:
             if not is_connected and self._connected_at < asked_at:
                 self.pool.timeout = min(self._pool_seconds, AWAY_SECONDS)
-
-    def register_type_adapters(self) -> None:
-        """Registers none: our rows are sent as arrays of columns instead of composite types."""
 
     def after_connect_func(self) -> Callable[[Connection[Any]], None]:
         base = super().after_connect_func()
