@@ -1,4 +1,4 @@
-"""One operation of the API: what it takes, answers and refuses, said once.
+"""One operation of the API, declared in one place: its right, request, answers and problems.
 
     @blueprint.get("/v1/spaces/<space>/events")
     @operation(Right.READ, query=events_query(limits), answer=RangeSchema, example=...)
@@ -6,7 +6,7 @@
         '''First line: the summary. The rest: the description.'''
 
 The view receives the ids of the path, `query` and `body` after they were checked by schemas. The
-OpenAPI document is generated from the same schemas, so it describes what the service reads.
+OpenAPI document is generated from the same schemas, so it describes the requests as they are read.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NO_PARAMETERS = Parameters()
 
 @dataclass(frozen=True)
 class Lines:
-    """An answer of JSON lines, and what a line may be: {its name: (schema, example)}."""
+    """An answer of JSON lines, with the kinds of its lines: {name: (type, example)}."""
 
     about: str
     kinds: Mapping[str, tuple[type, Any]]
 
 
 class Operation:
-    """A view that reads what it documents."""
+    """A view, with the schemas that both read and document its requests."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from .routing import Router, path_of
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Answers contain what users wrote. So no cache keeps them, and no browser guesses their type, runs
+#: Answers contain users' data. So no cache keeps them, and no browser guesses their type, runs
 #: or loads their content, shows them inside another page, or gives them to another site.
 HEADERS = {
     "Cache-Control": "private, no-store",

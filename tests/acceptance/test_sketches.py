@@ -6,10 +6,8 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from threading import Thread
 
 import pytest
-from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
@@ -17,6 +15,8 @@ from foldlog.domain.collections import Proposal
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import B, changeset, push_of, put
+
+from .live import served
 
 TOKEN = "an admin's token for the tests"
 SKETCH = Path(__file__).parents[2] / "docs" / "reference" / "sketches" / "sync.mjs"
@@ -94,15 +94,11 @@ def test_the_javascript_sketch_syncs_and_heals(tmp_path):
     store.push("home", push_of(changeset(put("theirs", n=0)), device=B))
     store.define("home", "notes", Proposal(JsonSchema({})), seconds_max=None)
     app = create_app(store=store, master=store, ready=dict, access=OpenAccess(TOKEN))
-    server = make_server("127.0.0.1", 0, app)
-    Thread(target=server.serve_forever, daemon=True).start()
     driver = tmp_path / "driver.mjs"
-    url = f"http://127.0.0.1:{server.server_port}"
-    driver.write_text(DRIVER % {"sketch": SKETCH.as_posix(), "url": url, "token": TOKEN})
-    try:
+    with served(store, app=app) as here:
+        names = {"sketch": SKETCH.as_posix(), "url": here.url, "token": TOKEN}
+        driver.write_text(DRIVER % names)
         done = subprocess.run(["node", driver], capture_output=True, text=True, timeout=60)
-    finally:
-        server.shutdown()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "queue": 0,

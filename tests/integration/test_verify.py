@@ -9,17 +9,17 @@ import tarfile
 import zlib
 from contextlib import contextmanager
 from functools import partial
-from threading import Thread
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from werkzeug.serving import make_server
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
 from foldlog.api.http.rates import Lease
+from foldlog.api.http.resources import Resources
 from foldlog.api.operations import proofs as proofs_module
+from foldlog.api.server import AsgiServer
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
@@ -36,6 +36,7 @@ from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
 from foldlog.scripts.verification import folded as folded_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
+from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 
@@ -117,12 +118,8 @@ def served(audited):
 
     app = create_app(store=parts.log, master=parts.master, ready=dict, tree=parts.proofs,
                      verifiers=verifiers, access=OpenAccess())  # fmt: skip
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
+    with Resources(4) as resources, serving(AsgiServer(app, resources)) as url:
+        yield url
 
 
 def test_it_passes_from_a_running_service(audited):

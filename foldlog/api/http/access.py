@@ -1,4 +1,4 @@
-"""Who calls, and whether the caller has the right to an operation.
+"""Finding the caller of a request, and checking the caller's right to the operation.
 
 Every operation names the right that it needs, and access is decided before any other work. A caller
 is found by its bearer token (RFC 6750 section 2.1) in the space that the path names. So a token of

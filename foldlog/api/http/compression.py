@@ -1,7 +1,7 @@
-"""Compressing answers, as the client can read them.
+"""Compressing answers in an encoding that the client accepts.
 
-A stream is compressed piece by piece, each of which can be read when it arrives: a compressor
-would else keep up to some MB, which a reader would wait for, and would lose if it were cut.
+A stream is compressed piece by piece, and the client can decode each piece when it arrives.
+Otherwise the compressor would hold back some MB, and they would be lost if the stream were cut.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: on pages of events it is quicker than the next levels, and no larger
+#: On pages of events it is faster than the next levels, and the result is as small.
 ZSTD_LEVEL = 1
 BROTLI_QUALITY = 4
-#: 2^20 bytes: pages of a snapshot are alike, a larger window costs memory and gains little
+#: 2^20 bytes. Pages of a snapshot resemble each other, so a larger window would gain little.
 BROTLI_WINDOW_LOG = 20
 GZIP_LEVEL = 5
 
 
 class Deflater(Protocol):
+    """A compressor of one encoding."""
+
     def piece(self, data: bytes) -> bytes:
-        """All of what is compressed so far, so that it can be read as far as it has come."""
+        """Returns everything compressed so far, which the client can decode."""
 
     def end(self) -> bytes: ...
 
@@ -73,20 +75,20 @@ class _Gzip:
         return self._compressor.flush()
 
 
-#: In the order of our preference, among those that a client likes as much.
+#: in the order of our preference, which decides between encodings of equal weight
 DEFLATERS: dict[str, Callable[[], Deflater]] = {"zstd": _Zstd, "br": _Brotli, "gzip": _Gzip}
 
 
-#: below this an answer fits one packet with its headers, and compressing saves nobody time
+#: A smaller answer fits into one packet with its headers, so compressing would save no time.
 BYTES_MIN = 1_024
 ACCEPT_LENGTH_KEPT_MAX = 200
-#: What is worth compressing. Not the live stream: it waits for what is to come, ten thousand at a
-#: time, and a compressor each would take more memory than all the rest.
+#: Media types to compress. The live stream stays uncompressed: ten thousand streams with a
+#: compressor each would take more memory than all the rest.
 MEDIA_TYPES = ("application/json", "application/x-ndjson", "text/html")
 
 
 def encoding_for(reply: Reply, accept_encoding: str) -> str | None:
-    """In which encoding a reply is sent; `None` as it is. Says so in the reply's headers."""
+    """Returns the encoding of an answer, or `None`; sets the answer's headers accordingly."""
     if reply.media_type not in MEDIA_TYPES:
         return None
     reply.headers["Vary"] = ", ".join(filter(None, [reply.headers.get("Vary"), "Accept-Encoding"]))
@@ -108,14 +110,14 @@ def _best_of(accept_encoding: str) -> str | None:
 
 
 def deflated(data: bytes, encoding: str) -> bytes:
-    """All at once. Takes milliseconds for a page of events, without holding Python's lock."""
+    """Compresses a whole body. A page of events takes milliseconds, without Python's lock."""
     if encoding == "zstd":
         return zstd.compress(data, ZSTD_LEVEL)
     deflater = DEFLATERS[encoding]()
     return deflater.piece(data) + deflater.end()
 
 
-#: `deflated`, of the few bodies that are the same for everybody
+#: `deflated` for the few bodies that are the same in every answer
 deflated_once = lru_cache(maxsize=16)(deflated)
 
 

@@ -1,7 +1,8 @@
-"""Whose pages a browser lets call us: https://fetch.spec.whatwg.org/#http-cors-protocol.
+"""Which pages may call the service from a browser: the CORS protocol of the Fetch standard
+(https://fetch.spec.whatwg.org/#http-cors-protocol).
 
-Nothing of it is sent unless origins are set. There are no cookies here, so a page has no more
-rights than the token that it brings along, and `*` is no weaker than a list.
+The headers are sent only if origins are configured. The service uses no cookies, so a page has the
+rights of the token that it sends, and `*` is as safe as a list.
 """
 
 from __future__ import annotations
@@ -17,30 +18,31 @@ PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Content-Encoding, "
     "Last-Event-ID, If-None-Match, Cache-Control, X-Request-Id",
-    "Access-Control-Max-Age": "7200",  # no browser but Firefox keeps it for longer
+    "Access-Control-Max-Age": "7200",  # the longest time that Chromium accepts
 }
 
 
 @dataclass(frozen=True)
 class Cors:
-    """Exact origins, or `*`; without any, other pages are left out."""
+    """The allowed origins, or `*`. By default pages of other origins are refused."""
 
     origins: tuple[str, ...] = ()
 
     def headers(self, origin: str) -> Mapping[str, str]:
-        """What every answer bears, refusals too: else a page could not read why."""
+        """Returns the headers of every answer. Problems have them too, so that a page can read
+        them."""
         if not self.origins:
             return {}
         if self.origins == (ANY,):
             return {"Access-Control-Allow-Origin": ANY, **EXPOSED}
         if origin in self.origins:
             return {"Access-Control-Allow-Origin": origin, **EXPOSED, "Vary": "Origin"}
-        return {"Vary": "Origin"}  # a cache must not hand this one to a page that may
+        return {"Vary": "Origin"}  # a cache must not serve this answer to an allowed page
 
     def preflight(self, method: str, header: Callable[[str], str]) -> Reply | None:
-        """The answer to a browser that asks whether a page may; `None` if that is not asked.
+        """Returns the answer to a preflight request; `None` for other requests.
 
-        It comes before anybody's rights are looked at, for it carries no token.
+        A preflight request carries no token, so it is answered before access is checked.
         """
         if method != "OPTIONS" or not header("access-control-request-method"):
             return None

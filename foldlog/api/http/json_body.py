@@ -1,8 +1,8 @@
-"""A JSON body: an object with every member known and given once, read by a schema.
+"""A JSON body: an object whose members are all known and given once, read by a schema.
 
-Its size is bounded before; here, what it may grow to when decoded. A few bytes of JSON become a
-Python object of many, so its values are bounded too, and nothing but the changesets is decoded that
-is larger than it need be. What takes long is done in a thread.
+`bodies` bounds its bytes; this module bounds the memory after decoding, because a few bytes of JSON
+become a Python object of many. The number of values is bounded, and so is the size of each member
+except the changesets. Large bodies are decoded in a thread.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .bodies import SMALL_BODY_BYTES, Reservation, read_body
 from .requests import Request
 
 MEMBERS_MAX = 50
-#: of each member but `changesets`
+#: of each member except `changesets`
 MEMBER_BYTES_MAX = 64 * 2**10
-#: whose changesets they are, where that cannot be read
-NOBODY = "00000000-0000-0000-0000-000000000000"
-#: of a name that is told back to who sent it
-NAME_LENGTH_TOLD_MAX = 100
+#: the device of changesets while their own device is unreadable
+UNKNOWN_DEVICE = "00000000-0000-0000-0000-000000000000"
+#: of a name that a problem document repeats
+NAME_LENGTH_MAX = 100
 
 
 class JsonBody:
-    """The body of an operation, of no more bytes than `limit` says.
+    """The body of an operation; `limit` names the limit on its bytes.
 
-    Raises `InvalidRequest`, naming each member that is wrong.
+    `read` raises `InvalidRequest` with every wrong member.
     """
 
     def __init__(self, schema: Schema, limits: Limits, limit: str = "small_body_bytes_max"):
@@ -69,10 +69,10 @@ class JsonBody:
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
 
     def _name_unreadable(self, body: bytearray) -> None:
-        """Raises what says which changeset cannot be read, if it is one of them.
+        """Raises an error that names the changeset that cannot be read, if there is one.
 
-        A device must set that one aside, or it would stand in its queue for ever. Of a large body
-        it is told to send less.
+        With its index the device sets that changeset aside; otherwise it would block the device's
+        queue for ever. For a large body the error asks for a smaller batch instead.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
@@ -80,7 +80,7 @@ class JsonBody:
                 raw = array_in(body, msgspec.json.encode(name))
                 if raw is not None:
                     try:
-                        field.read(bytes(raw), name, NOBODY)
+                        field.read(bytes(raw), name, UNKNOWN_DEVICE)
                     except InvalidRequest as exc:
                         if "index" in exc.extra:
                             raise
@@ -94,7 +94,7 @@ class JsonBody:
         return loaded
 
     def _value(self, name: str, raw: msgspec.Raw) -> Any:
-        """Small members decoded; the changesets, and what nobody knows, still as bytes."""
+        """Decodes a small member; leaves the changesets and unknown members as bytes."""
         if name not in self._fields or isinstance(self._fields[name], ChangesetsField):
             return raw
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
@@ -103,25 +103,26 @@ class JsonBody:
 
 
 def _check_values(body: bytearray, values_max: int) -> None:
-    """Bounds what decoding can make of a body. Raises `LimitExceeded`.
+    """Bounds the number of values in a body. Raises `LimitExceeded`.
 
-    In front of each value, but the first of an array or an object, is one of these. Those in texts
-    count as well: to tell them apart would be to read it all.
+    Every value follows a comma or an opening bracket. The same characters inside texts count as
+    well, because telling them apart would require parsing.
     """
-    if len(body) > values_max:  # or it can't have as many
+    if len(body) > values_max:  # a shorter body cannot have more
         count = sum(body.count(sign) for sign in b",[{")
         if count > values_max:
             raise LimitExceeded("values_per_body_max", values_max)
 
 
 class _Name(str):
-    """The name of a member. A type of its own, so that each is shown to us as it is read."""
+    """The name of a member. Its own type makes msgspec pass every name to the hook."""
 
     __slots__ = ()
 
 
 def decode_members(body: bytes | bytearray) -> dict[str, msgspec.Raw]:
-    """The members of an object, their values still as bytes. One that comes twice is refused."""
+    """Returns the members of an object, their values as bytes. Raises `InvalidRequest` for a member
+    that is given twice."""
     seen: set[str] = set()
 
     def look_at(_: type, name: str) -> _Name:
@@ -144,12 +145,12 @@ _ESCAPE = re.compile(
 
 
 def _mark_half_pairs(body: bytearray) -> bytes:
-    """The body with a byte that is no UTF-8 in the place of each half of a surrogate pair.
+    """Replaces each half of a surrogate pair in the body with a byte that is invalid UTF-8.
 
-    JavaScript lets such a half into a string (half an emoji, cut by a program) and writes it as
-    `"\\ud83d"`. It is JSON by its grammar, but no text, and our reader stops there without a place.
-    Bad UTF-8 it passes over until the string is read, and then the domain can say in which
-    changeset: it must, or that one would stand in its device's queue for ever.
+    JavaScript allows such a half in a string (half an emoji, cut by a program) and writes it as
+    `"\\ud83d"`. The grammar of JSON allows it, but it is no text, and msgspec refuses the body
+    without a position. Invalid UTF-8 is found later, when the domain reads the string and can name
+    the changeset, so that the device sets it aside.
     """
     return _ESCAPE.sub(lambda found: b"\xff" if found[1] else found[0], body)
 
@@ -160,6 +161,6 @@ def _wrong(found: Iterable[tuple[Any, str]]) -> InvalidRequest:
 
 
 def pointer(path: Iterable[str | int]) -> str:
-    """RFC 6901; names that strangers made are not told back at any length."""
-    told = (str(part)[:NAME_LENGTH_TOLD_MAX] for part in path)
-    return "".join(f"/{escaped(part)}" for part in told)
+    """Returns a JSON pointer (RFC 6901), with long names shortened."""
+    names = (str(part)[:NAME_LENGTH_MAX] for part in path)
+    return "".join(f"/{escaped(part)}" for part in names)

@@ -1,6 +1,6 @@
-"""One structured line for each request, with an id that the answer carries too.
+"""One structured log line for each request, with an id that the answer has too.
 
-No line holds a value of a changeset, a record's id, or a token: only what an operator needs.
+A line never contains a value of a changeset, a record's id, or a token.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ log = structlog.get_logger("foldlog.api")
 
 
 def configure_logging(format: Literal["json", "console"] = "json", level: str = "INFO") -> None:
-    """Makes structlog, and what other libraries log, write lines of one form to stderr.
+    """Configures structlog and the standard `logging` to write lines of one form to stderr.
 
-    Called once by whoever starts a process; this package configures nothing at import.
+    Each process calls it once, at its start.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # A traceback never shows local variables: they hold what users wrote.
+    # Tracebacks omit local variables, because those contain users' data.
     rendering: list[structlog.typing.Processor] = (
         [
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
@@ -47,8 +47,8 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ]
     )
-    rendering.append(_without_secrets)  # whoever wrote the message, and whatever it quotes
-    # Ours go straight to stderr: by way of `logging` a line costs a tenth of a request.
+    rendering.append(_without_secrets)  # also of messages from other libraries
+    # Our lines bypass `logging`, where each would cost a tenth of a request.
     structlog.configure(
         processors=[_add_logger_name, *shared, *rendering],
         logger_factory=_Stderr,
@@ -68,10 +68,11 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 
 
 class _Stderr:
-    """A logger that knows its name, which `get_logger` is given.
+    """A logger with the name that `get_logger` was given.
 
-    What is no trouble may wait a moment to be written, many lines at once: a system call for each
-    request costs a tenth of it. Trouble is written at once, with all that was before it.
+    Informational lines are written a moment later, many at once, because a system call for each
+    request would cost a tenth of it. Warnings and errors are written at once, with all earlier
+    lines.
     """
 
     def __init__(self, name: str = "foldlog"):
@@ -89,7 +90,7 @@ class _Stderr:
 
 
 class _Lines:
-    """Lines on their way to stderr; without a pause, each is written at once."""
+    """Lines to write to stderr. With `pause_seconds` of 0, each is written at once."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque()
@@ -106,12 +107,12 @@ class _Lines:
 
     def flush(self) -> None:
         with self._writing:
-            # One by one, because others append meanwhile.
+            # The number is fixed first, because other threads append meanwhile.
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             sys.stderr.write("".join(f"{line}\n" for line in lines))
             sys.stderr.flush()
 
-    def write_now_and_then(self, pause_seconds: float) -> None:
+    def write_behind(self, pause_seconds: float) -> None:
         self.pause_seconds = pause_seconds
         threading.Thread(target=self._run, name="foldlog-log", daemon=True).start()
         atexit.register(self.flush)
@@ -128,8 +129,8 @@ _lines = _Lines()
 
 
 def write_logs_behind(pause_seconds: float = 0.1) -> None:
-    """From now on this process writes its log in the background; called by a web worker."""
-    _lines.write_now_and_then(pause_seconds)
+    """Makes this process write informational lines in the background."""
+    _lines.write_behind(pause_seconds)
 
 
 def _add_logger_name(
@@ -148,7 +149,7 @@ def _json(value: Any, default: Callable[[Any], Any]) -> str:
 
 
 def path_template(rule: str) -> str:
-    """`/v1/spaces/<space>/events` as OpenAPI writes it: `/v1/spaces/{space}/events`."""
+    """Turns `/v1/spaces/<space>/events` into OpenAPI's form, `/v1/spaces/{space}/events`."""
     return re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule)
 
 
@@ -160,9 +161,10 @@ def log_request(
     status: int,
     bytes_out: int | None,
 ) -> None:
-    """`path` is the template, not what was asked for: that may name a person's record.
+    """Logs a request after it was answered.
 
-    `bytes_out` is `None` for a stream. Who calls is named by id, if that was found.
+    `path` is the template, because a real path may name a person's record. `bytes_out` is `None`
+    for a stream. The line has the caller's id if the caller is known.
     """
     caller = {"caller": request.caller.id} if request.caller and request.caller.id else {}
     log.info(

@@ -1,7 +1,7 @@
-"""Every refusal as a problem document (RFC 9457), and the one table of its status.
+"""Every error as a problem document (RFC 9457), and the one table of its status.
 
-A problem's `code` is the stable name that clients match on; its `type` is a page about it. What a
-server refuses by itself and what nobody expected come in the same form.
+A problem's `code` is the stable name that clients match on; its `type` is a page about it. Errors
+of routing and unexpected errors have the same form.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MEDIA_TYPE = "application/problem+json"
 #: RFC 6750 section 3
 INVALID_TOKEN = 'Bearer error="invalid_token"'  # noqa: S105
 INSUFFICIENT_SCOPE = 'Bearer error="insufficient_scope"'
-TOLD_LENGTH_MAX = 500
-ERRORS_TOLD_MAX = 20
+TEXT_LENGTH_MAX = 500
+ERRORS_MAX = 20
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not JSON, or in an encoding that is not understood."""
+    """The body is not JSON, or has an unknown encoding."""
 
     code = "unsupported-media-type"
 
@@ -73,12 +73,12 @@ class NotReady(Unavailable):
 
 
 class InternalError(FoldlogError):
-    """Something went wrong that nobody expected; it was noted."""
+    """An unexpected error of the service; the log has it."""
 
     code = "internal-error"
 
 
-#: An error has the status of its nearest ancestor here. What has none is a fault of ours: 500.
+#: An error has the status of its nearest ancestor here. One without is a bug of ours: 500.
 STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -98,7 +98,7 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-#: Over one of these, a smaller request is the cure: 413 lets a client halve its batch.
+#: Exceeding one of these is answered with 413: the client sends a smaller batch.
 LIMITS_OF_SIZE = {
     "body_bytes_max",
     "small_body_bytes_max",
@@ -114,7 +114,7 @@ LIMITS_OF_SIZE = {
 
 
 def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
-    """Every status that this error may be answered with."""
+    """Returns every status that this error may have."""
     usual = next(
         (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -124,7 +124,7 @@ def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
 
 
 def status_of(error: FoldlogError) -> HTTPStatus:
-    # Of one changeset alone no smaller request can be made.
+    # An error with an index concerns one changeset, and a smaller batch would not help.
     is_divisible = isinstance(error, LimitExceeded) and "index" not in error.extra
     if is_divisible and error.extra["limit"] in LIMITS_OF_SIZE:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
@@ -132,7 +132,7 @@ def status_of(error: FoldlogError) -> HTTPStatus:
 
 
 def title_of(error: type[FoldlogError]) -> str:
-    """What is wrong, in one sentence that is the same at every occurrence."""
+    """Returns one sentence about the problem, the same at every occurrence."""
     return (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 
@@ -147,27 +147,28 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
     }
 
 
-def _clipped(told: Any) -> Any:
-    """What strangers sent is not told back at any length."""
-    if isinstance(told, str):
-        return told if len(told) <= TOLD_LENGTH_MAX else f"{told[:TOLD_LENGTH_MAX]}..."
-    if isinstance(told, dict):
-        shorter = {"errors": _some_of(told["errors"])} if "errors" in told else {}
-        return {name: _clipped(value) for name, value in (told | shorter).items()}
-    if isinstance(told, list):
-        return list(map(_clipped, told))
-    return told
+def _clipped(value: Any) -> Any:
+    """Shortens texts and lists, which may repeat parts of the request."""
+    if isinstance(value, str):
+        return value if len(value) <= TEXT_LENGTH_MAX else f"{value[:TEXT_LENGTH_MAX]}..."
+    if isinstance(value, dict):
+        shorter = {"errors": _first_of(value["errors"])} if "errors" in value else {}
+        return {name: _clipped(member) for name, member in (value | shorter).items()}
+    if isinstance(value, list):
+        return list(map(_clipped, value))
+    return value
 
 
-def _some_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
-    told, more = errors[:ERRORS_TOLD_MAX], len(errors) - ERRORS_TOLD_MAX
-    return [*told, {"detail": f"and {more} more"}] if more > 0 else told
+def _first_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    first, more = errors[:ERRORS_MAX], len(errors) - ERRORS_MAX
+    return [*first, {"detail": f"and {more} more"}] if more > 0 else first
 
 
 def problem_reply(error: Exception, request: Request) -> Reply:
-    """The answer to what was raised; whatever nobody foresaw is noted, and told as no more."""
-    if not isinstance(error, FoldlogError) or _is_unforeseen(error):
-        # Says nothing of what happened, but under which id it can be found in our logs.
+    """Returns the answer for an error. An unexpected error is logged and answered as
+    `InternalError`, without details."""
+    if not isinstance(error, FoldlogError) or _is_unexpected(error):
+        # The request's id leads an operator to the log line.
         log.error("unexpected-error", exc_info=error)
         error = InternalError(request_id=request.id)
     elif error.__cause__ is not None and isinstance(error, Unavailable):
@@ -183,19 +184,19 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     if isinstance(error, MethodNotAllowed):
         reply.headers["Allow"] = ", ".join(error.allowed)
     if isinstance(error, UnsupportedMediaType):
-        # RFC 9110 sections 12.5.1 and 12.5.3: what would have been understood.
+        # RFC 9110 sections 12.5.1 and 12.5.3: the types and encodings that are accepted
         reply.headers["Accept"] = "application/json"
         reply.headers["Accept-Encoding"] = "gzip, zstd"
     return reply
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """What a token lacks; whoever brought none is told of no fault in it."""
+    """Returns the `WWW-Authenticate` header; without a token it contains no error."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None
 
 
-def _is_unforeseen(error: FoldlogError) -> bool:
+def _is_unexpected(error: FoldlogError) -> bool:
     is_fault = status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR
     return is_fault and not isinstance(error, InternalError)

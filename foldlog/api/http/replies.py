@@ -1,4 +1,4 @@
-"""What an operation answers, before any server has it."""
+"""The answer of an operation, before the server sends it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ JSON = "application/json"
 
 @dataclass
 class Reply:
-    """A body that is there, or one that is made while it is sent: then by one of two iterators.
+    """An answer with a whole body, or with pieces that are made while it is sent.
 
-    One that takes its time on the database is read in a thread, one that waits for what happens
-    is awaited: ten thousand of those fit into one process.
+    An iterator reads the database, and each piece is read in a thread. An async iterator waits for
+    events on the loop; ten thousand of those fit into one process.
     """
 
     body: bytes | Iterator[bytes] | AsyncIterator[bytes]
     media_type: str = JSON
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    #: whether the body is the same for everybody and always, and is compressed once
+    #: whether the body is the same in every answer, so that it is compressed once
     is_kept: bool = False
 
     @property
@@ -38,5 +38,5 @@ def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def joined(documents: list[bytes]) -> msgspec.Raw:
-    """Stored documents as one JSON array: bytes joined, neither parsed nor made again."""
+    """Joins stored documents to one JSON array, without parsing them."""
     return msgspec.Raw(b"[%b]" % b",".join(documents))

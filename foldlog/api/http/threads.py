@@ -1,8 +1,8 @@
 """Threads beside the event loop, shared fairly among callers.
 
 The loop itself never blocks. A call that waits for the database, or computes for long, runs in one
-of a few threads. Each kind of work has threads of its own: finding out who calls, and readiness,
-never wait behind reads; answers are compressed without delaying either.
+of a few threads. Each kind of work has threads of its own: admission and readiness never
+wait behind reads, and compressing an answer delays neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A web worker: the service on one event loop. `foldlog serve` runs some of them on one address."""
+"""A web worker: the service on one event loop. `foldlog serve` runs several on one address."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from .protocol import NO_CONNECTION_LIMITS, BoundedProtocol, Connections
 from .sockets import listen
 
 KEEP_ALIVE_SECONDS = 75
-#: how long requests that have begun may take to end when the service stops
+#: how long open requests may take to end when the service stops
 STOP_SECONDS = 20
-#: ... and how long of that if their clients read nothing of what they are sent
+#: the same for a client that reads nothing of its answer
 STALLED_STOP_SECONDS = 5
-#: The loop's thread and those that commit take turns. Python's own 5 ms would make each of them
-#: wait for the other for longer than a whole request takes.
+#: How often threads hand over Python's lock, in seconds. With the default of 5 ms the loop and the
+#: committers would wait for each other longer than a request takes.
 SWITCH_SECONDS = 0.0005
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's, which lets everybody who waits go before it waits for the last requests."""
+    """Uvicorn's server; it ends waiting requests and streams before it waits for open requests."""
 
-    def __init__(self, config: uvicorn.Config, door: AsgiServer | None = None):
+    def __init__(self, config: uvicorn.Config, server: AsgiServer | None = None):
         super().__init__(config)
-        self._door = door
+        self._server = server
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._door is not None:
-            self._door.end_waiting()
+        if self._server is not None:
+            self._server.end_waiting()
         asyncio.get_running_loop().call_later(STALLED_STOP_SECONDS, self._cut_off_the_stalled)
         await super().shutdown(sockets)
 
@@ -63,11 +63,11 @@ class Server(uvicorn.Server):
 def run(
     app: AsgiApp, listening: socket.socket, connections: Connections = NO_CONNECTION_LIMITS
 ) -> None:
-    """Serves until SIGTERM. The echo of the benchmarks is served in the same way."""
+    """Serves until SIGTERM."""
     sys.setswitchinterval(SWITCH_SECONDS)
     tune_gc()
-    # Uvicorn ends by raising the signal again that it was stopped by; whatever is open around us
-    # must then still be closed.
+    # Uvicorn raises the signal that stopped it again. This handler turns it into an exception, so
+    # that the callers' `with` blocks are left.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server_of(app, connections).run([listening])
 
@@ -79,7 +79,7 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
         http=cast(Any, partial(BoundedProtocol, connections)),
         ws="none",
         lifespan="off",
-        access_log=False,  # our own log has a line for each request
+        access_log=False,  # foldlog.api logs each request
         log_config=None,
         server_header=False,
         proxy_headers=False,
@@ -92,15 +92,19 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 @click.command("web")
 @click.option("--host", help="Address to listen on. [env: FOLDLOG_HOST] [default: 127.0.0.1]")
 @click.option("--port", type=int, help="[env: FOLDLOG_PORT] [default: 3653]")
-@click.option("--fd", type=int, help="A socket that listens already, handed down by a parent.")
+@click.option(
+    "--fd",
+    type=int,
+    help="File descriptor of a listening socket, inherited from the parent process.",
+)
 @with_database
 @report_errors
 def web_command(
     host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
 ) -> None:
-    """Run a web worker alone; `serve` runs some already.
+    """Run one web worker; `serve` runs several by itself.
 
-    Any number of them, each on an address of its own, serve the same spaces.
+    Any number of workers, each on its own address, serve the same spaces.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)

@@ -5,8 +5,8 @@ The statement is conditional on the cached log, head and mark, and the head move
 that an append is decided on. The condition fails if another process has appended.
 
 The locked path locks the space, loads its state and the other data of the group, and decides under
-the lock. It serves each group of which the quick path would refuse a push: only here a push is
-refused, because the cached state may be stale.
+the lock. It serves the groups that the quick path leaves: the cached state is stale, the group
+needs more data, or a push would be refused. Only the locked path refuses pushes.
 """
 
 from __future__ import annotations
