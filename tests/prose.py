@@ -1,4 +1,6 @@
-"""Counts how plain the English of docstrings and comments is: `python tests/prose.py [FOLDER ...]`.
+"""Counts how plain the English of code and pages is: `python tests/prose.py [FOLDER|FILE ...]`.
+
+It reads docstrings, comments and Markdown pages.
 
 Two shares of all sentences are printed for each top folder: sentences with a vague pronoun (what,
 who, nobody ...), and sentences with a negation. A reader takes both kinds slower.
@@ -39,9 +41,13 @@ class Sentence:
 
 
 def sentences_of(path: Path) -> Iterator[Sentence]:
-    """Yields the sentences of a Python file: docstrings first, then comments."""
+    """Yields the sentences of a page, or of a Python file: docstrings first, then comments."""
     source = path.read_text("utf-8")
-    for line, text in [*_docstrings(source), *_comments(source)]:
+    if path.suffix == ".md":
+        texts = list(_paragraphs(source))
+    else:
+        texts = [*_docstrings(source), *_comments(source)]
+    for line, text in texts:
         for sentence in _END.split(_CODE.sub("X", text)):
             if len(sentence.split()) >= 3:
                 yield Sentence(path, line, " ".join(sentence.split()))
@@ -74,8 +80,24 @@ def _comments(source: str) -> Iterator[tuple[int, str]]:
         yield first, "\n".join(block)
 
 
-def python_files(folder: Path) -> list[Path]:
-    return [folder] if folder.is_file() else sorted(folder.rglob("*.py"))
+def _paragraphs(source: str) -> Iterator[tuple[int, str]]:
+    """Yields each paragraph, item of a list and cell of a table, without blocks of code."""
+    source = re.sub(r"^```.*?^```$|<!--.*?-->|^ {4}\S.*?$", _blank, source, flags=re.M | re.S)
+    for found in re.finditer(r"(?:^[^\n]*\S[^\n]*\n?)+", source, re.MULTILINE):
+        line = source.count("\n", 0, found.start()) + 1
+        text = re.sub(r"^\|.*", lambda row: row[0].replace("|", "\n\n"), found[0], flags=re.M)
+        text = re.sub(r"\]\([^)]*\)|[\[*#]", "", text)
+        yield line, re.sub(r"\n(\d+\. |- )", r"\n\n", text)
+
+
+def _blank(found: re.Match[str]) -> str:
+    return "\n" * found[0].count("\n")
+
+
+def files_of(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    return sorted([*folder.rglob("*.py"), *folder.rglob("*.md")])
 
 
 def main(arguments: list[str]) -> None:
@@ -83,7 +105,7 @@ def main(arguments: list[str]) -> None:
     is_verbose = "-v" in arguments
     folders = [Path(one) for one in arguments if one != "-v"] or [Path("foldlog")]
     for folder in folders:
-        found = [one for path in python_files(folder) for one in sentences_of(path)]
+        found = [one for path in files_of(folder) for one in sentences_of(path)]
         if not found:
             continue
         vague = [one for one in found if one.is_vague]

@@ -1,6 +1,7 @@
 """Changesets: the operations that one device made together, as they arrive on the wire.
 
-Format: DESIGN section 2. Decoding is strict: every unknown or invalid part is an error with a path.
+Format: docs/reference/protocol.md. Decoding is strict: every unknown or invalid part is an error
+with a path.
 """
 
 from __future__ import annotations

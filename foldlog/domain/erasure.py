@@ -2,7 +2,9 @@
 
 Each operation on the record is replaced by its commitment. The event's salt is replaced by the
 salts of the remaining operations, so that guessing the erased values is impossible. The header
-and the remaining operations keep their bytes, and the leaf stays the same (DESIGN section 7).
+and the remaining operations keep their bytes, and the leaf stays the same.
+
+See docs/explanation/erasure.md.
 """
 
 from __future__ import annotations

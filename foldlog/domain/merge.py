@@ -1,4 +1,4 @@
-"""The merge rule (DESIGN section 3): how events fold into records.
+"""The merge rule: how events fold into records. docs/explanation/merge.md has examples.
 
 The server and every device use this same function. Events are folded in seq order. `base` and the
 device tell whether one write has seen another. A clock decides one thing: which of two *concurrent*

@@ -1,4 +1,4 @@
-"""Names and ids: their syntax (DESIGN section 2), and ids derived from a device's own keys."""
+"""Names and ids: their syntax, and ids derived from a device's own keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Commitments, leaves and marks: the bytes that make the log provable.
 
-The formats are those of RFC 6962 section 2.1 (leaf hash) and DESIGN section 7 (commitments). They
-are stored from the first event on, because a log cannot be hashed again later.
+The formats are those of RFC 6962 section 2.1 (leaf hash) and docs/explanation/proofs.md
+(commitments). They are stored from the first event on, because a log cannot be hashed again later.
 """
 
 from __future__ import annotations

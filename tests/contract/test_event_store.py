@@ -88,7 +88,7 @@ def test_events_are_numbered_without_a_hole(store, space):
 
 
 def test_an_event_is_what_the_answer_said(store, five):
-    """Each reader gets the bytes of DESIGN section 2: these members, in this order, `ops` last."""
+    """Each reader gets the bytes of the wire format: these members, in this order, `ops` last."""
     ops = [{**put("r", "t", **NASTY), "unset": ["old"]}, add("s", "t", n=0.5), delete("q", "t")]
     sent = changeset(*ops, counter=1, base=5)
     receipt = store.push(five, push_of(sent, device=C))

@@ -82,7 +82,7 @@ def test_it_is_the_fold_of_the_log(store, lived_in):
 
 
 def test_a_record_has_these_members(store, space):
-    """The wire format of DESIGN section 2, with the values exactly as sent."""
+    """The wire format of docs/reference/protocol.md, with the values exactly as sent."""
     fields = NASTY
     head = sync(store, space, put("r", **fields))
     page = store.page(space, RecordsQuery(9, at_least=head))

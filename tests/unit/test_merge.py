@@ -1,4 +1,4 @@
-"""Worked examples of the merge rule (DESIGN section 3), clause by clause.
+"""Worked examples of the merge rule (docs/explanation/merge.md), clause by clause.
 
 An example is a log of short lines. The third column is the device's clock. The base is the last
 event that the device has seen; the clock decides only between concurrent writes.

@@ -1,4 +1,4 @@
-"""Commitments, leaves and marks, computed here a second time from DESIGN section 7."""
+"""Commitments, leaves and marks, computed here a second time from docs/explanation/proofs.md."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def write_defaults(layout: Layout, binaries: Path) -> None:
     write_new(layout.defaults, "\n".join([head, *lines, ""]), 0o644)
 
 
-def exists(layout: Layout) -> bool:
+def has_cluster(layout: Layout) -> bool:
     """Tells whether the folder has a cluster. Foreign data is never overwritten.
 
     Raises `DataFolderUnusable` for other files, `WrongPostgresVersion` for another major version.
@@ -108,7 +108,7 @@ def exists(layout: Layout) -> bool:
     return True
 
 
-def create(
+def create_cluster(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool = True
 ) -> None:
     """Makes the cluster in a temporary folder and renames it when it is complete.

@@ -13,9 +13,21 @@ from urllib.parse import quote
 import psycopg
 import structlog
 
-from . import cluster
 from .account import account_for, allow_traversal, own_tree
 from .binaries import check_runnable, find_binaries
+from .cluster import (
+    DATABASE,
+    ROLE,
+    SERVICE_ROLE,
+    SUPERUSER,
+    as_arguments,
+    create_cluster,
+    ensure_roles_and_database,
+    fixed_settings,
+    has_cluster,
+    set_superuser_password,
+    write_defaults,
+)
 from .deadlines import StartDeadline
 from .errors import DataFolderInUse, DataFolderUnusable, PostgresFailed
 from .folder import PORT, FolderLock, Holder, Layout, Passwords, make_password
@@ -90,17 +102,17 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """Foldlog's database as the owner of its tables, an ordinary role."""
-        return self._url(cluster.ROLE, cluster.DATABASE)
+        return self._url(ROLE, DATABASE)
 
     @property
     def service_url(self) -> str:
         """The same database as the role of the service, which has only granted rights."""
-        return self._url(cluster.SERVICE_ROLE, cluster.DATABASE)
+        return self._url(SERVICE_ROLE, DATABASE)
 
     @property
     def superuser_url(self) -> str:
         """The maintenance database as superuser, for tests and administration."""
-        return self._url(cluster.SUPERUSER, "postgres")
+        return self._url(SUPERUSER, "postgres")
 
     @property
     def owned(self) -> bool:
@@ -187,7 +199,7 @@ class EmbeddedPostgres:
         return True
 
     def _attach(self, holder: Holder) -> bool:
-        if self._passwords.find(cluster.ROLE) is None:
+        if self._passwords.find(ROLE) is None:
             return False
         self._attached_to = holder
         try:
@@ -204,26 +216,26 @@ class EmbeddedPostgres:
         allow_traversal(account, [layout.data, layout.sockets, binaries / "postgres"])
         check_runnable(binaries, account)
         layout.prepare_inside(account)
-        cluster.write_defaults(layout, binaries)
+        write_defaults(layout, binaries)
         stop_leftovers(layout.data, deadline)
         stop_unfinished(layout.unfinished, deadline)
-        if not cluster.exists(layout):
+        if not has_cluster(layout):
             durable = self._settings.get("fsync") != "off"
-            password = self._passwords.ensure(cluster.SUPERUSER)
-            cluster.create(layout, binaries, account, password, durable=durable)
+            password = self._passwords.ensure(SUPERUSER)
+            create_cluster(layout, binaries, account, password, durable=durable)
         if account.is_other and layout.data.lstat().st_uid != account.uid:
             own_tree(account, layout.data)
         remove_stale_files(layout.data, layout.sockets)
-        if not self._passwords.find(cluster.SUPERUSER):
+        if not self._passwords.find(SUPERUSER):
             password = make_password()
-            cluster.set_superuser_password(layout, binaries, account, password)
-            self._passwords.save(cluster.SUPERUSER, password)
-        settings = cluster.fixed_settings(layout.sockets) | self._settings
+            set_superuser_password(layout, binaries, account, password)
+            self._passwords.save(SUPERUSER, password)
+        settings = fixed_settings(layout.sockets) | self._settings
         command: list[str | Path] = [
             binaries / "postgres",
             "-D",
             layout.data,
-            *cluster.as_arguments(settings),
+            *as_arguments(settings),
         ]
         log_fd = self._log.open()
         try:
@@ -231,9 +243,9 @@ class EmbeddedPostgres:
         finally:
             os.close(log_fd)
         self._wait_until_ready(self._postmaster, deadline)
-        roles = (cluster.ROLE, cluster.SERVICE_ROLE)
+        roles = (ROLE, SERVICE_ROLE)
         passwords = {role: self._passwords.ensure(role) for role in roles}
-        cluster.ensure_roles_and_database(self.superuser_url, passwords)
+        ensure_roles_and_database(self.superuser_url, passwords)
         log.info("PostgreSQL is ready", folder=str(self.folder), pid=self.pid)
 
     def _wait_until_ready(self, postmaster: Postmaster, deadline: StartDeadline) -> None:
