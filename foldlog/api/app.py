@@ -45,6 +45,12 @@ class RecordIdConverter(BaseConverter):
     weight = 200
 
 
+class DigitsConverter(BaseConverter):
+    """A number without a sign, so that no spelling of a word beside it, as `entries`, matches."""
+
+    regex = r"[0-9]+"
+
+
 class FoldlogApp(Flask):
     """A declared application, with the parts that every request needs."""
 
@@ -62,7 +68,7 @@ class FoldlogApp(Flask):
         self.rates = rates
         self.proxies = Proxies(trusted_proxies)
         self.url_map.merge_slashes = False
-        self.url_map.converters["record_id"] = RecordIdConverter
+        self.url_map.converters |= {"record_id": RecordIdConverter, "digits": DigitsConverter}
         self.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
 
     def wsgi_app(self, environ: Any, start_response: Any) -> NoReturn:

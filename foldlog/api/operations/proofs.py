@@ -96,7 +96,7 @@ def proofs_blueprint(
             raise NoKeys
         return json_reply(Keys(head.log, found))
 
-    @bp.get("/v1/spaces/<space>/tile/<level>/<path:tile>")
+    @bp.get("/v1/spaces/<space>/tile/<digits:level>/<path:tile>")
     @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
     def tile(space: str, level: str, tile: str) -> Reply:
         """Read a tile of the tree.

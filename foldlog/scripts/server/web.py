@@ -6,27 +6,20 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import click
 import uvicorn
 
-from foldlog.api.app import create_app
-from foldlog.api.http.access import Access, OpenAccess, TokenAccess
 from foldlog.api.http.logging import configure_logging, write_logs_behind
-from foldlog.api.http.rates import LimitedRates
-from foldlog.api.http.resources import Resources
-from foldlog.api.http.threads import ADMISSION_THREADS
 from foldlog.api.server import AsgiApp, AsgiServer
-from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
 from foldlog.infrastructure.settings import Settings, read_settings
 from foldlog.infrastructure.supervisor import exit_with_parent
-from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, database, services
+from foldlog.infrastructure.wiring import database
 from foldlog.scripts.console import report_errors, with_database
 
+from .application import application
 from .process import tune_gc
 from .protocol import NO_CONNECTION_LIMITS, BoundedProtocol, Connections
 from .sockets import listen
@@ -117,50 +110,6 @@ def web_command(
             listen(settings.host, settings.port) if fd is None else [socket.socket(fileno=fd)]
         )
         serve(db.url, settings, listening)
-
-
-def _access(parts: Services, settings: Settings) -> Access:
-    if settings.access == "open":
-        return OpenAccess(settings.admin_token)
-    return TokenAccess(
-        parts.registry, parts.store, admin_token=settings.admin_token, jwts=parts.jwts
-    )
-
-
-@contextmanager
-def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
-    """The service as an ASGI application on a migrated database: to serve it, or to mount it in an
-    application of your own.
-
-    Keep the context open while it serves, and run it on one event loop.
-    """
-    with (
-        services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
-        Resources(_readers(settings), settings.limits) as resources,
-    ):
-        parts.follower.start()
-        app = create_app(
-            store=parts.store,
-            master=parts.master,
-            ready=parts.ready,
-            gauges=parts.gauges,
-            access=_access(parts, settings),
-            registry=parts.registry,
-            tree=parts.tree,
-            verifiers=parts.verifiers,
-            add_checkpoint=parts.add_checkpoint,
-            cors_origins=settings.cors_origins,
-            limits=settings.limits,
-            rates=LimitedRates(settings.limits),
-            trusted_proxies=settings.trusted_proxies,
-        )
-        yield AsgiServer(app, resources)
-
-
-def _readers(settings: Settings) -> int:
-    """The threads that read. Each uses a connection, so connections are left over for committers,
-    for admission, and for following and announcing the log."""
-    return max(1, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
 
 
 def serve(url: str, settings: Settings, listening: socket.socket) -> None:

@@ -1,0 +1,60 @@
+"""The service as one ASGI application: the place where the API is joined with the other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from foldlog.api.app import create_app
+from foldlog.api.http.access import Access, OpenAccess, TokenAccess
+from foldlog.api.http.rates import LimitedRates
+from foldlog.api.http.resources import Resources
+from foldlog.api.http.threads import ADMISSION_THREADS
+from foldlog.api.server import AsgiServer
+from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
+from foldlog.infrastructure.settings import Settings
+from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, services
+
+
+@contextmanager
+def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
+    """Opens the service as an ASGI application, to serve it or to mount it in another application.
+
+    `url` is the URL of a migrated database. Keep the context open while the application serves, and
+    run it on one event loop. The server must give `raw_path`, as uvicorn and hypercorn do.
+    """
+    with (
+        services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
+        Resources(_readers(settings), settings.limits) as resources,
+    ):
+        parts.follower.start()
+        app = create_app(
+            store=parts.store,
+            master=parts.master,
+            ready=parts.ready,
+            gauges=parts.gauges,
+            access=_access(parts, settings),
+            registry=parts.registry,
+            tree=parts.tree,
+            verifiers=parts.verifiers,
+            add_checkpoint=parts.add_checkpoint,
+            cors_origins=settings.cors_origins,
+            limits=settings.limits,
+            rates=LimitedRates(settings.limits),
+            trusted_proxies=settings.trusted_proxies,
+        )
+        yield AsgiServer(app, resources)
+
+
+def _readers(settings: Settings) -> int:
+    """The threads that read. Each uses a connection, so connections are left over for committers,
+    for admission, and for following and announcing the log."""
+    return max(1, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
+
+
+def _access(parts: Services, settings: Settings) -> Access:
+    if settings.access == "open":
+        return OpenAccess(settings.admin_token)
+    return TokenAccess(
+        parts.registry, parts.store, admin_token=settings.admin_token, jwts=parts.jwts
+    )
