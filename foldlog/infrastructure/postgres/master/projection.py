@@ -102,7 +102,9 @@ RETURNING id
 
 
 class RecordsTooLarge(Exception):
-    """Raised if the records that one event touches exceed `touched_bytes_per_event_max` together.
+    """Raised if the records that one event touches exceed `touched_bytes_per_event_max` in total.
+
+    The event then halts the projection of its space.
     """
 
 
