@@ -32,7 +32,7 @@ from foldlog.scripts.server.process import serving
 @click.option("--port", type=int, help="Port of the service. [default: a free one]")
 @report_errors
 def demo_command(data: str, port: int | None) -> None:
-    """Replay the history of a git repository as 125 devices, and check the results.
+    """Replay a git history as 125 devices, and check the results.
 
     The command starts a service on its own data folder. A second run on the same folder pushes
     every changeset again, and the log stays unchanged. Exit code 1: a check failed.

@@ -63,10 +63,10 @@ def rebuild_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Rebuild a projection from the log, then replace the live table with it.
+    """Rebuild a projection from the log and make it live.
 
-    The projection is rebuilt for each SPACE. Clients read the old table until the new one is
-    complete. If a rebuild was interrupted, even by a crash, run the same command again: it
+    The projection is rebuilt for each SPACE. Clients read the old table until the new one
+    replaces it. If a rebuild was interrupted, even by a crash, run the same command again: it
     resumes.
     """
     if bool(spaces) == wants_all:

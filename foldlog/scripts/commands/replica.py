@@ -28,7 +28,7 @@ WATCH_SECONDS = 0.5
 )
 @click.pass_context
 def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
-    """Read, change and sync the replica in FILE, as an app on a device does.
+    """Use the replica in FILE, as an app on a device does.
 
     \b
     foldlog replica phone.db open --server http://localhost:3653 --space home
@@ -60,7 +60,7 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 @report_errors
 def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
-    """Create the replica if FILE is missing, and print its space and its device id."""
+    """Create the replica if it is missing, and print its space."""
     with opened(server=server, space=space) as replica:
         click.echo(f"a replica of {replica.space}, as device {replica.device}")
 
@@ -128,7 +128,7 @@ def list_command(
     limit: int | None,
     deleted: bool,
 ) -> None:
-    """Print the records of COLLECTION whose fields have the given values.
+    """Print the records of COLLECTION with the given values.
 
     Prints one record per line. Without values, prints all records.
     """
@@ -185,7 +185,7 @@ def status_command(replica: Replica, as_json: bool) -> None:
 @replica_command.command("unsent")
 @with_replica
 def unsent_command(replica: Replica) -> None:
-    """Print every changeset that is unsent or refused, as JSON lines, for example to save them."""
+    """Print all unsent and refused changesets as JSON lines."""
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
 

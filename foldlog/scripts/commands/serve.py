@@ -66,7 +66,7 @@ def serve_command(
     The service uses the embedded database, unless --database-url names another one.
 
     SIGTERM or Ctrl-C stops the service: running requests are completed first, then the database
-    stops. After a crash, start the service again; it repairs its data at the start.
+    stops. After a crash, start the service again: it recovers its data when it starts.
     """
     settings = read_settings(
         data=data,

@@ -37,7 +37,7 @@ LINES_PER_REPORT = 500
 
 
 class ErasedMeanwhile(OperatorError):
-    """A record was erased during the export, after its end was fixed: run the export again."""
+    """A record was erased while its log was exported: run the export again."""
 
     code = "erased-meanwhile"
 

@@ -61,7 +61,7 @@ class Demo:
         return done.stdout
 
     def new_token(self, *grant: str) -> str:
-        """Makes a token with `foldlog token new` and these options, and returns the token."""
+        """Runs `foldlog token new` with the options `grant`, and returns the token."""
         return self.run("token", "new", *grant, "--name", "demo").decode().strip()
 
     def replay(self) -> None:

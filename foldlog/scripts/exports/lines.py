@@ -1,8 +1,9 @@
-"""Writes and reads a log as JSON lines: a header, then one line per event with the salt of its
-commitments.
+"""Writes and reads a log as JSON lines: a header, then one line for each event and its salt.
 
-{"foldlog":"export","version":1,"space":"...","log":"...","head":2252} {"salt":"<64 hex
-digits>","event":{"seq":1, ...}}
+    {"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
+    {"salt":"<64 hex digits>","event":{"seq":1, ...}}
+
+The salt opens the commitments of the event.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Claims:
         self._by_size.setdefault(checkpoint.size, []).append(Claim(checkpoint.root, source))
 
     def sizes_between(self, start: int, end: int) -> list[int]:
-        """Returns the sorted numbers of events that claims cover, if they are between
-        `start` and `end`.
+        """Returns each number of events between `start` and `end` for which a checkpoint
+        states a root, sorted.
         """
         return sorted(size for size in self._by_size if start < size < end)
 

@@ -155,8 +155,8 @@ class Verification:
     # -- the events
 
     def _batches(self, claims: Claims) -> Iterator[Batch]:
-        """Yields the events in batches. A batch ends at each number of events that a
-        checkpoint covers, because the root is compared there.
+        """Yields the events in batches. If a checkpoint covers N events, a batch ends after
+        event N, because the root is compared there.
         """
         seq = self._start.seq
         for batch, tiles in self._source.batches(seq, self.through):
@@ -220,11 +220,12 @@ class Verification:
         self.findings.append("the tiles are of these events")
 
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
-        """Checks the remaining claims, which are for other sizes of the log, with
-        consistency proofs (RFC 9162).
+        """Checks the checkpoints that the events alone could not check, with consistency
+        proofs (RFC 9162). Such a checkpoint covers more events, or fewer, than this run has
+        read.
 
-        Raises `Wrong` if a proof fails. An archive cannot give such proofs, so its findings
-        name the claims that were left out.
+        Raises `Wrong` if a proof fails. For an archive, this check is left out, and
+        `findings` names the checkpoints.
         """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:

@@ -17,7 +17,9 @@ RECORDS_PER_PAGE = 1_000
 
 
 class Batch(NamedTuple):
-    """Some events in the order of the log, and the tiles that follow them in an archive."""
+    """Some events in the order of the log. For an archive, also the tiles that follow these
+    events.
+    """
 
     events: list[Evidence]
     tiles: dict[Tile, bytes] = {}
