@@ -97,10 +97,10 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 def web_command(
     host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
 ) -> None:
-    """Run one web worker. `foldlog serve` runs several workers, so use this command only to run a
-    single one.
+    """Run one web worker. `foldlog serve` already runs as many web workers as you set.
 
-    You can run several workers on different addresses; all of them serve the same spaces.
+    Use this command to run more workers. Each needs its own address; all of them serve the same
+    spaces.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)
