@@ -101,9 +101,15 @@ class Operation:
             arguments["caller"] = request.caller
         if self._is_coroutine:
             return await self.view(request=request, **arguments)  # type: ignore[no-any-return,misc]
-        # Readiness, a public call, is answered even while all reading threads are busy.
-        run = request.look_up if self.right is Right.PUBLIC else request.run
-        return await run(partial(self.view, **arguments))  # type: ignore[arg-type]
+        return await self._run_of(request)(partial(self.view, **arguments))
+
+    def _run_of(self, request: Request) -> Callable[..., Awaitable[Reply]]:
+        """Returns the kind of thread for a view that is a function, by the right that it needs."""
+        if self.right is Right.PUBLIC:
+            return request.look_up  # readiness is answered even while all reading threads are busy
+        if self.right in (Right.ADMIN, Right.WRITE):
+            return request.run_change
+        return request.run
 
 
 def operation(

@@ -587,6 +587,29 @@ def test_a_header_that_is_given_twice_is_refused(path, name, value):
     assert name == "Content-Length" or b"more than once" in told  # that one no server takes
 
 
+def test_bodies_with_a_wrong_member_leave_memory_at_once():
+    """
+    Also when a schema refuses them: the refusal's traceback must not keep the body.
+    """
+    body = b'{"device": 1, "sent_at": "x", "changesets": [' + b" " * 2 * MIB + b"]}"
+    headers = {"Content-Type": "application/json"}
+    with served(MemoryStore()) as service:
+        space = Space(service.port)
+        space.push(changeset())
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                answer = space.http.post("changesets", content=body, headers=headers)
+                assert answer.status_code == 400
+            now, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert now < 2 * MIB
+
+
 def test_a_body_that_was_refused_is_let_go_of():
     """
     At once, and not when garbage is collected next: until then there may be many.

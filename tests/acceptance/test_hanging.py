@@ -245,3 +245,64 @@ def test_an_export_waits_for_a_connection_rather_than_be_cut(monkeypatch):
         store.push("s", push_of(changeset(put())))
     http = asgi_client(app_of(store))
     assert len(http.get("/v1/spaces/s/export").data.splitlines()) == 10
+
+
+def test_a_slow_change_is_answered_with_its_outcome(monkeypatch):
+    """A definition takes longer than a read may: it is 200, and no stored change is refused."""
+    monkeypatch.setattr(threads, "RUN_SECONDS_MAX", 0.2)
+    began, go_on = Event(), Event()
+
+    class Slow(MemoryStore):
+        def define(self, *args, **kwargs):
+            began.set()
+            assert go_on.wait(30)
+            return super().define(*args, **kwargs)
+
+    store = Slow()
+    store.push("s", push_of(changeset(put())))
+    token = "correct-horse-battery"
+    http = asgi_client(app_of(store, access=OpenAccess(token)))
+    headers = {"Authorization": f"Bearer {token}"}
+    url = "/v1/admin/spaces/s/collections/tasks"
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(http.put, url, json={"schema": {}}, headers=headers)
+        assert began.wait(10)
+        time.sleep(0.5)  # longer than the limit of reads
+        assert not asked.done()
+        go_on.set()
+        assert asked.result().status_code == 200
+
+
+def test_a_stream_s_client_that_leaves_while_it_waits_for_a_thread_is_no_error(lines):
+    """The log has no error: clients come and go, above all under load."""
+
+    class Slow(MemoryStore):
+        is_slow = False
+
+        def __init__(self):
+            super().__init__()
+            self.go_on = Event()
+
+        def cached_range(self, space, query):
+            return None if self.is_slow else super().cached_range(space, query)
+
+        def range_after(self, space, query):
+            if self.is_slow:
+                assert self.go_on.wait(30)
+            return super().range_after(space, query)
+
+    store = Slow()
+    with served(store) as here:
+        space = Space(here.port, "s")
+        space.push(changeset(put()))
+        streams = [space.stream("after=1") for _ in range(8)]
+        until(lambda: here.is_waited_for(8))
+        store.is_slow = True
+        space.push(changeset(put()))
+        until(lambda: here.resources.reading.load == 8)
+        for stream in streams:
+            stream.close()
+        until(lambda: here.resources.reading.load == here.resources.reading.size - 1)
+        store.go_on.set()
+        until(here.is_idle)
+    assert not [line for line in lines if line["log_level"] == "error"]

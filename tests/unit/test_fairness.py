@@ -215,3 +215,25 @@ def test_the_function_s_exception_is_raised_and_frees_the_thread(threads):
         assert threads.load == 0
 
     asyncio.run(calls())
+
+
+def test_a_change_that_has_begun_is_awaited(threads):
+    """A refusal must mean that the change did not happen: only the wait for a thread is bounded."""
+    go_on, done = threading.Event(), []
+
+    def change() -> str:
+        go_on.wait()
+        done.append(True)
+        return "changed"
+
+    async def calls() -> None:
+        running = asyncio.create_task(threads.run("a", change, seconds_max=0.01, runs_to_end=True))
+        await asyncio.sleep(0)
+        with pytest.raises(StorageUnavailable):
+            await threads.run("a", change, seconds_max=0.05, runs_to_end=True)
+        assert not running.done() and not done
+        go_on.set()
+        assert await running == "changed"
+        assert done == [True]
+
+    asyncio.run(calls())

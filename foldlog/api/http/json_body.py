@@ -94,7 +94,9 @@ class JsonBody:
         try:
             loaded: dict[str, Any] = self.schema.load(values)
         except ValidationError as exc:
-            raise _wrong(flat(exc.messages)) from exc
+            # The traceback refers to the body, and would keep it in memory until the next garbage
+            # collection.
+            raise _wrong(list(flat(exc.messages))) from exc.with_traceback(None)
         return loaded
 
     def _value(self, name: str, raw: msgspec.Raw) -> Any:

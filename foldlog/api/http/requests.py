@@ -117,10 +117,27 @@ class Request:
             self.subject.key, function, *args, abandoned=self.disconnected
         )
 
+    async def run_change(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs a function that changes data in a thread, and waits until the function ends.
+
+        Only the wait for a thread has a time limit, so the error `StorageUnavailable` always means
+        that nothing was changed. Raises the errors of `FairThreads.run`.
+        """
+        return await self.resources.reading.run(
+            self.subject.key, function, *args, runs_to_end=True, abandoned=self.disconnected
+        )
+
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
         """Runs a function in one of the threads that are reserved for access checks, so that reads
         of other requests cannot delay it."""
-        return await self.resources.admission.run(self.subject.key, function, *args)
+        # While a body may still arrive, its bytes must not be discarded.
+        has_body = self.method not in ("GET", "HEAD")
+        return await self.resources.admission.run(
+            self.subject.key,
+            function,
+            *args,
+            abandoned=None if has_body else self.disconnected,
+        )
 
     async def pause(self, seconds: float) -> bool:
         """Waits for `seconds`. Returns `False` if the client has disconnected or the service stops,
@@ -151,6 +168,7 @@ class Request:
                 pieces,
                 b"",
                 seconds_max=PIECE_SECONDS_MAX,
+                runs_to_end=True,
                 abandoned=self.disconnected,
             )
             if not piece:
@@ -175,6 +193,8 @@ class Request:
             self.bytes_in += len(message.get("body", b""))
 
     def close(self) -> None:
+        # `readmit` refers to this request; without it the request is freed at once.
+        self.__dict__.pop("readmit", None)
         if self._disconnected is not None:
             self._disconnected.cancel()
 

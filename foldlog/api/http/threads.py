@@ -54,10 +54,15 @@ class FairThreads:
         function: Callable[..., T],
         *args: Any,
         seconds_max: float | None = None,
+        runs_to_end: bool = False,
         abandoned: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> T:
         """Runs `function(*args)` in a thread and returns its result. `key` identifies the caller,
         for the fair share.
+
+        With `runs_to_end`, `seconds_max` bounds only the wait for a thread, and a function that has
+        begun is awaited. Use it for a function that changes data: the caller must learn whether
+        the change happened.
 
         `abandoned` must return a future that is done when the client has disconnected; it is called
         only if all threads are busy. Raises the exception of `function`. Raises
@@ -74,7 +79,8 @@ class FairThreads:
         future = self._executor.submit(context.run, function, *args)
         running = asyncio.wrap_future(future)
         try:
-            await asyncio.wait((running,), timeout=max(0.0, deadline - loop.time()))
+            left = None if runs_to_end else max(0.0, deadline - loop.time())
+            await asyncio.wait((running,), timeout=left)
         finally:
             if running.done():
                 self._release(key)

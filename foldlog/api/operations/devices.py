@@ -88,7 +88,7 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)
         try:
-            revoked = await request.run(revoke)
+            revoked = await request.run_change(revoke)
         finally:
             await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_device(revoked))

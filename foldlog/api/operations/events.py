@@ -14,6 +14,7 @@ from foldlog.api.http.problems import problem_reply
 from foldlog.api.http.rates import Lease
 from foldlog.api.http.replies import Reply, joined, json_reply
 from foldlog.api.http.requests import Request
+from foldlog.api.http.threads import Disconnected
 from foldlog.api.operation import Lines, operation
 from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import events_query, stream_query
@@ -213,6 +214,8 @@ async def _messages(
                     next_page = await request.run(store.range_after, space, wanted)
                 page = next_page
                 is_watched = True
+        except Disconnected:
+            return
         except Exception as exc:
             # The status 200 was sent already, so a message reports the error.
             yield b"event: problem\ndata: %b\n\n" % problem_reply(exc, request).content

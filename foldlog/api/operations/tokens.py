@@ -111,7 +111,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)
         try:
-            revoked = await request.run(revoke)
+            revoked = await request.run_change(revoke)
         finally:
             await access.forget()  # also if the outcome of the revocation is unknown
         return json_reply(rendered_token(revoked))

@@ -55,7 +55,7 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
         async for piece in pieces_of(request, NOTE_BYTES_MAX):
             body += piece
         try:
-            line = await request.run(add_checkpoint, bytes(body))
+            line = await request.run_change(add_checkpoint, bytes(body))
         except OtherSize as exc:
             return Reply(b"%d\n" % exc.size, SIZE, 409)
         return Reply(line.encode(), TEXT)

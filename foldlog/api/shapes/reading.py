@@ -96,6 +96,7 @@ def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
         errors += [
             {"parameter": str(path[0]), "detail": detail} for path, detail in flat(exc.messages)
         ]
+        exc.with_traceback(None)  # it refers to the query, until the next garbage collection
     if errors:
         raise InvalidRequest("a query parameter is wrong", errors=errors)
     return MappingProxyType(query)

@@ -55,7 +55,7 @@ def _readers(settings: Settings) -> int:
     The rest of the connections are for committers, for access checks, and for following and
     announcing the log.
     """
-    return max(1, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
+    return max(2, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
 
 
 def _access(parts: Services, settings: Settings) -> Access:
