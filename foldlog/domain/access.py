@@ -3,7 +3,7 @@
 The service shows the secret of a token once and stores only the SHA-256 digest of the secret. A
 token has one role, which is valid in the spaces that the token was granted for. A device is
 registered and revoked in each space separately. Each grant, revocation and registration is an event
-in the log of the space. The log never contains a secret.
+in the log of the space. Secrets are left out of these events.
 """
 
 from __future__ import annotations
@@ -122,8 +122,7 @@ def digest_of(token: str) -> bytes:
     """Returns the SHA-256 digest of a token. The service stores this digest and looks tokens up by
     it.
 
-    A hash without a salt is enough, because a token has 256 random bits, which are impossible to
-    guess.
+    A plain hash is enough, because a token has 256 random bits, which are impossible to guess.
     """
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
@@ -267,8 +266,8 @@ def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     """Returns the changes of devices that these events make: one `Device` for each registration or
     revocation.
 
-    Raises `ValueError` if the body of such an event is invalid, because it was not written by
-    Foldlog.
+    Raises `ValueError` if the body of such an event is invalid, because the event is forged or
+    damaged.
     """
     return [
         _device_update(entry)
@@ -297,7 +296,7 @@ def is_revocation(state: bytes) -> bool:
 
 
 def check_device(device: str) -> None:
-    """Raises `InvalidRequest` if the id of a device is no UUID in lower case."""
+    """Raises `InvalidRequest` unless the id of a device is a UUID in lower case."""
     if not is_uuid(device):
         raise InvalidRequest("a device's id must be a UUID in lower case")
 
@@ -309,7 +308,7 @@ def check_space(space: str) -> None:
 
 
 def check_space_or_all(space: str) -> None:
-    """Raises `InvalidRequest` if this text is neither a valid name of a space nor `EVERY_SPACE`."""
+    """Raises `InvalidRequest` unless this text is a valid name of a space, or `EVERY_SPACE`."""
     if space != EVERY_SPACE:
         check_space(space)
 

@@ -1,11 +1,11 @@
 """Decides whether a new schema is additive, which means that it allows all values that the old
 schema allowed.
 
-The decision compares the two schemas and reads no stored records. A schema counts as additive only
-if the comparison can show it; in case of doubt the answer is "not additive". Each keyword of the
-new schema is a demand on values. The demand is met if a keyword of the old schema demands at least
-as much, or if the old schema forbids all types that the keyword applies to. The subschemas of
-properties and items are compared in the same way.
+The decision compares the two schemas only; stored records play no part. A schema counts as additive
+only if the comparison can show that it is. Each keyword of the new schema is a demand on values.
+The demand is met if a keyword of the old schema demands at least as much, or if the old schema
+forbids all types that the keyword applies to. The subschemas of properties and items are compared
+in the same way.
 
 The comparison understands these keywords: types, `const` and `enum`, ranges and lengths,
 `multipleOf`, `pattern` and `format` (unchanged or removed), `required`, `dependentRequired`,
@@ -166,7 +166,7 @@ class _Comparison:
 
     def _listed_values(self, parts: list[Any]) -> list[Any] | None:
         """Returns the values that the old schema lists with `const` or `enum` and also allows.
-        Returns `None` if it has neither keyword."""
+        Returns `None` if both keywords are missing."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
             if listed is not None:
@@ -359,8 +359,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _plain(schema: Any) -> Any:
-    """Returns a schema without its annotations, such as `title`. Returns `true`, `false` and other
-    values unchanged."""
+    """Returns a schema with its annotations, such as `title`, removed. Returns `true`, `false` and
+    other values unchanged."""
     if not isinstance(schema, dict):
         return schema
     plain: dict[str, Any] = {}

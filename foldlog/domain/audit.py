@@ -117,7 +117,7 @@ class LogAudit:
 
     def __init__(self, start: AuditCursor | None = None):
         """Starts an audit at `start`, or at the first event. Raises `InvalidProof` if the tiles in
-        `start` do not fit its seq."""
+        `start` belong to a tree of another size."""
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):

@@ -7,7 +7,7 @@ state after the changeset, because a keyword such as `required` concerns the who
 
 A changeset is refused for a violation that it causes. A violation that the record already had is
 accepted, and so is every violation in a deleted record. For most changesets the operations alone
-show that they cause no violation (see `is_valid_alone`), so their records need not be read.
+are enough to decide (see `is_valid_alone`), which saves reading their records.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class RecordSchema:
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """Makes a `RecordSchema` from a stored schema. The schema is not checked again, because it
-        was checked when the collection was defined."""
+        """Makes a `RecordSchema` from a stored schema. The schema is trusted here, because it was
+        checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -59,8 +59,8 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def is_valid_alone(self, op: Operation) -> bool:
-        """Returns whether this operation leaves the record valid, whatever state the record has. If
-        the answer is false, the record must be read to decide."""
+        """Returns whether this operation leaves the record valid in every state that the record may
+        have. If the answer is false, the record must be read to decide."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:
@@ -78,8 +78,8 @@ class RecordSchema:
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
     def new_violation(self, before: Record | None, after: Record) -> Violation | None:
-        """Returns the first violation in the record `after` that the record `before` did not have,
-        or `None`."""
+        """Returns the first violation that the record has in its state `after` but lacked in its
+        state `before`, or `None`."""
         if not after.is_live or self.json.fits(after.fields):
             return None
         known: set[tuple[Any, ...]] = set()
@@ -139,8 +139,8 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition, without the schema. The subclass `Definition` has the
-    schema too."""
+    """The facts of one version of a collection's definition. The subclass `Definition` adds the
+    schema."""
 
     collection: str
     version: int
@@ -253,7 +253,8 @@ class Plan:
     @property
     def needs_check(self) -> bool:
         """Returns whether the stored records must be checked against the new schema. This is
-        necessary for a first version and for a schema that is not additive."""
+        necessary for a first version, and for a schema that may refuse values that the current one
+        allows."""
         return not self.is_known and (self.current is None or bool(self.reasons))
 
     def check_version(self) -> None:

@@ -56,7 +56,8 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
     """Erases the operations on the records `keys` from a stored changeset. Returns the new bytes of
     the event and its new salt.
 
-    Returns `None` if the changeset has no operation on these records, or only erased ones.
+    Returns `None` if the changeset lacks operations on these records, or if all of them are erased
+    already.
     """
     event = decode_event(state)
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
@@ -78,8 +79,8 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
 
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
-    """Returns a log entry in which the operations on the records `keys` are erased. Returns the
-    same entry if it has no such operation."""
+    """Returns a log entry in which the operations on the records `keys` are erased. An entry that
+    lacks such operations is returned unchanged."""
     erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
@@ -177,8 +178,8 @@ class ErasureScan:
                     seqs.append(seq)
 
     def check_all_named(self) -> None:
-        """Raises `UnknownRecord` for the first of the given records that has no operation in the
-        log."""
+        """Raises `UnknownRecord` for the first of the given records that is missing in the events
+        read so far. Call this method after the last event."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
                 raise UnknownRecord(f"there is no record {collection}/{id}")

@@ -1,11 +1,12 @@
-"""All errors of Foldlog. `code` is the stable name that clients match on.
+"""All errors of Foldlog, as a tree of exceptions. Clients recognize an error by its `code`, which
+never changes.
 
 * FoldlogError
-  + InvalidRequest            the request is invalid; it was refused as a whole
-    - InvalidChangeset        ... because of one changeset, named by its index
-    - LimitExceeded           ... because it is over a published limit
-    - InvalidSchema           ... because of the schema in it
-  + PushConflict              the push contradicts the log; it was refused as a whole
+  + InvalidRequest            the request is invalid and was refused as a whole
+    - InvalidChangeset        one changeset, named by its index, is invalid
+    - LimitExceeded           the request is over a published limit
+    - InvalidSchema           the schema in the request is invalid
+  + PushConflict              the push contradicts the log and was refused as a whole
     - IdReused                the id belongs to a changeset with other content
     - CounterGap              a changeset was lost between the device and the log
     - DeviceForked            two installations use one device id
@@ -15,7 +16,7 @@
     - SchemaNotAdditive       the schema may refuse values that the current one allows
     - SchemaViolated          stored records violate the schema
     - VersionConflict         the collection has another version than expected
-  + NotFound
+  + NotFound                  something that the request names is missing
     - UnknownSpace
     - UnknownRecord
     - UnknownCollection
@@ -210,8 +211,8 @@ class NoKeys(NotFound):
 class BeyondTree(NotFound):
     """The tree over this log is still too small.
 
-    Raised if a proof is requested for an event or a tree size that the Merkle tree has not reached
-    yet.
+    Raised if a proof needs a larger Merkle tree than the current one. The tree follows the log with
+    a short delay.
     """
 
     code = "beyond-tree"

@@ -1,8 +1,8 @@
 """Events: the content of the log, in the bytes that every reader receives.
 
 The bytes of an event are made once, when the event is stored. A page of the log is made by joining
-these bytes. The names of kinds and keys are part of the stored bytes, so they must never change.
-tests/unit/test_stored_form.py keeps an example of each kind to check this.
+these bytes. The names of kinds and keys are part of the stored bytes, so they must stay the same
+for ever. tests/unit/test_stored_form.py keeps an example of each kind to check this.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
         """Returns the record that a `record-erased` event erases, or `None` for other kinds of
         events.
 
-        Raises `ValueError` if the body of the event is invalid, because it was not written by
-        Foldlog.
+        Raises `ValueError` if the body of the event is invalid, because the event is forged or
+        damaged.
         """
         if self.kind != RECORD_ERASED:
             return None
@@ -158,8 +158,8 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def leaf(self) -> bytes:
-        """Returns the event's leaf in the Merkle tree. The leaf contains a hash of the commitments,
-        and no values of records."""
+        """Returns the event's leaf in the Merkle tree. The leaf contains a hash in the place of the
+        operations or the body."""
         return proofs.leaf_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
     @property
@@ -286,7 +286,7 @@ class Committed(NamedTuple):
 
 def committed(state: bytes) -> Committed:
     """Splits the bytes of an event into the parts that its hashes cover. Raises `ValueError` if the
-    bytes are not in the stored form of an event."""
+    bytes differ from the stored form of an event."""
     found = _decode_committed(state)
     header = proofs.header_of(state)
     if found.ops is not UNSET:
@@ -305,8 +305,8 @@ def committed(state: bytes) -> Committed:
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """Makes the log entry of an exported event from its bytes and its salt.
 
-    Raises `ValueError` if the bytes are not an event in the stored form, an id in it is invalid, or
-    the salt does not fit the event.
+    Raises `ValueError` if the bytes differ from the stored form of an event, an id in them is
+    invalid, or the salt belongs to another event.
     """
     try:
         event, apart = _decode(state), committed(state)

@@ -1,12 +1,12 @@
-"""Shares a scarce resource among callers by one rule: no single caller can hold all of it.
+"""Shares a scarce resource among callers by one rule: a single caller can use only a part of it.
 
 Threads, committers, connections, open streams and bytes of request bodies are shared by this rule.
 A caller is identified by a *rate key*: the id of an authenticated caller, otherwise the client's IP
-address. The empty rate key means a client without an IP address (a local socket); the bound for one
-caller does not apply to it.
+address. The empty rate key stands for clients on a local socket; they are exempt from the bound for
+one caller.
 
-Both classes only count and have no lock. The code that owns an instance must call it from one
-thread at a time.
+Both classes only count and leave locking to their owner: an instance must be called by one thread
+at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Shares:
     """Counts how much of one resource each caller holds.
 
     `size` is the bound for all callers together, and `share` is the bound for each caller. 0 means
-    that there is no bound.
+    unlimited.
     """
 
     def __init__(self, size: int = 0, share: int = 0):
@@ -52,7 +52,7 @@ class Shares:
         return None
 
     def take(self, key: str, amount: int = 1) -> Exceeded | None:
-        """Takes `amount` for this caller and returns `None`. If there is no room, takes nothing and
+        """Takes `amount` for this caller and returns `None`, if there is room. Otherwise only
         returns the bound that would be exceeded."""
         exceeded = self.exceeded(key, amount)
         if exceeded is None:
@@ -93,8 +93,8 @@ class FairQueue(Generic[T]):
         self._waiting.setdefault(key, deque()).append(item)
 
     def remove(self, key: str, item: T) -> None:
-        """Removes a waiting item from the queue. Raises `ValueError` if the item is not in the
-        queue."""
+        """Removes a waiting item from the queue. Raises `ValueError` if the queue lacks this
+        item."""
         if key not in self._waiting:
             raise ValueError("this item does not wait")
         self._waiting[key].remove(item)
@@ -115,9 +115,8 @@ class FairQueue(Generic[T]):
         return None
 
     def take(self, key: str) -> bool:
-        """Reserves a free worker for this caller without queueing, and returns whether this was
-        possible. It fails if any item is waiting, or if the caller already uses its share of the
-        workers."""
+        """Reserves a free worker for this caller at once, and returns whether this succeeded. It
+        fails if any item is waiting, or if the caller already uses its share of the workers."""
         return not self._waiting and self._shares.take(key) is None
 
     def done(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """Guards: the conditions under which a changeset may be stored.
 
 A guard is the member `guard` of a changeset, or the member `if_seq` or `expect` of an operation. If
-a guard is not fulfilled, the changeset is refused with the code `stale`.
+the condition of a guard is false, the changeset is refused with the code `stale`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .values import ABSENT, same
 
 
 def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
-    """Returns the refusal of a changeset if one of its guards is not fulfilled, otherwise `UNSET`.
+    """Returns the refusal of a changeset if the condition of one of its guards is false, otherwise
+    `UNSET`.
 
     `records` must contain each record that a guard is about, in its state before the changeset.
     """

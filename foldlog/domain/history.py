@@ -126,8 +126,8 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """Returns the difference of a record between two moments, or `None` if its fields are equal at
-    both moments."""
+    """Returns the difference of a record between two moments. Returns `None` if its fields are
+    equal at both moments, or if it was missing or deleted at both."""
     was, now = _if_live(before), _if_live(after)
     either = now or was
     if either is None:

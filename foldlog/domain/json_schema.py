@@ -4,14 +4,14 @@ schema in a value.
 An admin writes the schema, and any device may send values to check. This module therefore
 guarantees:
 
-* `$ref` never loads a schema from outside: it must lead to `$defs` of the same schema;
+* `$ref` always leads to `$defs` of the same schema, so other schemas are never loaded;
 * patterns are matched in linear time;
 * a schema that would apply itself endlessly to one value, or branch too often, is refused;
-* the text about a violation contains parts of the schema only, and no values of records, because
-  the text is stored with the refusal and can never be erased.
+* the text about a violation contains parts of the schema only, because this text is stored with
+  the refusal for ever, and values of records must be erasable.
 
-Unknown keywords are refused, because a mistyped keyword would have no effect. Members named `x-...`
-are allowed for notes.
+Unknown keywords are refused, because a mistyped keyword would be ignored silently. Members named
+`x-...` are allowed for notes.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class JsonSchema:
 
     @cached_property
     def digest(self) -> str:
-        """Returns the SHA-256 of the schema in hex. The order of the schema's members has no
-        influence."""
+        """Returns the SHA-256 of the schema in hex. Schemas that differ only in the order of their
+        members have the same digest."""
         return hashlib.sha256(_encode(self.schema, order="sorted")).hexdigest()
 
     @cached_property
@@ -303,7 +303,7 @@ def _check_branches(schema: Schema, levels: int) -> None:
     in a value.
 
     The check goes down the levels of a value. From the set of schemas that apply at one place, it
-    computes the sets that apply to the properties and items below, until no new set appears.
+    computes the sets that apply to the properties and items below, until it has found all sets.
     """
     definitions = schema.get("$defs", {})
     # A place is a set of (identity, times), because a schema may contain equal parts.

@@ -172,7 +172,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 class RecordView(msgspec.Struct):
-    """A record as apps read it, without the data that only the fold needs."""
+    """A record as apps read it. The data that only the fold needs is left out."""
 
     collection: str
     id: str
@@ -364,7 +364,7 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Creates the record without fields if it is missing or deleted. Returns whether it was
+    """Creates an empty record if the record is missing or deleted. Returns whether it was
     created."""
     if record.is_live:
         return False
