@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow test-all coverage lint audit docs fuzz install clean lock
+.PHONY: demo test slow coverage lint audit docs fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -16,10 +16,6 @@ test: install
 # The long variants of tests.
 slow: install
 	$(BIN)/pytest -n auto -m "slow and not soak"
-
-# All tests in one run, with more examples of each property test: for CI.
-test-all: install
-	FOLDLOG_TEST_PROFILE=ci $(BIN)/pytest -n auto
 
 # Lines and branches that the whole suite runs, in the service's processes too.
 # Writes build/coverage/report.txt and build/coverage/index.html.

@@ -1,6 +1,6 @@
-"""Foldlog: an event-sourced changeset log service, and a client library for offline-first apps.
+"""Foldlog is an event-sourced changeset log service, with a client library for offline-first apps.
 
-This module is the client library. It needs none of the dependencies of the service.
+This module exports the client library, which works without the packages that the service needs.
 
 import foldlog
 

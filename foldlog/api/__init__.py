@@ -1,5 +1,7 @@
-"""HTTP, and nothing else: routes, what they take and answer, and what a refusal looks like.
+"""The HTTP interface of the service: its routes, its requests and responses, and its error
+responses.
 
-`app.create_app` receives ready-made parts. This package imports the domain and the web's
-libraries, never the infrastructure, so that everything here runs on the store in memory too.
+`app.create_app` receives the store, the master table and the other parts as arguments. This package
+imports the domain and web libraries only, so tests can run all of it with the in-memory store
+instead of PostgreSQL.
 """

@@ -1,7 +1,8 @@
-"""The application, declared with Flask and served by `AsgiServer` alone.
+"""Builds the Flask application that declares every route. `AsgiServer` serves it.
 
-Flask gives the routes, templates and blueprints, which the OpenAPI document is generated from too.
-Its WSGI interface is closed, because a WSGI server would hold a thread for each waiting client.
+Flask provides the routes, the blueprints and the templates; the OpenAPI document is generated from
+the same routes. Calling the application as a WSGI application raises `TypeError`, because a WSGI
+server would keep one thread busy for each waiting client.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from foldlog.domain.ports import EventStore, Gauge, MasterTable, ProofTree, Regi
 
 
 class RecordIdConverter(BaseConverter):
-    """The rest of a path: a record's id may contain slashes, also doubled and at its ends.
+    """Matches a record id, which is the whole rest of the URL path and may contain slashes.
 
-    `a%2Fb` and `a/b` name the same record. The id is the last part of a path, so this is
-    unambiguous.
+    Slashes may also be doubled, or stand at the start or the end of the id. `a%2Fb` and `a/b` name
+    the same record.
     """
 
     regex = r"[\s\S]+"
@@ -46,13 +47,18 @@ class RecordIdConverter(BaseConverter):
 
 
 class DigitsConverter(BaseConverter):
-    """A number without a sign, so that no spelling of a word beside it, as `entries`, matches."""
+    """Matches a path segment that consists of ASCII digits only.
+
+    The route `tile/<digits:level>/...` uses it. A converter for any text would also match
+    percent-encoded spellings of the fixed segment in `tile/entries/...`.
+    """
 
     regex = r"[0-9]+"
 
 
 class FoldlogApp(Flask):
-    """A declared application, with the parts that every request needs."""
+    """A Flask application that also holds the access rules, the CORS rules, the rate limits and the
+    trusted proxies."""
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class FoldlogApp(Flask):
         self.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
 
     def wsgi_app(self, environ: Any, start_response: Any) -> NoReturn:
-        """Raises `TypeError`."""
+        """Raises `TypeError`, because the application must be served with ASGI by `AsgiServer`."""
         raise TypeError("serve foldlog by ASGI: AsgiServer(app, resources)")
 
 
@@ -92,18 +98,19 @@ def create_app(
     rates: Rates = NO_RATES,
     trusted_proxies: tuple[Network, ...] = (),
 ) -> FoldlogApp:
-    """Declares the application from ready-made parts; it reads no environment of its own.
+    """Creates the application from ready-made parts. It reads no environment variables.
 
-    - `access` decides which caller may do what.
-    - `ready` returns the services that this one needs, each with `ok` or the fault.
+    - `access` decides which operations a caller may use.
+    - `ready` returns, for each service that Foldlog needs, its name and `ok` or an error message.
     - `gauges` returns the values for monitoring.
-    - `registry` grants and revokes tokens; without it those operations are absent.
-    - `tree` gives proofs, and `verifiers` the public keys of a space; without a tree those
-      operations are absent.
-    - `add_checkpoint` cosigns checkpoints of other logs; without it that operation is absent.
-    - `cors_origins` are the origins whose pages may call the service.
-    - `rates` limits clients.
-    - `trusted_proxies` may name the client whose request they forward.
+    - `registry` grants and revokes tokens. Without it, the operations on tokens and devices are
+      absent.
+    - `tree` returns proofs, and `verifiers` returns the public keys of a space. Without `tree`, the
+      operations on proofs are absent.
+    - `add_checkpoint` cosigns checkpoints of other logs. Without it, that operation is absent.
+    - `cors_origins` lists the origins whose web pages may call the service.
+    - `rates` limits the requests of each client.
+    - `trusted_proxies` lists the networks of the proxies whose `X-Forwarded-For` header is trusted.
     """
     app = FoldlogApp(
         access=access, cors=Cors(cors_origins), rates=rates, trusted_proxies=trusted_proxies

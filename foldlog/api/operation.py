@@ -1,12 +1,12 @@
-"""One operation of the API, declared in one place: its right, request, answers and problems.
+"""Declares an operation of the API: its right, its request, its response and its problems.
 
     @blueprint.get("/v1/spaces/<space>/events")
     @operation(Right.READ, query=events_query(limits), answer=RangeSchema, example=...)
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         '''First line: the summary. The rest: the description.'''
 
-The view receives the ids of the path, `query` and `body` after they were checked by schemas. The
-OpenAPI document is generated from the same schemas, so it describes the requests as they are read.
+The schemas check the path, the query and the body before the view receives them. The OpenAPI
+document is generated from the same schemas, so the document and the checks always agree.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ NO_PARAMETERS = Parameters()
 
 @dataclass(frozen=True)
 class Lines:
-    """An answer of JSON lines, with the kinds of its lines: {name: (type, example)}."""
+    """Describes a response that consists of JSON lines.
+
+    `kinds` has an entry for each kind of line: its name, and a pair of its type and an example.
+    """
 
     about: str
     kinds: Mapping[str, tuple[type, Any]]
 
 
 class Operation:
-    """A view, with the schemas that both read and document its requests."""
+    """A view function with the schemas that check its requests and describe them in the OpenAPI
+    document."""
 
     def __init__(
         self,
@@ -71,9 +75,10 @@ class Operation:
         self._from_cache = from_cache
 
     async def __call__(self, request: Request, path: Mapping[str, str], access: Access) -> Reply:
-        """Admits the caller, reads the request, and answers it: in this order.
+        """Checks the caller's right, reads the request, and then calls the view.
 
-        Raises the errors of `Access.admit`, `InvalidRequest`, and the errors of the view.
+        Raises the errors of `Access.admit`, `InvalidRequest` for a wrong path, query or body, and
+        the errors of the view.
         """
         read_path(path)
         space = path.get("space", EVERY_SPACE)
@@ -113,9 +118,10 @@ def operation(
     media_type: str = "application/json",
     from_cache: bool = False,
 ) -> Callable[[View], Any]:
-    """Declares a view as an operation that needs `right`.
+    """Returns a decorator that makes a view function an `Operation` which needs `right`.
 
-    `from_cache` says that the answer comes from the cached end of the log alone.
+    Pass `from_cache=True` if the response is made from the cached end of the log only: then a
+    cached caller is accepted for longer.
     """
 
     # `Any`, because Flask's types accept only views that return Flask's own responses.

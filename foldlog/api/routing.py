@@ -1,8 +1,8 @@
-"""From the path of a request to its operation.
+"""Finds the operation for the method and the path of a request.
 
-Every path has one spelling. The fixed segments of a path are compared byte by byte as they came,
-before percent-decoding; ids in a path may be percent-encoded. So `//v1/...`, a trailing slash,
-`/v1/%73paces` or another case is no path of ours, for access rules of a proxy and for us alike.
+Each path has exactly one spelling, so that the access rules of a proxy and Foldlog always read it
+alike. The fixed segments are compared byte by byte before percent-decoding; only ids may be
+percent-encoded. `//v1/...`, a trailing slash, `/v1/%73paces` and `/V1/...` get a 404.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOT = {"sync.push", "sync.sync", "events.events", "events.stream", "snapshot.sna
 
 
 class Route(NamedTuple):
-    """An operation, with the ids from its path."""
+    """An operation, the template of its path, and the ids from the path of a request."""
 
     operation: Operation
     template: str  #: of the path, as OpenAPI writes it
@@ -36,7 +36,7 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Finds operations by the application's own `url_map`."""
+    """Finds operations with the `url_map` of the Flask application."""
 
     def __init__(self, app: Flask):
         self._operations = app.view_functions
@@ -52,7 +52,11 @@ class Router:
                         self._hot[method, rest] = found
 
     def find(self, method: str, path: bytes) -> Route:
-        """Raises `NoSuchPath`, `MethodNotAllowed`; `InvalidRequest` for ids that are not UTF-8."""
+        """Returns the operation for a method and a path.
+
+        Raises `NoSuchPath` if the path is unknown, `MethodNotAllowed` if the path has no such
+        method, and `InvalidRequest` if the path is not ASCII or an id in it is not UTF-8.
+        """
         if path.startswith(SPACES):
             space, _, rest = path[len(SPACES) :].partition(b"/")
             hot = self._hot.get((method, rest))
@@ -68,7 +72,7 @@ class Router:
         return Route(self._operation(rule.endpoint), path_template(rule.rule), ids)
 
     def allowed_methods(self, path: bytes) -> list[str]:
-        """Returns the methods that a path takes, sorted. Raises `NoSuchPath`."""
+        """Returns the methods of a path, sorted. Raises `NoSuchPath` if the path is unknown."""
         allowed = sorted(self._urls.allowed_methods(_text(path)))
         if not allowed:
             raise NoSuchPath
@@ -79,9 +83,11 @@ class Router:
 
 
 def path_of(scope: Mapping[str, Any]) -> bytes:
-    """Returns the path of an ASGI scope as the client sent it, below the path we are mounted at.
+    """Returns the path of an ASGI request as the client sent it, without the prefix at which the
+    application is mounted.
 
-    A server that gives no `raw_path` has decoded the path, so its spelling is lost.
+    If the server provides no `raw_path`, the decoded path is encoded again, which can differ from
+    the bytes that the client sent.
     """
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     mounted_at = quote(scope.get("root_path", "")).encode()
@@ -90,7 +96,11 @@ def path_of(scope: Mapping[str, Any]) -> bytes:
 
 
 def _text(path: bytes) -> str:
-    """The path for the URL map. Raises `NoSuchPath` where the map would be lenient."""
+    """Decodes a path for Flask's URL map.
+
+    Raises `NoSuchPath` for a path that begins with `//`, because the URL map would ignore the extra
+    slash. Raises `InvalidRequest` if the path is not ASCII.
+    """
     if path.startswith(b"//"):  # it strips slashes at the beginning
         raise NoSuchPath
     try:

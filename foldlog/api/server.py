@@ -1,8 +1,8 @@
-"""The service as one ASGI application: every request comes in here, and waits on the event loop.
+"""The ASGI application that receives every HTTP request of the service.
 
-Flask declares the application: its routes, templates and errors. This server routes a request by
-that declaration, runs the operation, and sends its answer. It runs under any ASGI server that gives
-`raw_path`; `foldlog serve` uses uvicorn.
+Flask declares the routes. `AsgiServer` finds the operation of a request, runs it, and sends the
+response; requests wait on the event loop. It runs under any ASGI server that provides `raw_path`;
+`foldlog serve` uses uvicorn.
 
 ASGI 3: https://asgi.readthedocs.io/en/latest/specs/www.html
 """
@@ -50,14 +50,15 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class _Matched(NamedTuple):
-    """The part of a request's path that its log line shows."""
+    """The path template and the space of a request, for its log line. Both are `None` if the path
+    is unknown."""
 
     template: str | None = None
     space: str | None = None
 
 
 class AsgiServer:
-    """Serves an application. Leave `resources` open for as long as it serves."""
+    """Serves an application over ASGI. Keep `resources` open while it serves."""
 
     def __init__(self, app: FoldlogApp, resources: Resources):
         self.app = app
@@ -65,7 +66,8 @@ class AsgiServer:
         self._router = Router(app)
 
     def end_waiting(self) -> None:
-        """The service stops: every waiting request is answered, and every stream ends."""
+        """Answers all waiting requests and ends all streams, because the service is about to
+        stop."""
         self.resources.log_watches.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +84,8 @@ class AsgiServer:
             request.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Lifespan events, as a server sends them that runs this application in its own process."""
+        """Handles the ASGI lifespan events of the server. At shutdown it ends all waiting requests
+        and streams."""
         while True:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
@@ -109,7 +112,11 @@ class AsgiServer:
             return problem_reply(exc, request), matched
 
     def _count(self, request: Request, scope: Scope, *, is_limited: bool) -> None:
-        """Finds the client's address and takes one request of its rate. Raises `RateLimited`."""
+        """Determines the client's IP address, and counts the request against the rate limit of that
+        address.
+
+        Raises `RateLimited` if `is_limited` is true and the limit is reached.
+        """
         peer = (scope.get("client") or ("",))[0]
         forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         request.subject.address = self.app.proxies.client_address(
@@ -119,7 +126,8 @@ class AsgiServer:
             request.rates.check_address(request.subject)
 
     def _options(self, request: Request, path: bytes) -> Reply:
-        """A browser's preflight request, or the methods of a path."""
+        """Answers an OPTIONS request: a CORS preflight request, or a question for the methods of a
+        path."""
         allowed = self._router.allowed_methods(path)
         preflight = self.app.cors.preflight(request.method, request.header)
         return preflight or Reply(b"", "text/plain", headers={"Allow": ", ".join(allowed)})

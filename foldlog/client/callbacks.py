@@ -1,4 +1,8 @@
-"""Callbacks of an app: records that changed, changesets that were refused, values that lost."""
+"""Defines the callbacks that an app can add to a replica, and the objects that they receive.
+
+A sync calls them for records that changed, for changesets that were refused, and for values that
+lost a merge.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,13 @@ log = logging.getLogger("foldlog")
 
 @dataclass(frozen=True)
 class Change:
-    """A record whose shown values changed by a sync.
+    """Names a record whose values, as the app reads them, were changed by a sync.
 
     Attributes:
-        collection: The collection of the record.
+        collection: The name of the record's collection.
         id: The id of the record.
-        record: The record, a tombstone if it was deleted, or `None` if it is gone.
+        record: The record after the change; a tombstone if it was deleted; `None` if the record is
+            missing on this device now.
     """
 
     collection: str
@@ -38,15 +43,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A changeset that changes no record, because the server refused or rejected it.
+    """Describes a changeset that the server refused or rejected, and that therefore changes no
+    record.
 
-    `Replica.repair` and `Replica.drop` resolve a refusal.
+    `Replica.repair` replaces the changeset with a new one, and `Replica.drop` deletes it.
 
     Attributes:
         id: The id of the changeset.
         state: "refused" if a guard or a schema failed, "rejected" if the changeset is malformed or
             over a limit.
-        code: The server's reason, a problem code.
+        code: The server's reason, as a problem code.
         detail: The server's reason in words.
         operations: The operations as JSON objects, with `op`, `collection`, `id` and `fields`.
     """
@@ -71,12 +77,14 @@ def refusal_of(queued: Queued) -> Refusal:
 
 @dataclass(frozen=True)
 class Loss:
-    """A value that lost to another value in the merge of concurrent changes.
+    """Describes a conflict: concurrent changes of a field were merged, and one value lost to
+    another.
 
     Attributes:
-        number: The position in `Replica.conflicts`; `None` in a callback.
-        seq: The seq of the event that decided.
-        collection: The collection of the record.
+        number: The number of the conflict in this replica, for `Replica.conflicts(after=...)`;
+            `None` in a callback.
+        seq: The seq of the event whose merge decided the conflict.
+        collection: The name of the record's collection.
         id: The id of the record.
         field: The name of the field.
         rule: The merge rule that decided (docs/explanation/merge.md).
@@ -97,12 +105,16 @@ class Loss:
 
     @classmethod
     def from_conflict(cls, conflict: Conflict, own: Container[str]) -> Loss:
-        """Makes a loss from a conflict. `own` are the ids of this device."""
+        """Makes a `Loss` from a conflict that the merge returned. `own` has the current and
+        earlier device ids of this replica.
+        """
         return cls._from_document(None, conflict_document(conflict), own)
 
     @classmethod
     def from_json(cls, number: int, document: str, own: Container[str]) -> Loss:
-        """Makes a loss from a stored conflict. `own` are the ids of this device."""
+        """Makes a `Loss` from a conflict that was stored as JSON. `own` has the current and
+        earlier device ids of this replica.
+        """
         return cls._from_document(number, msgspec.json.decode(document), own)
 
     @classmethod
@@ -114,10 +126,11 @@ class Loss:
 
 
 class Callbacks:
-    """The callbacks of a replica, as `replica.callbacks`.
+    """Registers the callbacks of an app. `Replica.callbacks` is the instance of a replica.
 
-    Each `on_...` method adds a callback, returns it, and so works as a decorator. Callbacks run in
-    the thread that syncs. An exception in a callback is logged, and syncing continues.
+    Each `on_...` method adds a function and returns the function, so the method can be used as
+    a decorator. Callbacks run in the thread that syncs. An exception in a callback is logged,
+    and syncing continues.
 
         @replica.callbacks.on_change
         def show(change):
@@ -128,27 +141,37 @@ class Callbacks:
         self._callbacks: dict[str, list[Callable[..., None]]] = {}
 
     def on_change(self, callback: Callable[[Change], None]) -> Callable[[Change], None]:
-        """Adds a callback for each record that a sync has changed."""
+        """Adds a function that is called with a `Change` for each record that a sync has
+        changed.
+        """
         return self._add("change", callback)
 
     def on_refusal(self, callback: Callable[[Refusal], None]) -> Callable[[Refusal], None]:
-        """Adds a callback for each changeset that the server has refused or rejected."""
+        """Adds a function that is called with a `Refusal` for each changeset that the
+        server has refused or rejected.
+        """
         return self._add("refusal", callback)
 
     def on_loss(self, callback: Callable[[Loss], None]) -> Callable[[Loss], None]:
-        """Adds a callback for each conflict in which this device wrote one of the values."""
+        """Adds a function that is called with a `Loss` for each conflict in which this
+        device wrote one of the two values.
+        """
         return self._add("loss", callback)
 
     def on_progress(self, callback: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """Adds a callback for the progress of a snapshot: records loaded, and all records."""
+        """Adds a function that is called while a snapshot is loaded, with the number of
+        records loaded so far and the total number of records.
+        """
         return self._add("progress", callback)
 
     @contextmanager
     def changes(self) -> Iterator[Callable[[float], Iterator[Change]]]:
-        """Collects changes while the block runs, for an app that handles them in its own thread.
+        """Returns a context manager that collects changes in a queue, for an app that
+        handles them in its own thread.
 
-        The block gets a function. Each call of it yields changes, and ends once no change has
-        arrived for `timeout_seconds`.
+        The `with` block gets a function. A call of this function returns an iterator of
+        `Change` objects, which ends when no change arrives within `timeout_seconds`. The
+        function can be called again.
 
             with replica.callbacks.changes() as next_changes:
                 for change in next_changes(5.0):

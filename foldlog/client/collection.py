@@ -1,4 +1,4 @@
-"""The records of one collection, to read and to change."""
+"""Defines `Collection`, with which an app reads and changes the records of one collection."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from .store.local_store import LocalStore
 
 
 class Collection:
-    """The records of one collection of a replica. `Replica.collection` returns it.
+    """Reads and changes the records of one collection. `Replica.collection` returns this
+    object.
 
-    Each change is in the local file and in the queue when the call returns. Iterating yields the
-    live records, `len` counts them, and `tasks[id]` reads one.
+    A method that changes a record writes the change to the local file and to the queue before
+    it returns. Iterating yields the records that exist, `len` counts them, and `tasks[id]`
+    reads one. Deleted records are left out.
 
         tasks = replica.collection("tasks")
         milk = tasks.create(title="Buy milk", done=False)
         tasks.update(milk.id, done=True)
         [task.id for task in tasks.query({"done": True})]
 
-    Field names are text, values are JSON values: `None`, `bool`, `int` up to 2^53, finite `float`,
-    `str`, `list` and `dict`. Every change raises `NotARecord` for other values.
+    Field names are text. Values are JSON values: `None`, `bool`, `int` up to 2^53, finite
+    `float`, `str`, `list` and `dict`. Methods that change a record raise `NotARecord` for other
+    values.
     """
 
     def __init__(self, store: LocalStore, name: str):
@@ -37,22 +40,22 @@ class Collection:
         return f"Collection({self.name!r})"
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields the live records by id."""
+        """Yields the records of the collection, except deleted ones, ordered by id."""
         return iter(self.query())
 
     def __len__(self) -> int:
-        """Counts the live records."""
+        """Returns the number of records of the collection, except deleted ones."""
         return self._store.records.count(self.name)
 
     def create(
         self, fields: Mapping[str, Any] | None = None, /, *, id: str | None = None, **more: Any
     ) -> Record:
-        """Creates a record with the given fields, and returns it.
+        """Creates a record with the given fields, and returns the record.
 
-        Fields are given as a mapping, as keyword arguments, or both. The id is a new UUID (version
-        7) unless `id` is given, a text of 1 to 128 characters.
+        The fields are given as a mapping, as keyword arguments, or both. `id` is a text of
+        1 to 128 characters; by default the record gets a new UUID (version 7).
 
-        Raises `RecordExists` if the id is taken.
+        Raises `RecordExists` if a record with this id exists.
         """
         id = id or self._store.new_id()
         with self._store.changeset():
@@ -61,9 +64,10 @@ class Collection:
             return self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
 
     def put(self, id: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Sets fields of a record, and returns it. Other fields keep their values.
+        """Sets the given fields of a record, and returns the record. Its other fields keep
+        their values.
 
-        A missing or deleted record is created.
+        If the record is missing or deleted, this method creates it.
         """
         return self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
 
@@ -76,11 +80,12 @@ class Collection:
         unset: str | Sequence[str] = (),
         **more: Any,
     ) -> Record:
-        """Sets fields of an existing record, removes the fields named in `unset`, and returns it.
+        """Sets the given fields of an existing record, removes the fields named in `unset`,
+        and returns the record.
 
             tasks.update(milk.id, {"done": True}, unset=["due", "note"])
 
-        Raises `RecordNotFound`.
+        Raises `RecordNotFound` if the record is missing or deleted.
         """
         changed = {**(fields or {}), **more}
         removed = [unset] if isinstance(unset, str) else list(unset)
@@ -91,21 +96,24 @@ class Collection:
             )
 
     def increment(self, id: str, **numbers: float) -> Record:
-        """Adds numbers to fields of an existing record, and returns it.
+        """Adds a number to each given field of an existing record, and returns the record.
 
-        Increments of several devices add up, where `update` would keep one value. A missing field
-        counts as 0.
+        Use this method if several devices count in one field: the numbers of all devices
+        are added, while `update` would keep the value of one device. A missing field counts
+        as 0.
 
             tasks.increment(milk.id, bottles=2)
 
-        Raises `RecordNotFound`.
+        Raises `RecordNotFound` if the record is missing or deleted.
         """
         with self._store.changeset():
             self[id]
             return self._apply(Operation("add", self.name, id, fields=dict(numbers)))
 
     def delete(self, id: str) -> None:
-        """Deletes a record. Raises `RecordNotFound`."""
+        """Deletes a record. Raises `RecordNotFound` if the record is missing or deleted
+        already.
+        """
         with self._store.changeset():
             if self[id].sync_status == TEMPORARY:
                 self._store.records.drop_temporary((self.name, id))
@@ -113,18 +121,22 @@ class Collection:
                 self._store.apply(Operation("delete", self.name, id))
 
     def create_temporary(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Creates a record that stays on this device, for example a search result.
+        """Creates a record that is never sent to the server, for example a search result.
+        Returns the record.
 
-        `keep` makes it an ordinary record, and `Replica.purge_temporary` deletes it.
+        `keep` makes the record an ordinary one, and `Replica.purge_temporary` deletes all
+        temporary records.
         """
         id = self._store.new_id()
         self._store.put_temporary((self.name, id), {**(fields or {}), **more})
         return self[id]
 
     def keep(self, id: str) -> Record:
-        """Makes a temporary record an ordinary one, which is sent to the server.
+        """Makes a temporary record an ordinary record, which the next sync sends to the
+        server. Returns the record.
 
-        Raises `RecordNotFound`.
+        An ordinary record is returned unchanged. Raises `RecordNotFound` if the record is
+        missing.
         """
         with self._store.changeset():
             record = self[id]
@@ -134,15 +146,15 @@ class Collection:
             return self._apply(Operation("put", self.name, id, fields=dict(record.fields)))
 
     def get(self, id: str, *, deleted: bool = False) -> Record | None:
-        """Returns a record, or `None` if it is missing or deleted.
+        """Returns a record, or `None` if the record is missing or deleted.
 
-        With `deleted=True`, returns the tombstone of a deleted record.
+        With `deleted=True`, a deleted record is returned as a tombstone, instead of `None`.
         """
         record = self._store.records.find((self.name, id))
         return record if record is not None and (deleted or not record.is_deleted) else None
 
     def __getitem__(self, id: str) -> Record:
-        """Returns a record. Raises `RecordNotFound`."""
+        """Returns a record. Raises `RecordNotFound` if the record is missing or deleted."""
         record = self.get(id)
         if record is None:
             raise RecordNotFound(f"the record {self.name}/{id} does not exist")
@@ -157,27 +169,32 @@ class Collection:
         offset: int = 0,
         deleted: bool = False,
     ) -> list[Record]:
-        """Returns the records whose fields have the values of `where`.
+        """Returns the records whose fields have the values given in `where`, by default all
+        records.
 
-        A list or a tuple means any of its values. `None` also matches a missing field. Values match
-        with their JSON type: `True` differs from 1.
+        If the value in `where` is a list or a tuple, the field must have one of its values.
+        `None` also matches a missing field. Values are compared with their JSON type:
+        `True` differs from 1.
 
             tasks.query({"done": False, "list": ["home", "work"]}, order_by="-due", limit=10)
 
-        `order_by` is a field name, with a `-` before it for descending order. Ties, and records
-        without `order_by`, are ordered by id. `limit` (default: all) and `offset` select a page.
-        With `deleted=True`, tombstones are included.
+        `order_by` is a field name; a `-` before the name means descending order. Records
+        with equal values, and all records if `order_by` is missing, are ordered by id. The
+        result begins at the record number `offset` (from 0) and has at most `limit` records
+        (default: all). With `deleted=True`, the result includes tombstones.
 
-        Raises `ValueError` for values that cannot be compared, such as a `dict`.
+        Raises `ValueError` for a value in `where` that cannot be compared, such as a
+        `dict`.
         """
         return self._store.records.query(
             self.name, where or {}, order_by=order_by, limit=limit, offset=offset, deleted=deleted
         )
 
     def _apply(self, op: Operation) -> Record:
-        """Applies an operation, and returns the record.
+        """Applies an operation, and returns the resulting record.
 
-        The record may be a tombstone: a put loses to a delete whose event has not arrived yet.
+        The result may be a tombstone: a put loses the merge against a delete in the queue
+        whose event this device has not pulled yet.
         """
         with self._store.changeset():
             self._store.apply(op)

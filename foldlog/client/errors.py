@@ -1,11 +1,11 @@
-"""The errors of the client library.
+"""The errors that the client library raises.
 
 * ClientError
   + RecordNotFound     the record to read or change is missing
-  + RecordExists       the given id is taken
+  + RecordExists       the id of the record to create is taken
   + NotARecord         a value cannot be stored or sent
   + WrongReplica       the file belongs to another space, or is not a replica
-  + ServerProblem      the server refused a request (its code, status, and when to try again)
+  + ServerProblem      the server answered with an error, which has a code and a status
   + Unreachable        the server gave no answer: it may or may not have stored the request
 """
 
@@ -17,49 +17,61 @@ from foldlog.domain.errors import FoldlogError
 
 
 class ClientError(FoldlogError):
-    """The base class of all errors on the device. `code` is a stable name of the error."""
+    """The base class of the errors of the client library.
+
+    The attribute `code` is a stable name of the kind of error.
+    """
 
     code = "client-error"
 
 
 class RecordNotFound(ClientError, LookupError):
-    """The record is missing or deleted."""
+    """Raised when the record to read or to change is missing or deleted."""
 
     code = "record-not-found"
 
 
 class RecordExists(ClientError):
-    """A record with this id exists already."""
+    """Raised by `Collection.create` when a record with the given id exists already."""
 
     code = "record-exists"
 
 
 class NotARecord(ClientError, ValueError):
-    """A value is outside the limits of a record, for example an integer above 2^53."""
+    """Raised when a value cannot be stored in a record, for example an integer above 2^53."""
 
     code = "not-a-record"
 
 
 class WrongReplica(ClientError):
-    """The file cannot be opened as a replica of this space."""
+    """Raised when a file cannot be opened as a replica of the given space.
+
+    The file belongs to another program, to another space, or to another schema version, or a
+    new file was given no valid space name.
+    """
 
     code = "wrong-replica"
 
 
 class Unreachable(ClientError):
-    """The server gave no answer. The queue is unchanged, and the next sync sends it again."""
+    """Raised when a request got no answer from a Foldlog server.
+
+    The server may have stored the changesets of the request. They stay in the queue, and the
+    next sync sends them again.
+    """
 
     code = "unreachable"
 
 
 class ServerProblem(ClientError):
-    """The server answered with a problem document (RFC 9457).
+    """Raised when the server answers with an error, described by a problem document (RFC 9457).
 
     Attributes:
         status: The HTTP status.
         problem: The problem code, such as "unauthenticated".
         document: The whole problem document.
-        retry_after_seconds: The wait that the server asked for, or `None`.
+        retry_after_seconds: The number of seconds to wait before the next request, from the header
+            `Retry-After`; `None` if the answer lacks the header.
     """
 
     code = "server-problem"

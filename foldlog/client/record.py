@@ -1,4 +1,4 @@
-"""A record as an app sees it."""
+"""Defines `Record`, the object that an app gets when it reads a record."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ SYNCED, WAITING, TEMPORARY = 0, 1, 2
 
 @dataclass(frozen=True)
 class Record:
-    """A record at the moment when it was read. Later changes leave this object as it is.
+    """The values of a record at the moment when it was read. Later changes do not change this
+    object.
 
         milk = tasks["019a..."]
         milk["title"], milk.get("done", False), milk.sync_status
 
     Attributes:
-        collection: The collection of the record.
-        id: The id, unique within the collection, 1 to 128 characters.
+        collection: The name of the record's collection.
+        id: The id of the record, unique within the collection, 1 to 128 characters.
         fields: The values of the record, by field name.
-        is_deleted: Whether this is a tombstone: the record was deleted.
-        last_modified: When the server received the last change (RFC 3339); `None` before that.
-        sync_status: `SYNCED` (0), `WAITING` (1: a change is still to be sent) or `TEMPORARY`
-            (2: the record stays on this device).
-        seq: The seq of the event that changed the record last; 0 before the first sync.
+        is_deleted: Whether the record was deleted. This object is its tombstone then.
+        last_modified: The time when the server received the last change (RFC 3339); `None` if this
+            device has not pulled any change of the record yet.
+        sync_status: `SYNCED` (0), `WAITING` (1: a change of this device is still in the queue) or
+            `TEMPORARY` (2: the record stays on this device).
+        seq: The seq of the last event that changed the record; 0 if this device has not pulled any
+            event of the record yet.
     """
 
     collection: str

@@ -1,4 +1,6 @@
-"""A replica: the data of an app on this device, offline first."""
+"""Defines `Replica`, an app's copy of a space in a local file, and `open`, which opens this
+file.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,11 @@ def _new_id() -> str:
 
 
 class Replica:
-    """The records of one space on this device. `foldlog.open` returns it.
+    """An app's copy of a space, in a local file. `foldlog.open` returns a replica.
 
-    Reading and writing use the local file alone, and never wait for the network. Several threads
-    and several processes may use the same file. A replica is a context manager that closes itself.
+    Reading and writing use only the local file and never wait for the network. Several threads
+    and several processes may use the same file. A replica is a context manager, which closes
+    the replica when the `with` block ends.
 
     Attributes:
         space: The name of the space.
@@ -99,7 +102,9 @@ class Replica:
         self.close()
 
     def close(self) -> None:
-        """Stops syncing and closes the file. Unsent changesets stay in the file."""
+        """Stops syncing and closes the file. Changesets that are not sent yet stay in the
+        file.
+        """
         self.stop()
         if self._runner.server is not None:
             self._runner.server.close()
@@ -107,25 +112,29 @@ class Replica:
 
     @property
     def device(self) -> str:
-        """The id of this device in its space.
+        """The id of this device in its space, a UUID.
 
-        The id changes if the device was restored from an older copy, or cloned.
+        The replica takes a new id when it finds that the old one is in use elsewhere: its
+        file was restored from an older copy, or was copied to another device.
         """
         return self._store.meta.device
 
     @property
     def notices(self) -> Callbacks:
-        """The old name of `callbacks`. Deprecated, and removed in the next release."""
+        """The old name of `callbacks`. This name is deprecated, and the next release
+        removes it.
+        """
         warnings.warn(
             "Replica.notices was renamed: use Replica.callbacks", DeprecationWarning, stacklevel=2
         )
         return self.callbacks
 
     def collection(self, name: str) -> Collection:
-        """Returns a collection, which exists as soon as it has a record.
+        """Returns the collection with this name. The collection does not have to be created
+        first.
 
-        `name` has 1 to 64 of the characters A-Z, a-z, 0-9, `-`, `_` and `.`. Raises `ValueError`
-        for other names.
+        `name` has 1 to 64 of the characters A-Z, a-z, 0-9, `-`, `_` and `.`. Raises
+        `ValueError` for other names.
         """
         if not is_collection(name):
             raise ValueError("a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
@@ -134,28 +143,34 @@ class Replica:
     def changeset(
         self, *, guard: Literal["unchanged"] | None = None
     ) -> AbstractContextManager[None]:
-        """Returns a context manager that makes all changes of its block one changeset.
+        """Returns a context manager that puts all changes of its `with` block into one
+        changeset.
 
-        The changes are stored together or refused together. If the block raises, all of them are
-        undone. A block inside a block belongs to the outer changeset.
+        The server stores all changes of a changeset or refuses all of them. If the block
+        raises an exception, all of its changes are undone. The changes of a nested block
+        belong to the outer changeset.
 
             with replica.changeset(guard="unchanged"):
                 tasks.update(milk.id, done=True)
                 tasks.delete(bread.id)
 
-        With `guard="unchanged"` the server refuses the changeset if another device has changed one
-        of its records and this device has not pulled that change. See `refused`.
+        With `guard="unchanged"`, the server refuses the changeset if another device has
+        changed one of its records and this device had not pulled that change before.
+        `refused` then returns the changeset.
         """
         return self._store.changeset(guard=guard)
 
     def sync(self) -> SyncResult:
-        """Pushes and pulls until both sides have everything.
+        """Sends all queued changesets and receives all new events, then returns a
+        `SyncResult`.
 
-        Returns the counts of the work done: `pushed` changesets and `pulled` events. If another
-        thread or process is syncing this file, returns at once with all counts 0.
+        The result has, for example, the number of `pushed` changesets and of `pulled`
+        events. If another thread or process is syncing this file, the method returns at
+        once with an empty result.
 
-        Raises `ServerProblem` or `Unreachable`. The queue is unchanged then, and a later call
-        continues. Raises `ClientError` if the replica was opened without a server.
+        Raises `ServerProblem` or `Unreachable` if a request fails. Changesets that the
+        server has not confirmed stay in the queue, and a later call continues. Raises
+        `ClientError` if the replica was opened without a server.
         """
         try:
             return self._runner.run()
@@ -163,14 +178,16 @@ class Replica:
             return SyncResult()
 
     def _apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel. Raises `FileLockTaken`."""
+        """Applies a page of the live channel. Raises `FileLockTaken` if another process is
+        syncing this file.
+        """
         result = self._runner.apply_page(page)
         if self._store.queue.count("waiting"):
             self._background.wake()  # a sync may have failed while this thread held the file lock
         return result
 
     def start(self) -> None:
-        """Starts syncing in the background.
+        """Starts a background thread that syncs until `stop` or `close` is called.
 
         Raises `ClientError` if the replica was opened without a server.
         """
@@ -178,13 +195,15 @@ class Replica:
         self._background.start()
 
     def stop(self) -> None:
-        """Stops syncing in the background, and waits until a running sync has ended."""
+        """Stops the background thread, and waits until its running sync has ended."""
         self._background.stop()
         with suppress(sqlite3.Error):  # a full disk must not prevent the end
             self._runner.save_stream_traffic()
 
     def status(self) -> Status:
-        """Returns the sync status: unsent and refused changesets, progress, and problems."""
+        """Returns the status of syncing, for example the number of unsent changesets and
+        the last problem.
+        """
         meta, queue = self._store.meta, self._store.queue
         return Status(
             device=self.device,
@@ -206,22 +225,26 @@ class Replica:
     def refused(self) -> list[Refusal]:
         """Returns the changesets that the server has refused or rejected, oldest first.
 
-        They change no record, and wait for `repair` or `drop`.
+        These changesets change no record. They stay in the file until `repair` or `drop` is
+        called for them.
         """
         return [refusal_of(queued) for queued in self._store.queue.select("refused", "rejected")]
 
     def repair(self, id: str) -> AbstractContextManager[list[dict[str, Any]]]:
-        """Returns a context manager whose block replaces a refused changeset with a new one.
+        """Returns a context manager whose `with` block makes the changeset that replaces a
+        refused one.
 
-        The block gets the old operations as JSON objects. All changes of the block are one
-        changeset. If the block raises, the refused changeset stays.
+        The block gets the operations of the refused changeset as JSON objects. All changes
+        made in the block become one new changeset, and the refused changeset is deleted. If
+        the block raises an exception, the refused changeset stays.
 
             for refusal in replica.refused():
                 with replica.repair(refusal.id) as operations:
                     for op in operations:
                         tasks.update(op["id"], op["fields"])
 
-        `id` is that of the `Refusal`. Raises `LookupError` if there is none.
+        `id` is the id of a `Refusal`. Raises `LookupError` if no refused changeset has this
+        id.
         """
         return self._repairing(id)
 
@@ -233,10 +256,11 @@ class Replica:
             self._store.queue.remove(id)
 
     def drop(self, id: str) -> None:
-        """Deletes a refused changeset on this device.
+        """Deletes a refused or rejected changeset from the file of this device. `id` is the
+        id of a `Refusal`.
 
-        The server's log keeps a changeset that a guard or a schema has refused. Raises
-        `LookupError` if `id` is not that of a `Refusal`.
+        The server's log keeps a changeset that the server refused because of a guard or a
+        schema. Raises `LookupError` if no refused changeset has this id.
         """
         with self._store.database.transaction():
             self._find_refused(id)
@@ -249,9 +273,11 @@ class Replica:
         return queued
 
     def conflicts(self, *, after: int = 0) -> list[Loss]:
-        """Returns the conflicts in which this device wrote one of the two values, oldest first.
+        """Returns the conflicts in which this device wrote one of the two values, oldest
+        first.
 
-        `after` is the `number` of the last `Loss` that the app has read.
+        `after` is the `number` of the last `Loss` that the app has handled; only later
+        conflicts are returned.
         """
         own = self._store.meta.own_devices
         rows = self._store.conflicts.select_after(after)
@@ -260,7 +286,7 @@ class Replica:
     def unsent(self) -> list[dict[str, Any]]:
         """Returns all changesets that are unsent, refused or rejected, as JSON objects.
 
-        An app can save them elsewhere before it deletes the file.
+        An app can save these objects in another place before it deletes the file.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")
         return [
@@ -274,7 +300,7 @@ class Replica:
         ]
 
     def purge_temporary(self) -> int:
-        """Deletes all temporary records, and returns their number."""
+        """Deletes all temporary records, and returns the number of deleted records."""
         return self._store.records.purge_temporary()
 
 
@@ -287,7 +313,7 @@ def open(
     keep_syncing: bool = True,
     live: bool = True,
 ) -> Replica:
-    """Opens the replica in the file `path`. A missing file is created.
+    """Opens the replica in the file `path`, and creates the file if it is missing.
 
         with foldlog.open("app.db", server="http://localhost:3653", space="home") as replica:
             tasks = replica.collection("tasks")
@@ -296,17 +322,18 @@ def open(
 
     Arguments:
         path: The path of the SQLite file.
-        space: The name of the space. The file remembers it, so only the first call needs it.
-        server: The URL of a Foldlog service. The file remembers it. A replica without a server
-            works, and queues its changesets.
+        space: The name of the space. It is saved in the file, so only the first call needs it.
+        server: The URL of a Foldlog service, which is also saved in the file. A replica without a
+            server works, and queues its changesets.
         token: The access token, or a function that returns the current token before each request.
-            Each call needs it, because the file stays free of secrets.
-        keep_syncing: Whether a background thread syncs while the replica is open. Otherwise call
-            `Replica.sync` or `Replica.start`.
-        live: Whether the background thread opens the live channel, which delivers events at once.
-            Otherwise the thread polls every 1 to 60 seconds.
+            The token is not saved in the file, so each call needs it.
+        keep_syncing: Whether a background thread syncs while the replica is open. If not, the app
+            calls `Replica.sync` or `Replica.start`.
+        live: Whether the background thread opens the live channel, on which the service sends new
+            events at once. If `False`, the thread polls every 1 to 60 seconds.
 
-    Raises `WrongReplica` if the file is something else than a replica, or belongs to another space.
+    Raises `WrongReplica` if the file is not a replica, if it belongs to another space, or if
+    `space` is missing for a new file.
     """
     with closing(Database(path)) as database:
         meta = Meta(database)

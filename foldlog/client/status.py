@@ -1,4 +1,4 @@
-"""The sync status of a replica."""
+"""Defines `Status`, which describes the progress and the problems of syncing a replica."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Status:
-    """The sync status of a replica at one moment. `Replica.status` returns it.
+    """Describes the progress and the problems of syncing at one moment. `Replica.status`
+    returns it.
 
     Attributes:
         device: The id of this device.
         space: The name of the space.
         unsent: The number of changesets that are still to be sent.
-        unacknowledged: The number of changesets that the server has stored, and whose events are
-            still to be pulled.
-        refused: The changesets that wait for `Replica.repair` or `Replica.drop`.
+        unacknowledged: The number of changesets that the server has stored, and whose events this
+            device has not pulled yet.
+        refused: The refused changesets, to be handled by `Replica.repair` or `Replica.drop`.
         after: The cursor: the seq of the last event that this device has applied.
-        head: The seq of the last event of the log, as far as this device knows.
-        last_sync_ms: Time of the last successful sync in ms since 1970, by the clock of this
-            device.
-        problem: `code` and `detail` of the problem of the last sync; `None` if it succeeded.
+        head: The seq of the last event of the log, from the server's last answer.
+        last_sync_ms: The time of the last successful sync in ms since 1970, by the clock of this
+            device; `None` before the first one.
+        problem: The `code` and `detail` of the problem of the last sync; `None` if it succeeded.
         is_syncing: Whether the background thread runs.
         live: Whether this process has the live channel open.
-        next_try_seconds: Seconds until the next sync of the background thread.
-        snapshot_progress: Loaded records and all records of a snapshot that is being loaded.
+        next_try_seconds: The seconds until the next sync of the background thread; `None`
+            during a sync, or if the thread is stopped.
+        snapshot_progress: The number of loaded records and of all records, while a snapshot is
+            being loaded; otherwise `None`.
         requests: The number of requests since the replica was created.
         bytes_sent: The bytes of all request bodies, as sent (compressed).
         bytes_received: The bytes of all response bodies, as received (compressed).
@@ -59,12 +62,16 @@ class Status:
 
     @property
     def lag(self) -> int:
-        """The number of events that the log has and this device lacks, as far as it knows."""
+        """The number of events that this device still has to pull, by the server's last
+        answer.
+        """
         return max(0, self.head - self.after)
 
     @property
     def why_not(self) -> str | None:
-        """The reason why syncing fails, in words for the user; `None` if it works."""
+        """The reason why the last sync failed, in words for the user; `None` if the last
+        sync succeeded.
+        """
         if self.problem is None:
             return None
         return _WORDS.get(self.problem["code"], self.problem["detail"])

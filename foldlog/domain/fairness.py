@@ -84,6 +84,10 @@ class FairQueue(Generic[T]):
         """Returns the number of waiting items."""
         return sum(map(len, self._waiting.values()))
 
+    def __bool__(self) -> bool:
+        """Whether any item waits."""
+        return bool(self._waiting)
+
     @property
     def busy(self) -> int:
         """Returns the number of workers that are in use."""

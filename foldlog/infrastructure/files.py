@@ -1,4 +1,7 @@
-"""Files that hold secrets or proofs: private, written atomically, flushed to the disk."""
+"""Writes files that contain secrets or proofs.
+
+The files are readable only by their owner, are written atomically, and are flushed to the disk.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from pathlib import Path
 
 
 def copy_owner(path: Path) -> None:
-    """Gives a file to the owner of its folder, if we are root.
+    """Gives a file the same owner as its folder, if this process is root.
 
-    The data folder of an ordinary user stays usable for that user after root worked on it.
+    After root has worked on the data folder of an ordinary user, this user can still use the
+    folder.
     """
     if os.geteuid() == 0:
         owner = path.parent.stat()
@@ -18,7 +22,7 @@ def copy_owner(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that only its owner can read, if it is missing."""
+    """Creates a folder that only its owner can read, if the folder is missing."""
     if not path.exists():
         path.mkdir(mode=0o700)
         copy_owner(path)
@@ -27,9 +31,10 @@ def make_folder(path: Path) -> None:
 def write_new(
     path: Path, text: str, mode: int, *, set_owner: Callable[[Path], None] = copy_owner
 ) -> None:
-    """Writes a file atomically: after a crash it has its old or its new content, complete.
+    """Writes a file atomically: after a crash, the file has either its old or its new content.
 
-    `set_owner` sets the owner of the file. By default the file gets the owner of its folder.
+    `set_owner(path)` sets the owner of the new file. By default, the file gets the owner of its
+    folder. Returns after the file is flushed to the disk.
     """
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
@@ -45,7 +50,10 @@ def write_new(
 
 
 def sync_folder(path: Path) -> None:
-    """Flushes the names in a folder to the disk, so that new and renamed files survive a crash."""
+    """Flushes the names in a folder to the disk.
+
+    Afterwards, new and renamed files in this folder survive a crash.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

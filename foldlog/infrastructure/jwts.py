@@ -1,8 +1,12 @@
-"""Verifies the tokens of an app's own sign-in: JWTs (RFC 7519), with the sign-in's keys (RFC 7517).
+"""Verifies the tokens of the app's own sign-in service.
 
-The claims `space` (a name or a list), `device` and `scope` (RFC 8693: rights, separated by spaces)
-define the caller's permissions. `exp`, `sub` and `aud` are required. The key decides the algorithm,
-because a token could choose a weak one. A JWK that lacks `alg` uses the default of its key type.
+The tokens are JWTs (RFC 7519), and are verified with the keys of the sign-in service (a JWK set,
+RFC 7517). The claims `space` (a name or a list of names), `device` and `scope` (RFC 8693: rights,
+separated by spaces) define the caller's permissions. The claims `exp`, `sub` and `aud` are
+required.
+
+The key defines the algorithm, because an attacker's token could name a weak algorithm. A key (JWK)
+that lacks `alg` uses the default algorithm of its key type.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ log = structlog.get_logger("foldlog.jwts")
 ALGORITHMS = frozenset(
     {"EdDSA", *(f"{kind}{bits}" for kind in ("HS", "RS", "PS", "ES") for bits in (256, 384, 512))}
 )
-#: Tolerated difference between the clocks of two machines.
+#: The tolerated difference between our clock and the clock of the sign-in service.
 LEEWAY_SECONDS = 30
-#: The file or URL of the keys is read again after this time,
+#: The keys are read again when they are older than this.
 KEYS_SECONDS_MAX = 300.0
-#: or, for a token with an unknown key, after this time.
+#: If a token names an unknown key, the keys are read again when they are older than this.
 KEYS_SECONDS_MIN = 10.0
-#: While the file or URL fails, the cached keys stay valid for this long.
+#: If reading fails, the cached keys are used until they are older than this.
 STALE_SECONDS_MAX = 3_600.0
 FETCH_SECONDS_MAX = 3.0
 KEYS_BYTES_MAX = 2**20
@@ -45,15 +49,16 @@ SUBJECT_LENGTH_MAX = 200
 
 
 class SignInKeysUnusable(OperatorError):
-    """The keys of the app's sign-in cannot be used."""
+    """The keys of the app's sign-in service are unreadable, invalid or too weak."""
 
     code = "sign-in-keys-unusable"
 
 
 def parse_keys(text: bytes) -> list[jwt.PyJWK]:
-    """Returns the signature keys of a JWK set, and ignores keys of other kinds.
+    """Returns the keys of a JWK set that can verify signatures, and ignores other keys.
 
-    Raises `SignInKeysUnusable` for invalid JSON, a private key, a short secret, or an empty result.
+    Raises `SignInKeysUnusable` if the text is not a JWK set, if it contains a private key or a
+    shared secret that is too short, or if it has no key that can verify signatures.
     """
     try:
         keys = json.loads(text)["keys"]
@@ -68,6 +73,10 @@ def parse_keys(text: bytes) -> list[jwt.PyJWK]:
 
 
 def _parsed(document: Any) -> jwt.PyJWK | None:
+    """Returns the key if it can verify signatures, or `None` for other keys.
+
+    Raises `SignInKeysUnusable` if the key is private.
+    """
     try:
         if document.get("use", "sig") != "sig":
             return None
@@ -80,7 +89,11 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
 
 
 class Keys(ABC):
-    """The cached keys of a sign-in; they are read again when they are old or a key is missing."""
+    """Caches the keys of the sign-in service.
+
+    The keys are read again after `KEYS_SECONDS_MAX` seconds, or earlier if a token names an unknown
+    key.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -91,12 +104,18 @@ class Keys(ABC):
 
     @abstractmethod
     def _read(self) -> bytes:
-        """Returns the JWK set. Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable`."""
+        """Reads the JWK set from its source, and returns its text.
+
+        Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable` if the source is unreadable.
+        """
 
     def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """Returns the key with this id; the only key if `kid` is None. Reads the keys if needed.
+        """Returns the key with this id, or `None` if the key is unknown.
 
-        Raises `SignInUnavailable` if the keys are too old, or being read for the first time.
+        If `kid` is `None`, it returns the only key of the set, or `None` if the set has several. It
+        reads the keys again if they are old or the key is unknown. Raises `SignInUnavailable` if
+        the keys could not be read for `STALE_SECONDS_MAX` seconds, or if another thread is still
+        reading them and the key is unknown.
         """
         found = _find(self._keys, kid)
         wait = KEYS_SECONDS_MAX if found is not None else KEYS_SECONDS_MIN
@@ -108,8 +127,13 @@ class Keys(ABC):
         return found
 
     def _refresh(self, wait: float, is_needed: bool) -> None:
-        # During a fetch, other threads use the cached keys, because a slow sign-in or invented key
-        # ids would block all threads. All threads wait only for the first fetch.
+        # During a fetch, other threads use the cached keys. Otherwise, a slow sign-in service or
+        # invented key ids would block all threads. All threads wait only for the first fetch.
+        """Reads the keys again, if the last attempt is at least `wait` seconds old.
+
+        If another thread is already reading them, it raises `SignInUnavailable` if `is_needed`, and
+        otherwise returns at once.
+        """
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
             if is_needed:
@@ -130,7 +154,10 @@ class Keys(ABC):
 
 
 class FileKeys(Keys):
-    """Keys in a file. The constructor raises `SignInKeysUnusable` if it cannot read them."""
+    """Reads the keys from a file.
+
+    The constructor raises `SignInKeysUnusable` if the file is unreadable or its content is invalid.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         super().__init__(clock)
@@ -145,7 +172,10 @@ class FileKeys(Keys):
 
 
 class UrlKeys(Keys):
-    """Keys at a URL. Redirects are refused, because only this URL is trusted."""
+    """Fetches the keys from a URL.
+
+    A redirect is an error, because only the configured URL is trusted.
+    """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic):
         super().__init__(clock)
@@ -168,16 +198,20 @@ class UrlKeys(Keys):
 
 
 def keys_at(location: str) -> Keys:
-    """Returns the keys in a file or at a URL. Raises `SignInKeysUnusable`."""
+    """Returns the keys at a location, which is a URL or the path of a file.
+
+    Raises `SignInKeysUnusable` if it is a file that is unreadable or has invalid content.
+    """
     if location.startswith(("http://", "https://")):
         return UrlKeys(location)
     return FileKeys(Path(location).expanduser())
 
 
 class Jwts:
-    """Verifies tokens. `prefix` precedes the names of the claims `space` and `device`.
+    """Verifies tokens of the sign-in service, and returns their claims.
 
-    A token whose remaining lifetime is over `seconds_max` is refused; 0 allows any lifetime.
+    `prefix` is the prefix of the names of the claims `space` and `device`. A token that is valid
+    for more than `seconds_max` further seconds is refused; 0 allows any lifetime.
     """
 
     def __init__(
@@ -196,7 +230,11 @@ class Jwts:
         self._seconds_max = seconds_max
 
     def read(self, text: str) -> Claims:
-        """Returns the claims. Raises `Unauthenticated` or `SignInUnavailable`."""
+        """Verifies a token and returns its claims.
+
+        Raises `Unauthenticated` if the token is invalid, and `SignInUnavailable` if the keys are
+        unavailable.
+        """
         try:
             key = self._keys.find(jwt.get_unverified_header(text).get("kid"))
             if key is None:
@@ -215,7 +253,10 @@ class Jwts:
             raise Unauthenticated from None  # details would help an attacker
 
     def _claims(self, claims: Mapping[str, Any]) -> Claims:
-        """Raises `ValueError`, `TypeError` or `OverflowError`."""
+        """Checks the claims of a verified token, and returns them as the caller's permissions.
+
+        Raises `ValueError`, `TypeError` or `OverflowError` if a claim is invalid.
+        """
         spaces = claims.get(f"{self._prefix}space", [])
         spaces = [spaces] if isinstance(spaces, str) else spaces
         device = claims.get(f"{self._prefix}device")
@@ -242,6 +283,10 @@ class Jwts:
 
 
 def _find(keys: Sequence[jwt.PyJWK], kid: str | None) -> jwt.PyJWK | None:
+    """Returns the key with this id, or `None`.
+
+    If `kid` is `None`, it returns the only key; `None` if there are several keys.
+    """
     if kid is None:
         return keys[0] if len(keys) == 1 else None
     return next((key for key in keys if key.key_id == kid), None)

@@ -1,4 +1,7 @@
-"""The settings: all are read together, once, from the environment and the command line."""
+"""Reads and checks all settings, from the environment and the command line.
+
+A process reads them once, when it starts.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,17 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 class InvalidSettings(OperatorError):
-    """Some settings are invalid."""
+    """One or more settings are invalid. The message names each of them."""
 
     code = "invalid-settings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one process. `VARIABLES` lists the environment variable of each."""
+    """The settings of one process.
+
+    `VARIABLES` contains the environment variable of each setting.
+    """
 
     #: folder of the embedded PostgreSQL, the keys and the checkpoints
     data: Path
@@ -88,7 +94,10 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
     def check_open_is_local(self) -> None:
-        """Raises `InvalidSettings` if access is open on an address that other machines reach."""
+        """Raises `InvalidSettings` if access is `open` and other machines can reach the service.
+
+        With open access, requests need no token.
+        """
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.access == "open" and not is_loopback(host):
             raise InvalidSettings(
@@ -98,22 +107,25 @@ class Settings:
 
     @property
     def keys_folder(self) -> Path:
-        """The folder of the keys that sign checkpoints."""
+        """The folder that contains the keys for signing checkpoints."""
         return self.keys or self.data / "keys"
 
     @property
     def checkpoints_folder(self) -> Path:
-        """The folder of the last signed checkpoint of each log; the signer depends on it."""
+        """The folder that contains the last signed checkpoint of each log.
+
+        The signer compares each new checkpoint with the file in this folder.
+        """
         return self.data / "checkpoints"
 
     @property
     def witness_name(self) -> str:
-        """The key name of our cosignatures."""
+        """The name of the key with which this service cosigns checkpoints of other logs."""
         return f"{self.origin}/witness"
 
     @property
     def witness_folder(self) -> Path:
-        """The folder of the last cosigned checkpoint of each log."""
+        """The folder that contains the last checkpoint that was cosigned for each other log."""
         return self.data / "witness"
 
 
@@ -209,7 +221,10 @@ def _witnessed(text: str) -> tuple[Verifier, ...]:
 
 
 def _limits(text: str) -> Limits:
-    """Reads pairs `name=value`, separated by spaces."""
+    """Returns the limits, changed by pairs `name=value` that are separated by spaces.
+
+    Raises `ValueError` if a name is unknown or fixed, or a value is invalid.
+    """
     known = set(Limits.__struct_fields__)
     given = {}
     for part in text.split():
@@ -242,9 +257,10 @@ def _folder(text: str) -> Path:
 
 
 def _default_workers() -> str:
-    """Half of the cores, 1 to 4, because PostgreSQL and the projector need the other half.
+    """Returns the default number of web workers: half of the CPU cores, at least 1, at most 4.
 
-    One worker serves many clients, and appends to a space are fastest in a single process.
+    PostgreSQL and the projector need the other half. One worker can serve many clients, and appends
+    to one space are fastest if they come from a single process.
     """
     return str(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
@@ -277,9 +293,10 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
 
 
 def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
-    """Reads the settings from the environment; a `given` value overrides its variable.
+    """Reads all settings from environment variables.
 
-    Raises `InvalidSettings`, which names all invalid settings at once.
+    A value in `given` overrides the environment variable of the same setting. Raises
+    `InvalidSettings`; its message names all invalid settings at once.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []

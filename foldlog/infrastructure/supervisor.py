@@ -1,8 +1,8 @@
-"""Keeps the processes of `foldlog serve` running, and stops them together.
+"""Starts the processes of `foldlog serve`, restarts those that die, and stops all together.
 
-The parent starts the children, restarts a child that dies, and stops all in reverse order. Children
-also end when the parent is killed: each child reads from a pipe whose only writer is the parent,
-and ends when the read ends (`exit_with_parent`).
+The parent process starts its child processes, and stops them in reverse order. The children also
+end when the parent is killed: each child reads from a pipe whose other end only the parent holds
+open. When the parent dies, the read ends, and the child ends itself (`exit_with_parent`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = structlog.get_logger(__name__)
 
 
 class Database(Protocol):
-    """A database server that the supervisor restarts too, such as `EmbeddedPostgres`."""
+    """A database server, such as `EmbeddedPostgres`, that the supervisor restarts when it dies."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None:
-        """Stops the server, and cancels a `start` that runs in another thread."""
+        """Stops the server. If `start` runs in another thread, cancels it."""
 
     def is_running(self) -> bool: ...
 
@@ -48,7 +48,10 @@ class Database(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """A process to keep running. It should call `exit_with_parent()` first."""
+    """A child process that the supervisor keeps running.
+
+    The program should call `exit_with_parent()` first.
+    """
 
     name: str
     argv: Sequence[str]
@@ -59,7 +62,10 @@ class Child:
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """The delay before a restart, and the limit of failed starts."""
+    """Defines the delay before a child is restarted.
+
+    It also defines the number of failed starts after which the supervisor exits.
+    """
 
     first_seconds: float = 0.5
     max_seconds: float = 30.0
@@ -70,17 +76,22 @@ class Backoff:
     first_deaths_max: int = 5
 
     def delay(self, deaths: int) -> float:
-        """Returns the seconds to wait after this many deaths in a row."""
+        """Returns the delay in seconds before the next restart.
+
+        `deaths` is the number of deaths since the child was last stable, at least 1. The delay
+        doubles with each death.
+        """
         assert deaths >= 1
         doublings = min(deaths - 1, 32)
         return float(min(self.max_seconds, self.first_seconds * 2**doublings))
 
 
 class Supervisor:
-    """Runs the children until a stop is requested. Call `run` in the main thread.
+    """Runs child processes, and restarts them, until a stop is requested.
 
-    `database` is already started. The supervisor restarts it like a child, but in a thread, because
-    its recovery may take minutes. It is stopped last.
+    Call `run` in the main thread. `database` is a database server that already runs. The supervisor
+    restarts it too when it dies, but in a separate thread, because a recovery may take minutes. It
+    stops the database after all children.
     """
 
     def __init__(
@@ -101,11 +112,14 @@ class Supervisor:
         self._processes = [_Process(child, self._pipe_read, self._backoff) for child in children]
 
     def request_stop(self) -> None:
-        """Requests a stop, like a SIGTERM; callable from any thread."""
+        """Requests a stop, with the same effect as a SIGTERM. Any thread may call this."""
         self._stop_requests.put(signal.SIGTERM)
 
     def run(self) -> int:
-        """Runs all; returns the exit code: 0 after a requested stop, 1 if a child never started."""
+        """Runs all child processes until a stop is requested, and then returns 0.
+
+        Returns 1 if a child died too often before it was ever stable.
+        """
         keeper = _DatabaseKeeper(self._database, self._backoff) if self._database else None
         with self._handling_signals():
             try:
@@ -122,6 +136,7 @@ class Supervisor:
                 os.close(self._pipe_read)
 
     def _restart_until_stopped(self) -> int:
+        """Restarts dead children until a stop is requested, and returns the exit code of `run`."""
         while not self._is_stop_requested(POLL_SECONDS):
             for process in self._processes:
                 process.restart_if_dead()
@@ -131,6 +146,7 @@ class Supervisor:
         return 0
 
     def _is_stop_requested(self, seconds: float) -> bool:
+        """Waits up to `seconds` for a stop request. Returns whether one came."""
         try:
             self._stop_requests.get(timeout=seconds)
         except queue.Empty:
@@ -138,9 +154,9 @@ class Supervisor:
         return True
 
     def _stop_all(self) -> None:
-        """Stops the children in reverse order, each within its time limit.
+        """Stops all children in reverse order, and kills a child that exceeds its time limit.
 
-        A second stop request kills the remaining ones at once.
+        After a second stop request, it kills all remaining children at once.
         """
         is_urgent = False
         for process in reversed(self._processes):
@@ -152,6 +168,8 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:
+        """During the block, SIGTERM and SIGINT request a stop. Then restores the old handlers."""
+
         def request(number: int, _: FrameType | None) -> None:
             self._stop_requests.put(number)
 
@@ -165,7 +183,7 @@ class Supervisor:
 
 
 class _Process:
-    """The running process of one child, with its restarts."""
+    """Starts, restarts and stops the process of one child."""
 
     def __init__(self, child: Child, pipe_read: int, backoff: Backoff):
         self.child = child
@@ -179,14 +197,20 @@ class _Process:
 
     @property
     def has_never_started(self) -> bool:
-        """Tells whether the child died too often without ever being stable."""
+        """Tells whether the child has died `first_deaths_max` times before it was ever stable.
+
+        A child is stable after it has run for `stable_seconds`.
+        """
         return not self._was_ever_stable and self._deaths >= self._backoff.first_deaths_max
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts the child in its own session, so that Ctrl-C reaches only the parent."""
+        """Starts the child in its own session.
+
+        For this reason, Ctrl-C in the terminal reaches only the parent process.
+        """
         self._process = subprocess.Popen(
             self.child.argv,
             env=os.environ | self.child.env | {PARENT_PIPE: str(self._pipe_read)},
@@ -198,6 +222,7 @@ class _Process:
         log.info("started", name=self.child.name, pid=self._process.pid)
 
     def restart_if_dead(self) -> None:
+        """Restarts the child if it has died and the delay before the restart has passed."""
         now = time.monotonic()
         if self.is_running():
             if now - self._started_at > self._backoff.stable_seconds:
@@ -226,7 +251,7 @@ class _Process:
             self._process.terminate()
 
     def kill(self) -> None:
-        """Kills the process and its own child processes, if they still run."""
+        """Kills the child and its own child processes."""
         if self._process is None:
             return
         if self.is_running():
@@ -238,7 +263,10 @@ class _Process:
 
 
 class _DatabaseKeeper:
-    """Restarts the database when it dies; the children reconnect by themselves."""
+    """Restarts the database server when it dies, in a thread.
+
+    The other processes then reconnect on their own.
+    """
 
     def __init__(self, database: Database, backoff: Backoff):
         self._database = database
@@ -250,7 +278,11 @@ class _DatabaseKeeper:
         self._thread.start()
 
     def end(self) -> None:
-        """Stops the database, repeatedly until the thread ends, because it may be in a start."""
+        """Stops the database server, and ends the thread.
+
+        It calls `stop` repeatedly until the thread ends, because the thread may start the server
+        again meanwhile.
+        """
         self._ending.set()
         self._database.stop()
         while self._thread.is_alive():
@@ -279,9 +311,10 @@ class _DatabaseKeeper:
 
 
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
-    """Ends this child process when its parent dies: by SIGTERM, and after `grace_seconds` by exit.
+    """Makes this child process end when its parent process dies.
 
-    A process that was started by hand has no supervising parent and keeps running.
+    Then this process sends itself a SIGTERM, and exits after `grace_seconds` if it still runs. In a
+    process that was started by hand, the function has no effect.
     """
     if PARENT_PIPE not in os.environ:
         return

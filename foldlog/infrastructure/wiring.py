@@ -1,6 +1,6 @@
-"""The composition root: the only module that constructs the parts of the service and joins them.
+"""The composition root: the only module that creates the parts of the service and connects them.
 
-The functions here open connections; importing the module opens none.
+An import of this module opens no connections; its functions do.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from .signing.keys import read_keys
 from .signing.signer import CheckpointSigner
 from .signing.witness import Witness, Witnesses
 
-#: A request fails after ten seconds at most: three seconds in the queue of commits, two for a
-#: connection, five for all of its statements.
+#: The time limit of a request's SQL statements. A request takes ten seconds at most: three in the
+#: queue of commits, two for a connection, five for its statements.
 REQUEST_SECONDS_MAX = 5.0
-#: Time limit of a projector's batch and of signing one checkpoint. Both usually take far less.
+#: The time limit of one batch of a projector, and of signing one checkpoint.
 TURN_SECONDS_MAX = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The parts that the HTTP layer and the commands use, joined on one database."""
+    """The parts of the service that the HTTP layer and the commands use, with one database."""
 
     datastore: Datastore
     store: PostgresEventStore
@@ -62,13 +62,19 @@ class Services:
     settings: Settings
 
     def verifiers(self, space: str) -> list[Verifier]:
-        """Returns the public keys that signed checkpoints of a space, the current key first."""
+        """Returns the public keys that have signed checkpoints of a space.
+
+        The first key in the list is the current one.
+        """
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
 
     @property
     def jwts(self) -> Jwts | None:
-        """The reader of the app's own tokens, if configured. Raises `SignInKeysUnusable`."""
+        """The verifier for tokens of the app's own sign-in service; `None` if it is not configured.
+
+        Raises `SignInKeysUnusable` if the configured file of keys is invalid.
+        """
         settings = self.settings
         if settings.jwt_keys is None or settings.jwt_audience is None:
             return None
@@ -82,7 +88,10 @@ class Services:
 
     @property
     def add_checkpoint(self) -> Callable[[bytes], str] | None:
-        """The witness's endpoint, if a cosigning key and logs to cosign are configured."""
+        """The function that cosigns a checkpoint of another log, for requests to the witness.
+
+        It is `None` if the cosigning key is missing, or if zero logs to cosign are configured.
+        """
         cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
         if cosigner is None or not self.settings.witnessed:
             return None
@@ -90,11 +99,14 @@ class Services:
         return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
 
     def ready(self) -> dict[str, str]:
-        """Returns the state of each thing that a request needs: `ok`, or the problem."""
+        """Checks what the service needs to answer requests: `database`, `writes` and `schema`.
+
+        Returns `ok` or a description of the problem for each of the three.
+        """
         return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
-        """Returns the figures of `/metrics` that come from the database."""
+        """Reads the values of `GET /metrics` that come from the database."""
         return gauges(self.datastore)
 
 
@@ -102,11 +114,12 @@ class Services:
 def database(
     settings: Settings, *, migrates: bool = False, exclusive: bool = False
 ) -> Iterator[Database]:
-    """Opens a database that has this version's schema. Starts the embedded server if needed.
+    """Opens the database for a `with` block, and starts the embedded server if it is used.
 
-    With `migrates` an older schema is migrated; otherwise it raises `SchemaBehind`. With
-    `exclusive` the embedded server must be our own: it raises `DataFolderInUse` when another
-    process runs it, because two services on one folder are a mistake.
+    If the schema of the database is older than this version's schema, the function migrates it if
+    `migrates` is true, and raises `SchemaBehind` otherwise. If `exclusive` is true and another
+    process already runs the embedded server, it raises `DataFolderInUse`, because two services must
+    not use the same folder.
     """
     if settings.database_url is not None:
         url = settings.database_url
@@ -121,9 +134,10 @@ def database(
 
 @contextmanager
 def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
-    """Gives the database's URL with any schema or none, for PostgreSQL's own programs.
+    """Yields the URL of the database without a check of its schema.
 
-    `superuser` works for the embedded server only; it raises `OperatorError` for other servers.
+    PostgreSQL's own programs use this URL. With `superuser`, the URL is that of the embedded
+    server's superuser; for another server, the function raises `OperatorError`.
     """
     if settings.database_url is not None:
         if superuser:
@@ -139,7 +153,7 @@ def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterat
 
 @dataclass(frozen=True)
 class Database:
-    """A database with this version's schema."""
+    """An open database whose schema is the one of this version."""
 
     url: str = field(repr=False)  #: connects as the role of the service
     owner_url: str = field(repr=False)  #: connects as the owner of the tables, if we know it
@@ -148,7 +162,11 @@ class Database:
 
 
 def _ensure_schema(url: str, migrates: bool) -> list[str]:
-    """Returns the migrations that were applied. Raises `SchemaBehind`, `StorageUnavailable`."""
+    """Migrates the schema if `migrates` is true, and otherwise checks it.
+
+    Returns the names of the applied migrations. Raises `SchemaBehind` if the check finds an older
+    schema, and `StorageUnavailable` if the connection fails.
+    """
     try:
         if migrates:
             return migrate(url)
@@ -164,10 +182,10 @@ def _ensure_schema(url: str, migrates: bool) -> list[str]:
 def services(
     url: str, settings: Settings, *, seconds_max: float | None = None
 ) -> Iterator[Services]:
-    """Joins the parts on one database, with their own pool of connections.
+    """Creates the parts of the service on one database, and closes them at the end of the block.
 
-    `seconds_max` limits how long a connection is borrowed. A process that answers requests sets
-    it; a command waits as long as it takes.
+    They share a pool of connections. `seconds_max` limits how many seconds a part may use a
+    connection. A process that answers requests sets it; commands run without this limit.
     """
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
@@ -193,9 +211,10 @@ def services(
 
 @contextmanager
 def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
-    """Gives the function that runs all projections on all logs; closing the wakeups ends it.
+    """Yields a function that updates the projections of all logs, and the wakeups it waits for.
 
-    The checkpoint signer runs beside it in its own thread, because the signer waits for the disk.
+    The function runs until `wakeups.close()` is called. The checkpoint signer runs meanwhile in its
+    own thread, because it waits for the disk.
     """
     with (
         Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
@@ -213,7 +232,10 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
 @contextmanager
 def _signing(url: str, settings: Settings) -> Iterator[None]:
-    """Signs checkpoints and requests cosignatures in background threads during the block."""
+    """Runs the checkpoint signer in a background thread during the block.
+
+    If witnesses are configured, a second thread requests their cosignatures.
+    """
     closing = Event()
     with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
         tree = PostgresProofTree(datastore)
@@ -241,6 +263,10 @@ def _signing(url: str, settings: Settings) -> Iterator[None]:
 def rebuilder(
     url: str, projection: str, limits: Limits, *, report: Callable[[str, int, int], None]
 ) -> Iterator[Rebuilder]:
-    """Opens a rebuilder of one projection; it calls `report(space, position, head)`."""
+    """Opens a rebuilder, which builds one projection again from the log.
+
+    The rebuilder calls `report(space, position, head)` to report its progress; both numbers are
+    seqs.
+    """
     with Datastore(url) as datastore:
         yield Rebuilder(datastore, projection_named(projection, limits), report=report)

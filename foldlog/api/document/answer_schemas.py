@@ -1,7 +1,8 @@
-"""JSON Schemas of responses, made from the structs that are encoded.
+"""Generates the JSON Schemas of responses from the structs that the service encodes.
 
-`msgspec.json.schema` describes the input of a decoder: a member with a default is optional there.
-The encoder writes it, so it is required here.
+`msgspec.json.schema` cannot be used, because it describes the input of a decoder, in which a member
+with a default is optional. In a response, the encoder always writes such a member, so here it is
+required.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _PLAIN: dict[type[inspect.Type], dict[str, Any]] = {
 
 
 class AnswerSchemas:
-    """Collects the component of each struct that a response refers to."""
+    """Generates one OpenAPI component for each struct that the responses use, and collects them."""
 
     def __init__(self) -> None:
         self.components: dict[str, dict[str, Any]] = {}
 
     def reference(self, struct: type) -> dict[str, Any]:
-        """A reference to the component of a struct. The component is added if it is missing."""
+        """Returns a `$ref` to the component of a struct. Adds the component to `components` if it
+        is missing."""
         name = shape_of(struct).name
         if name not in self.components:
             self.components[name] = self._object(struct)
@@ -102,12 +104,14 @@ class AnswerSchemas:
 
 
 def shape_of(struct: type) -> Shape:
-    """The description of a struct. A struct of the API describes itself."""
+    """Returns the name and the description of a struct: its entry in `SHAPES`, otherwise its class
+    name and docstring."""
     return SHAPES.get(struct) or Shape(struct.__name__, (struct.__doc__ or "").strip())
 
 
 def _members(struct: type) -> dict[str, Any]:
-    """The described members of a struct, and of the structs that it extends."""
+    """Returns the descriptions of a struct's members from `SHAPES`, including those of its base
+    classes."""
     members: dict[str, Any] = {}
     for base in reversed(struct.__mro__):
         if base in SHAPES:

@@ -1,6 +1,6 @@
-"""Every problem of the API, with a remedy and an example.
+"""Lists every problem of the API, with a remedy and an example.
 
-The pages at `/problems/<code>`, the OpenAPI document and its HTML page are made from this list.
+The pages at `/problems/<code>` and the OpenAPI document use this list.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from foldlog.domain.witness import InconsistentCheckpoint, UnknownLog, Untrusted
 
 
 class Entry(NamedTuple):
-    """A remedy for the client, and an example of the error for each of its statuses."""
+    """The remedy for a problem, and an example error. A problem with two statuses has a second
+    example."""
 
     remedy: str
     example: FoldlogError
@@ -264,7 +265,8 @@ BY_CODE: dict[str, type[FoldlogError]] = {error.code: error for error in CATALOG
 
 
 def example_of(error: type[FoldlogError], status: HTTPStatus | None = None) -> dict[str, Any]:
-    """The example of a problem with this status, or its first example."""
+    """Returns the example document of a problem: the example with this status, otherwise the first
+    example."""
     entry = CATALOGUE[error]
     other = entry.other_example
     if other is not None and status_of(other) == status:

@@ -1,4 +1,4 @@
-"""Makes the OpenAPI document from the routes and their operations."""
+"""Generates the OpenAPI document from the routes and their operations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The pages for people: the OpenAPI document as HTML, and one page for each problem.
+"""Renders the HTML pages for people: the API reference at `/docs`, and a page for each problem.
 
-The pages load no external resources, so they work behind any firewall.
+The pages load no other files, so they also work in a network without access to the internet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _REF = "#/components/schemas/"
 
 
 def register_filters(bp: Blueprint) -> None:
-    """Registers the template filters. Their prefix avoids conflicts with filters of other apps."""
+    """Registers the template filters. Their names begin with `foldlog_`, to avoid conflicts with
+    the filters of other applications."""
     bp.add_app_template_filter(_prose, "foldlog_prose")
     bp.add_app_template_filter(_pretty, "foldlog_pretty")
     bp.add_app_template_filter(_type_of, "foldlog_type")
@@ -46,7 +47,8 @@ def problem_page(templates: Environment, problem: dict[str, Any]) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Text as HTML. The text has `code`, and empty lines between its paragraphs."""
+    """Converts a text to HTML: `code` becomes a code element, and an empty line starts a new
+    paragraph."""
     if not text:
         return Markup("")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
@@ -59,7 +61,8 @@ def _pretty(value: Any) -> str:
 
 
 def _type_of(schema: dict[str, Any]) -> Markup:
-    """A JSON schema in a few words. A reference becomes a link."""
+    """Describes the type of a JSON Schema as short HTML, for example `array of string`. A `$ref`
+    becomes a link."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REF)
         return Markup('<a href="#schema-{0}">{0}</a>').format(name)

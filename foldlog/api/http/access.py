@@ -1,14 +1,16 @@
-"""Finding the caller of a request, and checking the caller's right to the operation.
+"""Finds the caller of a request, and checks that the caller has the right to the operation.
 
-Every operation names the right that it needs, and access is decided before any other work. A caller
-is found by its bearer token (RFC 6750 section 2.1) in the space that the path names. So a token of
-another space is unknown here, and the answer doesn't reveal which other spaces exist.
+Each operation names the right that it needs, and this check comes before any other work. The caller
+is identified by a bearer token (RFC 6750 section 2.1), which is looked up in the space that the
+path names. A token of another space is therefore unknown, and the error does not reveal that the
+other space exists.
 
-A caller is cached for `CALLER_SECONDS_MAX`. A revocation is answered after that time, so afterwards
-no process has the caller in its cache. An idle poll is answered without the database: there a
-caller is cached longer, while the space's log has not grown, because a revocation is an event of
-that log. A stream checks its caller after its first page, and before each page that contains a
-revocation. A download checks at each piece.
+Each process caches a caller for `CALLER_SECONDS_MAX` seconds. The response to a revocation is sent
+after that time, so that no process still has the revoked caller in its cache. For requests that are
+answered from the cached end of the log, a caller is cached for up to `IDLE_CALLER_SECONDS_MAX`
+while the log of the space is unchanged, because a revocation adds an event to that log. A stream
+checks its caller after its first page, and before each page that contains a revocation. A download
+checks its caller before each piece.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ LOCAL_CALLER = Caller("", frozenset(Right), is_any_device=True, is_of_every_spac
 
 
 class Access(ABC):
-    """Decides which caller may do what."""
+    """Decides whether a caller may use an operation."""
 
     @abstractmethod
     async def admit(
@@ -65,23 +67,27 @@ class Access(ABC):
         from_cache: bool = False,
         since: int | None = None,
     ) -> Caller:
-        """Returns the caller if it has this right in the space; `EVERY_SPACE` is for no one space.
+        """Returns the caller of the request if the caller has `right` in `space`.
 
-        `from_cache` says that the answer contains every event up to the log's head, or none.
-        `since` is a seq: a caller that was revoked up to it is refused, however recently. Raises
-        `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `RateLimited`, `StorageUnavailable`.
+        Pass `EVERY_SPACE` as the space if the path names none. `from_cache` allows a longer cached
+        caller; use it if the response contains either every event up to the head of the log, or
+        none. With `since`, a seq, a cached caller is used only if it was looked up after that
+        event. Raises `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `RateLimited`,
+        `StorageUnavailable`.
         """
 
     async def forget(self) -> None:
-        """Drops cached callers after a revocation. Returns when no process has one cached."""
+        """Drops the cached callers after a revocation. Returns when the caches of all processes
+        have expired."""
         return
 
 
 class OpenAccess(Access):
-    """Grants every right to requests from this machine; admin operations need the admin token.
+    """Grants every right to requests from this machine, for tests and development.
 
-    For tests and for a developer's machine. A page that the developer visits has no such right: its
-    name may resolve to this machine (DNS rebinding), but the browser sends that name as the host.
+    Admin operations also need the admin token. Requests must have a loopback address as their host
+    and must not come through a proxy. The check of the host also refuses web pages that use DNS
+    rebinding, because the browser sends the name of the page's site as the host.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -108,10 +114,14 @@ class OpenAccess(Access):
 
 
 class Jwts(Protocol):
-    """Verifies the tokens of an app's own sign-in."""
+    """Verifies JSON Web Tokens (JWTs) of the app's own sign-in."""
 
     def read(self, text: str) -> Claims:
-        """Raises `Unauthenticated`, `StorageUnavailable`."""
+        """Verifies a JWT and returns its claims.
+
+        Raises `Unauthenticated` if the JWT is invalid, and `StorageUnavailable` if its keys cannot
+        be read.
+        """
 
 
 class _CachedCaller(NamedTuple):
@@ -121,7 +131,8 @@ class _CachedCaller(NamedTuple):
 
 
 class TokenAccess(Access):
-    """Requires a token for everything but public operations: one of ours, or a JWT of the app."""
+    """Requires a token for every operation that is not public: a token of Foldlog, the admin token,
+    or a JWT of the app's own sign-in."""
 
     def __init__(
         self,
@@ -229,11 +240,11 @@ class TokenAccess(Access):
 
 
 def token_of(request: Request) -> str:
-    """Returns the bearer token of a request; empty if there is none."""
+    """Returns the bearer token from the `Authorization` header of a request, or an empty text."""
     scheme, _, given = request.header("authorization").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_token(given: str, token: str) -> bool:
-    """Compares two tokens in constant time."""
+    """Compares two tokens in constant time. Returns whether they are equal."""
     return hmac.compare_digest(digest_of(given), digest_of(token))

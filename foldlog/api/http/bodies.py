@@ -1,8 +1,9 @@
-"""Request bodies: bounded while they arrive, and inflated within bounds.
+"""Reads request bodies and decompresses them, within limits on their size.
 
-A length that the client claims is never trusted. The body is read in pieces, each piece is inflated
-to no more than the bytes still allowed, and the first byte too many ends it. Bytes count as soon as
-they have arrived, because a client that withholds the end of a body occupies them all the same.
+A `Content-Length` below the limit is not trusted: the body is read in pieces, and reading stops at
+the first byte beyond the limit. Each piece is decompressed to at most the number of bytes that are
+still allowed. The bytes in memory are counted when they arrive, because an unfinished body uses
+memory too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ZSTD_WINDOW_LOG_MAX = 23
 
 
 class Inflater(Protocol):
-    """The common part of zlib's and zstd's decompressors."""
+    """The methods that the decompressors of zlib and zstd have in common."""
 
     @property
     def eof(self) -> bool: ...
@@ -59,7 +60,8 @@ INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, 
 
 
 class Reservation:
-    """The bytes that one growing body occupies, until the `with` block ends."""
+    """Counts the bytes of memory that one request body uses. The end of the `with` block releases
+    them."""
 
     __slots__ = ("_held", "_key", "_request", "_size")
 
@@ -70,7 +72,11 @@ class Reservation:
         self._held = 0
 
     def grow(self, size: int) -> None:
-        """Notes that the body has `size` bytes now. Raises `RateLimited`."""
+        """Records that the body has now `size` bytes in total.
+
+        Raises `RateLimited` if the caller, or all callers together, would have too many bytes of
+        bodies in memory, or if the caller's rate limit is used up.
+        """
         before, self._size = self._size, size
         self._request.rates.count_body(self._request.subject, size - before)
         more = size - SMALL_BODY_BYTES - self._held
@@ -94,9 +100,11 @@ class Reservation:
 async def read_body(
     request: Request, limits: Limits, reservation: Reservation, limit: str = "body_bytes_max"
 ) -> bytearray:
-    """Returns the request's body, inflated. `limit` names the limit on its bytes as they arrive.
+    """Reads the body of a request and returns its decompressed bytes.
 
-    Raises `LimitExceeded`, `RateLimited`, `InvalidRequest`, `UnsupportedMediaType`.
+    `limit` names the limit on the size of the body as it is sent. Raises `LimitExceeded`,
+    `RateLimited`, `InvalidRequest` if the body is incomplete or cannot be decompressed, and
+    `UnsupportedMediaType` if it is not JSON or has an unknown encoding.
     """
     pieces = pieces_of(request, getattr(limits, limit), limit)
     _check_media_type(request.header("content-type"))
@@ -129,8 +137,11 @@ def _check_media_type(content_type: str) -> None:
 async def pieces_of(
     request: Request, bytes_max: int, limit: str = "body_bytes_max"
 ) -> AsyncIterator[bytes]:
-    """Yields the body as it arrives. Raises `LimitExceeded`, and `InvalidRequest` if the body
-    breaks off."""
+    """Yields the body of a request in pieces as they arrive.
+
+    Raises `LimitExceeded` if the body is longer than `bytes_max`, and `InvalidRequest` if it is
+    incomplete.
+    """
     length = request.header("content-length")
     if length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > bytes_max):
         raise LimitExceeded(limit, bytes_max)

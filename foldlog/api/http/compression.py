@@ -1,7 +1,8 @@
-"""Compressing answers in an encoding that the client accepts.
+"""Compresses responses with an encoding that the client accepts.
 
-A stream is compressed piece by piece, and the client can decode each piece when it arrives.
-Otherwise the compressor would hold back some MB, and they would be lost if the stream were cut.
+A response in pieces is compressed piece by piece, and the client can decode each piece when it
+arrives. Without this, the compressor would keep some MB in its buffer, and they would be lost if
+the connection broke.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ GZIP_LEVEL = 5
 
 
 class Deflater(Protocol):
-    """A compressor of one encoding."""
+    """A compressor for one content encoding."""
 
     def piece(self, data: bytes) -> bytes:
-        """Returns everything compressed so far, which the client can decode."""
+        """Compresses `data` and returns all compressed bytes so far, which the client can decode at
+        once."""
 
     def end(self) -> bytes: ...
 
@@ -88,7 +90,11 @@ MEDIA_TYPES = ("application/json", "application/x-ndjson", "text/html")
 
 
 def encoding_for(reply: Reply, accept_encoding: str) -> str | None:
-    """Returns the encoding of an answer, or `None`; sets the answer's headers accordingly."""
+    """Chooses the content encoding of a response. Returns `None` if the response is sent
+    uncompressed.
+
+    It also sets the response headers `Vary` and `Content-Encoding`.
+    """
     if reply.media_type not in MEDIA_TYPES:
         return None
     reply.headers["Vary"] = ", ".join(filter(None, [reply.headers.get("Vary"), "Accept-Encoding"]))
@@ -110,7 +116,8 @@ def _best_of(accept_encoding: str) -> str | None:
 
 
 def deflated(data: bytes, encoding: str) -> bytes:
-    """Compresses a whole body. A page of events takes milliseconds, without Python's lock."""
+    """Compresses a whole response body. It takes some milliseconds for a page of events, and
+    releases Python's global lock meanwhile."""
     if encoding == "zstd":
         return zstd.compress(data, ZSTD_LEVEL)
     deflater = DEFLATERS[encoding]()

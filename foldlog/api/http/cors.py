@@ -1,8 +1,9 @@
-"""Which pages may call the service from a browser: the CORS protocol of the Fetch standard
-(https://fetch.spec.whatwg.org/#http-cors-protocol).
+"""Decides which web pages may call the service from a browser (CORS):
+https://fetch.spec.whatwg.org/#http-cors-protocol
 
-The headers are sent only if origins are configured. The service uses no cookies, so a page has the
-rights of the token that it sends, and `*` is as safe as a list.
+CORS headers are sent only if allowed origins are configured. To allow every origin (`*`) is as safe
+as a list of origins, because the service uses tokens instead of cookies: a page has only the rights
+of the token that it sends.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ PREFLIGHT = {
 
 @dataclass(frozen=True)
 class Cors:
-    """The allowed origins, or `*`. By default pages of other origins are refused."""
+    """The origins whose web pages may call the service; `*` means all. By default, browsers refuse
+    pages of other origins."""
 
     origins: tuple[str, ...] = ()
 
     def headers(self, origin: str) -> Mapping[str, str]:
-        """Returns the headers of every answer. Problems have them too, so that a page can read
-        them."""
+        """Returns the CORS headers for a response to a page of this origin.
+
+        Every response has them, including errors, because otherwise the page could not read the
+        error.
+        """
         if not self.origins:
             return {}
         if self.origins == (ANY,):
@@ -40,9 +45,10 @@ class Cors:
         return {"Vary": "Origin"}  # a cache must not serve this answer to an allowed page
 
     def preflight(self, method: str, header: Callable[[str], str]) -> Reply | None:
-        """Returns the answer to a preflight request; `None` for other requests.
+        """Returns the response to a CORS preflight request, or `None` for any other request or a
+        refused origin.
 
-        A preflight request carries no token, so it is answered before access is checked.
+        A preflight request has no token, so it is answered before the access check.
         """
         if method != "OPTIONS" or not header("access-control-request-method"):
             return None

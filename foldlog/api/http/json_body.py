@@ -1,8 +1,9 @@
-"""A JSON body: an object whose members are all known and given once, read by a schema.
+"""Reads a JSON request body with a schema. The body must be an object; unknown and repeated members
+are errors.
 
-`bodies` bounds its bytes; this module bounds the memory after decoding, because a few bytes of JSON
-become a Python object of many. The number of values is bounded, and so is the size of each member
-except the changesets. Large bodies are decoded in a thread.
+`bodies` limits the bytes of the body. This module also limits the number of JSON values and the
+size of each member except the changesets, because a short JSON text can become large Python
+objects. Large bodies are decoded in a thread.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ NAME_LENGTH_MAX = 100
 
 
 class JsonBody:
-    """The body of an operation; `limit` names the limit on its bytes.
+    """Reads the JSON body of an operation and checks it with `schema`.
 
-    `read` raises `InvalidRequest` with every wrong member.
+    `limit` names the limit on the size of the body. `read` raises `InvalidRequest` with an error
+    for each wrong member.
     """
 
     def __init__(self, schema: Schema, limits: Limits, limit: str = "small_body_bytes_max"):
@@ -69,10 +71,12 @@ class JsonBody:
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
 
     def _name_unreadable(self, body: bytearray) -> None:
-        """Raises an error that names the changeset that cannot be read, if there is one.
+        """Looks for the changeset that made the body unreadable, and raises an `InvalidRequest`
+        with its index.
 
-        With its index the device sets that changeset aside; otherwise it would block the device's
-        queue for ever. For a large body the error asks for a smaller batch instead.
+        With the index, the device can set that changeset aside; without it, the changeset would
+        block the device's queue permanently. For a body that is too large to search, the error asks
+        for a smaller batch. The method returns if no such changeset is found.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
@@ -94,7 +98,7 @@ class JsonBody:
         return loaded
 
     def _value(self, name: str, raw: msgspec.Raw) -> Any:
-        """Decodes a small member; leaves the changesets and unknown members as bytes."""
+        """Decodes the value of a member. The changesets and unknown members stay bytes."""
         if name not in self._fields or isinstance(self._fields[name], ChangesetsField):
             return raw
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
@@ -103,10 +107,10 @@ class JsonBody:
 
 
 def _check_values(body: bytearray, values_max: int) -> None:
-    """Bounds the number of values in a body. Raises `LimitExceeded`.
+    """Raises `LimitExceeded` if a body may have more than `values_max` JSON values.
 
-    Every value follows a comma or an opening bracket. The same characters inside texts count as
-    well, because telling them apart would require parsing.
+    It counts commas and opening brackets, because each value follows one of them. Those inside
+    strings count as well, because only a parser could tell them apart.
     """
     if len(body) > values_max:  # a shorter body cannot have more
         count = sum(body.count(sign) for sign in b",[{")
@@ -115,14 +119,18 @@ def _check_values(body: bytearray, values_max: int) -> None:
 
 
 class _Name(str):
-    """The name of a member. Its own type makes msgspec pass every name to the hook."""
+    """The name of a member. msgspec calls its `dec_hook` for each name, because this type is not a
+    built-in one."""
 
     __slots__ = ()
 
 
 def decode_members(body: bytes | bytearray) -> dict[str, msgspec.Raw]:
-    """Returns the members of an object, their values as bytes. Raises `InvalidRequest` for a member
-    that is given twice."""
+    """Decodes a JSON object, and returns its members with their values still as bytes.
+
+    Raises `InvalidRequest` if a member is given twice or if there are more than `MEMBERS_MAX`
+    members.
+    """
     seen: set[str] = set()
 
     def look_at(_: type, name: str) -> _Name:
@@ -145,12 +153,12 @@ _ESCAPE = re.compile(
 
 
 def _mark_half_pairs(body: bytearray) -> bytes:
-    """Replaces each half of a surrogate pair in the body with a byte that is invalid UTF-8.
+    """Replaces each half of a surrogate pair in the body with a byte that is invalid in UTF-8.
 
-    JavaScript allows such a half in a string (half an emoji, cut by a program) and writes it as
-    `"\\ud83d"`. The grammar of JSON allows it, but it is no text, and msgspec refuses the body
-    without a position. Invalid UTF-8 is found later, when the domain reads the string and can name
-    the changeset, so that the device sets it aside.
+    A JavaScript program that cuts a string inside an emoji sends such a half, for example
+    `"\\ud83d"`. It is valid JSON but not valid text, and msgspec refuses the whole body without a
+    position. With the invalid byte, the domain finds the string later and can name its changeset,
+    and the device sets that changeset aside.
     """
     return _ESCAPE.sub(lambda found: b"\xff" if found[1] else found[0], body)
 
@@ -161,6 +169,7 @@ def _wrong(found: Iterable[tuple[Any, str]]) -> InvalidRequest:
 
 
 def pointer(path: Iterable[str | int]) -> str:
-    """Returns a JSON pointer (RFC 6901), with long names shortened."""
+    """Returns a JSON pointer (RFC 6901) for a path. It shortens names to `NAME_LENGTH_MAX`
+    characters."""
     names = (str(part)[:NAME_LENGTH_MAX] for part in path)
     return "".join(f"/{escaped(part)}" for part in names)

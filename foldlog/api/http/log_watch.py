@@ -1,7 +1,7 @@
-"""Waiting on the event loop until the log of a space grows.
+"""Lets requests wait on the event loop until the log of a space grows.
 
-All requests that wait for a space share one watch of the event store, so ten thousand waiting
-clients cost the store one watch for each space.
+All requests that wait for the same space share one watch of the event store, so the store has only
+one watch per space, even with ten thousand waiting clients.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from foldlog.domain.ports import EventStore
 
 
 class LogWatches:
-    """The watches of one event loop, by space."""
+    """Holds the watches of one event loop: one for each space for which a request waits."""
 
     def __init__(self) -> None:
         self._spaces: dict[str, _SpaceWatch] = {}
@@ -32,14 +32,15 @@ class LogWatches:
             del self._spaces[joined.space]
 
     def end(self) -> None:
-        """The service stops: every waiting request continues, and every stream ends."""
+        """Wakes all waiting requests, and tells them and all streams to end, because the service
+        stops."""
         self.is_ending = True
         for joined in self._spaces.values():
             joined.wake()
 
 
 class _SpaceWatch:
-    """The one watch of a space, and the requests that share it."""
+    """The event store's watch of one space, shared by all requests that wait for this space."""
 
     def __init__(self, store: EventStore, space: str):
         self.space = space
@@ -50,7 +51,11 @@ class _SpaceWatch:
         self.unwatch = store.watch(space, self._grown)
 
     def _grown(self) -> None:
-        """Called from any thread. Many calls before the loop's next turn wake it once."""
+        """Schedules the wake-up of all waiting requests. The store calls it from any thread when
+        the log grows.
+
+        Calls that come before the loop has run the wake-up are combined with it.
+        """
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon_threadsafe(self._wake_scheduled)
@@ -66,10 +71,12 @@ class _SpaceWatch:
 
 
 class LogWatch:
-    """Watches one space for one request, from its creation until `close`.
+    """Lets one request wait for growth of a space's log, from the creation of the watch until
+    `close`.
 
-    Create the watch before you read the log: growth after its creation ends the next `wait`, so
-    no event is missed in between. `disconnected` is done when the client has disconnected.
+    Create the watch before you read the log. `wait` returns at once if the log has grown since the
+    creation, so the request misses no event that was added during the read. `disconnected` is a
+    future that is done when the client has disconnected.
     """
 
     def __init__(
@@ -87,7 +94,11 @@ class LogWatch:
         disconnected.add_done_callback(self._wake)
 
     async def wait(self, seconds: float) -> bool:
-        """Returns whether the log may have grown since the last call; `False` after `seconds`."""
+        """Waits until the log may have grown, for at most `seconds`. Returns whether it may have
+        grown since the last call.
+
+        It also returns early if the client disconnects or the service stops.
+        """
         if self._seen == self._joined.version and not self.is_over and seconds > 0:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
@@ -110,7 +121,8 @@ class LogWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether waiting is pointless now: the client has disconnected, or the service stops."""
+        """True if the request must stop waiting, because the client has disconnected or the service
+        stops."""
         return self._disconnected.done() or self._watches.is_ending
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""One structured log line for each request, with an id that the answer has too.
+"""Writes one structured log line for each request, with the request id that the response has too.
 
-A line never contains a value of a changeset, a record's id, or a token.
+Log lines never contain values of changesets, ids of records, or tokens.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = structlog.get_logger("foldlog.api")
 
 
 def configure_logging(format: Literal["json", "console"] = "json", level: str = "INFO") -> None:
-    """Configures structlog and the standard `logging` to write lines of one form to stderr.
+    """Configures structlog and the standard `logging` to write lines of the same format to stderr.
 
-    Each process calls it once, at its start.
+    Call it once at the start of each process.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -68,11 +68,11 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 
 
 class _Stderr:
-    """A logger with the name that `get_logger` was given.
+    """A logger that writes to stderr.
 
-    Informational lines are written a moment later, many at once, because a system call for each
-    request would cost a tenth of it. Warnings and errors are written at once, with all earlier
-    lines.
+    Lines of the levels debug and info are collected and written a moment later in one system call,
+    because a system call for each line would cost a tenth of the time of a request. Warnings and
+    errors are written at once, after all collected lines.
     """
 
     def __init__(self, name: str = "foldlog"):
@@ -90,7 +90,8 @@ class _Stderr:
 
 
 class _Lines:
-    """Lines to write to stderr. With `pause_seconds` of 0, each is written at once."""
+    """Collects lines and writes them to stderr every `pause_seconds`. If `pause_seconds` is 0, it
+    writes each line at once."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque()
@@ -129,7 +130,8 @@ _lines = _Lines()
 
 
 def write_logs_behind(pause_seconds: float = 0.1) -> None:
-    """Makes this process write informational lines in the background."""
+    """Starts a thread that writes log lines of the levels debug and info every `pause_seconds`,
+    instead of each at once."""
     _lines.write_behind(pause_seconds)
 
 
@@ -149,7 +151,8 @@ def _json(value: Any, default: Callable[[Any], Any]) -> str:
 
 
 def path_template(rule: str) -> str:
-    """Turns `/v1/spaces/<space>/events` into OpenAPI's form, `/v1/spaces/{space}/events`."""
+    """Converts a Flask route such as `/v1/spaces/<space>/events` to OpenAPI's form:
+    `/v1/spaces/{space}/events`."""
     return re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule)
 
 
@@ -161,10 +164,11 @@ def log_request(
     status: int,
     bytes_out: int | None,
 ) -> None:
-    """Logs a request after it was answered.
+    """Writes the log line of a request.
 
-    `path` is the template, because a real path may name a person's record. `bytes_out` is `None`
-    for a stream. The line has the caller's id if the caller is known.
+    `path` is the template of the path, because the real path may contain personal data in a
+    record's id. `bytes_out` is `None` if the response is sent in pieces. The line contains the id
+    of the caller if the caller is known.
     """
     caller = {"caller": request.caller.id} if request.caller and request.caller.id else {}
     log.info(

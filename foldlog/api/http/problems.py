@@ -1,7 +1,7 @@
-"""Every error as a problem document (RFC 9457), and the one table of its status.
+"""Converts errors to problem documents (RFC 9457), and defines the HTTP status of each error.
 
-A problem's `code` is the stable name that clients match on; its `type` is a page about it. Errors
-of routing and unexpected errors have the same form.
+The `code` of a problem is a stable name for programs; its `type` is the URL of a page about the
+problem. Unknown paths and unexpected errors get a problem document too.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ ERRORS_MAX = 20
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not JSON, or has an unknown encoding."""
+    """The body is not JSON, or its encoding is unknown."""
 
     code = "unsupported-media-type"
 
 
 class MethodNotAllowed(InvalidRequest):
-    """There is something at this path, but not for this method."""
+    """This path exists, but it has no such method."""
 
     code = "method-not-allowed"
 
@@ -61,19 +61,19 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class NoSuchPath(NotFound):
-    """There is nothing at this path."""
+    """This path does not exist."""
 
     code = "no-such-path"
 
 
 class NotReady(Unavailable):
-    """The service cannot take requests now."""
+    """The service cannot handle requests now."""
 
     code = "not-ready"
 
 
 class InternalError(FoldlogError):
-    """An unexpected error of the service; the log has it."""
+    """The service had an unexpected error and has logged it."""
 
     code = "internal-error"
 
@@ -114,7 +114,7 @@ LIMITS_OF_SIZE = {
 
 
 def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
-    """Returns every status that this error may have."""
+    """Returns every HTTP status that a response with this error can have."""
     usual = next(
         (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -132,7 +132,7 @@ def status_of(error: FoldlogError) -> HTTPStatus:
 
 
 def title_of(error: type[FoldlogError]) -> str:
-    """Returns one sentence about the problem, the same at every occurrence."""
+    """Returns the title of a problem: the first sentence of the error class's docstring."""
     return (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 
@@ -148,7 +148,8 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
 
 
 def _clipped(value: Any) -> Any:
-    """Shortens texts and lists, which may repeat parts of the request."""
+    """Shortens long texts and long lists of errors, because they may repeat parts of the
+    request."""
     if isinstance(value, str):
         return value if len(value) <= TEXT_LENGTH_MAX else f"{value[:TEXT_LENGTH_MAX]}..."
     if isinstance(value, dict):
@@ -165,8 +166,11 @@ def _first_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def problem_reply(error: Exception, request: Request) -> Reply:
-    """Returns the answer for an error. An unexpected error is logged and answered as
-    `InternalError`, without details."""
+    """Makes the response for an error, and sets the headers that its status requires.
+
+    An error that is not a `FoldlogError` is logged with its traceback and answered as
+    `InternalError`, without details.
+    """
     if not isinstance(error, FoldlogError) or _is_unexpected(error):
         # The request's id leads an operator to the log line.
         log.error("unexpected-error", exc_info=error)
@@ -191,7 +195,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """Returns the `WWW-Authenticate` header; without a token it contains no error."""
+    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3), or `None` if the
+    error needs no such header."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None

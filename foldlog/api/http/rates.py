@@ -1,16 +1,17 @@
-"""How much a client may ask for: per second, and open at a time.
+"""Limits the requests per second of each client, and the streams and downloads that a client has
+open.
 
-Each request takes from two buckets: the bucket of its address, before any work, and the bucket of
-its caller, once the caller is known. A body takes more, by its bytes, as they arrive. A client
-whose bucket is empty gets 429 until the bucket has filled again.
+A rate limit is a token bucket. Each request takes from the bucket of its client address, and then
+from the bucket of its caller. Request bodies and large responses take more, by their size. While a
+bucket is empty, its requests get status 429.
 
-A wrong token takes from a third bucket, also of the address. While that one is empty, only tokens
-that were found valid before are accepted from the address: guessing stays slow, and other clients
-behind the same address continue.
+A wrong token takes from a third bucket, which also belongs to the address. While that bucket is
+empty, the address can use only tokens that were valid before. This slows down the guessing of
+tokens, and other clients behind the same address continue.
 
-A bucket is one number, the time at which it will be full again (the generic cell rate algorithm of
-ATM). So it needs no timer and no thread, and the memory for unknown clients is bounded. Each
-process counts for itself.
+The implementation stores one number for each bucket: the time at which it will be full (the generic
+cell rate algorithm of ATM). It needs no timer, and the number of stored buckets is limited. Each
+process counts its own requests only.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(slots=True)
 class RateSubject:
-    """The client that a request counts for."""
+    """The client to which a request is counted: its address, and its caller once the caller is
+    known."""
 
     #: of the client; empty if unknown
     address: str = ""
@@ -58,12 +60,14 @@ class RateSubject:
 
     @property
     def key(self) -> str:
-        """The rate key: shares of scarce resources belong to the caller, else to the address."""
+        """The key under which shares are counted: the id of the caller if it is known, otherwise
+        the client's address."""
         return self.caller or self.address
 
 
 class Buckets:
-    """A bucket for each key, which fills at `rate` requests a second and starts full."""
+    """Token buckets, one for each key. A bucket is full at first, and gains `rate` requests per
+    second, up to those of `burst_seconds`."""
 
     def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
         self._seconds_each = 1 / rate
@@ -73,8 +77,11 @@ class Buckets:
         self._lock = Lock()
 
     def take(self, key: str) -> float:
-        """Takes one request and returns 0. If the bucket is empty, takes none and returns the
-        seconds until there is one."""
+        """Takes one request from the bucket of `key` and returns 0.
+
+        If the bucket is empty, it takes nothing, and returns the seconds until the bucket has one
+        request.
+        """
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.pop(key, now), now) + self._seconds_each
@@ -85,18 +92,20 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """Returns the seconds until the bucket has a request; 0 if it has one. Takes none."""
+        """Returns the seconds until the bucket of `key` has one request; 0 if it has one now. It
+        takes nothing."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
         return max(0.0, full_at - now - self._burst_seconds)
 
     def charge(self, key: str, count: float, own: float = 0) -> float:
-        """Takes `count` requests, even if the bucket has fewer: the next request waits for them.
+        """Takes `count` requests from the bucket of `key`, even if it has fewer; later requests
+        then wait longer.
 
-        The debt is bounded by the time that a bucket takes to fill, because clients share keys.
-        Returns by how many seconds other requests had overdrawn the bucket before; the `own`
-        requests that this client has taken are left out of it.
+        The debt is at most the content of one full bucket, because several clients may share a key.
+        Returns by how many seconds the bucket was already in debt because of other requests; `own`
+        is the number of requests that this client has taken itself.
         """
         with self._lock:
             now = self._clock()
@@ -112,7 +121,8 @@ class Buckets:
 
 
 class Lease:
-    """One open stream or download of a client. Closing it, or losing it, releases it once."""
+    """The permission to have one more stream or download open. Closing or deleting the lease gives
+    it back, once."""
 
     def __init__(self, release: Callable[[], None] = lambda: None):
         self._release: Callable[[], None] | None = release
@@ -124,10 +134,10 @@ class Lease:
 
     @contextmanager
     def unless_it_fails(self) -> Iterator[None]:
-        """Closes the lease if the block raises.
+        """Returns a context manager that closes the lease if its block raises an exception.
 
-        The exception's traceback refers to the lease, so without this the lease would stay open
-        until garbage is collected, which is rare.
+        The traceback of the exception refers to the lease. Without this context manager, the lease
+        would therefore stay open until the next garbage collection.
         """
         try:
             yield
@@ -146,38 +156,51 @@ class Lease:
 
 
 class Rates:
-    """No limits. `LimitedRates` overrides every method."""
+    """Allows every request. The subclass `LimitedRates` enforces the limits."""
 
     def check_address(self, subject: RateSubject) -> None:
-        """Takes one request of the address, before any work. Raises `RateLimited`."""
+        """Counts one request against the limit of the client's address. Raises `RateLimited`."""
 
     def check_caller(self, subject: RateSubject) -> None:
-        """Takes one request of the caller, once it is known. Raises `RateLimited`."""
+        """Counts one request against the limit of the caller. Raises `RateLimited`."""
 
     def count_body(self, subject: RateSubject, size: int) -> None:
-        """Charges `size` more bytes of a body, inflated. Raises `RateLimited` for a body of more
-        than one request, if other requests have emptied its bucket meanwhile."""
+        """Counts `size` more bytes of a decompressed request body against the limits of the client.
+
+        Raises `RateLimited` if the body counts as more than one request and other requests of the
+        client have used up the limit in the meantime.
+        """
 
     def check_waited(self, subject: RateSubject) -> None:
-        """Raises `RateLimited` if other requests overdrew the bucket while this one waited for a
-        thread. Takes none."""
+        """Checks the rate limits again after the request has waited for a thread. It counts
+        nothing.
+
+        Raises `RateLimited` if other requests of the client have exceeded the limit in the
+        meantime.
+        """
 
     def count_answer(self, subject: RateSubject, size: int) -> None:
-        """Charges an answer of `size` bytes, which stay in memory until the client has read them.
-        The charge affects the next request."""
+        """Counts the bytes of a response beyond `ANSWER_BYTES_FREE`, because they stay in memory
+        until the client has read them.
+
+        It delays only later requests of the client.
+        """
         if size > ANSWER_BYTES_FREE:
             with suppress(RateLimited):
                 self.count_body(subject, size - ANSWER_BYTES_FREE)
 
     def check_unknown_caller(self, subject: RateSubject) -> None:
-        """Called before a token is looked up that was not found valid before. Raises
-        `RateLimited`."""
+        """Checks the limit of wrong tokens before the database looks up a token that is not in the
+        cache. Raises `RateLimited`."""
 
     def count_wrong_token(self, subject: RateSubject) -> None: ...
 
     def hold(self, subject: RateSubject, limit: str = STREAMS) -> Lease:
-        """Takes one of the streams or downloads that the client may have open at a time. Raises
-        `RateLimited`."""
+        """Returns a lease for one more open stream or download of the client; `limit` names the
+        limit.
+
+        Raises `RateLimited` if the client has too many open.
+        """
         return Lease()
 
 
@@ -185,7 +208,7 @@ NO_RATES = Rates()
 
 
 class LimitedRates(Rates):
-    """Rates as `limits` say; a limit of 0 is no limit."""
+    """Enforces the rates of `limits`. A limit of 0 means that there is no limit."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
         self._limits = limits
@@ -263,15 +286,19 @@ class LimitedRates(Rates):
 
 
 class Proxies:
-    """The trusted proxies, which may name the client whose request they forward."""
+    """The trusted proxies, whose `X-Forwarded-For` header names the client."""
 
     def __init__(self, trusted: tuple[Network, ...] = ()):
         self._trusted = trusted
         self._has_warned = False
 
     def client_address(self, peer: str, forwarded_for: str) -> str:
-        """Returns the address of the client. Logs one warning about a private peer that forwards
-        requests without being trusted."""
+        """Returns the address of the client, from the address of the connection and
+        `X-Forwarded-For`.
+
+        It logs one warning if a private address forwards requests but is not in the list of trusted
+        proxies.
+        """
         if forwarded_for and not self._has_warned and self._seems_forgotten(peer):
             self._has_warned = True
             log.warning(
@@ -286,10 +313,12 @@ class Proxies:
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
-    """Returns the client's address: the last one in `X-Forwarded-For` that is no trusted proxy.
+    """Returns the address of the client: the last address in `X-Forwarded-For` that is not a
+    trusted proxy.
 
-    The header counts only if a trusted proxy sent it, and only as far as trusted proxies have
-    extended it: the client may have invented its beginning.
+    The header is used only if the connection comes from a trusted proxy. It is read from its end,
+    and only while the addresses are trusted proxies, because the client can invent the beginning.
+    For IPv6, the result is the network of the client.
     """
     address = peer
     if trusted:
@@ -309,7 +338,7 @@ def is_trusted(address: str, trusted: tuple[Network, ...]) -> bool:
 
 
 def _is_private(address: str) -> bool:
-    """Whether an address is private or loopback."""
+    """Returns whether an address is private or loopback."""
     try:
         found = ip_address(address)
     except ValueError:
@@ -318,9 +347,10 @@ def _is_private(address: str) -> bool:
 
 
 def _network_of(address: str) -> str:
-    """Returns the network that one client has for itself: an IPv4 address, or an IPv6 prefix.
+    """Returns the key of a client's address: an IPv4 address, or the /64 network of an IPv6
+    address.
 
-    Empty for a text that is no address.
+    Returns an empty text if the argument is not an IP address.
     """
     if ":" not in address and address.count(".") == 3 and address.replace(".", "").isdecimal():
         return address if len(address) <= 15 else ""

@@ -1,4 +1,4 @@
-"""The answer of an operation, before the server sends it."""
+"""Defines `Reply`, the response that an operation returns and the server sends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ JSON = "application/json"
 
 @dataclass
 class Reply:
-    """An answer with a whole body, or with pieces that are made while it is sent.
+    """A response: its body, media type, status and headers. The body is complete, or comes in
+    pieces while it is sent.
 
-    An iterator reads the database, and each piece is read in a thread. An async iterator waits for
-    events on the loop; ten thousand of those fit into one process.
+    Use an iterator if the pieces are read from the database: each is read in a thread. Use an async
+    iterator if the response waits for events: it needs no thread, so one process can have ten
+    thousand of them.
     """
 
     body: bytes | Iterator[bytes] | AsyncIterator[bytes]
@@ -28,7 +30,7 @@ class Reply:
 
     @property
     def content(self) -> bytes:
-        """The body of an answer that is complete."""
+        """The body as bytes. Use it only if the body is complete."""
         assert isinstance(self.body, bytes)
         return self.body
 
@@ -38,5 +40,5 @@ def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def joined(documents: list[bytes]) -> msgspec.Raw:
-    """Joins stored documents to one JSON array, without parsing them."""
+    """Joins stored JSON documents to one JSON array, without decoding them."""
     return msgspec.Raw(b"[%b]" % b",".join(documents))

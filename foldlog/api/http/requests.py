@@ -1,7 +1,8 @@
-"""A request as operations see it: its headers and body, and every way in which it waits.
+"""Defines `Request`, which gives operations the headers and the body of an HTTP request, and all
+ways to wait.
 
-A request waits on the event loop. A call that needs a thread runs in one of the few that all
-requests share, and the request holds that thread only while the call runs.
+Requests wait on the event loop. A call that needs a thread runs in a small pool that all requests
+share, and uses its thread only until the call returns.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PIECE_SECONDS_MAX = 30.0
 
 
 class Request:
-    """One HTTP request, from an ASGI scope. The server closes it after the answer."""
+    """One HTTP request, made from an ASGI scope. The server closes it after the response."""
 
     def __init__(
         self, scope: Scope, receive: Receive, resources: Resources, rates: Rates = NO_RATES
@@ -73,7 +74,7 @@ class Request:
 
     @property
     def caller(self) -> Caller | None:
-        """The caller, once it is known."""
+        """The caller of the request, or `None` before the access check."""
         return self._caller
 
     @caller.setter
@@ -82,18 +83,21 @@ class Request:
         self.subject.caller = caller.id or ""
 
     def header(self, name: str) -> str:
-        """Returns a header by its name in lower case; empty if it is absent."""
+        """Returns the value of a header, or an empty text if it is absent. Give the name in lower
+        case."""
         return self._headers.get(name.encode(), b"").decode("latin-1")
 
     def hold(self, limit: str = STREAMS) -> Lease:
-        """Takes one of the streams or downloads that the client may have open at a time.
+        """Returns a lease for one more open stream or download of this client; `limit` names the
+        limit.
 
-        Raises `RateLimited`.
+        Raises `RateLimited` if the client has too many open.
         """
         return self.rates.hold(self.subject, limit)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yields the body as it arrives. Raises `Disconnected`."""
+        """Yields the body in pieces as they arrive. Raises `Disconnected` if the client
+        disconnects."""
         more = True
         while more:
             message = await self._receive()
@@ -104,38 +108,40 @@ class Request:
             more = message.get("more_body", False)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Calls a function that waits for the database, or computes for long, in a thread.
+        """Runs a function in a thread, because it waits for the database or takes long to compute.
 
-        Call it after the body has been read: while the call waits for a thread, the rest of the
-        body is discarded. Raises as `FairThreads.run` does.
+        Call it only after the body has been read, because bytes of the body that arrive while the
+        call waits for a thread are discarded. Raises the errors of `FairThreads.run`.
         """
         return await self.resources.reading.run(
             self.subject.key, function, *args, abandoned=self.disconnected
         )
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
-        """Like `run`, in a thread that is kept for admission: it never waits behind reads."""
+        """Runs a function in one of the threads that are reserved for access checks, so it never
+        waits for reads of other requests."""
         return await self.resources.admission.run(self.subject.key, function, *args)
 
     async def pause(self, seconds: float) -> bool:
-        """Waits, and returns whether waiting still makes sense: the client is connected, and the
-        service goes on."""
+        """Waits for `seconds`. Returns `False` if the client has disconnected or the service stops,
+        and `True` otherwise."""
         await asyncio.wait((self.disconnected(),), timeout=seconds)
         return not self.disconnected().done() and not self.resources.log_watches.is_ending
 
     async def outcome(self, future: Future[T]) -> T:
-        """Waits for the result of work that other threads do."""
+        """Waits on the event loop for the result of a future that another thread completes."""
         return await asyncio.wrap_future(future)
 
     def watch(self, store: EventStore, space: str) -> LogWatch:
         return LogWatch(self.resources.log_watches, store, space, self.disconnected())
 
     async def read_in_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Yields the pieces, each read in a thread, until the client disconnects.
+        """Yields the pieces of a download until the client disconnects. Each piece is read in a
+        thread.
 
-        No thread is held while a slow client takes a piece. The caller is checked again before
-        each piece, so a revoked caller gets no piece that was read after the revocation. Raises as
-        `run` and `Access.admit` do.
+        The thread is free while the client receives the piece. The caller is checked again before
+        each piece, so a revoked caller receives no piece that was read after the revocation. Raises
+        the errors of `run` and of `Access.admit`.
         """
         gone = self.disconnected()
         while not gone.done():
@@ -153,9 +159,9 @@ class Request:
             yield piece
 
     def disconnected(self) -> asyncio.Future[None]:
-        """Returns a future that is done once the client has disconnected.
+        """Returns a future that is done when the client has disconnected.
 
-        It is done as well when a client sends more bytes after its request than a body may have.
+        The future is also done if the client sends more bytes than a body may have.
         """
         if self._disconnected is None:
             self._disconnected = asyncio.ensure_future(self._until_disconnected())
@@ -178,7 +184,7 @@ _GIVEN_ONCE = (b"authorization", b"content-encoding", b"content-length", b"conte
 
 
 def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raises `InvalidRequest` for ASGI headers that contradict each other."""
+    """Raises `InvalidRequest` if a header such as `Content-Length` is given more than once."""
     if len(dict(headers)) < len(headers):
         names = [name for name, _ in headers]
         for name in _GIVEN_ONCE:
@@ -187,9 +193,10 @@ def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def _new_id() -> str:
-    """Returns an id that reveals nothing about other requests, as a number would.
+    """Returns a random request id of 16 hex digits.
 
-    It is no secret, so Python's own generator serves. The system's generator would cost a system
-    call for each request, at which other threads take Python's lock.
+    Unlike a serial number, it reveals nothing about other requests. It is not secret, so Python's
+    fast generator is sufficient; the generator of the operating system would cost a system call for
+    each request.
     """
     return f"{random.getrandbits(64):016x}"

@@ -1,4 +1,5 @@
-"""Everything that the requests of one worker share: threads, bytes for bodies, watches."""
+"""Defines the resources that all requests of one worker share: threads, memory for bodies, and
+watches of logs."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from .threads import ADMISSION_THREADS, COMPRESSION_THREADS, FairThreads
 
 
 class Resources:
-    """A context manager: leaving it waits for calls that still run in threads.
+    """A context manager for the shared resources. Its end waits for the calls that still run in
+    threads.
 
-    Each reading thread uses one database connection, so `readers` is at most the number of
-    connections that are left for reads.
+    `readers` is the number of reading threads. Each uses one database connection, so use at most
+    the number of connections that are available for reads.
     """
 
     def __init__(self, readers: int, limits: Limits = LIMITS):

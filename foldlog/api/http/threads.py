@@ -1,8 +1,8 @@
-"""Threads beside the event loop, shared fairly among callers.
+"""Runs blocking calls in threads, which callers share fairly.
 
-The loop itself never blocks. A call that waits for the database, or computes for long, runs in one
-of a few threads. Each kind of work has threads of its own: admission and readiness never
-wait behind reads, and compressing an answer delays neither.
+The event loop must never block, so a call that waits for the database or takes long to compute runs
+in a thread. Each kind of work has its own threads: access checks and readiness never wait for
+reads, and compression delays neither of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Disconnected(ConnectionError):
 
 
 class FairThreads:
-    """A pool of threads for one event loop. A caller uses all threads but one at most."""
+    """A pool of threads for one event loop. One caller can use at most all threads but one, so a
+    thread is left for others."""
 
     def __init__(self, size: int, name: str):
         self.size = size
@@ -39,12 +40,12 @@ class FairThreads:
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(size)
 
     def close(self) -> None:
-        """Returns when the calls that run have ended."""
+        """Waits until all running calls have ended, and ends the threads."""
         self._executor.shutdown()
 
     @property
     def load(self) -> int:
-        """The number of calls that run or wait."""
+        """The number of calls that run or wait for a thread."""
         return self._queue.busy + len(self._queue)
 
     async def run(
@@ -55,12 +56,13 @@ class FairThreads:
         seconds_max: float | None = None,
         abandoned: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> T:
-        """Calls `function(*args)` in a thread, for the caller `key`, and returns its result.
+        """Runs `function(*args)` in a thread and returns its result. `key` identifies the caller,
+        for the fair share.
 
-        `abandoned` returns a future that is done when the client has disconnected; it is asked for
-        only if the call has to wait for a thread. Raises the exception of `function`,
-        `StorageUnavailable` after `seconds_max` seconds (`RUN_SECONDS_MAX` unless given), and
-        `Disconnected` if the client leaves while the call waits for a thread.
+        `abandoned` must return a future that is done when the client has disconnected; it is called
+        only if no thread is free. Raises the exception of `function`. Raises `StorageUnavailable`
+        if the call has not ended after `seconds_max` seconds (by default `RUN_SECONDS_MAX`), and
+        `Disconnected` if the client disconnects while the call waits for a thread.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)

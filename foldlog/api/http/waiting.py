@@ -1,7 +1,8 @@
-"""Reads that wait until the master table contains what they ask for: read your own writes.
+"""Lets reads wait until the master table includes a given seq, so that a client can read its own
+writes.
 
-While a request waits, only the projection's position is looked at, with one look for all requests
-that wait for a space. The page itself is read once, when the position has been reached.
+While a request waits, only the position of the projection is read, in one query for all requests
+that wait for the same space. The page of records is read when the position has reached the seq.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LOOK_SECONDS = 0.01
 
 
 class ProjectedReads:
-    """Runs reads of the master table, and repeats a read once the projection has caught up."""
+    """Runs reads of the master table. If the table is behind the requested seq, it waits and
+    repeats the read."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
@@ -36,7 +38,12 @@ class ProjectedReads:
         self._looks: WeakValueDictionary[SpaceId, _Look] = WeakValueDictionary()
 
     async def __call__(self, request: Request, space: SpaceId, read: Callable[[], T]) -> T:
-        """Raises the errors of `read`, `RateLimited`, and the errors of `Access.admit`."""
+        """Calls `read` in a thread. If it raises `ProjectionBehind` for a requested seq, waits for
+        that seq and calls `read` again.
+
+        Raises the errors of `read`, `RateLimited` if the client has too many waiting requests, and
+        the errors of `Access.admit`.
+        """
         try:
             return await request.run(read)
         except ProjectionBehind as exc:
@@ -49,8 +56,11 @@ class ProjectedReads:
         return await request.run(read)
 
     async def _is_reached(self, request: Request, space: SpaceId, awaited: int) -> bool:
-        """Returns `False` after the longest wait, if the projection is halted, if the client has
-        disconnected, and if the service stops."""
+        """Waits until the projection has reached the seq `awaited`, and returns `True`.
+
+        Returns `False` if the longest wait is over, the projection is halted, the client has
+        disconnected, or the service stops.
+        """
         deadline = time.monotonic() + self._seconds_max
         pause = PAUSE_SECONDS_FIRST
         look = self._looks.setdefault(space, _Look())
@@ -65,7 +75,11 @@ class ProjectedReads:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _look(self, request: Request, space: SpaceId, look: _Look) -> Projected | None:
-        """Returns the latest position that a look has found; `None` before the first look ends."""
+        """Returns the latest known position of the projection. Reads it again if the last read is
+        older than `LOOK_SECONDS`.
+
+        Returns `None` while the first read of the position has not ended.
+        """
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:
             look.began_at = now  # requests that come meanwhile share this look
@@ -74,7 +88,7 @@ class ProjectedReads:
 
 
 class _Look:
-    """The latest look at the position of a space."""
+    """The latest read of the position of one space's projection: when it began, and its result."""
 
     def __init__(self) -> None:
         self.began_at = -math.inf

@@ -1,4 +1,5 @@
-"""The operations that list, read and define collections."""
+"""Defines the operations that list collections, read the schema of a collection, and define a
+schema."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def collections(space: str) -> Reply:
         """List the defined collections.
 
-        The list has the last version of each collection. Records of other collections may have any
-        fields.
+        The response has the latest version number of each defined collection. Records of
+        collections that are not in the list may have any fields.
         """
         return json_reply(Collections(store.collections(space)))
 
@@ -72,7 +73,8 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def collection(space: str, collection: str, query: Mapping[str, Any]) -> Reply:
         """Read the schema of a collection.
 
-        The response has the last version, or the requested version, and a list of all versions.
+        The response has the latest schema, or the schema of the requested `version`, and a list of
+        all versions.
         """
         definition, versions = store.collection(space, collection, query.get("version"))
         members = msgspec.structs.asdict(definition)
@@ -88,12 +90,13 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=DEFINE_PROBLEMS,
     )
     def define(space: str, collection: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Define a collection, or a new version of it.
+        """Define the schema of a collection, or a new version of the schema.
 
-        From then on, the service refuses changesets that violate the schema. A new version must
-        allow everything that the version before allowed, so that older versions of an app continue
-        to work. Defining the same schema again returns its version, without a new event. With
-        `dry_run`, the service only reports the reasons against the schema.
+        After that, the service refuses changesets that violate the schema. A new version must allow
+        everything that the previous version allowed, so that older versions of an app continue to
+        work. If the schema is the same as the latest version, the response has that version, and no
+        event is stored. With `dry_run`, the service stores nothing and only reports the problems of
+        the new schema.
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),

@@ -1,4 +1,4 @@
-"""The operations that list, register and revoke devices."""
+"""Defines the operations that list, register and revoke devices."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     def devices(space: str, query: Mapping[str, Any]) -> Reply:
         """List the devices of a space, in the order of their ids.
 
-        The list has every device that pushed, or that an admin registered or revoked. Read the next
-        page with `cursor` until it is null.
+        The list has every device that has pushed changesets, and every device that an admin has
+        registered or revoked. To read the next page, repeat the request with `cursor`; on the last
+        page the cursor is null.
         """
         page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Devices(list(map(rendered_device, page.items)), page.cursor))
@@ -55,11 +56,11 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         problems=(*WRITE_PROBLEMS, DeviceRevoked),
     )
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Register a device, or rename it.
+        """Register a device, or change its name.
 
-        The log records an event `device-registered`. Granting a token to a device registers it as
-        well, and a device with a token of the app's own sign-in needs no registration. The first
-        registration in a space creates the space.
+        The service stores a `device-registered` event in the log. The service also registers a
+        device when it grants a token to the device. A device that uses a token of the app's own
+        sign-in needs no registration. If the space does not exist, the service creates it.
         """
         by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)
@@ -79,9 +80,10 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     ) -> Reply:
         """Revoke a device permanently.
 
-        The device can neither write nor read in this space, with any token. Its changesets stay.
-        The response takes a second, because it waits until every process refuses the device. The
-        device's streams end. To return, the device needs a new id.
+        The service then refuses every request of the device in this space, with any token, and ends
+        the device's streams. The changesets of the device stay in the log. The response takes about
+        a second, because it waits until every process of the service refuses the device. A revoked
+        device can return only with a new device id.
         """
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)

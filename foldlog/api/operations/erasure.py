@@ -1,4 +1,4 @@
-"""The operation that erases records, for an admin."""
+"""Defines the operation with which an admin erases records."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=(*WRITE_PROBLEMS, LimitExceeded, UnknownSpace, UnknownRecord),
     )
     def erase(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Erase records.
+        """Erase the values of records permanently.
 
-        Their values leave the log, the master table, the conflict ledger, and each device when it
-        pulls. Every proof stays valid. The service erases the `records` that the request names, and
-        every record of `collection` with an operation in the log that has all the values of
-        `where`. A repeated request reports the erased records again. The duration grows with the
-        length of the log.
+        The service removes the values from the log, the master table and the conflict ledger. Each
+        device removes them when it pulls next. All proofs stay valid. The request selects records
+        by name in `records`, by value with `collection` and `where`, or both: `where` selects a
+        record if one operation in the log has all these values. A repeated request reports the
+        erased records again. The request takes longer for a longer log.
         """
         check_reason(body["reason"], body.get("by"))
         wanted = Selection(

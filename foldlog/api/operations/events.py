@@ -1,4 +1,4 @@
-"""The operations that pull events after a cursor, and that stream new events."""
+"""Defines the operations that pull events after a cursor and that stream new events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ RECONNECT_MS = 1_000
 
 
 def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery:
-    """The query of a pull, from the query string or from the body of a sync. `device` pulls."""
+    """Makes the query of a pull from the parameters of a pull or from the body of a sync.
+
+    `device` is the device that pulls. Its own changesets come without `ops`, unless the parameter
+    `own` is `full`.
+    """
     return RangeQuery(
         after=parameters["after"],
         limit=parameters["limit"],
@@ -50,9 +54,9 @@ def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery
 
 
 async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """Reads the page of the log that a request wants.
+    """Reads the requested page of the log, from the cache if possible, and otherwise in a thread.
 
-    Raises `RateLimited` if the caller read too much while the request waited for a thread.
+    Raises `RateLimited` if the caller exceeded a rate limit while the request waited for a thread.
     """
 
     def read() -> Range:
@@ -78,9 +82,10 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
-        The events come in the order of the log, without gaps. The list is empty if there are no new
-        events. While `more` is true, pull again after `through` with its `mark`. With `wait`, the
-        response waits until there is a new event, or until that many seconds have passed.
+        The response has a page of events in the order of the log, without gaps. If there are no new
+        events, the list is empty. While `more` is true, pull again: send `through` as `after`, and
+        send `mark` too. With `wait`, the response waits for a new event, for at most that many
+        seconds.
         """
         wanted = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
@@ -111,14 +116,17 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=PROBLEMS,
     )
     async def stream(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Follow the log as Server-Sent Events.
+        """Follow the log with Server-Sent Events.
 
-        The stream sends the stored events after the cursor, and then each new event. A message is a
-        page as a pull returns it, but of fewer bytes. Its `id` is the cursor after it: a client
-        that reconnects with it as `Last-Event-ID` misses no event. The service sends a comment when
-        it has no events, so that both sides notice a broken connection. The service ends a stream
-        regularly after some minutes: connect again. A message of the type `problem` contains a
-        problem document, and ends the stream; do not reconnect.
+        The stream first sends the stored events after the cursor, and then each new event. Each
+        message has a page in the same format as the response of a pull, but with a smaller maximum
+        size. The `id` of a message is the next cursor. A client that reconnects with this id in
+        `Last-Event-ID` misses no event.
+
+        While there are no events, the service sends comments, so that both sides notice a broken
+        connection. The service ends each stream after some minutes; the client then connects again.
+        If an error occurs, the service sends a message of the type `problem` with a problem
+        document and ends the stream; the client must then not reconnect automatically.
         """
         wanted = msgspec.structs.replace(
             range_query(query, query.get("device")), bytes_max=limits.stream_message_bytes_max
@@ -136,16 +144,20 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 def _revoked_since(page: Range) -> int | None:
-    """The seq that an authorization check must include before the caller may see this page."""
+    """Returns the head of the page if the page contains a revocation, otherwise `None`.
+
+    The caller must be checked with the state of the log at this seq before the page is sent.
+    """
     return page.head if any(map(is_revocation, page.events)) else None
 
 
 class _Authorization:
-    """Checks repeatedly that the reader of a stream is still authorized.
+    """Checks repeatedly that the caller who reads a stream still has access.
 
-    The first check follows the read of the first page, so it finds every earlier revocation. Later
-    revocations are events, and a page with a revocation is checked before it is sent. The log has
-    no events for other changes, such as the expiry of a token; a periodic check finds them.
+    The first check comes after the first page was read, so it finds every earlier revocation. A
+    later revocation is an event in the log, and a page with such an event is checked before it is
+    sent. Other changes, such as the expiry of a token, are not events; a check every
+    `stream_heartbeat_seconds` finds them.
     """
 
     def __init__(self, request: Request, limits: Limits):
@@ -154,7 +166,8 @@ class _Authorization:
         self._checked_at: float | None = None
 
     async def check(self, page: Range) -> None:
-        """Raises the errors of `Access.admit`."""
+        """Checks the caller, if necessary, before `page` is sent. Raises the errors of
+        `Access.admit`."""
         now = time.monotonic()
         since = page.head if self._checked_at is None else _revoked_since(page)
         if since is not None or self._checked_at is None or now - self._checked_at >= self._seconds:

@@ -1,4 +1,5 @@
-"""The operations that read the versions of a record, and the differences between two moments."""
+"""Defines the operations that read the history of a record and that compare two moments of a
+space."""
 
 from __future__ import annotations
 
@@ -40,10 +41,11 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     ) -> Reply:
         """Read the history of a record.
 
-        The response has a version for each event that named the record, including events that lost
-        entirely. A version has the event's device, the changed fields with their values before and
-        after, and the values that lost. For ids like `..`, which browsers treat as folders, use
-        `/history?collection=...&id=...`.
+        The response has one version for each event with an operation on the record, even if the
+        event lost all its conflicts and changed nothing. A version has the device of the event, the
+        changed fields with their values before and after, and the values that lost a conflict.
+        Browsers change paths with ids such as `..`; use `/history?collection=...&id=...` for these
+        ids.
         """
         page = partial(_history, history, space, (collection, id), query)
         return _history_reply(await projected(request, space, page))
@@ -57,9 +59,10 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Read the history of a record with any id.
+        """Read the history of a record that the query names.
 
-        It is the same operation, but the query names the record.
+        The response is the same as that of `/history/{collection}/{id}`. Use this path for ids that
+        a URL path cannot contain, such as `..`.
         """
         key = (query["collection"], query["id"])
         page = partial(_history, history, space, key, query)
@@ -74,12 +77,12 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         problems=HISTORY_PROBLEMS,
     )
     async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Compare two moments.
+        """Compare the records at two moments.
 
         The response has every record whose state at `to` differs from its state at `from`, with
-        both states. A state is null if the record did not exist or was deleted. Changes that were
-        reverted in between are left out. Read the next page with `cursor` until it is null; a page
-        may be empty before the last page.
+        both states. A state is null if the record did not exist or was deleted. A record that
+        changed and then changed back is left out. To read the next page, repeat the request with
+        `cursor`; on the last page the cursor is null. Other pages may be empty.
         """
         wanted = DiffQuery(
             query["from_"],

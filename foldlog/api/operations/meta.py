@@ -1,4 +1,5 @@
-"""The operations about the service itself: health, limits, metrics, and the API's documents."""
+"""Defines the operations about the service itself: health, limits, metrics, and the documents about
+the API."""
 
 from __future__ import annotations
 
@@ -62,9 +63,10 @@ def meta_blueprint(
     @bp.get("/healthz")
     @operation(Right.PUBLIC, answer=Health, example={"status": "ok"})
     async def healthz(request: Request) -> Reply:
-        """Report that the process is alive.
+        """Report that the process is running.
 
-        It checks only this process: restarting the process does not help a database that is down.
+        The response says nothing about the database, because a restart of this process would not
+        repair the database. Use `/readyz` to check the database too.
         """
         return json_reply(Health("ok"))
 
@@ -76,7 +78,10 @@ def meta_blueprint(
         problems=(NotReady,),
     )
     def readyz() -> Reply:
-        """Report whether the service can take requests."""
+        """Report whether the service can handle requests.
+
+        The response has the result of each check, for example of the database connection.
+        """
         checks = ready()
         broken = sorted(name for name, found in checks.items() if found != "ok")
         if broken:
@@ -86,17 +91,17 @@ def meta_blueprint(
     @bp.get("/metrics")
     @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))
     def metrics() -> Reply:
-        """Read the metrics, for Prometheus.
+        """Read the metrics in the format of Prometheus.
 
-        They report the amount of data, the lag of each projection, and the projections that are
-        halted.
+        The metrics include the amount of stored data, the lag of each projection behind the log,
+        and the number of halted projections.
         """
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
     @bp.get("/v1/limits")
     @operation(Right.PUBLIC, answer=Limits, example=msgspec.to_builtins(limits))
     async def get_limits(request: Request) -> Reply:
-        """Read every limit of requests."""
+        """Read the limits of the service, such as the maximum size of a request."""
         return json_reply(limits)
 
     @bp.get("/openapi.json")
@@ -114,9 +119,10 @@ def meta_blueprint(
     @bp.get("/problems/<code>")
     @operation(Right.PUBLIC, problems=(NotFound,))
     async def problem(request: Request, code: str) -> Reply:
-        """Read about a problem, by its stable code.
+        """Read the description of a problem code.
 
-        The response is an HTML page if the request prefers `text/html`, and JSON otherwise.
+        The response is an HTML page if the `Accept` header of the request prefers `text/html`, and
+        JSON otherwise.
         """
         if code not in BY_CODE:
             raise NotFound(f"there is no problem called {code!r}")

@@ -15,7 +15,8 @@ __all__ = ["CONTENT_TYPE_PLAIN_0_0_4", "exposition"]
 
 
 class _Gauges(Collector):
-    """Collects gauges once. They are read from the database, and so belong to every process."""
+    """Passes gauges to the Prometheus client library. It reads the given gauges once, when it is
+    created."""
 
     def __init__(self, gauges: Iterable[Gauge]):
         self._gauges = list(gauges)

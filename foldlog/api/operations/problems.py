@@ -1,4 +1,4 @@
-"""The problems that several operations have in common."""
+"""Lists the problems that several operations have in common."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The operations that prove the log: checkpoints, the tree as tiles, and single proofs.
+"""Defines the operations that prove the content of the log: checkpoints, tiles of the Merkle tree,
+and proofs of single events.
 
-Checkpoints, tiles and bundles have exactly the bytes of C2SP tlog-tiles, with the URL of the space
-as the prefix. A client could make the proofs from the tiles; it saves requests for a single proof.
+Checkpoints, tiles and bundles of leaves have the format of C2SP tlog-tiles; the URL of the space is
+the prefix of their paths. A client can compute every proof from the tiles. The operations for
+single proofs need fewer requests.
 """
 
 from __future__ import annotations
@@ -75,20 +77,21 @@ def proofs_blueprint(
     @bp.get("/v1/spaces/<space>/checkpoint")
     @operation(Right.READ, media_type=NOTE, problems=(*READ_PROBLEMS, NoCheckpoint))
     def checkpoint(space: str) -> Reply:
-        """Read the last signed checkpoint.
+        """Read the latest signed checkpoint.
 
-        It is a signed note (C2SP tlog-checkpoint) with the origin, the size, the root, and the
-        signatures of the log and of its witnesses.
+        A checkpoint is a signed note (C2SP tlog-checkpoint). It has the origin of the log, the size
+        and the root hash of the tree, and the signatures of the log and of its witnesses.
         """
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
     @bp.get("/v1/spaces/<space>/keys")
     @operation(Right.READ, answer=Keys, example=examples.KEYS, problems=(*READ_PROBLEMS, NoKeys))
     def keys(space: str) -> Reply:
-        """List the public keys that sign, or signed, checkpoints of this log.
+        """List the public keys that have signed checkpoints of this log.
 
-        The keys are verifier keys (vkey), and the present key is the first. An auditor gets them
-        from a source other than this service.
+        Each key is a verifier key (vkey) of C2SP signed-note; the first one is the current key. An
+        auditor should get the keys from another source, because a dishonest service could list
+        other keys here.
         """
         head = tree.tree(space)
         found = [verifier.vkey for verifier in verifiers(space)]
@@ -99,10 +102,10 @@ def proofs_blueprint(
     @bp.get("/v1/spaces/<space>/tile/<digits:level>/<path:tile>")
     @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
     def tile(space: str, level: str, tile: str) -> Reply:
-        """Read a tile of the tree.
+        """Read a tile of the Merkle tree.
 
-        A tile has 256 hashes of 32 bytes, or as many as `.p/<W>` says (C2SP tlog-tiles). A tile
-        beyond the tree is a 404.
+        A full tile has 256 hashes of 32 bytes. A partial tile, whose path ends with `.p/<W>`, has W
+        hashes (C2SP tlog-tiles). If the tree does not have these hashes yet, the status is 404.
         """
         number = parse_level(level)
         if number is None:
@@ -114,11 +117,11 @@ def proofs_blueprint(
     @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
     @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
     def entries(space: str, tile: str) -> Reply:
-        """Read a bundle of leaves.
+        """Read a bundle of leaves of the Merkle tree.
 
-        The bundle has the leaves of a tile of level 0. The length of each leaf comes before it, in
-        two bytes (C2SP tlog-tiles). A leaf is an event with the hash of its operations in their
-        place, so it contains no values.
+        The bundle has the leaves whose hashes are in the level-0 tile with the same number. Before
+        each leaf come two bytes with its length (C2SP tlog-tiles). A leaf is an event in which a
+        hash replaces the operations, so it contains no values of records.
         """
         found, width = _tile_and_width(0, tile, tree.tree(space).size)
         first = found.number * TILE_WIDTH
@@ -130,10 +133,11 @@ def proofs_blueprint(
         Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=READ_PROBLEMS
     )
     async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Read the log with the salts that open it.
+        """Export the log with the salts of its events.
 
-        The format is that of `foldlog export`: a line for the log, and a line for each event up to
-        its `head`. An auditor of a running service recomputes every hash from the export.
+        The response has the format of `foldlog export`: a header line, and then one line for each
+        event up to the `head` of the header. The salt of an event is needed to verify its values:
+        with the export, an auditor can recompute every hash of the log while the service runs.
         """
         lease = request.hold(DOWNLOADS)
         with lease.unless_it_fails():
@@ -150,9 +154,10 @@ def proofs_blueprint(
         problems=(*READ_PROBLEMS, BeyondTree),
     )
     def inclusion(space: str, query: Mapping[str, Any]) -> Reply:
-        """Prove that an event is in the tree.
+        """Prove that an event is in the Merkle tree.
 
-        The hashes are in base64, from the leaf up (RFC 9162 section 2.1.3). Event N is leaf N - 1.
+        The proof has hashes in base64, from the leaf upwards (RFC 9162 section 2.1.3). The event
+        with seq N is the leaf with index N - 1.
         """
         found = tree.inclusion(space, query["seq"], query.get("size"))
         return json_reply(
@@ -174,9 +179,10 @@ def proofs_blueprint(
         problems=(*READ_PROBLEMS, BeyondTree),
     )
     def consistency(space: str, query: Mapping[str, Any]) -> Reply:
-        """Prove that the tree begins with an older tree.
+        """Prove that an older tree is the beginning of a newer tree.
 
-        The hashes are in base64 (RFC 9162 section 2.1.4).
+        The proof shows that the log has only grown between the two sizes. It has hashes in base64
+        (RFC 9162 section 2.1.4).
         """
         found = tree.consistency(space, query["from"], query.get("to"))
         return json_reply(
@@ -199,11 +205,11 @@ def proofs_blueprint(
         problems=(*READ_PROBLEMS, BeyondTree),
     )
     def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
-        """Prove an event with all its values.
+        """Prove an event, including all its values.
 
-        The response has the event, the salt that opens the commitments to its operations, and the
-        proof that its leaf is in the tree. It needs the right to read events, because it has the
-        same values.
+        The response has the event, the salt that is needed to verify its operations, and the proof
+        that the leaf of the event is in the Merkle tree. The token needs the right to read events,
+        because the response contains all values of the event.
         """
         found = tree.inclusion(space, int(seq), query.get("size"))
         (entry,) = store.entries(space, after=found.seq - 1, through=found.seq)
@@ -258,7 +264,11 @@ def _entries(store: EventStore, space: str, after: int, through: int) -> Iterato
 
 
 def _tile_and_width(level: int, path: str, size: int) -> tuple[Tile, int]:
-    """The tile of a path, and its width. Raises `NoSuchPath` or `BeyondTree`."""
+    """Parses the path of a tile. Returns the tile and its number of hashes.
+
+    Raises `NoSuchPath` if the path is invalid, and `BeyondTree` if the tree of `size` leaves does
+    not have these hashes.
+    """
     parsed = parse_tile_path(path)
     if parsed is None:
         raise NoSuchPath(f"{path!r} is not the path of a tile")

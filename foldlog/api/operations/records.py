@@ -1,4 +1,5 @@
-"""The operations that read records, conflicts, and the ids of a device's own keys."""
+"""Defines the operations that read records, conflicts, and the record ids for a device's own
+keys."""
 
 from __future__ import annotations
 
@@ -47,15 +48,16 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         problems=(*HISTORY_PROBLEMS, UnknownRecord),
     )
     async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Read the master table.
+        """Read the records of the master table.
 
-        The response has the live records by collection and id. With `changed_after` it has every
-        record that changed after that seq, once, in its present state, including deleted records.
-        Read the next page with `cursor` until it is null.
+        Without other parameters, the response has the records that are not deleted, in the order of
+        collection and id. With `changed_after`, it has each record that changed after that seq,
+        once, in its current state, including deleted records. To read the next page, repeat the
+        request with `cursor`; on the last page the cursor is null.
 
-        With `as_of` it has the records that were live at that moment: by collection, and in the
-        order in which they were created. All pages show that same moment, even if the records
-        change meanwhile.
+        With `as_of`, the response has the records that existed at that moment, in the order of
+        collection and creation. All pages show the same moment, even if records change while you
+        read the pages.
         """
         page = await projected(request, space, partial(_page, master, space, query))
         return json_reply(_records_answer(page))
@@ -73,9 +75,9 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     ) -> Reply:
         """Read one record.
 
-        A deleted record is a tombstone. Everything after the collection is the id: encode it whole,
-        with slashes as `%2F`. For ids like `..`, which browsers treat as folders, use
-        `/records?collection=...&id=...`.
+        A deleted record comes as a tombstone, with `is_deleted`. The id is the rest of the path
+        after the collection: percent-encode the whole id, with slashes as `%2F`. Browsers change
+        paths with ids such as `..`; use `/records?collection=...&id=...` for these ids.
         """
         one = partial(_one, master, space, (collection, id), query)
         page = await projected(request, space, one)
@@ -95,10 +97,11 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def conflicts(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the conflict ledger.
 
-        The ledger has every value that lost against a concurrent change, and the value that won.
-        `restore` is a changeset that restores the lost value: add `id`, `counter` and `made_at`,
-        and push it. It is null for a number that could not be added. Read the next page with
-        `cursor` until it is null; a page may be empty before the last page.
+        The ledger has every value that lost against a concurrent change, together with the value
+        that won. `restore` is a changeset that sets the lost value again: add `id`, `counter` and
+        `made_at` to it, and push it. `restore` is null if the lost change was a number that could
+        not be added. To read the next page, repeat the request with `cursor`; on the last page the
+        cursor is null. Other pages may be empty.
         """
         page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
@@ -118,10 +121,12 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def device_ids(
         request: Request, space: str, device: str, query: Mapping[str, Any]
     ) -> Reply:
-        """List the ids that were made from a device's own keys, by collection and key.
+        """List the record ids that the service made for a device's own keys, by collection and key.
 
-        A `local_id` always leads to the same id, so the request can be repeated at any time. Read
-        the next page with `cursor` until it is null. A collection may continue on the next page.
+        A device may name a record by its own key, a `local_id`. The same key always gives the same
+        record id, so this request can be repeated at any time. To read the next page, repeat the
+        request with `cursor`; on the last page the cursor is null. A collection may continue on the
+        next page.
         """
         local_ids = partial(
             master.local_ids,

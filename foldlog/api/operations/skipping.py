@@ -1,4 +1,4 @@
-"""The operation that skips an event that cannot be folded, for an admin."""
+"""Defines the operation with which an admin skips an event that cannot be folded."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=(*WRITE_PROBLEMS, UnknownSpace, NotStopped),
     )
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
-        """Skip an event.
+        """Skip the event at which the master table is halted.
 
-        Only the event at which the master table of the space is halted can be skipped. It stays in
-        the log and in every proof, but every fold ignores it. A skip is permanent.
+        Use it if the event cannot be folded, for example because it is damaged. Other events cannot
+        be skipped. The event stays in the log and in all proofs, but it has no effect on records. A
+        skip is permanent.
         """
         found = store.skip(
             space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))

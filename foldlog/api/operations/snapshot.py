@@ -1,6 +1,7 @@
-"""The operation that loads a snapshot.
+"""Defines the operation that downloads a snapshot of all records.
 
-A new device starts from a snapshot, so the length of the log does not matter to it.
+A new device starts with a snapshot instead of the whole log, so its start takes the same time for a
+longer log.
 """
 
 from __future__ import annotations
@@ -55,15 +56,17 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         problems=(*PROJECTED_PROBLEMS, LogChanged),
     )
     async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
-        """Load all records, to follow the log from there.
+        """Download a snapshot of all records, and then follow the log.
 
-        The snapshot includes tombstones, and each record has its writes, which the merge needs.
-        Each page is true at the `at` of the line that ends it. Follow the log from the `seq` and
-        `mark` of the header. For each record, skip the events up to the `at` of its page.
+        The snapshot includes deleted records (tombstones). Each record has its writes, which a
+        device needs to merge later events. The snapshot consists of pages, and each page ends with
+        a line that has an `at`: the records of the page are current at that seq. After the
+        download, pull from the `seq` and `mark` of the header. For each record, ignore events up to
+        the `at` of its page.
 
-        If the last line lacks a `cursor` of null, the download was interrupted. Discard the lines
-        after the last `cursor`, repeat the request with that `cursor`, and keep the `seq` and
-        `mark` of the first header.
+        If the last line has no `cursor` of null, the download was interrupted. To resume it,
+        discard the lines after the last `cursor`, and repeat the request with that `cursor`. Keep
+        the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
         wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
@@ -75,7 +78,8 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
 
 def _pieces(space: str, snapshot: Snapshot, lease: Lease) -> Iterator[bytes]:
-    """Yields the header, and each page as one piece. Only one page is in memory at a time."""
+    """Yields the lines of a snapshot: first the header, then each page as one piece, so that only
+    one page is in memory."""
     with lease:
         yield _line(snapshot.header)
         try:

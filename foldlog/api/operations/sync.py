@@ -1,4 +1,4 @@
-"""The operations that push changesets, and that push and pull in one round trip."""
+"""Defines the operations that push changesets, and that push and pull in one request."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets.
 
-        The service stores the new changesets, all or none of them, and answers every changeset in
-        order. A push can be repeated safely: a stored changeset gets its first verdict again,
-        marked as a `duplicate`. The first push creates the space.
+        The service stores either all new changesets of the request or none of them. The response
+        has a verdict for each changeset, in the order of the request. A push can be repeated
+        safely: a changeset that is already stored gets its first verdict again, marked as a
+        `duplicate`. If the space does not exist, the first push creates it.
         """
         return json_reply(await _stored(request, store, space, push_of(request, body)))
 
@@ -79,11 +80,12 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problems=(*PUSH_PROBLEMS, LogChanged),
     )
     async def sync(request: Request, space: str, body: dict[str, Any]) -> Reply:
-        """Push and pull in one round trip.
+        """Push changesets and pull events in one request.
 
-        The service checks the cursor before it stores anything. It stores the changesets, and then
-        reads the events after the cursor. The device's own changesets come without `ops`, as
-        acknowledgements, unless `own` is `full`. While `more` is true, sync again after `through`.
+        The service checks the cursor first. Then it stores the changesets, and reads the events
+        after the cursor. The device's own changesets come without `ops`, as acknowledgements; with
+        `own` set to `full`, they come with `ops`. While `more` is true, sync again: send `through`
+        as `after`, and send `mark` too.
         """
         pushed = push_of(request, body)
         query = range_query(body, body["device"])
@@ -118,15 +120,16 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 async def _stored(request: Request, store: EventStore, space: str, push: Push) -> Receipt:
-    """Returns the receipt of a push, which is committed in the caller's share of threads."""
+    """Stores a push and returns its receipt. The push counts against the caller's fair share of
+    committers."""
     return await request.outcome(store.submit(space, push, request.subject.key))
 
 
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """Reads the page after a push.
+    """Reads the page of the log after a push was stored.
 
-    Raises `OutcomeUnknown` on every failure, because another problem would mean that the push was
-    not stored. The device then repeats the push and receives the verdicts.
+    If the read fails, raises `OutcomeUnknown`, because any other error would tell the device that
+    the push was not stored. The device then repeats the push, and receives the verdicts.
     """
     try:
         page = await read_range(request, store, space, query)
@@ -137,7 +140,10 @@ async def _read_stored(request: Request, store: EventStore, space: str, query: R
 
 
 def push_of(request: Request, body: dict[str, Any]) -> Push:
-    """Makes a push of a body. Raises `Forbidden` if the caller may not write as the device."""
+    """Makes a `Push` from the body of a request.
+
+    Raises `Forbidden` if the caller has no right to write as the device in the body.
+    """
     assert request.caller is not None
     request.caller.check_writes_as(body["device"])
     return Push(

@@ -1,4 +1,4 @@
-"""The operations that grant, list and revoke tokens."""
+"""Defines the operations that grant, list and revoke tokens."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Grant a token.
 
-        The token is for this space, and for the spaces of `also` if the caller is an admin of every
-        space. Only this response contains the secret, because the service stores a hash of it. The
-        log of each space records an event `token-granted`, and an event `device-registered` for a
-        new device. The service creates a missing space. The grant fails as a whole if it fails in
-        one of the spaces.
+        The token is valid in this space, and in the spaces that `also` lists. Only a caller who is
+        an admin of every space may use `also`. This response is the only one with the secret of the
+        token, because the service stores only its hash. The service stores a `token-granted` event
+        in the log of each space, and a `device-registered` event if the device is new. Spaces that
+        do not exist are created. If the grant fails in one of the spaces, it fails in all of them.
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
@@ -83,8 +83,9 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     def tokens(space: str, query: Mapping[str, Any]) -> Reply:
         """List the tokens of this space, in the order of their grants.
 
-        The list includes revoked tokens. It excludes tokens for every space, which belong to the
-        operator. Read the next page with `cursor` until it is null.
+        The list includes revoked tokens. Tokens for every space are left out, because they belong
+        to the operator of the service. To read the next page, repeat the request with `cursor`; on
+        the last page the cursor is null.
         """
         page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Tokens(list(map(rendered_token, page.items)), page.cursor))
@@ -103,8 +104,9 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     ) -> Reply:
         """Revoke a token in this space.
 
-        The response takes a second, because it waits until every process refuses the token. Streams
-        that the token opened end. A repeated request has no further effect.
+        The service then refuses the token in this space and ends the streams that use it. The
+        response takes about a second, because it waits until every process of the service refuses
+        the token. Repeating the request changes nothing.
         """
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)

@@ -1,4 +1,5 @@
-"""The operation of a witness, which cosigns checkpoints of other logs: C2SP tlog-witness."""
+"""Defines the operation with which Foldlog, as a witness, cosigns checkpoints of other logs (C2SP
+tlog-witness)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SIZE = "text/x.tlog.size"
 
 
 def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
-    """`add_checkpoint` returns the line of a cosignature, or raises."""
+    """Creates the blueprint. `add_checkpoint` receives the body of a request, and returns the line
+    of a cosignature or raises a problem."""
     bp = Blueprint("witness", __name__)
 
     @bp.post("/v1/witness/add-checkpoint")
@@ -41,11 +43,13 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
         ),
     )
     async def add_checkpoint_of_a_log(request: Request) -> Reply:
-        """Request a cosignature (C2SP tlog-witness).
+        """Request a cosignature for a checkpoint (C2SP tlog-witness).
 
-        The body is text: `old N`, the lines of a consistency proof from there, an empty line, and
-        the signed checkpoint. The response is the line of a cosignature; or a 409 of the type
-        `text/x.tlog.size` with the size of the last checkpoint that was cosigned.
+        The body is text: a line `old N` with the size of an older tree, the lines of a consistency
+        proof from that size, an empty line, and the signed checkpoint. The response is the line of
+        a cosignature. If the witness's last cosigned checkpoint has another size than N, or another
+        root hash at that size, the status is 409, and the response has the size of that checkpoint
+        as `text/x.tlog.size`.
         """
         body = bytearray()
         async for piece in pieces_of(request, NOTE_BYTES_MAX):

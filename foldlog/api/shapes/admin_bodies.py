@@ -1,4 +1,5 @@
-"""The bodies of an admin's requests, read strictly: an unknown member is an error."""
+"""Defines the schemas of the request bodies of admin operations. Unknown members in a body are
+errors."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ from .fields import (
 
 
 def _line(text: str, length_max: int, **kwargs: Any) -> fields.String:
-    """One line of text. The domain checks it (`check_text`); the keywords document that check."""
+    """Returns a field for one line of text.
+
+    The domain's `check_text` checks the text. The keywords only describe this check in the OpenAPI
+    document.
+    """
     keywords = {
         "minLength": 1,
         "maxLength": length_max,
@@ -51,7 +56,7 @@ class _Signed(Body):
 
 
 class DefineBody(Body):
-    """A collection's schema."""
+    """The schema for a collection's records, and how to apply it."""
 
     schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
     dry_run = Flag(load_default=False, metadata=about("Report the result, and store nothing."))
@@ -70,7 +75,7 @@ class DefineBody(Body):
 
 
 class SkipBody(_Signed):
-    """The event to skip, and the reason."""
+    """The event to skip, and the reason for the skip."""
 
     seq = Whole(1, required=True, metadata=about("The event at which the master table is halted."))
     reason = _reason()
@@ -78,7 +83,7 @@ class SkipBody(_Signed):
 
 def grant_body(limits: Limits) -> Schema:
     class GrantBody(_Signed):
-        """The properties of the new token."""
+        """The role of the new token and its other properties."""
 
         role = fields.String(required=True, validate=OneOf([role.value for role in Role]))
         device = device_id(
@@ -99,27 +104,28 @@ def grant_body(limits: Limits) -> Schema:
 
 
 class RegisterBody(_Signed):
-    """A device to register."""
+    """The id of the device to register, and its name."""
 
     device = device_id(required=True)
     name = _name()
 
 
 class RevokeBody(_Signed):
-    """The reason of a revocation."""
+    """The reason for revoking the device or the token."""
 
     reason = _reason()
 
 
 def erase_body(limits: Limits) -> Schema:
     class NamedRecord(Body):
-        """One record."""
+        """The collection and the id of a record to erase."""
 
         collection = collection_name(required=True)
         id = record_id(required=True)
 
     class EraseBody(_Signed):
-        """Either `records`, or `collection` and `where`, or all three."""
+        """Selects the records to erase: by name with `records`, by value with `collection` and
+        `where`, or both."""
 
         records = fields.List(
             fields.Nested(NamedRecord),

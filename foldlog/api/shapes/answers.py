@@ -1,6 +1,7 @@
-"""The responses that only the API has. They are encoded and documented from these structs.
+"""Defines the structs of responses. The service encodes them, and documents them in OpenAPI.
 
-In the type `X | Raw`, an X may be stored JSON: its bytes are copied without decoding them.
+A member of the type `X | Raw` may contain stored JSON of an X. The encoder copies its bytes into
+the response without decoding them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Projected(_OfLog):
 
 
 class Range(_OfLog):
-    """A page of the log."""
+    """A page of events from the log."""
 
     events: list[Event] | Raw
     through: Annotated[int, described("The last seq of this page: the next `after`.")]
@@ -52,7 +53,7 @@ class Range(_OfLog):
 
 
 class SyncAnswer(Range, kw_only=True):
-    """The verdicts of the changesets that were sent, and a page of the log after the cursor."""
+    """The verdicts for the changesets of the request, and a page of events after the cursor."""
 
     verdicts: list[Answer]
 
@@ -61,7 +62,7 @@ AS_OF = described("With `as_of`: the seq of that moment.")
 
 
 class RecordsPage(_Projected):
-    """A page of the master table."""
+    """A page of records from the master table."""
 
     records: list[RecordView] | Raw
     cursor: Annotated[str | None, CURSOR]
@@ -69,28 +70,29 @@ class RecordsPage(_Projected):
 
 
 class RecordAnswer(_Projected):
-    """One record of the master table."""
+    """One record from the master table."""
 
     record: RecordView | Raw
     as_of: Annotated[int, AS_OF] | UnsetType = UNSET
 
 
 class ConflictsPage(_Projected):
-    """A page of the conflict ledger, in the order in which conflicts were decided."""
+    """A page of the conflict ledger. The conflicts are in the order in which they were decided."""
 
     conflicts: list[LedgerEntry] | Raw
     cursor: Annotated[str | None, CURSOR]
 
 
 class HistoryPage(_Projected):
-    """A page of a record's versions."""
+    """A page of the versions of a record."""
 
     versions: list[VersionView] | Raw
     cursor: Annotated[str | None, CURSOR]
 
 
 class DiffPage(_Projected, rename={"from_": "from"}):
-    """A page of differences, in the order of the last event that touched each record."""
+    """A page of records that differ between the two moments, in the order of the last event that
+    touched each record."""
 
     from_: Annotated[int, described("The seq of the earlier moment.")]
     to: Annotated[int, described("The seq of the later moment.")]
@@ -99,20 +101,21 @@ class DiffPage(_Projected, rename={"from_": "from"}):
 
 
 class Collections(Struct):
-    """The defined collections. Records of other collections may have any fields."""
+    """The latest version of each defined collection. Records of other collections may have any
+    fields."""
 
     collections: list[Version]
 
 
 class Definition(StoredDefinition, kw_only=True):
-    """The schema of a collection's records, and the collection's versions."""
+    """One version of a collection's schema, and a list of all versions."""
 
     schema: Annotated[dict[str, Any], described("JSON Schema, draft 2020-12, of `fields`.")]
     versions: list[Version]
 
 
 class ErasedRecord(Struct):
-    """An erased record, and the number of events that held values of it."""
+    """An erased record, and the number of events that contained its values."""
 
     collection: str
     id: str
@@ -123,14 +126,15 @@ class ErasedRecord(Struct):
 
 
 class ErasureAnswer(Struct):
-    """The erased records, or with `dry_run` the records that would be erased."""
+    """The erased records. With `dry_run`, it has the records that the same request without
+    `dry_run` would erase."""
 
     dry_run: bool
     records: list[ErasedRecord]
 
 
 class Skipped(Struct):
-    """The skipped event, and the event that records the skip."""
+    """The seq of the skipped event, and the seq of the event that records the skip."""
 
     seq: Annotated[int, seq_meta()]
     by_seq: Annotated[int, seq_meta("The seq of the `event-skipped` event.")]
@@ -141,7 +145,7 @@ REVOKED_AT = time_meta("Absent while it is valid.")
 
 
 class Token(Struct, kw_only=True):
-    """A token, without its secret. A token without `expires_at` does not expire."""
+    """A token without its secret. If `expires_at` is absent, the token does not expire."""
 
     id: Annotated[str, uuid_meta("The token's id. It is no secret.")]
     role: Role
@@ -156,7 +160,7 @@ class Token(Struct, kw_only=True):
 
 
 class Granted(Token, kw_only=True):
-    """A new token. Only this response contains the secret."""
+    """A new token with its secret. Only this response contains the secret."""
 
     token: Annotated[str, described("Send it as `Authorization: Bearer ...`.")]
     spaces: Annotated[
@@ -173,7 +177,7 @@ class Tokens(Struct):
 
 
 class Device(Struct, kw_only=True):
-    """A device of a space."""
+    """A device that has pushed to the space, or that an admin has registered or revoked."""
 
     device: Annotated[str, DEVICE]
     counter: Annotated[int, described("The last counter that the device used.")]
@@ -195,7 +199,7 @@ PATH = described("Hashes in base64, in the order of RFC 9162.")
 
 
 class InclusionProof(Struct):
-    """Proves that an event is in the tree (RFC 9162 section 2.1.3)."""
+    """A proof that an event is in the Merkle tree (RFC 9162 section 2.1.3)."""
 
     log: Annotated[str, TREE_LOG]
     seq: Annotated[int, seq_meta("The event. It is leaf `seq` - 1.")]
@@ -205,7 +209,7 @@ class InclusionProof(Struct):
 
 
 class EventProof(InclusionProof, kw_only=True):
-    """An event with its salt, and the proof that the event is in the tree."""
+    """An event with its salt, and a proof that the event is in the Merkle tree."""
 
     leaf_hash: Annotated[str, described("In base64: SHA-256 of a zero byte and the leaf.")]
     ops_hash: Annotated[str, described("In hex. The leaf has it in the place of `ops` or `body`.")]
@@ -214,7 +218,7 @@ class EventProof(InclusionProof, kw_only=True):
 
 
 class ConsistencyProof(Struct, rename={"from_": "from"}):
-    """Proves that a tree begins with an older tree (RFC 9162 section 2.1.4)."""
+    """A proof that an older tree is the beginning of a newer tree (RFC 9162 section 2.1.4)."""
 
     log: Annotated[str, TREE_LOG]
     from_: Annotated[int, described("The size of the older tree.")]
@@ -225,14 +229,14 @@ class ConsistencyProof(Struct, rename={"from_": "from"}):
 
 
 class Keys(Struct):
-    """The public keys that sign checkpoints."""
+    """The public keys that have signed checkpoints of the log."""
 
     log: Annotated[str, TREE_LOG]
     keys: Annotated[list[str], described("vkeys, the present key first.")]
 
 
 class ExportHeader(Struct):
-    """The first line of an export."""
+    """The first line of an export. It identifies the log."""
 
     foldlog: Literal["export"]
     version: Annotated[int, described(minimum=1)]
@@ -242,27 +246,27 @@ class ExportHeader(Struct):
 
 
 class ExportLine(Struct):
-    """An event and its salt."""
+    """A line of an export, with an event and its salt."""
 
     salt: Annotated[str, described("In hex.")]
     event: Event | Raw
 
 
 class Health(Struct):
-    """The process is alive."""
+    """The response of a process that is running."""
 
     status: Literal["ok"]
 
 
 class Readiness(Struct):
-    """The service can take requests."""
+    """The response of a service that can handle requests, with the result of each check."""
 
     status: Literal["ready"]
     checks: Annotated[dict[str, str], described("{name: `ok`}")]
 
 
 class Wrong(Struct, kw_only=True):
-    """One error of a request."""
+    """An error in a request, and its place: a member of the body, a parameter, or a header."""
 
     pointer: Annotated[str, described("A place in the body (RFC 6901).")] | UnsetType
     parameter: Annotated[str, described("A parameter of the path or the query.")] | UnsetType
@@ -271,7 +275,8 @@ class Wrong(Struct, kw_only=True):
 
 
 class Problem(Struct, kw_only=True):
-    """RFC 9457. `code` is stable, and decides which further members there are."""
+    """A problem document (RFC 9457). The stable `code` names the problem, and determines which
+    other members are present."""
 
     type: Annotated[str, described("A page about this code.")]
     title: str

@@ -1,4 +1,5 @@
-"""The bodies of pushes and syncs, read strictly: an unknown member is an error."""
+"""Defines the schemas of the request bodies of pushes and syncs. Unknown members in a body are
+errors."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from .fields import (
 
 
 def values(text: str, keywords: Mapping[str, Any] = {}, **kwargs: Any) -> fields.Dict:
-    """An object of names and any values."""
+    """Returns a field for a JSON object with any names and values."""
     return fields.Dict(keys=fields.String(), metadata=about(text, **keywords), **kwargs)
 
 
@@ -35,7 +36,7 @@ class Body(Schema):
 
 
 class OperationSchema(Body):
-    """One edit of one record. Either `id` or `local_id` names the record."""
+    """One change to one record. Give either `id` or `local_id` to name the record."""
 
     op = fields.String(required=True, validate=OneOf(["put", "add", "delete"]))
     collection = collection_name(required=True, metadata=about("1-64 of `A-Z a-z 0-9 - _ .`"))
@@ -52,7 +53,7 @@ class OperationSchema(Body):
 
 
 class ChangesetSchema(Body):
-    """A set of changes that a device made together."""
+    """Changes that a device made together. The service stores all of them or none."""
 
     id = fields.String(
         required=True,
@@ -95,7 +96,7 @@ class _FromDevice(Body):
 
 def push_body(limits: Limits) -> Schema:
     class PushBody(_FromDevice):
-        """Changesets to store."""
+        """The device, and the changesets to store."""
 
         changesets = ChangesetsField(fields.Nested(ChangesetSchema), limits, required=True)
 
@@ -104,7 +105,7 @@ def push_body(limits: Limits) -> Schema:
 
 def sync_body(limits: Limits) -> Schema:
     class SyncBody(_FromDevice):
-        """A cursor, and optionally changesets."""
+        """The device, its cursor, and optionally changesets to store."""
 
         after = Whole(required=True, metadata=about("The cursor: the device's last seq."))
         mark = cursor_mark(metadata=about("The mark that came with the cursor."))

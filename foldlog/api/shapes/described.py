@@ -1,4 +1,4 @@
-"""Descriptions and formats of the members of responses, for the OpenAPI document."""
+"""Makes the descriptions and formats of response members for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .fields import MARK_PATTERN
 
 
 def described(text: str = "", **keywords: Any) -> msgspec.Meta:
-    """A description, and further keywords of JSON Schema."""
+    """Returns metadata for a member of a response: a description, and other keywords of JSON
+    Schema."""
     return msgspec.Meta(description=text or None, extra_json_schema=keywords)
 
 
 def seq_meta(text: str = "") -> msgspec.Meta:
-    """The seq of an event: 1 or more."""
+    """Returns metadata for the seq of an event, which is at least 1."""
     return described(text, minimum=1)
 
 
@@ -32,9 +33,11 @@ def mark_meta(text: str) -> msgspec.Meta:
 
 
 class Shape(NamedTuple):
-    """A struct in the document: its component's name, its description, and its members.
+    """Describes a struct in the OpenAPI document: the name of its component, a description, and its
+    members.
 
-    A `Meta` describes a member. A type replaces the type of a member that is always present.
+    The value for a member is either a `Meta`, which describes the member, or a type, which replaces
+    the member's type and makes the member required.
     """
 
     name: str

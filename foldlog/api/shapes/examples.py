@@ -1,7 +1,7 @@
-"""The examples of the OpenAPI document. All of them tell one small story.
+"""The examples of the OpenAPI document.
 
-A device creates a task offline, and the service stores the changeset as event 42. Tests check the
-examples against the schemas.
+They belong together: a device creates a task offline, and the service stores its changeset as event
+42. Tests check the examples against the schemas.
 """
 
 from __future__ import annotations

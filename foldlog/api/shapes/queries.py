@@ -1,4 +1,4 @@
-"""The query parameters of each operation."""
+"""Defines the query parameters of each operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reads paths and query strings strictly: a mistyped parameter is an error that names it."""
+"""Checks the parameters of paths and query strings. An unknown or invalid parameter is an error
+that names it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
 
 
 class Parameters(Schema):
-    """The query parameters of an operation. This base class has none."""
+    """The base class for the query parameters of an operation. It has no parameters itself."""
 
     class Meta:
         unknown = RAISE
@@ -43,7 +44,8 @@ class Parameters(Schema):
 
 
 def read_path(parts: Mapping[str, str]) -> None:
-    """Checks the parts of a path. Raises `InvalidRequest`, with an error for each wrong part."""
+    """Checks the parameters of a path. Raises `InvalidRequest` with an error for each invalid
+    parameter."""
     errors = []
     for name, value in parts.items():
         try:
@@ -60,7 +62,11 @@ CACHED_QUERIES_MAX = 4_096
 
 
 def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
-    """Reads query parameters. Raises `InvalidRequest`, with an error for each wrong one."""
+    """Parses a query string and checks its parameters with `schema`.
+
+    Raises `InvalidRequest` with an error for each parameter that is unknown, invalid or given
+    twice.
+    """
     if not schema.fields and not query_string:
         return {}
     if len(query_string) > CACHED_QUERY_LENGTH_MAX:
@@ -100,9 +106,10 @@ _read_query_cached = lru_cache(maxsize=CACHED_QUERIES_MAX)(_read_query)
 
 
 def read_last_event_id(text: str) -> int | None:
-    """Reads the header `Last-Event-ID`: the seq of a client that reconnects to a stream.
+    """Returns the seq in the header `Last-Event-ID`, which a client sends when it reconnects to a
+    stream.
 
-    Raises `InvalidRequest`.
+    Returns `None` if the header is empty. Raises `InvalidRequest` if it is not a seq.
     """
     if not text:
         return None
@@ -114,7 +121,7 @@ def read_last_event_id(text: str) -> int | None:
 
 
 def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Yields the messages of marshmallow's tree as (path, message) pairs."""
+    """Converts marshmallow's nested error messages to (path, message) pairs."""
     if isinstance(messages, Mapping):
         for name, below in messages.items():
             yield from flat(below, path if name == "_schema" else (*path, name))

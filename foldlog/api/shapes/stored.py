@@ -1,6 +1,7 @@
-"""Descriptions and formats of the domain's structs in responses, for the OpenAPI document.
+"""Describes the domain's structs for the OpenAPI document: their names, their members and the
+formats.
 
-The members and their types come from the structs themselves.
+The list of members and their types come from the structs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ CHANGED = described("{field: {`from`: its value before, `to`: its value after}}"
 
 
 class StoredSide(Struct):
-    """One side of a conflict. Without a `value`, the field was unset or deleted."""
+    """One side of a conflict. If `value` is absent, the side removed the field or deleted the
+    record."""
 
     seq: Annotated[int, seq_meta()]
     device: Annotated[str | None, DEVICE]
@@ -53,7 +55,7 @@ class StoredSide(Struct):
 
 
 class Loss(Struct):
-    """A lost value, and the value that won, as the ledger stores them."""
+    """A conflict as the ledger stores it: the value that lost, and the value that won."""
 
     seq: Annotated[int, DECIDED]
     op: OperationName

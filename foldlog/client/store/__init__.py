@@ -1,1 +1,1 @@
-"""The local store: the SQLite file of a replica, with its records and its queue."""
+"""Reads and writes the SQLite file of a replica, with its records and its queue of changesets."""

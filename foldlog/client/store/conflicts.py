@@ -1,4 +1,4 @@
-"""Conflicts in which this device took part: its values that lost, and values that lost to it."""
+"""Stores the conflicts in which this device wrote the losing or the winning value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .database import Database
 
 
 class Conflicts:
-    """The conflicts, numbered in the order in which they were found."""
+    """Reads and writes the conflicts. They are numbered in the order in which they were found."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -21,7 +21,9 @@ class Conflicts:
             db.execute("INSERT INTO conflicts (document) VALUES (?)", (document,))
 
     def select_after(self, number: int) -> list[tuple[int, str]]:
-        """Returns (number, JSON document) of each conflict after `number`."""
+        """Returns the number and the JSON document of each conflict whose number is greater
+        than `number`.
+        """
         return self._database.connection.execute(
             "SELECT number, document FROM conflicts WHERE number > ? ORDER BY number", (number,)
         ).fetchall()

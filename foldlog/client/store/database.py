@@ -1,7 +1,7 @@
-"""The SQLite file of a replica: one connection for each thread.
+"""Opens the SQLite file of a replica, with one connection for each thread.
 
-Several threads and processes may use one file; SQLite lets one of them write at a time. Commits
-are flushed to the disk, so a change that a call has returned from survives a power cut.
+Several threads and processes may use one file; SQLite lets one of them write at a time. Each commit
+is flushed to the disk, so a committed change survives a power cut.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ SYNCHRONOUS = "FULL"
 
 
 class Database:
-    """A connection for each thread, and transactions.
+    """Gives each thread its own connection to the file, and runs transactions.
 
-    Raises `WrongReplica` if the file is something else than a replica.
+    The constructor creates the tables in a new file. It raises `WrongReplica` if the file is
+    not a replica, or has another schema version.
     """
 
     def __init__(self, path: str | Path):
@@ -58,7 +59,7 @@ class Database:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The connection of the calling thread."""
+        """The connection of the calling thread, opened at its first use."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = self._connect()
@@ -84,7 +85,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Begins a write transaction, or joins the open transaction of this thread."""
+        """Runs the `with` block in a write transaction. Inside another transaction of the
+        same thread, the block becomes a part of that transaction.
+        """
         connection = self.connection
         if connection.in_transaction:
             yield connection
@@ -100,9 +103,11 @@ class Database:
             raise
 
     def scrub(self) -> bool:
-        """Empties the write-ahead log, which holds old versions of pages.
+        """Empties SQLite's write-ahead log, because the log still has old versions of
+        changed pages.
 
-        Returns `False` if another connection is reading, or does the same.
+        Returns `False` if the log cannot be emptied now, because another connection is
+        using it.
         """
         connection = self.connection
         connection.execute("PRAGMA busy_timeout = 0")  # readers are not waited for
@@ -123,9 +128,10 @@ class Database:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switches to a write-ahead log, and waits while another process opens the file.
+    """Switches the file to a write-ahead log. Retries for 30 seconds while another process
+    opens the file.
 
-    SQLite's own busy timeout does not cover this change: it fails at once.
+    The retries are needed because SQLite's busy timeout has no effect on this switch.
     """
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
@@ -140,7 +146,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """Splits a script into its statements."""
+    """Splits an SQL script into its statements."""
     found, statement = [], ""
     for line in script.splitlines(keepends=True):
         statement += line

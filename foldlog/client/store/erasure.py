@@ -1,9 +1,9 @@
-"""Erasure: the values of an erased record leave every copy on this device.
+"""Removes the values of erased records from every copy in the file of a replica.
 
-The fold replaces the record itself. Other copies of its values are in queued changesets, in
-recently sent changesets, and in conflicts. A changeset keeps its position and its counter, and its
-operation on the record stays without values. The server erases that operation as well when it
-stores the changeset, and afterwards compares the changeset by its id alone.
+The fold erases the record itself. Other copies of its values are in queued changesets, in sent
+changesets, and in conflicts. A changeset keeps its place in the queue and its counter; only its
+operation on the erased record loses its values. The server also removes these values when it stores
+the changeset, and then recognises a repeated changeset by its id alone.
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ _encode = msgspec.json.encode
 
 
 def without_values(op: Operation) -> Operation:
-    """Returns the operation without its values. `erased` is empty: only the log has the hash."""
+    """Returns an erased copy of the operation, without its values.
+
+    `erased` is an empty text, because only the server's log has the hash of the values.
+    """
     return Operation(op.op, op.collection, op.id, erased="")
 
 
 def to_wire(op: Operation) -> Operation:
-    """Returns the operation to send. An erased operation is sent as a delete.
+    """Returns the operation in the form that is sent to the server. An erased operation becomes
+    a delete.
 
-    The server stores it as erased in any case. If the server has lost the erasure, the delete
-    removes the record.
+    If the server knows about the erasure, it stores the operation as erased. If the server has
+    lost the erasure, the delete removes the record.
     """
     return op if op.erased is UNSET else Operation("delete", op.collection, op.id)
 
 
 class Erasure:
-    """Erases values in the file of a replica."""
+    """Removes the values of erased records from the changesets and conflicts in a replica's
+    file.
+    """
 
     def __init__(self, database: Database, meta: Meta):
         self._database = database
         self._meta = meta
 
     def erase(self, key: Key, seq: int) -> None:
-        """Applies the erasure of event `seq` to the changesets that were made before it."""
+        """Removes the values of the record `key` from all changesets and conflicts before
+        event `seq`, which erased the record.
+        """
         params = {"collection": key[0], "id": key[1], "seq": seq}
         with self._database.transaction() as db:
             for table, condition in (
@@ -68,9 +76,11 @@ class Erasure:
             self._meta.set(scrub=True)
 
     def scrub(self) -> None:
-        """Removes erased bytes from the file and its write-ahead log.
+        """Removes the bytes of erased values from SQLite's write-ahead log, if a record was
+        erased before.
 
-        If another connection is reading, the next sync tries again.
+        If another connection is using the file, the removal is tried again after the next
+        sync.
         """
         if self._meta.get("scrub") and self._database.scrub():
             self._meta.set(scrub=None)

@@ -1,4 +1,4 @@
-"""Filters of `Collection.query`, as SQL on the JSON column `fields`."""
+"""Translates the filters of `Collection.query` to SQL conditions on the JSON column `fields`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def json_path(name: str) -> str:
-    """Returns the path of a field for SQLite's JSON functions. Raises `ValueError`."""
+    """Returns the path of a field for SQLite's JSON functions.
+
+    Raises `ValueError` if the name contains a quote or a backslash.
+    """
     if _PLAIN_NAME.fullmatch(name):
         return f"$.{name}"
     if '"' in name or "\\" in name:
@@ -18,10 +21,12 @@ def json_path(name: str) -> str:
 
 
 def condition(name: str, value: Any) -> tuple[str, list[Any]]:
-    """Returns SQL for "the field has this value", with its parameters.
+    """Returns an SQL condition that is true if the field `name` has the given value, and its
+    parameters.
 
-    Values are compared with their JSON type: `true` differs from 1. A list, tuple or set means
-    any of its values, and `None` also means a missing field. Raises `ValueError` for other types.
+    Values are compared with their JSON type: `true` differs from 1. For a list, tuple or set,
+    the field must have one of its values. `None` also matches a missing field. Raises
+    `ValueError` for other types.
     """
     path = json_path(name)
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""The local store: the parts of a replica's file, and the changesets that an app makes."""
+"""Combines all parts of a replica's file, and collects the operations of an app in changesets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from .view import Draft, View
 
 
 class LocalStore:
-    """The store of one space on this device.
+    """Stores the records and the queue of one space in a file.
 
-    `now_ms` returns ms since 1970, `new_id` a new id. `on_queued` is called after a changeset was
-    committed to the queue. Raises `WrongReplica` if the file belongs to another space.
+    `now_ms` returns the time in ms since 1970, and `new_id` returns a new id. `on_queued` is
+    called after a changeset was committed to the queue. The constructor raises `WrongReplica`
+    if the file belongs to another space.
     """
 
     def __init__(
@@ -65,7 +66,12 @@ class LocalStore:
             raise
 
     def _bind(self, space: str | None) -> str:
-        """Returns the space of the file. A new file is bound to `space`."""
+        """Returns the name of the space that the file belongs to. A new file is assigned to
+        `space`.
+
+        Raises `WrongReplica` if the file belongs to another space, or if a new file gets no
+        valid name.
+        """
         with self.database.transaction():
             bound: str | None = self.meta.get("space")
             if bound is not None:
@@ -82,7 +88,9 @@ class LocalStore:
 
     @contextmanager
     def changeset(self, *, guard: Literal["unchanged"] | None = None) -> Iterator[None]:
-        """Collects the operations of the block in one changeset (see `Replica.changeset`)."""
+        """Collects the operations of the `with` block in one changeset, and queues the
+        changeset at the end (see `Replica.changeset`).
+        """
         thread = self._thread
         if getattr(thread, "is_open", False):
             yield
@@ -100,9 +108,11 @@ class LocalStore:
             self._on_queued()
 
     def apply(self, op: Operation) -> None:
-        """Adds an operation to the open changeset, and shows its result.
+        """Adds an operation to the open changeset, and updates the record that the app
+        reads.
 
-        An operation on a temporary record changes that record alone. Raises `NotARecord`.
+        If no changeset is open, the operation gets its own. An operation on a temporary
+        record only changes that record. Raises `NotARecord` if a value cannot be stored.
         """
         record = self.records.find(op.key)
         if record is not None and record.sync_status == TEMPORARY:
@@ -120,13 +130,20 @@ class LocalStore:
             self.view.add(self._thread.draft, op)
 
     def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
-        """Writes a temporary record. Raises `NotARecord`."""
+        """Writes the fields of a temporary record. Raises `NotARecord` if a value cannot be
+        stored.
+        """
         _checked(Operation("put", *key, fields=fields))
         self.records.put_temporary(key, fields)
 
 
 def _checked(op: Operation) -> Operation:
-    """Returns the operation as the server will return it. Raises `NotARecord`."""
+    """Returns the operation after a round trip through JSON, in the form in which the server
+    returns it later.
+
+    Raises `NotARecord` if the operation is over a limit or has a value that JSON cannot
+    express.
+    """
     try:
         check_operation(op, LIMITS)
         return msgspec.json.decode(msgspec.json.encode(op), type=Operation)

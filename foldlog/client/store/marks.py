@@ -1,7 +1,7 @@
-"""Marks: hashes of the server's log at earlier cursors.
+"""Stores marks: hashes of the server's log at the earlier cursors of this replica.
 
-A server that was restored from a backup has a shorter log. The last mark that both share tells
-where the two histories part.
+A server that was restored from a backup has lost its last events. The last mark that its log still
+has shows which events this replica and the server have in common.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MARKS_DENSE = 100
 
 
 class Marks:
-    """The marks that this replica has seen, by seq."""
+    """Reads and writes the marks that this replica has received, by their seq."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -29,7 +29,7 @@ class Marks:
         return None if row is None else str(row[0])
 
     def all(self) -> list[tuple[int, str]]:
-        """Returns (seq, mark) of each mark, oldest first."""
+        """Returns the seq and the mark of each stored mark, ordered by seq."""
         return self._database.connection.execute(
             "SELECT seq, mark FROM marks ORDER BY seq"
         ).fetchall()
@@ -39,7 +39,11 @@ class Marks:
             db.execute("DELETE FROM marks WHERE seq > ?", (seq,))
 
     def thin_out(self) -> None:
-        """Deletes old marks: one stays for each distance between 2^k and 2^(k+1) events."""
+        """Deletes most of the older marks, so that their number stays small.
+
+        The newest 100 marks stay. Of the older ones, one mark stays for each range of 2^k
+        to 2^(k+1) events before the newest mark.
+        """
         with self._database.transaction() as db:
             seqs = [seq for (seq,) in db.execute("SELECT seq FROM marks ORDER BY seq").fetchall()]
             if len(seqs) <= 2 * MARKS_DENSE:

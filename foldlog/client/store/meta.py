@@ -1,4 +1,6 @@
-"""The named values of a replica: device, cursor, counters and traffic."""
+"""Stores the named values of a replica, for example the device id, the cursor and the traffic
+counts.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from .database import Database
 
 
 class Meta:
-    """Reads and writes the named values. They are stored as JSON, which keeps their types."""
+    """Reads and writes named values. They are stored as JSON, which keeps their types."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -22,7 +24,7 @@ class Meta:
         return default if row is None else msgspec.json.decode(row[0])
 
     def set(self, **values: Any) -> None:
-        """Writes values. `None` removes a value."""
+        """Writes each argument as a named value. The value `None` deletes the name."""
         with self._database.transaction() as db:
             for name, value in values.items():
                 if value is None:
@@ -35,7 +37,9 @@ class Meta:
                     )
 
     def add(self, **amounts: int) -> None:
-        """Adds to values that are numbers. A missing value counts as 0."""
+        """Adds each argument to the stored number of that name. A missing number counts as
+        0.
+        """
         self.set(**{name: self.get(name, 0) + amount for name, amount in amounts.items()})
 
     @property
@@ -44,15 +48,15 @@ class Meta:
 
     @property
     def own_devices(self) -> frozenset[str]:
-        """The ids of this device: the current one, and those before it was restored."""
+        """The current device id of this replica, and all of its earlier device ids."""
         return frozenset([self.device, *self.get("earlier_devices", [])])
 
     @property
     def after(self) -> int:
-        """The cursor: the seq of the last event that this replica has applied."""
+        """The cursor: the seq of the last event that this replica has applied, or 0."""
         return int(self.get("after", 0))
 
     @property
     def mark(self) -> str:
-        """The server's mark of the log at the cursor."""
+        """The server's mark (hash of the log) at the cursor; empty before the first sync."""
         return str(self.get("mark", ""))

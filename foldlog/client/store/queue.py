@@ -1,4 +1,4 @@
-"""The queue: changesets of this device that the cursor has not passed yet."""
+"""Stores the queue: this device's changesets whose events the device has not pulled yet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _SEQ_OFFSET = 2**52
 
 
 class Queued(msgspec.Struct):
-    """A changeset of the queue. `made_at` is in ms since 1970, by the clock of this device."""
+    """A changeset in the queue. `base` is the cursor when the changeset was made. `made_at` is
+    in ms since 1970, by the clock of this device.
+    """
 
     position: int
     id: str
@@ -43,7 +45,9 @@ class Queued(msgspec.Struct):
     why: dict[str, str] | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """Returns the changeset as it is sent (docs/reference/protocol.md)."""
+        """Returns the changeset as the JSON object that is sent to the server
+        (docs/reference/protocol.md).
+        """
         changeset: dict[str, Any] = {
             "id": self.id,
             "base": self.base,
@@ -57,7 +61,12 @@ class Queued(msgspec.Struct):
         return changeset
 
     def as_event(self, device: str, time: int) -> Event:
-        """Returns the event that the server would make of it if the changeset arrived now."""
+        """Returns the event that the server would make of this changeset if the changeset
+        arrived now.
+
+        `device` is the device id, and `time` is the time of the changeset by the server's
+        clock, in ms.
+        """
         return Event(
             seq=_SEQ_OFFSET + self.position,
             kind="changeset",
@@ -88,17 +97,17 @@ def queued_from(row: Sequence[Any]) -> Queued:
 
 
 class Queue:
-    """The queued changesets, in the order in which they were made."""
+    """Reads and writes the queued changesets, in the order in which they were made."""
 
     def __init__(self, database: Database, meta: Meta):
         self._database = database
         self._meta = meta
 
     def begin(self, id: str, base: int, made_at: int, guard: str | None) -> Queued:
-        """Returns a changeset without operations, which `append` adds to the queue.
+        """Returns a new, empty changeset. `append` later adds the changeset to the queue.
 
-        Both calls must be in one transaction, because the position and the counter are not
-        reserved before.
+        Call both methods in the same transaction: `begin` only reads the next position and
+        counter, and `append` saves them.
         """
         (last,) = self._database.connection.execute(
             "SELECT coalesce(max(position), 0) FROM queue"
@@ -107,13 +116,15 @@ class Queue:
         return Queued(last + 1, id, counter, base, made_at, guard, [], "waiting")
 
     def append(self, queued: Queued) -> None:
-        """Adds a changeset at the end of the queue, with all its operations."""
+        """Adds a changeset with its operations to the end of the queue."""
         with self._database.transaction() as db:
             self._meta.set(counter=queued.counter)
             self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
-        """Puts changesets that the server has lost before all others, in their order."""
+        """Inserts changesets that the server has lost at the front of the queue, in the
+        given order.
+        """
         with self._database.transaction() as db:
             (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
             for position, queued in enumerate(changesets, first - len(changesets)):
@@ -141,7 +152,9 @@ class Queue:
         )
 
     def select(self, *states: State, limit: int = -1) -> list[Queued]:
-        """Returns the changesets in any of the states, oldest first. -1 means no limit."""
+        """Returns the changesets that have one of the given states, oldest first. `limit`
+        -1 means all.
+        """
         marks = ", ".join("?" * len(states))
         rows = self._database.connection.execute(
             f"SELECT {_COLUMNS} FROM queue WHERE state IN ({marks}) ORDER BY position LIMIT ?",
@@ -161,7 +174,9 @@ class Queue:
         return None if row is None else queued_from(row)
 
     def touching(self, key: Key) -> list[Queued]:
-        """Returns the waiting and stored changesets that change a record, oldest first."""
+        """Returns the waiting and stored changesets with an operation on the record `key`,
+        oldest first.
+        """
         columns = ", ".join(f"q.{name.strip()}" for name in _COLUMNS.split(","))
         rows = self._database.connection.execute(
             f"SELECT {columns} FROM queue_records r JOIN queue q USING (position) "
@@ -181,7 +196,9 @@ class Queue:
             )
 
     def set_ops(self, queued: Queued) -> None:
-        """Writes the operations of a changeset, which must be on the same records as before."""
+        """Replaces the operations of a changeset. They must be on the same records as
+        before.
+        """
         with self._database.transaction() as db:
             ops = msgspec.json.encode(queued.ops).decode()
             db.execute("UPDATE queue SET ops = ? WHERE id = ?", (ops, queued.id))
@@ -191,9 +208,10 @@ class Queue:
             db.execute("DELETE FROM queue WHERE id = ?", (id,))
 
     def renumber(self, first: int, *, skip: int = 0) -> None:
-        """Gives the waiting changesets the counters `first`, `first + 1` ..., in order.
+        """Gives the waiting changesets new counters: `first`, `first + 1`, and so on,
+        oldest first.
 
-        The first `skip` of them keep their counters.
+        The first `skip` waiting changesets keep their counters.
         """
         with self._database.transaction() as db:
             waiting = db.execute(
@@ -208,6 +226,8 @@ class Queue:
             self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
-        """Limits the base of each changeset to `seq`, because the server has lost later events."""
+        """Lowers the base of each changeset to `seq` if it is higher, because the server
+        has lost later events.
+        """
         with self._database.transaction() as db:
             db.execute("UPDATE queue SET base = min(base, ?)", (seq,))

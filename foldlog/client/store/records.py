@@ -1,4 +1,4 @@
-"""Reading shown records, and writing temporary ones."""
+"""Reads the records that an app sees, and writes temporary records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
-    """Returns the fields of a record after a `put` or an `add`."""
+    """Returns the fields that a record has after a `put` or an `add` operation."""
     fields = dict(record.fields)
     for name, value in (op.fields or {}).items():
         if op.op == "add" and is_number(old := fields.get(name, 0)):
@@ -41,13 +41,15 @@ def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
 
 
 class Records:
-    """The shown records of a replica."""
+    """Reads the records that an app sees: the confirmed values with the queued changes applied."""
 
     def __init__(self, database: Database):
         self._database = database
 
     def find(self, key: Key) -> Record | None:
-        """Returns a record or its tombstone, or `None`."""
+        """Returns a record, or its tombstone if it was deleted. Returns `None` if the
+        record is missing.
+        """
         if not is_record_id(key[1]):
             return None
         row = self._database.connection.execute(
@@ -56,7 +58,7 @@ class Records:
         return None if row is None else _record(row)
 
     def count(self, collection: str) -> int:
-        """Counts the live records of a collection."""
+        """Returns the number of records in a collection, except deleted ones."""
         row = self._database.connection.execute(
             "SELECT count(*) FROM records WHERE collection = ? AND is_there AND NOT is_deleted",
             (collection,),
@@ -94,7 +96,7 @@ class Records:
         return [_record(row) for row in rows]
 
     def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
-        """Writes the fields of a temporary record, which is never sent."""
+        """Creates a temporary record, which stays on this device, or replaces its fields."""
         with self._database.transaction() as db:
             db.execute(
                 "INSERT INTO records (collection, id, fields, is_there, sync_status) "
@@ -111,6 +113,6 @@ class Records:
             )
 
     def purge_temporary(self) -> int:
-        """Deletes all temporary records, and returns how many they were."""
+        """Deletes all temporary records, and returns the number of deleted records."""
         with self._database.transaction() as db:
             return db.execute("DELETE FROM records WHERE sync_status = ?", (TEMPORARY,)).rowcount

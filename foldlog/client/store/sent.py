@@ -1,4 +1,7 @@
-"""Recently acknowledged changesets, for a server that loses them by a restore."""
+"""Stores the changesets that the server has acknowledged recently.
+
+The device sends them again if the server is restored from a backup and has lost them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _decode_ops = msgspec.json.Decoder(list[Operation]).decode
 
 
 class Sent:
-    """Changesets that were acknowledged in the last 30 days."""
+    """Reads and writes the changesets that the server acknowledged in the last 30 days."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -37,14 +40,18 @@ class Sent:
             )
 
     def ops_of(self, id: str) -> list[Operation] | None:
-        """Returns the operations of a changeset, or `None` if it is unknown."""
+        """Returns the operations of the changeset `id`, or `None` if this changeset is
+        missing here.
+        """
         row = self._database.connection.execute(
             "SELECT ops FROM sent WHERE id = ?", (id,)
         ).fetchone()
         return None if row is None else _decode_ops(row[0])
 
     def pop_after(self, seq: int) -> list[Queued]:
-        """Removes and returns the changesets after `seq`, in order. They are to be sent again."""
+        """Deletes and returns the changesets whose events come after `seq`, in order, to be
+        sent again.
+        """
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT 0, id, counter, base, made_at, guard, ops, 'waiting', NULL, NULL "

@@ -1,7 +1,8 @@
-"""The shown records: the fold of the events, with the queue on top.
+"""Computes the records that an app sees: the records confirmed by the server, with the queue
+applied to them.
 
-Both use the merge of `domain/`. The queue is folded as if it reached the server now. The server
-may decide otherwise; then its events correct the shown record.
+The queued changesets are merged as if they reached the server now, by the same rules
+(`foldlog.domain`). If the server decides otherwise, its events correct the record later.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _encode = msgspec.json.encode
 
 
 class _Shown(msgspec.Struct):
-    """One record in both forms: confirmed and shown."""
+    """Holds the two forms of one record: as confirmed by the server, and as shown to the app."""
 
     records: dict[Key, Record]  #: the shown record by its key; empty if it does not exist
     confirmed: Record | None
@@ -33,10 +34,10 @@ class _Shown(msgspec.Struct):
 
 
 class Draft(msgspec.Struct):
-    """A changeset in memory, which is queued when its block ends.
+    """A changeset that is still open. It is added to the queue when its `with` block ends.
 
-    The draft caches the shown records, because folding the earlier operations again for each new
-    one would take quadratic time.
+    `shown` caches the records of the changeset. Without the cache, each new operation would
+    fold all earlier ones again, in quadratic time.
     """
 
     queued: Queued
@@ -44,7 +45,9 @@ class Draft(msgspec.Struct):
 
 
 class View:
-    """Writes each record in two forms: confirmed by the server, and shown to the app."""
+    """Computes and writes the two forms of each record: confirmed by the server, and shown to
+    the app.
+    """
 
     def __init__(self, database: Database, meta: Meta, queue: Queue):
         self._database = database
@@ -52,9 +55,10 @@ class View:
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """Returns the confirmed records, and for each the seq that its snapshot was taken at.
+        """Returns two mappings by key: the confirmed records, and the seq of the snapshot
+        that each record came from.
 
-        The seq is 0 for a record that was folded from events alone.
+        The seq is 0 for a record that was made from events alone.
         """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
@@ -69,7 +73,9 @@ class View:
         return records, as_of
 
     def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
-        """Writes confirmed records. `as_of` is the seq of the snapshot that they come from."""
+        """Writes confirmed records. `as_of` is the seq of the snapshot that has them;
+        `None` if they were made from events.
+        """
         with self._database.transaction() as db:
             db.executemany(
                 "INSERT INTO records (collection, id, confirmed, as_of) VALUES (?, ?, ?, ?) "
@@ -79,7 +85,9 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Computes the shown records again. Returns the keys of those that changed."""
+        """Computes the records shown to the app again. Returns the keys of the records that
+        changed.
+        """
         changed = []
         with self._database.transaction() as db:
             for key in keys:
@@ -94,7 +102,9 @@ class View:
         return changed
 
     def add(self, draft: Draft, op: Operation) -> None:
-        """Adds an operation to a draft, and writes the record that it results in."""
+        """Adds an operation to an open changeset, and writes the record that results from
+        it.
+        """
         shown = draft.shown.get(op.key)
         if shown is None:
             shown = draft.shown[op.key] = self._with_queue(op.key)
@@ -107,7 +117,7 @@ class View:
             self._write(db, op.key, shown)
 
     def _with_queue(self, key: Key) -> _Shown:
-        """Folds the queue onto a confirmed record."""
+        """Returns a record with the operations of the queue applied to its confirmed form."""
         records, as_of = self.confirmed([key])
         shown = _Shown(records, records.get(key))
         for queued in self._queue.touching(key):
@@ -124,7 +134,9 @@ class View:
         return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
 
     def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
-        """Writes a shown record, and returns its fields, `is_deleted` and `is_there`."""
+        """Writes the record that is shown to the app. Returns its `fields`, `is_deleted`
+        and `is_there` columns.
+        """
         confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
         written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))
         db.execute(

@@ -1,1 +1,1 @@
-"""Syncing a local store with the service."""
+"""Syncs the local store of a replica with the service."""

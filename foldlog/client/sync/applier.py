@@ -1,7 +1,8 @@
-"""Applying an answer of the server to the local store.
+"""Applies an answer of the server to the local store.
 
-Each answer is one local transaction: verdicts, events, queue and cursor change together. A crash at
-any point therefore loses nothing and applies nothing twice.
+Each answer is applied in one local transaction, which changes the verdicts, the records, the queue
+and the cursor together. If the process crashes, either all of them are saved, or the next sync
+requests the answer again.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ RECORDS_AT_ONCE = 200
 
 
 class UnknownOwnEvent(Exception):
-    """The log has a changeset of this device that the device does not know.
+    """Raised when the log has a changeset with this device's id that is missing in the file of
+    this device.
 
-    The device was restored from an older copy, or its copy is in use elsewhere.
+    The file of the replica was restored from an older copy, or another copy of the file is in
+    use.
     """
 
 
 class Applier:
-    """Applies verdicts and pages of events to a store."""
+    """Writes the verdicts and the events of the server's answers to the local store."""
 
     def __init__(self, store: LocalStore, snapshots: SnapshotLoader):
         self._store = store
@@ -46,12 +49,14 @@ class Applier:
     def apply(
         self, answer: dict[str, Any], after: int, device: str, sent_at: int, result: SyncResult
     ) -> None:
-        """Applies the answer to a request of `device` with the cursor `after`.
+        """Applies the answer to a request that `device` sent with the cursor `after`.
 
-        `sent_at` is the time of the request in ms since 1970. The answer is ignored if another
-        process has moved the cursor meanwhile; its events will come again.
+        `sent_at` is the time of the request in ms since 1970. The counts are added to
+        `result`. The answer is ignored if the cursor or the device id was changed by
+        another process since the request; a later request gets the events again.
 
-        Raises `UnknownOwnEvent` or `HistoryDiverged`.
+        Raises `UnknownOwnEvent` if this file is an older copy, and `HistoryDiverged` if the
+        server has lost events.
         """
         store, meta = self._store, self._store.meta
         events = [msgspec.convert(event, Event) for event in answer["events"]]
@@ -88,7 +93,9 @@ class Applier:
     def apply_verdicts(
         self, verdicts: list[dict[str, Any]], sent_at: int, result: SyncResult
     ) -> set[Key]:
-        """Writes the verdict of each changeset. Returns the keys of the affected records."""
+        """Saves each verdict in the queue. Returns the keys of the records of these
+        changesets.
+        """
         keys: set[Key] = set()
         with self._store.database.transaction():
             for verdict in verdicts:
@@ -115,22 +122,23 @@ class Applier:
         return {op.key for op in queued.ops}
 
     def _acknowledge(self, queued: Queued, seq: int) -> None:
-        """Moves a changeset from the queue to the sent ones."""
+        """Moves a changeset from the queue to `sent`, which keeps it for 30 days."""
         self._store.sent.add(queued, seq, self._server_ms())
         self._store.queue.remove(queued.id)
 
     def _server_ms(self) -> int:
-        """Returns the server's last known time in ms since 1970.
+        """Returns the last time that the server has reported, in ms since 1970.
 
-        The clock of this device may jump, and must not make `sent` forget changesets.
+        This time decides which sent changesets are old enough to be deleted. The clock of
+        the device is used only before the first report, because that clock may jump.
         """
         return int(self._store.meta.get("server_ms") or self._store.now_ms())
 
     def _note_skipped(self, events: list[Event], after: int) -> bool:
-        """Remembers events that an operator has skipped.
+        """Saves the seqs of events that an operator has skipped, if `events` name any.
 
-        Returns whether this device has folded a skipped event before. Its records are wrong then,
-        and a snapshot replaces them. Skips that are known already count as handled.
+        Returns `True` if this device has already applied one of the newly skipped events.
+        Its records are wrong then, and must be replaced by a snapshot.
         """
         skips = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
         known: list[list[int]] = self._store.meta.get("skipped", []) if skips else []
@@ -140,9 +148,10 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Queues a stored changeset again if the log has another event at its seq.
+        """Queues a stored changeset again if the answer shows that the log lacks it.
 
-        A restored server has lost the changeset, and the mark of an old cursor still fits.
+        This happens when the server was restored from a backup and has lost the changeset,
+        but still has all events up to the cursor of this device.
         """
         queue = self._store.queue
         lost = [
@@ -156,7 +165,11 @@ class Applier:
             queue.renumber(lost[0].counter or 1)
 
     def _fold(self, events: list[Event], device: str, result: SyncResult) -> set[Key]:
-        """Folds a page into the confirmed records, and acknowledges own changesets."""
+        """Applies a page of events to the confirmed records, and acknowledges this device's
+        changesets.
+
+        Returns the keys of the records that the events touch.
+        """
         view, touched = self._store.view, set[Key]()
         for event in events:
             # First of all, because own operations that are restored below may be erased by it.
@@ -183,10 +196,12 @@ class Applier:
         return touched
 
     def _complete_own(self, event: Event, device: str, result: SyncResult) -> set[Key]:
-        """Acknowledges the changeset of an event, and gives the event its operations.
+        """Acknowledges the queued changeset of an event, and adds the operations that the
+        event lacks.
 
-        The server sends events of this device without operations. Returns the keys of records that
-        change in addition to those of the event. Raises `UnknownOwnEvent`.
+        The server sends events of this device without their operations, because the device
+        has them. Returns the keys of records that change in addition to the records of the
+        event. Raises `UnknownOwnEvent` if the operations are missing on this device.
         """
         queue = self._store.queue
         queued = queue.find(event.id)
@@ -210,7 +225,12 @@ class Applier:
         return set()
 
     def _own_operations(self, event: Event, queued: Queued | None) -> list[Operation]:
-        """Finds the operations of an own event in the queue or in the sent changesets."""
+        """Returns the operations of an event of this device, from the queue or from the
+        sent changesets.
+
+        Raises `UnknownOwnEvent` if the changeset is in none of them, or if the server has
+        lost an erasure.
+        """
         ops = self._store.sent.ops_of(event.id) if queued is None else queued.ops
         if ops is None and event.verdict == "stored":
             raise UnknownOwnEvent
@@ -226,7 +246,7 @@ class Applier:
         return own
 
     def _add_conflict(self, conflict: Conflict, result: SyncResult) -> None:
-        """Stores a conflict if this device wrote one of its two values."""
+        """Saves a conflict if this device wrote one of its two values."""
         devices = {conflict.lost.device, conflict.won.device}
         if not self._store.meta.own_devices.isdisjoint(devices):
             result.conflicts.append(conflict)
@@ -234,7 +254,11 @@ class Applier:
 
 
 def _parts(events: list[Event]) -> Iterator[tuple[list[Event], set[Key]]]:
-    """Splits events into parts with the keys of their records, because memory is limited."""
+    """Splits events into parts that touch at most 200 records, and yields each part with the
+    keys of its records.
+
+    The parts limit the memory that folding needs. A single event with more records is one part.
+    """
     part: list[Event] = []
     keys: set[Key] = set()
     for event in events:

@@ -1,8 +1,9 @@
-"""Syncing in the background, in a thread of its own.
+"""Syncs a replica in a background thread.
 
-The thread syncs after a local change, applies the pages of the live channel, and polls when there
-is no channel: often after activity, and less often when idle. Failures make the waits longer. The
-thread respects the waits that the server asks for.
+The thread syncs after each local change, and applies the pages of the live channel. While the live
+channel is closed, the thread polls: each second after activity, and less often when idle. Each
+failure in a row doubles the wait before the next try. The thread also waits as long as the server
+asks for.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ RECONNECT_GRACE_SECONDS = 5.0
 
 
 class BackgroundSync:
-    """Calls `sync` when it is due. Without `live` it only polls.
+    """Runs a thread that calls `sync` whenever a sync is due. If `live` is `None`, the thread
+    only polls.
 
-    `sync` may raise `FileLockTaken`. `woken` is set to end a wait early, and `now` is a monotonic
-    clock in seconds.
+    `sync` may raise `FileLockTaken`, if another process is syncing. `backoff_seconds` returns
+    the wait that the server's last answer asked for. Setting `woken` ends a wait early. `now`
+    is a monotonic clock in seconds.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class BackgroundSync:
 
     @property
     def next_try_seconds(self) -> float | None:
-        """Seconds until the next sync; `None` during a sync, or when the thread is stopped."""
+        """The number of seconds until the next sync; `None` during a sync, or if the thread
+        is stopped.
+        """
         due_at = self._due_at
         return None if due_at is None else max(0.0, due_at - self._now())
 
@@ -76,7 +81,7 @@ class BackgroundSync:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stops the thread, and waits until a running sync has ended."""
+        """Stops the thread, and waits until its running sync has ended."""
         if self._thread is not None:
             self._stopping.set()
             self._woken.set()
@@ -87,7 +92,9 @@ class BackgroundSync:
             self._poll_at = None
 
     def wake(self) -> None:
-        """Requests a sync after a local change. After a failure, the next retry does it."""
+        """Requests a sync after a local change. After a failed sync, the next scheduled
+        retry sends the change instead.
+        """
         if not self._schedule.is_failing:
             self._is_requested = True
             self._woken.set()
@@ -100,7 +107,7 @@ class BackgroundSync:
             self._wait_until_due(self._now() + wait)
 
     def _try(self) -> float:
-        """Syncs, and returns the wait until the next sync."""
+        """Syncs once, and returns the number of seconds to wait until the next sync."""
         try:
             result = self._sync()
         except FileLockTaken:
@@ -130,7 +137,11 @@ class BackgroundSync:
         return self._poll_at
 
     def _wait_until_due(self, poll_at: float) -> None:
-        """Applies the pages of the live channel, and returns when a sync is due."""
+        """Waits until a sync is due, and applies the pages of the live channel meanwhile.
+
+        A sync is due at the time `poll_at`, after a local change, or if applying a page
+        failed. While the live channel is open, the wait can be longer than until `poll_at`.
+        """
         self._poll_at = poll_at
         was_live = self.is_live
         while not self._stopping.is_set():
@@ -153,7 +164,11 @@ class BackgroundSync:
                 return
 
     def _poll_after_stream(self) -> float:
-        """Returns when to poll unless a new stream opens before. Safety polls still happen."""
+        """Returns the time of the next poll after a stream of the live channel has ended.
+
+        If a new stream will open, the poll waits about 5 seconds for it; otherwise the poll
+        is due now.
+        """
         if self._live is None or not self._live.will_reconnect:
             return self._now()
         grace = self._schedule.jittered(RECONNECT_GRACE_SECONDS)
@@ -161,6 +176,8 @@ class BackgroundSync:
 
     @property
     def _next_step_at(self) -> float:
-        """The time of the next sync, or of the next step of the live channel."""
+        """The time at which the thread must wake up: for the next sync or the next step of
+        the live channel.
+        """
         times = [self._due_at, self._live.next_at if self._live is not None else None]
         return min(at for at in times if at is not None)

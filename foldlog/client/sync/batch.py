@@ -1,4 +1,6 @@
-"""The changesets of one request, and how many they may be."""
+"""Chooses the changesets of one request, and reduces their number if the server refuses a request
+as too large.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ PUSH_MAX = 200
 
 
 class PushBatch:
-    """The first waiting changesets. A 413 (body too large) halves the batch."""
+    """Chooses the first waiting changesets of the queue as the batch of a request, at most 200.
+
+    The batch is halved when the server answers 413 (body too large), and grows again later.
+    """
 
     def __init__(self, queue: Queue):
         self._queue = queue
@@ -19,12 +24,16 @@ class PushBatch:
         return self._queue.select("waiting", limit=self._size)
 
     def halve(self) -> bool:
-        """Halves the batch. Returns `False` if the batch is a single changeset already."""
+        """Halves the size of the batch. Returns `False` if the batch has a single changeset
+        already.
+        """
         if self._size == 1:
             return False
         self._size = max(1, min(self._size, self._queue.count("waiting")) // 2)
         return True
 
     def grow(self) -> None:
-        """Doubles the batch after a successful request."""
+        """Doubles the size of the batch, up to 200 changesets. Called after a successful
+        request.
+        """
         self._size = min(PUSH_MAX, self._size * 2)

@@ -1,4 +1,6 @@
-"""File locks: only one process at a time syncs a replica, or follows the live channel for it."""
+"""File locks, which make sure that only one process at a time syncs a replica or reads its live
+channel.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ from typing import IO
 
 
 class FileLockTaken(Exception):
-    """Another process or thread holds the lock."""
+    """Raised when another process or thread holds the file lock."""
 
 
 @contextmanager
 def file_lock(path: Path, purpose: str = "sync") -> Iterator[None]:
-    """Holds the lock of the replica at `path` for one purpose, without waiting for it.
+    """Holds a file lock of the replica at `path` while the `with` block runs.
 
-    The operating system releases the lock if the process dies. Raises `FileLockTaken`.
+    Each `purpose` ("sync" or "live") has its own lock. The operating system releases the lock
+    if the process dies. Raises `FileLockTaken` at once if the lock is taken.
     """
     with path.with_name(f"{path.name}-{purpose}").open("ab") as file:
         _lock(file)

@@ -1,7 +1,8 @@
-"""Healing: a device repairs its local state after the server has refused a request.
+"""Repairs the local store of a device after the server has refused a request.
 
-Causes are restored or cloned devices, restored servers, and changesets that the server cannot
-store. Each repair changes the local store, so that the next request gets further.
+Requests are refused if the device was restored from a copy or cloned, if the server was restored
+from a backup, or if the server can never store a changeset. After the repair, the sync sends a new
+request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from .snapshots import SnapshotLoader
 
 
 class Healer:
-    """Repairs the local store. `batch` is the batch of the refused request."""
+    """Repairs the local store after a refused request. `batch` chose the changesets of that
+    request.
+    """
 
     def __init__(
         self, store: LocalStore, server: Server, snapshots: SnapshotLoader, batch: PushBatch
@@ -31,7 +34,12 @@ class Healer:
         self._batch = batch
 
     def heal(self, exc: ServerProblem, result: SyncResult) -> bool:
-        """Repairs the cause of a problem. Returns `False` if only waiting can help."""
+        """Repairs the cause of a problem that the server reported, so that the request can
+        be repeated.
+
+        Returns `False` if the device has no repair for this problem. The repair is noted in
+        `result`.
+        """
         index = exc.document.get("index")
         match exc.problem:
             case "limit-exceeded" if exc.status == 413:
@@ -53,7 +61,11 @@ class Healer:
         return True
 
     def _reject(self, index: int, exc: ServerProblem, result: SyncResult) -> bool:
-        """Marks a changeset as rejected, because the server can never store it."""
+        """Marks the changeset number `index` of the batch as rejected, because the server
+        can never store it.
+
+        Returns `False` if the batch has fewer changesets.
+        """
         batch = self._batch.select()
         if index >= len(batch):
             return False
@@ -72,7 +84,11 @@ class Healer:
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:
-        """Renumbers the queue from the counter that the server expects."""
+        """Gives the waiting changesets new counters, beginning with the counter that the
+        server expects.
+
+        Returns `False` if the problem document lacks this counter.
+        """
         index, expected = exc.document.get("index", 0), exc.document.get("expected")
         if not isinstance(expected, int) or index >= len(self._batch.select()):
             return False
@@ -81,9 +97,11 @@ class Healer:
         return True
 
     def change_device(self, reason: str, result: SyncResult) -> None:
-        """Takes a new device id, because the old one is in use by another copy of the replica.
+        """Gives the replica a new device id, because another copy of the replica uses the
+        old one.
 
-        Queued changesets keep their ids.
+        The changesets in the queue keep their ids and get new counters. `reason` is added
+        to `result.healed`.
         """
         store = self._store
         with store.database.transaction():
@@ -97,9 +115,11 @@ class Healer:
         result.healed.append(reason)
 
     def rewind(self, reason: str, result: SyncResult) -> None:
-        """Returns to the last mark that the server shares, because it has lost later events.
+        """Moves the cursor back to the last mark that the server's log still has, after the
+        server lost events.
 
-        Queues the lost changesets of this device again, and begins to load a snapshot.
+        Changesets of this device that the server has lost are queued again. Then a snapshot
+        replaces the records. `reason` is added to `result.healed`.
         """
         shared, mark = self._last_shared_mark()
         store, queue = self._store, self._store.queue
@@ -120,7 +140,12 @@ class Healer:
         result.healed.append(reason)
 
     def _last_shared_mark(self) -> tuple[int, str]:
-        """Finds the last (seq, mark) that the server's log shares, by binary search."""
+        """Returns the seq and the mark of the last stored mark that the server's log has
+        too.
+
+        Asks the server in a binary search. Returns seq 0 and an empty mark if the server's
+        log has other marks at all of these seqs.
+        """
         marks = self._store.marks.all()
         low, high = 0, len(marks)
         while low < high:
@@ -132,7 +157,9 @@ class Healer:
         return marks[low - 1] if low else (0, "")
 
     def _recreate_space(self) -> None:
-        """Creates the space on a server that has lost it. An empty sync creates a space."""
+        """Sends an empty sync request, which creates the space on a server that has lost
+        the space.
+        """
         device, sent_at = self._store.meta.device, format_time(self._store.now_ms())
         self._server.sync({"device": device, "sent_at": sent_at, "after": 0, "mark": ""})
 

@@ -1,8 +1,8 @@
-"""The live channel: one stream after another, as long as the service offers it.
+"""Follows the live channel of the service, which sends new events as soon as they are stored.
 
-Each stream has a reader thread, which reads one page ahead and leaves the local store alone. The
-thread that syncs calls `LiveChannel.step`, which applies the pages. So one thread writes to the
-store, and a stream that hangs blocks only its reader.
+When a stream ends, the next one is opened. A reader thread reads each stream, one page ahead. The
+thread that syncs calls `LiveChannel.step`, which applies the pages to the local store. Therefore a
+stream that hangs blocks only its reader thread, and only one thread writes to the store.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ STATUSES_WITHOUT_CHANNEL = (404, 405, 406, 410, 501)
 class LiveChannel:
     """Follows the live channel of a service for the replica at `path`.
 
-    `connect` makes a stream from the cursor, and `apply_page` applies a page of it. All methods but
-    `is_live` are called by the thread that syncs. `woken` is set when `step` has something to do.
-    `now` is a monotonic clock in seconds.
+    `connect` returns a stream that begins at the cursor, and `apply_page` applies one page of
+    the stream. The thread that syncs calls all methods; any thread may read `is_live`. The
+    channel sets `woken` when `step` should be called. `now` is a monotonic clock in seconds.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LiveChannel:
 
     @property
     def is_live(self) -> bool:
-        """Whether a stream is open and has sent something.
+        """Whether a stream is open and has sent at least one page or heartbeat.
 
         A stream that has ended counts as open until `step` has handled its end.
         """
@@ -73,7 +73,9 @@ class LiveChannel:
 
     @property
     def next_at(self) -> float | None:
-        """The time of the next step; `None` if `woken` will announce it."""
+        """The time at which `step` is to be called; `None` if `woken` will be set at the
+        right time.
+        """
         reader = self._reader
         if reader is not None:
             return self._next_at if reader.has_page or reader.is_over else None
@@ -81,9 +83,10 @@ class LiveChannel:
         return None if at is None else max(at, self._next_at)
 
     def step(self) -> bool:
-        """Does what is due: applies a page, handles the end of a stream, or opens a new one.
+        """Applies the next page, handles the end of a stream, or opens a new stream, if one
+        of them is due.
 
-        Returns `True` if a sync is needed.
+        Returns `True` if a sync is needed, for example because applying a page failed.
         """
         next_at = self.next_at
         if next_at is None or self._now() < next_at:
@@ -94,7 +97,7 @@ class LiveChannel:
         return self._apply(reader) if reader.has_page else self._handle_end(reader)
 
     def close(self) -> None:
-        """Closes the stream at once, also a silent one."""
+        """Closes the open stream at once, even if its reader thread is waiting for data."""
         if self._reader is not None:
             self._close_reader(self._reader)
         self._next_at = 0.0
@@ -150,7 +153,9 @@ class LiveChannel:
         return False
 
     def _retry_later(self, error: Exception | None) -> bool:
-        """Sets the time of the next stream. Returns `True` if a sync can heal the error."""
+        """Sets the time of the next stream after an error. Returns `True` if a sync can
+        repair the cause of the error.
+        """
         wait = self._schedule.after_failure(error)
         needs_sync = False
         if isinstance(error, FileLockTaken):
@@ -166,7 +171,7 @@ class LiveChannel:
 
 
 class _Reader:
-    """Reads one stream in its own thread, and hands over one page at a time."""
+    """Reads one stream in its own thread, and offers one page at a time to `LiveChannel.step`."""
 
     def __init__(self, stream: Stream, path: Path, woken: Event, now: Callable[[], float]):
         self.stream = stream
@@ -198,7 +203,7 @@ class _Reader:
         return self._page
 
     def release(self) -> None:
-        """Drops the current page, so that the thread continues with the next one."""
+        """Drops the current page, and lets the reader thread continue with the next one."""
         with self._page_taken:
             self._page = None
             self._page_taken.notify()
@@ -227,7 +232,10 @@ class _Reader:
             self._woken.set()
 
     def _hand_over(self, page: Page | None) -> None:
-        """Offers a page to `step`, and waits until it is released. `None` is a heartbeat."""
+        """Offers a page to `LiveChannel.step`, and waits until `release` is called.
+
+        `page` is `None` for a heartbeat, which only shows that the stream is open.
+        """
         if self._live_since is None:
             self._live_since = self._now()
             self.is_live = True

@@ -1,4 +1,4 @@
-"""The results of a sync, and of a page of the live channel."""
+"""Defines the result of a sync, and the result of applying a page of the live channel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from foldlog.domain.merge import Conflict, Key
 
 
 class SyncResult(msgspec.Struct):
-    """The result of one sync. `Replica.sync` returns it.
+    """Counts and lists what one sync has done. `Replica.sync` returns this object.
 
     Attributes:
         pushed: The number of changesets sent.
         pulled: The number of events received.
-        changed: (collection, id) of each record whose shown values changed.
+        changed: (collection, id) of each record whose values, as the app reads them, changed.
         refused: The ids of changesets that were refused or rejected.
         conflicts: The conflicts in which this device wrote one of the values.
-        healed: Codes of the faults that the device has repaired, such as "log-behind".
+        healed: Codes of the problems that the device has repaired, such as "log-behind".
     """
 
     pushed: int = 0
@@ -30,7 +30,7 @@ class SyncResult(msgspec.Struct):
 
 
 class PageResult(Enum):
-    """The result of applying a page of the live channel."""
+    """Tells whether a page of the live channel was applied, or why it was left out."""
 
     APPLIED = "the page began at the cursor, and was applied"
     DUPLICATE = "the cursor had passed the page"

@@ -1,4 +1,4 @@
-"""Running syncs for a replica: under the file lock, with callbacks and traffic counts."""
+"""Runs the syncs of a replica: takes the file lock, calls the callbacks, and counts the traffic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .synchroniser import Synchroniser
 
 
 class SyncRunner:
-    """Runs syncs of one store, and calls the callbacks after each."""
+    """Runs syncs of one local store, and calls the app's callbacks after each sync."""
 
     def __init__(self, store: LocalStore, server: Server | None, callbacks: Callbacks):
         self._store = store
@@ -29,13 +29,19 @@ class SyncRunner:
         self._saved = Traffic()  # traffic of the live channel that is in the file already
 
     def require_server(self) -> Server:
-        """Raises `ClientError` for a replica without a server."""
+        """Returns the server. Raises `ClientError` if the replica was opened without a
+        server.
+        """
         if self.server is None:
             raise ClientError("this replica was opened without a server")
         return self.server
 
     def run(self) -> SyncResult:
-        """Syncs. Raises `FileLockTaken`, `ServerProblem` or `Unreachable`."""
+        """Runs one sync and returns its result.
+
+        Raises `FileLockTaken` if another process is syncing this file, `ServerProblem` or
+        `Unreachable` if a request failed, and `ClientError` without a server.
+        """
         server = self.require_server()
         with file_lock(self._store.database.path):
             return self._run(server)
@@ -60,12 +66,15 @@ class SyncRunner:
             self._notify(synchroniser.result)
 
     def connect(self) -> Stream:
-        """Returns a stream of the live channel from the cursor on."""
+        """Returns a stream of the live channel that begins at the cursor of this replica."""
         meta = self._store.meta
         return self.require_server().follow(meta.device, meta.after, meta.mark)
 
     def apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel. Raises `FileLockTaken`."""
+        """Applies a page of the live channel, and calls the callbacks for its changes.
+
+        Raises `FileLockTaken` if another process is syncing this file.
+        """
         with file_lock(self._store.database.path):
             synchroniser = Synchroniser(self._store, self.require_server())
             try:
@@ -79,7 +88,9 @@ class SyncRunner:
 
     @property
     def traffic(self) -> dict[str, int]:
-        """All requests and body bytes of this replica, by name (see `Traffic`)."""
+        """The numbers of requests and body bytes since the replica was created, by the
+        names in `Traffic`.
+        """
         unsaved = self.server.streamed.since(self._saved) if self.server is not None else {}
         return {
             name: self._store.meta.get(name, 0) + unsaved.get(name, 0)
@@ -87,9 +98,10 @@ class SyncRunner:
         }
 
     def save_stream_traffic(self) -> None:
-        """Writes the traffic of the live channel to the file.
+        """Writes the traffic counts of the live channel to the file.
 
-        This happens after a sync and at the end, because each write costs a flush of the disk.
+        Called only after a sync and when syncing stops, because each write waits for the
+        disk.
         """
         if self.server is not None:
             streamed = msgspec.structs.replace(self.server.streamed)

@@ -1,6 +1,6 @@
-"""The waits between syncs, and after failures. All waits are in seconds.
+"""Computes how long to wait between syncs and after failures, in seconds.
 
-All waits have a random jitter, so that many devices spread their requests.
+Each wait is changed by a random amount, so that the requests of many devices are spread over time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ JITTER = 0.2
 
 
 class Schedule:
-    """Computes the next wait: short after activity, longer when idle, doubled by each failure."""
+    """Computes the wait before the next sync.
+
+    The wait is short after activity, grows while the replica is idle, and doubles with each
+    failure in a row.
+    """
 
     def __init__(self, rng: random.Random | None = None):
         self._rng = rng or random.Random()  # noqa: S311
@@ -37,7 +41,11 @@ class Schedule:
         return max(self.jittered(self._poll_seconds), backoff_seconds)
 
     def after_failure(self, exc: Exception | None = None) -> float:
-        """Returns the wait after a failure, at least the server's `Retry-After`."""
+        """Returns the seconds to wait after a failure: about 1 to 300, and at least the
+        server's `Retry-After`.
+
+        After a refused sign-in (401 or 403), the wait is about 300 seconds.
+        """
         wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
         self._failures += 1
         if isinstance(exc, ServerProblem) and exc.status in (401, 403):
@@ -50,12 +58,19 @@ class Schedule:
         return self._failures > 0
 
     def reset_failures(self) -> None:
-        """Makes the next failure count as the first."""
+        """Sets the number of failures to 0, so that the next failure gets the shortest
+        wait.
+        """
         self._failures = 0
 
     def jittered(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def spread(self, seconds: float) -> float:
-        """Returns 1 to 3 times `seconds`, for many clients that lose their stream together."""
+        """Returns a random number between `seconds` and three times `seconds`.
+
+        A client waits this long before it opens a new stream. The random wait spreads the
+        requests after a restart of the service, which ends the streams of all clients at
+        the same time.
+        """
         return seconds * self._rng.uniform(1, 3)

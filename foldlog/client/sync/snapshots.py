@@ -1,9 +1,10 @@
-"""Loading a snapshot: the current records, instead of the events that made them.
+"""Loads a snapshot: the current records of the space, instead of all events that made them.
 
-A snapshot is a stream of lines (docs/reference/protocol.md): a header with the seq at which the
-device will continue, then records. Each page of records ends with a cursor and the seq of its
-records. A page and its cursor are written in one local transaction, so an interrupted download
-resumes, also after a crash. The old records are shown until the snapshot is complete.
+The server sends a snapshot as lines (docs/reference/protocol.md). The first line is a header with
+the seq from which the device continues to pull events. The records follow in pages; each page ends
+with a cursor and the seq at which its records were read. A page and its cursor are saved in one
+local transaction, so an interrupted download resumes, even after a crash. The app reads its old
+records until the snapshot is complete.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ from foldlog.domain.snapshot import (
 
 
 class HistoryDiverged(Exception):
-    """The server's log lacks events that this device has applied."""
+    """Raised when the server's log lacks events that this device has applied, for example after
+    a restore from a backup.
+    """
 
 
 class SnapshotLoader:
-    """Loads a snapshot. `report(done, total)` is called after each page, in records."""
+    """Loads a snapshot into the local store.
+
+    After each page, `report(done, total)` is called with the number of loaded records and of
+    all records.
+    """
 
     def __init__(self, store: LocalStore, server: Server, report: Callable[[int, int], None]):
         self._store = store
@@ -45,17 +52,21 @@ class SnapshotLoader:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether a first page was loaded already."""
+        """Whether at least one page of the current snapshot was saved already."""
         return self.is_loading and self._meta.get("snapshot")["cursor"] is not None
 
     def is_shorter(self, after: int) -> bool:
-        """Tells whether the snapshot has fewer records than there are events after `after`."""
+        """Returns whether the snapshot has fewer records than the log has events after seq
+        `after`.
+        """
         with closing(self._server.snapshot(None)) as lines:
             header = _header(lines)
         return header.records < header.seq - after
 
     def begin(self) -> None:
-        """Marks all records as stale. `load` then loads the snapshot."""
+        """Marks all records as stale, and saves that a snapshot must be loaded. `load` then
+        loads it.
+        """
         with self._database.transaction() as db:
             db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
             self._meta.set(
@@ -63,9 +74,11 @@ class SnapshotLoader:
             )
 
     def load(self) -> list[Key]:
-        """Loads the rest of the snapshot. Returns the keys of the records that changed.
+        """Loads the pages of the snapshot that are still missing. Returns the keys of the
+        records that changed.
 
-        Raises `Unreachable` if the download breaks, and `HistoryDiverged`.
+        Raises `Unreachable` if the download breaks, and `HistoryDiverged` if the server has
+        lost events that this device has applied.
         """
         state = self._meta.get("snapshot")
         with closing(self._server.snapshot(state["cursor"])) as lines:
@@ -101,9 +114,11 @@ class SnapshotLoader:
         return changed
 
     def _check_history(self) -> None:
-        """Raises `HistoryDiverged` if the server has lost events before the cursor.
+        """Raises `HistoryDiverged` if the server has lost events that this device has
+        applied.
 
-        The snapshot replaces the cursor, so later requests cannot tell.
+        This must be checked before the snapshot replaces the cursor, because the old cursor
+        is needed for the check.
         """
         after = self._meta.after
         if after and not self._server.has_mark(after, self._meta.mark):
@@ -111,12 +126,19 @@ class SnapshotLoader:
 
     @property
     def ahead(self) -> dict[str, Any] | None:
-        """Seq and mark of the newest page, until the cursor reaches them."""
+        """The seq and the mark of the newest page of the snapshot; `None` after the cursor
+        has reached this seq.
+        """
         ahead: dict[str, Any] | None = self._meta.get("ahead")
         return ahead
 
     def check_ahead(self, answer: dict[str, Any]) -> None:
-        """Raises `HistoryDiverged` if the log differs from that of the newest page."""
+        """Checks an answer to a pull against the seq and the mark of the newest page of the
+        snapshot.
+
+        Raises `HistoryDiverged` if the server's log is shorter, or has another mark at that
+        seq.
+        """
         ahead = self.ahead
         if ahead is None:
             return
@@ -129,7 +151,12 @@ class SnapshotLoader:
     def _store_page(
         self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]
     ) -> list[Key]:
-        """Writes a page with its cursor. After the last page, completes the snapshot."""
+        """Saves the records of a page and the cursor after it. Returns the changed records
+        after the last page.
+
+        The last page is the one without a cursor, and it completes the snapshot. For other
+        pages, the list is empty.
+        """
         with self._database.transaction():
             self._store.view.confirm(page, as_of=end.at)
             state["cursor"] = end.cursor
@@ -139,7 +166,11 @@ class SnapshotLoader:
         return []
 
     def _finish(self, state: dict[str, Any]) -> list[Key]:
-        """Removes the records that the snapshot lacks, and moves the cursor to its seq."""
+        """Completes the snapshot: deletes records that it lacks, and sets the cursor to the
+        snapshot's seq.
+
+        Returns the keys of the records that changed.
+        """
         seq, queue = state["seq"], self._store.queue
         with self._database.transaction() as db:
             for collection, id, erased_seq in state.get("erased", ()):
@@ -171,7 +202,7 @@ class SnapshotLoader:
 
 
 def _header(lines: Iterator[bytes]) -> SnapshotHeader:
-    """Reads the first line of a snapshot."""
+    """Reads the first line of a snapshot. Raises `Unreachable` if the answer is empty."""
     for line in lines:
         return snapshot_header(line)
     raise Unreachable("the download of the snapshot was interrupted")

@@ -1,4 +1,4 @@
-"""One sync: requests to the server until both sides have everything."""
+"""Runs one sync: sends requests until the server has all changesets and the device all events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ SNAPSHOT_EVENTS_MIN = 2_000
 
 
 class Synchroniser:
-    """Syncs a store with a server. `report(done, total)` is called while a snapshot is loaded."""
+    """Syncs a local store with a server.
+
+    While a snapshot is loaded, `report(done, total)` is called with the number of loaded
+    records and of all records.
+    """
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class Synchroniser:
         self.result = SyncResult()  #: kept here because it also counts when `run` raises
 
     def run(self) -> SyncResult:
-        """Pushes and pulls until both sides have everything.
+        """Sends all waiting changesets and pulls all new events. Returns the result of the
+        sync.
 
-        Raises `ServerProblem` or `Unreachable`.
+        Raises `ServerProblem` or `Unreachable` if a request fails. The work done before is
+        kept then, and `result` describes it.
         """
         try:
             return self._run()
@@ -79,9 +85,11 @@ class Synchroniser:
         return result
 
     def apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel, if it is exactly what a sync would pull.
+        """Applies a page of the live channel if it has exactly the events that a pull would
+        return now.
 
-        Every other page is left to a sync, which can ask the server and heal.
+        For every other page, returns the reason. A sync must get its events then, because
+        only a sync can repair problems.
         """
         try:
             events = [msgspec.convert(event, Event) for event in page.answer["events"]]
@@ -97,9 +105,11 @@ class Synchroniser:
         return result
 
     def _check_page(self, page: Page, seqs: list[int]) -> PageResult:
-        """Makes the checks that the server makes for a sync.
+        """Checks whether a page begins at the cursor, is complete, and continues the same
+        log.
 
-        The server checked the cursor when the stream began; the store may have changed since.
+        The server makes these checks for a pull. For the live channel, it checked the
+        cursor only when the stream began, and the local store may have changed since.
         """
         meta, answer = self._store.meta, page.answer
         after, through = meta.after, answer["through"]
@@ -118,7 +128,9 @@ class Synchroniser:
         return PageResult.APPLIED if is_next and is_near else PageResult.NEEDS_SYNC
 
     def _round(self, result: SyncResult) -> bool:
-        """Makes one request and applies its answer. Returns whether there is more to do."""
+        """Sends one request and applies its answer. Returns `True` if another request is
+        needed.
+        """
         meta = self._store.meta
         after, device = meta.after, meta.device
         batch = self._batch.select()
@@ -148,7 +160,12 @@ class Synchroniser:
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
 
     def _should_load_snapshot(self, missing: int) -> bool:
-        """Tells whether a snapshot is smaller than the missing events. Asked once in a sync."""
+        """Returns `True` if a snapshot should be loaded, because it has fewer records than
+        there are `missing` events.
+
+        The server is asked for the size of the snapshot at most once in a sync, and only if
+        more than 2,000 events are missing.
+        """
         if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False
         self._may_load_snapshot = False

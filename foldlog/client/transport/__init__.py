@@ -1,1 +1,1 @@
-"""Requests to the service, over HTTP and over the live channel."""
+"""Sends requests to the service over HTTP, and reads the live channel."""

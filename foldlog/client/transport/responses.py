@@ -1,4 +1,4 @@
-"""HTTP responses that are errors: `ServerProblem` and `Unreachable`."""
+"""Turns failed HTTP requests into the errors `ServerProblem` and `Unreachable`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _decode = msgspec.json.decode
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises `Unreachable` for every error of the HTTP client."""
+    """Raises `Unreachable` instead of each error that the HTTP client raises in the `with`
+    block.
+    """
     try:
         yield
     except httpx.HTTPError as exc:
@@ -23,12 +25,16 @@ def translated() -> Iterator[None]:
 
 
 def not_foldlog() -> Unreachable:
-    """Returns the error for an answer of another server, for example a sign-in portal."""
+    """Returns the error for an answer that came from another server, for example a Wi-Fi
+    sign-in page.
+    """
     return Unreachable("the answer did not come from a Foldlog server")
 
 
 def problem_of(response: httpx.Response) -> ServerProblem:
-    """Reads the problem document of an error response, whose body was read before."""
+    """Returns the error for an error response, with its problem document. The caller must have
+    read the body.
+    """
     try:
         document = _decode(response.content)
     except msgspec.DecodeError:
@@ -40,7 +46,9 @@ def problem_of(response: httpx.Response) -> ServerProblem:
 
 
 def seconds_from(text: str | None) -> float | None:
-    """Reads a header that is a number of seconds. A date counts as a missing header."""
+    """Parses a header such as `Retry-After` as a number of seconds. Returns `None` for a
+    missing header or a date.
+    """
     try:
         return max(0.0, float(text)) if text else None
     except ValueError:

@@ -1,4 +1,6 @@
-"""The server as the client sees it: an interface, and its implementation over HTTP."""
+"""Defines the interface through which a replica talks to a server, and its implementation over
+HTTP.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ _encode = msgspec.json.encode
 
 
 class Server(ABC):
-    """One space of a service. Each call raises `ServerProblem`, or `Unreachable` without an answer.
+    """The interface to one space of a Foldlog service.
 
-    Apps may pass their own implementation to `foldlog.open`, for example for another transport.
+    The methods raise `ServerProblem` if the server answers with an error, and `Unreachable` if
+    there is no answer. An app may pass its own implementation to `foldlog.open`, for example to
+    use another transport than HTTP.
     """
 
     def __init__(self) -> None:
@@ -38,26 +42,35 @@ class Server(ABC):
 
     @abstractmethod
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Pushes and pulls (`POST .../sync`). Events in the answer are plain JSON objects."""
+        """Sends changesets and returns new events, in one request (`POST .../sync`).
+
+        `body` and the answer are described in docs/reference/protocol.md. The events in the
+        answer are JSON objects.
+        """
 
     @abstractmethod
     def has_mark(self, after: int, mark: str) -> bool:
-        """Tells whether the server's log has this mark at the seq `after`."""
+        """Returns whether the server's log has the mark `mark` at the seq `after`."""
 
     @abstractmethod
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
-        """Yields the lines of a snapshot. Raises `Unreachable` if the download breaks."""
+        """Yields the lines of a snapshot, from the beginning or from `cursor` on.
+
+        Raises `Unreachable` if the download breaks.
+        """
 
     def follow(self, device: str, after: int, mark: str) -> Stream:
-        """Returns a stream of the live channel from this cursor on. It connects when it is read.
+        """Returns a stream of the live channel that begins after the cursor (`after`,
+        `mark`).
 
-        A server without a live channel raises `ServerProblem` with status 404.
+        The stream connects when it is read. Raises `ServerProblem` with status 404 if the
+        server has no live channel.
         """
         raise ServerProblem(404, {"code": "no-such-path", "detail": "no live channel"}, None)
 
     @abstractmethod
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections to the server."""
 
 
 #: an access token, or a function that returns the current one, because tokens may expire
@@ -65,7 +78,7 @@ Token = str | Callable[[], str] | None
 
 
 class HttpServer(Server):
-    """One space of a Foldlog service, over HTTP."""
+    """Sends the requests for one space to a Foldlog service over HTTP."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A parser of Server-Sent Events, as far as the service's stream uses them.
+"""Parses Server-Sent Events, limited to the parts of the format that the service uses.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -9,16 +9,17 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One event of the stream."""
+    """One message of the stream: its `event:` name and its `data:`."""
 
     kind: str  #: the value of `event:`; empty without one
     data: bytes
 
 
 class Reader:
-    """Parses a stream piece by piece; a piece may end anywhere.
+    """Parses a stream that arrives in pieces. A piece may end in the middle of a line.
 
-    An empty line ends a message. A message that the stream cuts off is dropped.
+    An empty line completes a message. An incomplete message at the end of the stream is
+    dropped.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,9 @@ class Reader:
         self._data: list[bytes] = []
 
     def read(self, piece: bytes) -> list[Message]:
-        """Returns the messages that this piece completes."""
+        """Parses the next piece of the stream, and returns the messages that are now
+        complete.
+        """
         first, *others = piece.split(b"\n")
         self._line.append(first)
         messages = []

@@ -1,4 +1,6 @@
-"""A stream of the live channel: pages of the log, in a response that stays open."""
+"""Reads the live channel: an HTTP response that stays open, in which the service sends pages of the
+log.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,21 @@ EVENT_STREAM = "text/event-stream"
 
 
 class Traffic(msgspec.Struct):
-    """Counts of requests and of body bytes, as they were sent and received (compressed)."""
+    """Counts requests and the bytes of their bodies, as sent and received (compressed)."""
 
     requests: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
 
     def since(self, before: Traffic) -> dict[str, int]:
-        """Returns how much each count has grown."""
+        """Returns the increase of each count since `before`, by the name of the count."""
         return {
             name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
         }
 
 
 class _Answer(TypedDict):
-    """The data of one message of the stream."""
+    """The JSON data of one message of the stream: a page of the log."""
 
     log: str
     head: int
@@ -50,7 +52,9 @@ class _Answer(TypedDict):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of the log: the answer to a pull of `device` with the cursor `after` and `mark`."""
+    """A page of the log. It is the answer that a pull of `device` with the cursor (`after`,
+    `mark`) would get.
+    """
 
     device: str
     after: int
@@ -59,7 +63,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Stream(ABC):
-    """One connection to the live channel."""
+    """The interface to one connection of the live channel."""
 
     def __init__(self) -> None:
         #: wait before the next stream, once this one has ended
@@ -67,19 +71,22 @@ class Stream(ABC):
 
     @abstractmethod
     def pages(self) -> Generator[Page | None, None, None]:
-        """Yields the pages as they arrive, and `None` for a heartbeat.
+        """Connects, and yields each page when it arrives. Yields `None` for a heartbeat.
 
-        Each page begins where the last one ended. The service ends a stream from time to time.
-        Raises `ServerProblem`, or `Unreachable` if the connection breaks.
+        Each page begins where the page before ended. The generator ends when the service
+        ends the stream, which it does from time to time. Raises `ServerProblem` if the
+        server reports an error, and `Unreachable` if the connection breaks.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the stream at once. Any thread may call this."""
+        """Ends the stream at once. Any thread may call this method, also while another one
+        reads.
+        """
 
 
 class HttpStream(Stream):
-    """A stream over HTTP. `pages` connects, and counts into `traffic` in the reading thread."""
+    """Reads the live channel over HTTP. `pages` adds its requests and bytes to `traffic`."""
 
     def __init__(self, http: httpx.Client, traffic: Traffic, device: str, after: int, mark: str):
         super().__init__()
@@ -133,7 +140,11 @@ class HttpStream(Stream):
         )
 
     def _page(self, message: sse.Message) -> Page | None:
-        """Decodes a message. Raises `ServerProblem` for a message of kind `problem`."""
+        """Decodes a message as a page. Returns `None` for an unknown kind of message.
+
+        Raises `ServerProblem` if the server sent an error as a message of the kind
+        `problem`.
+        """
         try:
             if message.kind == "problem":
                 document = msgspec.json.decode(message.data, type=dict[str, Any])

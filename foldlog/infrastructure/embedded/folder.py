@@ -1,4 +1,4 @@
-"""The data folder: its layout, its lock, and the passwords in it."""
+"""Manages the data folder: the paths in it, its lock, and the files with passwords."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSWORD_BYTES = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths in a data folder."""
+    """Returns the paths of the files and folders in a data folder."""
 
     folder: Path
 
@@ -38,7 +38,10 @@ class Layout:
 
     @property
     def unfinished(self) -> Path:
-        """A new cluster is made here and renamed to `data` when it is complete."""
+        """The temporary folder in which a new cluster is created.
+
+        It is renamed to `data` when the cluster is complete.
+        """
         return self.folder / "postgres.new"
 
     @property
@@ -55,7 +58,11 @@ class Layout:
 
     @property
     def sockets(self) -> Path:
-        """The socket's folder: `run/`, or a temp folder if that path is too long or has , or "."""
+        """The folder of the unix socket: `run/` in the data folder, or a folder in the temp folder.
+
+        The temp folder is used if the path of `run/` is too long for a socket, or contains a comma
+        or a double quote.
+        """
         run = self.folder / "run"
         is_short = len(os.fsencode(run / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX
         if is_short and not set(str(run)) & set(',"'):
@@ -64,7 +71,11 @@ class Layout:
         return Path(tempfile.gettempdir()) / f"foldlog-{name}"
 
     def prepare(self) -> None:
-        """Makes the folder. Other users cannot read it; PostgreSQL's user can traverse it."""
+        """Creates the data folder if it is missing, so only its owner can list its content.
+
+        If this process is root, other users can traverse the folder, because PostgreSQL runs as
+        another user.
+        """
         mode = 0o711 if os.geteuid() == 0 else 0o700
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if not self.folder.exists():
@@ -72,19 +83,26 @@ class Layout:
             self.folder.chmod(mode)  # mkdir applies the umask
 
     def prepare_inside(self, account: Account) -> None:
-        """Makes the folders of the log and the socket."""
+        """Creates the folders of PostgreSQL's log and of the unix socket.
+
+        The socket's folder belongs to `account`, the user that runs PostgreSQL.
+        """
         make_folder(self.log.parent)
         make_private_folder(self.sockets, account)
 
     def tidy(self) -> None:
-        """Removes the socket's folder if it is outside of the data folder."""
+        """Removes the folder of the unix socket if it is in the temp folder."""
         if self.sockets.parent != self.folder:
             with contextlib.suppress(OSError):
                 self.sockets.rmdir()
 
 
 def make_private_folder(path: Path, account: Account) -> None:
-    """Makes a folder of PostgreSQL's user. Raises `DataFolderUnusable` if another user owns it."""
+    """Creates a folder that only PostgreSQL's user can enter.
+
+    Raises `DataFolderUnusable` if the path is a file, or if it belongs to a third user: neither the
+    current user nor `account`.
+    """
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
@@ -95,13 +113,13 @@ def make_private_folder(path: Path, account: Account) -> None:
 
 
 class Passwords:
-    """The passwords of the roles, in files that only our own user can read."""
+    """Stores the password of each database role in a file that only the current user can read."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "secrets"
 
     def find(self, role: str) -> str | None:
-        """Returns the saved password of a role, or `None`."""
+        """Returns the saved password of a role, or `None` if it is missing."""
         try:
             return self._path(role).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -113,7 +131,7 @@ class Passwords:
         write_new(self._path(role), password + "\n", 0o600)
 
     def ensure(self, role: str) -> str:
-        """Returns the password of a role; makes and saves one if it is missing."""
+        """Returns the saved password of a role. If it is missing, makes and saves a new one."""
         found = self.find(role)
         if not found:
             found = make_password()
@@ -130,14 +148,20 @@ def make_password() -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that owns a folder, and the folder of its server's socket."""
+    """The owner of a data folder, as written in its lock file.
+
+    It has the pid of the owner's process, and the folder of the server's unix socket.
+    """
 
     pid: int
     sockets: Path
 
 
 class FolderLock:
-    """The lock of a data folder. The kernel releases it when the owner's process ends."""
+    """The lock of a data folder, which makes its holder the owner of the folder.
+
+    It is a file lock (flock). The kernel releases it when the process of the owner ends.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -148,7 +172,10 @@ class FolderLock:
         return self._fd is not None
 
     def acquire(self, holder: Holder) -> bool:
-        """Takes the lock and writes the holder into it; returns False if it is taken."""
+        """Tries to take the lock, and writes the holder into the lock file.
+
+        Returns `False` at once if another process holds the lock.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o600)
         try:
@@ -166,7 +193,10 @@ class FolderLock:
         return True
 
     def holder(self) -> Holder | None:
-        """Returns the holder in the lock file; `None` until the new holder is written."""
+        """Returns the holder that the lock file names.
+
+        Returns `None` if the file is empty: after a release, or before a new holder has written it.
+        """
         pid, _, rest = self._path.read_text(encoding="utf-8").partition("\n")
         sockets, end, _ = rest.partition("\n")
         return Holder(int(pid), Path(sockets)) if end else None

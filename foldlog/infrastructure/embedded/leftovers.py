@@ -1,4 +1,4 @@
-"""PostgreSQL's processes and lock files that remain on our data after a crash."""
+"""Removes the processes and the lock files of PostgreSQL that remain after a crash."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psutil.Process]:
-    """Returns every running process of PostgreSQL on this data.
+    """Returns the running processes of PostgreSQL whose working folder is this data folder.
 
-    PostgreSQL's processes have their data folder as working folder. This identifies them reliably,
-    unlike the pid in an old file, and also finds processes whose postmaster has died.
+    The working folder identifies PostgreSQL's processes reliably, while the pid in an old file may
+    belong to another program. It also finds processes whose postmaster has died.
     """
     found = []
     for process in psutil.process_iter(["name"]):
@@ -40,9 +40,11 @@ def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psut
 
 
 def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
-    """Stops the processes on our data, because a second postmaster would destroy the data.
+    """Stops the PostgreSQL processes that still run on this data after a crash.
 
-    The caller holds the folder's lock, so these processes have lost their owner.
+    A second postmaster on the same data would destroy the data. The caller must hold the lock of
+    the folder, because then no other owner uses these processes. Each signal is stronger than the
+    one before.
     """
     for signal_number, seconds in (
         (signal.SIGINT, FAST_SECONDS),
@@ -68,13 +70,17 @@ def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
 
 
 def stop_unfinished(unfinished: Path, deadline: StartDeadline) -> None:
-    """Kills an initdb whose parent died, because initdb deletes the folder when it fails later."""
+    """Kills an `initdb` that still runs in the temporary folder after its parent process has died.
+
+    Otherwise this `initdb` could fail later, and then delete the folder that is in use by then.
+    """
     while found := leftovers(unfinished, INITDB_PROGRAMS):
         _send(found, signal.SIGKILL)
         deadline.pause(POLL_SECONDS, "waiting for an initdb whose owner is gone to end")
 
 
 def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> None:
+    """Sends a signal to the processes that still exist."""
     for process in processes:
         try:
             process.send_signal(signal_number)
@@ -83,18 +89,19 @@ def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> Non
 
 
 def _wait_until_gone(data: Path, seconds: float, deadline: StartDeadline) -> None:
+    """Waits until the processes on this data have ended, for `seconds` at most."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and leftovers(data):
         deadline.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
 
 
 def remove_stale_files(data: Path, sockets: Path) -> None:
-    """Removes lock files of dead processes that would prevent a start.
+    """Removes old lock files that would prevent a start of PostgreSQL.
 
-    PostgreSQL refuses to start while the pid of an old lock file is alive. After a reboot, or in a
-    container, that pid often belongs to another program. The caller has checked that this data has
-    no PostgreSQL process. The file of a dead pid stays, because PostgreSQL also uses it to check
-    that the old shared memory is free.
+    The caller must first check that all PostgreSQL processes of this data have ended. PostgreSQL
+    refuses to start if the pid in an old `postmaster.pid` exists. After a reboot, or in a
+    container, another program often has this pid; then the file is removed. Otherwise the file
+    stays, because PostgreSQL uses it to check that the old shared memory is free.
     """
     assert not leftovers(data)
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
@@ -108,21 +115,23 @@ def remove_stale_files(data: Path, sockets: Path) -> None:
 
 
 def postmaster_pid(data: Path) -> int | None:
-    """Returns the pid in `postmaster.pid`, if there is one."""
+    """Returns the pid in the file `postmaster.pid`, or `None` if the file is missing or invalid."""
     lines = _pid_lines(data)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 
 
 def reports_ready(data: Path, pid: int) -> bool:
-    """Tells whether the postmaster's status file says that it accepts connections.
+    """Tells whether `postmaster.pid` says that the postmaster with this pid accepts connections.
 
-    We check this before we connect, because each attempt during a recovery writes a log line.
+    Callers check this before they connect, because PostgreSQL logs a line for each attempt to
+    connect during a recovery.
     """
     lines = _pid_lines(data)
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
 
 def _pid_lines(data: Path) -> list[str]:
+    """Returns the lines of `postmaster.pid`, or an empty list if the file is missing."""
     try:
         return (data / "postmaster.pid").read_text(errors="replace").splitlines()
     except FileNotFoundError:

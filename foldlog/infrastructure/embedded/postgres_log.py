@@ -1,4 +1,4 @@
-"""PostgreSQL's log file, with a limit on its size."""
+"""Writes, reads and rotates PostgreSQL's log file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ TAIL_BYTES = 4_000
 
 
 class PostgresLog:
-    """The log file of the embedded server; one older file is kept beside it."""
+    """The log file of the embedded server.
+
+    When the file gets too large, its content moves to a second file with the suffix `.1`.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self._start = 0
 
     def open(self) -> int:
-        """Opens the file for a new postmaster and returns the descriptor; the tail starts here."""
+        """Opens the log file for a new postmaster, and returns its file descriptor.
+
+        `tail` returns only text that is written after this call.
+        """
         self.rotate_if_large()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o600)
@@ -29,21 +35,23 @@ class PostgresLog:
         return fd
 
     def tail(self) -> str:
-        """Returns the end of the text that was written since `open`, up to `TAIL_BYTES`."""
+        """Returns the end of the text that was written since `open`, at most `TAIL_BYTES` bytes."""
         with self._path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(min(self._start, size), size - TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
 
     def last_line(self) -> str:
-        """Returns the last line since `open`, or an empty text."""
+        """Returns the last line that was written since `open`, or an empty text."""
         return (self.tail().splitlines() or [""])[-1]
 
     def rotate_if_large(self) -> None:
-        """Copies the file and truncates it, because the postmaster keeps its descriptor open.
+        """Starts an empty log file if the current one is larger than `LOG_BYTES_MAX`.
 
-        Lines between the copy and the truncation are lost. PostgreSQL's own log collector would
-        keep all lines, but starts too late to log why a start failed.
+        It copies the content to the older file and truncates the log file, because the postmaster
+        keeps the file open. Lines that PostgreSQL writes between the copy and the truncation are
+        lost. PostgreSQL's own log collector would keep all lines, but it starts too late to log why
+        a start failed.
         """
         if self._path.exists() and self._path.stat().st_size > LOG_BYTES_MAX:
             older = self._path.with_name(self._path.name + ".1")

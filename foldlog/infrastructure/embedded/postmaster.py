@@ -1,4 +1,7 @@
-"""The postmaster as our child process: it stops when we stop it, or when we die."""
+"""Runs the postmaster, PostgreSQL's main process, as a child of this process.
+
+The postmaster stops when this process stops it, or when this process dies.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,14 @@ log = structlog.get_logger(__name__)
 
 
 class Postmaster:
-    """One run of PostgreSQL, in its own session, so that Ctrl-C reaches only us.
+    """One running postmaster, in its own session, so Ctrl-C reaches only the parent process.
 
-    A watcher shell waits on a pipe whose other end we hold, and shuts the postmaster down when we
-    die. (Linux's PR_SET_PDEATHSIG is unsuitable: it must be set between fork and exec, which is
-    unsafe in a program with threads, and it reports the end of the starting thread.) If the
-    watcher is killed too, the next start stops the remaining processes.
+    A second child, a small shell script, watches the parent. It reads from a pipe whose other end
+    the parent holds open. When the parent dies, the read ends, and the script shuts the postmaster
+    down. If the script is killed too, the next start stops the remaining processes.
+
+    Linux's PR_SET_PDEATHSIG is unsuitable: it must be set between fork and exec, which is unsafe in
+    a program with threads, and it already reacts to the end of the thread that started the child.
     """
 
     def __init__(self, command: Sequence[str | Path], account: Account, log_fd: int):
@@ -58,7 +63,11 @@ class Postmaster:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Shuts down: PostgreSQL ends all sessions and needs no recovery at the next start."""
+        """Shuts PostgreSQL down in a way that makes recovery at the next start unnecessary.
+
+        If this takes too long, an immediate shutdown follows, and then a kill; after these,
+        PostgreSQL recovers its data at the next start.
+        """
         for signal_number, seconds in (
             (signal.SIGINT, STOP_FAST_SECONDS),
             (signal.SIGQUIT, STOP_IMMEDIATE_SECONDS),
@@ -71,13 +80,20 @@ class Postmaster:
         self.kill()
 
     def kill(self) -> None:
-        """Kills the postmaster and the watcher; PostgreSQL recovers at the next start."""
+        """Kills the postmaster and the script that watches the parent.
+
+        PostgreSQL recovers its data at the next start.
+        """
         self._dismiss_watcher()
         self._process.kill()
         self._process.wait()
 
     def _dismiss_watcher(self) -> None:
-        """Ends the watcher before the postmaster's pid can be reused by another process."""
+        """Kills the script that watches the parent.
+
+        This must happen before the postmaster ends, because another process may then get the
+        postmaster's pid, and the script would send a signal to it.
+        """
         self._watcher.kill()
         self._watcher.wait()
         assert self._watcher.stdin is not None
@@ -85,7 +101,7 @@ class Postmaster:
 
 
 def is_alive(pid: int) -> bool:
-    """Tells whether a process exists, of any user."""
+    """Tells whether a process with this pid exists, whichever user it belongs to."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

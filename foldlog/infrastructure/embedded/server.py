@@ -1,4 +1,7 @@
-"""Starts, shares and stops one embedded PostgreSQL server."""
+"""Starts and stops the embedded PostgreSQL server of a data folder.
+
+Several processes can use one server: the first process starts it, and the others connect to it.
+"""
 
 from __future__ import annotations
 
@@ -44,22 +47,26 @@ from .postmaster import Postmaster, is_alive
 START_TIMEOUT_SECONDS = 600.0
 CONNECT_TIMEOUT_SECONDS = 5
 POLL_SECONDS = 0.05
-#: After the owner is killed, a child between fork and exec keeps the lock for a moment.
+#: A new process waits this long for the lock of a killed owner, because a child of the owner that
+#: is between fork and exec keeps the lock for a moment.
 LOCK_GRACE_SECONDS = 5.0
-#: Poll interval for another process's server; each attempt may write a line to its log.
+#: The pause between attempts to connect to another process's server. It is long, because the server
+#: may log each attempt.
 ATTACH_POLL_SECONDS = 0.5
 
 log = structlog.get_logger(__name__)
 
 
 class EmbeddedPostgres:
-    """PostgreSQL on a folder, for the duration of the `with` block.
+    """Runs PostgreSQL on a data folder during a `with` block.
 
-    The first process owns the server: it starts it as a child and stops it. Later processes attach
-    to it: they use the same `url`, and their `stop()` keeps the server running. With `exclusive`, a
-    later process raises `DataFolderInUse` instead.
+    The first process that uses the folder owns the server: it starts the server as a child process,
+    and `stop()` stops the server. Later processes attach to the same server: they get the same
+    `url`, and their `stop()` leaves the server running. With `exclusive`, a later process raises
+    `DataFolderInUse` instead of attaching.
 
-    `settings` override every configuration file. Call `start()` again if the server has died.
+    `settings` are settings of PostgreSQL that override all configuration files. If the server dies,
+    call `start()` again.
     """
 
     def __init__(
@@ -101,27 +108,42 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """Foldlog's database as the owner of its tables, an ordinary role."""
+        """The URL of Foldlog's database for the role that owns the tables.
+
+        This role is an ordinary role, and so less powerful than the superuser.
+        """
         return self._url(ROLE, DATABASE)
 
     @property
     def service_url(self) -> str:
-        """The same database as the role of the service, which has only granted rights."""
+        """The URL of Foldlog's database for the role of the service.
+
+        This role has only the rights that were granted to it.
+        """
         return self._url(SERVICE_ROLE, DATABASE)
 
     @property
     def superuser_url(self) -> str:
-        """The maintenance database as superuser, for tests and administration."""
+        """The URL of the database `postgres` for the superuser.
+
+        Tests and administration use this URL.
+        """
         return self._url(SUPERUSER, "postgres")
 
     @property
     def owned(self) -> bool:
-        """Tells whether the server is our child, which ends with us."""
+        """Tells whether this process owns the server.
+
+        Then the server is a child of this process, and ends with it.
+        """
         return self._lock.is_held
 
     @property
     def pid(self) -> int:
-        """The process id of the postmaster."""
+        """The process id of the postmaster.
+
+        Raises `PostgresFailed` if the server was stopped or never started.
+        """
         if self._postmaster is not None:
             return self._postmaster.pid
         pid = postmaster_pid(self._layout.data) if self._attached_to else None
@@ -136,9 +158,10 @@ class EmbeddedPostgres:
         return self._postmaster is not None and self._postmaster.is_running()
 
     def start(self) -> None:
-        """Starts or attaches to the server; returns when it accepts connections.
+        """Starts the server, or attaches to the server of another process.
 
-        Raises the errors in `embedded.errors`.
+        Returns when the server accepts connections, and at once if it already runs. Raises the
+        errors in `embedded.errors`.
         """
         with self._changing:
             if self.is_running():
@@ -158,7 +181,10 @@ class EmbeddedPostgres:
                 raise
 
     def stop(self) -> None:
-        """Shuts our server down, and cancels a start that runs in another thread."""
+        """Stops the server if this process owns it; otherwise only detaches from it.
+
+        If `start` runs in another thread, it is cancelled.
+        """
         self._cancelled.set()
         with self._changing:
             try:
@@ -167,19 +193,30 @@ class EmbeddedPostgres:
                 self._cancelled.clear()
 
     def kill(self) -> None:
-        """Kills the postmaster like a crash, but keeps the lock; `start()` recovers the data."""
+        """Kills the postmaster, which has the same effect as a crash.
+
+        The process keeps the lock of the folder, and `start()` then recovers the data.
+        """
         with self._changing:
             if self._postmaster is not None:
                 self._postmaster.kill()
                 self._postmaster = None
 
     def maintain(self) -> None:
-        """Rotates the log if needed; the owner calls it from time to time."""
+        """Rotates PostgreSQL's log file if it has become too large.
+
+        The owner of the server should call this from time to time. Calls by other processes are
+        ignored.
+        """
         if self.owned:
             self._log.rotate_if_large()
 
     def _own_or_attach(self, deadline: StartDeadline) -> bool:
-        """Returns True when we own the folder, False when we are attached to its owner's server."""
+        """Takes the lock of the folder, or attaches to the server of the lock's holder.
+
+        Returns `True` if this process now owns the folder, and `False` if it is attached. Raises
+        `DataFolderInUse` if another process owns the folder and `exclusive` is set.
+        """
         me = Holder(os.getpid(), self._layout.sockets)
         grace_until = time.monotonic() + LOCK_GRACE_SECONDS
         while not self._lock.is_held and not self._lock.acquire(me):
@@ -199,6 +236,10 @@ class EmbeddedPostgres:
         return True
 
     def _attach(self, holder: Holder) -> bool:
+        """Attaches to the running server of another process.
+
+        Returns `False` if a connection to this server fails.
+        """
         if self._passwords.find(ROLE) is None:
             return False
         self._attached_to = holder
@@ -210,6 +251,7 @@ class EmbeddedPostgres:
         return True
 
     def _start_owned(self, deadline: StartDeadline) -> None:
+        """Starts the server as a child process, and creates the cluster first if it is missing."""
         self.kill()  # after a crash, this ends the watcher of the dead postmaster
         layout, binaries = self._layout, find_binaries()
         account = account_for(layout.data)
@@ -249,6 +291,7 @@ class EmbeddedPostgres:
         log.info("PostgreSQL is ready", folder=str(self.folder), pid=self.pid)
 
     def _wait_until_ready(self, postmaster: Postmaster, deadline: StartDeadline) -> None:
+        """Returns when the server accepts connections. Raises `PostgresFailed` if it has ended."""
         while True:
             if not postmaster.is_running():
                 raise PostgresFailed(f"PostgreSQL did not start:\n{self._log.tail()}")
@@ -265,7 +308,10 @@ class EmbeddedPostgres:
             deadline.pause(POLL_SECONDS, "PostgreSQL is recovering", says=self._log.last_line())
 
     def _end(self) -> None:
-        """Stops our server and releases the folder; a forked child process keeps both."""
+        """Stops the server if this process started it, and releases the lock of the folder.
+
+        A forked child process leaves both to its parent.
+        """
         self._attached_to = None
         if self._owner_pid != os.getpid():
             return
@@ -289,6 +335,9 @@ class EmbeddedPostgres:
 
 
 def check_connection(url: str) -> None:
-    """Raises `psycopg.OperationalError` unless a connection succeeds."""
+    """Connects to the database and runs a query.
+
+    Raises `psycopg.OperationalError` if this fails.
+    """
     with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.execute("SELECT 1")

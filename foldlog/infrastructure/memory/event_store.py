@@ -1,4 +1,4 @@
-"""The event store in memory."""
+"""The event store in memory: appends events, reads ranges of the log, and erases records."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ from .spaces import MemorySpaces, Space
 
 
 class MemoryEventStore(MemorySpaces, EventStore):
+    """Stores the logs in memory. It answers each push at once."""
+
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
         outcome: Future[Receipt] = Future()
         try:
@@ -205,6 +207,7 @@ class MemoryEventStore(MemorySpaces, EventStore):
 
 
 def _lookups(here: Space, push: Push) -> Lookups:
+    """Returns the data that is needed to decide on a push."""
     return Lookups(
         known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
         records={
@@ -221,6 +224,7 @@ def _lookups(here: Space, push: Push) -> Lookups:
 
 
 def _check_records(here: Space, plan: Plan) -> Check:
+    """Checks the live records of a collection against the schema of the plan."""
     schema, check = RecordSchema(plan.wanted.schema), Check()
     for key in sorted(here.records):
         record = here.records[key]
@@ -230,7 +234,10 @@ def _check_records(here: Space, plan: Plan) -> Check:
 
 
 def _scan(here: Space, keys: Collection[Key], report: Progress) -> ErasureScan:
-    """Scans the log for values of the records. Raises `UnknownRecord`."""
+    """Scans the whole log for events that contain values of these records.
+
+    Raises `UnknownRecord` if the log never names one of the records.
+    """
     scan = ErasureScan(keys)
     for entry in here.entries:
         scan.note(entry.seq, entry.state)

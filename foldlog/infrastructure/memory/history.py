@@ -1,4 +1,4 @@
-"""History in memory: each question folds the log again."""
+"""Answers questions about the history of records, in memory: each query folds the log again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ _encode = msgspec.json.encode
 
 
 class Step(msgspec.Struct):
-    """One event of a fold: its header, its records before and after, and its conflicts."""
+    """The effect of one event in a fold.
+
+    It contains the event's header, the records that the event names, before and after the event,
+    and the conflicts that the event caused.
+    """
 
     head: EventHead
     touched: dict[Key, tuple[Record, Record]]
@@ -50,6 +54,7 @@ class Step(msgspec.Struct):
 
 
 def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
+    """Folds the entries from an empty state, and yields the effect of each entry."""
     records: dict[Key, Record] = {}
     for entry in entries:
         event = decode_event(entry.state)
@@ -61,6 +66,8 @@ def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
 
 
 class MemoryHistory(MemorySpaces, History):
+    """Answers questions about earlier states of records, by folding the log in memory."""
+
     def position(self, space: SpaceId) -> Projected:
         return Projected(self._space(space).head, is_halted=False)
 
@@ -169,7 +176,10 @@ class MemoryHistory(MemorySpaces, History):
         return DiffPage(here.log, here.head, here.head, at.start, at.to, page, cursor)
 
     def _within(self, documents: Iterable[tuple[Any, bytes]], limit: int) -> list[bytes]:
-        """Returns the first documents that a page can hold, and at least one."""
+        """Returns the documents of one page: at most `limit`, within the page's size limit.
+
+        A page contains the first document even if it exceeds the size limit.
+        """
         page: list[bytes] = []
         size = 0
         for _, document in islice(documents, limit):
@@ -181,11 +191,13 @@ class MemoryHistory(MemorySpaces, History):
 
 
 def _check_head(here: Space, seq: int) -> None:
+    """Raises `LogBehind` if `seq` is higher than the head of the log."""
     if seq > here.head:
         raise LogBehind(f"seq {seq} is beyond the log's head {here.head}", head=here.head)
 
 
 def _seq_of(here: Space, moment: Point) -> int:
+    """Returns the seq of the last event at a moment that is given as a seq or as a time."""
     if moment.seq is not None:
         return moment.seq
     if moment.time is None:

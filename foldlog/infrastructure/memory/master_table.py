@@ -1,4 +1,4 @@
-"""The master table in memory: the fold of each log, kept up to date by each append."""
+"""The master table in memory: the current state of each record, updated by each append."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from .spaces import Space
 
 
 class MemoryMasterTable(MemoryHistory, MasterTable):
+    """Reads records, conflicts and snapshots from memory, page by page."""
+
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)
         chosen = [
@@ -153,7 +155,10 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         return LocalIdsPage(page, encode_cursor(*rest[limit - 1]) if len(rest) > limit else None)
 
     def _within_bytes(self, records: list[Record]) -> list[Record]:
-        """Returns the first records that a page can hold, and at least one."""
+        """Returns the records of one page: as many of the first records as the size limit allows.
+
+        A page contains the first record even if it exceeds the size limit.
+        """
         size = 0
         for number, record in enumerate(records):
             size += len(msgspec.json.encode(record.fields))

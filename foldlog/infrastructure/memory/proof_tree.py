@@ -1,4 +1,4 @@
-"""The trees over the logs in memory."""
+"""The Merkle trees of the logs, in memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .spaces import MemorySpaces
 
 
 class MemoryProofTree(MemorySpaces, ProofTree):
+    """Gives access to the Merkle tree, the tiles and the checkpoint of each log in memory."""
+
     def tree(self, space: SpaceId) -> TreeHead:
         here = self._space(space)
         return TreeHead(here.log, here.tree.size)

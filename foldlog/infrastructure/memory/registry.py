@@ -1,4 +1,4 @@
-"""The devices and tokens of each space, in memory."""
+"""Stores the devices and the tokens of each space in memory."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from .spaces import MemorySpaces
 
 
 class MemoryRegistry(MemorySpaces, Registry):
+    """Stores devices and tokens in memory."""
+
     def __init__(self, **members: Any) -> None:
         super().__init__(**members)
         self._tokens: dict[tuple[SpaceId, str], Token] = {}
@@ -71,6 +73,7 @@ class MemoryRegistry(MemorySpaces, Registry):
     def _insert(
         self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None, now_ms: int
     ) -> Token:
+        """Makes and stores a token, without an event in the log."""
         members = {name: getattr(grant, name) for name in Grant.__struct_fields__}
         token = Token(id=id, space=space, granted_at=now_ms, granted_by=by, **members)
         self._tokens[space, id] = token
@@ -98,7 +101,10 @@ class MemoryRegistry(MemorySpaces, Registry):
     def _revoke(
         self, space: SpaceId, id: str, now_ms: int, reason: str, by: str | None
     ) -> tuple[Token, bool]:
-        """Returns the token, and whether this call revoked it."""
+        """Revokes a token. Returns the token, and whether this call revoked it.
+
+        The second value is `False` if the token was revoked before.
+        """
         token = self._tokens[space, id]
         if token.revoked_at is not None:
             return token, False

@@ -1,4 +1,4 @@
-"""The spaces in memory, shared by the implementations of all ports."""
+"""Stores all spaces in memory. The in-memory implementations of all ports share this state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _new_state() -> SpaceState:
 
 @dataclass
 class Space:
-    """A log, and everything that follows from its events."""
+    """One space in memory: its log, and all data that is derived from the events of the log."""
 
     state: SpaceState = field(default_factory=_new_state)
     entries: list[LogEntry] = field(default_factory=list)
@@ -52,6 +52,7 @@ class Space:
         return self.state.head
 
     def append(self, entry: LogEntry) -> None:
+        """Appends an entry to the log, and updates the derived data."""
         self.state.advance([entry], {})
         self.entries.append(entry)
         self.by_id[entry.event_id] = entry
@@ -67,12 +68,16 @@ class Space:
         self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
 
     def mark(self, seq: int) -> str:
+        """Returns the mark of an event; an empty text if the log has no event with this seq."""
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
 @dataclass
 class ServiceEventTransaction:
-    """A block that may append one event of the service, made with this envelope."""
+    """A block that may append one event of the service.
+
+    The caller makes the event with `envelope`, and `append` saves it until the end of the block.
+    """
 
     envelope: Envelope
     entry: LogEntry | None = None  #: the event to append at the end of the block
@@ -82,7 +87,10 @@ class ServiceEventTransaction:
 
 
 class MemorySpaces:
-    """All spaces, and a lock that each change holds. `now_ms` is the clock, in ms since 1970."""
+    """Contains all spaces, and the lock that every change must hold.
+
+    `now_ms` returns the time in ms since 1970.
+    """
 
     def __init__(
         self,
@@ -97,6 +105,7 @@ class MemorySpaces:
         self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
+        """Calls `on_growth` after each append to a space. Returns a function that ends this."""
         watchers = self._watchers.setdefault(space, [])
         watchers.append(on_growth)
         return lambda: watchers.remove(on_growth)
@@ -106,7 +115,11 @@ class MemorySpaces:
             on_growth()
 
     def _space(self, space: SpaceId, at_least: int = 0) -> Space:
-        """Returns a space. Raises `UnknownSpace`, or `LogBehind` if its head is too low."""
+        """Returns a space.
+
+        Raises `UnknownSpace` if the space is missing, and `LogBehind` if its head is lower than
+        `at_least`.
+        """
         here = self._spaces.get(space)
         if here is None:
             raise UnknownSpace(space)
@@ -115,7 +128,7 @@ class MemorySpaces:
         return here
 
     def _envelope(self, here: Space) -> Envelope:
-        """Returns the metadata of the space's next event."""
+        """Makes the metadata of the space's next event: seq, id, time and salt."""
         return Envelope(
             seq=here.head + 1,
             id=str(uuid.uuid4()),
@@ -125,9 +138,10 @@ class MemorySpaces:
 
     @contextmanager
     def _append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
-        """Locks the spaces, appends the event of the block, and announces it.
+        """Opens a block that may append one event to a space, under the lock of all spaces.
 
-        Creates the space if the block appends an event.
+        At the end of the block it appends the event, creates a missing space, and calls the
+        watchers.
         """
         with self._lock:
             here = self._spaces.get(space) or Space()

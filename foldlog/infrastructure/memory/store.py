@@ -1,7 +1,7 @@
-"""All ports in memory, for tests, docs and simulations.
+"""Implements all ports in memory, for tests, documentation and simulations.
 
-The decisions come from the same `PushDecider` and `fold` as with PostgreSQL, and both stores pass
-the same contract (tests/contract).
+It decides pushes and merges records with the same code as the PostgreSQL store (`PushDecider` and
+`fold`). The contract tests (tests/contract) run against both stores.
 """
 
 from __future__ import annotations
@@ -13,4 +13,7 @@ from .registry import MemoryRegistry
 
 
 class MemoryStore(MemoryEventStore, MemoryMasterTable, MemoryRegistry, MemoryProofTree):
-    """All ports in one object, because here every part is up to date at all times."""
+    """Implements all ports in one object.
+
+    All data is updated with each append, so the master table and the tree are always up to date.
+    """

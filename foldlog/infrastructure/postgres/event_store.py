@@ -1,4 +1,4 @@
-"""The event store on PostgreSQL."""
+"""The event store on PostgreSQL: appends events, reads ranges of the log, and erases records."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ SELECT seq
 #: The pushes of one group. A group of this size is decided quickly, and its message to PostgreSQL
 #: is far below the limit of 1 GB.
 GROUP_BYTES_MAX = 32 * 2**20
-#: the least that an operation counts, because a short one costs time as well
+#: An operation counts as this many bytes at least, because a short one takes time too.
 OPERATION_BYTES = 200
-#: Pushes of a failed group are retried alone only within this time after the group began, because
-#: their devices have waited for the group already.
+#: After a failed group, its pushes are retried one by one. Retries end this long after the group
+#: began, because the devices have waited for the group already.
 ALONE_SECONDS_MAX = 2.0
 
 
 class PostgresEventStore(EventStore):
-    """Appends by group commit, and reads without locks. `tails` caches the ends of the logs.
+    """Stores the logs in PostgreSQL. It appends pushes by group commit, and reads without locks.
 
-    `on_append(space, head)` is called after each commit, to wake the readers of the log.
+    It calls `on_append(space, head)` after each commit, to wake the readers of the log. `tails`
+    caches the newest events of each log.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class PostgresEventStore(EventStore):
         )
 
     def close(self) -> None:
-        """Returns when every push is answered."""
+        """Waits until all submitted pushes are answered, and then ends the committing threads."""
         self._group_commit.close()
 
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
@@ -91,7 +92,10 @@ class PostgresEventStore(EventStore):
             raise RateLimited("waiting_bytes_per_space_max", limit) from None
 
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
-        """Appends a group. If the group fails for an unknown reason, appends each push alone."""
+        """Appends a group of pushes, and returns the outcome of each push.
+
+        If the group fails for an unknown reason, it appends each push again in its own transaction.
+        """
         until = time.monotonic() + ALONE_SECONDS_MAX
         try:
             outcomes = self._append_group(space, pushes)
@@ -99,7 +103,7 @@ class PostgresEventStore(EventStore):
             raise
         except Exception as exc:
             # The database refused data that the service accepted, or the service has a bug. One
-            # push is the cause, and the others must be stored.
+            # push is the likely cause, and the other pushes must be stored.
             outcomes = [exc] * len(pushes)
         if len(pushes) == 1:
             return outcomes
@@ -112,9 +116,10 @@ class PostgresEventStore(EventStore):
         outcomes: Sequence[Receipt | Exception],
         until: float,
     ) -> Iterator[Receipt | Exception]:
-        """Yields the outcome of each push, after retrying those that another push may have failed.
+        """Yields the outcome of each push of a group, after retries.
 
-        Retries start before the monotonic time `until`.
+        A push is retried alone if another push of the group may have caused its failure. Retries
+        start before the monotonic time `until`; later, such pushes get `StorageUnavailable`.
         """
         for push, outcome in zip(pushes, outcomes, strict=True):
             if not _may_succeed_alone(outcome):
@@ -128,12 +133,14 @@ class PostgresEventStore(EventStore):
             yield alone
 
     def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
+        """Appends a group of pushes in one transaction, and announces the new events."""
         appended = self._appender.append(space, pushes)
         if appended.entries:
             self._announce(space, appended.log, appended.mark_before, appended.entries)
         return appended.outcomes
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
+        """Appends one push in its own transaction. Returns an error instead of raising it."""
         try:
             return self._append_group(space, [push])[0]
         except Exception as exc:
@@ -142,15 +149,18 @@ class PostgresEventStore(EventStore):
     def _announce(
         self, space: SpaceId, log: str, mark_before: str, entries: Sequence[LogEntry]
     ) -> None:
+        """Caches the new events, and calls `on_append`."""
         head = entries[-1].seq
         self.tails.update(space, LogEnd(log, head, entries, mark_before, time.monotonic()))
         self._on_append(space, head)
 
     @contextmanager
     def append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
-        """Opens a transaction that may append one event of the service; see its class.
+        """Opens a transaction in which the caller may append one event of the service.
 
-        Announces the event after the commit. Raises `StorageUnavailable`, `OutcomeUnknown`.
+        The event is announced to the readers after the commit. Raises `StorageUnavailable` if the
+        database is unavailable, and `OutcomeUnknown` if the connection broke when the commit may
+        have been sent. See `ServiceEventTransaction`.
         """
         with self._appender.service_event(space) as transaction:
             yield transaction
@@ -174,7 +184,7 @@ class PostgresEventStore(EventStore):
         return self.tails.watch(space, on_growth)
 
     def read_tail(self, space: SpaceId) -> None:
-        """Updates the cached end of a log from the database."""
+        """Reads the newest events of a log from the database into the cache `tails`."""
         self._reader.read_tail(space)
 
     def collections(self, space: SpaceId) -> list[Version]:
@@ -229,12 +239,13 @@ class PostgresEventStore(EventStore):
 
 
 def _weight(push: Push) -> int:
+    """Returns the weight of a push for group commit, in bytes."""
     operations = sum(len(changeset.ops) for changeset in push.changesets)
     return max(push.body_bytes, operations * OPERATION_BYTES)
 
 
 def _may_succeed_alone(outcome: Receipt | Exception) -> bool:
-    """Whether another push of the group may have caused the failure."""
+    """Tells whether a push may succeed in its own transaction after this outcome in a group."""
     if isinstance(outcome, LimitExceeded):
         return bool(outcome.extra["limit"] == "looked_up_bytes_max")
     return isinstance(outcome, Exception) and not isinstance(outcome, FoldlogError)

@@ -1,4 +1,4 @@
-"""Forking a log: the space gets a new log id, because its old signed history was lost."""
+"""Forks the log of a space: gives it a new log id, because its signed history was lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ RETURNING log::text
 
 
 def fork_log(datastore: Datastore, space: str) -> str:
-    """Gives the log of a space a new id and returns it. Raises `UnknownSpace`."""
+    """Gives the log of a space a new random id, and returns the new id.
+
+    Raises `UnknownSpace` if the database has no such space.
+    """
     with datastore.committed() as cursor:
         row = cursor.execute(SET_NEW_LOG, {"space": space}).fetchone()
     if row is None:

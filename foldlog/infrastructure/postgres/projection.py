@@ -1,4 +1,7 @@
-"""The interface of a projection for its two drivers: the projector and a rebuild."""
+"""Defines the interface of a projection: code that folds the events of a log into tables.
+
+The projector and the rebuild use this interface. The master table and the proofs implement it.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ from psycopg.generators import send
 
 
 class GenerationCache(Protocol):
-    """The rows of a generation that a projection keeps in memory between two batches.
+    """The part of a generation's rows that a projection keeps in memory between two batches.
 
-    The cache is valid while the generation is at `position`, because the rows at a position follow
-    from the log alone. It stays valid if another worker has brought the generation there.
+    The cache is valid as long as the generation in the database is at `position`. This holds even
+    if another worker moved the generation to that position, because the rows at a position depend
+    only on the events of the log.
     """
 
     position: int
     bytes_uncommitted: int  #: written, and kept in memory until the transaction ends
 
     def reset(self, position: int) -> None:
-        """Empties the cache, for a generation at `position`."""
+        """Empties the cache and sets its position to that of the generation in the database."""
 
     def on_commit(self) -> None:
-        """Frees memory after the transaction has committed."""
+        """Removes rows from memory if there are too many. The caller must call this after each
+        commit.
+        """
 
 
 C = TypeVar("C", bound=GenerationCache)
@@ -32,7 +38,10 @@ C = TypeVar("C", bound=GenerationCache)
 
 @dataclass(frozen=True)
 class Generation(Generic[C]):
-    """A generation that the caller has locked for writing."""
+    """One generation of a projection in one space. The caller has locked its row in `projections`.
+
+    The object holds the cursors and the cache with which a projection reads and writes its tables.
+    """
 
     space: str
     number: int
@@ -46,7 +55,10 @@ class Generation(Generic[C]):
         return {"space": self.space, "generation": self.number}
 
     def send(self, statement: str, params: Mapping[str, Any]) -> None:
-        """Executes a statement. In pipeline mode this returns before the result arrives."""
+        """Executes a statement with the space and the generation added to its parameters.
+
+        In pipeline mode this method returns before the result arrives.
+        """
         self.cursor.execute(statement, {**self.params, **params}, prepare=True)
         # Flushes the rest of a large statement, which would stay in memory until the next call.
         connection = self.cursor.connection
@@ -54,26 +66,30 @@ class Generation(Generic[C]):
 
 
 class Projection(Protocol[C]):
-    """Folds events into one generation of its tables."""
+    """Folds the events of a log into one generation of the projection's tables."""
 
     #: the name in the table `projections`, which is permanent
     name: str
-    #: of the code that fills it; a generation of another version must be rebuilt
+    #: the version of the code that fills the tables; other versions' generations need a rebuild
     version: int
     #: the statement of a page of events: the seq, then the columns that `apply` reads
     select_page: str
-    #: The pause between two batches of a space. A pause joins events whose readers can wait.
+    #: The pause between two batches of a space. Longer pauses make larger but later batches.
     pause_seconds: float
 
     @property
     def tables(self) -> Mapping[str, str]:
-        """Returns {table: the columns of its key}, without space and generation."""
+        """Returns {table name: key columns}. The key columns are SQL text such as `collection, id`.
+
+        The columns `space` and `generation` also belong to each key, and are left out here.
+        """
 
     def new_cache(self, position: int, *, bytes_max: int = ...) -> C: ...
 
     def apply(self, to: Generation[C], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
-        """Folds rows of `select_page` and writes the result in parts.
+        """Folds the rows of a page of events, and writes the results to the database in parts.
 
-        Yields after each part, with `to.cache.position` at the last seq of that part. The caller
-        may stop there.
+        `rows` are rows of `select_page`. The generator yields after each written part. At that
+        moment `to.cache.position` is the seq of the part's last event, and the caller may stop the
+        iteration.
         """

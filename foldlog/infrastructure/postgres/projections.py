@@ -1,4 +1,7 @@
-"""The list of all projections. A new space gets a position in each of them."""
+"""Lists all projections with the versions of their code.
+
+Each new space gets one row in the table `projections` for each projection of this list.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from foldlog.infrastructure.postgres.proofs.projection import PROOFS_VERSION, Pr
 
 from .projection import Projection
 
-#: name -> version of the code that fills it
+#: {name of the projection: version of the code that fills its tables}
 VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 
 
 def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
-    """Returns a new projection. Each thread needs its own."""
+    """Returns a new object of the projection with this name (`master` or `proofs`).
+
+    Each thread needs an object of its own. Raises `KeyError` for another name.
+    """
     made: dict[str, Projection[Any]] = {
         "master": MasterProjection(limits),
         "proofs": ProofsProjection(),

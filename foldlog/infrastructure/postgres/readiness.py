@@ -1,4 +1,4 @@
-"""The readiness check of `GET /readyz`: the database answers, takes writes, and has our schema."""
+"""Checks for `GET /readyz` that the database answers, accepts writes, and has the right schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ SELECT_IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 
 
 def readiness(datastore: Datastore) -> dict[str, str]:
-    """Returns `ok` or a description of the problem for `database`, `writes` and `schema`."""
+    """Returns the results of three checks under the keys `database`, `writes` and `schema`.
+
+    Each value is `ok`, or the problem in English. If the database cannot be reached, `writes` and
+    `schema` are `unknown`.
+    """
     try:
         with datastore.rows() as cursor:
             missing = pending(cursor)

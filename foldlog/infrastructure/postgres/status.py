@@ -1,4 +1,4 @@
-"""The state of spaces, projections and checkpoints for operators and for monitoring."""
+"""Reads the state of spaces, projections and checkpoints, for `foldlog status` and for metrics."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ SELECT count(c.alarm), max(s.head - c.size)
 
 
 class CheckpointStatus(NamedTuple):
-    """The last published checkpoint of a space, and the error that stops the signer."""
+    """The last signed checkpoint of a space, and the error that stops the signer, if there is one.
+
+    `size` is the number of signed events. `alarm` is the code of the error.
+    """
 
     space: str
     head: int
@@ -87,7 +90,10 @@ class CheckpointStatus(NamedTuple):
 
 
 class ProjectionStatus(NamedTuple):
-    """The state of one generation of a projection."""
+    """The state of one generation of a projection in one space.
+
+    `stopped_at` is the seq of an event that could not be projected, and `stopped_why` is its error.
+    """
 
     space: str
     log: str
@@ -103,34 +109,48 @@ class ProjectionStatus(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another version filled it, so that this version leaves it as it is."""
+        """Whether this is a live generation that another version of Foldlog filled.
+
+        This version projects no further events to the generation until an operator has rebuilt it.
+        """
         return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 
     @property
     def needs_rebuild(self) -> bool:
-        """Whether it is foreign, or lacks the history because an older version began it."""
+        """Whether this live generation must be rebuilt.
+
+        This is the case if another version of Foldlog filled it, or if its history is incomplete
+        because an older version began it.
+        """
         return self.is_foreign or (self.is_live and not self.has_history)
 
     @property
     def lag(self) -> int:
-        """The number of events that are not projected yet."""
+        """The number of events in the log that this generation has not projected yet."""
         return self.head - self.position
 
 
 def status(datastore: Datastore, space: str | None = None) -> list[ProjectionStatus]:
-    """Returns the status of all generations of one space, or of all spaces."""
+    """Returns the status of every generation of one space. If `space` is `None`, of all spaces."""
     rows = datastore.fetch_all(SELECT_STATUS, {"space": space})
     return [ProjectionStatus(*row) for row in rows]
 
 
 def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
-    """Returns the checkpoint of each space that was signed or has an alarm."""
+    """Returns the checkpoint status of each space that was signed or whose signer has an error.
+
+    If `space` is given, only that space is read.
+    """
     rows = datastore.fetch_all(SELECT_CHECKPOINTS, {"space": space})
     return [CheckpointStatus(*row) for row in rows]
 
 
 def gauges(datastore: Datastore) -> list[Gauge]:
-    """Returns the gauges for monitoring: amounts, lags, halted projections and signers."""
+    """Returns the gauges for `GET /metrics`: totals and maxima over all spaces.
+
+    They count the spaces, the events, the events that are unsigned or not yet projected, and the
+    spaces whose projection or signer has halted or that need a rebuild.
+    """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)
     alarms, unsigned = datastore.fetch_one(SELECT_SIGNING) or (0, 0)
@@ -163,9 +183,9 @@ def gauges(datastore: Datastore) -> list[Gauge]:
 
 
 def heads(datastore: Datastore, spaces: Sequence[str] | None = None) -> dict[str, int]:
-    """Returns the head of each space, the longest log first, by default for all spaces.
+    """Returns {space: head}, with the longest log first. By default it covers all spaces.
 
-    An unknown space has the head 0.
+    A space in `spaces` that the database does not know gets the head 0.
     """
     params = {"spaces": None if spaces is None else list(spaces)}
     found: dict[str, int] = dict(datastore.fetch_all(SELECT_HEADS, params))

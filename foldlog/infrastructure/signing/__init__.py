@@ -1,1 +1,1 @@
-"""Signing checkpoints of the logs: the keys, the signer, and the exchange with witnesses."""
+"""Signs checkpoints of the logs, and exchanges cosignatures with witnesses."""

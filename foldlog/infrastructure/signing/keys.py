@@ -1,7 +1,7 @@
-"""The keys that sign checkpoints, in one private file outside of the database.
+"""Stores the keys that sign checkpoints, in one private file outside of the database.
 
-One key signs for all spaces. It signs under the name of each log's origin, so each log has its own
-verifier key.
+The same key signs the checkpoints of all spaces. It signs each log under the log's own name (its
+origin), so the verifier key, which contains the name, differs from log to log.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ MODE = 0o600
 
 
 class KeysUnusable(OperatorError):
-    """The file of keys cannot be read or written."""
+    """The key file is unreadable or not writable, or a key to rotate is missing."""
 
     code = "keys-unusable"
 
 
 class Key(msgspec.Struct, omit_defaults=True):
-    """A key pair in base64. A retired key keeps only its public half."""
+    """A key pair, encoded in base64.
+
+    When a key is replaced, its private half is deleted and its public half stays.
+    """
 
     public: str
     made_at: str
@@ -41,37 +44,53 @@ class Key(msgspec.Struct, omit_defaults=True):
 
 
 class KeyRing(msgspec.Struct):
-    """The content of the file. The last key of each list signs."""
+    """The content of the key file: the keys for logs, and the keys for cosigning as a witness.
+
+    The last key of each list is the one that signs.
+    """
 
     version: Literal[1] = 1
     log: list[Key] = []
     witness: list[Key] = []
 
     def signer(self, name: str) -> Signer | None:
-        """Returns the current signer under this name; `None` if there is no key."""
+        """Returns a signer with the current log key and this name; `None` if the key is missing."""
         return _signer(self.log, name)
 
     def cosigner(self, name: str) -> Signer | None:
-        """Returns the signer of cosignatures under this name, if there is a key."""
+        """Returns a signer with the current witness key and this name.
+
+        Returns `None` if the key is missing.
+        """
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
-        """Returns the keys that have ever signed under this name, the current one first."""
+        """Returns the public halves of all log keys, current and retired, under this name.
+
+        The first one is the current key.
+        """
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 
     def cosigner_verifier(self, name: str) -> Verifier | None:
-        """Returns the public key of the cosigner, if there is a key."""
+        """Returns the public half of the current witness key, under this name.
+
+        Returns `None` if the key is missing.
+        """
         found = self.cosigner(name)
         return None if found is None else found.verifier(COSIGNATURE)
 
 
 def _signer(keys: list[Key], name: str) -> Signer | None:
+    """Returns a signer that uses the last of the keys; `None` if the list is empty."""
     private = keys[-1].private if keys else None
     return None if private is None else Signer(name, b64decode(private))
 
 
 def read_keys(folder: Path) -> KeyRing:
-    """Reads the keys; the ring is empty if the file is missing. Raises `KeysUnusable`."""
+    """Reads the key file in a folder. Returns an empty ring if the file is missing.
+
+    Raises `KeysUnusable` if other users can access the file, or if its content is invalid.
+    """
     path = folder / FILE
     try:
         if not path.exists():
@@ -84,7 +103,10 @@ def read_keys(folder: Path) -> KeyRing:
 
 
 def make_keys(folder: Path) -> KeyRing:
-    """Makes the log key and the witness key if they are missing. Raises `KeysUnusable`."""
+    """Creates the log key and the witness key if they are missing, and returns all keys.
+
+    Raises `KeysUnusable` if the key file cannot be read or written.
+    """
     ring = read_keys(folder)
     if ring.log and ring.witness:
         return ring
@@ -95,7 +117,10 @@ def make_keys(folder: Path) -> KeyRing:
 
 
 def rotate_keys(folder: Path) -> KeyRing:
-    """Makes a new log key and deletes the private half of the old one. Raises `KeysUnusable`."""
+    """Creates a new log key, and deletes the private half of the old one.
+
+    Raises `KeysUnusable` if the log key is missing, or if the key file cannot be read or written.
+    """
     ring = read_keys(folder)
     if not ring.log:
         raise KeysUnusable(f"there is no key in {folder} to rotate: run foldlog keys new")

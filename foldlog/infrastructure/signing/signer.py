@@ -1,9 +1,10 @@
-"""The signer: each checkpoint that it signs is consistent with all earlier ones.
+"""Signs checkpoints. Each signed checkpoint is consistent with all earlier ones of the same log.
 
-The signer writes each checkpoint to a file, outside of the database, before it publishes it. It
-signs the next checkpoint only if the new tree extends the tree of the last one. After a restored
-backup or a changed log it stops signing that space and raises an alarm. It resumes when the log is
-complete again, or when an admin declares a fork (the log gets a new id, and so a new origin).
+The signer first saves each checkpoint in a file outside of the database, and then publishes it. It
+signs a new checkpoint only if the new tree is an extension of the tree of the last signed
+checkpoint. After an old backup was restored or the log was changed, this condition fails; then the
+signer stops signing this space and raises an alarm. It continues when the log is complete again, or
+when an admin declares a fork, which gives the log a new id and so a new origin.
 """
 
 from __future__ import annotations
@@ -30,40 +31,44 @@ log = structlog.get_logger("foldlog.signer")
 PAUSE_SECONDS = 1.0
 #: The pause is this many times as long as the search for unsigned spaces, which reads all spaces.
 PAUSE_PER_SEARCH = 20
-#: A space whose signing stopped is tried again after this.
+#: A space whose signing has stopped is tried again after this time.
 RETRY_SECONDS = 30.0
 MODE = 0o600
 
 
 class SigningStopped(OperatorError):
-    """The next checkpoint of a space cannot be signed."""
+    """The signer cannot sign the next checkpoint of a space."""
 
     code = "signing-stopped"
 
 
 class LogShrunk(SigningStopped):
-    """The log is shorter than its last signed checkpoint."""
+    """The log has fewer events than its last signed checkpoint."""
 
     code = "log-shrunk"
 
 
 class LogForked(SigningStopped):
-    """The log differs from its last signed checkpoint."""
+    """The log contradicts its last signed checkpoint.
+
+    Some events that were signed have changed.
+    """
 
     code = "log-forked"
 
 
 class LastCheckpointUnusable(SigningStopped):
-    """The file of the last signed checkpoint cannot be read, or its signature is not ours."""
+    """The file of the last signed checkpoint is unreadable, or has an invalid signature."""
 
     code = "last-checkpoint-unusable"
 
 
-#: Receives each published checkpoint: the space, the id of the log, the note.
+#: A function that receives each published checkpoint: the space, the id of the log, the note.
 OnSigned = Callable[[str, str, Note], None]
 
 
 def _claimed_size(note: bytes) -> int | None:
+    """Returns the tree size that a note claims. The signature is left unchecked."""
     try:
         return Checkpoint.parse(Note.parse(note).text).size
     except InvalidNote:
@@ -71,7 +76,10 @@ def _claimed_size(note: bytes) -> int | None:
 
 
 class LastSigned:
-    """The last signed checkpoint of each log, in a file per log outside of the database."""
+    """Stores the last signed checkpoint of each log.
+
+    Each log has its own file, outside of the database.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -80,14 +88,14 @@ class LastSigned:
         return self._folder / space / log
 
     def read(self, space: str, log: str) -> bytes | None:
-        """Returns the signed note, if there is one."""
+        """Returns the last signed note of a log, or `None` before the first one."""
         try:
             return self.path(space, log).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, space: str, log: str, note: bytes) -> None:
-        """Saves the note; returns after the file is flushed to the disk."""
+        """Saves the last signed note of a log, and returns after it is flushed to the disk."""
         path = self.path(space, log)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self._folder, path.parent):
@@ -98,9 +106,10 @@ class LastSigned:
 
 
 class CheckpointSigner:
-    """Signs checkpoints of all spaces, one after another.
+    """Signs checkpoints of all spaces, one space after another.
 
-    `last` is the folder of the last checkpoints. `on_signed` is called after each publication.
+    `keys` is the folder of the keys, and `last` the folder of the last signed checkpoints.
+    `on_signed` is called after each publication of a checkpoint.
     """
 
     def __init__(
@@ -118,12 +127,12 @@ class CheckpointSigner:
         self._origin = origin
         self._on_signed = on_signed
         self._retry_at: dict[str, float] = {}  #: by space whose signing stopped
-        #: The database may have been restored: at the start, and after each failed connection.
+        #: True at the start and after a failed connection, because a backup may have been restored.
         self._may_be_restored = True
         self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
-        """Signs until `closing` is set; meant for a thread of its own."""
+        """Signs checkpoints until `closing` is set. Call this in a separate thread."""
         while not closing.wait(self._pause):
             try:
                 self.sign_all()
@@ -138,7 +147,11 @@ class CheckpointSigner:
                 closing.wait(RETRY_SECONDS)
 
     def sign_all(self) -> int:
-        """Signs each space that has unsigned events; returns the number of new checkpoints."""
+        """Signs a new checkpoint for each space that has unsigned events.
+
+        Returns the number of published checkpoints. Spaces whose signing has stopped are tried
+        again after `RETRY_SECONDS`.
+        """
         keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
             return 0
@@ -155,7 +168,11 @@ class CheckpointSigner:
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
-        """Returns the spaces whose published checkpoint differs from our last signed one."""
+        """Returns the spaces whose database was probably restored from a backup.
+
+        In these, the tree size of the published checkpoint differs from that of our last signed
+        one.
+        """
         restored = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)
@@ -165,7 +182,11 @@ class CheckpointSigner:
         return restored
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
-        """Signs one space. Its errors raise an alarm, and the other spaces are still signed."""
+        """Signs one space, and returns whether a checkpoint was published.
+
+        If signing fails, it raises an alarm for this space and returns `False`, so the other spaces
+        are still signed.
+        """
         try:
             signed = self.sign(space, keys)
             self._retry_at.pop(space, None)
@@ -182,9 +203,11 @@ class CheckpointSigner:
             return False
 
     def sign(self, space: str, keys: KeyRing) -> bool:
-        """Signs and publishes the current tree of a space. Raises `SigningStopped`.
+        """Signs and publishes a checkpoint of the current tree of a space. Returns whether it did.
 
-        Returns False if another process signs this space, or the tree still has to grow.
+        Returns `False` if another process is signing this space, or if the projector has yet to add
+        already signed events to the tree. Raises `SigningStopped` if the log contradicts the last
+        checkpoint.
         """
         with self._tree.signing(space) as is_ours:
             if not is_ours:
@@ -215,7 +238,11 @@ class CheckpointSigner:
         last: tuple[Checkpoint, Note] | None,
         keys: KeyRing,
     ) -> tuple[Checkpoint, Note]:
-        """Returns this tree's checkpoint. Raises `LogForked` if it contradicts the last one."""
+        """Returns the checkpoint of the current tree, with its signed note.
+
+        Returns `last` if the tree is unchanged. Raises `LogForked` if the tree contradicts the last
+        checkpoint.
+        """
         old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if last is None else last[0]
         proof = self._tree.consistency(space, old.size, heads.size)
         try:
@@ -234,13 +261,17 @@ class CheckpointSigner:
         return checkpoint, Note(checkpoint.text, [signer.sign(checkpoint.text)])
 
     def _read_last(self, space: str, log: str, keys: KeyRing) -> tuple[Checkpoint, Note] | None:
+        """Returns the last signed checkpoint of a log and its note, or `None` before the first one.
+
+        Raises `LastCheckpointUnusable` if the file, its signature or its origin is invalid.
+        """
         encoded = self._last.read(space, log)
         if encoded is None:
             return None
         where = self._last.path(space, log)
         try:
             checkpoint = Checkpoint.parse(Note.parse(encoded).text)
-            # The service may have been renamed since: only the log and our key must match.
+            # Only the log and our key must match, because the service may have been renamed since.
             found, note = open_checkpoint(encoded, keys.verifiers(checkpoint.origin))
         except InvalidNote as exc:
             raise LastCheckpointUnusable(f"{where}: {exc}") from exc

@@ -1,4 +1,8 @@
-"""Witnesses: cosigning the checkpoints of other logs, and requesting cosignatures for ours."""
+"""Exchanges cosignatures with other services.
+
+As a witness, this service cosigns checkpoints of other logs. For its own checkpoints, it requests
+cosignatures from other witnesses.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +44,11 @@ MODE = 0o600
 
 
 class Witness:
-    """Cosigns checkpoints of the trusted logs, and saves the last one of each log in a file.
+    """Cosigns checkpoints of the trusted logs, and saves the last cosigned one of each in a file.
 
-    A file lock per log covers the comparison and the write, because one of two parallel requests
-    could otherwise replace a newer checkpoint with an older one.
+    A file lock for each log covers both the comparison with the last checkpoint and the write of
+    the new one. Otherwise, one of two parallel requests could replace a newer checkpoint with an
+    older one.
     """
 
     def __init__(self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier]):
@@ -52,9 +57,10 @@ class Witness:
         self._trusted = trusted
 
     def add_checkpoint(self, body: bytes) -> str:
-        """Checks and cosigns the checkpoint of a request; returns the cosignature's line.
+        """Checks the checkpoint in a request body and cosigns it.
 
-        Raises the errors of `domain.witness`, and `StorageUnavailable`.
+        Returns the line of the cosignature. Raises the errors of `domain.witness` if the checkpoint
+        is refused, and `StorageUnavailable` if saving it fails.
         """
         asked = AddCheckpoint.parse(body)
         checkpoint = check_signed(asked, self._trusted)
@@ -68,6 +74,7 @@ class Witness:
 
     @contextmanager
     def _locked(self, origin: str) -> Iterator[Path]:
+        """Locks the file of a log's last cosigned checkpoint, and yields the path of the file."""
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         make_folder(self._folder)
         path = self._folder / hashlib.sha256(origin.encode()).hexdigest()
@@ -80,6 +87,7 @@ class Witness:
 
 
 def _last(path: Path) -> Checkpoint | None:
+    """Returns the last cosigned checkpoint in a file, or `None` if the file is missing."""
     try:
         return Checkpoint.parse(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -96,11 +104,14 @@ Post = Callable[[str, bytes], tuple[int, bytes]]
 
 
 class NotCosigned(Exception):
-    """A witness answered, but refused its cosignature."""
+    """A witness has answered, but its answer lacks a valid cosignature."""
 
 
 class _Pending(msgspec.Struct):
-    """The last checkpoint of a space, and the indexes of the witnesses that must still cosign."""
+    """A checkpoint of a space that some witnesses have yet to cosign.
+
+    `missing` contains the indexes of these witnesses.
+    """
 
     log: str
     checkpoint: Checkpoint
@@ -109,7 +120,10 @@ class _Pending(msgspec.Struct):
 
 
 class _Backoff(msgspec.Struct):
-    """The time of the next attempt; each failure doubles the delay."""
+    """Computes when to try again after a failure.
+
+    Each further failure doubles the delay, up to `RETRY_SECONDS_MAX`.
+    """
 
     delay: float = 0.0
     retry_at: float = 0.0
@@ -120,11 +134,11 @@ class _Backoff(msgspec.Struct):
 
 
 class Witnesses:
-    """Requests cosignatures for our checkpoints from witnesses, and publishes them.
+    """Requests cosignatures for our checkpoints from witnesses, and publishes the cosignatures.
 
-    It runs in its own thread, because a slow witness would delay the signer. A witness that
-    fails or refuses is asked again, less and less often, until it cosigns or a newer checkpoint
-    replaces this one.
+    It runs in its own thread, because a slow witness would delay the signer. A witness that fails
+    or refuses is asked again, after growing delays, until it cosigns or until a newer checkpoint of
+    the space replaces this one.
     """
 
     def __init__(
@@ -141,21 +155,23 @@ class Witnesses:
         self._clock = clock
         self._signed: SimpleQueue[tuple[str, str, Note]] = SimpleQueue()
         self._pending: dict[str, _Pending] = {}  #: by space
-        #: the size of the last checkpoint that a witness has of an origin
+        #: by witness and origin: the size of the last checkpoint that the witness has cosigned
         self._known_sizes: dict[tuple[int, str], int] = {}
         self._unreachable: defaultdict[int, _Backoff] = defaultdict(_Backoff)  #: by witness
         #: by witness and space
         self._refused: defaultdict[tuple[int, str], _Backoff] = defaultdict(_Backoff)
 
     def submit(self, space: str, log: str, note: Note) -> None:
-        """Queues this checkpoint for cosigning; it replaces an older one of the space."""
+        """Queues a signed checkpoint for cosigning.
+
+        It replaces an older checkpoint of the same space.
+        """
         self._signed.put((space, log, note))
 
     def run(self, closing: Event) -> None:
-        """Requests cosignatures until `closing` is set; meant for a thread of its own.
+        """Requests cosignatures until `closing` is set. Call this in a separate thread.
 
-        It starts with the published checkpoints, because some of them may still lack
-        cosignatures.
+        It starts with the published checkpoints, because some of them may still lack cosignatures.
         """
         has_started = False
         while not closing.wait(PAUSE_SECONDS):
@@ -170,11 +186,15 @@ class Witnesses:
                 log.exception("asking_witnesses_failed")
 
     def _submit_published(self) -> None:
+        """Queues all published checkpoints for cosigning."""
         for space, of_log, encoded in self._tree.published():
             self.submit(space, of_log, Note.parse(encoded))
 
     def ask_all(self, closing: Event | None = None) -> None:
-        """Asks each witness that is due, once for each space."""
+        """Requests each missing cosignature once.
+
+        It leaves out witnesses that must wait longer after a failure.
+        """
         while not self._signed.empty():
             space, of_log, note = self._signed.get()
             missing = [
@@ -192,6 +212,7 @@ class Witnesses:
                 del self._pending[space]
 
     def _ask(self, space: str, pending: _Pending, index: int) -> None:
+        """Requests one cosignature from one witness, and publishes it. Logs a failure."""
         now = self._clock()
         unreachable, refused = self._unreachable[index], self._refused[index, space]
         if max(unreachable.retry_at, refused.retry_at) > now:
@@ -219,6 +240,12 @@ class Witnesses:
         log.warning("witness_does_not_cosign", url=url, space=space, why=str(exc))
 
     def _cosignatures(self, space: str, pending: _Pending, index: int) -> list[Signature]:
+        """Sends a checkpoint to a witness, and returns the valid cosignatures in the answer.
+
+        If the witness answers that it knows another tree size of the log, the request is repeated
+        with a proof from this size. Raises `NotCosigned` if the witness refuses, and
+        `httpx.HTTPError` if the request fails.
+        """
         verifier, url = self._witnesses[index]
         note, size = pending.note, pending.checkpoint.size
         key = (index, pending.checkpoint.origin)
@@ -249,13 +276,16 @@ class Witnesses:
 
 
 class _Http:
-    """Sends requests with limits on the time and the size of the answer."""
+    """Sends HTTP requests, and limits the time and the size of each answer."""
 
     def __init__(self) -> None:
         self._client = httpx.Client(timeout=TIMEOUT_SECONDS)
 
     def post(self, url: str, content: bytes) -> tuple[int, bytes]:
-        """Returns status and body. Raises `httpx.HTTPError`."""
+        """Sends a POST request, and returns the status code and the body of the answer.
+
+        Raises `httpx.HTTPError` if the request fails, or if the answer is too long or too slow.
+        """
         until = time.monotonic() + TIMEOUT_SECONDS
         body = b""
         with self._client.stream("POST", url, content=content) as answer:

@@ -1,4 +1,5 @@
-"""The service as one ASGI application: the place where the API is joined with the other parts."""
+"""Connects the API with PostgreSQL and the other parts, and provides the service as an ASGI
+application."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, service
 
 @contextmanager
 def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
-    """Opens the service as an ASGI application, to serve it or to mount it in another application.
+    """Opens the service as an ASGI application. Use it to serve Foldlog, or to mount it in another
+    ASGI application.
 
-    `url` is the URL of a migrated database. Keep the context open while the application serves, and
-    run it on one event loop. The server must give `raw_path`, as uvicorn and hypercorn do.
+    `url` is the URL of a database whose schema is up to date. Keep the context open while the
+    application serves, and use the application on one event loop only. The server must provide
+    `raw_path`, as uvicorn and hypercorn do.
     """
     with (
         services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
@@ -47,8 +50,11 @@ def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
 
 
 def _readers(settings: Settings) -> int:
-    """The threads that read. Each uses a connection, so connections are left over for committers,
-    for admission, and for following and announcing the log."""
+    """Returns the number of reading threads. Each uses one database connection.
+
+    The rest of the connections are for committers, for access checks, and for following and
+    announcing the log.
+    """
     return max(1, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
 
 

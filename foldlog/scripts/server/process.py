@@ -1,4 +1,4 @@
-"""Runs the service as a separate process, for the demo, tests and benchmarks."""
+"""Runs the service as a child process, for the demo, the tests and the benchmarks."""
 
 from __future__ import annotations
 
@@ -30,22 +30,26 @@ _reserving: list[socket.socket] = []
 
 
 def tune_gc() -> None:
-    """Makes Python's garbage collector run less often; a server process calls it after its start.
+    """Makes Python's garbage collector run less often. A server process calls this once after its
+    start.
 
-    The objects of the start live as long as the process, and requests make few reference cycles, so
-    most collections would be in vain.
+    The objects of the start live as long as the process, and requests create few reference cycles,
+    so most collections would free little memory.
     """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
 
 def environment() -> dict[str, str]:
-    """Returns our environment minus the database's URL, because each service starts its own."""
+    """Returns the environment variables of this process without the database's URL.
+
+    The child process gets these variables, and starts an embedded database of its own.
+    """
     return {name: value for name, value in os.environ.items() if name != DATABASE_URL}
 
 
 def is_ready(url: str) -> bool:
-    """Asks `/readyz` once, for up to five seconds."""
+    """Returns whether the service at `url` answers `/readyz` with 200 within five seconds."""
     try:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:
@@ -56,8 +60,10 @@ def is_ready(url: str) -> bool:
 def serving(
     command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
 ) -> Iterator[str]:
-    """Runs the service on a folder during the block and gives its URL; stops it by SIGTERM.
+    """Runs `foldlog serve` as a child process during the `with` block, and returns its URL.
 
+    `command` starts Foldlog, and `data` is the folder for its data and its log. At the end of the
+    block the process gets SIGTERM, and is killed if it still runs after `STOP_SECONDS_MAX` seconds.
     Raises `OperatorError` if the service is not ready within `READY_SECONDS_MAX` seconds.
     """
     port = port or reserve_port()
@@ -97,11 +103,12 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def reserve_port() -> int:
-    """Returns a port of this machine that stays reserved until this process ends.
+    """Returns a free port of this machine, and reserves it until this process ends.
 
-    The reserving socket stays bound and never listens, so the system gives the port to no other
-    process. A server that sets SO_REUSEADDR, as the service does, can still bind it on Linux.
-    Other systems refuse the second socket: the port is released there at once.
+    A socket of this process stays bound to the port, so the operating system gives the port to no
+    other process that asks for a free one. On Linux, a server that sets SO_REUSEADDR, such as
+    Foldlog, can still bind the port. On other systems it could not, so there the port is released
+    at once.
     """
     reserving = socket.socket()
     reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

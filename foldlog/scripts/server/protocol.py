@@ -1,8 +1,9 @@
-"""The HTTP protocol of a web worker: uvicorn's, with bounds on everything except bodies.
+"""The HTTP protocol of a web worker: uvicorn's protocol class, with limits on time, on the size of
+headers, and on connections.
 
-Bodies are bounded where they are read (`api/http/bodies`). The parser itself has no bounds. Without
-this module a client could fill the memory with an endless header, or keep a connection open for
-ever with a byte now and then.
+uvicorn's HTTP parser has no such limits. A client could fill the memory with endless headers, or
+keep a connection open forever by sending one byte now and then. The size of bodies is limited in
+`api/http/bodies`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _TOO_SLOW = b"the request arrives too slowly"
 
 
 class Connections:
-    """The open connections of a worker, in fair shares by client address."""
+    """Counts the open connections of a worker, and limits them in total and for each client
+    address."""
 
     def __init__(self, limits: Limits = LIMITS, trusted_proxies: tuple[Network, ...] = ()):
         self.limits = limits
@@ -41,15 +43,19 @@ class Connections:
         self._open = Shares(limits.connections_max, limits.connections_per_address_max)
 
     def enter(self, peer: str) -> bool:
-        """Counts one more connection; returns `False`, and counts none, if it is one too many."""
+        """Counts a new connection and returns `True`. If a limit is reached, counts nothing and
+        returns `False`."""
         return self._open.take(self._key(peer)) is None
 
     def leave(self, peer: str) -> None:
         self._open.release(self._key(peer))
 
     def _key(self, peer: str) -> str:
-        """Returns the client's address; empty without an address, and for a trusted proxy, which
-        has many clients."""
+        """Returns the client's address, under which its connections are counted.
+
+        Returns an empty text, which has no limit per address, for a trusted proxy, because it has
+        many clients, and for a connection without an address.
+        """
         return "" if is_trusted(peer, self._trusted_proxies) else client_address(peer, "", ())
 
 
@@ -59,7 +65,8 @@ NO_CONNECTION_LIMITS = Connections(
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection: bounded in the bytes of a head, in time, and in requests."""
+    """One HTTP connection, with limits on the size of a request's headers, on the time to send a
+    request, and on the number of unanswered requests."""
 
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -146,20 +153,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse_head(self, status: int, text: bytes) -> None:
-        """Answers with `status` and closes the connection.
+        """Sends an error response with `status`, and closes the connection.
 
-        Answers are sent in order. While an earlier request is unanswered, the connection is closed
-        without an answer.
+        Responses are sent in the order of the requests. If an earlier request of the connection is
+        still unanswered, the connection is closed without a response.
         """
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(STATUS_LINE[status] + b"connection: close\r\n\r\n" + text)
         self.transport.close()
 
     def _fault_of_head(self) -> tuple[int, bytes] | None:
-        """Returns status and text for a head that a proxy might read in another way than we do.
+        """Returns the status and the text of an error if a proxy could interpret the headers
+        differently; otherwise `None`.
 
-        Two readings of the end of a body allow request smuggling (RFC 9112 sections 3.2, 6.1,
-        11.2).
+        If a proxy and the service find different ends of a body, a client can hide a second request
+        in it: request smuggling (RFC 9112 sections 3.2, 6.1, 11.2).
         """
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings and b",".join(codings).strip().lower() != b"chunked":

@@ -1,4 +1,4 @@
-"""The listening sockets of the web workers, one socket per worker."""
+"""Opens the listening sockets of the web workers: one socket for each worker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SILENT_SECONDS = 60
 
 
 def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Opens `count` sockets on one address, one for each worker.
+    """Opens `count` listening sockets on one address, one for each worker.
 
-    The kernel spreads new connections over the sockets. With one shared socket, the worker that
-    wakes up first would get most of them. Raises `OperatorError` if the address is invalid or in
-    use.
+    The kernel distributes new connections among these sockets. With one shared socket, the worker
+    that wakes up first would get most of the connections. Raises `OperatorError` if the address is
+    invalid or in use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -37,7 +37,8 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 def _close_silent_connections(listening: socket.socket) -> None:
-    """Lets the system close accepted connections whose client is gone or has stopped reading."""
+    """Configures the operating system to close accepted connections whose client has disappeared or
+    has stopped reading."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", SILENT_SECONDS),

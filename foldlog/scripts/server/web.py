@@ -1,4 +1,5 @@
-"""A web worker: the service on one event loop. `foldlog serve` runs several on one address."""
+"""Runs a web worker: a process that serves requests on one event loop. `foldlog serve` runs several
+workers on one address."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ SWITCH_SECONDS = 0.0005
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server; it ends waiting requests and streams before it waits for open requests."""
+    """A uvicorn server that, at shutdown, first ends waiting requests and streams, and then waits
+    for the other open requests."""
 
     def __init__(self, config: uvicorn.Config, server: AsgiServer | None = None):
         super().__init__(config)
@@ -56,7 +58,7 @@ class Server(uvicorn.Server):
 def run(
     app: AsgiApp, listening: socket.socket, connections: Connections = NO_CONNECTION_LIMITS
 ) -> None:
-    """Serves until SIGTERM."""
+    """Serves the application on a listening socket until the process gets SIGTERM."""
     sys.setswitchinterval(SWITCH_SECONDS)
     tune_gc()
     # Uvicorn raises the signal that stopped it again. This handler turns it into an exception, so
@@ -95,9 +97,10 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 def web_command(
     host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
 ) -> None:
-    """Run one web worker; `serve` runs several by itself.
+    """Run one web worker. You do not need this command if you use `foldlog serve`, which runs
+    several workers.
 
-    Any number of workers, each on its own address, serve the same spaces.
+    You can run several workers on different addresses; all of them serve the same spaces.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)

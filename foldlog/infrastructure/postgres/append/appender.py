@@ -1,12 +1,14 @@
-"""Appending a group of pushes to one space, in one transaction.
+"""Appends a group of pushes to one space, in one transaction.
 
-The quick path decides the group on the cached state of the space, and appends it in one round trip.
-The statement is conditional on the cached log, head and mark, and the head moves with everything
-that an append is decided on. The condition fails if another process has appended.
+The appender first tries the quick path: it decides the group on the cached state of the space, and
+appends the new events in one round trip. The SQL statement checks that the log, the head and the
+mark of the space still equal the cached ones. If another process has appended meanwhile, the
+statement appends no event, and the appender uses the locked path.
 
-The locked path locks the space, loads its state and the other data of the group, and decides under
-the lock. It serves the groups that the quick path leaves: the cached state is stale, the group
-needs more data, or a push would be refused. Only the locked path refuses pushes.
+The locked path locks the space, loads its state and all data that the group needs, and decides the
+group under the lock. The appender uses it when the cached state is missing or stale, when the group
+needs data that is not cached, and when a push would be refused. Only the locked path refuses
+pushes.
 """
 
 from __future__ import annotations
@@ -38,24 +40,25 @@ from .loading import Loader
 from .service_event import ServiceEventTransaction
 from .space_cache import DatabaseClock, SpaceCache
 
-#: spaces that are remembered as contended
+#: limit of the remembered spaces whose lock timed out
 CONTENDED_MAX = 1_000
 
 
 @dataclass
 class Appended:
-    """The result of a group: an outcome for each push, and the appended entries."""
+    """The result of appending a group: one outcome for each push, and the appended entries."""
 
     outcomes: list[Receipt | Exception]
     log: str
-    mark_before: str  #: of the event before `entries`
+    mark_before: str  #: the mark of the event before `entries`
     entries: list[LogEntry]
 
 
 class Appender:
-    """Appends to all spaces. One thread at a time may append to a space.
+    """Appends pushes and service events to all spaces.
 
-    `cached_mark(space, seq)` returns the mark of an event from memory, or `None`.
+    Only one thread at a time may append to a space. `cached_mark(space, seq)` returns the mark of
+    an event from memory, or `None` if only the database has it.
     """
 
     def __init__(
@@ -71,10 +74,12 @@ class Appender:
         self._contended: set[str] = set()  #: spaces whose lock timed out
 
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
-        """Decides the pushes and appends their new changesets.
+        """Decides the pushes of a group, appends their new changesets, and returns the outcomes.
 
-        Raises `StorageUnavailable` or `OutcomeUnknown` for all pushes. Raises other database errors
-        as they are; the data of one push may be their cause.
+        Raises `StorageUnavailable` if the database is unavailable, or `OutcomeUnknown` if the
+        connection broke when the commit may have been sent; either error applies to all pushes of
+        the group. Raises all other database errors unchanged, because invalid data of a single push
+        may have caused them.
         """
         with append_errors(self._datastore) as attempt:
             try:
@@ -95,14 +100,18 @@ class Appender:
     def _append_quickly(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push]
     ) -> Appended | None:
-        """Appends on the cached state. Returns `None` if that state is stale or insufficient."""
+        """Decides and appends the group on the cached state of the space, without a lock.
+
+        Returns `None`, and appends zero events, if the cached state is missing, stale or
+        insufficient for the group, if a push would be refused, or if the group has zero new events.
+        """
         cached = self._cache.get(space)
         if cached is None:
             return None
         state = cached.state
         if keys_to_load(pushes, state.schemas):
             return None
-        # The lookup of known ids is left out, because the statement fails on a stored id.
+        # Known ids are not looked up here, because the statement fails if an id is already stored.
         lookups = Lookups(
             marks=self._loader.add_devices_and_get_marks(conn, space, state, pushes),
             erasures=self._loader.erasures(conn, space, state, pushes),
@@ -119,7 +128,7 @@ class Appender:
     def _append_locked(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push], attempt: Attempt
     ) -> Appended:
-        """Appends under the lock of the space, and caches its state."""
+        """Decides and appends the group under the lock of the space, and caches the new state."""
         with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
             state, lookups, clock, is_new = self._loader.lock_and_load(
                 conn, cursor, space, pushes, shorten_lock_timeout=space in self._contended
@@ -131,7 +140,7 @@ class Appender:
                 is_appended = _write(conn, space, decider)
                 assert is_appended, "decided under the lock"
             elif is_new and all(isinstance(outcome, Exception) for outcome in outcomes):
-                raise Rollback  # a space begins with an accepted push
+                raise Rollback  # only an accepted push may create a space
         appended = Appended(outcomes, state.log, state.mark, decider.entries)
         state.advance(decider.entries, decider.counters)
         self._cache.put(space, state, clock)
@@ -140,6 +149,10 @@ class Appender:
     def _decide(
         self, state: SpaceState, lookups: Lookups, clock: DatabaseClock, pushes: Sequence[Push]
     ) -> tuple[PushDecider, list[Receipt | Exception]]:
+        """Returns the decider after it took all pushes, and the outcome of each push.
+
+        An outcome is a receipt, or the error that refuses the push.
+        """
         decider = PushDecider(
             state, lookups, now_ms=clock.now_ms(), salt=salts(pushes), limits=self._limits
         )
@@ -155,15 +168,21 @@ class Appender:
         return decider, outcomes
 
     def _note_contended(self, space: str) -> None:
+        """Remembers that the lock of this space timed out.
+
+        The next append waits a shorter time for this lock.
+        """
         if len(self._contended) >= CONTENDED_MAX:
             self._contended.clear()
         self._contended.add(space)
 
     @contextmanager
     def service_event(self, space: str) -> Iterator[ServiceEventTransaction]:
-        """Opens a transaction that may append one event of the service. See its class.
+        """Opens a transaction in which the caller may append one event of the service.
 
-        Raises `StorageUnavailable`, `OutcomeUnknown`.
+        The transaction is rolled back if the caller appends no event. Raises `StorageUnavailable`
+        if the database is unavailable, and `OutcomeUnknown` if the connection broke when the commit
+        may have been sent. See `ServiceEventTransaction`.
         """
         with append_errors(self._datastore) as attempt, self._datastore.committed() as cursor:
             transaction = ServiceEventTransaction(cursor, space, attempt)
@@ -173,16 +192,20 @@ class Appender:
 
 
 def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
-    """Appends the decided entries unless the space has another state than `decider.state`."""
+    """Appends the entries that the decider decided on. Returns whether they were appended.
+
+    Returns `False` if another process has changed the space meanwhile.
+    """
     log, mark = decider.state.log, decider.state.mark
     return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
-    """Returns a source of as many salts as these pushes can need.
+    """Returns a function that returns a new random salt at each call.
 
-    All salts are drawn in one system call. At each system call, another thread may take Python's
-    lock, and a group of pushes would wait for the lock once for each changeset.
+    The pushes need at most one salt for each changeset. All of these salts are drawn in one system
+    call, because Python may switch to another thread at each system call, and the group would then
+    wait for the interpreter lock (GIL) once for each changeset.
     """
     size = proofs.SALT_BYTES
     drawn = secrets.token_bytes(size * sum(len(push.changesets) for push in pushes))

@@ -1,4 +1,4 @@
-"""Database errors of an append."""
+"""Translates the database errors of an append into errors of the domain."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from foldlog.infrastructure.postgres.connection.errors import (
 
 @dataclass(slots=True)
 class Attempt:
-    """The progress of one append."""
+    """Records how far one append has got, because this decides which error is raised."""
 
-    #: A commit may have been sent, so a broken connection leaves its outcome open.
+    #: The commit may have been sent. If the connection breaks now, the outcome is unknown.
     may_commit: bool = False
 
 
 @contextmanager
 def append_errors(datastore: Datastore) -> Iterator[Attempt]:
-    """Raises `StorageUnavailable` or `OutcomeUnknown` for database errors that a retry may avoid.
+    """Translates the database errors of the `with` block, which runs one append.
 
-    Other database errors pass unchanged.
+    If the connection breaks, it raises `OutcomeUnknown` if the commit may have been sent
+    (`Attempt.may_commit`), and `StorageUnavailable` otherwise. For other temporary errors it raises
+    `StorageUnavailable`. It raises all other database errors unchanged.
     """
     attempt = Attempt()
     try:

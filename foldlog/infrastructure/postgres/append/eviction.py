@@ -1,4 +1,4 @@
-"""Bounding a cache that several threads fill."""
+"""Limits the size of a cache that several threads fill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def evict_oldest(cache: dict[str, Any], size_max: int) -> None:
-    """Removes the oldest entries until one more fits into `size_max`."""
+    """Removes the oldest entries until the cache has fewer than `size_max` entries."""
     while len(cache) >= size_max:
         # Another thread may change the cache between these two steps.
         with suppress(KeyError, StopIteration, RuntimeError):

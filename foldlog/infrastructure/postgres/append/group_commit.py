@@ -1,12 +1,13 @@
-"""Group commit: waiting pushes to a space are appended in one transaction.
+"""Group commit: appends the pushes that wait for the same space in one transaction.
 
-The events of a space are in one order, so its transactions run one after another. With one
-transaction for each push, a space would take one push for each flush of the disk. Here, the first
-push is appended at once. The pushes that arrive meanwhile form the next group. Spaces are
-independent of each other, and a push waits only for the group before its own.
+The events of a space have one order, so its transactions run one after another. If each push had
+its own transaction, a space could accept only one push for each flush of the disk. Therefore the
+first push is appended at once, and all pushes that arrive during its transaction form the next
+group. A push waits only for the earlier groups of its own space; spaces are independent of each
+other.
 
-A few threads commit the groups. Callers share these threads fairly: a caller that pushes to many
-spaces uses all threads but one at most.
+A few threads commit the groups, and all callers share these threads fairly: one caller that pushes
+to many spaces uses all threads but one at most.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ GROUP_SIZE_MAX = 256  #: requests in a transaction
 GROUP_WEIGHT_MAX = 10_000
 #: threads, each of which commits one group at a time
 COMMITTERS = 4
-#: A request that has waited longer fails with `StorageUnavailable`, because the database hangs and
-#: its caller should know soon.
+#: A request that has waited longer fails with `StorageUnavailable`, because the database hangs
+#: and the caller should learn this soon.
 WAIT_SECONDS_MAX = 3.0
 CLOSE_POLL_SECONDS = 0.005
 
 
 class QueueFull(Exception):
-    """The requests that wait for this key have reached the limit of their weight."""
+    """The total weight of the requests that wait for this key has reached its limit."""
 
 
 class _Waiting(NamedTuple, Generic[Request, Reply]):
-    """A request that waits for its group."""
+    """A request that waits for the commit of its group, with its deadline and its caller."""
 
     request: Request
     outcome: Future[Reply]
@@ -50,10 +51,11 @@ class _Waiting(NamedTuple, Generic[Request, Reply]):
 
 
 class GroupCommit(Generic[Request, Reply]):
-    """Calls `commit(key, requests)` in its own threads, for one group of a key at a time.
+    """Collects requests for each key in groups, and calls `commit(key, requests)` for each group.
 
-    `commit` returns an outcome for each request: a reply or an exception. If `commit` itself
-    raises, its exception is the outcome of every request of the group.
+    It calls `commit` in its own threads. For one key, at most one call runs at a time. `commit`
+    returns one outcome for each request: a reply or an exception. If `commit` itself raises an
+    exception, this exception is the outcome of every request of the group.
     """
 
     def __init__(
@@ -78,18 +80,24 @@ class GroupCommit(Generic[Request, Reply]):
         self._weights: Counter[str] = Counter()
         #: the waiting requests of each active key
         self._queues: dict[str, deque[_Waiting[Request, Reply]]] = {}
-        #: the keys that wait for a thread, each for the caller of its first request
+        #: the keys that wait for a thread, each under every caller that has a request in its queue
         self._ready: FairQueue[str] = FairQueue(committers)
+        #: the callers under which each key waits
+        self._callers: dict[str, set[str]] = {}
+        #: the keys whose group is being committed
+        self._running: set[str] = set()
         #: Wakes one thread for each item: `True` to look for a key, `False` to end.
         self._wakeups: SimpleQueue[bool] = SimpleQueue()
         self._committers = committers
         self._threads: list[Thread] = []
 
     def submit(self, key: str, request: Request, caller: str = "") -> Future[Reply]:
-        """Returns the outcome of the request, which is set after the commit of its group.
+        """Queues a request, and returns a future for its outcome.
 
-        `caller` is the rate key of the caller (`domain.fairness`). Cancelling the future before its
-        group begins withdraws the request. Raises `QueueFull`.
+        The future is set after the commit of the request's group. `caller` is the rate key of the
+        caller (`domain.fairness`). If the caller cancels the future before the group begins, the
+        request is withdrawn. Raises `QueueFull` if the requests that wait for this key would weigh
+        more than `waiting_weight_max`.
         """
         outcome: Future[Reply] = Future()
         weight = self._weigh(request)
@@ -103,14 +111,17 @@ class GroupCommit(Generic[Request, Reply]):
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = deque()
-                self._ready.put(caller, key)
+            if key not in self._running and self._wait_for_thread(caller, key):
                 self._wakeups.put(True)
             until = time.monotonic() + self._wait_seconds_max
             queue.append(_Waiting(request, outcome, until, caller))
         return outcome
 
     def close(self) -> None:
-        """Returns when all requests are answered. `submit` must no longer be called."""
+        """Waits until all requests are answered, and then ends the threads.
+
+        Call it after the last call of `submit`.
+        """
         while self._queues:
             time.sleep(CLOSE_POLL_SECONDS)
         for _ in self._threads:
@@ -125,12 +136,16 @@ class GroupCommit(Generic[Request, Reply]):
             self._threads[-1].start()
 
     def _run(self) -> None:
+        """Commits one group after another until `close` ends the thread."""
         while self._wakeups.get():
             with self._lock:
                 ready = self._ready.next()
                 if ready is None:  # every waiting caller uses its share already
                     continue
                 caller, key = ready
+                for other in self._callers.pop(key) - {caller}:
+                    self._ready.remove(other, key)
+                self._running.add(key)
                 group = self._gather(key)
             if group:
                 self._commit_group(key, group)
@@ -138,16 +153,28 @@ class GroupCommit(Generic[Request, Reply]):
                 self._end_turn(caller, key)
 
     def _end_turn(self, caller: str, key: str) -> None:
+        """Queues the key again if further requests wait for it; otherwise forgets the key."""
         self._ready.done(caller)
-        queue = self._queues[key]
-        if queue:
-            self._ready.put(queue[0].caller, key)  # after the other waiting keys
+        self._running.discard(key)
+        if queue := self._queues[key]:
+            for waiting in {one.caller for one in queue}:
+                self._wait_for_thread(waiting, key)  # after the other waiting keys
         else:
             del self._queues[key], self._weights[key]
-        if len(self._ready):
+        if self._ready:
             self._wakeups.put(True)
 
+    def _wait_for_thread(self, caller: str, key: str) -> bool:
+        """Queues a key under a caller. Returns `False` if the key is queued under it already."""
+        callers = self._callers.setdefault(key, set())
+        if caller in callers:
+            return False
+        callers.add(caller)
+        self._ready.put(caller, key)
+        return True
+
     def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
+        """Commits one group, and sets the future of each of its requests."""
         outcomes: Sequence[Reply | BaseException]
         try:
             outcomes = self._commit(key, [request for request, _ in group])
@@ -162,6 +189,11 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
+        """Takes the next group of requests from the queue of a key, up to the limits of a group.
+
+        It leaves out cancelled requests. It fails each request that has waited too long with
+        `StorageUnavailable`.
+        """
         queue = self._queues[key]
         group: list[tuple[Request, Future[Reply]]] = []
         weight, now = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""Loading the data that a group of pushes is decided on."""
+"""Loads the data from PostgreSQL that is needed to decide on a group of pushes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .schemas import SELECT_DIGESTS, SchemaCache
 from .space_cache import DatabaseClock
 from .spaces import LOCK_SPACE, SELECT_NOW, create_space
 
-# A committer that waits for the lock of one space delays all other spaces. The appender uses this
-# timeout for a space whose lock timed out before, until the lock can be had again.
+# A thread that waits for the lock of one space delays all other spaces. The appender uses this
+# timeout for a space whose lock timed out before, until it gets the lock again.
 SHORTEN_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
 
 # A few bytes can name many large events, so only events up to the limit, and at least one, have
@@ -62,7 +62,7 @@ SELECT collection, id, seq
 
 
 class LockedSpace(NamedTuple):
-    """A locked space, with the data that a group of pushes needs."""
+    """The state of a locked space, and the data that is needed to decide on a group of pushes."""
 
     state: SpaceState
     lookups: Lookups
@@ -71,9 +71,10 @@ class LockedSpace(NamedTuple):
 
 
 class Loader:
-    """Loads data for groups of pushes.
+    """Loads the data that is needed to decide on groups of pushes.
 
-    `cached_mark(space, seq)` returns the mark of an event from memory, or `None`.
+    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if only the
+    database has it.
     """
 
     def __init__(self, limits: Limits, cached_mark: Callable[[str, int], str | None]):
@@ -90,7 +91,11 @@ class Loader:
         *,
         shorten_lock_timeout: bool = False,
     ) -> LockedSpace:
-        """Locks the space and loads all that the pushes need. Creates a missing space."""
+        """Locks the space, and returns its state with all data that the pushes need.
+
+        Creates the space if it is missing. With `shorten_lock_timeout`, the transaction waits at
+        most 200 ms for a lock.
+        """
         is_new = False
         if shorten_lock_timeout:
             cursor.execute(SHORTEN_LOCK_TIMEOUT)
@@ -108,7 +113,10 @@ class Loader:
     def _lock(
         self, conn: Connection[Any], cursor: Cursor[Any], space: str, pushes: Sequence[Push]
     ) -> tuple[SpaceState, Lookups, DatabaseClock] | None:
-        """Locks and reads the space in one round trip. Returns `None` for a missing space."""
+        """Locks the space and reads its state in one round trip to the database.
+
+        Returns `None` if the space is missing.
+        """
         changesets = [changeset for push in pushes for changeset in push.changesets]
         params = {
             "space": space,
@@ -149,6 +157,10 @@ class Loader:
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> Mapping[Key, Record] | None:
+        """Returns the records that the pushes need, as they are at the head of the log.
+
+        Returns `None` if the master table is too far behind the head.
+        """
         keys = keys_to_load(pushes, state.schemas)
         if not keys:
             return {}
@@ -158,10 +170,11 @@ class Loader:
     def erasures(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[Key, int]:
-        """Returns the erasures that are later than the base of a changeset that names the record.
+        """Returns the seq of the last erasure of each erased record that an older changeset names.
 
-        Usually `erased_seq` is lower than every base, which saves the query. A further erasure
-        moves the head, so the result is valid as long as the head.
+        A changeset is older if its base is lower than `erased_seq`, the seq of the last erasure in
+        the space. Older changesets are rare, and without them this method saves the query. Each
+        further erasure moves the head, so the result is valid until the head moves.
         """
         keys = keys_unseen(pushes, state.erased_seq)
         if not keys:
@@ -174,10 +187,12 @@ class Loader:
     def add_devices_and_get_marks(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[int, str]:
-        """Adds the missing counters of the pushing devices to `state`. Returns the marks to check.
+        """Loads the counters of the pushing devices into `state`, and returns marks by seq.
 
-        Counters move with the head, so an append that is conditional on the head may use them
-        without a lock. Marks are constant.
+        The result contains the mark of each event that a push names in `after`. The database is
+        read only for the counters and marks that are missing in memory. Counters change only when
+        the head moves, so an append that is conditional on the head can use them without a lock.
+        Marks are constant.
         """
         devices = {push.device for push in pushes} - state.counters.keys()
         marks = {state.head: state.mark, 0: ""}
@@ -207,7 +222,7 @@ class Loader:
 
 
 def _counters_of(rows: Iterable[tuple[str, int, bool]]) -> tuple[dict[str, int], set[str]]:
-    """Returns the counters by device, and the revoked devices."""
+    """Returns the counter of each device, and the set of revoked devices."""
     counters: dict[str, int] = {}
     revoked: set[str] = set()
     for device, counter, is_revoked in rows:

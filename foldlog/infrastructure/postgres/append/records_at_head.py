@@ -1,4 +1,8 @@
-"""Records at the head of a log: the master table, and the events that it has yet to apply."""
+"""Computes records as they are at the head of a log.
+
+It reads the records from the master table, and applies the newer events that the master table has
+yet to apply.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +62,11 @@ def records_at_head(
     *,
     bytes_max: int = INTEGER_MAX,
 ) -> dict[Key, Record] | None:
-    """Returns the records of `keys` at `head`, including empty ones. The space must be locked.
+    """Returns the records of `keys` as they are at `head`; a missing record is returned empty.
 
-    Omits the records beyond a total of `bytes_max`. Returns `None` if the tail that the master
-    table has yet to apply exceeds `guard_tail_events_max` events or `bytes_max`, or has an invalid
-    event.
+    The caller must hold the lock of the space. The result omits the records that would exceed a
+    total of `bytes_max`. Returns `None` if the events that the master table has yet to apply are
+    more than `guard_tail_events_max`, exceed `bytes_max` in total, or contain an invalid event.
     """
     collections, ids = zip(*keys, strict=True)
     params: dict[str, Any] = {

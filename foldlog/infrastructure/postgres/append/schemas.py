@@ -1,7 +1,7 @@
-"""The schemas that the pushes to a space must fit.
+"""Reads and writes the schemas of collections, which the pushes to a space must match.
 
-The table `collections` is always up to date: each row is written in the transaction that appends or
-imports its `collection-defined` event.
+The table `collections` is always up to date, because each row is written in the same transaction
+that appends or imports its `collection-defined` event.
 """
 
 from __future__ import annotations
@@ -45,18 +45,22 @@ VALUES (
 RETURNING version
 """
 
-#: compiled schemas in one process
+#: limit of the compiled schemas that one process caches
 SCHEMAS_MAX = 1_000
 
 
 class SchemaCache:
-    """Compiled schemas by digest, because many spaces have the same schemas."""
+    """Caches compiled schemas by their digest, because many spaces use the same schemas."""
 
     def __init__(self) -> None:
         self._compiled: dict[str, RecordSchema] = {}
 
     def load(self, cursor: Cursor[Any], space: str, digests: Iterable[tuple[str, str]]) -> Schemas:
-        """Returns the space's schemas by collection, and reads the uncached ones."""
+        """Returns the compiled schema of each collection of a space.
+
+        `digests` are pairs of a collection and the digest of its schema. Missing schemas are read
+        from the database into the cache.
+        """
         wanted = dict(digests)
         found = {d: self._compiled[d] for d in set(wanted.values()) if d in self._compiled}
         if missing := set(wanted.values()) - found.keys():
@@ -69,7 +73,10 @@ class SchemaCache:
 
 
 def write_definitions(cursor: Cursor[Any], space: str, entries: Iterable[LogEntry]) -> None:
-    """Writes the definitions in these events, in the transaction that appends the events."""
+    """Writes the collection definitions that these events contain to the table `collections`.
+
+    Call it in the transaction that appends the events.
+    """
     for entry in entries:
         if entry.kind == KIND:
             defined = definition_of(decode_event(entry.state))

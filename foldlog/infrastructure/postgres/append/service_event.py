@@ -1,4 +1,4 @@
-"""Appending an event of the service itself, such as `token-granted` or `record-erased`."""
+"""Appends an event that the service itself makes, such as `token-granted` or `record-erased`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .spaces import create_space, lock_space
 
 
 class ServiceEventTransaction:
-    """A transaction that appends one event of the service to a space, or is rolled back.
+    """A transaction in which the caller appends one event of the service to a space.
 
-    `lock` comes first, then `append`. `cursor` serves all other statements of the transaction.
-    Statements before `lock` may wait for other locks, while pushes to the space continue. If the
-    block ends before `append`, all statements are rolled back.
+    Call `lock` first, and then `append`. Use `cursor` for all other statements of the transaction.
+    Statements before `lock` may wait for other locks, because other transactions can still append
+    pushes to the space. If the block ends without a call of `append`, the transaction is rolled
+    back.
     """
 
     def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
@@ -34,9 +35,10 @@ class ServiceEventTransaction:
         self._attempt = attempt
 
     def lock(self, *, creates_space: bool = False) -> SpaceState:
-        """Locks the space and returns its state, except devices and schemas.
+        """Locks the space and returns its state, which lacks the devices and the schemas.
 
-        Raises `UnknownSpace` unless `creates_space`.
+        It also sets `envelope`, the metadata of the event to append. If the space does not exist,
+        it creates the space if `creates_space` is true; otherwise it raises `UnknownSpace`.
         """
         if creates_space:
             create_space(self.cursor, self._space)
@@ -50,9 +52,9 @@ class ServiceEventTransaction:
         return self.state
 
     def append(self, entry: LogEntry) -> None:
-        """Appends an event with this `envelope`.
+        """Appends an event that was made with this transaction's `envelope`.
 
-        The database sees the event from here on, and readers see it after the commit.
+        Later statements of this transaction see the event at once; readers see it after the commit.
         """
         assert self.entry is None, "one event in a transaction"
         self.entry = entry
@@ -62,5 +64,5 @@ class ServiceEventTransaction:
         assert is_appended, "decided under the lock"
 
 
-#: of a space
+#: A function that opens a transaction for one event of the service in the given space.
 OpenServiceEvent = Callable[[str], AbstractContextManager[ServiceEventTransaction]]

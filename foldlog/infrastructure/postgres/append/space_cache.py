@@ -1,4 +1,4 @@
-"""The states of the spaces that this process appended to last."""
+"""Caches the states of the spaces to which this process has appended last."""
 
 from __future__ import annotations
 
@@ -12,52 +12,64 @@ from foldlog.domain.space_state import SpaceState
 
 from .eviction import evict_oldest
 
+#: limit of the cached spaces
 SPACES_MAX = 1_000
-#: counters of one space
+#: limit of the cached counters of one space
 DEVICES_MAX = 10_000
 #: An older state is loaded again, mainly to read the database's clock again.
 AGE_SECONDS_MAX = 60.0
 
 
 class DatabaseClock(NamedTuple):
-    """The clock of the database, kept going by this process's monotonic clock."""
+    """Estimates the database's time without a query.
+
+    It adds the time that has passed on this process's monotonic clock to the database's time at the
+    last query.
+    """
 
     offset_ms: float
 
     @classmethod
     def set_to(cls, now_ms: int) -> DatabaseClock:
+        """Returns a clock that shows `now_ms` (ms since 1970) now."""
         return cls(now_ms - time.monotonic() * 1000)
 
     def now_ms(self) -> int:
+        """Returns the database's time in ms since 1970."""
         return int(time.monotonic() * 1000 + self.offset_ms)
 
 
 @dataclass(slots=True)
 class CachedSpace:
-    """The state of a space after this process's last append to it."""
+    """The state of a space as it was after this process's last append to it."""
 
     state: SpaceState
     clock: DatabaseClock
     expires_at: float  #: on the monotonic clock
 
     def advance(self, entries: Sequence[LogEntry], counters: Mapping[str, int]) -> None:
-        """Moves the state over an append, and bounds its counters."""
+        """Updates the state after an append of `entries`.
+
+        If the state would keep the counters of more than `DEVICES_MAX` devices, it keeps only
+        `counters`, those of this append.
+        """
         self.state.advance(entries, counters)
         if len(self.state.counters) > DEVICES_MAX:
             self.state.counters = dict(counters)
 
 
 class SpaceCache:
-    """Cached states by space.
+    """Caches the state of each space.
 
-    A state is stale as soon as another process appends, so it serves only appends that are
-    conditional on its log, head and mark.
+    A cached state is stale as soon as another process appends to the space. Therefore use it only
+    for an append that checks the log, the head and the mark of the space.
     """
 
     def __init__(self) -> None:
         self._spaces: dict[str, CachedSpace] = {}
 
     def get(self, space: str) -> CachedSpace | None:
+        """Returns the cached state of a space, or `None` if it is missing or too old."""
         cached = self._spaces.get(space)
         if cached is None or time.monotonic() > cached.expires_at:
             return None

@@ -1,4 +1,4 @@
-"""Importing an exported log into an empty space, byte for byte."""
+"""Imports an exported log into an empty space. The imported events are the same byte for byte."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ SELECT head, mark
 
 
 class ImportConflict(OperatorError):
-    """The space holds another log than the one to import."""
+    """The space has another log than the import, or another process writes to the space."""
 
     code = "import-conflict"
 
 
 class InvalidExport(OperatorError):
-    """The file is incomplete, or something else than an export."""
+    """The file is incomplete, or its content is invalid."""
 
     code = "invalid-export"
 
 
 class Importer:
-    """Imports one log. An interrupted import resumes at its last batch."""
+    """Imports a log in batches.
+
+    After an interrupted import, the next import continues after the last complete batch.
+    """
 
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
@@ -59,10 +62,11 @@ class Importer:
         entries: Iterable[LogEntry],
         report: Callable[[int], None] = lambda seq: None,
     ) -> int:
-        """Appends the entries that the space lacks, and returns their number.
+        """Appends the entries that are missing in the space, and returns how many it appended.
 
-        `report(seq)` is called after each batch. Raises `ImportConflict` if the space differs, or
-        `InvalidExport` unless the seqs of the entries are 1, 2, 3 ...
+        It calls `report(seq)` after each batch, with the last seq of the batch. Raises
+        `ImportConflict` if the space contains a different log, and `InvalidExport` if the seqs of
+        the entries differ from 1, 2, 3 ... or if two entries have the same id.
         """
         head, mark = self._start(space, log)
         imported, expected, mark_before = 0, 1, mark
@@ -85,7 +89,10 @@ class Importer:
         return imported
 
     def _start(self, space: str, log: str) -> tuple[int, str]:
-        """Creates the space, or finds it partly imported. Returns its head and mark."""
+        """Returns the head and the mark of the space, after creating the space if it is missing.
+
+        Raises `ImportConflict` if the space has a log with another id.
+        """
         params = {"space": space, "log": log}
         with self._datastore.writing() as cursor:
             create_space(cursor, space)
@@ -113,6 +120,7 @@ class Importer:
 
 
 def _counters_of(entries: list[LogEntry]) -> dict[str, int]:
+    """Returns the counter of each device after these entries."""
     counters: dict[str, int] = {}
     for entry in entries:
         counter = decode_event(entry.state).counter

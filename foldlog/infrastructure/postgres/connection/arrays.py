@@ -1,10 +1,13 @@
-"""Query parameters that are whole columns, as arrays in PostgreSQL's binary format.
+"""Packs lists of Python values as PostgreSQL arrays in binary format, for use as query parameters.
+
+A statement receives one array for each column and unpacks the arrays to rows:
 
     cursor.execute("SELECT * FROM unnest(%(ids)s::text[])", {"ids": text_array(ids)})
 
-psycopg builds an array of texts item by item and searches each item for characters to quote. For
-thousands of rows that costs more than the rest of the work on them. The binary format needs no
-quoting. The cast is required, because PostgreSQL compares it with the type of the items.
+psycopg's own text arrays are slow for thousands of rows, because psycopg searches each item for
+characters that need quotes. The binary format needs no quotes. The cast (`::text[]`) is required,
+because it tells PostgreSQL the type of the parameter. PostgreSQL raises an error if the array was
+packed with another type.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ _Y2K_MS = 946_684_800_000  # PostgreSQL counts microseconds since 2000
 
 
 class Array(bytes):
-    """An array in binary format."""
+    """A PostgreSQL array in binary format, ready to be sent as a query parameter."""
 
 
 class _ArrayDumper(Dumper):
-    """Sends an `Array` unchanged. Its type comes from the cast in the statement."""
+    """Tells psycopg to send the bytes of an `Array` unchanged, in binary format.
+
+    The array is sent without a type. The cast in the statement gives the type.
+    """
 
     format = Format.BINARY
 
@@ -64,7 +70,10 @@ def bytea_array(values: Iterable[bytes]) -> Array:
 
 
 def json_array(values: Iterable[bytes | None]) -> Array:
-    """Packs JSON documents that are encoded in UTF-8."""
+    """Packs JSON documents as an array of the type `json`. The documents must be UTF-8 bytes.
+
+    `None` becomes NULL.
+    """
     return _of_any_length("json", values)
 
 
@@ -85,7 +94,10 @@ def integer_array(values: Iterable[int]) -> Array:
 
 
 def time_array(values: Iterable[int | None]) -> Array:
-    """Packs times in ms since 1970 as `timestamptz`."""
+    """Packs times as an array of the type `timestamptz`. The times are in ms since 1970 (UTC).
+
+    `None` becomes NULL.
+    """
     return _array(
         "timestamptz", [_NULL if ms is None else _INT8(8, (ms - _Y2K_MS) * 1_000) for ms in values]
     )

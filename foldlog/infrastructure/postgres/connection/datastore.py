@@ -1,6 +1,7 @@
-"""The connection pool: the datastore of the eventsourcing library, opened from one URL.
+"""Opens the pool of database connections from one URL, and runs statements on its connections.
 
-The library contributes the pool and the translation of psycopg's errors to its own.
+`Datastore` is a subclass of the eventsourcing library's `PostgresDatastore`. The library provides
+the connection pool, and raises its own exceptions in place of psycopg's.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ SESSION_OPTIONS = (
 CONNECT_TIMEOUT_SECONDS = 5
 IDLE_SECONDS_MAX = 30.0
 RECONNECT_SECONDS_MAX = 5.0
-#: Parameters of every connection. The short TCP timeouts free a space's queue from a silent network
-#: within seconds, where TCP's defaults take hours.
+#: Parameters of every connection. With these TCP timeouts a broken network is noticed within
+#: seconds. With TCP's defaults it could block the pushes of a space for hours.
 CONNECTION: dict[str, Any] = {
     "application_name": "foldlog",
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -42,31 +43,36 @@ CONNECTION: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-#: An acknowledged push must be on the disk, also if the role or the server is set otherwise.
+#: Overrides a setting of the role or the server, because an acknowledged push must be on the disk.
 DURABLE = "SET synchronous_commit = on"
-#: Shares of a borrowed connection's time. The server's timeouts are shorter than our deadline,
-#: because a refusal by the server has a certain outcome and keeps the connection.
+#: The timeouts of statements, of locks and of the pool, as shares of `seconds_max`. The server's
+#: timeouts end before our deadline: after a timeout of the server it is certain that the statement
+#: had no effect, and the connection stays usable.
 STATEMENT_SHARE, LOCK_SHARE, POOL_SHARE = 0.8, 0.6, 0.4
-#: The longest wait for a connection while the database is away. The pool reconnects by itself.
+#: The longest wait for a connection, in seconds, while the database cannot be reached.
 AWAY_SECONDS = 0.1
-#: the shortest time between two replacements of all connections
+#: the shortest time between two replacements of all connections, in seconds
 RENEW_SECONDS = 1.0
 #: After this time the server ends a transaction of a stuck client, which may hold a space's lock.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
 
 
 class _JsonAsBytes(Loader):
-    """Returns JSON columns as stored bytes. Callers decode them with msgspec where needed."""
+    """Makes psycopg return JSON columns as the stored bytes, without decoding them.
+
+    The code that needs the values decodes the bytes with msgspec.
+    """
 
     def load(self, data: Buffer) -> bytes:
         return bytes(data)
 
 
 class Datastore(PostgresDatastore):
-    """A pool of connections to one database, opened at first use.
+    """A pool of connections to one database. The pool is opened when a connection is first needed.
 
-    `seconds_max` is the longest time that a caller can borrow a connection, also if the database
-    stops answering. `None` means unlimited.
+    `pool_size_max` is the greatest number of connections. `seconds_max` limits the time for which
+    one borrowed connection can be used. When that time is over, the connection breaks, even if the
+    database has stopped answering. `None` means that the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -82,7 +88,7 @@ class Datastore(PostgresDatastore):
             pool_size=1,
             max_overflow=pool_size_max - 1,
         )
-        # psycopg's pool doubles the pause between its attempts to reconnect, up to this one.
+        # psycopg's pool doubles the pause between its attempts to reconnect, up to this pause.
         self.pool.reconnect_timeout = RECONNECT_SECONDS_MAX
         # The pool closes one idle connection per interval. The default would keep the connections
         # of a burst for hours.
@@ -103,9 +109,11 @@ class Datastore(PostgresDatastore):
         self.pool.connection_class = DeadlineConnection
 
     def check_pool(self) -> None:
-        """Replaces all connections, because the others may be lost or lead to a read-only server.
+        """Replaces all connections of the pool, at most once per second.
 
-        Checking each of them would mean waiting for the lost ones.
+        Call this after an error that shows a lost connection or a read-only server. The other
+        connections probably have the same problem. Testing each of them would be slow, because a
+        test of a lost connection waits for a timeout.
         """
         now = time.monotonic()
         if now - self._renewed_at > RENEW_SECONDS:
@@ -140,17 +148,23 @@ class Datastore(PostgresDatastore):
 
         return after_connect
 
-    # These two raise the database's own errors, for callers that handle them.
+    # The next two methods raise `DATABASE_ERRORS`, for callers that handle these errors.
 
     @contextmanager
     def rows(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in autocommit mode, for reading."""
+        """Yields a cursor in autocommit mode, for reading.
+
+        Raises the errors of psycopg and of the eventsourcing library (`DATABASE_ERRORS`).
+        """
         with self.get_connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             yield cursor
 
     @contextmanager
     def committed(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in a transaction that commits at the end of the block."""
+        """Yields a cursor in a transaction, which commits at the end of the `with` block.
+
+        Raises the errors of psycopg and of the eventsourcing library (`DATABASE_ERRORS`).
+        """
         with (
             self.get_connection() as conn,
             conn.transaction(),
@@ -158,17 +172,25 @@ class Datastore(PostgresDatastore):
         ):
             yield cursor
 
-    # These raise `StorageUnavailable` for an error that a later attempt may avoid.
+    # The next methods raise `StorageUnavailable` for an error that a retry may avoid.
 
     @contextmanager
     def reading(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in autocommit mode, for reading."""
+        """Yields a cursor in autocommit mode, for reading.
+
+        Raises `StorageUnavailable` in place of a temporary database error, for example a lost
+        connection.
+        """
         with translated(self), self.rows() as cursor:
             yield cursor
 
     @contextmanager
     def writing(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in a transaction that commits at the end of the block."""
+        """Yields a cursor in a transaction, which commits at the end of the `with` block.
+
+        Raises `StorageUnavailable` in place of a temporary database error, for example a lost
+        connection.
+        """
         with translated(self), self.committed() as cursor:
             yield cursor
 
@@ -179,11 +201,18 @@ class Datastore(PostgresDatastore):
         *,
         binary: bool = False,
     ) -> list[TupleRow]:
-        """Returns all rows of a prepared statement, in binary format if `binary` is set."""
+        """Runs a statement as a prepared statement and returns all its rows.
+
+        With `binary=True` PostgreSQL sends the columns in binary format, which is faster for long
+        byte strings. Raises `StorageUnavailable` in place of a temporary database error.
+        """
         with self.reading() as cursor:
             return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
 
     def fetch_one(self, statement: str, params: Mapping[str, Any] | None = None) -> TupleRow | None:
-        """Returns the first row of a prepared statement, or `None`."""
+        """Runs a statement as a prepared statement. Returns its first row, or `None` without rows.
+
+        Raises `StorageUnavailable` in place of a temporary database error.
+        """
         with self.reading() as cursor:
             return cursor.execute(statement, params, prepare=True).fetchone()

@@ -1,9 +1,10 @@
-"""A connection with a deadline on the client's side.
+"""A psycopg connection with a deadline that this process enforces, even if the server is silent.
 
-A server can vanish silently: stopped, swapped out, or behind a network that drops all packets. The
-server enforces its statement timeout, so that timeout fails with it, and TCP timeouts do not cover
-local sockets. So each borrowed connection has a deadline. After the deadline this process shuts the
-socket down, and the caller sees a broken connection.
+A database server can stop answering without closing its connections: it is suspended, swapped out,
+or the network drops all packets. The server's statement timeout then has no effect, and TCP
+timeouts do not exist for local sockets. For such cases each borrowed connection has a deadline.
+After the deadline this process shuts the socket down, and the running statement fails with a lost
+connection.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from psycopg import Connection
 
 
 class DeadlineConnection(Connection[Any]):
-    """A psycopg connection that breaks when its deadline has passed."""
+    """A psycopg connection that shuts its socket down when the time `deadline` has passed.
 
-    #: by the monotonic clock, in seconds
+    The running statement then fails with a lost connection.
+    """
+
+    #: a time of the monotonic clock, in seconds
     deadline = math.inf
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
@@ -30,7 +34,12 @@ class DeadlineConnection(Connection[Any]):
         return super().wait(self._bounded(gen) if is_bounded else gen, *args, **kwargs)
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Wraps a generator of psycopg, which resumes it at least every tenth of a second."""
+        """Wraps a psycopg generator that waits for the server, and checks the deadline at each
+        step.
+
+        After the deadline it shuts the socket down. A step takes at most 0.1 seconds, because
+        psycopg resumes the generator that often.
+        """
         try:
             wanted = next(gen)
             while True:
@@ -42,6 +51,9 @@ class DeadlineConnection(Connection[Any]):
             return end.value
 
     def _shut_down(self) -> None:
-        """Closes the socket in both directions. libpq then reports a lost connection."""
+        """Shuts the connection's socket down in both directions.
+
+        libpq, the C library below psycopg, then reports a lost connection.
+        """
         with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as end:
             end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Classifies database errors, and translates the temporary ones to `StorageUnavailable`."""
+"""Classifies database errors, and raises `StorageUnavailable` in place of temporary ones."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ _BROKEN = ("08", "57P", "25P03", "25P04")
 #: the SQLSTATE of a server that only accepts reads, such as a standby
 READ_ONLY = "25006"
 LOCK_TIMEOUT = "55P03"
-#: SQLSTATE prefixes of errors that may pass by themselves: a conflict of transactions, missing
-#: resources (a full disk, too many connections), an object in use, a cancelled statement, a system
-#: error, a read-only server after a failover. Apart from `_BROKEN`, the server has refused, so the
-#: database has stored none of it.
+#: SQLSTATE prefixes of errors that a retry may avoid: a conflict of transactions, missing resources
+#: (a full disk, too many connections), an object in use, a cancelled statement, a system error, a
+#: read-only server after a failover. Except for `_BROKEN`, the server has refused the statement, so
+#: the database has stored none of its changes.
 _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 
 
 def is_connection_error(exc: BaseException) -> bool:
-    """Tells whether the connection is lost, which leaves the outcome of the statement unknown.
+    """Tells whether an error means that the connection to the database is lost.
 
-    The SQLSTATE decides before the class does, because psycopg also raises `OperationalError` for a
-    timeout or an exceeded program limit.
+    If the connection is lost during a COMMIT, the transaction may or may not be stored. The
+    decision uses the error's SQLSTATE, if there is one. The Python class of the error is not
+    enough, because psycopg also raises `OperationalError` for timeouts and for exceeded limits of
+    the server.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
@@ -46,7 +48,10 @@ def is_connection_error(exc: BaseException) -> bool:
 
 
 def is_temporary(exc: BaseException) -> bool:
-    """Tells whether a later attempt may succeed."""
+    """Tells whether the same statement may succeed if it is tried again later.
+
+    Examples are a lost connection, a deadlock, a full disk, and a server that is restarting.
+    """
     state = _sqlstate(exc)
     return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
 
@@ -56,9 +61,10 @@ def is_lock_timeout(exc: BaseException) -> bool:
 
 
 def needs_new_connections(exc: BaseException) -> bool:
-    """Tells whether the pool's connections are useless: lost, or to a read-only server.
+    """Tells whether an error means that the pool must replace its connections.
 
-    A new connection may reach another host of the URL that accepts writes.
+    This is the case if connections are lost, or lead to a server that only accepts reads. A new
+    connection may reach another host of the database URL, which accepts writes.
     """
     return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
 
@@ -69,17 +75,19 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 
 class Pool(Protocol):
-    """The part of a datastore that `translated` needs."""
+    """The interface of a connection pool that the function `translated` uses."""
 
     def check_pool(self) -> None:
-        """Replaces the pool's connections."""
+        """Replaces all connections of the pool with new ones."""
 
 
 @contextmanager
 def translated(pool: Pool) -> Iterator[None]:
-    """Raises `StorageUnavailable` for a temporary database error, and all others unchanged.
+    """Raises `StorageUnavailable` in place of a temporary database error inside the `with` block.
 
-    `Datastore.reading` and its relatives include this. Use it for a block of several connections.
+    All other errors are raised unchanged. After a lost connection or a read-only server, the pool's
+    connections are replaced as well. `Datastore.reading`, `writing`, `fetch_all` and `fetch_one`
+    already do all this. Use this function around code that borrows connections in another way.
     """
     try:
         yield

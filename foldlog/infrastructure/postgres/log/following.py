@@ -1,8 +1,8 @@
-"""Keeps the `LogTailCache` of a process up to date with the appends of all processes.
+"""Keeps the `LogTailCache` of a process up to date with the appends of all other processes.
 
-Notifications announce the appends of other processes at once. In addition the follower reads the
-heads of all cached and watched spaces every `LOOK_SECONDS`. That read bounds the delay of a lost
-notification, detects a restored database, and confirms the spaces that have not grown.
+PostgreSQL notifications announce those appends at once. The follower also reads the heads of all
+cached and watched spaces every `LOOK_SECONDS`. This second way finds appends whose notification was
+lost, detects a database that was restored from a backup, and confirms the other cached heads.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ SELECT space, log::text, head, mark
 
 
 class Follower:
-    """A thread that updates the cache. `read_on(space)` is the event store's method.
+    """A thread that updates the tail cache when other processes append events.
 
-    A serving process calls `start`. Commands need no follower.
+    `read_on(space)` is a method of the event store that reads new events into the cache. A web
+    process calls `start`. Commands such as `foldlog export` do not need a follower.
     """
 
     def __init__(self, datastore: Datastore, tails: LogTailCache, read_on: Callable[[str], None]):

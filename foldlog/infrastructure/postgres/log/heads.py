@@ -1,4 +1,4 @@
-"""The head of a log: the seq of its last event."""
+"""Reads the head of a log, which is the seq of its last event."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SELECT head
 
 
 def select_head(cursor: Cursor[Any], space: str) -> int:
-    """Returns the head of a space. Raises `UnknownSpace`."""
+    """Returns the head of a space: the seq of its last event, or 0 for an empty log.
+
+    Raises `UnknownSpace` if the database has no such space.
+    """
     row = cursor.execute(SELECT_HEAD, {"space": space}, prepare=True).fetchone()
     if row is None:
         raise UnknownSpace(space)

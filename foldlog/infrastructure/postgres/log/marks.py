@@ -1,4 +1,7 @@
-"""Marks computed from the stored events. The service checks cursors against them."""
+"""Computes marks from stored events. The service checks the marks in readers' cursors against them.
+
+A mark is a short hash of a log's history up to a seq.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ SELECT originator_version, state, ops_hash
 
 
 def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
-    """Returns {seq: mark} for rows of `SELECT_FOR_MARKS`. Seq 0 has the empty mark."""
+    """Returns {seq: mark} for rows of `SELECT_FOR_MARKS`, and the empty mark for seq 0."""
     marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
     return {0: "", **marks}
 
 
 def mark_at(conn: Connection[Any], space: str, seq: int) -> str:
-    """Returns the mark at a seq, which must be 0 or the seq of an event."""
+    """Reads the event at `seq` and returns its mark. For seq 0 the mark is empty.
+
+    Raises `KeyError` if there is no event with this seq.
+    """
     params = {"space": space, "seqs": [seq]}
     cursor = conn.cursor(row_factory=tuple_row)
     return marks_of(cursor.execute(SELECT_FOR_MARKS, params, prepare=True).fetchall())[seq]

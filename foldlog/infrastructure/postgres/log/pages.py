@@ -1,6 +1,6 @@
-"""Pages of the log, bounded by a number of events and of bytes.
+"""Builds statements that read a page of a log, limited by a number of events and of bytes.
 
-docs/reference/statements.sql shows each statement that is built here in full.
+The file docs/reference/statements.sql shows each of these statements in full.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ SELECT {columns}
 
 
 def select_page(columns: str, filter: str = "") -> str:
-    """Returns the statement of a page with these columns. `page_params` are its parameters.
+    """Returns an SQL statement that reads a page of events with the given columns.
 
-    `filter` is a further condition of the form ` AND ...`.
+    `filter` is a further SQL condition that begins with ` AND `. Execute the statement with the
+    parameters of `page_params`.
     """
     return _SELECT_PAGE.format(columns=columns, filter=filter)
 
@@ -70,7 +71,11 @@ def select_page(columns: str, filter: str = "") -> str:
 def page_params(
     space: str, after: int, through: int, *, limit: int, bytes_max: int
 ) -> dict[str, Any]:
-    """Returns parameters for the events with `after < seq <= through`, within the limits."""
+    """Returns the parameters of a `select_page` statement for events with `after < seq <= through`.
+
+    The page has at most `limit` events. It ends early with the event that brings its size above
+    `bytes_max` bytes.
+    """
     return {
         "space": space,
         "after": after,

@@ -1,4 +1,4 @@
-"""Reading events of a log for devices, streams and exports."""
+"""Reads events from the log in the database: pages for devices and streams, and exports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TAIL_EVENTS = 500
 
 
 class _Page(NamedTuple):
-    """The result of one round trip for a range."""
+    """The values that one round trip to the database reads for a page of the log."""
 
     log: str
     head: int
@@ -62,7 +62,10 @@ class _Page(NamedTuple):
 
 
 class RangeReader:
-    """Reads logs from the database, and keeps the tail cache up to date."""
+    """Reads events from the database.
+
+    A read that reaches the head of a log also adds this head to the tail cache.
+    """
 
     def __init__(self, datastore: Datastore, limits: Limits, tails: LogTailCache):
         self._datastore = datastore
@@ -130,7 +133,11 @@ class RangeReader:
             return _Page(log, head, mark, marks.get(query.after), of_page.fetchall())
 
     def read_tail(self, space: SpaceId) -> None:
-        """Updates the cached tail of a space to its head. Ignores an unknown space."""
+        """Reads the newest events of a space from the database and adds them to the tail cache.
+
+        If the space is not cached, or its cached end is more than `TAIL_EVENTS` events behind the
+        head, only the head is cached. Does nothing for an unknown space.
+        """
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
         if found is None:
@@ -156,10 +163,10 @@ class RangeReader:
 
 
 def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:
-    """Returns an event in the form for its reader.
+    """Returns the bytes of an event in the form in which this reader receives it.
 
-    A skipped event that is unreadable is replaced by its placeholder. The reader's own changesets
-    have the short form.
+    An event that was skipped and is unreadable becomes its placeholder. A changeset of the reader
+    itself gets the short form. All other events are returned as they are stored.
     """
     if placeholder is not None and not is_readable(seq, state):
         return placeholder

@@ -1,13 +1,14 @@
-"""The ends of the logs, cached in memory, because most readers ask for the newest events.
+"""Caches the newest events of each log in memory, because most readers ask for these.
 
-A process caches the last events of each space that it serves, from its own appends and its own
-reads. Events never change, so cached events stay true. The cached end may become stale when another
-process appends. Notifications announce such appends, and a look at the heads every few seconds
-covers lost notifications. The cache answers only from an end that was confirmed lately.
+A process adds the events that it appends or reads. Stored events do not change, so cached events
+stay correct. The cached end of a log becomes old when another process appends. Notifications
+announce such appends. The follower also reads the heads every few seconds, because notifications
+can get lost.
 
-So an answer from the cache is correct, and late by the delay of a notification at most. The cache
-returns `None` where it is uncertain, and the caller then asks the database. Refusals of a cursor
-always come from the database.
+The cache answers only if the end was confirmed in the last seconds. An answer is therefore correct,
+but may miss events that were appended during the delay of a notification. If the cache is not
+certain, it returns `None` and the caller asks the database. An invalid cursor is also left to the
+database, which refuses it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from foldlog.domain.events import EVENT_SKIPPED, RECORD_ERASED, LogEntry, short_
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import Range, RangeQuery, SpaceId
 
-#: the greatest age of an end that the cache answers from, since it was confirmed
+#: the cache answers from an end only if it was confirmed in the last seconds
 CONFIRMED_SECONDS_MAX = 5.0
 TAIL_EVENTS_MAX = 2_000
 TAIL_BYTES_MAX = 2 * 2**20
@@ -31,13 +32,13 @@ TAIL_BYTES_MAX = 2 * 2**20
 BYTES_MAX = 64 * 2**20
 #: how many announced heads of other spaces are remembered
 ANNOUNCED_MAX = 1_000
-#: estimated overhead of a space, and of an event besides its bytes
+#: estimated memory of a space, and of an event in addition to its bytes
 TAIL_BYTES = 2_000
 ENTRY_BYTES = 600
 
 
 class LogEnd(NamedTuple):
-    """The end of a log as the database holds it."""
+    """The end of a log, as read from or written to the database: its head and its last events."""
 
     log: str
     head: int
@@ -45,8 +46,8 @@ class LogEnd(NamedTuple):
     entries: Sequence[LogEntry]
     #: the mark of the event before `entries`; without entries, the mark at `head`
     mark_before: str
-    #: a moment by the monotonic clock, after which the head may have moved: before the read, or
-    #: after the write
+    #: a time of the monotonic clock at which `head` was still the last seq: taken before the head
+    #: was read, or after it was written
     confirmed_at: float
 
 
@@ -63,7 +64,9 @@ class _Tail:
 
     @property
     def start(self) -> int:
-        """The seq before the first of `entries`."""
+        """The seq of the event before the first cached event. It equals `head` if the cache is
+        empty.
+        """
         return self.head - len(self.entries)
 
     def mark_at(self, seq: int) -> str | None:
@@ -76,7 +79,7 @@ class _Tail:
     def add(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
             if entry.kind in (RECORD_ERASED, EVENT_SKIPPED) and self.entries:
-                # Events before it may hold erased values, or an unreadable event.
+                # Older cached events may hold erased values, or an unreadable event.
                 self.mark_before = self.entries[-1].mark
                 self.entries.clear()
                 self.size = TAIL_BYTES
@@ -94,7 +97,7 @@ class _Tail:
 
 
 class LogTailCache:
-    """The cached ends of spaces. All methods are safe to call from any thread."""
+    """A cache of the newest events of many logs. All methods can be called from any thread."""
 
     def __init__(
         self,
@@ -116,7 +119,9 @@ class LogTailCache:
     # Reading
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Returns a page of the log, or `None` if the database must be asked."""
+        """Returns the page of the log for a query. Returns `None` if the caller must ask the
+        database.
+        """
         with self._lock:
             tail = self._tails.get(space)
             if (
@@ -142,7 +147,7 @@ class LogTailCache:
         return is_confirmed and tail.announced_head <= tail.head
 
     def head(self, space: SpaceId) -> int | None:
-        """Returns the head of a log, or `None` if the database must be asked."""
+        """Returns the head of a log, or `None` if the caller must ask the database."""
         with self._lock:
             tail = self._tails.get(space)
             return tail.head if tail is not None and self._is_current(tail) else None
@@ -164,7 +169,7 @@ class LogTailCache:
         return events, last
 
     def mark_at(self, space: SpaceId, seq: int) -> str | None:
-        """Returns the mark of a cached event, or `None`."""
+        """Returns the mark of the log at `seq`, or `None` if the cache does not have this event."""
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else tail.mark_at(seq)
@@ -172,7 +177,12 @@ class LogTailCache:
     # Updating
 
     def update(self, space: SpaceId, end: LogEnd) -> None:
-        """Adds the end of a log, and calls the watchers of the space."""
+        """Adds the newest events of a log to the cache, and calls the functions that watch the
+        space.
+
+        Events that the cache already has are ignored. If events between the cached ones and these
+        are missing, or the log has a new id, the new end replaces the cached one.
+        """
         log, head, entries, mark_before, confirmed_at = end
         assert not entries or entries[-1].seq == head
         with self._lock:
@@ -204,9 +214,10 @@ class LogTailCache:
             on_growth()
 
     def announce(self, space: SpaceId, head: int) -> bool:
-        """Notes that another process has appended up to `head`.
+        """Tells the cache that another process has appended events up to `head`.
 
-        Returns whether the new events should be read, because a watcher waits for them.
+        Until these events are added, the cache does not answer for this space. Returns `True` if
+        the caller should read them now, because a reader watches the space.
         """
         with self._lock:
             tail = self._tails.get(space)
@@ -222,9 +233,12 @@ class LogTailCache:
             return space in self._watchers
 
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
-        """Compares the cache with the end of the log, given without entries.
+        """Compares the cached end of a log with the head that was just read from the database.
 
-        Returns whether newer events should be read, because a watcher waits for them.
+        `end.entries` is empty. If the heads are equal, the cached end counts as confirmed. If the
+        log in the database is shorter, or has another id or mark, the space is dropped from the
+        cache. Returns `True` if the caller should read newer events now, because a reader watches
+        the space.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -242,7 +256,7 @@ class LogTailCache:
             return space in self._watchers
 
     def forget(self, space: SpaceId) -> None:
-        """Drops the space from the cache."""
+        """Removes a space and its events from the cache."""
         with self._lock:
             if space in self._tails:
                 self._drop(space)
@@ -253,12 +267,18 @@ class LogTailCache:
             self._size = 0
 
     def spaces(self) -> Collection[SpaceId]:
-        """Returns the spaces whose heads must be confirmed."""
+        """Returns the spaces that are cached or watched.
+
+        The follower regularly reads the heads of these spaces from the database.
+        """
         with self._lock:
             return {*self._tails, *self._watchers}
 
     def head_and_mark(self, space: SpaceId) -> tuple[int, str] | None:
-        """Returns the end of the cached events, or `None`."""
+        """Returns the seq and the mark of the last cached event. Both may be out of date.
+
+        Returns `None` if the space is not cached.
+        """
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else (tail.head, tail.mark)
@@ -266,9 +286,9 @@ class LogTailCache:
     # Waiting
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Calls `on_growth` from any thread when the log has grown.
+        """Registers a function that is called each time the log of a space has grown.
 
-        Returns a function that ends the watching.
+        The calls come from any thread. Returns another function, which removes the registration.
         """
         with self._lock:
             self._watchers.setdefault(space, []).append(on_growth)

@@ -1,8 +1,8 @@
-"""Notifications that wake every process when a log has grown.
+"""Sends and receives PostgreSQL notifications that tell other processes that a log has grown.
 
-The announcer sends them after the commit of the append, several spaces in one transaction, because
-NOTIFY takes a global lock at commit. A lost notification delays a follower by one poll interval.
-Events cannot get lost that way, because followers read the tables.
+The announcer sends a notification after the commit of an append. It combines several spaces in one
+transaction, because NOTIFY takes a global lock at commit. If a notification is lost, its receiver
+finds the new events at its next poll, because it also reads the tables regularly.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NOTIFY = """
 SELECT pg_notify(%(channel)s, space || ' ' || head)
   FROM unnest(%(spaces)s::text[], %(heads)s::bigint[]) AS grown (space, head)
 """
-#: the pause between two notifications of a process, which joins the appends of a busy one
+#: the pause between two notifications; all appends during a pause share the next notification
 PAUSE_SECONDS = 0.01
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 1.0  #: the longest time that the listener needs to notice `close`
 
 
 class _Pending:
-    """A queue between two threads: the greatest head of each space."""
+    """A queue between two threads that keeps only the greatest head of each space."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -57,7 +57,10 @@ class _Pending:
 
 
 class Announcer:
-    """Sends the notifications of one process. The first one starts its thread."""
+    """Sends notifications about grown logs from a background thread of this process.
+
+    The thread starts with the first call of `announce`.
+    """
 
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
@@ -87,7 +90,7 @@ class Announcer:
 
 
 class Wakeups:
-    """Receives the notifications of all processes."""
+    """Receives the notifications about grown logs from all processes, in a background thread."""
 
     def __init__(self, url: str):
         self._url = url
@@ -101,9 +104,10 @@ class Wakeups:
         return self._closing.is_set()
 
     def wait(self, timeout_seconds: float) -> dict[str, int]:
-        """Waits for growth, and returns {space: head} of the spaces that have grown.
+        """Waits until at least one log has grown. Returns {space: new head} of all logs that have
+        grown.
 
-        Returns early as soon as there are any, or when closed.
+        Returns an empty dict after `timeout_seconds`, or when the object is closed.
         """
         return self._pending.take(timeout_seconds)
 

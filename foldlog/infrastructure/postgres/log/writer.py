@@ -1,9 +1,9 @@
-"""Appends events to the log of a space, and updates the tables that the service derives from them.
+"""Appends events to the log of a space, and updates the tables that follow from these events.
 
 The table `events` has the columns of the eventsourcing library's aggregate stream, one stream for
-each space. So the recorder and the mapper of that library read it unmodified; see
-docs/how-to/follow-with-eventsourcing.md. Appending needs more than its recorder does: the head of
-the space, and the service's own columns.
+each space. The recorder and the mapper of that library can therefore read it unmodified; see
+docs/how-to/follow-with-eventsourcing.md. The library's recorder is not used for appends, because an
+append must also move the head of the space and fill columns that only Foldlog has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from foldlog.infrastructure.postgres.connection.arrays import (
 
 from .copy_rows import COPY, copy_rows
 
-# One statement and so one round trip, which is also the commit. The statement moves the
+# One statement is one round trip, and it also commits. The statement moves the
 # head only if the log still ends where the batch begins and each id is new. If `moved` is empty,
 # the other parts insert zero rows. The row lock on the space makes seq order the commit order.
 # tests/integration/test_nothing_is_skipped.py fails without the condition on the head.
@@ -81,7 +81,7 @@ SELECT space, seq, topic, state,
 SELECT space FROM moved
 """
 
-# The first two parts of `APPEND`, around a COPY.
+# Large batches use these two statements and a COPY of the events between them, not `APPEND`.
 MOVE_HEAD = """
 UPDATE spaces
    SET head = %(head)s,
@@ -149,21 +149,22 @@ COPY_EVENTS_MIN = 64
 
 @dataclass(frozen=True)
 class LogBatch:
-    """Consecutive events to append to one log."""
+    """A batch of events with consecutive seqs, to be appended to one log."""
 
     space: str
     log: str
     mark_before: str  #: the mark of the event before the first one
     entries: Sequence[LogEntry]
-    #: the devices' last counters
+    #: {device: its last counter}
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
 def append_batch(conn: Connection[Any], batch: LogBatch) -> bool:
-    """Appends all events of a batch and returns `True`, or appends none and returns `False`.
+    """Appends all events of a batch and returns `True`, or appends none of them and returns
+    `False`.
 
-    `False` means that the log ends elsewhere (another id, seq or mark), or that it already has an
-    event with one of the ids. Commits unless a transaction is open.
+    It returns `False` if the log has another id, head or mark than the batch expects, or already
+    contains an event with one of the ids. It commits, except inside a transaction of the caller.
     """
     erasures, skips = erasures_of(batch.entries), skips_of(batch.entries)
     devices = devices_of(batch.entries)

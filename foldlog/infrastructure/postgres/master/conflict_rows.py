@@ -1,4 +1,4 @@
-"""Conflicts as rows of the ledger."""
+"""Collects conflicts, and packs them as rows for the table `conflicts`, the ledger of conflicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATEMENT_CONFLICTS = 20_000
 
 
 class ConflictRows:
-    """Collects the conflicts of some events until they are written."""
+    """Collects conflicts as rows. `add` tells the caller when they fill one INSERT statement."""
 
     def __init__(self) -> None:
         self._clear()
@@ -47,16 +47,19 @@ class ConflictRows:
         return len(self._rows)
 
     def add(self, number: int, conflict: Conflict) -> bool:
-        """Adds a conflict with its number within its event. Returns whether a statement is full."""
+        """Adds a conflict. `number` is its place among the conflicts of the same event, from 0.
+
+        Returns `True` if the rows should be written now, because they fill one statement.
+        """
         document = msgspec.json.encode(conflict_document(conflict))
         self._rows.append((number, conflict, document))
         self._size += len(document)
         return self._size >= STATEMENT_BYTES or len(self._rows) == STATEMENT_CONFLICTS
 
     def take(self) -> dict[str, Array]:
-        """Removes all rows, and returns them as parameters of `INSERT_CONFLICTS`.
+        """Removes all collected rows, and returns them as parameters of `INSERT_CONFLICTS`.
 
-        The caller adds space and generation.
+        The caller adds the parameters `space` and `generation`.
         """
         rows = self._rows
         self._clear()

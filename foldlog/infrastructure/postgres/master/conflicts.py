@@ -1,4 +1,4 @@
-"""Reads the conflict ledger, all of it or by collection, record, field and device."""
+"""Reads pages of the conflict ledger, with filters by collection, record, field and device."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ class ConflictReader(VersionReader):
     def _scan_end(
         self, statement: str, space: SpaceId, params: dict[str, Any]
     ) -> tuple[int, int] | None:
-        """Returns the last conflict that a page may scan, or `None` if the ledger ends earlier."""
+        """Returns the seq and number of the last conflict that this page may scan.
+
+        A page that filters by field or device scans a limited number of conflicts, because these
+        filters have no index. Returns `None` if the rest of the ledger is shorter than this limit.
+        """
         return self._datastore.fetch_one(
             statement, {**params, "space": space, "scan_max": self._limits.page_scan_max}
         )

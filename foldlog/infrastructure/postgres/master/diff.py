@@ -1,4 +1,4 @@
-"""Compares the records of two moments."""
+"""Compares the records of a space at two moments, and returns the differences in pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, page_params
 from .moments import MomentReader, state_at
 from .reading import VIEW, Found, Scope, bounded, view_of_row
 
-# The events of a stretch of the log that touch any collection, or one collection.
+# Reads a part of the log: all events, or only those that touch one collection.
 SELECT_TOUCHING = select_page(f"originator_version, {STATE_TO_FOLD}")
 
 SELECT_TOUCHING_ONE = select_page(
@@ -116,9 +116,10 @@ class DiffReader(MomentReader):
     def _touched(
         self, space: SpaceId, collection: str | None, after: int, through: int
     ) -> tuple[dict[Key, int], int]:
-        """Reads the next batch of events.
+        """Reads the next batch of events with `after < seq <= through`.
 
-        Returns {record: seq of the last event that touches it}, and the last seq of the batch.
+        Returns {record key: seq of the last event of the batch that touches the record}, and the
+        seq up to which the batch reaches.
         """
         bytes_max = self._limits.page_bytes_max
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=bytes_max)
@@ -153,7 +154,10 @@ class DiffReader(MomentReader):
 
 
 def _difference_of(row: Any) -> Difference | None:
-    """Returns the difference of a row of `SELECT_DIFFERENT`, or `None` if the states are equal."""
+    """Returns the difference between the two states of a record in a row of `SELECT_DIFFERENT`.
+
+    Returns `None` if the two states are equal.
+    """
     _, collection, id, *_ = row
     fields, is_deleted, last_modified, seq, created_seq = row[8:]
     before = None

@@ -1,4 +1,4 @@
-"""Reads records as they were at a seq or at a time."""
+"""Reads records in the state that they had at an earlier seq or time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ SELECT low
 
 
 def state_at(collection: str, id: str, seq: str) -> str:
-    """Returns the subquery for a record as it was at a seq. The arguments are SQL expressions."""
+    """Returns an SQL subquery that selects a record in the state that it had at a seq.
+
+    All arguments are SQL expressions, such as `%(id)s` or `f.id`.
+    """
     return f"""
                SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
                       v.last_modified, v.state_seq AS seq, v.created_seq

@@ -1,4 +1,7 @@
-"""The projection that writes records, their versions, the conflict ledger, and the local ids."""
+"""Defines the projection that fills the master table.
+
+It writes the current records, all their versions, the conflict ledger, and the records' local ids.
+"""
 
 from __future__ import annotations
 
@@ -99,16 +102,21 @@ RETURNING id
 
 
 class RecordsTooLarge(Exception):
-    """The records that one event touches exceed the limit of memory together."""
+    """Raised if the records that one event touches exceed `touched_bytes_per_event_max` in total.
+
+    The event then halts the projection of its space.
+    """
 
 
 class MasterProjection:
     """Folds events into one generation of the master table.
 
-    A page of events reads each record once, folds it in memory, and writes it once. It writes one
-    version for each event that touched the record. The page is written in parts. A part ends with
-    the event that fills a statement, and only its records stay in memory. In pipeline mode
-    PostgreSQL writes one part while this code folds the next one.
+    For each page of events it reads each touched record once, folds the events in memory, and
+    writes the record once. It also writes one version of the record for each event that touched it.
+
+    A page is written in parts, which limits the memory for rows that wait to be written. A part
+    ends with the event that fills a statement. In pipeline mode PostgreSQL writes one part while
+    this code folds the next one.
     """
 
     name = "master"
@@ -139,7 +147,10 @@ class MasterProjection:
     def delete_record(
         self, cursor: Cursor[Any], space: str, generations: list[int], key: Key
     ) -> None:
-        """Deletes all rows of a record from these generations, which must be locked."""
+        """Deletes a record from the given generations, with its versions, conflicts and local ids.
+
+        The caller must have locked these generations.
+        """
         params = {
             "space": space,
             "generations": integer_array(generations),
@@ -177,7 +188,11 @@ class MasterProjection:
                 size, start = 0, end
 
     def _load(self, to: Generation[RecordCache], keys: set[Key]) -> dict[Key, Record]:
-        """Returns the records of `keys`. Raises `RecordsTooLarge`; a smaller batch may succeed."""
+        """Returns those records of `keys` that exist, from the cache or from the database.
+
+        Raises `RecordsTooLarge` if their values exceed the limit of bytes. The caller can then
+        retry with fewer events.
+        """
         records = to.cache.find(keys)
         missing = keys - records.keys()
         if missing and not to.cache.is_complete:
@@ -224,7 +239,10 @@ class MasterProjection:
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
-    """Splits events before each erasure, because an erasure deletes rows written before it."""
+    """Splits a page of events into parts, so that each erasure is the first event of a part.
+
+    An erasure deletes rows, so all events before it must have been written.
+    """
     starts = [n for n, event in enumerate(events) if event.erased_key is not None]
     if not starts:
         yield events

@@ -1,6 +1,7 @@
-"""Reads pages of the live generation, each by one statement and bounded by rows and bytes.
+"""Reads pages from the live generation of the master table. Rows and bytes of a page are limited.
 
-docs/reference/statements.sql shows each statement that is built here in full.
+Each page is read by one SQL statement. The file docs/reference/statements.sql shows each of these
+statements in full.
 """
 
 from __future__ import annotations
@@ -64,12 +65,22 @@ SELECT position, stopped_at IS NOT NULL
 
 
 def page_of(page: str, order: str) -> str:
-    """Returns the statement of a page. The first column of `page` is the number of candidates."""
+    """Returns an SQL statement that reads a page of rows from the live generation.
+
+    The statement also reads the log's id, the log's head, and the projection's position. `page` is
+    the SELECT of the page's rows. Its first column must be the number of candidates: the rows that
+    the page would have without a limit of bytes.
+    """
     return _PAGE.format(page=page, order=order)
 
 
 def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) -> str:
-    """Returns the statement of a page that is bounded by the bytes of its `values` columns."""
+    """Returns an SQL statement that reads a page whose size in bytes is limited.
+
+    `candidates` is the SELECT of the rows, `columns` are the columns to return, and `values` are
+    the large columns whose bytes are counted. The first row is always returned, even if it is too
+    large.
+    """
     page = _BOUNDED.format(
         columns=columns,
         size=" + ".join(f"octet_length({value}::text)" for value in values),
@@ -82,7 +93,7 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
 
 @dataclass(frozen=True)
 class Scope:
-    """The space that a page reads, and the requirements on its live generation."""
+    """The space that a page is read from, and the conditions that its live generation must meet."""
 
     space: SpaceId
     #: the seq that the projection must have reached
@@ -92,7 +103,9 @@ class Scope:
 
 
 class Found(NamedTuple):
-    """The rows of one page, and the state of the space at that moment."""
+    """The rows of one page. Also the log's id and head and the projection's position at that
+    moment.
+    """
 
     log: str
     head: int
@@ -102,13 +115,13 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns at most `limit` rows, and whether further rows follow them."""
+        """Returns at most `limit` rows of the page, and `True` if further rows follow them."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 
 
 class LiveReader:
-    """Runs statements on the live generation."""
+    """Reads pages from the live generation of the master table. Base class of all its readers."""
 
     def __init__(self, datastore: Datastore, *, limits: Limits = LIMITS):
         self._datastore = datastore
@@ -129,17 +142,22 @@ class LiveReader:
         *,
         is_bounded: bool = True,
     ) -> Found:
-        """Reads up to `limit + 1` rows. The extra row tells that another page follows."""
+        """Reads a page of up to `limit + 1` rows. The extra row shows that another page follows.
+
+        With `is_bounded=False` the size in bytes is unlimited.
+        """
         bytes_max = self._limits.page_bytes_max if is_bounded else None
         return self._select(
             statement, scope, {**params, "limit": limit + 1, "bytes_max": bytes_max}
         )
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
-        """Runs a statement of `page_of` or `bounded`.
+        """Runs a statement that `page_of` or `bounded` has built, and returns its rows.
 
-        Raises `UnknownSpace`, `HistoryUnavailable`, `LogBehind`, and `ProjectionBehind` if the
-        projection has not reached `scope.at_least`.
+        Raises `UnknownSpace` if there is no such space, and `HistoryUnavailable` if the scope needs
+        the history but the generation has none. If the scope's `at_least` is beyond the log's head,
+        it raises `LogBehind`. If it is only beyond the projection's position, it raises
+        `ProjectionBehind`.
         """
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)
@@ -165,7 +183,7 @@ class LiveReader:
 
 
 def view_of_row(row: Any) -> RecordView:
-    """Returns the record of a row that begins with `VIEW`."""
+    """Converts a row to a record. The row must begin with the columns of `VIEW`."""
     collection, id, fields, is_deleted, last_modified, seq, created_seq = row[:7]
     return RecordView(
         collection,

@@ -1,4 +1,4 @@
-"""A cache of the records that recent batches of a projection touched."""
+"""Caches records in memory that a projection has read or written in its last batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ CACHE_BYTES = 64 * 2**20
 
 
 class RecordCache:
-    """The records of a generation as they are at `position`.
+    """A cache of records of one generation, in the state that they have at the seq `position`.
 
-    Uncommitted records always stay in the cache, because only their transaction can read them.
-    Committed ones stay within the limit of bytes, those of recent batches first.
+    Records of the open transaction always stay in the cache, because other connections cannot read
+    them before the commit. Committed records stay while they fit into the limit of bytes. The
+    records of the oldest batches are removed first.
     """
 
     def __init__(self, position: int, *, bytes_max: int = CACHE_BYTES):
@@ -36,7 +37,9 @@ class RecordCache:
         return found
 
     def add(self, records: dict[Key, Record], size: int, position: int) -> None:
-        """Adds records that were written in `size` bytes, and moves to `position`."""
+        """Adds records and sets the cache's position. `size` is the size of their written rows in
+        bytes.
+        """
         self._recent |= records
         self.bytes_uncommitted += size
         self.position = position
@@ -46,7 +49,11 @@ class RecordCache:
         self._older.pop(key, None)
 
     def on_commit(self) -> None:
-        """Evicts the older half of the records if the recent half is full."""
+        """Removes the older records if the newer ones fill half of the limit of bytes.
+
+        The caller must call this after each commit. From then on every connection can read the
+        written records from the database, so the cache need not keep them.
+        """
         self._bytes += self.bytes_uncommitted
         self.bytes_uncommitted = 0
         if self._bytes > self._bytes_max / 2:

@@ -1,4 +1,4 @@
-"""Converts records to rows of the tables `records` and `versions`, and back."""
+"""Converts records to rows of the tables `records` and `versions`, and rows to records."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ RETURNING id
 #: the size of one statement; its last state may exceed it
 STATEMENT_BYTES = 16 * 2**20
 STATEMENT_RECORDS = 5_000
-#: the memory of a field besides its value: entries in two dicts
+#: estimated memory of a field in addition to its value: entries in two dicts
 FIELD_BYTES = 100
 
 #: a record after an event, its encoded fields, and whether the event created it
@@ -123,20 +123,25 @@ _decode_write = msgspec.json.Decoder(Write).decode
 
 
 def select_wanted(space: str, generation: str) -> str:
-    """Returns the statement that selects `COLUMNS` of the records in `collections` and `ids`.
+    """Returns an SQL statement that reads several records by their keys, with all `COLUMNS`.
 
-    The arguments are SQL expressions. The rows are in the order of keys.
+    The statement's parameters `collections` and `ids` are arrays of the same length, and
+    `bytes_max` limits the bytes of large columns. The arguments of this function are SQL
+    expressions. The rows are ordered by collection and id.
     """
     return _SELECT_WANTED.format(space=space, generation=generation)
 
 
 def lacks_values(row: Sequence[Any]) -> bool:
-    """Tells whether a row of `select_wanted` came without its large columns."""
+    """Tells whether a row of `select_wanted` has NULL instead of its large columns.
+
+    This happens if the requested records together exceed `bytes_max`.
+    """
     return row[_FIELDS] is None
 
 
 def record_of(row: Sequence[Any]) -> Record:
-    """Returns the record of a row of `COLUMNS`."""
+    """Converts a row with the columns `COLUMNS` to a record."""
     (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
     (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
     return Record(
@@ -161,9 +166,10 @@ def _ms_of(time: str) -> int | None:
 
 
 class StateRows:
-    """Collects the states of records, one for each event that touched them, until written.
+    """Collects the states that records have after each event, as rows for one statement.
 
-    `records` are the records before the first of these events.
+    `records` are the records as they were before the first of these events. `add` tells the caller
+    when the rows fill one statement.
     """
 
     def __init__(self, records: Mapping[Key, Record]):
@@ -178,7 +184,11 @@ class StateRows:
         return self._count
 
     def add(self, key: Key, record: Record) -> bool:
-        """Adds the state of a record after an event. Returns whether a statement is full."""
+        """Adds the state that a record has after an event.
+
+        Returns `True` if the collected states should be written now, because they fill one
+        statement.
+        """
         is_first = bool(record.created_seq) and key not in self._existing
         if is_first:
             self._existing.add(key)
@@ -190,10 +200,10 @@ class StateRows:
         return self._size >= STATEMENT_BYTES or self._count == STATEMENT_RECORDS
 
     def take(self) -> dict[str, Array]:
-        """Removes all rows, and returns them as parameters of `WRITE_STATES`.
+        """Removes all collected states, and returns them as parameters of `WRITE_STATES`.
 
-        The caller adds space and generation. The rows are in the order of keys, which excludes
-        deadlocks between two writers of the same rows.
+        The caller adds the parameters `space` and `generation`. The rows are sorted by key. If all
+        writers lock rows in this order, they cannot deadlock.
         """
         rows: list[_State] = []
         is_last: list[bool] = []

@@ -1,4 +1,7 @@
-"""Reads snapshots: all records of a space in pages, with the data that the merge needs."""
+"""Reads snapshots from the master table: pages of all records of a space.
+
+The records include the data that a device needs to merge later changes into them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The master table on PostgreSQL: current records, local ids, and all other readers together."""
+"""Implements the `MasterTable` port on PostgreSQL.
+
+This module reads the current records and the local ids. The class inherits all other reads, such as
+the history and the snapshots.
+"""
 
 from __future__ import annotations
 

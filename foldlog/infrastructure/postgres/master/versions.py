@@ -1,4 +1,7 @@
-"""Reads the history of one record: its versions, their events, and the values that lost."""
+"""Reads the history of one record.
+
+The history consists of the record's versions, their events, and the values that lost conflicts.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,11 @@ class VersionReader(LiveReader):
     def _with_lost(
         self, select_lost: str, space: SpaceId, key: Key, rows: list[Any]
     ) -> tuple[list[Any], dict[int, list[bytes]]]:
-        """Returns the versions whose conflicts fit into the page, and {seq: conflicts}."""
+        """Reads the conflicts that belong to a page of versions of one record.
+
+        Returns the versions whose conflicts fit into the page, and {seq: conflicts of that
+        version}. Versions that are left out belong to the next page.
+        """
         if not rows:
             return rows, {}
         seqs = [row[0] for row in rows]
@@ -152,7 +159,10 @@ class VersionReader(LiveReader):
         return rows, lost
 
     def _heads(self, space: SpaceId, seqs: Collection[int]) -> dict[int, EventHead]:
-        """Returns the heads of these events by seq."""
+        """Returns {seq: event head} for the events with these seqs.
+
+        An event head holds the id, the device and the times of an event.
+        """
         if not seqs:
             return {}
         params = {"space": space, "seqs": bigint_array(seqs), "head_bytes_max": HEAD_BYTES_MAX}

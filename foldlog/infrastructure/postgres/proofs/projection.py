@@ -1,4 +1,4 @@
-"""The projection that builds the Merkle tree over each log, as tiles."""
+"""Defines the projection that builds a Merkle tree over each log and stores it as tiles."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ RETURNING level
 
 
 def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
-    """Returns the parameters of `SELECT_TILES`. The caller adds space and generation."""
+    """Returns the parameters `levels` and `numbers` for statements that read or write these tiles.
+
+    The caller adds the parameters `space` and `generation`.
+    """
     return {
         "levels": integer_array(tile.level for tile in tiles),
         "numbers": bigint_array(tile.number for tile in tiles),
@@ -54,9 +57,11 @@ def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
 
 
 def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
-    """Returns the leaf's header from the first bytes of an event.
+    """Returns the header of an event, which becomes a part of its leaf in the Merkle tree.
 
-    An unreadable event raises `ValueError`, which halts the projection until the event is skipped.
+    `state` is the first part of the stored event. `hash_if_skipped` is the event's hash if the
+    event was skipped, otherwise `None`. Raises `ValueError` if the event is unreadable and was not
+    skipped. This error halts the projection.
     """
     try:
         return header_of(state)
@@ -67,7 +72,7 @@ def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
 
 
 class TreeCache:
-    """The unfinished tiles at the right edge of the tree."""
+    """Keeps the unfinished tiles at the right edge of a Merkle tree between two batches."""
 
     bytes_uncommitted = 0  # the edge stays at a few KB, also in a large transaction
 
@@ -83,7 +88,10 @@ class TreeCache:
 
 
 class ProofsProjection:
-    """Appends one leaf for each event: its header and the hash of its operations."""
+    """Appends one leaf to the Merkle tree for each event.
+
+    The leaf consists of the event's header and the hash of its operations.
+    """
 
     name = "proofs"
     version = PROOFS_VERSION

@@ -1,4 +1,4 @@
-"""The Merkle tree and its checkpoints on PostgreSQL."""
+"""Implements the `ProofTree` port on PostgreSQL: reads the Merkle trees, and stores checkpoints."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtex
 
 
 class Heads(NamedTuple):
-    """The head of a log, and the size of the tree over it."""
+    """The head of a log, and the number of events that the Merkle tree over this log covers."""
 
     log: str
     head: int
@@ -152,12 +152,19 @@ class PostgresProofTree(ProofTree):
     # For the signer, which handles the database's errors itself.
 
     def to_sign(self) -> list[SpaceId]:
-        """Returns the spaces whose tree has changed since their last checkpoint."""
+        """Returns the spaces that need a new checkpoint.
+
+        These are the spaces whose Merkle tree or log id has changed since their last checkpoint,
+        and those whose signer has reported an error.
+        """
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
 
     def published(self) -> list[tuple[SpaceId, str, bytes]]:
-        """Returns space, log and note of the last checkpoint of each space."""
+        """Returns a tuple (space, log id, signed note) for each space that has a signed checkpoint.
+
+        The note is the text of the space's last checkpoint.
+        """
         with self._datastore.rows() as cursor:
             rows = cursor.execute(SELECT_PUBLISHED, prepare=True).fetchall()
         return [(space, log, bytes(note)) for space, log, note in rows]
@@ -171,7 +178,10 @@ class PostgresProofTree(ProofTree):
 
     @contextmanager
     def signing(self, space: SpaceId) -> Iterator[bool]:
-        """Yields whether this process has the space's signing lock during the block."""
+        """Tries to take the signing lock of a space for the time of the `with` block.
+
+        Yields `True` if this process has the lock, and `False` if another process has it.
+        """
         with self._datastore.committed() as cursor:
             row = cursor.execute(TRY_LOCK, {"space": space}).fetchone()
             yield bool(row and row[0])

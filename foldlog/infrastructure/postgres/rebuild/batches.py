@@ -1,4 +1,7 @@
-"""Projects one batch of events to a locked generation, and finds an event that cannot be folded."""
+"""Projects a batch of events to a generation that is locked.
+
+If an event of the batch cannot be projected, the module finds this event by bisection.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ log = structlog.get_logger("foldlog.projector")
 #: the events that are read, folded and written together
 PAGE_EVENTS = 1_000
 PAGE_BYTES = 8 * 2**20
-#: the end of a transaction by written bytes, because they stay in memory until it commits
+#: A transaction ends after this many written bytes, because they stay in memory until then.
 WRITTEN_BYTES = 64 * 2**20
-#: the end of a transaction by time
+#: A transaction ends after this time.
 BATCH_SECONDS = 2.0
 
 
 class Halted(Exception):
-    """The projection cannot process an event."""
+    """The projection cannot process the event `seq`. `why` is the text of the error."""
 
     def __init__(self, generation: int, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -37,7 +40,10 @@ class Halted(Exception):
 
 
 class BatchProjector:
-    """Projects batches of at most `batch_events` events, each in the caller's transaction."""
+    """Projects batches of at most `batch_events` events to a generation.
+
+    The caller begins the transaction, locks the generation, and commits.
+    """
 
     def __init__(self, projection: Projection[Any], batch_events: int):
         self._projection = projection
@@ -46,10 +52,11 @@ class BatchProjector:
         self.positions = Positions(projection.name, projection.version)
 
     def advance(self, to: Generation[Any], until: int = INTEGER_MAX) -> int:
-        """Applies the events after the generation's position, up to `until` or a limit.
+        """Projects events after the generation's position, and returns the new position.
 
-        The generation must be locked. Returns the new position. Raises `Halted` if the first event
-        cannot be processed, and the database's errors if the connection breaks.
+        It stops at the seq `until`, or earlier at a limit of events, bytes or time. The caller must
+        have locked the generation. Raises `Halted` if the first event cannot be processed, and a
+        database error if the connection breaks.
         """
         start, connection = to.cache.position, to.cursor.connection
         ends_at = time.monotonic() + BATCH_SECONDS
@@ -88,7 +95,10 @@ class BatchProjector:
         return position
 
     def _parts(self, to: Generation[Any], position: int, until: int) -> Iterator[None]:
-        """Reads, folds and writes page by page. Yields after each part of a page."""
+        """Reads events page by page, folds them, and writes the results in parts.
+
+        Yields after each written part, so that the caller can stop there.
+        """
         while position < until:
             limit = min(PAGE_EVENTS, until - position)
             rows = self._read(to, position, limit)

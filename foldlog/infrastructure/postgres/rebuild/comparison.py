@@ -1,4 +1,4 @@
-"""Compares the rows of two generations."""
+"""Compares the rows of two generations of a projection, to verify a rebuild."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ SELECT column_name, data_type
 
 @dataclass(frozen=True)
 class Difference:
-    """The first row that only one of two generations has."""
+    """A row that only one of the two compared generations has.
+
+    `row` is the row as JSON text. `is_in_live` is `True` if the live generation has the row.
+    """
 
     table: str
     row: str
@@ -51,7 +54,10 @@ class Difference:
 def first_difference(
     cursor: Cursor[Any], tables: Mapping[str, str], space: str, live: int, rebuilt: int
 ) -> Difference | None:
-    """Compares two generations. `tables` is {table: the columns of its key}."""
+    """Returns the first row that only one of the two generations has, or `None` if they are equal.
+
+    `tables` is {table name: key columns}. `live` and `rebuilt` are the numbers of the generations.
+    """
     for table, key in tables.items():
         columns = [
             # The type json has no equality. Its text is stored as we wrote it, so it is comparable.

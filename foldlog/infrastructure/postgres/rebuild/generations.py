@@ -1,4 +1,7 @@
-"""Lists, creates, swaps and drops the generations of a projection in one space."""
+"""Lists, creates, swaps and drops the generations of a projection in one space.
+
+A generation is one filled copy of a projection's tables. Clients read the live generation.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ DELETE FROM {table}
 
 
 class GenerationRow(NamedTuple):
-    """A row of `projections`."""
+    """A row of the table `projections`, which describes one generation."""
 
     number: int
     position: int
@@ -60,7 +63,7 @@ class GenerationRow(NamedTuple):
 
 
 class Generations:
-    """The generations of one projection in one space. The space must exist."""
+    """Manages the generations of one projection in one space. The space must exist."""
 
     def __init__(self, datastore: Datastore, projection: Projection[Any], space: str):
         self._datastore = datastore
@@ -77,12 +80,15 @@ class Generations:
         return live
 
     def unfinished(self) -> tuple[int, int] | None:
-        """Returns number and position of a generation that a rebuild can continue."""
+        """Returns (number, position) of a generation that an interrupted rebuild has left.
+
+        A new rebuild can continue it. Returns `None` if there is no such generation.
+        """
         unfinished = (g for g in self.all() if not g.is_live)
         return next(((g.number, g.position) for g in unfinished), None)
 
     def create(self) -> tuple[int, int]:
-        """Creates a generation. Returns its number and position."""
+        """Creates an empty generation, and returns its number and its position, which is 0."""
         number = self.all()[-1].number + 1
         params = self._params(number) | {"fold_version": self._projection.version}
         with self._datastore.committed() as cursor:
@@ -90,14 +96,17 @@ class Generations:
         return number, 0
 
     def swap(self, cursor: Cursor[Any], live: int, rebuilt: int) -> None:
-        """Makes `rebuilt` the live generation. Both must be locked."""
+        """Makes the generation `rebuilt` the live one, in place of `live`.
+
+        The caller must have locked both generations.
+        """
         cursor.execute(SET_LIVE, self._params(live) | {"is_live": False})
         cursor.execute(SET_LIVE, self._params(rebuilt) | {"is_live": True})
 
     def drop_others(self, *, keep_unfinished: bool) -> None:
-        """Drops old generations, and unfinished ones of another version.
+        """Drops the generations that are not live.
 
-        Without `keep_unfinished` it drops all unfinished ones.
+        With `keep_unfinished=True` it keeps the newer generations that this version can continue.
         """
         live = self.live().number
         for generation in self.all():
@@ -107,7 +116,8 @@ class Generations:
                 self._drop(generation.number)
 
     def _drop(self, number: int) -> None:
-        # The rows go first: a generation that is still listed will be dropped by the next rebuild.
+        # The rows are deleted first. If this is interrupted, the generation is still listed, and
+        # the next rebuild drops it.
         for table in self._projection.tables:
             statement = SQL(DELETE_ROWS).format(table=Identifier(table))
             with self._datastore.committed() as cursor:

@@ -1,7 +1,8 @@
-"""The positions of projections: the seq that each generation has reached in each space.
+"""Locks and moves the positions of projections.
 
-A position moves in the transaction that writes the projected rows, so each event is applied exactly
-once, also after a crash.
+The position of a generation is the seq of the last event that it has projected. The position moves
+in the transaction that writes the projected rows. Each event is therefore projected exactly once,
+even if a worker crashes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RETURNING position
 
 # SKIP LOCKED passes over a space that another worker projects now. A halted space is skipped until
 # `stopped_until`, also if appends announce it. A generation of another version must be rebuilt,
-# because half of it would follow another rule.
+# because its older rows were folded by other rules.
 LOCK_LIVE = """
 SELECT generation,
        position,
@@ -48,16 +49,18 @@ SELECT generation, position
 
 
 class Positions:
-    """Locks and moves the positions of one projection."""
+    """Locks generations of one projection, and moves their positions."""
 
     def __init__(self, projection: str, version: int):
         self._projection = projection
         self._version = version
 
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int, int] | None:
-        """Locks the live generation. Returns its number, its position and its lag.
+        """Locks the live generation of a space until the transaction ends.
 
-        Returns `None` if the generation is locked, halted, or of another version.
+        Returns its number, its position, and its lag in events. Returns `None` without waiting if
+        another worker has locked the generation, if it is halted, or if another version of Foldlog
+        filled it.
         """
         params = {
             "space": space,
@@ -67,9 +70,9 @@ class Positions:
         return cursor.execute(LOCK_LIVE, params, prepare=True).fetchone()
 
     def lock(self, cursor: Cursor[Any], space: str, generation: int) -> tuple[int, int] | None:
-        """Waits for the lock on a generation. Returns its number and position.
+        """Waits until it can lock a generation, and returns its number and position.
 
-        Returns `None` if the generation was dropped.
+        The lock lasts until the transaction ends. Returns `None` if the generation was dropped.
         """
         params = {"space": space, "projection": self._projection, "generation": generation}
         return cursor.execute(LOCK_GENERATION, params, prepare=True).fetchone()
@@ -77,7 +80,10 @@ class Positions:
     def advance(
         self, cursor: Cursor[Any], space: str, generation: int, *, expected: int, to: int
     ) -> None:
-        """Moves a locked position. Raises `IntegrityError` if it differs from `expected`."""
+        """Moves the position of a locked generation from `expected` to `to`.
+
+        Raises `IntegrityError` if the stored position is not `expected`.
+        """
         assert to > expected
         params = {
             "space": space,

@@ -1,8 +1,8 @@
-"""The projector: follows the logs and keeps the live generations up to date.
+"""The projector: a worker that follows the logs and keeps the live generations up to date.
 
-Any number of workers share the spaces. A space with an event that cannot be projected halts alone:
-its row in `projections` says so, and the projector retries it later. Other spaces and appends go
-on.
+Any number of workers can run at the same time and share the spaces. If an event cannot be
+projected, only its space halts. The space's row in the table `projections` then holds the error,
+and the projector retries the event every `RETRY_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CACHE_BYTES = 16 * 2**20
 CACHED_SPACES = 4
 #: how long a halted space pauses before the next attempt
 RETRY_SECONDS = 30
-#: A space may break the connection this often before its next event counts as the cause ...
+#: After this many broken connections in the batches of a space, its next event counts as the cause.
 FAILURES_MAX = 4
-#: ... and each failure divides the size of its batches by this number, down to a single event.
+#: Each failure divides the size of the space's batches by this number, down to a single event.
 SHRINK_FACTOR = 16
-#: the delay that a lost notification causes at most
+#: the longest delay after a lost notification
 POLL_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
 SPACES_PER_ROUND = 1_000
@@ -76,7 +76,7 @@ class _Batch(NamedTuple):
 
 
 class Projector:
-    """Projects the live generations of all spaces, batch by batch."""
+    """Projects new events of all spaces to the live generations of one projection, in batches."""
 
     def __init__(
         self,
@@ -102,17 +102,18 @@ class Projector:
         self._resting_until = self._looking_at = 0.0
 
     def run(self, wakeups: Wakeups) -> None:
-        """Projects all spaces until `wakeups` is closed."""
+        """Projects the events of all spaces until `wakeups` is closed."""
         follow([self], wakeups)
 
     def wake(self, spaces: Iterable[str]) -> None:
-        """Adds spaces that have grown."""
+        """Tells the projector that these spaces have new events. The next round projects them."""
         self._waiting.update(spaces)
 
     def run_round(self, wakeups: Wakeups) -> None:
-        """Projects one batch of each waiting space, unless the projector rests.
+        """Projects one batch of each space that is known to have new events.
 
-        Raises `DATABASE_ERRORS`.
+        Every `POLL_SECONDS` it also looks up the spaces that lag. It does nothing if it is called
+        during the pause after the last round. Raises `DATABASE_ERRORS` if the database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
@@ -131,21 +132,26 @@ class Projector:
             self._resting_until = time.monotonic() + self._projection.pause_seconds
 
     def due_in(self) -> float:
-        """Returns the seconds until the next round."""
+        """Returns the number of seconds until the next round should run."""
         due = self._resting_until if self._waiting else self._looking_at
         return max(0.0, due - time.monotonic())
 
     def reset(self) -> None:
-        """Replaces the connections and looks up all lagging spaces again, after an outage."""
+        """Prepares the projector to continue after an outage of the database.
+
+        Replaces the database connections. The next round looks up all lagging spaces again.
+        """
         self._datastore.check_pool()
         self._waiting.clear()
         self._looking_at = 0.0
 
     def _project_or_count(self, space: str) -> bool:
-        """Projects a batch, and counts failures of the connection.
+        """Projects a batch of a space, and counts database errors that happen during the space's
+        batches.
 
-        Raises the database's error while the database alone may be the cause. After `FAILURES_MAX`
-        failures the space halts instead, because its event may be the cause.
+        Raises the database error for the first failures, because an outage may be their cause.
+        After `FAILURES_MAX` failures the event counts as the cause, and the space halts. Returns
+        `True` if the next batch of the space may follow at once.
         """
         self._batch = None
         try:
@@ -166,7 +172,11 @@ class Projector:
             return False
 
     def lagging(self) -> list[str]:
-        """Returns the next spaces whose live generation lags. Further calls return the others."""
+        """Returns up to `SPACES_PER_ROUND` spaces whose live generation is behind the head of the
+        log.
+
+        The next call continues after the last returned space. After the last space it starts again.
+        """
         params = {
             "projection": self._projection.name,
             "fold_version": self._projection.version,
@@ -179,9 +189,10 @@ class Projector:
         return found
 
     def project_or_halt(self, space: str) -> bool:
-        """Projects a batch of the live generation, and records it if the space halts.
+        """Projects a batch of the live generation of a space.
 
-        Returns whether a further batch may follow at once.
+        If an event cannot be processed, the space halts and the error is stored in the database.
+        Returns `True` if the next batch may follow at once.
         """
         try:
             return self.project(space)
@@ -206,9 +217,11 @@ class Projector:
         log.error("projection_stopped", space=space, seq=halted.seq, why=halted.why)
 
     def project(self, space: str) -> bool:
-        """Projects a batch of the live generation, unless another worker has it locked.
+        """Projects a batch of the live generation of a space, in one transaction.
 
-        Returns whether the position has moved. Raises `Halted` and `DATABASE_ERRORS`.
+        Returns `True` if events were projected. Returns `False` if there were none, or if the
+        generation is halted, locked by another worker, or filled by another version. Raises
+        `Halted` if the first event cannot be processed, and `DATABASE_ERRORS`.
         """
         with self._datastore.committed() as cursor:
             locked = self.positions.lock_live(cursor, space)
@@ -239,7 +252,10 @@ class Projector:
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
-    """Runs rounds of all projectors until `wakeups` is closed."""
+    """Runs all projectors in turns, in this thread, until `wakeups` is closed.
+
+    After a database error it waits `RECONNECT_SECONDS` and then continues.
+    """
     while not wakeups.closed:
         for projector in projectors:
             try:

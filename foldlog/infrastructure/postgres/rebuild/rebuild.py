@@ -1,7 +1,7 @@
-"""Rebuilds a projection: fills a new generation next to the live one, and swaps them.
+"""Rebuilds a projection of a space: fills a new generation from the log, then makes it live.
 
-Clients read the live generation meanwhile. The new generation has a position of its own, so an
-interrupted rebuild resumes there.
+During the rebuild clients read the old generation. The position of the new generation is stored, so
+an interrupted rebuild continues from there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .batches import BatchProjector
 from .comparison import Difference, first_difference
 from .generations import Generations
 
-#: the events of one transaction, which an interrupted rebuild repeats
+#: the events of one transaction; an interrupted rebuild repeats at most this many
 BATCH_EVENTS = 40_000
 #: With at most this many events left, the transaction of the swap projects them under its lock.
 CATCH_UP_EVENTS = 2_000
@@ -43,7 +43,11 @@ class RebuildDiffers(OperatorError):
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The result of a rebuild."""
+    """The result of a rebuild.
+
+    `events` is the number of projected events. `resumed_at` is the seq at which an interrupted
+    rebuild was continued, or 0. `is_compared` tells whether the generations were compared.
+    """
 
     space: str
     events: int
@@ -54,9 +58,9 @@ class Rebuilt:
 
 
 class Rebuilder:
-    """Rebuilds a projection of one space after another.
+    """Rebuilds a projection, one space at a time.
 
-    Calls `report(space, position, head)` after each batch.
+    It calls `report(space, position, head)` after each batch and at the end, to show the progress.
     """
 
     def __init__(
@@ -74,12 +78,16 @@ class Rebuilder:
         self._positions = self._batches.positions
 
     def rebuild(self, space: str, *, verify: bool = False, fresh: bool = False) -> Rebuilt:
-        """Rebuilds one space, and makes the new generation live.
+        """Rebuilds the projection of one space, and makes the new generation live.
 
-        `verify` compares the two generations first and raises `RebuildDiffers` if they differ. Both
-        generations are then kept, so a `rebuild` without `verify` can still finish. `fresh` drops
-        the generation of an interrupted rebuild. Raises `UnknownSpace`, `OperatorError`, `Halted`,
-        `StorageUnavailable`.
+        `verify=True` first compares the new generation with the live one, and raises
+        `RebuildDiffers` if they differ. Both generations are then kept, and a later call without
+        `verify` can make the new one live. `fresh=True` drops the generation of an interrupted
+        rebuild instead of continuing it.
+
+        Raises `UnknownSpace`, `Halted` if an event cannot be processed, `StorageUnavailable` for a
+        temporary database error, and `OperatorError` if another rebuild of the space is running,
+        the live generation cannot be compared, or a generation was dropped meanwhile.
         """
         began = time.monotonic()
         with translated(self._datastore), self._lock(space):
@@ -101,9 +109,11 @@ class Rebuilder:
 
     @contextmanager
     def _lock(self, space: str) -> Iterator[None]:
-        """Excludes a second rebuild of the space, which would drop or compare unfinished rows.
+        """Holds a lock that prevents a second rebuild of the same space.
 
-        The lock belongs to the session, so it ends with a killed rebuild.
+        A second rebuild could drop the rows of the unfinished generation. The lock belongs to a
+        database session of its own, so the lock also ends if this process is killed. Raises
+        `OperatorError` if another rebuild has the lock.
         """
         params = {"space": space, "projection": self._projection.name}
         with psycopg.connect(self._datastore.url, autocommit=True, **CONNECTION) as conn:
@@ -142,7 +152,11 @@ class Rebuilder:
         cache.on_commit()
 
     def _swap(self, space: str, generations: Generations, rebuilt: int, verify: bool) -> None:
-        """Brings both generations to the same seq, compares them, and swaps them."""
+        """Projects the last events to the new generation, and makes it the live one.
+
+        If `verify` is set, the live generation is also brought to the same seq, and the two are
+        compared. Raises `RebuildDiffers` if they differ.
+        """
         live = generations.live().number
         difference: Difference | None = None
         with self._datastore.committed() as cursor:

@@ -1,12 +1,12 @@
-"""The privileges of the service's role.
+"""Grants the service's database role the privileges that the service needs.
 
 The owner of the tables runs the migrations. Web workers, projectors, the signer, rebuilds, imports
-and erasures use a service role with the privileges below: it can read the log and append to it. It
-owns no table, so it cannot alter, drop or disable anything.
+and erasures run as a service role, which can read the log and append to it. The service role owns
+no table, so it cannot alter, drop or disable anything.
 
-`grant` runs after each migration, in one transaction, and replaces all earlier grants. A test fails
-for a table that is missing here. An installation with a single role for all tasks keeps working,
-protected by the triggers and the REVOKE in the schema.
+`grant` must run after each migration. It works in one transaction, and replaces all earlier grants.
+A test fails if a table is missing in `PRIVILEGES`. Instead of two roles, an installation can use a
+single role for all tasks. Then only the triggers and the REVOKE in the schema protect the log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VACUUMED = ("events", *MasterProjection.tables)
 MAINTAIN_SINCE = 17_00_00
 
 #: Functions that are revoked from PUBLIC. The trigger on the log checks each call of
-#: `erase_operations` against the log's events, so the service may have it.
+#: `erase_operations` against the log's events, so the service may call it.
 FUNCTIONS = ("erase_operations",)
 
 SELECT_SCHEMA = "SELECT current_database(), current_schema()"
@@ -71,9 +71,10 @@ class UnfitRole(OperatorError):
 
 
 def grant(url: str, role: str) -> None:
-    """Grants the role the privileges of the service, and revokes its other ones.
+    """Grants a role the privileges that the service needs, and revokes its other privileges.
 
-    The URL must be that of the tables' owner. Raises `UnfitRole`.
+    `url` must connect as the owner of the tables. Raises `UnfitRole` if the role does not exist, is
+    a superuser, or is a member of the owner's role.
     """
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
         _check(cursor, role)

@@ -1,7 +1,7 @@
-"""Migrates a database to the schema of this version.
+"""Migrates a database to the schema that this version of Foldlog needs.
 
-A new database gets `schema.sql`. An older one gets the missing migrations, each in a transaction of
-its own. A test compares the schemas of both ways.
+An empty database gets `schema.sql`. A database of an older version gets the missing migrations,
+each in its own transaction. A test checks that both ways lead to the same schema.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Rows = psycopg.Cursor[tuple[Any, ...]]
 
 
 class UnknownSchema(OperatorError):
-    """The database was migrated by a newer Foldlog than this one."""
+    """The database was migrated by a newer version of Foldlog than this one."""
 
     code = "unknown-schema"
 
 
 class SchemaBehind(OperatorError):
-    """The database has an older schema than this version needs."""
+    """The database has an older schema than this version of Foldlog needs."""
 
     code = "schema-behind"
 
 
 class NotUTF8(OperatorError):
-    """The database must be encoded in UTF8: it stores text in all languages."""
+    """The database must have the encoding UTF8, because it stores text in all languages."""
 
     code = "not-utf8"
 
 
 def migrations() -> dict[str, str]:
-    """Returns {name: SQL} of all migrations, in their order."""
+    """Returns {name: SQL text} of all migrations, in the order in which they must be applied."""
     found = (_SQL / "migrations").iterdir()
     return {
         path.name.removesuffix(".sql"): path.read_text("utf-8")
@@ -50,10 +50,12 @@ def migrations() -> dict[str, str]:
 
 
 def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
-    """Migrates the database, and returns the names of the applied migrations.
+    """Migrates the database, and returns the names of the migrations that were applied.
 
-    With `from_scratch=False` a new database is built by the migrations instead of `schema.sql`.
-    Raises `NotUTF8`, `UnknownSchema`, `SchemaBehind`.
+    With `from_scratch=False` an empty database is also built by the migrations, instead of by
+    `schema.sql`. Raises `NotUTF8` if the database has another encoding, `UnknownSchema` if a newer
+    version has migrated it, and `SchemaBehind` if an older database must be migrated but the role
+    in the URL does not own its tables.
     """
     known = migrations()
     with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
@@ -86,7 +88,7 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
 
 
 def pending(cursor: Rows) -> list[str]:
-    """Returns the names of the missing migrations."""
+    """Returns the names of the migrations that were not applied to this database yet."""
     applied = _applied(cursor)
     return [name for name in migrations() if name not in applied]
 

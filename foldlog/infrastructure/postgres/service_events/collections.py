@@ -1,4 +1,4 @@
-"""Defining collections, and reading their definitions."""
+"""Defines the collections of a space, and reads their definitions."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Collections:
-    """The collections of all spaces. `append_service_event` is the event store's method."""
+    """Defines collections in all spaces, and reads their definitions.
+
+    `append_service_event` is the method of the event store that opens a transaction for one event.
+    """
 
     def __init__(
         self, datastore: Datastore, append_service_event: OpenServiceEvent, limits: Limits
@@ -106,6 +109,7 @@ class Collections:
         self._limits = limits
 
     def current(self, space: str) -> list[Version]:
+        """Returns the newest version of each collection. Raises `UnknownSpace`."""
         with self._datastore.reading() as cursor:
             select_head(cursor, space)  # raises `UnknownSpace`
             rows = cursor.execute(SELECT_CURRENT, {"space": space}, prepare=True).fetchall()
@@ -114,6 +118,11 @@ class Collections:
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
+        """Returns a collection's definition and the list of all its versions.
+
+        If `version` is `None`, it returns the newest definition. Raises `UnknownSpace` or
+        `UnknownCollection`.
+        """
         params = {"space": space, "collection": collection}
         with self._datastore.reading() as cursor:
             select_head(cursor, space)  # raises `UnknownSpace`
@@ -133,6 +142,13 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> Outcome:
+        """Defines a new version of a collection, after it checked the stored records.
+
+        It calls `report(checked)` with the number of records that it has checked so far. The check
+        ends early after `seconds_max` seconds; then the method raises `LimitExceeded`, unless the
+        proposal is forced or a dry run. Raises `VersionConflict`, `SchemaNotAdditive`,
+        `SchemaViolated` or `ProjectionBehind` too.
+        """
         with self._datastore.reading() as cursor:
             plan = Plan(collection, wanted, _definition(cursor, space, collection, None))
         plan.check_version()
@@ -166,7 +182,11 @@ class Collections:
     def _check_unchanged(
         self, transaction: ServiceEventTransaction, space: str, plan: Plan
     ) -> None:
-        """Raises unless the plan still fits the definitions, now that the space is locked."""
+        """Checks, under the lock of the space, that the definitions are the same as for the plan.
+
+        Raises `VersionConflict` if another request has defined the collection meanwhile, and
+        `LimitExceeded` if the space would have too many collections.
+        """
         now = _definition(transaction.cursor, space, plan.collection, None)
         if (now and now.version) != (plan.current and plan.current.version):
             version = now.version if now else 0
@@ -182,9 +202,11 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> tuple[Check, int]:
-        """Checks the stored records against the schema, page by page and lock-free.
+        """Checks the records in the master table against the schema, page by page, without locks.
 
-        Returns the result and a seq. Each record was read at this seq or later.
+        Returns the result of the check and a seq. The check covers all events up to this seq, so
+        the caller must still check the records that later events change. The check ends early after
+        `seconds_max` seconds.
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()
@@ -218,7 +240,11 @@ class Collections:
         plan: Plan,
         position: int,
     ) -> None:
-        """Checks the records that were written after `position`, under the lock of the space."""
+        """Checks the records that events after `position` have changed.
+
+        The space must be locked. Raises `SchemaViolated` if a record is invalid, and
+        `ProjectionBehind` if the master table is too far behind the head.
+        """
         if head - position > self._limits.guard_tail_events_max:
             raise ProjectionBehind(head=head, projected=position)
         cursor = transaction.cursor
@@ -249,6 +275,7 @@ class Collections:
 def _definition(
     cursor: Cursor[Any], space: str, collection: str, version: int | None
 ) -> Definition | None:
+    """Returns one version of a collection, or its newest one if `version` is `None`."""
     params = {"space": space, "collection": collection, "version": version}
     row = cursor.execute(SELECT_DEFINITION, params, prepare=True).fetchone()
     if row is None:

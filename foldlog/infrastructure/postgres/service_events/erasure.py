@@ -1,13 +1,15 @@
-"""Erasing records. Only this module changes rows of the log.
+"""Erases records: removes their values from the log, the projections and the caches.
 
-The module first scans the log, lock-free, for events that hold values of the records. Then one
-transaction for each record appends the `record-erased` event, removes the record from all
-generations of the projections, and erases its operations in the newest of those events. Older
-events follow in further transactions, if there are too many for one: by then, the values are gone
-from the records and from the caches of all processes. An interrupted erasure continues when
-the caller erases again, because the log shows the remaining work.
+Only this module changes existing rows of the log. It first scans the log, without locks, for events
+that contain values of the records. Then, for each record, one transaction appends the
+`record-erased` event, removes the record from all generations of the projections, and erases the
+record's operations in the newest of the found events. If there are too many events for one
+transaction, further transactions erase the operations in the older ones. After the first
+transaction, the values are already gone from the projections and from the caches of all processes.
+If an erasure is interrupted, the caller erases the same record again, and the erasure continues
+with the events that still contain values.
 
-The database checks each change itself: `pass_erasure_alone` in schema.sql.
+The database checks each change too: see `pass_erasure_alone` in schema.sql.
 """
 
 from __future__ import annotations
@@ -95,7 +97,10 @@ assert ERASE_EVENTS >= TAIL_EVENTS_MAX
 
 
 class Eraser:
-    """Finds and erases records. `append_service_event` is the event store's method."""
+    """Finds and erases records.
+
+    `append_service_event` is the method of the event store that opens a transaction for one event.
+    """
 
     def __init__(
         self,
@@ -110,6 +115,10 @@ class Eraser:
         self._projection = MasterProjection()
 
     def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
+        """Returns the selected records that can be erased, after a scan of the whole log.
+
+        It calls `report(done, of)` with the numbers of scanned events and of all events to scan.
+        """
         wanted.check()
         with self._datastore.reading() as cursor:
             head = select_head(cursor, space)
@@ -135,6 +144,10 @@ class Eraser:
         by: str | None,
         report: Progress,
     ) -> list[Erased]:
+        """Erases records one after another, and returns the result for each record.
+
+        It calls `report(done, of)` with the numbers of scanned events and of all events to scan.
+        """
         check_reason(reason, by)
         scan = ErasureScan(keys)
         with self._datastore.reading() as cursor:
@@ -156,7 +169,10 @@ class Eraser:
         reason: str,
         by: str | None,
     ) -> Erased:
-        """Erases one record. `seqs` are the events up to `head` that hold its values."""
+        """Erases one record.
+
+        `seqs` are the seqs, up to `head`, of the events that contain values of the record.
+        """
         params = {"space": space, "collection": key[0], "id": key[1]}
         with self._append_service_event(space) as transaction:
             cursor = transaction.cursor
@@ -179,6 +195,10 @@ class Eraser:
         return Erased(*key, erased_seq, count)
 
     def _lock_generations(self, cursor: Cursor[Any], space: SpaceId) -> list[int]:
+        """Locks all generations of the master table until the end of the transaction.
+
+        Returns their numbers. Only one transaction at a time can hold these locks in a space.
+        """
         params = {"space": space, "projection": self._projection.name}
         cursor.execute(LOCK_ERASING, params)
         rows = cursor.execute(LOCK_GENERATIONS, params).fetchall()
@@ -193,7 +213,11 @@ class Eraser:
         through: int,
         seqs: Sequence[int],
     ) -> list[int]:
-        """Returns `seqs` and the later events that hold values of the record, newest first."""
+        """Returns `seqs`, plus the seqs of newer events that contain values of the record.
+
+        The newer events have a seq above `after`, up to `through`. The result begins with the
+        highest seq.
+        """
         scan = ErasureScan([key])
         for _ in _scan(cursor, space, scan, after, through):
             pass
@@ -202,6 +226,7 @@ class Eraser:
     def _append_event(
         self, transaction: ServiceEventTransaction, key: Key, reason: str, by: str | None
     ) -> int:
+        """Appends the `record-erased` event, and returns its seq."""
         entry = record_erased_entry(transaction.envelope, key, reason=reason, by=by)
         # The event comes first, because the database looks for it when operations are erased.
         transaction.append(entry)
@@ -209,7 +234,7 @@ class Eraser:
 
 
 def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]) -> int:
-    """Erases the operations on a record in these events. Returns the number of changed events."""
+    """Erases the record's operations in these events. Returns the number of events it changed."""
     count, through = 0, max(seqs)
     params = {"seqs": sorted(seqs)}
     for _, rows in _pages(cursor, SELECT_CHOSEN, space, 0, through, through, params):
@@ -235,9 +260,10 @@ def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]
 
 
 def vacuum(url: str, *, full: bool = False) -> None:
-    """Has PostgreSQL release the old versions of rows.
+    """Runs VACUUM on the log and the master table, which removes old versions of changed rows.
 
-    `full` rewrites the tables, which locks out all other statements meanwhile.
+    With `full`, PostgreSQL rewrites the tables and blocks all other statements on them meanwhile.
+    If the role may not vacuum a table, the function logs an error and returns normally.
     """
     tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
     statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
@@ -252,7 +278,10 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _scan(
     cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
 ) -> Iterator[int]:
-    """Feeds the events after one seq and up to another to a scan. Yields the seqs reached."""
+    """Gives the events with `after < seq <= through` to the scan, page by page.
+
+    Yields the last seq of each page.
+    """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:
             scan.note(seq, state)
@@ -262,7 +291,10 @@ def _scan(
 def _named(
     cursor: Cursor[Any], space: SpaceId, after: int, through: int, collections: list[str]
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yields (the seq reached, rows) of the events that name one of these collections."""
+    """Yields pages of the events that name one of these collections, with `after < seq <= through`.
+
+    Each page is a pair: the last seq that the page covers, and the rows.
+    """
     params = {"collections": collections}
     return _pages(cursor, SELECT_NAMED, space, after, through, SCAN_EVENTS, params)
 
@@ -276,7 +308,11 @@ def _pages(
     stride: int,
     params: dict[str, Any],
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yields (the seq reached, rows) of the events with `after < seq <= through`."""
+    """Yields pages of the events with `after < seq <= through` that `statement` selects.
+
+    Each page is a pair: the last seq that the page covers, and the rows. A page covers at most
+    `stride` seqs, and ends early after `PAGE_BYTES`.
+    """
     binary = cursor.connection.cursor(row_factory=tuple_row, binary=True)
     while after < through:
         end = min(after + stride, through)

@@ -1,7 +1,7 @@
-"""The devices and tokens of each space.
+"""Stores the devices and the tokens of each space in PostgreSQL.
 
-Every way into a log writes the devices of its events (log/writer.py). Only this module writes
-tokens, so an imported log grants no access.
+Each append or import of events also writes the devices that the events name (log/writer.py). Tokens
+are written by this module alone, so importing a log grants no access.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ Decide = Callable[[Device], msgspec.Struct | None]
 
 
 class PostgresRegistry(Registry):
-    """The registry on PostgreSQL. `append_service_event` is the event store's method."""
+    """Stores devices and tokens in PostgreSQL.
+
+    `append_service_event` is the method of the event store that opens a transaction for one event.
+    """
 
     def __init__(self, datastore: Datastore, append_service_event: OpenServiceEvent):
         self._datastore = datastore
@@ -256,9 +259,10 @@ class PostgresRegistry(Registry):
     def _change_device(
         self, space: SpaceId, device: str, decide: Decide, *, creates_space: bool
     ) -> Device:
-        """Returns the device after the change.
+        """Appends the event that `decide` returns for a device, and returns the changed device.
 
-        The result comes from the transaction, because a later read could fail after the commit.
+        If `decide` returns `None`, the device stays unchanged. The result is computed in the
+        transaction, because a separate query after the commit could fail.
         """
         with self._append_service_event(space) as transaction:
             transaction.lock(creates_space=creates_space)
@@ -298,7 +302,11 @@ def _row(token: Token, digest: bytes) -> dict[str, Any]:
 def _revoke(
     cursor: Cursor[Any], space: str, id: str, now_ms: int, reason: str, by: str | None
 ) -> tuple[Token, bool]:
-    """Returns the token, and whether this call revoked it. Raises `UnknownToken`."""
+    """Revokes a token. Returns the token, and whether this call revoked it.
+
+    The second value is `False` if the token was revoked before. Raises `UnknownToken` if the space
+    has no token with this id.
+    """
     row = None
     if is_uuid(id):
         row = cursor.execute(LOCK_TOKEN, {"space": space, "id": id}).fetchone()
@@ -326,11 +334,13 @@ def _device(row: tuple[Any, ...]) -> Device:
 
 
 def _find_device(cursor: Cursor[Any], space: str, device: str) -> Device | None:
+    """Returns a device of a space, or `None` if the space does not have it."""
     params = {"space": space, "device": device}
     row = cursor.execute(SELECT_DEVICE, params, prepare=True).fetchone()
     return None if row is None else _device(row)
 
 
 def _check_not_revoked(device: Device | None) -> None:
+    """Raises `DeviceRevoked` if the device is revoked."""
     if device is not None and device.revoked_at is not None:
         raise DeviceRevoked(f"the device {device.device} was revoked")

@@ -1,7 +1,7 @@
-"""Skipping an event that the master table cannot apply.
+"""Skips an event that the master table cannot apply and at which it is therefore halted.
 
-The `event-skipped` event also writes the table `skipped`, in every way that it reaches a log
-(log/writer.py). Projections read a skipped event as an empty one.
+Skipping appends an `event-skipped` event. Each append or import of this event also writes the table
+`skipped` (log/writer.py). Projections treat a skipped event as if it contained no operations.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ RETURNING generation
 
 
 class Skipper:
-    """Skips events. `append_service_event` is the event store's method."""
+    """Skips events at which a master table is halted.
+
+    `append_service_event` is the method of the event store that opens a transaction for one event.
+    """
 
     def __init__(self, append_service_event: OpenServiceEvent):
         self._append_service_event = append_service_event
 
     def skip(self, space: SpaceId, seq: int, reason: str, by: str | None) -> Skipped:
+        """Appends the `event-skipped` event, and lets the master table continue after event `seq`.
+
+        Raises `NotStopped` if the master table is not halted at `seq`, or if a rebuild is past
+        `seq`.
+        """
         check_reason(reason, by)
         with self._append_service_event(space) as transaction:
             # A projector may hold these locks for long. Pushes need only the lock of the space.
