@@ -1,10 +1,10 @@
 """The merge rule: how events are folded into records. docs/explanation/merge.md has examples.
 
 The server and every device use this same function. Events are folded in the order of their seqs.
-The `base` and the device of a changeset tell whether its author had seen an earlier write. If not,
-the two writes are *concurrent*. A clock decides one thing only: which of two concurrent writes of a
-field wins. The losing and the winning value are then written to the conflict ledger, so that every
-value that a user typed can be found again.
+The `base` and the device of a changeset tell whether its author had seen an earlier write. If the
+author had not seen it, the two writes are *concurrent*. A clock decides one thing only: which of
+two concurrent writes of a field wins. The losing and the winning value are then written to the
+conflict ledger, so that every value that a user typed can be found again.
 
     records: dict[Key, Record] = {}
     for event in events:

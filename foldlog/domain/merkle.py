@@ -40,8 +40,8 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def root_of_full(hashes: bytes) -> bytes:
-    """Returns the root of a full subtree. `hashes` is its lowest level, joined; the number of
-    hashes must be a power of two."""
+    """Returns the root of a full subtree. `hashes` contains the hashes of its lowest level, one
+    after the other; their number must be a power of two."""
     while len(hashes) > HASH_BYTES:
         pairs = range(0, len(hashes), 2 * HASH_BYTES)
         sha256 = hashlib.sha256

@@ -44,8 +44,8 @@ def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
 
 
 def erased_form(operation: bytes, commitment: bytes) -> bytes:
-    """Returns the bytes that replace an erased operation: its `op`, `collection` and `id`, and its
-    commitment. `operation` must have only these three members."""
+    """Returns the bytes that replace an erased operation. `operation` is the operation with only
+    its `op`, `collection` and `id`; the result has the commitment as a fourth member, `erased`."""
     assert operation.endswith(b'"}')
     return b'%b,"erased":"%b"}' % (operation[:-1], commitment.hex().encode())
 

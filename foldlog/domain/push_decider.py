@@ -295,8 +295,8 @@ class PushDecider:
         )
 
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
-        """Returns the entry with the erased form of all operations on records that were erased
-        after the changeset's base."""
+        """Removes the values of records that were erased after the changeset's base from the entry
+        of the changeset. Returns the entry unchanged if there are no such records."""
         erasures = self._lookups.erasures
         keys = {op.key for op in changeset.ops}
         return erased_entry(entry, {key for key in keys if erasures.get(key, 0) > changeset.base})

@@ -38,9 +38,9 @@ class InconsistentCheckpoint(InvalidRequest):
 
 
 class OtherSize(Exception):
-    """Raised if the request does not continue the checkpoint that this witness cosigned last: `old`
-    differs from the size of that checkpoint, or the size is equal but the root differs. `size` is
-    the size of that checkpoint."""
+    """Raised if a request to cosign starts from another checkpoint than the one that this witness
+    cosigned last: the size, or the root at this size, is different. `size` is the size of the
+    checkpoint that was cosigned last."""
 
     def __init__(self, size: int):
         super().__init__(f"the last cosigned checkpoint has the size {size}")
