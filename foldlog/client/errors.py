@@ -17,8 +17,9 @@ from foldlog.domain.errors import FoldlogError
 
 
 class ClientError(FoldlogError):
-    """The base class of all errors of the client library. Its attribute `code` is a stable name
-    of the kind of error.
+    """The base class of the errors of the client library.
+
+    The attribute `code` is a stable name of the kind of error.
     """
 
     code = "client-error"
@@ -37,17 +38,16 @@ class RecordExists(ClientError):
 
 
 class NotARecord(ClientError, ValueError):
-    """Raised when a record has a value that cannot be stored, for example an integer above
-    2^53.
-    """
+    """Raised when a value cannot be stored in a record, for example an integer above 2^53."""
 
     code = "not-a-record"
 
 
 class WrongReplica(ClientError):
-    """Raised when a file cannot be opened as a replica: it is a file of another program, of
-    another space, or of another schema version. Also raised if a new file gets no valid space
-    name.
+    """Raised when a file cannot be opened as a replica of the given space.
+
+    The file belongs to another program, to another space, or to another schema version, or a
+    new file was given no valid space name.
     """
 
     code = "wrong-replica"

@@ -1,4 +1,4 @@
-"""Defines `Record`, the object in which an app gets a record of a collection."""
+"""Defines `Record`, the object that an app gets when it reads a record."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ class Replica:
         return self.callbacks
 
     def collection(self, name: str) -> Collection:
-        """Returns the collection with this name. A collection needs no creation before its
-        first record.
+        """Returns the collection with this name. The collection does not have to be created
+        first.
 
         `name` has 1 to 64 of the characters A-Z, a-z, 0-9, `-`, `_` and `.`. Raises
         `ValueError` for other names.

@@ -77,6 +77,10 @@ class FairQueue(Generic[T]):
         """The number of items that wait."""
         return sum(map(len, self._waiting.values()))
 
+    def __bool__(self) -> bool:
+        """Whether any item waits."""
+        return bool(self._waiting)
+
     @property
     def busy(self) -> int:
         """The number of workers in use."""

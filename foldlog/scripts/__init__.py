@@ -1,1 +1,1 @@
-"""The `foldlog` command: commands for operators, auditors and devices."""
+"""The command line program `foldlog`, with commands for operators, auditors and devices."""

@@ -1,7 +1,8 @@
-"""Helpers that all commands share: the database options, progress bars, and error messages.
+"""Shared helpers of all commands: the database options, progress bars, and error messages.
 
-Results go to standard output, so that they can be piped. Progress and errors go to standard error.
-Exit codes: 0 done; 1 done, and the answer is negative; 2 wrong usage; 3 failed.
+Results are printed to standard output, so that they can be piped. Progress and errors are printed
+to standard error. The exit codes are 0: done; 1: done, and the answer is negative (for example, a
+check failed); 2: wrong usage; 3: failed.
 """
 
 from __future__ import annotations
@@ -43,14 +44,18 @@ err = Console(stderr=True)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Prints an error with its secrets redacted, and exits."""
+    """Prints an error message with its secrets redacted, and ends the process with the exit
+    code `code`.
+    """
     # soft_wrap keeps paths and ids on one line, so that they can be copied.
     err.print(f"[red]error:[/red] {escape(redacted(message))}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
 def _external_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors of the database, the disk and files, whose message is enough."""
+    """Returns the types of errors of the database and of files, which are reported without a
+    traceback.
+    """
     errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     with suppress(ModuleNotFoundError):  # the service's packages are optional
         from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
@@ -60,7 +65,10 @@ def _external_errors() -> tuple[type[Exception], ...]:
 
 
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Prints expected errors in one line, with their code. Other errors keep their traceback."""
+    """Decorates a command so that expected errors are printed in one line, with their code.
+
+    The command then ends with exit code 3. Unexpected errors keep their traceback.
+    """
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -79,7 +87,7 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_database(command: Callable[..., R]) -> Callable[..., R]:
-    """Adds the options `--data` and `--database-url` to a command."""
+    """Decorates a command with the options `--data` and `--database-url`."""
     for option in (
         click.option(
             "--database-url",
@@ -118,14 +126,19 @@ REASON = click.option("--reason", required=True, help=REASON_HELP)
 
 
 class Report(Protocol):
-    """Receives the progress of a task: units done, and the total if it has changed."""
+    """A function that receives the progress of a task: the number of units done, and the total
+    number if it has changed.
+    """
 
     def __call__(self, completed: int, of: int | None = ..., /) -> None: ...
 
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Report]:
-    """Shows a progress bar on standard error and gives the function that moves it."""
+    """Shows a progress bar on standard error while the `with` block runs.
+
+    The block gets a function that sets the number of units done, and optionally a new total.
+    """
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -145,20 +158,24 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
 
 
 def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> None:
-    """Prints a table for pipes: a row per line, cells separated by tabs."""
+    """Prints a table that other programs can read: one line per row, with tabs between the
+    cells.
+    """
     for row in (names, *rows):
         click.echo("\t".join(printable(" ".join((cell or "-").split())) for cell in row))
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters escaped (`\\x1b`), for terminals."""
+    """Returns the text with control characters escaped (`\\x1b`), so that it is safe to print
+    on a terminal.
+    """
     return "".join(
         char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def quiet_logs() -> None:
-    """Hides all log lines below ERROR, because commands print their own messages."""
+    """Hides all log lines below the level ERROR, because commands print their own messages."""
     import structlog  # one of the service's packages, which are optional
 
     structlog.configure(
@@ -168,5 +185,5 @@ def quiet_logs() -> None:
 
 
 def spaced(number: int) -> str:
-    """Returns the number with separators between thousands: `2,252`."""
+    """Returns the number as text, with a comma between groups of thousands: `2,252`."""
     return f"{number:,}"

@@ -1,4 +1,6 @@
-"""The `foldlog` command, which lists the other commands and loads each one when it is called."""
+"""The entry point of the `foldlog` program. It lists the commands, and imports the module of a
+command when the command is called.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the installed command.
+    """Runs the `foldlog` program, as it was installed by pip.
 
-    New files get permissions for their owner only, because databases, keys and exports hold user
-    data or prove it.
+    New files are readable only by their owner, because databases, keys and exports contain user
+    data or secrets.
     """
     os.umask(os.umask(0o077) | 0o077)
     cli()

@@ -1,7 +1,7 @@
-"""Rebuilds many spaces at once, with one worker process per core.
+"""Rebuilds the projections of many spaces at the same time, each in its own worker process.
 
-Workers share only the database. A rebuild that was killed resumes later, so ending a worker early
-means killing it: a worker exits when its parent dies or closes the pipe between them.
+The workers share only the database. A rebuild that is killed resumes at the next run. Therefore a
+worker simply exits when its parent process dies or closes the pipe between them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ GC_THRESHOLD = 50_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one space: `rebuilt`, or the reason why the live table was kept."""
+    """The result of the rebuild of one space: `rebuilt`, or the reason why the live table was
+    kept.
+    """
 
     space: str
     rebuilt: Rebuilt | None = None
@@ -49,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """The options of a rebuild, equal for all spaces."""
+    """The options of a rebuild. They are the same for all spaces."""
 
     projection: str = "master"
     verify: bool = False
@@ -60,10 +62,12 @@ class Task:
 def rebuild_many(
     url: str, spaces: Sequence[str], task: Task, *, jobs: int, report: Report
 ) -> Iterator[Outcome]:
-    """Rebuilds a projection of the spaces in the given order, up to `jobs` at a time.
+    """Rebuilds a projection of each given space, up to `jobs` spaces at the same time.
 
-    Yields each outcome when it is known. An error in one space leaves the others running. Raises
-    `Unavailable` if the database is gone, `OperatorError` if a worker died.
+    Starts the spaces in the given order, and yields the outcome of each when its rebuild ends.
+    If the rebuild of one space fails, its outcome has the error and the others continue. Raises
+    `Unavailable` if the connection to the database is lost, and `OperatorError` if a worker
+    process died.
     """
     jobs = min(jobs, len(spaces))
     if jobs > 1:

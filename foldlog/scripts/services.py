@@ -1,4 +1,4 @@
-"""Opening the service's parts for a command, on the database that its options name."""
+"""Opens the database that a command's options name, and the objects that work on it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .console import quiet_logs
 def open_services(
     data: str | None, database_url: str | None, *, keys: str | None = None, migrates: bool = False
 ) -> Iterator[Services]:
-    """Opens the parts on the database of `--data` or `--database-url` during the block.
+    """Opens the database of `--data` or `--database-url` while the `with` block runs.
 
-    `migrates` brings an older schema to this version's first; otherwise it is refused.
+    The block gets the objects that work on the database (`Services`). If the database has an
+    older schema, `migrates=True` upgrades the schema first; otherwise an error is raised.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url, keys=keys)

@@ -166,7 +166,7 @@ def test_a_stored_sync_is_never_reported_as_not_stored(client, store, clock, mon
     token = Token(store, client.space, Role.DEVICE)
     submit = store.submit
 
-    def submit_and_revoke(space, pushed):
+    def submit_and_revoke(space, pushed, rate_key=""):
         future = submit(space, pushed)
         future.result()
         store.revoke_device(space, A, reason="stolen")

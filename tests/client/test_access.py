@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from foldlog.api.app import create_app
@@ -54,7 +56,7 @@ def test_a_device_that_is_authorized_later_still_has_its_queue(app, device, memo
     assert phone.status().unsent == 0 and phone.status().why_not is None
 
     memory_store.revoke_device(SPACE, phone.status().device, reason="lost")
-    app.access.forget()
+    asyncio.run(app.access.forget())
     phone.collection("tasks").create(title="Bread")
     assert refusal_code() == "device-revoked"
     assert "revoked" in (phone.status().why_not or "")

@@ -291,3 +291,27 @@ def test_callers_with_many_spaces_are_served_in_turn():
     assert modest.result(10) == 1000
     assert [future.result(10) for future in greedy] == [n * 10 for n in range(20)]
     assert [key for key, _ in recorder.groups].index("modest") <= 2
+
+
+def test_a_caller_s_push_to_a_shared_space_does_not_wait_for_another_s_backlog():
+    """A shared space is served when either of its callers may have a thread."""
+    go_on, started = Event(), []
+
+    def commit(key, requests):
+        started.append(key)
+        if key.startswith("greedy"):
+            assert go_on.wait(10)
+        return list(requests)
+
+    group_commit = GroupCommit(commit, committers=3)
+    greedy = [group_commit.submit(f"greedy {n}", n, "greedy") for n in range(50)]
+    wait_until(lambda: len(started) == 2)
+    greedy.append(group_commit.submit("shared", 50, "greedy"))
+    modest = group_commit.submit("shared", 51, "modest")
+    assert modest.result(10) == 51
+    assert greedy[-1].result(10) == 50  # it is in the same group
+    go_on.set()
+    assert [future.result(10) for future in greedy] == list(range(51))
+    wait_until(lambda: not group_commit._queues)
+    assert not (group_commit._callers or group_commit._running or group_commit._ready)
+    group_commit.close()

@@ -41,8 +41,8 @@ class Schedule:
         return max(self.jittered(self._poll_seconds), backoff_seconds)
 
     def after_failure(self, exc: Exception | None = None) -> float:
-        """Returns the seconds to wait after a failure: 1 to 300, and at least the server's
-        `Retry-After`.
+        """Returns the seconds to wait after a failure: about 1 to 300, and at least the
+        server's `Retry-After`.
 
         After a refused sign-in (401 or 403), the wait is about 300 seconds.
         """
@@ -69,7 +69,8 @@ class Schedule:
     def spread(self, seconds: float) -> float:
         """Returns a random number between `seconds` and three times `seconds`.
 
-        Clients wait this long after a stream ends, because a restart of the service ends
-        all streams at the same time.
+        A client waits this long before it opens a new stream. The random wait spreads the
+        requests after a restart of the service, which ends the streams of all clients at
+        the same time.
         """
         return seconds * self._rng.uniform(1, 3)

@@ -160,11 +160,11 @@ class Synchroniser:
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
 
     def _should_load_snapshot(self, missing: int) -> bool:
-        """Returns whether to load a snapshot, because it is smaller than the `missing`
-        events.
+        """Returns `True` if a snapshot should be loaded, because it has fewer records than
+        there are `missing` events.
 
-        The server is asked at most once in a sync, and only if more than 2,000 events are
-        missing.
+        The server is asked for the size of the snapshot at most once in a sync, and only if
+        more than 2,000 events are missing.
         """
         if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False

@@ -34,7 +34,7 @@ class Traffic(msgspec.Struct):
     bytes_received: int = 0
 
     def since(self, before: Traffic) -> dict[str, int]:
-        """Returns by how much each count is greater than in `before`, by name."""
+        """Returns the increase of each count since `before`, by the name of the count."""
         return {
             name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
         }

@@ -111,7 +111,7 @@ class ProjectionStatus(NamedTuple):
     def is_foreign(self) -> bool:
         """Whether this is a live generation that another version of Foldlog filled.
 
-        This version does not project further events to it until it is rebuilt.
+        This version projects no further events to the generation until an operator has rebuilt it.
         """
         return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 

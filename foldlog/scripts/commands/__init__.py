@@ -1,1 +1,1 @@
-"""The commands of `foldlog`, one file per command or group of commands."""
+"""The commands of the `foldlog` program. Each module has one command or one group of commands."""

@@ -1,4 +1,6 @@
-"""`foldlog collections` and `foldlog define`: lists and defines the schemas of collections."""
+"""Implements `foldlog collections`, which lists the schemas of a space, and `foldlog define`, which
+sets a schema.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,9 @@ from foldlog.scripts.services import open_services
 def collections_command(
     space: str, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """List the defined collections of SPACE.
+    """List the collections of SPACE that have a schema.
 
-    --json adds their schemas.
+    With --json, the output includes the schemas.
     """
     with open_services(data, database_url) as parts:
         versions = parts.store.collections(space)
@@ -96,9 +98,9 @@ def define_command(
 ) -> None:
     """Define COLLECTION of SPACE with the JSON Schema in FILE.
 
-    FILE has a schema of draft 2020-12. A new version must allow every value that the version before
-    it allowed. Exit code 1: the schema breaks this rule, or stored records break the schema; then
-    the old definition stays, unless --force was given.
+    FILE has a schema of draft 2020-12. A new version of a schema must allow every value that
+    the version before it allowed. Exit code 1: the schema breaks this rule, or stored records
+    break the schema. The old schema stays then, unless --force was given.
     """
     if not is_space(space) or not is_collection(collection):
         raise InvalidRequest(f"{space}/{collection} is not a valid space and collection")

@@ -1,8 +1,9 @@
-"""`foldlog demo`: replays a real history through a real service and checks the results.
+"""Implements `foldlog demo`, which replays a real history through a running service and checks the
+results.
 
 The history is that of a public git repository (pallets/flask): its 2,252 commits are changesets,
-their 125 authors are devices, and its files are records. git supplies the expected records of many
-commits, so that a wrong result shows.
+their 125 authors are devices, and its files are records. For many commits, the demo compares the
+records with the files that git lists.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from foldlog.scripts.server.process import serving
 @click.option("--port", type=int, help="Port of the service. [default: a free one]")
 @report_errors
 def demo_command(data: str, port: int | None) -> None:
-    """Replay a real history as 125 devices, and check the results.
+    """Replay a git history as 125 devices, and check the results.
 
-    It starts a service on its own data folder. The second run on a folder pushes every changeset
-    again and leaves the log unchanged. Exit code 1: a check failed.
+    The command starts a service on its own data folder. A second run on the same folder pushes
+    every changeset again, and the log stays unchanged. Exit code 1: a check failed.
     """
     command = _foldlog()
     sign_in = SignIn(Path(data))
@@ -94,7 +95,9 @@ def _print_next(demo: Demo, reader: str, device: str, writer: str) -> None:
 
 
 def _foldlog() -> list[str]:
-    """Returns the words that run this same `foldlog`, as a person would type them."""
+    """Returns the command line that started this program, without its arguments, to show it to
+    the user and to run other commands.
+    """
     script = Path(sys.argv[0])
     if script.name == "foldlog" and script.exists():
         relative = os.path.relpath(script)

@@ -1,4 +1,4 @@
-"""`foldlog device`: registers, lists and revokes devices."""
+"""Implements `foldlog device`, which registers, lists and revokes devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from foldlog.scripts.services import open_services
 def device_command() -> None:
     """Register, list and revoke the devices of a space.
 
-    Registering and revoking append an event to the log of the space.
+    Registering or revoking a device appends an event to the log of the space.
     """
 
 
@@ -38,7 +38,11 @@ def device_command() -> None:
 def register_command(
     space: str, device: str, name: str | None, by: str, data: str | None, database_url: str | None
 ) -> None:
-    """Register DEVICE, a UUID, in SPACE. `foldlog token new --role device` does so by itself."""
+    """Register DEVICE, a UUID, in SPACE.
+
+    `foldlog token new --role device` also registers the device, so you do not need this command
+    before it.
+    """
     with open_services(data, database_url) as parts:
         parts.registry.register(space, device, name=name, by=by)
     err.print(f"registered {device}", soft_wrap=True, highlight=False)
@@ -51,7 +55,7 @@ def register_command(
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the devices of SPACE.
 
-    The list has each device that has pushed, or was registered or revoked.
+    The list has each device that has pushed a changeset, was registered, or was revoked.
     """
     with open_services(data, database_url) as parts:
         devices = parts.registry.devices(space)
@@ -82,7 +86,7 @@ def revoke_command(
 ) -> None:
     """Revoke DEVICE in SPACE forever.
 
-    When the command ends, every process of the service refuses the device.
+    When the command has ended, every process of the service refuses the device's requests.
     """
     with open_services(data, database_url) as parts:
         try:

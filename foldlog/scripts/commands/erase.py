@@ -1,4 +1,6 @@
-"""`foldlog erase`: removes the values of records from the log; all proofs stay valid."""
+"""Implements `foldlog erase`, which removes the values of records from the log. All proofs stay
+valid.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,9 @@ def erase_command(
 ) -> None:
     """Erase records of COLLECTION in SPACE forever.
 
-    Choose the records by their IDs or by --where. An erasure is final. The command skips records
-    that are erased already, so run it again after an interruption. Exit code 1: the chosen records
-    have no values left.
+    Choose the records by their IDs or by --where. An erasure is final. If the command was
+    interrupted, run it again: it skips records that are erased already. Exit code 1: the chosen
+    records have no values left to erase.
     """
     wanted = _wanted(collection, [*ids, *_lines(ids_file)], conditions)
     if reason is None and not dry_run:

@@ -1,4 +1,6 @@
-"""`foldlog fork`: gives a log a new id after its signed history was lost."""
+"""Implements `foldlog fork`, which gives a log a new id after events that were already signed have
+been lost.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ from foldlog.scripts.services import open_services
 def fork_command(space: str, yes: bool, data: str | None, database_url: str | None) -> None:
     """Declare a fork: give the log of SPACE a new id.
 
-    The new id makes a new origin. Use it after restoring an older backup, when the signer stops
-    with log-shrunk or log-forked. Events, devices and records stay. Auditors see a new log from now
-    on; the last checkpoint of the old log stays on the disk. Prints the new id.
+    Use this command after restoring an older backup, if the signer stops with log-shrunk or
+    log-forked. The new id also changes the origin in checkpoints, so auditors see a new log
+    from now on. Events, devices and records stay. The last checkpoint of the old log stays on
+    the disk. Prints the new id.
     """
     if not yes:
         click.confirm(f"Auditors of {space} must start over. Declare the fork?", abort=True)

@@ -1,4 +1,4 @@
-"""`foldlog keys`: makes, rotates and shows the keys that sign checkpoints."""
+"""Implements `foldlog keys`, which makes, rotates and shows the keys that sign checkpoints."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DATA = click.option(
 def keys_command() -> None:
     """Manage the keys that sign checkpoints.
 
-    The keys are in the folder FOLDLOG_KEYS, by default `keys` in the data folder, and never in the
-    database. Keep a copy of keys.json in a safe place.
+    The keys are files in the folder FOLDLOG_KEYS, by default `keys` in the data folder. The
+    database has none of them, so keep a copy of keys.json in a safe place.
     """
 
 
@@ -33,7 +33,8 @@ def keys_command() -> None:
 def new_command(keys: str | None, data: str | None) -> None:
     """Make the first key.
 
-    `serve` does so by itself for the embedded database.
+    With the embedded database, `foldlog serve` makes this key at its first start, so you need
+    this command only with another database.
     """
     settings = read_settings(data=data, keys=keys)
     if read_keys(settings.keys_folder).log:
@@ -46,7 +47,7 @@ def new_command(keys: str | None, data: str | None) -> None:
 @KEYS
 @report_errors
 def rotate_command(keys: str | None, data: str | None) -> None:
-    """Sign with a new key from now on.
+    """Make a new key, which signs from now on.
 
     The old public key stays in the list, because it verifies the older signatures.
     """
@@ -61,7 +62,7 @@ def rotate_command(keys: str | None, data: str | None) -> None:
 @AS_JSON
 @report_errors
 def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
-    """List the public keys, with the times of their use."""
+    """List the public keys, with the times when each was made and replaced."""
     settings = read_settings(data=data, keys=keys)
     ring = read_keys(settings.keys_folder)
     for use, of_use in (("log", ring.log), ("witness", ring.witness)):
@@ -81,10 +82,10 @@ def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
 @KEYS
 @report_errors
 def show_command(space: str, keys: str | None, data: str | None, database_url: str | None) -> None:
-    """Print the verifier keys (vkeys) of the log of SPACE.
+    """Print the public keys (vkeys) that verify the log of SPACE.
 
-    The current key comes first. Give the first one to auditors and witnesses over another channel
-    than the service itself.
+    The current key comes first. Give the current key to auditors and witnesses over another
+    channel than this service, because the service could lie about its own key.
     """
     with open_services(data, database_url, keys=keys) as parts:
         found = parts.verifiers(space)

@@ -1,4 +1,4 @@
-"""`foldlog migrate`: brings a database to this version's schema."""
+"""Implements `foldlog migrate`, which upgrades a database to the schema of this version."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from foldlog.scripts.console import quiet_logs, report_errors, with_database
 @with_database
 @report_errors
 def migrate_command(grant_to: str | None, data: str | None, database_url: str | None) -> None:
-    """Bring the database to this version's schema.
+    """Upgrade the database to the schema of this version.
 
-    `serve` and `import` do so by themselves. An older service can keep running meanwhile, because
-    migrations only add tables and columns unless the release notes say otherwise.
+    `foldlog serve` and `foldlog import` also do this upgrade when they start. A service of the
+    older version can keep running, because migrations only add tables and columns unless the
+    release notes say otherwise.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)

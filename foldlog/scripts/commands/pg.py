@@ -1,4 +1,4 @@
-"""`foldlog pg`: runs PostgreSQL's own programs on the database of the service."""
+"""Implements `foldlog pg`, which runs PostgreSQL's own programs on the database of the service."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def pg_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Run a PROGRAM of PostgreSQL on the service's database.
+    """Run PROGRAM of PostgreSQL on the database of the service.
 
-    Programs are pg_dump, pg_restore, pg_basebackup, psql and others. The program gets the
-    connection from environment variables. Put this command's options before PROGRAM and the
-    program's options after it. The exit code is the program's.
+    PROGRAM is pg_dump, pg_restore, pg_basebackup, psql or another one. It gets the connection
+    from environment variables. Put the options of this command before PROGRAM, and the options
+    of the program after it. The exit code is that of the program.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
@@ -59,7 +59,12 @@ def pg_command(
 
 
 def _path_of(program: str) -> str:
-    """Prefers the program of the pip package, because it has the embedded server's version."""
+    """Returns the path of a PostgreSQL program: from the pip package, otherwise from the search
+    path.
+
+    The pip package comes first, because it has the same version as the embedded server. Raises
+    `OperatorError` if the program is missing.
+    """
     try:
         path = str(find_binaries())
     except PostgresNotInstalled:

@@ -1,4 +1,6 @@
-"""`foldlog rebuild`: builds a new projection from the log and swaps it in."""
+"""Implements `foldlog rebuild`, which computes a projection again from the log and replaces the
+live table with it.
+"""
 
 from __future__ import annotations
 
@@ -61,10 +63,11 @@ def rebuild_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Rebuild a projection from the log, then swap it in.
+    """Rebuild a projection from the log and make it live.
 
-    Rebuilds it for each SPACE. Clients read the live table meanwhile. An interrupted rebuild
-    resumes when the command is run again, even after a crash.
+    The projection is rebuilt for each SPACE. Clients read the old table until the new one
+    replaces it. If a rebuild was interrupted, even by a crash, run the same command again: it
+    resumes.
     """
     if bool(spaces) == wants_all:
         raise click.UsageError("name the spaces to rebuild, or give --all")

@@ -1,4 +1,6 @@
-"""`foldlog replay`: prints the events of a log, or the records that they make at any seq."""
+"""Implements `foldlog replay`, which prints the events of a log, or the records that the events
+make.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,9 @@ def replay_command(
 ) -> None:
     """Print the events of SPACE as JSON lines, exactly as stored.
 
-    --fold computes the records from the events alone, instead of reading the master table, and
-    prints them with tombstones. `--fold --to N` is the master table right after seq N. --from folds
-    only the events from that seq on.
+    --fold prints records instead, tombstones included. They are computed from the events, and
+    the master table is not read: `--fold --to N` prints the records as they were right after
+    seq N. With --from, only the events from that seq on are folded.
     """
     if is_folded and wants_conflicts:
         raise click.UsageError("give either --fold or --conflicts")
@@ -71,16 +73,19 @@ def replay_command(
 
 
 def head_of(store: EventStore, space: str) -> int:
-    """Returns the last seq of a space. Raises `UnknownSpace`."""
+    """Returns the last seq of the log of a space. Raises `UnknownSpace` if the space is
+    missing.
+    """
     return store.range_after(space, RangeQuery(0, 1)).head
 
 
 def fold_all(
     states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
 ) -> tuple[dict[Key, Record], list[Conflict]]:
-    """Returns the records and the conflicts that stored events make, starting at seq `first`.
+    """Folds stored events, the first of which has the seq `first`. Returns the records and the
+    conflicts.
 
-    Skipped events are not decoded, because they may be unreadable.
+    Events whose seq is in `skipped` are not even decoded, because they may be unreadable.
     """
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []

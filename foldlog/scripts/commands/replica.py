@@ -1,4 +1,4 @@
-"""`foldlog replica`: works with a device's replica from a shell, as an app would."""
+"""Implements `foldlog replica`, which reads, changes and syncs a device's replica from a shell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WATCH_SECONDS = 0.5
 )
 @click.pass_context
 def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
-    """Work with the replica in FILE, as an app on a device does.
+    """Use the replica in FILE, as an app on a device does.
 
     \b
     foldlog replica phone.db open --server http://localhost:3653 --space home
@@ -40,7 +40,9 @@ def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
 
 
 def with_replica(command: Callable[..., None]) -> Callable[..., None]:
-    """Opens the replica for as long as the command runs."""
+    """Decorates a command so that it gets the opened replica, which is closed when the command
+    ends.
+    """
 
     @click.pass_obj
     @report_errors
@@ -58,7 +60,7 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 @report_errors
 def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
-    """Make the replica, or print its space and device."""
+    """Create the replica if it is missing, and print its space."""
     with opened(server=server, space=space) as replica:
         click.echo(f"a replica of {replica.space}, as device {replica.device}")
 
@@ -69,7 +71,7 @@ def open_command(opened: Callable[..., Replica], server: str | None, space: str 
 @click.option("--id", help="Id of the record to change. [default: make a new record]")
 @with_replica
 def put_command(replica: Replica, collection: str, fields: tuple[str, ...], id: str | None) -> None:
-    """Make a record, or set fields of the record --id. Prints the record."""
+    """Create a record, or set fields of the record --id. Prints the record."""
     records = replica.collection(collection)
     values = _values(fields)
     _print(records.create(values) if id is None else records.put(id, values))
@@ -81,7 +83,10 @@ def put_command(replica: Replica, collection: str, fields: tuple[str, ...], id: 
 @click.argument("fields", nargs=-1, required=True, metavar="FIELD=NUMBER...")
 @with_replica
 def add_command(replica: Replica, collection: str, id: str, fields: tuple[str, ...]) -> None:
-    """Add numbers to fields of a record. The additions of all devices are summed."""
+    """Add numbers to fields of a record, and print the record.
+
+    If several devices add numbers to a field, the field gets the sum.
+    """
     numbers = _values(tuple(field.replace("=", ":=", 1) for field in fields))
     _print(replica.collection(collection).increment(id, **numbers))
 
@@ -91,7 +96,7 @@ def add_command(replica: Replica, collection: str, id: str, fields: tuple[str, .
 @click.argument("id")
 @with_replica
 def delete_command(replica: Replica, collection: str, id: str) -> None:
-    """Delete a record."""
+    """Delete the record ID of COLLECTION."""
     replica.collection(collection).delete(id)
 
 
@@ -101,7 +106,7 @@ def delete_command(replica: Replica, collection: str, id: str) -> None:
 @click.option("--deleted", is_flag=True, help="Include deleted records.")
 @with_replica
 def get_command(replica: Replica, collection: str, id: str, deleted: bool) -> None:
-    """Print a record. Exit code 1: the record does not exist."""
+    """Print the record ID of COLLECTION. Exit code 1: the record is missing."""
     record = replica.collection(collection).get(id, deleted=deleted)
     if record is None:
         sys.exit(EXIT_NO)
@@ -123,9 +128,9 @@ def list_command(
     limit: int | None,
     deleted: bool,
 ) -> None:
-    """Print the records of COLLECTION with these values.
+    """Print the records of COLLECTION with the given values.
 
-    Each line is a record. Without values, it prints all records.
+    Prints one record per line. Without values, prints all records.
     """
     for record in replica.collection(collection).query(
         _values(where), order_by=order_by, limit=limit, deleted=deleted
@@ -154,7 +159,7 @@ def sync_command(replica: Replica, once: bool) -> None:
 @replica_command.command("watch")
 @with_replica
 def watch_command(replica: Replica) -> None:
-    """Keep in sync and print each changed record, until Ctrl-C."""
+    """Sync until Ctrl-C, and print each record that changes."""
     _follow(replica, lambda change: _print_change(change))
 
 
@@ -162,7 +167,7 @@ def watch_command(replica: Replica) -> None:
 @AS_JSON
 @with_replica
 def status_command(replica: Replica, as_json: bool) -> None:
-    """Show the state of syncing. Exit code 1: a problem stops it, or a changeset was refused."""
+    """Show the state of syncing. Exit code 1: the last sync failed, or a changeset was refused."""
     status = replica.status()
     known = {**asdict(status), "lag": status.lag, "why_not": status.why_not}
     if as_json:
@@ -180,7 +185,7 @@ def status_command(replica: Replica, as_json: bool) -> None:
 @replica_command.command("unsent")
 @with_replica
 def unsent_command(replica: Replica) -> None:
-    """Print every unsent changeset, as JSON lines to save."""
+    """Print all unsent and refused changesets as JSON lines."""
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
 
@@ -189,7 +194,7 @@ def unsent_command(replica: Replica) -> None:
 @click.argument("id")
 @with_replica
 def drop_command(replica: Replica, id: str) -> None:
-    """Delete the refused changeset with this ID from the queue."""
+    """Delete the refused changeset ID from the queue."""
     try:
         replica.drop(id)
     except LookupError as exc:
@@ -208,7 +213,7 @@ def _follow(replica: Replica, show: Any) -> None:
 
 
 def _values(fields: tuple[str, ...]) -> dict[str, Any]:
-    """Parses arguments like `name=text` and `name:=JSON`."""
+    """Parses arguments of the form `name=text` or `name:=JSON`. Returns the values by name."""
     values: dict[str, Any] = {}
     for field in fields:
         name, separator, text = field.partition("=")

@@ -1,4 +1,6 @@
-"""`foldlog serve` runs the whole service under one parent; `foldlog projector` runs one part."""
+"""Implements `foldlog serve`, which runs the whole service, and `foldlog projector`, which runs one
+projector.
+"""
 
 from __future__ import annotations
 
@@ -61,10 +63,10 @@ def serve_command(
 ) -> None:
     """Run the whole service: database, projectors, web workers.
 
-    The database is the embedded one, unless --database-url names another.
+    The service uses the embedded database, unless --database-url names another one.
 
-    SIGTERM or Ctrl-C stops it cleanly: running requests end first, then the database stops. After a
-    crash, start it again; it recovers by itself.
+    SIGTERM or Ctrl-C stops the service: running requests are completed first, then the database
+    stops. After a crash, start the service again: it recovers its data when it starts.
     """
     settings = read_settings(
         data=data,
@@ -93,7 +95,7 @@ def serve_command(
 
 
 def _make_first_token(url: str, settings: Settings) -> None:
-    """Grants and prints the first token of the database: an admin's, for every space."""
+    """Makes and prints an admin token for every space, if the database has no token yet."""
     text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
     grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:
@@ -148,9 +150,11 @@ def _announce_when_ready(settings: Settings) -> None:
 @with_database
 @report_errors
 def projector_command(data: str | None, database_url: str | None) -> None:
-    """Run one projector process; `serve` runs them itself.
+    """Run one projector process.
 
-    Any number of projectors, on any machines that reach the database, share the spaces.
+    `foldlog serve` starts its own projectors, so you need this command only for more of them.
+    Several projectors can run at the same time, on any machines that reach the database. They
+    divide the spaces among themselves.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url)

@@ -1,4 +1,6 @@
-"""`foldlog skip`: skips an event at which the projections of a space are halted."""
+"""Implements `foldlog skip`, which makes the projections of a space leave out an event that they
+cannot process.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,10 @@ def skip_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Skip event SEQ, at which SPACE's master table is halted.
+    """Skip event SEQ, at which the master table of SPACE is halted.
 
-    `foldlog status` shows this seq. The event stays in the log, but all tables omit its changes
-    from now on. A skip is final.
+    `foldlog status` shows this seq. The event stays in the log, but all tables leave out its
+    changes from now on. A skip is final.
     """
     with open_services(data, database_url) as parts:
         if not yes:

@@ -1,4 +1,6 @@
-"""`foldlog status`: shows how far projections and signatures are, and which ones are halted."""
+"""Implements `foldlog status`, which shows the progress of projections and signatures, and which
+ones are halted.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a rebuild,
-    or the signer has stopped.
+    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a
+    rebuild, or the signer has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)

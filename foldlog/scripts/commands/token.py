@@ -1,4 +1,4 @@
-"""`foldlog token`: grants, lists and revokes tokens."""
+"""Implements `foldlog token`, which makes, lists and revokes access tokens."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from foldlog.scripts.services import open_services
 def token_command() -> None:
     """Grant, list and revoke access tokens.
 
-    Granting and revoking append an event to the log of each space. A token for every space is
-    recorded outside of the logs.
+    Granting or revoking a token appends an event to the log of each of its spaces. A token for
+    every space is recorded in a table of the database, outside of the logs.
     """
 
 
@@ -72,7 +72,7 @@ def new_command(
 ) -> None:
     """Grant a token and print it to standard output.
 
-    Copy it now: the service keeps only a hash of the token and cannot show it again.
+    Copy the token now: the service stores only its hash, and cannot show it again.
     """
     if bool(spaces) is is_of_every_space:
         raise click.UsageError("give either --space or --every-space")
@@ -104,7 +104,7 @@ def new_command(
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the tokens of SPACE.
 
-    Without SPACE, it lists the tokens that are valid in all spaces.
+    Without SPACE, lists the tokens that are valid in every space.
     """
     check_space_or_all(space)
     with open_services(data, database_url) as parts:
@@ -151,7 +151,7 @@ def revoke_command(
 ) -> None:
     """Revoke the token with this ID.
 
-    When the command ends, every process of the service refuses the token.
+    When the command has ended, every process of the service refuses the token.
     """
     for space in spaces:
         check_space(space)
@@ -168,7 +168,9 @@ def revoke_command(
 def _revoke(
     registry: Registry, id: str, spaces: tuple[str, ...], *, reason: str, by: str
 ) -> list[str]:
-    """Revokes the token in these spaces, or in all; returns the spaces that had it."""
+    """Revokes the token in the given spaces, by default in all of its spaces. Returns the
+    spaces where the token existed.
+    """
     found = []
     for space in dict.fromkeys(spaces or registry.spaces_of(id)):
         with suppress(UnknownToken):

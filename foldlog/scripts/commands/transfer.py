@@ -1,6 +1,8 @@
-"""`foldlog export` and `foldlog import`: copy a log to a file and back, byte for byte.
+"""Implements `foldlog export` and `foldlog import`, which copy a log to a file and back, byte for
+byte.
 
-`exports.lines` describes the JSON lines, `exports.archive` the archive for auditors.
+The file formats are described in `exports.lines` (JSON lines) and `exports.archive` (archive for
+auditors).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ LINES_PER_REPORT = 500
 
 
 class ErasedMeanwhile(OperatorError):
-    """A record was erased during the export, after its end was fixed: run the export again."""
+    """A record was erased while its log was exported: run the export again."""
 
     code = "erased-meanwhile"
 
@@ -88,7 +90,11 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
 
 
 def _checkpoint(parts: Services, space: str) -> bytes | None:
-    """Reads the checkpoint; call it before reading the head, because the log may grow between."""
+    """Returns the last checkpoint, or `None` with a warning if none is signed yet.
+
+    Call this function before the head is read. The log may grow between the two calls, and the
+    checkpoint must not be newer than the head.
+    """
     try:
         return parts.tree.checkpoint(space)
     except NoCheckpoint:
@@ -97,7 +103,9 @@ def _checkpoint(parts: Services, space: str) -> bytes | None:
 
 
 def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
-    """Yields the log up to the head of the header. Raises `ErasedMeanwhile`."""
+    """Yields the entries of the log up to the head of the export. Raises `ErasedMeanwhile` if a
+    record was erased during the export.
+    """
     erasures = Erasures()
     for entry in parts.store.entries(header.space, through=header.head):
         erasures.note(entry.seq, entry.state)
@@ -132,10 +140,10 @@ def import_command(
 ) -> None:
     """Copy an exported log into an empty or new space.
 
-    The new log is equal byte for byte. FILE is an archive if its name ends with .tar, .tar.gz or
-    .tgz; - is standard input.
+    The new log is equal byte for byte. FILE is an archive if its name ends with .tar, .tar.gz
+    or .tgz; - is standard input.
 
-    Run the same command again after an interruption: it resumes.
+    If the import was interrupted, run the same command again: it resumes.
     """
     with _reader(file, decompress=not is_archive(file)) as source:
         if is_archive(file):
@@ -158,7 +166,10 @@ def import_command(
 
 
 def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
-    """Yields the entries of an export. Raises `InvalidExport`."""
+    """Converts the events of an export to log entries and yields them.
+
+    Raises `InvalidExport` if an event is invalid, or if the file is damaged or ends too early.
+    """
     seq = 0
     try:
         for number, (state, salt, _) in enumerate(evidence, 2):
@@ -178,7 +189,9 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
 
 @contextmanager
 def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file that gets its name only when it is complete."""
+    """Opens a file for writing under a temporary name. The file gets its real name when it is
+    complete.
+    """
     if name == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

@@ -1,4 +1,6 @@
-"""`foldlog verify`: checks a log against its hashes, its signed checkpoint, and its records."""
+"""Implements `foldlog verify`, which checks a log against its hashes, its signed checkpoint, and
+its records.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +84,12 @@ def verify_command(
     """Verify every hash, seq and time in the log of SPACE.
 
     Reads a database (--data, --database-url), a running service (--url) or a file (--file).
-    Compares the events with the checkpoint, with your saved checkpoint (--checkpoint), with the
-    tiles, and with the master table.
+    Compares the events with the signed checkpoint, with a checkpoint that you saved earlier
+    (--checkpoint), with the tiles, and with the master table.
 
-    A run from seq 1 trusts no earlier result. --from trusts the tiles for the events before it, and
-    the signed root then proves them; --state trusts the run before.
+    A run from seq 1 checks every event. A run with --from takes the hashes of the earlier
+    events from the tiles, and the signed root then proves these hashes. A run with --state
+    continues where the last run ended, and trusts the result of that run.
 
     Exit code 1: a check failed; standard error names the first wrong seq.
     """

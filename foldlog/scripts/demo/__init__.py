@@ -1,1 +1,3 @@
-"""The demo: a real history, the devices that replay it, and the checks of the result."""
+"""Implements `foldlog demo`: replays the history of a git repository as devices, and checks the
+results.
+"""

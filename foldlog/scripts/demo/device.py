@@ -1,4 +1,4 @@
-"""The devices of the demo, and the sign-in that gives them tokens."""
+"""Simulates the devices of the demo, and the sign-in service that issues their tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ TOKEN_SECONDS = 3_600
 
 
 class SignIn:
-    """Plays an app's own sign-in: it issues a token (JWT) to each device.
+    """Simulates the sign-in service of an app, which issues a token (JWT) to each device.
 
-    The service reads the sign-in's keys from a file: one shared secret, made for this run.
+    Writes the key of its tokens to a file, from which the Foldlog service reads it. The key is
+    a shared secret, made new for each run.
     """
 
     AUDIENCE = "foldlog-demo"
@@ -42,7 +43,9 @@ class SignIn:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment variables that make the service accept these tokens."""
+        """The environment variables with which the Foldlog service accepts the tokens of
+        this sign-in.
+        """
         return {
             "FOLDLOG_ACCESS": "tokens",
             "FOLDLOG_JWT_KEYS": str(self.file),
@@ -50,7 +53,9 @@ class SignIn:
         }
 
     def token(self, device: str) -> str:
-        """Returns a token with which the device may read and write."""
+        """Returns a token that lets the device read and write in the space of the demo for
+        one hour.
+        """
         claims = {
             "sub": device,
             "aud": self.AUDIENCE,
@@ -63,7 +68,7 @@ class SignIn:
 
 
 class Device:
-    """A device as the protocol sees it: its id, its token, and its cursor in the log."""
+    """A simulated device, with its id, its token, and its cursor in the log."""
 
     def __init__(self, http: httpx.Client, id: str, token: str):
         self._http = http
@@ -72,7 +77,9 @@ class Device:
         self.after, self.mark = 0, ""
 
     def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
-        """Pushes the changesets and pulls all new events; returns the verdicts and the events."""
+        """Sends the changesets and receives all new events. Returns the verdicts and the
+        events.
+        """
         verdicts: list[dict[str, Any]] = []
         events: list[Event] = []
         while True:
@@ -94,17 +101,19 @@ class Device:
 
 
 def now() -> str:
-    """Returns the current time as the protocol writes it."""
+    """Returns the current time in UTC as text (RFC 3339), as the protocol needs it."""
     return datetime.now(UTC).isoformat()
 
 
 def bearer(token: str) -> dict[str, str]:
-    """Returns the header that authenticates a request."""
+    """Returns the HTTP header that sends the token."""
     return {"Authorization": f"Bearer {token}"}
 
 
 def post(http: httpx.Client, path: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Posts JSON and returns the answer. Raises `OperatorError` for an error status."""
+    """Sends a JSON object by POST and returns the JSON answer. Raises `OperatorError` for an
+    error status.
+    """
     headers = {"Content-Type": "application/json", **bearer(token)}
     response = http.post(path, content=msgspec.json.encode(body), headers=headers)
     if response.is_error:

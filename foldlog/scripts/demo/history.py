@@ -1,7 +1,7 @@
-"""The demo's input: the history of a public git repository as changesets, with known results.
+"""Reads the input of the demo: the history of a public git repository, converted to changesets.
 
-Each author of commits is a device, and each file is a record of the collection `files`. Some
-commits include git's own list of files after them, which shows whether the fold is right.
+Each author of commits is a device, and each file is a record of the collection `files`. For some
+commits, the input has git's own list of files, with which the demo checks the records.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ NAMESPACE = uuid.UUID("7a1f6d5e-0d3c-5c39-9a40-6f6c64656d6f")
 
 
 class Tree(msgspec.Struct):
-    """git's list of files at a commit: their number, and the hash of the list."""
+    """git's list of files at a commit: the number of files, and the SHA-256 hash of the list."""
 
     files: int
     sha256: str
 
 
 class Commit(msgspec.Struct):
-    """One commit, as the changeset of a device."""
+    """A git commit as the changeset of a device. `tree` is git's list of files after the
+    commit, if known.
+    """
 
     device: str
     counter: int
@@ -42,7 +44,9 @@ class Commit(msgspec.Struct):
         return str(uuid.uuid5(NAMESPACE, f"{self.device}/{self.counter}"))
 
     def changeset(self, base: int) -> dict[str, Any]:
-        """Returns the changeset as the protocol sends it, made at seq `base`."""
+        """Returns the changeset as a JSON object of the protocol. `base` is the device's
+        cursor.
+        """
         made_at = datetime.fromtimestamp(self.time, UTC).isoformat().replace("+00:00", "Z")
         return {
             "id": self.id,
@@ -54,14 +58,16 @@ class Commit(msgspec.Struct):
 
 
 def read_history() -> list[Commit]:
-    """Reads the shipped history."""
+    """Reads the history from the file that is part of this package."""
     raw = gzip.decompress((files(__package__) / HISTORY).read_bytes())
     decode = msgspec.json.Decoder(Commit).decode
     return [decode(line) for line in raw.splitlines()]
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """Returns the tree of the live records of `files`, given their fields."""
+    """Computes the list of files, as git would list them, from the fields of all live records
+    of `files`.
+    """
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)
     return Tree(len(lines), hashlib.sha256(text.encode()).hexdigest())

@@ -1,4 +1,6 @@
-"""The steps of the demo. Each step prints its claims and whether they hold."""
+"""The steps of the demo. Each step checks statements about the service, and prints whether they are
+true.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ MOMENTS_MIN = 20
 
 @dataclass
 class Demo:
-    """A running service, the history to replay, and the results so far."""
+    """The state of a demo run: the running service, the history to replay, and the results so
+    far.
+    """
 
     command: list[str]  #: how to run `foldlog`
     data: str
@@ -37,13 +41,17 @@ class Demo:
     failed: int = 0  #: number of claims that do not hold
 
     def check(self, is_true: bool, claim: str) -> None:
-        """Prints a claim with `ok` or `NO`."""
+        """Prints the claim, with `ok` if it is true and `NO` if it is false. Counts the
+        false ones in `failed`.
+        """
         self.failed += not is_true
         mark = "[green]ok[/green]" if is_true else "[red]NO[/red]"
         out.print(f"  {mark}  {claim}", highlight=False, soft_wrap=True)
 
     def run(self, *arguments: str) -> bytes:
-        """Runs a `foldlog` command and returns its output. Raises `CalledProcessError`."""
+        """Runs a `foldlog` command on the demo's data and returns its output. Raises
+        `CalledProcessError` if the command fails.
+        """
         done = subprocess.run(
             [*self.command, *arguments, "--data", self.data],
             env=environment(),
@@ -53,11 +61,15 @@ class Demo:
         return done.stdout
 
     def new_token(self, *grant: str) -> str:
-        """Grants a token by `foldlog token new`."""
+        """Runs `foldlog token new` with the options `grant`, and returns the token."""
         return self.run("token", "new", *grant, "--name", "demo").decode().strip()
 
     def replay(self) -> None:
-        """Each device pulls, commits its change on that state, and pushes it."""
+        """Pushes each commit as a changeset of its author's device, which pulls all earlier
+        changes first.
+
+        Checks that each changeset became one event, in order.
+        """
         count = spaced(len(self.commits))
         out.print(f"\n1. {count} commits of a git repository, pushed by their authors' devices")
         devices: dict[str, Device] = {}
@@ -91,7 +103,9 @@ class Demo:
         )
 
     def push_again(self) -> None:
-        """Every device pushes all its changesets again, in batches of 100."""
+        """Pushes all changesets again, in batches of 100, and checks that the server
+        recognises all of them as duplicates.
+        """
         out.print("\n2. The same pushes again, as after lost answers, 100 changesets per request")
         by_device: defaultdict[str, list[Commit]] = defaultdict(list)
         for commit in self.commits:
@@ -115,7 +129,7 @@ class Demo:
         )
 
     def check_table(self) -> None:
-        """Compares the master table with git's tree of the last commit."""
+        """Checks that the master table has the same files as git after the last commit."""
         out.print("\n3. The master table")
         headers = bearer(self.sign_in.token(str(uuid.uuid4())))
         fields: list[dict[str, Any]] = []
@@ -134,7 +148,9 @@ class Demo:
         )
 
     def check_new_device(self) -> None:
-        """Folds the whole log on a new device and compares the records with git's tree."""
+        """Pulls the whole log on a new device, folds it there, and checks that the records
+        are the same files as in git.
+        """
         out.print("\n4. A new phone pulls the log from the start, and folds it itself")
         id = str(uuid.uuid4())
         _, events = Device(self.http, id, self.sign_in.token(id)).sync()
@@ -148,7 +164,9 @@ class Demo:
         )
 
     def check_moments(self) -> None:
-        """Compares past states of the records with git's trees of those commits."""
+        """Computes the records at earlier events with `foldlog replay --fold`, and compares
+        them with git's files at those commits.
+        """
         moments = [(self.seqs[c.id], c.tree) for c in self.commits if c.tree is not None]
         out.print(f"\n5. {len(moments)} moments of the past: foldlog replay --fold --to SEQ")
         equal = 0
@@ -166,7 +184,9 @@ class Demo:
         )
 
     def check_rebuild(self) -> None:
-        """Rebuilds the master table and compares it with the live one."""
+        """Rebuilds the master table with `foldlog rebuild --verify`, and checks that it
+        equals the live table.
+        """
         out.print("\n6. foldlog rebuild --verify, while the service runs")
         try:
             line = self.run("rebuild", SPACE, "--verify").decode().strip()
@@ -176,7 +196,9 @@ class Demo:
             self.check("equal to the live table" in line, line)
 
     def check_access(self, admin: str, reader: str) -> None:
-        """Tries allowed and forbidden requests with several tokens, in this space and another."""
+        """Sends allowed and forbidden requests with several tokens, and checks which ones
+        the service refuses.
+        """
         out.print("\n7. Every request needs a token with the right (foldlog token new)")
         own, device = "front-door", str(uuid.uuid4())
         grant = {"role": "device", "device": device, "name": "a phone"}

@@ -1,1 +1,3 @@
-"""The file formats of an exported log: JSON lines, and the archive for auditors."""
+"""Reads and writes the two file formats of an exported log: JSON lines, and the archive for
+auditors.
+"""

@@ -1,14 +1,15 @@
-"""The archive for auditors: a tar file with a log and its proofs, which verifies by itself.
+"""Writes and reads the archive for auditors: a tar file with a log and all data needed to verify
+it.
 
     README.txt                 the content, and how to verify it
     log.json                   {"foldlog":"export","version":1,"space":"...","log":"...","head":N}
     keys.txt                   the public keys (vkeys), one per line, the current one first
     checkpoint                 the last signed checkpoint, if there is one
     events/000000000001.jsonl  events with their salts, as in `foldlog export`; thousands per part
-    tile/0/000                 the tiles of the tree, each after the last event in it
+    tile/0/000                 the tiles of the tree, each after the last event that it covers
 
-The archive is written and read from front to back. Parts of events and their tiles alternate, so
-writer and reader hold one part in memory.
+The archive is written and read from the beginning to the end. Parts with events and tiles
+alternate, so only one part has to be in memory.
 """
 
 from __future__ import annotations
@@ -51,14 +52,16 @@ described in docs/explanation/proofs.md.
 
 
 class Part(NamedTuple):
-    """Some events, or one tile."""
+    """A part of an archive: some events, or one tile."""
 
     events: list[Evidence]
     tile: tuple[Tile, bytes] | None = None
 
 
 class Archive(NamedTuple):
-    """The head of an archive, and its parts, which can be read only once."""
+    """The header, keys and checkpoint of an archive, and an iterator of its parts, which can be
+    read only once.
+    """
 
     header: Header
     vkeys: list[str]
@@ -76,7 +79,9 @@ def write_archive(
     is_compressed: bool,
     report: Callable[[int], None],
 ) -> None:
-    """Writes an archive from front to back; `report` receives the number of written events."""
+    """Writes an archive to `file`. Calls `report` with the seq of the last written event after
+    each part.
+    """
     mode = "w|gz" if is_compressed else "w|"
     with tarfile.open(fileobj=file, mode=mode, bufsize=BLOCK_BYTES) as tar:  # type: ignore[call-overload]
 
@@ -123,12 +128,16 @@ def _parts(entries: Iterable[LogEntry]) -> Iterator[list[LogEntry]]:
 
 
 def is_archive(name: str) -> bool:
-    """Tells by its name whether a file is an archive."""
+    """Returns whether the file name is that of an archive: it ends with .tar, .tar.gz or .tgz."""
     return name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def read_archive(file: IO[bytes]) -> Archive:
-    """Reads the head of an archive. Raises `InvalidExport`, and so does reading the parts."""
+    """Reads the files at the beginning of an archive. The events and tiles are read later,
+    through `parts`.
+
+    Both steps raise `InvalidExport` if the archive is invalid, truncated or damaged.
+    """
     members = _members(file)
     front: dict[str, bytes] = {}
     rest: list[tuple[str, bytes]] = []

@@ -1,7 +1,9 @@
-"""An exported log as JSON lines: a header, and each event with the salt of its commitments.
+"""Writes and reads a log as JSON lines: a header, then one line for each event and its salt.
 
-{"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
-{"salt":"<64 hex digits>","event":{"seq":1, ...}}
+    {"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
+    {"salt":"<64 hex digits>","event":{"seq":1, ...}}
+
+The salt opens the commitments of the event.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
 
 class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
-    """The first line of an export."""
+    """The first line of an export. `log` is the id of the log, and `head` is its last seq."""
 
     version: Literal[1]
     space: str
@@ -27,7 +29,7 @@ class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
 
 
 class Line(msgspec.Struct):
-    """The line of one event."""
+    """The line of one event: the event, and the salt in hex."""
 
     salt: str
     event: msgspec.Raw
@@ -39,12 +41,12 @@ _LINE = re.compile(rb'\{"salt":"([0-9a-f]*)","event":(\{.*\})\}\n?', re.DOTALL)
 
 
 def line_of(entry: LogEntry) -> bytes:
-    """Returns the line of an event, with the stored bytes."""
+    """Returns the export line of an event. The event has the same bytes as in the database."""
     return b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
 
 
 def read_header(line: bytes) -> Header:
-    """Reads the first line. Raises `InvalidExport`."""
+    """Parses the first line of an export. Raises `InvalidExport` if the line is not a header."""
     try:
         return msgspec.json.decode(line, type=Header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -52,7 +54,11 @@ def read_header(line: bytes) -> Header:
 
 
 def evidence_of(line: bytes, number: int) -> Evidence:
-    """Reads the event in line `number`. Raises `InvalidExport`."""
+    """Parses the line of an event, and returns the stored bytes of the event with its salt.
+
+    `number` is the line number for error messages. Raises `InvalidExport` if the line is
+    invalid.
+    """
     ours = _LINE.fullmatch(line)
     try:
         if ours is not None:

@@ -1,1 +1,3 @@
-"""Verification of a log: its sources, the fold of its events, and the run that compares them."""
+"""Implements `foldlog verify`: reads a log from a source, folds its events, and compares the
+results with what the source states.
+"""

@@ -1,4 +1,6 @@
-"""The roots that checkpoints claim for a log, at certain sizes."""
+"""Collects the root hashes that checkpoints state for a log, to compare them with computed
+roots.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +10,59 @@ from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, open
 
 
 class Wrong(Exception):
-    """The verification found a contradiction."""
+    """Raised when the verification finds that the log contradicts a checkpoint, a tile or the
+    master table.
+    """
 
 
 class Claim(NamedTuple):
-    """The root of the first events of a log, as a checkpoint states it."""
+    """The root hash that a checkpoint states for the first events of a log."""
 
     root: bytes
     source: str  #: "the signed checkpoint" or "the kept checkpoint"
 
 
 class Claims:
-    """The claims of all checkpoints, by the number of events."""
+    """Holds the claims of all checkpoints, by the number of events that they cover."""
 
     def __init__(self) -> None:
         self._by_size: dict[int, list[Claim]] = {}
 
     def add(self, checkpoint: Checkpoint, source: str, *, head: int) -> None:
-        """Adds a checkpoint. Raises `Wrong` if the log is shorter than the checkpoint."""
+        """Adds the claim of a checkpoint. Raises `Wrong` if the checkpoint covers more than
+        `head` events.
+        """
         if checkpoint.size > head:
             raise Wrong(f"the log ends at seq {head}; {source} has {checkpoint.size}")
         self._by_size.setdefault(checkpoint.size, []).append(Claim(checkpoint.root, source))
 
     def sizes_between(self, start: int, end: int) -> list[int]:
-        """Returns the claimed sizes with `start < size < end`, sorted."""
+        """Returns each number of events between `start` and `end` for which a checkpoint
+        states a root, sorted.
+        """
         return sorted(size for size in self._by_size if start < size < end)
 
     def compare(self, size: int, root: bytes) -> None:
-        """Compares and removes the claims of this size. Raises `Wrong` if a root differs."""
+        """Compares the claims for the first `size` events with the computed root, and
+        removes these claims.
+
+        Raises `Wrong` if a claim has another root.
+        """
         for claim in self._by_size.pop(size, ()):
             if claim.root != root:
                 raise Wrong(f"the first {size} events have another root than {claim.source} says")
 
     def remaining(self) -> list[tuple[int, Claim]]:
-        """Returns the claims that are still to be compared, with their sizes."""
+        """Returns the claims that were not compared yet, each with its number of events."""
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
 
 
 def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:
-    """Checks the signature and the log of a checkpoint. Raises `Wrong`."""
+    """Parses a checkpoint, and returns it after its signature and its log were checked.
+
+    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. `name`
+    names the checkpoint in the error message.
+    """
     try:
         checkpoint, _ = open_checkpoint(note, keys)
     except InvalidNote as exc:

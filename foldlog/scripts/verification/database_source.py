@@ -1,4 +1,4 @@
-"""A log in a database."""
+"""Reads the log to verify from a database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ ATTEMPTS_MAX, ATTEMPT_SECONDS = 100, 0.1
 
 
 class DatabaseSource(Source):
-    """A log in a database. Raises `UnknownSpace`."""
+    """Reads the log, the tiles and the records of a space from a database.
+
+    The constructor raises `UnknownSpace` if the database lacks the space.
+    """
 
     has_records = True
 

@@ -1,4 +1,6 @@
-"""A mapping of records that moves to a temporary file when it outgrows memory."""
+"""A mapping of records in memory that moves them to a temporary file when it has more than
+100,000.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 
 class DiskBackedRecords:
-    """The part of a mapping that `fold` needs. SQLite deletes the file with the object."""
+    """A mapping of keys to records, with the methods that `fold` needs.
+
+    More than `in_memory_max` records are moved to a temporary SQLite file, which is deleted
+    with this object.
+    """
 
     def __init__(self, *, in_memory_max: int = RECORDS_IN_MEMORY_MAX):
         self._in_memory_max = in_memory_max
@@ -49,7 +55,7 @@ class DiskBackedRecords:
             self._move_to_file()
 
     def pop(self, key: Key) -> Record | None:
-        """Removes and returns a record."""
+        """Removes a record and returns it. Returns `None` if the key is missing."""
         found = self.get(key)
         self._in_memory.pop(key, None)
         if self._has_file:

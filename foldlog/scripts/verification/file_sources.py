@@ -1,4 +1,4 @@
-"""A log in a file: an archive for auditors, or an export as JSON lines."""
+"""Reads the log to verify from a file: an archive for auditors, or an export as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from .sources import BATCH_EVENTS, Batch, Source
 
 
 class ArchiveSource(Source):
-    """An archive. It can be read only once, from front to back."""
+    """Reads the log from an archive, which also has tiles and a checkpoint. The archive can be
+    read only once.
+    """
 
     carries_tiles = True
 
@@ -37,7 +39,7 @@ class ArchiveSource(Source):
 
 
 class LinesSource(Source):
-    """An export as JSON lines: events and salts, without a checkpoint."""
+    """Reads the log from an export as JSON lines, which has events and salts but no checkpoint."""
 
     may_be_signed = False
 
@@ -56,7 +58,11 @@ class LinesSource(Source):
 
 @contextmanager
 def file_source(name: str) -> Iterator[Source]:
-    """Opens an archive, or an export that is plain or gzipped. Raises `InvalidExport`."""
+    """Opens an archive or an export by its file name, while the `with` block runs. An export
+    may be gzipped.
+
+    Raises `InvalidExport` if the file is invalid, truncated or damaged.
+    """
     path = Path(name)
     is_tar = is_archive(name)
     with gzip.open(path) if path.suffix == ".gz" and not is_tar else path.open("rb") as file:

@@ -1,4 +1,6 @@
-"""The records that the events of a log make, computed from the events alone."""
+"""Computes the records of a space from the events of its log, to compare them with the master
+table.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from .disk_backed import DiskBackedRecords
 
 
 class Folded:
-    """Folds the events in one pass from the first event on, and leaves out the skipped ones."""
+    """Folds the events of a log in one pass, beginning with the first event.
+
+    Events whose seq is in `skipped` are left out. An error is saved in `failed`.
+    """
 
     def __init__(self, skipped: Container[int] = ()):
         self._skipped = skipped
@@ -22,7 +27,11 @@ class Folded:
         self.failed: WrongEvent | None = None  #: the first event that failed to fold
 
     def add(self, events: Iterable[Evidence]) -> None:
-        """Folds the next events. An error is saved in `failed`, as a later event may skip it."""
+        """Folds the next events of the log.
+
+        If an event cannot be folded, the error is saved in `failed` instead of raised,
+        because a later event may state that this event was skipped.
+        """
         for state, _, _ in events:
             self._seq += 1
             try:

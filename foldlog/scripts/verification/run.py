@@ -1,4 +1,4 @@
-"""One verification of a log: hashes, checkpoints, tiles, and the master table."""
+"""Verifies a log: its hashes, checkpoints and tiles, and the master table made from it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ STATE_EVENTS = 100_000
 
 
 class Verification:
-    """Verifies the events `first` to `last` of a source, by default all of them.
+    """Verifies the events from seq `first` to seq `last` of a source, by default all events.
 
-    `verify` collects its results in `findings`, or raises `Wrong` or `WrongEvent`. The constructor
-    raises `OperatorError` if the start position cannot be determined.
+    `verify` runs the checks and adds each positive result to `findings`. The constructor raises
+    `OperatorError` if the options name two start positions, or if the tiles do not reach
+    `first`.
     """
 
     def __init__(
@@ -67,7 +68,12 @@ class Verification:
         self._expected_tiles: dict[Tile, bytes] = {}
 
     def verify(self, report: Callable[[int], None]) -> None:
-        """Verifies everything; `report` receives the last verified seq."""
+        """Runs all checks. Calls `report` with the last verified seq after each batch of
+        events.
+
+        Raises `Wrong` if a checkpoint, a tile or the master table differs, and `WrongEvent`
+        if an event is invalid.
+        """
         claims = self._claims()
         audit, folded = LogAudit(self._start), Folded()
         claims.compare(audit.seq, audit.root)
@@ -149,7 +155,9 @@ class Verification:
     # -- the events
 
     def _batches(self, claims: Claims) -> Iterator[Batch]:
-        """Yields the batches, split at each size that a checkpoint claims."""
+        """Yields the events in batches. If a checkpoint covers N events, a batch ends after
+        event N, because the root is compared there.
+        """
         seq = self._start.seq
         for batch, tiles in self._source.batches(seq, self.through):
             start = 0
@@ -173,7 +181,11 @@ class Verification:
                 raise Wrong(f"tile {tile.level}/{tile.number}, from seq {first}, is another one")
 
     def _check_erasures(self, audit: LogAudit) -> None:
-        """Reads events after the head too, if values were erased during the verification."""
+        """Checks that each erased value is covered by a `record-erased` event.
+
+        If a value was erased during the verification, its `record-erased` event is after
+        the head, so the later events are read as well.
+        """
         if not audit.is_settled:
             for batch in self._source.batches(audit.seq, INTEGER_MAX):
                 audit.check(batch.events)
@@ -184,7 +196,12 @@ class Verification:
     # -- the tree
 
     def _compare_tiles(self, audit: LogAudit) -> None:
-        """Compares the root of the tiles, or the tiles themselves, with the computed ones."""
+        """Compares the source's tiles with the verified events. Raises `Wrong` if they
+        differ.
+
+        For an archive, checks that no tile is missing. For other sources, compares the root
+        of the tiles with the computed root.
+        """
         if self._source.carries_tiles:
             if self._expected_tiles and audit.seq == self._header.head:
                 level, number = min(self._expected_tiles)
@@ -203,7 +220,13 @@ class Verification:
         self.findings.append("the tiles are of these events")
 
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
-        """Proves claims of sizes outside of the verified events with consistency proofs."""
+        """Checks the checkpoints that the events alone could not check, with consistency
+        proofs (RFC 9162). Such a checkpoint covers more events, or fewer, than this run has
+        read.
+
+        Raises `Wrong` if a proof fails. For an archive, this check is left out, and
+        `findings` names the checkpoints.
+        """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:
                 self.findings.append(f"not compared with {claim.source}, of {spaced(size)} events")
@@ -218,9 +241,11 @@ class Verification:
     # -- the master table
 
     def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
-        """Returns the folded records; folds again if events were skipped.
+        """Returns the folded records, without the changes of skipped events.
 
-        Raises `WrongEvent` for the first unskipped event that failed to fold.
+        Skips are known only after the first pass, so if there are any, the events are read
+        and folded again. Raises `WrongEvent` if an event that was not skipped cannot be
+        folded.
         """
         if folded.to_skip:
             seqs = ", ".join(map(str, sorted(folded.to_skip)))
@@ -237,7 +262,10 @@ class Verification:
         return folded.records
 
     def _compare_records(self, records: DiskBackedRecords, at_least: int) -> None:
-        """Compares each record of the master table that is unchanged since the last event."""
+        """Compares the folded records with the master table. Raises `Wrong` if they differ.
+
+        Records that were changed by events after the verified ones are left out.
+        """
         count = 0
         for record in self._source.records(at_least):
             key = (record["collection"], record["id"])

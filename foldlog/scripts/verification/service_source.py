@@ -1,4 +1,4 @@
-"""A log of a running service, read over HTTP."""
+"""Reads the log to verify from a running service over HTTP."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TIMEOUT_SECONDS = 60.0
 
 
 class ServiceUnusable(OperatorError):
-    """The request to the service failed, or its answer is unexpected."""
+    """Raised when a request to the service failed, or its answer is unexpected."""
 
     code = "service-unusable"
 
 
 class ServiceSource(Source):
-    """A log of a running service, read with the rights of an auditor's token.
+    """Reads the log of a space from a running service, with a token of the role auditor.
 
-    All methods raise `ServiceUnusable`.
+    All methods raise `ServiceUnusable` if a request fails.
     """
 
     has_records = True
@@ -108,7 +108,11 @@ def _check_ok(response: httpx.Response) -> None:
 
 
 def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yields the lines, split at newlines only: events may contain Python's other line ends."""
+    """Splits pieces of a response into lines at newline characters.
+
+    Other line ends that Python knows are left alone, because events may contain them. Raises
+    `ServiceUnusable` if the last line is incomplete.
+    """
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -119,7 +123,9 @@ def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def service_source(url: str, space: str, token: str | None) -> Iterator[Source]:
-    """Opens the log of a space of the service at `url`."""
+    """Opens the log of a space of the service at `url`, while the `with` block runs. `token` is
+    the access token.
+    """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS) as http:
         yield ServiceSource(http, space)

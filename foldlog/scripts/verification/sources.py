@@ -1,4 +1,6 @@
-"""The source of a log that `foldlog verify` checks: a database, a running service, or a file."""
+"""Defines the interface to a log that `foldlog verify` checks. Implementations read a database, a
+running service, or a file.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ RECORDS_PER_PAGE = 1_000
 
 
 class Batch(NamedTuple):
-    """Some events, and tiles that the source claims for the tree over all events so far."""
+    """Some events in the order of the log. For an archive, also the tiles that follow these
+    events.
+    """
 
     events: list[Evidence]
     tiles: dict[Tile, bytes] = {}
 
 
 class Source(ABC):
-    """A log with its claims: the head, the checkpoint, the keys, the tiles, the records."""
+    """The interface to a log, with everything that is verified: events, head, checkpoint, keys,
+    tiles and records.
+    """
 
     header: Header
     checkpoint: bytes | None = None
@@ -36,12 +42,19 @@ class Source(ABC):
 
     @abstractmethod
     def batches(self, after: int, through: int) -> Iterator[Batch]:
-        """Yields the events with `after < seq <= through`, including events after `header.head`."""
+        """Yields the events with `after < seq <= through` in batches. `through` may be
+        greater than `header.head`.
+        """
 
     def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
-        """Returns the available ones of these tiles, for the tree of `header.head` events."""
+        """Returns those of the wanted tiles that exist, for the tree over the first
+        `header.head` events.
+        """
         return {}
 
     def records(self, at_least: int) -> Iterator[dict[str, Any]]:
-        """Yields every record of the master table, deleted ones too, at seq `at_least` or later."""
+        """Yields all records of the master table as JSON objects, tombstones included.
+
+        The master table must have applied the events up to seq `at_least`.
+        """
         return iter(())

@@ -1,4 +1,7 @@
-"""The file of `--state`: how far a log was verified, so that the next run continues there."""
+"""Reads and writes the file of `foldlog verify --state`, which has the last verified position.
+
+The next run of the command continues there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from foldlog.scripts.exports.lines import Header
 
 
 class State(msgspec.Struct):
-    """The content of the file. Its names are stored, so they never change."""
+    """The content of the state file. Keep the field names, because they are stored."""
 
     space: str
     log: str
@@ -21,7 +24,7 @@ class State(msgspec.Struct):
 
 
 def read_state(path: Path, header: Header) -> AuditCursor | None:
-    """Returns the saved position in this log, or `None` without a file.
+    """Returns the position that is saved in the state file, or `None` if the file is missing.
 
     Raises `OperatorError` if the file is invalid or belongs to another log.
     """
@@ -37,6 +40,6 @@ def read_state(path: Path, header: Header) -> AuditCursor | None:
 
 
 def write_state(path: Path, header: Header, position: AuditCursor) -> None:
-    """Saves the position."""
+    """Writes the position in the log to the state file."""
     state = State(header.space, header.log, position)
     write_new(path, msgspec.json.encode(state).decode(), 0o644)

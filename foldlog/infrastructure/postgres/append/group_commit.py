@@ -80,8 +80,12 @@ class GroupCommit(Generic[Request, Reply]):
         self._weights: Counter[str] = Counter()
         #: the waiting requests of each active key
         self._queues: dict[str, deque[_Waiting[Request, Reply]]] = {}
-        #: the keys that wait for a thread; each counts for the caller of its first request
+        #: the keys that wait for a thread, each under every caller that has a request in its queue
         self._ready: FairQueue[str] = FairQueue(committers)
+        #: the callers under which each key waits
+        self._callers: dict[str, set[str]] = {}
+        #: the keys whose group is being committed
+        self._running: set[str] = set()
         #: Wakes one thread for each item: `True` to look for a key, `False` to end.
         self._wakeups: SimpleQueue[bool] = SimpleQueue()
         self._committers = committers
@@ -107,7 +111,7 @@ class GroupCommit(Generic[Request, Reply]):
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = deque()
-                self._ready.put(caller, key)
+            if key not in self._running and self._wait_for_thread(caller, key):
                 self._wakeups.put(True)
             until = time.monotonic() + self._wait_seconds_max
             queue.append(_Waiting(request, outcome, until, caller))
@@ -139,6 +143,9 @@ class GroupCommit(Generic[Request, Reply]):
                 if ready is None:  # every waiting caller uses its share already
                     continue
                 caller, key = ready
+                for other in self._callers.pop(key) - {caller}:
+                    self._ready.remove(other, key)
+                self._running.add(key)
                 group = self._gather(key)
             if group:
                 self._commit_group(key, group)
@@ -148,13 +155,23 @@ class GroupCommit(Generic[Request, Reply]):
     def _end_turn(self, caller: str, key: str) -> None:
         """Queues the key again if further requests wait for it; otherwise forgets the key."""
         self._ready.done(caller)
-        queue = self._queues[key]
-        if queue:
-            self._ready.put(queue[0].caller, key)  # after the other waiting keys
+        self._running.discard(key)
+        if queue := self._queues[key]:
+            for waiting in {one.caller for one in queue}:
+                self._wait_for_thread(waiting, key)  # after the other waiting keys
         else:
             del self._queues[key], self._weights[key]
-        if len(self._ready):
+        if self._ready:
             self._wakeups.put(True)
+
+    def _wait_for_thread(self, caller: str, key: str) -> bool:
+        """Queues a key under a caller. Returns `False` if the key is queued under it already."""
+        callers = self._callers.setdefault(key, set())
+        if caller in callers:
+            return False
+        callers.add(caller)
+        self._ready.put(caller, key)
+        return True
 
     def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
         """Commits one group, and sets the future of each of its requests."""

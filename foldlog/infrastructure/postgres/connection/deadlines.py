@@ -1,7 +1,7 @@
-"""A psycopg connection with a deadline that this process enforces, also if the server is gone.
+"""A psycopg connection with a deadline that this process enforces, even if the server is silent.
 
 A database server can stop answering without closing its connections: it is suspended, swapped out,
-or the network drops all packets. The server's statement timeout then does not fire, and TCP
+or the network drops all packets. The server's statement timeout then has no effect, and TCP
 timeouts do not exist for local sockets. For such cases each borrowed connection has a deadline.
 After the deadline this process shuts the socket down, and the running statement fails with a lost
 connection.
@@ -34,10 +34,11 @@ class DeadlineConnection(Connection[Any]):
         return super().wait(self._bounded(gen) if is_bounded else gen, *args, **kwargs)
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Runs a psycopg wait generator, and shuts the socket down if the deadline has passed.
+        """Wraps a psycopg generator that waits for the server, and checks the deadline at each
+        step.
 
-        psycopg resumes the generator at least every 0.1 seconds, so the check is never later than
-        that.
+        After the deadline it shuts the socket down. A step takes at most 0.1 seconds, because
+        psycopg resumes the generator that often.
         """
         try:
             wanted = next(gen)

@@ -30,9 +30,10 @@ _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 def is_connection_error(exc: BaseException) -> bool:
     """Tells whether an error means that the connection to the database is lost.
 
-    If it is lost during a COMMIT, the transaction may or may not be stored. The error's SQLSTATE
-    decides, if it has one. Its Python class alone is ambiguous, because psycopg also raises
-    `OperationalError` for timeouts and for exceeded limits of the server.
+    If the connection is lost during a COMMIT, the transaction may or may not be stored. The
+    decision uses the error's SQLSTATE, if there is one. The Python class of the error is not
+    enough, because psycopg also raises `OperationalError` for timeouts and for exceeded limits of
+    the server.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
@@ -62,8 +63,8 @@ def is_lock_timeout(exc: BaseException) -> bool:
 def needs_new_connections(exc: BaseException) -> bool:
     """Tells whether an error means that the pool must replace its connections.
 
-    They are lost, or they lead to a server that only accepts reads. A new connection may reach
-    another host of the database URL, which accepts writes.
+    This is the case if connections are lost, or lead to a server that only accepts reads. A new
+    connection may reach another host of the database URL, which accepts writes.
     """
     return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
 
@@ -74,7 +75,7 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 
 class Pool(Protocol):
-    """The interface of a connection pool that `translated` uses."""
+    """The interface of a connection pool that the function `translated` uses."""
 
     def check_pool(self) -> None:
         """Replaces all connections of the pool with new ones."""

@@ -235,9 +235,10 @@ class LogTailCache:
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
         """Compares the cached end of a log with the head that was just read from the database.
 
-        `end.entries` is empty. If the heads are equal, the cached end counts as confirmed. If they
-        contradict each other, the space is dropped from the cache. Returns `True` if the caller
-        should read newer events now, because a reader watches the space.
+        `end.entries` is empty. If the heads are equal, the cached end counts as confirmed. If the
+        log in the database is shorter, or has another id or mark, the space is dropped from the
+        cache. Returns `True` if the caller should read newer events now, because a reader watches
+        the space.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -266,7 +267,10 @@ class LogTailCache:
             self._size = 0
 
     def spaces(self) -> Collection[SpaceId]:
-        """Returns the spaces that are cached or watched, because the follower reads their heads."""
+        """Returns the spaces that are cached or watched.
+
+        The follower regularly reads the heads of these spaces from the database.
+        """
         with self._lock:
             return {*self._tails, *self._watchers}
 

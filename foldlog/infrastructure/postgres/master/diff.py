@@ -1,4 +1,4 @@
-"""Reads which records differ between two moments of a space, and how."""
+"""Compares the records of a space at two moments, and returns the differences in pages."""
 
 from __future__ import annotations
 

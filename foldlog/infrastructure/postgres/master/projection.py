@@ -102,7 +102,10 @@ RETURNING id
 
 
 class RecordsTooLarge(Exception):
-    """The records that one event touches are together larger than `touched_bytes_per_event_max`."""
+    """Raised if the records that one event touches exceed `touched_bytes_per_event_max` in total.
+
+    The event then halts the projection of its space.
+    """
 
 
 class MasterProjection:

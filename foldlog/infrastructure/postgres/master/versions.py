@@ -134,7 +134,7 @@ class VersionReader(LiveReader):
     def _with_lost(
         self, select_lost: str, space: SpaceId, key: Key, rows: list[Any]
     ) -> tuple[list[Any], dict[int, list[bytes]]]:
-        """Reads the conflicts of a page of versions.
+        """Reads the conflicts that belong to a page of versions of one record.
 
         Returns the versions whose conflicts fit into the page, and {seq: conflicts of that
         version}. Versions that are left out belong to the next page.

@@ -40,7 +40,10 @@ class Halted(Exception):
 
 
 class BatchProjector:
-    """Projects batches of at most `batch_events` events, in a transaction of the caller."""
+    """Projects batches of at most `batch_events` events to a generation.
+
+    The caller begins the transaction, locks the generation, and commits.
+    """
 
     def __init__(self, projection: Projection[Any], batch_events: int):
         self._projection = projection

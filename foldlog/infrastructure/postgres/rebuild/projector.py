@@ -113,7 +113,7 @@ class Projector:
         """Projects one batch of each space that is known to have new events.
 
         Every `POLL_SECONDS` it also looks up the spaces that lag. It does nothing if it is called
-        during the pause after the last round. Raises `DATABASE_ERRORS`.
+        during the pause after the last round. Raises `DATABASE_ERRORS` if the database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
