@@ -98,16 +98,17 @@ def create_app(
     rates: Rates = NO_RATES,
     trusted_proxies: tuple[Network, ...] = (),
 ) -> FoldlogApp:
-    """Creates the application from ready-made parts. It reads no environment variables.
+    """Creates the application from parts that the caller has made.
 
     - `access` decides which operations a caller may use.
     - `ready` returns, for each service that Foldlog needs, its name and `ok` or an error message.
     - `gauges` returns the values for monitoring.
-    - `registry` grants and revokes tokens. Without it, the operations on tokens and devices are
-      absent.
-    - `tree` returns proofs, and `verifiers` returns the public keys of a space. Without `tree`, the
-      operations on proofs are absent.
-    - `add_checkpoint` cosigns checkpoints of other logs. Without it, that operation is absent.
+    - `registry` grants and revokes tokens. The operations on tokens and devices exist only if it is
+      given.
+    - `tree` returns proofs, and `verifiers` returns the public keys of a space. The operations on
+      proofs exist only if `tree` is given.
+    - `add_checkpoint` cosigns checkpoints of other logs. The operation of a witness exists only if
+      it is given.
     - `cors_origins` lists the origins whose web pages may call the service.
     - `rates` limits the requests of each client.
     - `trusted_proxies` lists the networks of the proxies whose `X-Forwarded-For` header is trusted.

@@ -54,8 +54,9 @@ class Router:
     def find(self, method: str, path: bytes) -> Route:
         """Returns the operation for a method and a path.
 
-        Raises `NoSuchPath` if the path is unknown, `MethodNotAllowed` if the path has no such
-        method, and `InvalidRequest` if the path is not ASCII or an id in it is not UTF-8.
+        Raises `NoSuchPath` if the path is unknown, `MethodNotAllowed` if the path exists but only
+        for other methods, and `InvalidRequest` if the path contains bytes beyond ASCII or an id in
+        it is invalid UTF-8.
         """
         if path.startswith(SPACES):
             space, _, rest = path[len(SPACES) :].partition(b"/")
@@ -83,11 +84,11 @@ class Router:
 
 
 def path_of(scope: Mapping[str, Any]) -> bytes:
-    """Returns the path of an ASGI request as the client sent it, without the prefix at which the
+    """Returns the path of an ASGI request as the client sent it, but below the prefix at which the
     application is mounted.
 
-    If the server provides no `raw_path`, the decoded path is encoded again, which can differ from
-    the bytes that the client sent.
+    If the server omits `raw_path`, the decoded path is encoded again, and the result can differ
+    from the bytes that the client sent.
     """
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     mounted_at = quote(scope.get("root_path", "")).encode()
@@ -99,7 +100,7 @@ def _text(path: bytes) -> str:
     """Decodes a path for Flask's URL map.
 
     Raises `NoSuchPath` for a path that begins with `//`, because the URL map would ignore the extra
-    slash. Raises `InvalidRequest` if the path is not ASCII.
+    slash. Raises `InvalidRequest` if the path contains bytes beyond ASCII.
     """
     if path.startswith(b"//"):  # it strips slashes at the beginning
         raise NoSuchPath

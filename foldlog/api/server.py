@@ -29,8 +29,9 @@ from .routing import Router, path_of
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Answers contain users' data. So no cache keeps them, and no browser guesses their type, runs
-#: or loads their content, shows them inside another page, or gives them to another site.
+#: Responses contain users' data. These headers tell caches to store nothing of them, and tell
+#: browsers to use the declared type, to run and load nothing from them, to refuse to show them
+#: inside another page, and to keep them from other sites.
 HEADERS = {
     "Cache-Control": "private, no-store",
     "X-Content-Type-Options": "nosniff",
@@ -39,13 +40,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-#: Smaller answers are compressed on the loop at once, larger ones in a thread.
+#: Responses of up to this size are compressed on the event loop, larger ones in a thread.
 COMPRESSED_AT_ONCE_BYTES = 16 * 2**10
-#: While this many answers are compressed or wait for it, further ones are sent uncompressed,
-#: because that is quicker than waiting.
+#: While this many responses are being compressed or wait for a thread, further large responses
+#: are sent uncompressed, because that is quicker than waiting.
 COMPRESSING_MAX = 8
-#: The status in the log of a request whose client disconnected while it waited. The number is
-#: nginx's; the answer reaches no client.
+#: The status in the log line of a request whose client disconnected while the request waited.
+#: nginx uses the same number. It is only logged, because the client has gone.
 CLIENT_CLOSED_REQUEST = 499
 
 
@@ -140,7 +141,8 @@ class AsgiServer:
                 reply = problem_reply(exc, request)
                 body = reply.content
             request.rates.count_answer(request.subject, len(body))
-            # Logged before it is sent, so that a client with an answer finds its line in the log.
+            # The line is written before the response is sent, so a client that has the response can
+            # find the line in the log.
             self._log(request, matched, reply, len(body))
             await send(self._start(request, reply, len(body)))
             await send({"type": "http.response.body", "body": self._shown(request, body)})

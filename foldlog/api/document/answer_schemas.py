@@ -1,8 +1,8 @@
 """Generates the JSON Schemas of responses from the structs that the service encodes.
 
-`msgspec.json.schema` cannot be used, because it describes the input of a decoder, in which a member
-with a default is optional. In a response, the encoder always writes such a member, so here it is
-required.
+`msgspec.json.schema` describes the input of a decoder, in which a member with a default is
+optional. This module describes the output of the encoder, which always writes such a member, so
+here the member is required.
 """
 
 from __future__ import annotations

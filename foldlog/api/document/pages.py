@@ -1,6 +1,6 @@
 """Renders the HTML pages for people: the API reference at `/docs`, and a page for each problem.
 
-The pages load no other files, so they also work in a network without access to the internet.
+Each page is a single file, so it also works in a network that has no access to the internet.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Each operation names the right that it needs, and this check comes before any other work. The caller
 is identified by a bearer token (RFC 6750 section 2.1), which is looked up in the space that the
-path names. A token of another space is therefore unknown, and the error does not reveal that the
-other space exists.
+path names. A token of another space is therefore unknown here, and the error keeps the existence of
+the other space secret.
 
 Each process caches a caller for `CALLER_SECONDS_MAX` seconds. The response to a revocation is sent
-after that time, so that no process still has the revoked caller in its cache. For requests that are
+after that time, when the revoked caller has left the cache of every process. For requests that are
 answered from the cached end of the log, a caller is cached for up to `IDLE_CALLER_SECONDS_MAX`
 while the log of the space is unchanged, because a revocation adds an event to that log. A stream
 checks its caller after its first page, and before each page that contains a revocation. A download
@@ -44,7 +44,7 @@ CALLER_SECONDS_MAX = 1.0
 #: how long a caller of an idle space is cached, in seconds
 IDLE_CALLER_SECONDS_MAX = 60.0
 CALLERS_KEPT_MAX = 20_000
-#: longer than any of our tokens, and longer than a JWT should be, in characters
+#: In characters. Tokens of Foldlog are shorter, and JWTs should be.
 TOKEN_LENGTH_MAX = 8 * 2**10
 
 #: Headers of proxies: a request that has one may come from another machine.
@@ -69,11 +69,11 @@ class Access(ABC):
     ) -> Caller:
         """Returns the caller of the request if the caller has `right` in `space`.
 
-        Pass `EVERY_SPACE` as the space if the path names none. `from_cache` allows a longer cached
-        caller; use it if the response contains either every event up to the head of the log, or
-        none. With `since`, a seq, a cached caller is used only if it was looked up after that
-        event. Raises `Unauthenticated`, `Forbidden`, `DeviceRevoked`, `RateLimited`,
-        `StorageUnavailable`.
+        For a path that is outside all spaces, pass `EVERY_SPACE`. Set `from_cache` only if the
+        response contains either every event up to the head of the log, or an empty list: then a
+        cached caller is accepted for longer. With `since`, a seq, a cached caller is accepted only
+        if it was looked up after that event. Raises `Unauthenticated`, `Forbidden`,
+        `DeviceRevoked`, `RateLimited`, `StorageUnavailable`.
         """
 
     async def forget(self) -> None:
@@ -85,9 +85,10 @@ class Access(ABC):
 class OpenAccess(Access):
     """Grants every right to requests from this machine, for tests and development.
 
-    Admin operations also need the admin token. Requests must have a loopback address as their host
-    and must not come through a proxy. The check of the host also refuses web pages that use DNS
-    rebinding, because the browser sends the name of the page's site as the host.
+    Admin operations also need the admin token. Raises `Forbidden` for requests that came through a
+    proxy or have another host than a loopback name or address. The check of the host also refuses
+    web pages that use DNS rebinding, because the browser sends the name of the page's site as the
+    host.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -119,8 +120,8 @@ class Jwts(Protocol):
     def read(self, text: str) -> Claims:
         """Verifies a JWT and returns its claims.
 
-        Raises `Unauthenticated` if the JWT is invalid, and `StorageUnavailable` if its keys cannot
-        be read.
+        Raises `Unauthenticated` if the JWT is invalid, and `StorageUnavailable` if reading the keys
+        of the sign-in fails.
         """
 
 
@@ -131,7 +132,7 @@ class _CachedCaller(NamedTuple):
 
 
 class TokenAccess(Access):
-    """Requires a token for every operation that is not public: a token of Foldlog, the admin token,
+    """Requires a token for every operation except public ones: a token of Foldlog, the admin token,
     or a JWT of the app's own sign-in."""
 
     def __init__(
@@ -182,8 +183,8 @@ class TokenAccess(Access):
 
     async def forget(self) -> None:
         with self._lock:
-            # The entries stay, outdated: their next look-up is not held to the rate of unknown
-            # callers.
+            # The entries are kept as expired ones. Their next look-up therefore does not count as
+            # one of an unknown caller, which has a rate limit.
             self._cache = {
                 key: cached._replace(looked_up_at=-math.inf, head=None)
                 for key, cached in self._cache.items()

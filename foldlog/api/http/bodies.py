@@ -1,6 +1,6 @@
 """Reads request bodies and decompresses them, within limits on their size.
 
-A `Content-Length` below the limit is not trusted: the body is read in pieces, and reading stops at
+The limits hold even if `Content-Length` is wrong: the body is read in pieces, and reading stops at
 the first byte beyond the limit. Each piece is decompressed to at most the number of bytes that are
 still allowed. The bytes in memory are counted when they arrive, because an unfinished body uses
 memory too.
@@ -31,9 +31,11 @@ else:
 CONTENT_TYPE_LENGTH_MAX = 200
 #: Python refuses to parse a number of more than some thousand digits.
 LENGTH_DIGITS_MAX = 19
-#: A body up to this size is decoded at once, and does not count among the bodies in memory.
+#: A body up to this size is decoded on the event loop, and is left out of the count of bytes in
+#: memory.
 SMALL_BODY_BYTES = 64 * 2**10
-#: The window that RFC 9659 requires of a decoder of the zstd content coding; ours accepts no more.
+#: The base-2 logarithm of the largest zstd window that the service accepts, in bytes. RFC 9659
+#: requires decoders to accept this size.
 ZSTD_WINDOW_LOG_MAX = 23
 
 
@@ -60,8 +62,7 @@ INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, 
 
 
 class Reservation:
-    """Counts the bytes of memory that one request body uses. The end of the `with` block releases
-    them."""
+    """Counts the bytes of memory that one request body uses, until the `with` block ends."""
 
     __slots__ = ("_held", "_key", "_request", "_size")
 
@@ -103,8 +104,8 @@ async def read_body(
     """Reads the body of a request and returns its decompressed bytes.
 
     `limit` names the limit on the size of the body as it is sent. Raises `LimitExceeded`,
-    `RateLimited`, `InvalidRequest` if the body is incomplete or cannot be decompressed, and
-    `UnsupportedMediaType` if it is not JSON or has an unknown encoding.
+    `RateLimited`, `InvalidRequest` if the body is incomplete or its compressed data is broken, and
+    `UnsupportedMediaType` if the media type or the encoding is unknown.
     """
     pieces = pieces_of(request, getattr(limits, limit), limit)
     _check_media_type(request.header("content-type"))
@@ -171,7 +172,7 @@ async def _inflate(
     async for piece in pieces:
         if inflater.eof:
             raise InvalidRequest("the compressed body has bytes after its end")
-        # One byte more than allowed tells a body that just fits from one that does not.
+        # One byte more than allowed is read, to detect a body that is too long.
         left = limits.inflated_bytes_max - len(body) + 1
         try:
             body += inflater.decompress(piece, max_length=left)

@@ -1,8 +1,8 @@
 """Compresses responses with an encoding that the client accepts.
 
 A response in pieces is compressed piece by piece, and the client can decode each piece when it
-arrives. Without this, the compressor would keep some MB in its buffer, and they would be lost if
-the connection broke.
+arrives. Otherwise the compressor would keep some MB in its buffer, and they would be lost if the
+connection broke.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Gzip:
 DEFLATERS: dict[str, Callable[[], Deflater]] = {"zstd": _Zstd, "br": _Brotli, "gzip": _Gzip}
 
 
-#: A smaller answer fits into one packet with its headers, so compressing would save no time.
+#: A smaller response fits into one packet with its headers, so it is sent uncompressed.
 BYTES_MIN = 1_024
 ACCEPT_LENGTH_KEPT_MAX = 200
 #: Media types to compress. The live stream stays uncompressed: ten thousand streams with a

@@ -33,8 +33,8 @@ class Cors:
     def headers(self, origin: str) -> Mapping[str, str]:
         """Returns the CORS headers for a response to a page of this origin.
 
-        Every response has them, including errors, because otherwise the page could not read the
-        error.
+        Error responses have them too, because the browser lets the page read only responses with
+        these headers.
         """
         if not self.origins:
             return {}
@@ -48,7 +48,8 @@ class Cors:
         """Returns the response to a CORS preflight request, or `None` for any other request or a
         refused origin.
 
-        A preflight request has no token, so it is answered before the access check.
+        Browsers send preflight requests without a token, so they are answered before the access
+        check.
         """
         if method != "OPTIONS" or not header("access-control-request-method"):
             return None

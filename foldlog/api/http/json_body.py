@@ -74,9 +74,9 @@ class JsonBody:
         """Looks for the changeset that made the body unreadable, and raises an `InvalidRequest`
         with its index.
 
-        With the index, the device can set that changeset aside; without it, the changeset would
-        block the device's queue permanently. For a body that is too large to search, the error asks
-        for a smaller batch. The method returns if no such changeset is found.
+        With the index, the device can set that changeset aside; otherwise the changeset would block
+        the device's queue permanently. For a body that is too large to search, the error asks for a
+        smaller batch. The method returns if all changesets can be read.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
@@ -119,8 +119,7 @@ def _check_values(body: bytearray, values_max: int) -> None:
 
 
 class _Name(str):
-    """The name of a member. msgspec calls its `dec_hook` for each name, because this type is not a
-    built-in one."""
+    """The name of a member. Because it is a custom type, msgspec passes each name to `dec_hook`."""
 
     __slots__ = ()
 
@@ -156,9 +155,9 @@ def _mark_half_pairs(body: bytearray) -> bytes:
     """Replaces each half of a surrogate pair in the body with a byte that is invalid in UTF-8.
 
     A JavaScript program that cuts a string inside an emoji sends such a half, for example
-    `"\\ud83d"`. It is valid JSON but not valid text, and msgspec refuses the whole body without a
-    position. With the invalid byte, the domain finds the string later and can name its changeset,
-    and the device sets that changeset aside.
+    `"\\ud83d"`. JSON allows it, but msgspec refuses the whole body and reports no position. With
+    the invalid byte, the domain finds the string later and can name its changeset, and the device
+    sets that changeset aside.
     """
     return _ESCAPE.sub(lambda found: b"\xff" if found[1] else found[0], body)
 

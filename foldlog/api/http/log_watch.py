@@ -75,8 +75,8 @@ class LogWatch:
     `close`.
 
     Create the watch before you read the log. `wait` returns at once if the log has grown since the
-    creation, so the request misses no event that was added during the read. `disconnected` is a
-    future that is done when the client has disconnected.
+    creation, so the request also gets the events that were added during the read. `disconnected` is
+    a future that is done when the client has disconnected.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class LogWatch:
         disconnected.add_done_callback(self._wake)
 
     async def wait(self, seconds: float) -> bool:
-        """Waits until the log may have grown, for at most `seconds`. Returns whether it may have
-        grown since the last call.
+        """Waits until the log may have grown, for at most `seconds`, and returns whether it may
+        have grown since the previous call.
 
         It also returns early if the client disconnects or the service stops.
         """

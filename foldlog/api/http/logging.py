@@ -1,6 +1,6 @@
 """Writes one structured log line for each request, with the request id that the response has too.
 
-Log lines never contain values of changesets, ids of records, or tokens.
+Values of changesets, ids of records and tokens are secret: log lines never contain them.
 """
 
 from __future__ import annotations

@@ -45,13 +45,13 @@ ERRORS_MAX = 20
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not JSON, or its encoding is unknown."""
+    """The body has an unsupported media type or encoding."""
 
     code = "unsupported-media-type"
 
 
 class MethodNotAllowed(InvalidRequest):
-    """This path exists, but it has no such method."""
+    """This path has no such method."""
 
     code = "method-not-allowed"
 
@@ -61,13 +61,13 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class NoSuchPath(NotFound):
-    """This path does not exist."""
+    """This path is unknown."""
 
     code = "no-such-path"
 
 
 class NotReady(Unavailable):
-    """The service cannot handle requests now."""
+    """The service is not ready to handle requests."""
 
     code = "not-ready"
 
@@ -78,7 +78,8 @@ class InternalError(FoldlogError):
     code = "internal-error"
 
 
-#: An error has the status of its nearest ancestor here. One without is a bug of ours: 500.
+#: An error has the status of its nearest base class in this table. If it has none here, the
+#: error is a bug of the service, and the status is 500.
 STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     InvalidChangeset: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -98,7 +99,7 @@ STATUS_OF: dict[type[FoldlogError], HTTPStatus] = {
     InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-#: Exceeding one of these is answered with 413: the client sends a smaller batch.
+#: A request that exceeds one of these limits gets 413, so that the client sends a smaller batch.
 LIMITS_OF_SIZE = {
     "body_bytes_max",
     "small_body_bytes_max",
@@ -124,7 +125,7 @@ def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
 
 
 def status_of(error: FoldlogError) -> HTTPStatus:
-    # An error with an index concerns one changeset, and a smaller batch would not help.
+    # An error with an index is about a single changeset, so a smaller batch would fail as well.
     is_divisible = isinstance(error, LimitExceeded) and "index" not in error.extra
     if is_divisible and error.extra["limit"] in LIMITS_OF_SIZE:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
@@ -168,8 +169,8 @@ def _first_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
 def problem_reply(error: Exception, request: Request) -> Reply:
     """Makes the response for an error, and sets the headers that its status requires.
 
-    An error that is not a `FoldlogError` is logged with its traceback and answered as
-    `InternalError`, without details.
+    A `FoldlogError` becomes its problem document. Any other error is logged with its traceback, and
+    answered as `InternalError` with the id of the request only.
     """
     if not isinstance(error, FoldlogError) or _is_unexpected(error):
         # The request's id leads an operator to the log line.
@@ -195,8 +196,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3), or `None` if the
-    error needs no such header."""
+    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) for an authentication
+    error, and `None` for other errors."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None

@@ -10,8 +10,8 @@ empty, the address can use only tokens that were valid before. This slows down t
 tokens, and other clients behind the same address continue.
 
 The implementation stores one number for each bucket: the time at which it will be full (the generic
-cell rate algorithm of ATM). It needs no timer, and the number of stored buckets is limited. Each
-process counts its own requests only.
+cell rate algorithm of ATM). This works without timers, and the number of stored buckets is limited.
+Each process counts its own requests only.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ from foldlog.domain.limits import Limits
 
 log = structlog.get_logger("foldlog.api")
 
-#: Liveness is answered at any rate: a flood from one address must not get this process restarted.
+#: The path of the liveness check is unlimited. Otherwise many requests from the same address could
+#: make the check fail, and the process would be restarted.
 UNLIMITED_PATH = b"/healthz"
-#: names of the limits on requests that stay open
+#: the names of the limits on open streams and downloads
 STREAMS, DOWNLOADS = "streams_per_caller_max", "downloads_per_caller_max"
-#: Buckets that are not full. Beyond this number, the bucket untouched for longest counts as full.
+#: The maximum number of stored buckets, which are those below full. When it is reached, the bucket
+#: that was used least recently is dropped, and so counts as full again.
 BUCKETS_MAX = 100_000
-#: The bytes of an answer beyond these count like bytes of a body.
+#: Bytes of a response beyond this number are counted like bytes of a request body.
 ANSWER_BYTES_FREE = 64 * 2**10
-#: One household has any number of IPv6 addresses, but one prefix of this length.
+#: A household has many IPv6 addresses, but usually only one network prefix of this length.
 IPV6_PREFIX_BITS = 64
 
 Network = IPv4Network | IPv6Network
@@ -55,7 +57,7 @@ class RateSubject:
     address: str = ""
     #: the caller's id, once it is known; empty for an anonymous caller
     caller: str = ""
-    #: requests that its bytes counted as so far, besides the request itself
+    #: the number of requests that the bytes of this request have counted as, besides itself
     charged: float = 0.0
 
     @property
@@ -79,8 +81,8 @@ class Buckets:
     def take(self, key: str) -> float:
         """Takes one request from the bucket of `key` and returns 0.
 
-        If the bucket is empty, it takes nothing, and returns the seconds until the bucket has one
-        request.
+        If the bucket is empty, it stays as it is, and the method returns the seconds until the
+        bucket has one request.
         """
         with self._lock:
             now = self._clock()
@@ -92,8 +94,8 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """Returns the seconds until the bucket of `key` has one request; 0 if it has one now. It
-        takes nothing."""
+        """Returns the seconds until the bucket of `key` has one request; 0 if it has one now. The
+        bucket stays as it is."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
@@ -104,8 +106,9 @@ class Buckets:
         then wait longer.
 
         The debt is at most the content of one full bucket, because several clients may share a key.
-        Returns by how many seconds the bucket was already in debt because of other requests; `own`
-        is the number of requests that this client has taken itself.
+        `own` is the number of requests that this client has taken already. Returns the debt that
+        other requests had caused before this call, as the seconds until the bucket recovers from
+        it.
         """
         with self._lock:
             now = self._clock()
@@ -121,8 +124,10 @@ class Buckets:
 
 
 class Lease:
-    """The permission to have one more stream or download open. Closing or deleting the lease gives
-    it back, once."""
+    """The right of a client to have one more stream or download open.
+
+    Closing or deleting the lease returns this right. Closing it a second time has no effect.
+    """
 
     def __init__(self, release: Callable[[], None] = lambda: None):
         self._release: Callable[[], None] | None = release
@@ -136,8 +141,8 @@ class Lease:
     def unless_it_fails(self) -> Iterator[None]:
         """Returns a context manager that closes the lease if its block raises an exception.
 
-        The traceback of the exception refers to the lease. Without this context manager, the lease
-        would therefore stay open until the next garbage collection.
+        The traceback of the exception refers to the lease, and would keep the lease open until the
+        next garbage collection.
         """
         try:
             yield
@@ -152,7 +157,7 @@ class Lease:
         self.close()
 
     def __del__(self) -> None:
-        self.close()  # an answer that was never started is closed by this alone
+        self.close()  # for a response whose sending has never started
 
 
 class Rates:
@@ -167,13 +172,13 @@ class Rates:
     def count_body(self, subject: RateSubject, size: int) -> None:
         """Counts `size` more bytes of a decompressed request body against the limits of the client.
 
-        Raises `RateLimited` if the body counts as more than one request and other requests of the
-        client have used up the limit in the meantime.
+        A large body counts as several requests. Raises `RateLimited` for such a body if other
+        requests of the client have used up the limit in the meantime.
         """
 
     def check_waited(self, subject: RateSubject) -> None:
-        """Checks the rate limits again after the request has waited for a thread. It counts
-        nothing.
+        """Checks the rate limits again after the request has waited for a thread. The request
+        itself is not counted again.
 
         Raises `RateLimited` if other requests of the client have exceeded the limit in the
         meantime.
@@ -190,8 +195,11 @@ class Rates:
                 self.count_body(subject, size - ANSWER_BYTES_FREE)
 
     def check_unknown_caller(self, subject: RateSubject) -> None:
-        """Checks the limit of wrong tokens before the database looks up a token that is not in the
-        cache. Raises `RateLimited`."""
+        """Checks the limit of wrong tokens. It is called before a token that is missing in the
+        cache is looked up in the database.
+
+        Raises `RateLimited`.
+        """
 
     def count_wrong_token(self, subject: RateSubject) -> None: ...
 
@@ -208,7 +216,7 @@ NO_RATES = Rates()
 
 
 class LimitedRates(Rates):
-    """Enforces the rates of `limits`. A limit of 0 means that there is no limit."""
+    """Enforces the rates of `limits`. A limit of 0 means unlimited."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
         self._limits = limits
@@ -245,8 +253,8 @@ class LimitedRates(Rates):
         self._charge(subject, 0, refuses=True)
 
     def _charge(self, subject: RateSubject, count: float, *, refuses: bool) -> None:
-        # A request is never refused for its own bytes: else a body larger than a bucket could
-        # never be sent.
+        # The bytes of the request itself are left out of the check. Otherwise a body larger than a
+        # full bucket would always be refused.
         own = 1 + subject.charged
         subject.charged += count
         if self._addresses is not None and subject.address:
@@ -296,8 +304,8 @@ class Proxies:
         """Returns the address of the client, from the address of the connection and
         `X-Forwarded-For`.
 
-        It logs one warning if a private address forwards requests but is not in the list of trusted
-        proxies.
+        If requests are forwarded by a private address that is missing in the list of trusted
+        proxies, it logs one warning.
         """
         if forwarded_for and not self._has_warned and self._seems_forgotten(peer):
             self._has_warned = True
@@ -313,8 +321,8 @@ class Proxies:
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
-    """Returns the address of the client: the last address in `X-Forwarded-For` that is not a
-    trusted proxy.
+    """Returns the address of the client: the last address in `X-Forwarded-For` before the trusted
+    proxies.
 
     The header is used only if the connection comes from a trusted proxy. It is read from its end,
     and only while the addresses are trusted proxies, because the client can invent the beginning.
@@ -350,7 +358,7 @@ def _network_of(address: str) -> str:
     """Returns the key of a client's address: an IPv4 address, or the /64 network of an IPv6
     address.
 
-    Returns an empty text if the argument is not an IP address.
+    Returns an empty text if the argument is an invalid address.
     """
     if ":" not in address and address.count(".") == 3 and address.replace(".", "").isdecimal():
         return address if len(address) <= 15 else ""

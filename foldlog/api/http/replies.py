@@ -17,8 +17,8 @@ class Reply:
     pieces while it is sent.
 
     Use an iterator if the pieces are read from the database: each is read in a thread. Use an async
-    iterator if the response waits for events: it needs no thread, so one process can have ten
-    thousand of them.
+    iterator if the response waits for events: it runs on the event loop only, so one process can
+    have ten thousand of them.
     """
 
     body: bytes | Iterator[bytes] | AsyncIterator[bytes]
@@ -40,5 +40,6 @@ def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def joined(documents: list[bytes]) -> msgspec.Raw:
-    """Joins stored JSON documents to one JSON array, without decoding them."""
+    """Joins stored JSON documents to one JSON array. The bytes of the documents are copied as they
+    are."""
     return msgspec.Raw(b"[%b]" % b",".join(documents))

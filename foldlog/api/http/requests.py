@@ -40,8 +40,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-#: How long the next piece of a download that has begun waits for a thread, in seconds. It is longer
-#: than for a new call, because giving up cuts the download off.
+#: How long the next piece of a running download waits for a thread, in seconds. It is longer than
+#: for a new call, because a timeout would interrupt the download.
 PIECE_SECONDS_MAX = 30.0
 
 
@@ -66,10 +66,10 @@ class Request:
         self.readmit: Callable[..., Awaitable[None]]
         given = self.header("x-request-id")
         self.id = given if given and _SANE_ID.fullmatch(given) else _new_id()
-        # Bound to this task, so that every log line on the way carries the id.
+        # Bound to this task, so that every log line about the request has the id.
         structlog.contextvars.bind_contextvars(request_id=self.id)
         self.bytes_in = 0
-        self.problem: str | None = None  #: the code of the problem that refused it
+        self.problem: str | None = None  #: the code of the problem in the response
         self._disconnected: asyncio.Task[None] | None = None
 
     @property
@@ -118,8 +118,8 @@ class Request:
         )
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function in one of the threads that are reserved for access checks, so it never
-        waits for reads of other requests."""
+        """Runs a function in one of the threads that are reserved for access checks, so that reads
+        of other requests cannot delay it."""
         return await self.resources.admission.run(self.subject.key, function, *args)
 
     async def pause(self, seconds: float) -> bool:
@@ -140,8 +140,8 @@ class Request:
         thread.
 
         The thread is free while the client receives the piece. The caller is checked again before
-        each piece, so a revoked caller receives no piece that was read after the revocation. Raises
-        the errors of `run` and of `Access.admit`.
+        each piece is sent, so a revocation ends the download. Raises the errors of `run` and of
+        `Access.admit`.
         """
         gone = self.disconnected()
         while not gone.done():
@@ -179,7 +179,8 @@ class Request:
             self._disconnected.cancel()
 
 
-#: Headers that a request has once at most. With two, a proxy might obey one and we the other.
+#: Headers that a request may have only once. With two of them, a proxy might use the first and
+#: this service the second.
 _GIVEN_ONCE = (b"authorization", b"content-encoding", b"content-length", b"content-type")
 
 
@@ -195,7 +196,7 @@ def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def _new_id() -> str:
     """Returns a random request id of 16 hex digits.
 
-    Unlike a serial number, it reveals nothing about other requests. It is not secret, so Python's
+    A serial number would reveal how many requests other clients send. The id is public, so Python's
     fast generator is sufficient; the generator of the operating system would cost a system call for
     each request.
     """

@@ -1,8 +1,8 @@
 """Runs blocking calls in threads, which callers share fairly.
 
-The event loop must never block, so a call that waits for the database or takes long to compute runs
-in a thread. Each kind of work has its own threads: access checks and readiness never wait for
-reads, and compression delays neither of them.
+A call that waits for the database or takes long to compute runs in a thread, because it would block
+the event loop. Each kind of work has its own threads: reads cannot delay access checks and
+readiness, and compression delays only other compression.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 ADMISSION_THREADS = 3
 COMPRESSION_THREADS = 2
-#: For a call to wait for a thread and to run there, in seconds. The database gives up sooner, so a
-#: call that takes longer than this has waited for a thread in vain.
+#: The time for a call to wait for a thread and to run there, in seconds. The timeouts of the
+#: database are shorter, so a call that takes longer has spent this time waiting for a thread.
 RUN_SECONDS_MAX = 10.0
 
 
@@ -60,9 +60,10 @@ class FairThreads:
         for the fair share.
 
         `abandoned` must return a future that is done when the client has disconnected; it is called
-        only if no thread is free. Raises the exception of `function`. Raises `StorageUnavailable`
-        if the call has not ended after `seconds_max` seconds (by default `RUN_SECONDS_MAX`), and
-        `Disconnected` if the client disconnects while the call waits for a thread.
+        only if all threads are busy. Raises the exception of `function`. Raises
+        `StorageUnavailable` if the call takes longer than `seconds_max` seconds (by default
+        `RUN_SECONDS_MAX`), and `Disconnected` if the client disconnects while the call waits for a
+        thread.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)
@@ -86,7 +87,8 @@ class FairThreads:
             return running.result()
         finally:
             # An exception refers to this frame, and the frame to the exception through `running`.
-            # Without this the cycle would keep the request's body until garbage is collected.
+            # The deletion breaks this cycle, which would keep the request's body in memory until
+            # the next garbage collection.
             del running, future
 
     async def _wait_for_thread(

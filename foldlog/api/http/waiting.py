@@ -28,8 +28,8 @@ LOOK_SECONDS = 0.01
 
 
 class ProjectedReads:
-    """Runs reads of the master table. If the table is behind the requested seq, it waits and
-    repeats the read."""
+    """Runs reads of the master table. If the master table lacks the events up to the requested seq,
+    it waits for them and repeats the read."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
@@ -78,7 +78,7 @@ class ProjectedReads:
         """Returns the latest known position of the projection. Reads it again if the last read is
         older than `LOOK_SECONDS`.
 
-        Returns `None` while the first read of the position has not ended.
+        Returns `None` until the first read of the position has ended.
         """
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:

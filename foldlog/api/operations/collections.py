@@ -57,8 +57,8 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def collections(space: str) -> Reply:
         """List the defined collections.
 
-        The response has the latest version number of each defined collection. Records of
-        collections that are not in the list may have any fields.
+        The response has the latest version number of each defined collection. Records of all other
+        collections may have any fields.
         """
         return json_reply(Collections(store.collections(space)))
 
@@ -94,9 +94,9 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
         After that, the service refuses changesets that violate the schema. A new version must allow
         everything that the previous version allowed, so that older versions of an app continue to
-        work. If the schema is the same as the latest version, the response has that version, and no
-        event is stored. With `dry_run`, the service stores nothing and only reports the problems of
-        the new schema.
+        work. If the schema equals the latest version, the response has the number of that version,
+        and the log stays unchanged. With `dry_run`, the service only reports the problems of the
+        new schema.
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),

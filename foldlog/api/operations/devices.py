@@ -58,9 +58,9 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Register a device, or change its name.
 
-        The service stores a `device-registered` event in the log. The service also registers a
-        device when it grants a token to the device. A device that uses a token of the app's own
-        sign-in needs no registration. If the space does not exist, the service creates it.
+        The service stores a `device-registered` event in the log. If you grant a token to a device,
+        the service registers the device too. Devices that use tokens of the app's own sign-in need
+        no registration. If the space is missing, the service creates it.
         """
         by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)

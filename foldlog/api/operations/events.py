@@ -41,8 +41,8 @@ RECONNECT_MS = 1_000
 def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery:
     """Makes the query of a pull from the parameters of a pull or from the body of a sync.
 
-    `device` is the device that pulls. Its own changesets come without `ops`, unless the parameter
-    `own` is `full`.
+    `device` is the device that pulls. The `ops` of its own changesets are left out, unless the
+    parameter `own` is `full`.
     """
     return RangeQuery(
         after=parameters["after"],
@@ -82,10 +82,10 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
-        The response has a page of events in the order of the log, without gaps. If there are no new
-        events, the list is empty. While `more` is true, pull again: send `through` as `after`, and
-        send `mark` too. With `wait`, the response waits for a new event, for at most that many
-        seconds.
+        The response has a page of events in the order of the log, complete from the cursor on. The
+        list is empty if the log has not grown. While `more` is true, pull again: send `through` as
+        `after`, and send `mark` too. With `wait`, the response waits for a new event, for at most
+        that many seconds.
         """
         wanted = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
@@ -120,13 +120,14 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
         The stream first sends the stored events after the cursor, and then each new event. Each
         message has a page in the same format as the response of a pull, but with a smaller maximum
-        size. The `id` of a message is the next cursor. A client that reconnects with this id in
-        `Last-Event-ID` misses no event.
+        size. The `id` of a message is the next cursor: a client that reconnects with this id in
+        `Last-Event-ID` continues with the next event.
 
-        While there are no events, the service sends comments, so that both sides notice a broken
+        Between events, the service regularly sends comments, so that both sides notice a broken
         connection. The service ends each stream after some minutes; the client then connects again.
         If an error occurs, the service sends a message of the type `problem` with a problem
-        document and ends the stream; the client must then not reconnect automatically.
+        document and ends the stream; the client should then stop and handle the problem instead of
+        reconnecting.
         """
         wanted = msgspec.structs.replace(
             range_query(query, query.get("device")), bytes_max=limits.stream_message_bytes_max
@@ -152,12 +153,12 @@ def _revoked_since(page: Range) -> int | None:
 
 
 class _Authorization:
-    """Checks repeatedly that the caller who reads a stream still has access.
+    """Checks repeatedly that the caller of a stream still has access.
 
     The first check comes after the first page was read, so it finds every earlier revocation. A
     later revocation is an event in the log, and a page with such an event is checked before it is
-    sent. Other changes, such as the expiry of a token, are not events; a check every
-    `stream_heartbeat_seconds` finds them.
+    sent. A check every `stream_heartbeat_seconds` finds other changes, such as the expiry of a
+    token.
     """
 
     def __init__(self, request: Request, limits: Limits):

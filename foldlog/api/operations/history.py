@@ -42,10 +42,9 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         """Read the history of a record.
 
         The response has one version for each event with an operation on the record, even if the
-        event lost all its conflicts and changed nothing. A version has the device of the event, the
-        changed fields with their values before and after, and the values that lost a conflict.
-        Browsers change paths with ids such as `..`; use `/history?collection=...&id=...` for these
-        ids.
+        event lost all its conflicts. A version has the device of the event, the changed fields with
+        their values before and after, and the values that lost a conflict. Browsers change paths
+        with ids such as `..`; use `/history?collection=...&id=...` for these ids.
         """
         page = partial(_history, history, space, (collection, id), query)
         return _history_reply(await projected(request, space, page))
@@ -61,8 +60,8 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     async def history_of(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the history of a record that the query names.
 
-        The response is the same as that of `/history/{collection}/{id}`. Use this path for ids that
-        a URL path cannot contain, such as `..`.
+        The response is the same as that of `/history/{collection}/{id}`. Use this operation for ids
+        such as `..`, because browsers change paths with these ids.
         """
         key = (query["collection"], query["id"])
         page = partial(_history, history, space, key, query)
@@ -80,9 +79,9 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         """Compare the records at two moments.
 
         The response has every record whose state at `to` differs from its state at `from`, with
-        both states. A state is null if the record did not exist or was deleted. A record that
-        changed and then changed back is left out. To read the next page, repeat the request with
-        `cursor`; on the last page the cursor is null. Other pages may be empty.
+        both states. The state of a missing or deleted record is null. A record that changed and
+        then changed back is left out. To read the next page, repeat the request with `cursor`; on
+        the last page the cursor is null. Other pages may be empty.
         """
         wanted = DiffQuery(
             query["from_"],

@@ -65,8 +65,8 @@ def meta_blueprint(
     async def healthz(request: Request) -> Reply:
         """Report that the process is running.
 
-        The response says nothing about the database, because a restart of this process would not
-        repair the database. Use `/readyz` to check the database too.
+        The operation checks only this process, because a restart of the process would not repair a
+        broken database. Use `/readyz` to check the database too.
         """
         return json_reply(Health("ok"))
 

@@ -65,7 +65,7 @@ EXPORT = Lines(
     },
 )
 PIECE_BYTES = 2**20
-#: A running export retries failed reads, because it has no way to report an error.
+#: A running export retries failed reads, because its status 200 has already been sent.
 TRIES_MAX, TRY_AGAIN_SECONDS = 10, 1.0
 
 
@@ -105,7 +105,7 @@ def proofs_blueprint(
         """Read a tile of the Merkle tree.
 
         A full tile has 256 hashes of 32 bytes. A partial tile, whose path ends with `.p/<W>`, has W
-        hashes (C2SP tlog-tiles). If the tree does not have these hashes yet, the status is 404.
+        hashes (C2SP tlog-tiles). If the tree is too small for the tile, the status is 404.
         """
         number = parse_level(level)
         if number is None:
@@ -121,7 +121,7 @@ def proofs_blueprint(
 
         The bundle has the leaves whose hashes are in the level-0 tile with the same number. Before
         each leaf come two bytes with its length (C2SP tlog-tiles). A leaf is an event in which a
-        hash replaces the operations, so it contains no values of records.
+        hash replaces the operations, so the values of records stay secret.
         """
         found, width = _tile_and_width(0, tile, tree.tree(space).size)
         first = found.number * TILE_WIDTH
@@ -266,8 +266,8 @@ def _entries(store: EventStore, space: str, after: int, through: int) -> Iterato
 def _tile_and_width(level: int, path: str, size: int) -> tuple[Tile, int]:
     """Parses the path of a tile. Returns the tile and its number of hashes.
 
-    Raises `NoSuchPath` if the path is invalid, and `BeyondTree` if the tree of `size` leaves does
-    not have these hashes.
+    Raises `NoSuchPath` if the path is invalid, and `BeyondTree` if a tree of `size` leaves is too
+    small for the tile.
     """
     parsed = parse_tile_path(path)
     if parsed is None:

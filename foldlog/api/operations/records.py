@@ -50,10 +50,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the records of the master table.
 
-        Without other parameters, the response has the records that are not deleted, in the order of
-        collection and id. With `changed_after`, it has each record that changed after that seq,
-        once, in its current state, including deleted records. To read the next page, repeat the
-        request with `cursor`; on the last page the cursor is null.
+        By default, the response has the live records, in the order of collection and id. With
+        `changed_after`, it has each record that changed after that seq, once, in its current state,
+        including deleted records. To read the next page, repeat the request with `cursor`; on the
+        last page the cursor is null.
 
         With `as_of`, the response has the records that existed at that moment, in the order of
         collection and creation. All pages show the same moment, even if records change while you

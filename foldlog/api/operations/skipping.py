@@ -1,4 +1,4 @@
-"""Defines the operation with which an admin skips an event that cannot be folded."""
+"""Defines the operation with which an admin skips an event that the master table cannot process."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Skip the event at which the master table is halted.
 
-        Use it if the event cannot be folded, for example because it is damaged. Other events cannot
-        be skipped. The event stays in the log and in all proofs, but it has no effect on records. A
-        skip is permanent.
+        The master table halts at an event that it cannot process, for example a damaged one. Only
+        this event can be skipped. The event stays in the log and in all proofs, but has no effect
+        on records. A skip is permanent.
         """
         found = store.skip(
             space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))

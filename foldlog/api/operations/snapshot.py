@@ -64,9 +64,9 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         download, pull from the `seq` and `mark` of the header. For each record, ignore events up to
         the `at` of its page.
 
-        If the last line has no `cursor` of null, the download was interrupted. To resume it,
-        discard the lines after the last `cursor`, and repeat the request with that `cursor`. Keep
-        the `seq` and `mark` of the first header.
+        The download is complete if its last line has a `cursor` of null. Otherwise it was
+        interrupted. To resume it, discard the lines after the last `cursor`, and repeat the request
+        with that `cursor`. Keep the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
         wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}

@@ -62,10 +62,10 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets.
 
-        The service stores either all new changesets of the request or none of them. The response
-        has a verdict for each changeset, in the order of the request. A push can be repeated
-        safely: a changeset that is already stored gets its first verdict again, marked as a
-        `duplicate`. If the space does not exist, the first push creates it.
+        The service stores all new changesets of the request together; if one is invalid, it stores
+        none of them. The response has a verdict for each changeset, in the order of the request. A
+        push can be repeated safely: a changeset that is already stored gets its first verdict
+        again, marked as a `duplicate`. The first push to a new space creates the space.
         """
         return json_reply(await _stored(request, store, space, push_of(request, body)))
 
@@ -83,9 +83,9 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """Push changesets and pull events in one request.
 
         The service checks the cursor first. Then it stores the changesets, and reads the events
-        after the cursor. The device's own changesets come without `ops`, as acknowledgements; with
-        `own` set to `full`, they come with `ops`. While `more` is true, sync again: send `through`
-        as `after`, and send `mark` too.
+        after the cursor. The device's own changesets come back as acknowledgements, which leave out
+        `ops`, unless `own` is `full`. While `more` is true, sync again: send `through` as `after`,
+        and send `mark` too.
         """
         pushed = push_of(request, body)
         query = range_query(body, body["device"])
@@ -128,8 +128,8 @@ async def _stored(request: Request, store: EventStore, space: str, push: Push) -
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
     """Reads the page of the log after a push was stored.
 
-    If the read fails, raises `OutcomeUnknown`, because any other error would tell the device that
-    the push was not stored. The device then repeats the push, and receives the verdicts.
+    If the read fails, raises `OutcomeUnknown`, because any other error would mean that the push has
+    failed. The device then repeats the push, and receives the verdicts.
     """
     try:
         page = await read_range(request, store, space, query)
@@ -142,7 +142,7 @@ async def _read_stored(request: Request, store: EventStore, space: str, query: R
 def push_of(request: Request, body: dict[str, Any]) -> Push:
     """Makes a `Push` from the body of a request.
 
-    Raises `Forbidden` if the caller has no right to write as the device in the body.
+    Raises `Forbidden` if the caller's token belongs to another device than the one in the body.
     """
     assert request.caller is not None
     request.caller.check_writes_as(body["device"])

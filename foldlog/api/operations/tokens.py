@@ -50,11 +50,11 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     def grant_token(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Grant a token.
 
-        The token is valid in this space, and in the spaces that `also` lists. Only a caller who is
-        an admin of every space may use `also`. This response is the only one with the secret of the
-        token, because the service stores only its hash. The service stores a `token-granted` event
-        in the log of each space, and a `device-registered` event if the device is new. Spaces that
-        do not exist are created. If the grant fails in one of the spaces, it fails in all of them.
+        The token is valid in this space, and in the spaces that `also` lists. Only an admin of
+        every space may use `also`. This response is the only one with the secret of the token,
+        because the service stores only its hash. The service stores a `token-granted` event in the
+        log of each space, and a `device-registered` event if the device is new. Missing spaces are
+        created. If the grant fails in one of the spaces, it fails in all of them.
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
@@ -106,7 +106,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
 
         The service then refuses the token in this space and ends the streams that use it. The
         response takes about a second, because it waits until every process of the service refuses
-        the token. Repeating the request changes nothing.
+        the token. The request can be repeated safely.
         """
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)

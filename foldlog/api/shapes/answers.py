@@ -1,7 +1,7 @@
 """Defines the structs of responses. The service encodes them, and documents them in OpenAPI.
 
 A member of the type `X | Raw` may contain stored JSON of an X. The encoder copies its bytes into
-the response without decoding them.
+the response.
 """
 
 from __future__ import annotations
@@ -126,8 +126,7 @@ class ErasedRecord(Struct):
 
 
 class ErasureAnswer(Struct):
-    """The erased records. With `dry_run`, it has the records that the same request without
-    `dry_run` would erase."""
+    """The erased records; with `dry_run`, the records that a real request would erase."""
 
     dry_run: bool
     records: list[ErasedRecord]
@@ -145,7 +144,8 @@ REVOKED_AT = time_meta("Absent while it is valid.")
 
 
 class Token(Struct, kw_only=True):
-    """A token without its secret. If `expires_at` is absent, the token does not expire."""
+    """A token, but not its secret. A token that has no `expires_at` is valid until it is
+    revoked."""
 
     id: Annotated[str, uuid_meta("The token's id. It is no secret.")]
     role: Role

@@ -53,7 +53,7 @@ class OperationSchema(Body):
 
 
 class ChangesetSchema(Body):
-    """Changes that a device made together. The service stores all of them or none."""
+    """Changes that a device made together. The service stores or refuses them together."""
 
     id = fields.String(
         required=True,

@@ -35,7 +35,7 @@ PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
 
 
 class Parameters(Schema):
-    """The base class for the query parameters of an operation. It has no parameters itself."""
+    """The base class for the query parameters of an operation. Subclasses add the parameters."""
 
     class Meta:
         unknown = RAISE
@@ -56,7 +56,7 @@ def read_path(parts: Mapping[str, str]) -> None:
         raise InvalidRequest("a part of the path is wrong", errors=errors)
 
 
-#: Longer query strings are not cached.
+#: The maximum length of a query string whose result is cached.
 CACHED_QUERY_LENGTH_MAX = 500
 CACHED_QUERIES_MAX = 4_096
 
@@ -101,7 +101,8 @@ def _read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
     return MappingProxyType(query)
 
 
-#: A poller repeats its query, and the schema takes longer than the rest of the request.
+#: A client that polls repeats its query, and the check by the schema takes longer than the rest of
+#: the request.
 _read_query_cached = lru_cache(maxsize=CACHED_QUERIES_MAX)(_read_query)
 
 
@@ -109,7 +110,8 @@ def read_last_event_id(text: str) -> int | None:
     """Returns the seq in the header `Last-Event-ID`, which a client sends when it reconnects to a
     stream.
 
-    Returns `None` if the header is empty. Raises `InvalidRequest` if it is not a seq.
+    Returns `None` if the header is empty. Raises `InvalidRequest` if it is anything else than a
+    seq.
     """
     if not text:
         return None

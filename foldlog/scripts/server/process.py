@@ -41,7 +41,7 @@ def tune_gc() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment variables of this process without the database's URL.
+    """Returns the environment variables of this process, except the URL of the database.
 
     The child process gets these variables, and starts an embedded database of its own.
     """
@@ -64,7 +64,7 @@ def serving(
 
     `command` starts Foldlog, and `data` is the folder for its data and its log. At the end of the
     block the process gets SIGTERM, and is killed if it still runs after `STOP_SECONDS_MAX` seconds.
-    Raises `OperatorError` if the service is not ready within `READY_SECONDS_MAX` seconds.
+    Raises `OperatorError` if the service fails to be ready within `READY_SECONDS_MAX` seconds.
     """
     port = port or reserve_port()
     folder = Path(data)
@@ -105,10 +105,9 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> 
 def reserve_port() -> int:
     """Returns a free port of this machine, and reserves it until this process ends.
 
-    A socket of this process stays bound to the port, so the operating system gives the port to no
-    other process that asks for a free one. On Linux, a server that sets SO_REUSEADDR, such as
-    Foldlog, can still bind the port. On other systems it could not, so there the port is released
-    at once.
+    A socket of this process stays bound to the port, so other processes that ask for a free port
+    get different ones. On Linux, a server that sets SO_REUSEADDR, such as Foldlog, can still bind
+    the port. Other systems would refuse that, so there the port is released at once.
     """
     reserving = socket.socket()
     reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

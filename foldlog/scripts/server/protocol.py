@@ -1,9 +1,8 @@
 """The HTTP protocol of a web worker: uvicorn's protocol class, with limits on time, on the size of
 headers, and on connections.
 
-uvicorn's HTTP parser has no such limits. A client could fill the memory with endless headers, or
-keep a connection open forever by sending one byte now and then. The size of bodies is limited in
-`api/http/bodies`.
+With uvicorn alone, a client could fill the memory with endless headers, or keep a connection open
+forever by sending one byte now and then. The size of bodies is limited in `api/http/bodies`.
 """
 
 from __future__ import annotations
@@ -43,18 +42,18 @@ class Connections:
         self._open = Shares(limits.connections_max, limits.connections_per_address_max)
 
     def enter(self, peer: str) -> bool:
-        """Counts a new connection and returns `True`. If a limit is reached, counts nothing and
-        returns `False`."""
+        """Counts a new connection and returns `True`. If a limit is reached, the count stays the
+        same, and the method returns `False`."""
         return self._open.take(self._key(peer)) is None
 
     def leave(self, peer: str) -> None:
         self._open.release(self._key(peer))
 
     def _key(self, peer: str) -> str:
-        """Returns the client's address, under which its connections are counted.
+        """Returns the key under which a connection is counted: the address of the client.
 
-        Returns an empty text, which has no limit per address, for a trusted proxy, because it has
-        many clients, and for a connection without an address.
+        For a trusted proxy, and for a connection whose address is unknown, the key is an empty
+        text. The limit per address does not apply to this key, because a proxy has many clients.
         """
         return "" if is_trusted(peer, self._trusted_proxies) else client_address(peer, "", ())
 
@@ -76,15 +75,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_counted = False
         #: the part that the client has to send now; `None` between two requests
         self._awaited: Literal["head", "body"] | None = "head"
-        #: the part that the timer runs for; a part that arrives at once is not timed
+        #: the part for which the timer runs; `None` if no timer runs
         self._timed: Literal["head", "body"] | None = None
         self._timer: TimerHandle | None = None
         self._unread_timer: TimerHandle | None = None
         self._body_bytes = 0  #: since the timer started
         self._is_in_head = True
         self._has_begun = False  #: whether a byte of any request has arrived
-        #: Bytes since a head began, or since it ended, that no request has received. The first
-        #: read of a head is not counted; it is bounded by the size of one read.
+        #: Bytes of the current head, or bytes after it that were discarded. The first read of a
+        #: head is left out, because a single read is limited anyway.
         self._unread_bytes = 0
         #: requests in the order of their answers; only the first may be answering now
         self._cycles: deque[RequestResponseCycle] = deque()
@@ -127,7 +126,7 @@ class BoundedProtocol(HttpToolsProtocol):
         limits = self._limits
         enough = limits.body_bytes_per_second_min * limits.body_pace_seconds
         is_body = self._timed == "body"
-        # The client isn't slow while we pause reading, or have not sent 100 Continue yet.
+        # The client waits for the service while reading is paused, or before 100 Continue is sent.
         waits_for_us = is_body and (self.flow.read_paused or self.cycle.waiting_for_100_continue)
         if waits_for_us or (is_body and self._body_bytes >= enough):
             self._set_timer()
@@ -136,7 +135,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if is_body:
             may_answer = len(self._cycles) <= 1 and not self.cycle.response_started
-        else:  # a connection without any request gets no answer
+        else:  # a response is sent only if a request has begun
             may_answer = self._has_begun and (cycle is None or cycle.response_complete)
         if may_answer:
             self._answer_408()
@@ -156,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Sends an error response with `status`, and closes the connection.
 
         Responses are sent in the order of the requests. If an earlier request of the connection is
-        still unanswered, the connection is closed without a response.
+        still unanswered, the error response is left out.
         """
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(STATUS_LINE[status] + b"connection: close\r\n\r\n" + text)
@@ -185,7 +184,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # A client that doesn't read would keep its answer in memory, and its stream open.
+        # If the client stops reading, the connection is closed, because the response would stay in
+        # memory and the stream open.
         seconds = self._limits.unread_seconds_max
         self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
 
@@ -225,7 +225,7 @@ class BoundedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         app = self.app
         if size > self._limits.head_bytes_max:
-            self.app, self.url = _too_large, b"/"  # uvicorn cannot parse a longer URL
+            self.app, self.url = _too_large, b"/"  # uvicorn fails to parse a longer URL
         super().on_headers_complete()
         self.app = app
         while self._cycles and self._cycles[0].response_complete:

@@ -28,10 +28,10 @@ from .sockets import listen
 KEEP_ALIVE_SECONDS = 75
 #: how long open requests may take to end when the service stops
 STOP_SECONDS = 20
-#: the same for a client that reads nothing of its answer
+#: the same for a client that has stopped reading its response
 STALLED_STOP_SECONDS = 5
-#: How often threads hand over Python's lock, in seconds. With the default of 5 ms the loop and the
-#: committers would wait for each other longer than a request takes.
+#: The interval at which threads hand over Python's global lock, in seconds. With the default of
+#: 5 ms, the event loop and the committers would wait for each other longer than a request takes.
 SWITCH_SECONDS = 0.0005
 
 
@@ -97,10 +97,10 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 def web_command(
     host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
 ) -> None:
-    """Run one web worker. You do not need this command if you use `foldlog serve`, which runs
-    several workers.
+    """Run one web worker. `foldlog serve` already runs as many web workers as you set.
 
-    You can run several workers on different addresses; all of them serve the same spaces.
+    Use this command to run more workers. Each needs its own address; all of them serve the same
+    spaces.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)
