@@ -1,6 +1,6 @@
-"""The product itself, as pure code. The clock, I/O, databases and HTTP are outside this package.
+"""The rules of Foldlog as pure code. This package is free of clocks, I/O, databases and HTTP.
 
 Read the modules in this order: `changesets` (the input), `events` (the content of the log),
-`proofs` (commitments and leaves), `merge` (the fold), `push_decider` (decides a push), `ports`
-(interfaces to the outside).
+`proofs` (commitments and leaves), `merge` (the fold), `push_decider` (decides a push), `ports` (the
+interfaces to databases and other outside parts).
 """

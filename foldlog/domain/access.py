@@ -1,8 +1,9 @@
 """Access control: rights, roles, tokens, devices, and the events that record their changes.
 
-The service shows a token's secret once and stores its digest. A token has one role, in the spaces
-that it was granted for. Devices are separate in each space too. Each grant, revocation and
-registration is an event in the space's log; the secret stays out of the log.
+The service shows the secret of a token once and stores only the SHA-256 digest of the secret. A
+token has one role, which is valid in the spaces that the token was granted for. A device is
+registered and revoked in each space separately. Each grant, revocation and registration is an event
+in the log of the space. Secrets are left out of these events.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _REVOKING = (b',"kind":"device-revoked"', b',"kind":"token-revoked"')
 
 
 class Right(Enum):
-    """The permission that an operation requires. Each operation names one."""
+    """A permission. Each operation of the API requires exactly one of these rights."""
 
     PUBLIC = "public"  #: open to every caller
     READ = "read"  #: the current data of a space, and its history
@@ -54,7 +55,8 @@ class Right(Enum):
 
 
 class Role(Enum):
-    """The purpose of a token. Only a device can write, so the log names each change's author."""
+    """The role of a token, which decides its rights. Only a token of a device can write, so that
+    the log names the author of each change."""
 
     DEVICE = "device"
     READER = "reader"
@@ -71,7 +73,7 @@ RIGHTS: Mapping[Role, frozenset[Right]] = {
 
 
 class Caller(NamedTuple):
-    """The sender of a request, and the caller's rights in the space of the request."""
+    """The sender of a request, with the rights that the sender has in the space of the request."""
 
     id: str  #: stable and public: it appears in logs and in the caused events
     rights: frozenset[Right]
@@ -81,20 +83,23 @@ class Caller(NamedTuple):
     expires_at: float = float("inf")  #: ms since 1970
 
     def check(self, right: Right) -> None:
-        """Raises `Forbidden` if the caller lacks the right."""
+        """Raises `Forbidden` if the caller lacks this right."""
         if right not in self.rights:
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` unless the caller may write as this device."""
+        """Raises `Forbidden` if the caller may not push changesets of this device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
     def attribution(self, by: str | None) -> str | None:
-        """The author of an action as the log names it: the name given in `by`, and the caller's id.
+        """Returns the author of an action, as the log names the author. `by` is a name that the
+        request gives.
 
-        An example is `Ann (token 7)`. The caller's id is the only text in round brackets,
-        so a name cannot imitate one. Raises `InvalidRequest` for an invalid name.
+        The result is the name followed by the caller's id in round brackets, for example `Ann
+        (token 7)`. Round brackets inside the name become square brackets, because a name must not
+        imitate the id of a caller. Raises `InvalidRequest` if `by` is empty, too long or
+        unprintable.
         """
         check_reason("-", by)
         named = "" if by is None else by.translate(_NO_ROUND_BRACKETS)
@@ -107,21 +112,23 @@ class Caller(NamedTuple):
 
 
 def new_token(random: bytes) -> tuple[str, bytes]:
-    """Makes a token from `TOKEN_BYTES` random bytes: the secret for its holder, and its digest."""
+    """Makes a token from `TOKEN_BYTES` random bytes. Returns the secret text for the holder of the
+    token, and the digest that the service stores."""
     text = TOKEN_PREFIX + urlsafe_b64encode(random).rstrip(b"=").decode()
     return text, digest_of(text)
 
 
 def digest_of(token: str) -> bytes:
-    """The digest of a token, which the service stores and looks up.
+    """Returns the SHA-256 digest of a token. The service stores this digest and looks tokens up by
+    it.
 
-    A plain hash is enough, because guessing 256 random bits is impossible.
+    A plain hash is enough, because a token has 256 random bits, which are impossible to guess.
     """
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to grant a token."""
+    """The facts of a token that an admin wants to grant."""
 
     role: Role
     device: str | None = None
@@ -129,7 +136,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None  #: ms since 1970
 
     def check(self, now_ms: int, by: str | None = None) -> None:
-        """Raises `InvalidRequest` for invalid facts, or an invalid name of the granting person."""
+        """Raises `InvalidRequest` if the facts of this grant are invalid. `by` is the name of the
+        person who grants the token; an invalid name raises the same error."""
         check_reason("-", by)
         if (self.role is Role.DEVICE) != (self.device is not None):
             raise InvalidRequest(
@@ -143,7 +151,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """The public facts of a token, as lists show them. Times are ms since 1970."""
+    """The public facts of a token, as lists of tokens show them. All times are in ms since 1970."""
 
     id: str
     space: str
@@ -159,7 +167,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     is_device_revoked: bool = False  #: in the space of the query
 
     def caller(self) -> Caller:
-        """The caller that this token identifies. Raises `DeviceRevoked`."""
+        """Returns the caller that this token identifies. Raises `DeviceRevoked` if the device of
+        the token was revoked."""
         if self.is_device_revoked:
             raise DeviceRevoked(f"the device {self.device} was revoked")
         return Caller(
@@ -175,7 +184,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a token from the app's own sign-in."""
+    """The facts in a token that the app's own sign-in issued (a JWT)."""
 
     subject: str
     spaces: frozenset[str]
@@ -188,7 +197,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that is registered, revoked, or has pushed. Times are ms since 1970."""
+    """A device of a space: the device was registered or revoked, or has pushed changesets. All
+    times are in ms since 1970."""
 
     device: str
     counter: int = 0  #: of its last changeset
@@ -198,7 +208,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: int | None = None
 
     def after(self, update: Device) -> Device:
-        """The device after an event with this update."""
+        """Returns this device with the changes of one event. `update` contains the facts that the
+        event sets."""
         return msgspec.structs.replace(
             self,
             name=update.name or self.name,
@@ -208,8 +219,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRegistered(msgspec.Struct, omit_defaults=True):
-    """The body of a `device-registered` event. The order of the members is the order of the stored
-    bytes, as in the three bodies below."""
+    """The body of a `device-registered` event. The members are stored in this order. The same is
+    true of the three structs below."""
 
     device: str
     name: str | None = None
@@ -246,14 +257,17 @@ KINDS: Mapping[type[msgspec.Struct], str] = {
 
 
 def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
-    """The event that records a change of access."""
+    """Makes the event that records a grant, a registration or a revocation. The type of `body`
+    decides the kind of the event."""
     return body_entry(envelope, KINDS[type(body)], body)
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
-    """The updates of devices that these events make, one for each event.
+    """Returns the changes of devices that these events make: one `Device` for each registration or
+    revocation.
 
-    Raises `ValueError` for a forged event.
+    Raises `ValueError` if the body of such an event is invalid, because the event is forged or
+    damaged.
     """
     return [
         _device_update(entry)
@@ -276,29 +290,30 @@ def _device_update(entry: LogEntry) -> Device:
 
 
 def is_revocation(state: bytes) -> bool:
-    """Whether these are the bytes of an event that takes rights away."""
+    """Returns whether `state`, the bytes of an event, is a revocation of a token or a device."""
     comma = state.find(b",", 0, 30)
     return state.startswith(_REVOKING, comma)
 
 
 def check_device(device: str) -> None:
-    """Raises `InvalidRequest` for an invalid device id."""
+    """Raises `InvalidRequest` unless the id of a device is a UUID in lower case."""
     if not is_uuid(device):
         raise InvalidRequest("a device's id must be a UUID in lower case")
 
 
 def check_space(space: str) -> None:
-    """Raises `InvalidRequest` for an invalid name of a space."""
+    """Raises `InvalidRequest` if this text is an invalid name for a space."""
     if not is_space(space):
         raise InvalidRequest(f"{space!r} is an invalid name of a space: use 1-64 of a-z 0-9 - _ .")
 
 
 def check_space_or_all(space: str) -> None:
-    """Raises `InvalidRequest` for text other than a space's name or `EVERY_SPACE`."""
+    """Raises `InvalidRequest` unless this text is a valid name of a space, or `EVERY_SPACE`."""
     if space != EVERY_SPACE:
         check_space(space)
 
 
 def check_name(name: str | None) -> None:
-    """Raises `InvalidRequest` for an invalid name. Names stay in the log for ever."""
+    """Raises `InvalidRequest` if the name of a token is empty, longer than 100 characters, or
+    unprintable. `None` is accepted. Such names stay in the log for ever."""
     check_text("name", "-" if name is None else name, NAME_LENGTH_MAX)

@@ -1,15 +1,17 @@
-"""Decides whether a new schema is additive: it allows all values that the old one allowed.
+"""Decides whether a new schema is additive, which means that it allows all values that the old
+schema allowed.
 
-The decision compares the two schemas and ignores documents. It is conservative: a schema counts as
-additive only if this can be shown. Each keyword of the new schema is a demand. The demand is met if
-a keyword of the old schema demands at least as much, or if the old schema forbids the types that
-the keyword applies to. For properties and items, the subschemas are compared.
+The decision compares the two schemas only; stored records play no part. A schema counts as additive
+only if the comparison can show that it is. Each keyword of the new schema is a demand on values.
+The demand is met if a keyword of the old schema demands at least as much, or if the old schema
+forbids all types that the keyword applies to. The subschemas of properties and items are compared
+in the same way.
 
-Recognized keywords: types, `const` and `enum`, ranges and lengths, `multipleOf`, `pattern` and
-`format` (unchanged or removed), `required`, `dependentRequired`, properties by name, by pattern and
-all others, `propertyNames`, items, `$ref` (recursive ones too), `allOf`, `anyOf`. For `oneOf`,
-`not`, `if`, `contains`, `dependentSchemas` and `unevaluated...` the comparison only recognizes that
-they were removed or are unchanged.
+The comparison understands these keywords: types, `const` and `enum`, ranges and lengths,
+`multipleOf`, `pattern` and `format` (unchanged or removed), `required`, `dependentRequired`,
+`properties`, `patternProperties`, `additionalProperties`, `propertyNames`, items, `$ref` (also
+recursive), `allOf`, `anyOf`. For `oneOf`, `not`, `if`, `contains`, `dependentSchemas` and
+`unevaluated...` it only recognizes that they were removed or are unchanged.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ OBJECT_KEYWORDS = words("properties patternProperties additionalProperties")
 
 
 def breaking_changes(old: JsonSchema, new: JsonSchema) -> list[Violation]:
-    """The places where the new schema may refuse an allowed value; empty if it is additive."""
+    """Returns the places where the new schema may refuse a value that the old schema allows,
+    `REASONS_MAX` places at most. The list is empty if the new schema is additive."""
     try:
         return list(_Comparison(old.schema, new.schema).reasons())[:REASONS_MAX]
     except _TooManySteps:
@@ -86,7 +89,8 @@ _encode = msgspec.json.encode
 
 
 class _Comparison:
-    """Compares two checked schemas. In all methods the first schema is a part of the old one."""
+    """Compares two valid schemas. In all methods, `old` and `parts` are parts of the old schema,
+    and `new` is a part of the new one."""
 
     def __init__(self, old: Schema, new: Schema):
         self.old, self.new = old, new
@@ -105,7 +109,7 @@ class _Comparison:
     # -- Old and new, as a whole ------------------------------------------------------------------
 
     def _implies(self, old: list[Any], new: Any) -> bool:
-        """Whether each value that is valid by all of `old` is valid by `new`."""
+        """Returns whether `new` allows each value that all schemas of `old` allow."""
         return next(self._unmet("", old, new), None) is None
 
     def _unmet(self, pointer: str, old: list[Any], new: Any) -> Iterator[Violation]:
@@ -140,9 +144,10 @@ class _Comparison:
                 yield from self._check_keyword(pointer, parts, new, keyword)
 
     def _flattened(self, old: Iterable[Any]) -> list[Any] | None:
-        """The flat list of schemas that apply to a value, with references and `allOf` resolved.
+        """Returns all schemas that apply to a value, as one list. References and `allOf` are
+        replaced by the schemas that they stand for.
 
-        `None` if every value is invalid.
+        Returns `None` if one of the schemas is `false`, which forbids every value.
         """
         parts: list[Any] = []
         for part in old:
@@ -160,7 +165,8 @@ class _Comparison:
         return _distinct(parts)
 
     def _listed_values(self, parts: list[Any]) -> list[Any] | None:
-        """The valid values, if the old schema lists them."""
+        """Returns the values that the old schema lists with `const` or `enum` and also allows.
+        Returns `None` if both keywords are missing."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
             if listed is not None:
@@ -217,7 +223,8 @@ class _Comparison:
         )
 
     def _is_met_directly(self, parts: list[Any], keyword: str, value: Any) -> bool:
-        """Whether one part meets the demand, or all parts together do."""
+        """Returns whether the old schema meets this demand by its own keywords, apart from `anyOf`
+        and `oneOf`."""
         if keyword in _MEETS:
             return any(_MEETS[keyword](part, value) for part in parts)
         if keyword == "type":
@@ -264,8 +271,8 @@ class _Comparison:
     # -- Into objects and arrays ------------------------------------------------------------------
 
     def _compare_objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Compares the properties: each one that the old schema allows must be allowed with all its
-        values."""
+        """Compares the properties of objects. The new schema must allow each property that the old
+        schema allows, with all its values."""
         olds = [part for part in parts if OBJECT_KEYWORDS & part.keys()]
         for name, demanded in new.get("properties", {}).items():
             where = f"{pointer}/properties/{escaped(name)}"
@@ -280,7 +287,8 @@ class _Comparison:
     def _compare_pattern(
         self, where: str, olds: list[Any], pattern: str, demanded: Any
     ) -> Iterator[Violation]:
-        """Compares the properties whose names match one of the new patterns."""
+        """Compares the properties whose names match one pattern in `patternProperties` of the new
+        schema."""
         same = [old["patternProperties"][pattern] for old in olds if pattern in _patterns(old)]
         if same and self._implies(same, demanded):
             return
@@ -307,10 +315,10 @@ class _Comparison:
         demanded: Any,
         patterns_known: frozenset[str] = frozenset(),
     ) -> Iterator[Violation]:
-        """Compares the properties that the old schema leaves unnamed.
+        """Compares the properties that are missing in `properties` of the old schema.
 
-        It is enough that one part of the old schema bounds them. Its own names are compared
-        separately.
+        The demand is met if one part of the old schema allows only values for these properties that
+        the new schema allows too.
         """
         first: list[Violation] = []
         for old in olds or [{}]:
@@ -337,7 +345,7 @@ class _Comparison:
 
 
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
-    """Removes duplicates, so that a recursion is recognized."""
+    """Removes equal schemas from a list, because a recursion is recognized by equal lists."""
     return list({_encode(schema): schema for schema in schemas}.values())
 
 
@@ -351,7 +359,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema without annotations. Other values are kept unchanged."""
+    """Returns a schema with its annotations, such as `title`, removed. Returns `true`, `false` and
+    other values unchanged."""
     if not isinstance(schema, dict):
         return schema
     plain: dict[str, Any] = {}
@@ -374,7 +383,7 @@ def _types(schema: Schema) -> frozenset[str]:
 
 
 def types_of(parts: Iterable[Schema]) -> frozenset[str]:
-    """The types that all of these schemas allow."""
+    """Returns the JSON types that all of these schemas allow."""
     return TYPES.intersection(*map(_types, parts))
 
 
@@ -383,7 +392,8 @@ def _required(parts: Iterable[Schema]) -> set[str]:
 
 
 def _required_with(parts: list[Any], name: str) -> set[str]:
-    """The properties that must be present if this one is."""
+    """Returns the names of the properties that an object must have if it has the property
+    `name`."""
     depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
     return _required(parts).union(*depending)
 
@@ -398,7 +408,7 @@ def _named_by(schemas: Iterable[Schema]) -> set[str]:
 
 
 def _schemas_of_name(schemas: Iterable[Schema], name: str) -> list[Any]:
-    """The subschemas of all these schemas that apply to a property."""
+    """Returns the subschemas in these schemas that apply to the property `name`."""
     return [part for schema in schemas for part in _schemas_of_property(schema, name)]
 
 

@@ -1,7 +1,8 @@
-"""Audits a log from its stored bytes: every hash, number, time and erasure, up to the root.
+"""Audits a log from its stored bytes: checks every hash, seq, time and erasure, and computes the
+root of the Merkle tree.
 
-The audit trusts only the bytes of the events and their salts. To verify a log, compare the root
-that it computes with the root of a checkpoint that was signed or saved.
+The audit reads only the bytes of the events and their salts. To verify a log, compare the computed
+root with the root of a signed checkpoint, or with a root that you saved earlier.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MALFORMED_ERRORS = (
 
 
 class Evidence(NamedTuple):
-    """A stored event. `ops_hash` is the stored hash, if the source of the event provides it."""
+    """A stored event for the audit. `ops_hash` is the stored hash of its operations, if the source
+    of the event has it; the audit then compares it with the computed one."""
 
     state: bytes
     salt: bytes
@@ -33,7 +35,7 @@ class Evidence(NamedTuple):
 
 
 class WrongEvent(Exception):
-    """The first event that is wrong, and the reason."""
+    """Raised at the first event that fails the audit. `seq` is the event, `why` the reason."""
 
     def __init__(self, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -42,7 +44,8 @@ class WrongEvent(Exception):
 
 
 class AuditCursor(msgspec.Struct):
-    """The position of an audit, with all data that is needed to resume there."""
+    """The position that an audit has reached, with all data that is needed to continue the audit
+    there."""
 
     seq: int = 0
     received_at: str = ""
@@ -58,9 +61,10 @@ class AuditCursor(msgspec.Struct):
 
     @classmethod
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
-        """A position after `seq`. The tiles are trusted until the root is compared.
+        """Returns a cursor that starts an audit in the middle of a log, after event `seq`.
 
-        Raises `InvalidProof` if the tiles belong to another tree.
+        `tiles` are the tiles of the tree of `seq` events. They are proved right or wrong only when
+        the root is compared. Raises `InvalidProof` if hashes are missing in them.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -69,12 +73,13 @@ class AuditCursor(msgspec.Struct):
 
 
 class Erasures:
-    """Tracks the values that were removed from a log, and the events that allow it.
+    """Tracks which values were removed from a log, and checks that a `record-erased` event allows
+    each removal.
 
-    An erased operation states its own commitment, so its leaf is right in any case. The removal is
-    legitimate if the changeset had not seen a `record-erased` event of the record: the event came
-    later, or it was already in the log when the changeset arrived. Only an append can add such an
-    event.
+    An erased operation contains its own commitment, so the hash of its event is right in any case.
+    A removal is allowed in two cases. In the first case, a `record-erased` event of the record
+    follows the changeset in the log. In the second case, the `record-erased` event comes before the
+    changeset, and the changeset's `base` is lower than the seq of that event.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Erasures:
         )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
-        """Reads the next event."""
+        """Reads the next event of the log: remembers its erased operations and its erasure."""
         if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
@@ -98,8 +103,8 @@ class Erasures:
             self.owing.pop(event.erased_key, None)
 
     def check(self) -> None:
-        """To be called at the end of a log. Raises `WrongEvent` for values that were removed
-        without an erasure."""
+        """Raises `WrongEvent` if values were removed from the log and no `record-erased` event
+        allows this. Call this method after the last event."""
         if self.owing:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
             raise WrongEvent(
@@ -108,10 +113,11 @@ class Erasures:
 
 
 class LogAudit:
-    """Checks the events of one log, in order."""
+    """Checks the events of one log in their order, and computes the Merkle tree over them."""
 
     def __init__(self, start: AuditCursor | None = None):
-        """Raises `InvalidProof` if `start` is impossible."""
+        """Starts an audit at `start`, or at the first event. Raises `InvalidProof` if the tiles in
+        `start` belong to a tree of another size."""
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
@@ -126,7 +132,7 @@ class LogAudit:
 
     @property
     def seq(self) -> int:
-        """The last event that was checked."""
+        """The seq of the last event that was checked, or 0."""
         return self._builder.size
 
     @property
@@ -145,9 +151,11 @@ class LogAudit:
         )
 
     def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
-        """Checks the next events and returns the tiles that have changed.
+        """Checks the next events of the log. Returns the tiles of the tree that these events have
+        changed.
 
-        Raises `WrongEvent`. The events before the wrong one then count as checked.
+        Raises `WrongEvent` at the first wrong event. The events before it count as checked, so
+        `seq` and `root` include them.
         """
         leaves: list[bytes] = []
         for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
@@ -173,15 +181,21 @@ class LogAudit:
 
     @property
     def is_settled(self) -> bool:
-        """Whether each removed value is covered by an erasure.
+        """Returns whether the events read so far explain each removed value by an erasure.
 
-        If a record is erased while the audit reads the log, the event that covers it comes later.
-        If the audit began in the middle of the log, an earlier event may cover the value, so the
-        answer is true.
+        If a record is erased while the audit reads the log, the answer is false until the audit has
+        read the `record-erased` event, so read further events then. If the audit began in the
+        middle of the log, the answer is always true, because the event that explains a removal may
+        come before that point.
         """
         return not (self._is_from_first and self._erasures.owing)
 
     def check_erasures(self) -> None:
-        """To be called at the end of a log. Raises `WrongEvent` unless the log `is_settled`."""
+        """Raises `WrongEvent` if values were removed from the log and no `record-erased` event
+        allows this. Call this method after the last event.
+
+        An audit that began in the middle of the log skips this check, because the event that allows
+        a removal may come before that point.
+        """
         if self._is_from_first:
             self._erasures.check()

@@ -1,7 +1,7 @@
-"""Changesets: the operations that one device made together, as they arrive on the wire.
+"""Changesets: the operations that one device made together, decoded from the JSON of a push.
 
-Format: docs/reference/protocol.md. Decoding is strict: every unknown or invalid part is an error
-with a path.
+The format is described in docs/reference/protocol.md. The decoder is strict: for an unknown or
+invalid member it raises an error that names the place of the member.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LocalIds = dict[str, dict[str, str]]
 
 # Decoded JSON has no reference cycles, so the garbage collector can leave it out (`gc=False`).
 class Operation(msgspec.Struct, omit_defaults=True, gc=False):
-    """One edit of one record. The order of the members is the order of the stored bytes."""
+    """One edit of one record. The members are stored in this order."""
 
     op: Literal["put", "add", "delete"]
     collection: str
@@ -51,7 +51,8 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def key(self) -> Key:
-        """(collection, id) of the edited record. `id` must be resolved first."""
+        """Returns the (collection, id) of the edited record. An operation with a `local_id` must
+        have got its `id` before."""
         assert self.id is not UNSET
         return self.collection, self.id
 
@@ -60,7 +61,8 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
         return self.if_seq is not UNSET or self.expect is not UNSET
 
     def same_as(self, other: Operation) -> bool:
-        """Whether both are equal as values. `local_id` is ignored, because it determines `id`."""
+        """Returns whether both operations have equal content. `local_id` is ignored, because `id`
+        is computed from it."""
         return (
             self.op == other.op
             and self.collection == other.collection
@@ -73,11 +75,13 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class WireOperation(Operation, forbid_unknown_fields=True):
-    """An operation as a device sends it."""
+    """An operation as a device sends it. Unknown members are an error here, while `Operation`
+    ignores them."""
 
 
 class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The operations that a device made together, under an id that it saved before sending."""
+    """The operations that a device made together. The device chose the id and saved it before
+    sending the changeset."""
 
     id: str
     base: int
@@ -96,7 +100,8 @@ class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Push(msgspec.Struct):
-    """The changesets of one request. All are from one device, in the order of their creation."""
+    """The changesets that one request pushes. All come from one device, in the order in which the
+    device made them."""
 
     device: str
     sent_at: datetime
@@ -119,12 +124,13 @@ _PATH_INDEX = re.compile(r"\$\[(\d+)\]")
 
 
 def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> list[Changeset]:
-    """Decodes the `changesets` of a push; each `local_id` is resolved to its `id`.
+    """Decodes the member `changesets` of a push, and computes the `id` of each operation that has a
+    `local_id`.
 
-    Raises `InvalidChangeset` or `LimitExceeded` with `index` and, if it is known, `pointer` (RFC
-    6901, relative to the array). Raises `InvalidRequest` for invalid JSON, and
-    `LimitExceeded` without an index if the changesets together are too large; smaller pushes may
-    pass then.
+    Raises `InvalidChangeset` or `LimitExceeded` for one bad changeset. The error has the `index` of
+    the changeset and, if possible, a `pointer` (RFC 6901, relative to the array) to the bad member.
+    Raises `InvalidRequest` for invalid JSON. Raises `LimitExceeded` without an `index` if all
+    changesets together are too large; the device can then send them in smaller pushes.
     """
     try:
         changesets = _decode(raw)
@@ -160,7 +166,8 @@ def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
 
 
 def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
-    """The error for invalid JSON. Raises `LimitExceeded` as `check_searchable` does."""
+    """Returns the error for a text that is invalid JSON. Raises `LimitExceeded` if the text is too
+    large to find the fault in it."""
     check_searchable(text, limits)
     deep = deep_item(text)
     if deep is not None:
@@ -173,7 +180,8 @@ def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
 
 
 class _Invalid(ValueError):
-    """A fault of a changeset: its reason, its place, and the name of the exceeded limit, if any."""
+    """Raised for a fault of a changeset. Contains the reason, a JSON pointer to the fault, and the
+    name of the exceeded limit if there is one."""
 
     def __init__(self, pointer: str, message: str, limit: str | None = None):
         super().__init__(message)
@@ -188,9 +196,10 @@ def _refusal(found: _Invalid, limits: Limits, **where: Any) -> InvalidChangeset 
 
 
 def _pointer(path: str) -> str:
-    """Converts `$[3].ops[0].fields` to the JSON pointer `/3/ops/0/fields`.
+    """Converts a path of msgspec, such as `$[3].ops[0].fields`, to a JSON pointer, such as
+    `/3/ops/0/fields`.
 
-    msgspec writes `[...]` in the place of a member's name; the pointer ends before it.
+    msgspec writes `[...]` in the place of the key of a map. The pointer ends before that place.
     """
     known, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", known))
@@ -202,18 +211,20 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
-    """Raises `LimitExceeded` for unreadable bytes that are too large to search for the fault.
+    """Raises `LimitExceeded` if a body that could not be decoded is too large to find the fault in
+    it.
 
-    The device can then send smaller pushes to find the faulty changeset.
+    The device can then send smaller pushes to find the bad changeset.
     """
     if len(raw) > limits.unreadable_bytes_max:
         raise LimitExceeded("unreadable_bytes_max", limits.unreadable_bytes_max, _UNREADABLE)
 
 
 def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:
-    """Finds the bytes of an array that is the member `member` of an object, also in invalid JSON.
+    """Returns the bytes of the array that is the value of `member` in a JSON object.
 
-    Reads only brackets and strings. Returns `None` if the array is missing or cut off.
+    It also works if the JSON is invalid inside the array, because it reads only brackets and
+    strings. Returns `None` if the array is missing or cut off.
     """
     depth, start = 0, None
     name = None  # of the last member of the object
@@ -233,7 +244,9 @@ def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None
 
 
 def deep_item(raw: bytes | bytearray) -> int | None:
-    """The index of an array's item that is too deep to decode. JSON readers do not report it."""
+    """Returns the index of the first item of a JSON array that is nested too deeply to be decoded,
+    or `None`. This function exists because JSON readers fail at such an item and do not report its
+    index."""
     depth, index = 0, 0
     for found in _TOKENS.finditer(raw):
         token = found[0]
@@ -253,11 +266,11 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _index_of_unreadable(raw: bytes) -> int | None:
-    """The index of the unreadable changeset, or `None` if it is unknown.
+    """Returns the index of the changeset that is invalid JSON, or `None` if it cannot be found.
 
-    The device must set this changeset aside, or it blocks the queue for ever. A lone surrogate is
-    the usual cause (half an emoji, cut by a program). This search is slow, so it runs only after a
-    failure.
+    The device needs the index to set this changeset aside, because otherwise its queue is blocked
+    for ever. The usual cause is half a surrogate pair (an emoji that a program cut in two). The
+    search is slow, so it runs only after decoding has failed.
     """
 
     def skip_space(at: int) -> int:
@@ -313,7 +326,7 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
 
 
 def check_operation(op: Operation, limits: Limits) -> None:
-    """Checks a local operation by the rules of `decode_changesets`.
+    """Checks an operation before it is sent, by the same rules as `decode_changesets`.
 
     Raises `InvalidChangeset` or `LimitExceeded`.
     """
@@ -388,7 +401,8 @@ def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:
 
 
 class Content(Protocol):
-    """The content of a changeset. A received changeset and a stored event both have it."""
+    """The members that `same_content` compares. Both a received changeset and a stored event have
+    them."""
 
     @property
     def ops(self) -> Sequence[Operation]: ...
@@ -399,11 +413,11 @@ class Content(Protocol):
 
 
 def same_content(changeset: Changeset, stored: Content) -> bool:
-    """Whether a repeated changeset equals the stored one.
+    """Returns whether a repeated changeset has the same content as the stored one with its id.
 
-    Compares `ops`, `made_at` and `guard` as values. `base`, `counter` and the device are ignored,
-    because they may change when a device recovers. If an operation of the event is erased, equal
-    ids are enough.
+    Compares `ops`, `made_at` and `guard` as values. Ignores `base`, `counter` and the device,
+    because they may change when a device recovers. Returns true if an operation of the stored
+    changeset was erased, because its values can no longer be compared.
     """
     if any(op.erased is not UNSET for op in stored.ops):
         return True
@@ -416,7 +430,8 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
 
 
 def local_ids(ops: Iterable[Operation]) -> LocalIds:
-    """The ids of the records that these operations name by the device's own keys."""
+    """Returns the ids of the records that these operations name by a `local_id`: {collection:
+    {local id: id}}."""
     found: LocalIds = {}
     for op in ops:
         if op.local_id is not UNSET:

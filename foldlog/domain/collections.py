@@ -1,12 +1,13 @@
 """Defined collections: the schema of their records, and changes of that schema.
 
-The schema checks two things. First, each value that a `put` writes, even if it loses the
-merge. Second, each record that a changeset touches, in its state after the changeset, under the
-space's lock: keywords such as `required` concern the whole record, and a `put` writes a part of it.
+A push is checked against the schema in two ways. First, each value that a `put` writes is checked,
+even if the value loses the merge. Second, each record that a changeset touches is checked in its
+state after the changeset, because a keyword such as `required` concerns the whole record and a
+`put` may write only a part of it. The second check runs while the space is locked.
 
-A changeset is refused for a violation that it causes itself; a violation that the record had before
-is accepted. Deleted records are exempt. For most changesets the operations alone show that
-they cause no violation (`is_valid_alone`).
+A changeset is refused for a violation that it causes. A violation that the record already had is
+accepted, and so is every violation in a deleted record. For most changesets the operations alone
+are enough to decide (see `is_valid_alone`), which saves reading their records.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FIRST_MAX = 10  #: violations that are listed individually
 
 
 class RecordSchema:
-    """The schema of a collection's records."""
+    """The schema of the records of one collection, with the checks that a push needs."""
 
     def __init__(self, schema: JsonSchema):
         self.json = schema
@@ -48,7 +49,8 @@ class RecordSchema:
 
     @classmethod
     def of(cls, schema: Schema) -> RecordSchema:
-        """Builds it from a schema that was checked when the collection was defined."""
+        """Makes a `RecordSchema` from a stored schema. The schema is trusted here, because it was
+        checked when the collection was defined."""
         return cls(JsonSchema(schema))
 
     @cached_property
@@ -57,7 +59,8 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def is_valid_alone(self, op: Operation) -> bool:
-        """Whether this operation is valid on every possible state of the record."""
+        """Returns whether this operation leaves the record valid in every state that the record may
+        have. If the answer is false, the record must be read to decide."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:
@@ -70,11 +73,13 @@ class RecordSchema:
         )
 
     def invalid_value(self, fields: Mapping[str, Any]) -> Violation | None:
-        """The first value that is invalid in every record of the collection."""
+        """Returns the violation of the first value in `fields` that is invalid in every record of
+        the collection, or `None`."""
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
     def new_violation(self, before: Record | None, after: Record) -> Violation | None:
-        """The first violation of a record that is new, compared with the record `before`."""
+        """Returns the first violation that the record has in its state `after` but lacked in its
+        state `before`, or `None`."""
         if not after.is_live or self.json.fits(after.fields):
             return None
         known: set[tuple[Any, ...]] = set()
@@ -84,7 +89,7 @@ class RecordSchema:
         return next(new, None)
 
     def violation(self, fields: Mapping[str, Any]) -> Violation | None:
-        """The first violation of a record, new or old."""
+        """Returns the first violation in a record with these fields, or `None`."""
         return next((fault.violation for fault in self.json.faults(fields)), None)
 
 
@@ -96,7 +101,8 @@ Schemas = Mapping[str, RecordSchema]  #: by the name of the defined collection
 
 
 def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
-    """Whether these operations can be judged only with the records that they touch."""
+    """Returns whether the records that these operations touch must be read to check the operations
+    against the schemas."""
     for op in ops:
         schema = schemas.get(op.collection)
         if schema is not None and not schema.is_valid_alone(op):
@@ -107,9 +113,10 @@ def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
 def schema_refusal(
     event: Event, records: Mapping[Key, Record], schemas: Schemas
 ) -> Refusal | UnsetType:
-    """The refusal of an event that violates a schema, or `UNSET`.
+    """Returns the refusal of an event that violates a schema, or `UNSET` if the event is valid.
 
-    `records` has the current state of each record of a defined collection that the event touches.
+    `records` must contain the current state of each record that the event touches in a defined
+    collection.
     """
     ops = [op for op in event.ops if op.collection in schemas]
     for op in ops:
@@ -132,7 +139,8 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition. `Definition` adds the schema."""
+    """The facts of one version of a collection's definition. The subclass `Definition` adds the
+    schema."""
 
     collection: str
     version: int
@@ -143,13 +151,14 @@ class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class Definition(Version, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition, with the schema."""
+    """A version of a collection's definition, including the schema."""
 
     schema: dict[str, Any]
 
 
 class Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `collection-defined` event. Names and order are stored for ever."""
+    """The body of a `collection-defined` event. The names and the order of the members are stored,
+    so they must never change."""
 
     collection: str
     version: int
@@ -163,7 +172,8 @@ def definition_entry(envelope: Envelope, body: Body) -> LogEntry:
 
 
 def definition_of(event: Event) -> Definition:
-    """The definition in a `collection-defined` event. Raises `msgspec.ValidationError`."""
+    """Returns the definition that a `collection-defined` event contains. Raises
+    `msgspec.ValidationError` if the body of the event is invalid."""
     body = msgspec.convert(event.body, Body)
     return Definition(
         collection=body.collection,
@@ -177,7 +187,7 @@ def definition_of(event: Event) -> Definition:
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """A request to define a collection."""
+    """A request to define a collection, or to change its schema."""
 
     schema: JsonSchema
     by: str | None = None
@@ -188,7 +198,8 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class InvalidRecord(msgspec.Struct):
-    """A record that violates the schema."""
+    """A stored record that violates the new schema, with the first place of a violation and the
+    reason."""
 
     id: str
     path: str
@@ -196,7 +207,7 @@ class InvalidRecord(msgspec.Struct):
 
 
 class Check(msgspec.Struct):
-    """The result of checking the stored records of a collection."""
+    """The result of checking the stored records of a collection against a new schema."""
 
     checked: int = 0
     violating: int = 0
@@ -212,7 +223,8 @@ class Check(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """The result of a definition or a dry run. `seq` is `None` after a dry run."""
+    """The result of defining a collection, or of a dry run. `seq` is the event of the definition,
+    or `None` after a dry run."""
 
     collection: str
     version: int
@@ -224,7 +236,8 @@ class Outcome(msgspec.Struct):
 
 
 class Plan:
-    """Decides on a definition: the checks that it needs, and their results."""
+    """Decides whether a collection may get the wanted schema, and which checks are needed
+    before."""
 
     def __init__(self, collection: str, wanted: Proposal, current: Definition | None):
         self.collection = collection
@@ -239,26 +252,29 @@ class Plan:
 
     @property
     def needs_check(self) -> bool:
-        """Whether stored records must be checked: for a first version, and for one that is not
-        additive."""
+        """Returns whether the stored records must be checked against the new schema. This is
+        necessary for a first version, and for a schema that may refuse values that the current one
+        allows."""
         return not self.is_known and (self.current is None or bool(self.reasons))
 
     def check_version(self) -> None:
-        """Raises `VersionConflict`, unless the current version already has this schema."""
+        """Raises `VersionConflict` if the request expects another current version. The check is
+        skipped if the current version already has the wanted schema."""
         version = self.version - 1
         expected = self.wanted.if_version
         if not self.is_known and expected is not None and expected != version:
             raise VersionConflict(f"the version is {version}, not {expected}", version=version)
 
     def check_additive(self) -> None:
-        """Raises `SchemaNotAdditive` if the new schema may refuse values that the current one
-        allows."""
+        """Raises `SchemaNotAdditive` if the new schema may refuse values that the current schema
+        allows. The check is skipped for a dry run, and if the request has `force`."""
         if self.reasons and not (self.wanted.force or self.wanted.is_dry_run):
             reasons = msgspec.to_builtins(self.reasons)
             raise SchemaNotAdditive(version=self.version - 1, reasons=reasons)
 
     def check_stored(self, check: Check) -> None:
-        """Raises `SchemaViolated` if stored records are invalid."""
+        """Raises `SchemaViolated` if stored records violate the new schema. The check is skipped
+        for a dry run, and if the request has `force`."""
         if check.violating and not (self.wanted.force or self.wanted.is_dry_run):
             raise SchemaViolated(
                 f"{check.violating} of {check.checked} stored records do not fit",
@@ -281,7 +297,8 @@ class Plan:
 
 
 def check_collection_count(defined: Iterable[str], collection: str, limits: Limits) -> None:
-    """Raises `LimitExceeded` if the space already has the maximum number of collections."""
+    """Raises `LimitExceeded` if `collection` is new and the space already has the maximum number of
+    defined collections."""
     names = set(defined)
     if collection not in names and len(names) >= limits.collections_per_space_max:
         raise LimitExceeded("collections_per_space_max", limits.collections_per_space_max)

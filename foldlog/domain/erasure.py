@@ -1,8 +1,9 @@
-"""Erasing a record: its values leave the log, and all proofs stay valid.
+"""Erases records: removes their values from the log, while all proofs about the log stay valid.
 
-Each operation on the record is replaced by its commitment. The event's salt is replaced by the
-salts of the remaining operations, so that guessing the erased values is impossible. The header
-and the remaining operations keep their bytes, and the leaf stays the same.
+Each operation on the record is replaced by its commitment, a salted hash of its bytes. The salt of
+the event is replaced by the salts of its other operations, because with the event's salt an erased
+value could be guessed and tested. The header of the event and its other operations keep their
+bytes, and the event's leaf in the Merkle tree stays the same.
 
 See docs/explanation/erasure.md.
 """
@@ -25,7 +26,7 @@ _encode = msgspec.json.encode
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `record-erased` event, in the order of the stored bytes."""
+    """The body of a `record-erased` event. The members are stored in this order."""
 
     collection: str
     id: str
@@ -34,12 +35,14 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | None) -> LogEntry:
-    """The event that records an erasure and its reason."""
+    """Makes the event that records the erasure of a record, with the reason and the name of the
+    person."""
     return body_entry(envelope, RECORD_ERASED, _Body(*key, reason, by))
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
-    """{record: seq of its last `record-erased` among these events}."""
+    """Returns the records that these events erase, each with the seq of its last `record-erased`
+    event."""
     found: dict[Key, int] = {}
     for entry in entries:
         if entry.kind == RECORD_ERASED:
@@ -50,10 +53,11 @@ def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
 
 
 def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes, bytes] | None:
-    """Erases the operations on these records from a stored changeset. Returns its new state and
-    salt.
+    """Erases the operations on the records `keys` from a stored changeset. Returns the new bytes of
+    the event and its new salt.
 
-    Returns `None` if the changeset lacks such an operation.
+    Returns `None` if the changeset lacks operations on these records, or if all of them are erased
+    already.
     """
     event = decode_event(state)
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
@@ -75,7 +79,8 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
 
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
-    """The log's entry after the erasure of these records."""
+    """Returns a log entry in which the operations on the records `keys` are erased. An entry that
+    lacks such operations is returned unchanged."""
     erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
@@ -84,10 +89,11 @@ def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Selects records to erase: by their keys, or by values that they have or had.
+    """Selects the records to erase, either by their keys, or by values that they have or once had.
 
-    `where` selects every record of `collection` for which any operation ever set or expected these
-    values. It also finds values that were overwritten, lost a conflict, or were refused.
+    `where` selects every record of `collection` that has an operation with all of these values in
+    `fields` or in `expect`. The operation counts even if its values were overwritten later, lost a
+    conflict, or were refused.
     """
 
     keys: tuple[Key, ...] = ()
@@ -95,7 +101,7 @@ class Selection(msgspec.Struct, frozen=True):
     where: Mapping[str, Any] = {}
 
     def selects(self, op: Operation) -> bool:
-        """Whether `where` selects the record of this operation."""
+        """Returns whether `where` selects the record that this operation edits."""
         if op.collection != self.collection or op.erased is not UNSET:
             return False
         said = [values for values in (op.fields, op.expect) if isinstance(values, dict)]
@@ -105,13 +111,15 @@ class Selection(msgspec.Struct, frozen=True):
         )
 
     def check(self) -> None:
-        """Raises `InvalidRequest` for an empty selection, or a collection without `where`."""
+        """Raises `InvalidRequest` if the selection is empty, or if only one of `collection` and
+        `where` is given."""
         if bool(self.where) != (self.collection is not None) or not (self.keys or self.where):
             raise InvalidRequest("select records by their keys, or by a collection and `where`")
 
 
 class Erasable(msgspec.Struct):
-    """A record in the log, and the number of events with values of it (0: erased already)."""
+    """A record that can be erased, and the number of events that contain values of it. The number
+    is 0 if the record is erased already."""
 
     collection: str
     id: str
@@ -123,7 +131,8 @@ class Erasable(msgspec.Struct):
 
 
 class Erased(msgspec.Struct):
-    """A record erased by the event `seq`, and the number of other events that lost values."""
+    """A record that was erased by the event `seq`. `events` is the number of events from which
+    values of the record were removed."""
 
     collection: str
     id: str
@@ -132,7 +141,8 @@ class Erased(msgspec.Struct):
 
 
 class _NamedOperation(msgspec.Struct, gc=False):
-    """The part of an operation that tells whether it must be erased. Values are skipped."""
+    """The members of an operation that tell whether it must be erased. The values are left
+    undecoded, because a scan reads the whole log."""
 
     collection: str
     id: str
@@ -147,7 +157,8 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 
 
 class ErasureScan:
-    """Reads a log and collects the events that name given records."""
+    """Reads the events of a log one by one, and collects those that contain values of the given
+    records."""
 
     def __init__(self, keys: Iterable[Key]):
         #: the events with values of each record, in order
@@ -167,7 +178,8 @@ class ErasureScan:
                     seqs.append(seq)
 
     def check_all_named(self) -> None:
-        """Raises `UnknownRecord` for the first record that the log lacks."""
+        """Raises `UnknownRecord` for the first of the given records that is missing in the events
+        read so far. Call this method after the last event."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
                 raise UnknownRecord(f"there is no record {collection}/{id}")

@@ -1,11 +1,12 @@
-"""All errors of Foldlog. `code` is the stable name that clients match on.
+"""All errors of Foldlog, as a tree of exceptions. Clients recognize an error by its `code`, which
+never changes.
 
 * FoldlogError
-  + InvalidRequest            the request is invalid; it was refused as a whole
-    - InvalidChangeset        ... because of one changeset, named by its index
-    - LimitExceeded           ... because it is over a published limit
-    - InvalidSchema           ... because of the schema in it
-  + PushConflict              the push contradicts the log; it was refused as a whole
+  + InvalidRequest            the request is invalid and was refused as a whole
+    - InvalidChangeset        one changeset, named by its index, is invalid
+    - LimitExceeded           the request is over a published limit
+    - InvalidSchema           the schema in the request is invalid
+  + PushConflict              the push contradicts the log and was refused as a whole
     - IdReused                the id belongs to a changeset with other content
     - CounterGap              a changeset was lost between the device and the log
     - DeviceForked            two installations use one device id
@@ -15,7 +16,7 @@
     - SchemaNotAdditive       the schema may refuse values that the current one allows
     - SchemaViolated          stored records violate the schema
     - VersionConflict         the collection has another version than expected
-  + NotFound
+  + NotFound                  something that the request names is missing
     - UnknownSpace
     - UnknownRecord
     - UnknownCollection
@@ -46,7 +47,11 @@ MESSAGE_LENGTH_MAX = 300
 
 
 class FoldlogError(Exception):
-    """Foldlog failed."""
+    """Foldlog failed.
+
+    This is the base class of all errors that Foldlog reports. The first line of a subclass's
+    docstring is the default message of that error.
+    """
 
     code: ClassVar[str] = "error"
 
@@ -97,25 +102,37 @@ class IdReused(PushConflict):
 
 
 class CounterGap(PushConflict):
-    """The device's counters have a gap: a changeset was lost on the way."""
+    """The device's counters have a gap: a changeset was lost on the way.
+
+    Raised if the counter of a changeset is higher than the next counter of its device.
+    """
 
     code = "counter-gap"
 
 
 class DeviceForked(PushConflict):
-    """A new changeset has an old counter: this device was restored or cloned."""
+    """A new changeset has an old counter: this device was restored or cloned.
+
+    Raised if the counter of a new changeset is lower than the next counter of its device.
+    """
 
     code = "device-forked"
 
 
 class LogBehind(PushConflict):
-    """The caller has events that this log lacks."""
+    """The caller has events that this log lacks.
+
+    Raised if a seq in the request, such as a cursor or a base, is higher than the head of the log.
+    """
 
     code = "log-behind"
 
 
 class LogChanged(PushConflict):
-    """The caller's mark belongs to another history than this log's."""
+    """The caller's mark belongs to another history than this log's.
+
+    Raised if the mark in the request differs from the log's own mark at the same seq.
+    """
 
     code = "log-changed"
 
@@ -139,13 +156,21 @@ class SchemaViolated(DefinitionConflict):
 
 
 class VersionConflict(DefinitionConflict):
-    """The collection has another version than expected."""
+    """The collection has another version than expected.
+
+    Raised if the request to define the collection has an `if_version` that differs from the current
+    version.
+    """
 
     code = "version-conflict"
 
 
 class NotFound(FoldlogError):
-    """Not found."""
+    """Not found.
+
+    This is the base class of the errors for a missing space, record, collection, token, checkpoint
+    or key.
+    """
 
     code = "not-found"
 
@@ -184,7 +209,11 @@ class NoKeys(NotFound):
 
 
 class BeyondTree(NotFound):
-    """The tree over this log is still too small."""
+    """The tree over this log is still too small.
+
+    Raised if a proof needs a larger Merkle tree than the current one. The tree follows the log with
+    a short delay.
+    """
 
     code = "beyond-tree"
 
@@ -214,7 +243,11 @@ class UnknownToken(NotFound):
 
 
 class NotStopped(FoldlogError):
-    """The master table has not halted at this event."""
+    """The master table has not halted at this event.
+
+    Raised by a request to skip an event. An event can be skipped only while the master table has
+    halted at it.
+    """
 
     code = "not-stopped"
 
@@ -245,7 +278,11 @@ class OutcomeUnknown(Unavailable):
 
 
 class ProjectionBehind(Unavailable):
-    """The master table is still behind this seq."""
+    """The master table is still behind this seq.
+
+    If `awaited` is set, it is the seq that the master table must reach before the request can be
+    answered.
+    """
 
     code = "projection-behind"
 
@@ -272,6 +309,9 @@ class RateLimited(Unavailable):
 
 
 class OperatorError(FoldlogError):
-    """The command had to stop."""
+    """The command had to stop.
+
+    Raised by the commands of an operator and by the set-up of the service.
+    """
 
     code = "operator-error"

@@ -1,8 +1,8 @@
 """Events: the content of the log, in the bytes that every reader receives.
 
-The bytes are made here once, when the event is stored. A page of the log is these bytes, joined.
-Names of kinds and keys are stored, so they must stay: tests/unit/test_stored_form.py keeps one
-golden event of each kind.
+The bytes of an event are made once, when the event is stored. A page of the log is made by joining
+these bytes. The names of kinds and keys are part of the stored bytes, so they must stay the same
+for ever. tests/unit/test_stored_form.py keeps an example of each kind to check this.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ EVENT_SKIPPED = "event-skipped"
 
 
 class Refusal(msgspec.Struct):
-    """The reason for refusing a changeset: a stable code, and a sentence for people."""
+    """The reason why a changeset was refused: a stable code for programs, and a sentence for
+    people."""
 
     code: Literal["stale", "schema"]
     detail: str
 
 
 class Event(msgspec.Struct, omit_defaults=True, gc=False):
-    """An event as readers decode it. Unknown members and kinds are accepted and ignored.
+    """An event as readers decode it. Unknown members are ignored, and unknown kinds are accepted.
 
-    A changeset has `ops`; every other kind has a `body`. This key is the last one.
+    A changeset has `ops`; every other kind of event has a `body`. In the stored bytes, this key is
+    the last one.
     """
 
     seq: int
@@ -64,9 +66,11 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def erased_key(self) -> Key | None:
-        """The record that this event erases, or `None`.
+        """Returns the record that a `record-erased` event erases, or `None` for other kinds of
+        events.
 
-        Raises `ValueError` for a forged event; so does `skipped_seq`.
+        Raises `ValueError` if the body of the event is invalid, because the event is forged or
+        damaged.
         """
         if self.kind != RECORD_ERASED:
             return None
@@ -77,13 +81,15 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def skipped_seq(self) -> int | None:
-        """The seq of the event that this one tells every fold to skip, or `None`."""
+        """Returns the seq of the event that an `event-skipped` event tells every fold to skip.
+        Returns `None` for other kinds of events. Raises `ValueError` if the body of the event is
+        invalid."""
         return _body_as(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
-        """The records that this event may change, each once, in order. `fold` replaces each of
-        them."""
+        """Returns the records that this event may change, each once, in the order of the
+        operations. `fold` replaces exactly these records."""
         if self.is_stored_changeset:
             if len(self.ops) == 1 and self.ops[0].erased is UNSET:  # a shortcut for most events
                 return (self.ops[0].key,)
@@ -98,7 +104,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _Erased(msgspec.Struct):
-    """The part of a `record-erased` body that folds need."""
+    """The members of a `record-erased` body that a fold needs."""
 
     collection: str
     id: str
@@ -119,7 +125,8 @@ def _body_as(body: Any, form: type[T]) -> T:
 
 
 class _Header(msgspec.Struct, omit_defaults=True, gc=False):
-    """The order of the keys before `ops`. It is part of the leaf."""
+    """The keys of a changeset's event before `ops`. Their order is fixed, because the event's leaf
+    in the Merkle tree contains them."""
 
     seq: int
     kind: str
@@ -136,7 +143,7 @@ class _Header(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, frozen=True, gc=False):
-    """An event as the log stores it: its bytes, and the columns for finding it."""
+    """An event as the log stores it: its bytes, and the columns by which the database finds it."""
 
     seq: int
     kind: str
@@ -151,7 +158,8 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def leaf(self) -> bytes:
-        """The event's leaf in the tree. It holds commitments in the place of values."""
+        """Returns the event's leaf in the Merkle tree. The leaf contains a hash in the place of the
+        operations or the body."""
         return proofs.leaf_of(proofs.leaf_header_of(self.state), self.ops_hash)
 
     @property
@@ -184,7 +192,8 @@ def changeset_entry(
     refusal: Refusal | UnsetType,
     salt: bytes,
 ) -> LogEntry:
-    """Makes the bytes of a changeset's event and commits to them. Times are ms since 1970."""
+    """Makes the log entry of a changeset: its bytes, and the hash that commits to its operations.
+    Times are in ms since 1970."""
     header = _encode(
         _Header(
             seq=seq,
@@ -217,7 +226,8 @@ def changeset_entry(
 
 
 class _BodyHeader(msgspec.Struct):
-    """The order of the keys before `body`. It is part of the leaf."""
+    """The keys of an event before `body`. Their order is fixed, because the event's leaf in the
+    Merkle tree contains them."""
 
     seq: int
     kind: str
@@ -235,9 +245,9 @@ class Envelope(NamedTuple):
 
 
 def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
-    """Makes the bytes of an event of any kind but a changeset.
+    """Makes the log entry of an event that has a body: every kind except a changeset.
 
-    The event commits to its body as if the body were one operation.
+    The event commits to its body in the same way as a changeset commits to a single operation.
     """
     seq, id, received_at, salt = envelope
     header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
@@ -266,7 +276,7 @@ _decode_committed = msgspec.json.Decoder(_Committed).decode
 
 
 class Committed(NamedTuple):
-    """The parts of an event that its hashes cover."""
+    """The parts of an event that the hashes in the Merkle tree cover."""
 
     seq: int
     received_at: str
@@ -275,7 +285,8 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Splits an event into the parts that its hashes cover. Raises `ValueError` for other bytes."""
+    """Splits the bytes of an event into the parts that its hashes cover. Raises `ValueError` if the
+    bytes differ from the stored form of an event."""
     found = _decode_committed(state)
     header = proofs.header_of(state)
     if found.ops is not UNSET:
@@ -292,9 +303,10 @@ def committed(state: bytes) -> Committed:
 
 
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
-    """The log's entry of an exported event: its bytes, and the columns derived from them.
+    """Makes the log entry of an exported event from its bytes and its salt.
 
-    Raises `ValueError` if the bytes are no event, or its leaf would differ.
+    Raises `ValueError` if the bytes differ from the stored form of an event, an id in them is
+    invalid, or the salt belongs to another event.
     """
     try:
         event, apart = _decode(state), committed(state)
@@ -327,10 +339,12 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """The short form of a device's own changeset: the header, and its `ids`.
+    """Returns the short form of a changeset, which its own device receives: the header and the
+    `ids` of its records.
 
-    The device has the operations already, so a few bytes are enough as an acknowledgement. `erased`
-    lists the operations that were erased, because the device may not know of the erasure yet.
+    The device already has the operations, so the short form is enough as an acknowledgement. The
+    member `erased` lists the operations that were erased, because the device may not know of the
+    erasure yet.
     """
     header = proofs.header_of(state)
     if b'"local_id":' not in state and b'"erased":' not in state:

@@ -1,10 +1,12 @@
-"""The one rule by which callers share a resource that is scarce: no caller ever holds all of it.
+"""Shares a scarce resource among callers by one rule: a single caller can use only a part of it.
 
-Threads, committers, connections, open streams and bytes of bodies follow this rule. A caller is a
-*rate key*: the id of an authenticated caller, else the address of the client. The empty key stands
-for a client without an address (a local socket); it has no share of its own to exceed.
+Threads, committers, connections, open streams and bytes of request bodies are shared by this rule.
+A caller is identified by a *rate key*: the id of an authenticated caller, otherwise the client's IP
+address. The empty rate key stands for clients on a local socket; they are exempt from the bound for
+one caller.
 
-Both classes are plain bookkeeping without a lock; the owner of an instance guards it.
+Both classes only count and leave locking to their owner: an instance must be called by one thread
+at a time.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ T = TypeVar("T")
 
 
 class Exceeded(Enum):
-    """The bound that a request for more would exceed."""
+    """Names the bound that a request for more of a resource would exceed: `SIZE` for all callers
+    together, `SHARE` for this caller."""
 
     SIZE = "size"
     SHARE = "share"
 
 
 class Shares:
-    """Counts how much each caller holds of one resource.
+    """Counts how much of one resource each caller holds.
 
-    `size` bounds all callers together, `share` bounds each caller; 0 means no bound.
+    `size` is the bound for all callers together, and `share` is the bound for each caller. 0 means
+    unlimited.
     """
 
     def __init__(self, size: int = 0, share: int = 0):
@@ -39,7 +43,8 @@ class Shares:
         return self._held_by[key]
 
     def exceeded(self, key: str, amount: int = 1) -> Exceeded | None:
-        """Returns the bound that `amount` more would exceed; `None` if there is room."""
+        """Returns the bound that would be exceeded if this caller took `amount` more, or `None` if
+        there is room."""
         if self.share and key and self._held_by[key] + amount > self.share:
             return Exceeded.SHARE
         if self.size and self.held + amount > self.size:
@@ -47,7 +52,8 @@ class Shares:
         return None
 
     def take(self, key: str, amount: int = 1) -> Exceeded | None:
-        """Takes `amount` if there is room, else returns the bound that it would exceed."""
+        """Takes `amount` for this caller and returns `None`, if there is room. Otherwise only
+        returns the bound that would be exceeded."""
         exceeded = self.exceeded(key, amount)
         if exceeded is None:
             self.held += amount
@@ -62,10 +68,11 @@ class Shares:
 
 
 class FairQueue(Generic[T]):
-    """Workers shared by callers: each caller uses all workers but one at most, and waits in turn.
+    """Distributes waiting items to a fixed number of workers, fairly among callers. One caller may
+    use all workers except one.
 
-    A free worker takes the next item of the caller that was served longest ago. So a caller with a
-    thousand waiting items delays another caller by one item.
+    A free worker takes the next item of the caller that was served longest ago. A caller with a
+    thousand waiting items therefore delays another caller by one item only.
     """
 
     def __init__(self, workers: int):
@@ -74,7 +81,7 @@ class FairQueue(Generic[T]):
         self._waiting: dict[str, deque[T]] = {}
 
     def __len__(self) -> int:
-        """The number of items that wait."""
+        """Returns the number of waiting items."""
         return sum(map(len, self._waiting.values()))
 
     def __bool__(self) -> bool:
@@ -83,14 +90,15 @@ class FairQueue(Generic[T]):
 
     @property
     def busy(self) -> int:
-        """The number of workers in use."""
+        """Returns the number of workers that are in use."""
         return self._shares.held
 
     def put(self, key: str, item: T) -> None:
         self._waiting.setdefault(key, deque()).append(item)
 
     def remove(self, key: str, item: T) -> None:
-        """Takes back an item that still waits. Raises `ValueError` if it does not wait."""
+        """Removes a waiting item from the queue. Raises `ValueError` if the queue lacks this
+        item."""
         if key not in self._waiting:
             raise ValueError("this item does not wait")
         self._waiting[key].remove(item)
@@ -98,7 +106,9 @@ class FairQueue(Generic[T]):
             del self._waiting[key]
 
     def next(self) -> tuple[str, T] | None:
-        """Gives a free worker the next item; `None` if all are busy or no caller may have one."""
+        """Reserves a free worker for the next item, and returns the item with its caller's rate
+        key. Returns `None` if all workers are busy, or if the callers of all waiting items already
+        use their share."""
         for key in self._waiting:
             if self._shares.take(key) is None:
                 queue = self._waiting.pop(key)
@@ -109,9 +119,10 @@ class FairQueue(Generic[T]):
         return None
 
     def take(self, key: str) -> bool:
-        """Takes a free worker at once, if no item waits and the caller's share allows it."""
+        """Reserves a free worker for this caller at once, and returns whether this succeeded. It
+        fails if any item is waiting, or if the caller already uses its share of the workers."""
         return not self._waiting and self._shares.take(key) is None
 
     def done(self, key: str) -> None:
-        """Frees the worker that served an item of this caller."""
+        """Releases a worker that this caller used."""
         self._shares.release(key)

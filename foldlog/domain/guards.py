@@ -1,7 +1,7 @@
 """Guards: the conditions under which a changeset may be stored.
 
-A changeset carries `guard`, or an operation carries `if_seq` or `expect`. A changeset whose guard
-is broken is refused as `stale`.
+A guard is the member `guard` of a changeset, or the member `if_seq` or `expect` of an operation. If
+the condition of a guard is false, the changeset is refused with the code `stale`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .values import ABSENT, same
 
 
 def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
-    """Returns the refusal of a changeset with a broken guard, else `UNSET`.
+    """Returns the refusal of a changeset if the condition of one of its guards is false, otherwise
+    `UNSET`.
 
-    `records` holds the state before the changeset of each record that a guard is about.
+    `records` must contain each record that a guard is about, in its state before the changeset.
     """
     for op in changeset.ops:
         if changeset.guard is not UNSET or op.is_guarded:

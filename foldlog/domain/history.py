@@ -1,7 +1,8 @@
-"""History: the state of a space at any moment, all versions of a record, and differences.
+"""History: the state of a space at any moment, all versions of a record, and the differences
+between two moments.
 
-A record has one version for each event that touched it. Its state at seq N is its last version up
-to N, so later events never change an answer about the past.
+A record has one version for each event that touched it. The state of a record at seq N is its last
+version up to N. Later events therefore never change an answer about the past.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ Order = Literal["oldest", "newest"]
 
 
 class Point(NamedTuple):
-    """A moment in a log: right after event `seq`, or after the last event received up to `time`.
+    """A moment in a log: directly after event `seq`, or directly after the last event that the
+    server received up to `time`.
 
-    `time` is in ms since 1970. By default the moment is now: the end of the log.
+    `time` is in ms since 1970. If both are `None`, the moment is now: the end of the log.
     """
 
     seq: int | None = None
@@ -35,7 +37,7 @@ NOW = Point()
 
 
 class EventHead(msgspec.Struct):
-    """The part of an event's header that names its author and its times."""
+    """The members of an event's header that name the author and the times of the event."""
 
     seq: int
     id: str
@@ -50,19 +52,22 @@ HEAD_BYTES_MAX = 1_024
 
 
 def head_of(state: bytes) -> EventHead:
-    """Decodes an event, or its first `HEAD_BYTES_MAX` bytes."""
+    """Decodes the header of an event. `state` is the bytes of the event; its first `HEAD_BYTES_MAX`
+    bytes are enough."""
     return _decode_head(header_of(state) + b"}")
 
 
 class Change(msgspec.Struct, rename={"from_": "from"}):
-    """The change of a field. A member is `UNSET` where the field is missing."""
+    """The change of one field. `from_` is `UNSET` if the field was missing before, and `to` is
+    `UNSET` if the field is missing afterwards."""
 
     from_: Any = UNSET
     to: Any = UNSET
 
 
 def changes(before: Fields, after: Fields) -> dict[str, Change]:
-    """The fields that differ, in the order of `before`, then of `after`."""
+    """Returns the changes of the fields whose values differ. The fields of `before` come first, in
+    their order; then follow the new fields of `after`."""
     found = {}
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, ABSENT), after.get(name, ABSENT)
@@ -75,9 +80,10 @@ def changes(before: Fields, after: Fields) -> dict[str, Change]:
 
 
 class VersionView(msgspec.Struct):
-    """A version of a record, as its history shows it.
+    """A version of a record, as the history of the record shows it.
 
-    `lost` are the conflicts that were decided at this event, won or lost by its values.
+    `lost` lists the conflicts that were decided at this event, both those that its values won and
+    those that its values lost.
     """
 
     seq: int
@@ -106,7 +112,8 @@ def version_view(
 
 
 class Difference(msgspec.Struct):
-    """A record that differs between two moments. `None`: it was missing or deleted then."""
+    """A record that differs between two moments. `before` or `after` is `None` if the record was
+    missing or deleted at that moment."""
 
     collection: str
     id: str
@@ -119,7 +126,8 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """The difference of a record between two moments, or `None` if both states are equal."""
+    """Returns the difference of a record between two moments. Returns `None` if its fields are
+    equal at both moments, or if it was missing or deleted at both."""
     was, now = _if_live(before), _if_live(after)
     either = now or was
     if either is None:
@@ -141,9 +149,11 @@ def _fields_of(view: RecordView | None) -> Fields:
 
 
 class DiffCursor(NamedTuple):
-    """The position where a diff continues: at event `seq`, after this record.
+    """The position at which a list of differences continues: at event `seq`, after the record with
+    this collection and id.
 
-    Each record is listed at the last event up to `to` that touched it.
+    The list is ordered by events: each record is listed at the last event up to `to` that touched
+    it.
     """
 
     start: int
@@ -154,7 +164,7 @@ class DiffCursor(NamedTuple):
 
 
 def check_moments(start: int, to: int) -> None:
-    """Raises `InvalidRequest` if `start` is after `to`."""
+    """Raises `InvalidRequest` if the seq `start` is higher than the seq `to`."""
     if start > to:
         raise InvalidRequest(
             f"`from` is {start}, after `to`, which is {to}",
@@ -163,8 +173,8 @@ def check_moments(start: int, to: int) -> None:
 
 
 def check_cursor_moment(asked: Point, begun: int) -> int:
-    """The seq at which a page continues. Raises `InvalidRequest` if its cursor is of another
-    moment."""
+    """Returns `begun`, the seq that the pages of a cursor show. Raises `InvalidRequest` if the
+    request asks for another seq."""
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor belongs to another moment")
     return begun

@@ -1,8 +1,9 @@
-"""JSON pointers (RFC 6901): the places of faults in a document."""
+"""JSON pointers (RFC 6901), which name the place of a fault in a JSON document."""
 
 from __future__ import annotations
 
 
 def escaped(name: str) -> str:
-    """A name as a part of a JSON pointer."""
+    """Returns a member's name escaped for use in a JSON pointer: `~` becomes `~0` and `/` becomes
+    `~1`."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -1,14 +1,16 @@
-"""JSON Schema (draft 2020-12): the schemas that a collection may have, and their violations.
+"""JSON Schema (draft 2020-12): checks the schemas of collections, and finds the violations of a
+schema in a value.
 
-An admin writes the schema; any device sends values that are checked. Therefore:
+An admin writes the schema, and any device may send values to check. This module therefore
+guarantees:
 
-* `$ref` fetches no schema: it leads to the schema's own `$defs`;
+* `$ref` always leads to `$defs` of the same schema, so other schemas are never loaded;
 * patterns are matched in linear time;
-* a schema cannot apply itself endlessly to one value, or branch too often;
-* the text of a violation comes from the schema alone, because it is stored with a refusal and can
-  never be erased.
+* a schema that would apply itself endlessly to one value, or branch too often, is refused;
+* the text about a violation contains parts of the schema only, because this text is stored with
+  the refusal for ever, and values of records must be erasable.
 
-Unknown keywords are refused, because a mistyped keyword would be without effect. Members named
+Unknown keywords are refused, because a mistyped keyword would be ignored silently. Members named
 `x-...` are allowed for notes.
 """
 
@@ -78,14 +80,15 @@ _encode = msgspec.json.encode
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A place where a document violates the schema, and the violated part of the schema."""
+    """A place where a value violates the schema, and the reason."""
 
     path: str  #: a JSON pointer; `*` replaces names that the schema lacks
     reason: str
 
 
 class Fault(NamedTuple):
-    """A violation, with the facts that distinguish it from the others of its document."""
+    """A violation, together with the facts that tell whether two violations are the same: the
+    place, the keyword and the name of the property."""
 
     where: tuple[str | int, ...]
     keyword: str
@@ -94,7 +97,8 @@ class Fault(NamedTuple):
 
 
 def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """Compiles a validator from a checked schema, or a part of one with its `$defs`."""
+    """Compiles a schema, or a part of it with its `$defs`, to a validator. The schema must have
+    been checked before."""
     return jsonschema_rs.Draft202012Validator(
         dict(schema),
         validate_formats=True,
@@ -105,20 +109,23 @@ def compiled(schema: Schema) -> jsonschema_rs.Validator:
 
 
 class JsonSchema:
-    """A checked schema."""
+    """A schema that has been checked, with a validator for it."""
 
     def __init__(self, schema: Schema):
         self.schema = schema
 
     @classmethod
     def checked(cls, schema: Any, limits: Limits) -> JsonSchema:
-        """Checks a schema. Raises `InvalidSchema` with a `pointer` into it, or `LimitExceeded`."""
+        """Checks a schema and returns it as a `JsonSchema`. Raises `LimitExceeded` if the schema is
+        too large. Raises `InvalidSchema`, with a `pointer` to the bad place, if it is invalid or
+        unsupported."""
         _check(schema, limits)
         return cls(schema)
 
     @cached_property
     def digest(self) -> str:
-        """A digest of the schema with its members in a fixed order."""
+        """Returns the SHA-256 of the schema in hex. Schemas that differ only in the order of their
+        members have the same digest."""
         return hashlib.sha256(_encode(self.schema, order="sorted")).hexdigest()
 
     @cached_property
@@ -127,8 +134,8 @@ class JsonSchema:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """The names of properties that the schema contains, and that messages may therefore
-        contain."""
+        """Returns the names of all properties that the schema mentions. Messages may contain only
+        these names, because other names come from the values of devices."""
         return frozenset(
             name
             for _, part in _subschemas("", self.schema)
@@ -140,7 +147,8 @@ class JsonSchema:
         return self._validator.is_valid(value)
 
     def faults(self, value: Any) -> Iterator[Fault]:
-        """The faults of a value. Their texts come from the schema alone."""
+        """Yields the violations in a value, at most `VIOLATIONS_MAX`. Their texts contain parts of
+        the schema only."""
         if self.fits(value):  # the usual case, ten times as fast
             return
         for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
@@ -178,9 +186,10 @@ def _names_of(kind: Any) -> list[str]:
 
 
 def _subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
-    """All schemas within a schema, itself first, each with its pointer.
+    """Yields the schema itself and all schemas inside it, each with its JSON pointer.
 
-    Leaves out `true` and `false`. The schema must be valid by the meta-schema.
+    Schemas that are just `true` or `false` are left out. The schema must be valid by the
+    meta-schema.
     """
     if not isinstance(schema, dict):
         return
@@ -261,7 +270,8 @@ def name_of(ref: str) -> str:
 
 
 def _check_circles(schema: Schema) -> None:
-    """Refuses schemas that apply themselves to one value endlessly, or branch there too often."""
+    """Raises `InvalidSchema` if the schema applies itself endlessly to one value, or if more than
+    `IN_PLACE_MAX` schemas apply to one value."""
     definitions = schema.get("$defs", {})
     under_way: set[str] = set()
 
@@ -289,10 +299,11 @@ def _check_circles(schema: Schema) -> None:
 
 
 def _check_branches(schema: Schema, levels: int) -> None:
-    """Refuses schemas that branch at each level of a value, because their number doubles each time.
+    """Raises `InvalidSchema` if the number of schemas to apply multiplies at each level of nesting
+    in a value.
 
-    Follows the levels of a value: from the set of schemas that applies at one place to the sets
-    below it, until all sets are known.
+    The check goes down the levels of a value. From the set of schemas that apply at one place, it
+    computes the sets that apply to the properties and items below, until it has found all sets.
     """
     definitions = schema.get("$defs", {})
     # A place is a set of (identity, times), because a schema may contain equal parts.
@@ -325,7 +336,8 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields, for each property and item of a value, the schemas that apply to it."""
+    """Yields one list of schemas for each property or item that a value may have: the schemas in
+    `parts` that apply to this property or item."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)
@@ -375,7 +387,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def in_place(part: Schema) -> Iterable[Any]:
-    """The schemas within a schema that apply to the same value."""
+    """Yields the schemas inside a schema that apply to the same value, such as those in `allOf`."""
     for member in part.keys() & IN_PLACE:
         value = part[member]
         if member in SCHEMA_LIST:

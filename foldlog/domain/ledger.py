@@ -1,4 +1,5 @@
-"""The conflict ledger as clients read it: both values, their authors, and how to restore the loser.
+"""The conflict ledger as clients read it. Each entry has the losing and the winning value, their
+authors, and a changeset that restores the losing value.
 
     {"seq": 42, "op": "put", "collection": "tasks", "id": "8f0c", "field": "title",
      "rule": "concurrent",
@@ -6,8 +7,9 @@
      "won": {"value": "Soy milk", "seq": 42, "device": "5d0e...", "changeset": "...", ...},
      "restore": {"base": 57, "ops": [{"op": "put", ..., "fields": {"title": "Oat milk"}}]}}
 
-`restore` is a changeset to which the client adds `id`, `counter` and `made_at`. Its `base` is the
-seq at which the answer is true. So the changeset has seen the value that won, and wins against it.
+To use `restore`, the client adds `id`, `counter` and `made_at` and pushes the changeset. Its `base`
+is the seq of the master table at the time of the answer. The restored value therefore wins against
+the value that won before.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .history import EventHead
 
 
 class ConflictsFilter(msgspec.Struct, frozen=True):
-    """Selects conflicts. All given conditions must hold."""
+    """Selects conflicts for a list. A conflict must fulfil all conditions that are given."""
 
     collection: str | None = None
     id: str | None = None
@@ -35,7 +37,8 @@ ALL_CONFLICTS = ConflictsFilter()
 
 
 class LedgerSide(msgspec.Struct, kw_only=True):
-    """One side of a ledger entry: the value, and facts of the event that wrote it."""
+    """One side of a conflict: the losing or the winning value, and facts about the event that wrote
+    it."""
 
     value: msgspec.Raw | UnsetType = UNSET
     seq: int
@@ -46,7 +49,8 @@ class LedgerSide(msgspec.Struct, kw_only=True):
 
 
 class Restore(msgspec.Struct):
-    """A changeset that the client must complete."""
+    """A changeset that restores a losing value. The client must add `id`, `counter` and
+    `made_at`."""
 
     base: int
     ops: list[dict[str, Any]]
@@ -78,7 +82,9 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
 def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
-    """Renders the entries for clients, as JSON. `heads` has the events of their `seqs`."""
+    """Returns the entries as JSON for clients. `heads` contains the headers of the events that
+    wrote the values, by seq. `base` is the seq of the master table at which the entries were
+    read."""
     rendered = []
     for entry in entries:
         for side in (entry.lost, entry.won):
@@ -91,9 +97,10 @@ def render_ledger(
 
 
 def _restore(entry: LedgerEntry, base: int) -> Restore | None:
-    """The changeset that restores the lost value.
+    """Returns the changeset that restores the losing value of a conflict.
 
-    `None` for a number that could not be added, because it never was a value of the field.
+    Returns `None` for the rule `not-addable`, because there the losing number never was a value of
+    the field.
     """
     if entry.rule == "not-addable":
         return None

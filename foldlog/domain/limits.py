@@ -1,4 +1,5 @@
-"""All limits. Each is published under its name at `GET /v1/limits`. Byte limits count UTF-8."""
+"""All limits of requests and answers. `GET /v1/limits` publishes each limit under its name. Limits
+in bytes count text as UTF-8."""
 
 from __future__ import annotations
 
@@ -26,9 +27,10 @@ FIXED = frozenset(
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of requests and answers. An operator may change all but `FIXED`.
+    """The limits of requests and answers. An operator may change each limit, except those in
+    `FIXED`.
 
-    For the limits that apply to a caller or an address, 0 means unlimited.
+    For a limit that applies to one caller or one IP address, 0 means unlimited.
     """
 
     #: fixed by the wire format

@@ -1,4 +1,5 @@
-"""The stored data that a group of pushes is decided on, besides the state of the space."""
+"""The stored data that is loaded to decide a group of pushes, in addition to the state of the
+space."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .merge import Key, Record
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """The stored data that a group of pushes refers to."""
+    """The stored data that the pushes of a group refer to. Infrastructure loads it before
+    `PushDecider` decides the group."""
 
     #: The stored events of the pushed changeset ids. `None` marks an event that exceeds the bytes
     #: that may be loaded.
@@ -27,7 +29,8 @@ class Lookups:
 
 
 def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
-    """Returns the records that these pushes are decided on, or that their answers contain."""
+    """Returns the keys of the records that must be loaded, because a push is decided by their state
+    or its answer contains them."""
     return {
         op.key
         for push in pushes
@@ -42,7 +45,8 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
 
 
 def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
-    """Returns the records in those changesets of the pushes that were made before event `seq`."""
+    """Returns the keys of the records in those changesets whose `base` is lower than `seq`. Their
+    devices may not have received event `seq` when they made these changesets."""
     return {
         op.key
         for push in pushes

@@ -1,9 +1,10 @@
-"""The merge rule: how events fold into records. docs/explanation/merge.md has examples.
+"""The merge rule: how events are folded into records. docs/explanation/merge.md has examples.
 
-The server and every device use this same function. Events are folded in seq order. `base` and the
-device tell whether one write has seen another. A clock decides one thing: which of two *concurrent*
-writes of a field wins. The losing value goes into the conflict ledger together with the winning
-one, so every value that a user typed can be found again.
+The server and every device use this same function. Events are folded in the order of their seqs.
+The `base` and the device of a changeset tell whether its author had seen an earlier write. If the
+author had not seen it, the two writes are *concurrent*. A clock decides one thing only: which of
+two concurrent writes of a field wins. The losing and the winning value are then written to the
+conflict ledger, so that every value that a user typed can be found again.
 
     records: dict[Key, Record] = {}
     for event in events:
@@ -33,10 +34,11 @@ FOLD_VERSION = 2
 # These structs have no reference cycles, so the garbage collector can leave them out (`gc=False`).
 # It would visit all records in memory again and again.
 class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The last write of a field, or the last delete of a record.
+    """The last write of a field, or the last delete of a record: its seq, its device and its time.
 
-    `other` is the seq of another device's write that was merged into this one (0: none). A
-    changeset has seen this write only if it has also seen the other one.
+    An `add` or a repeated delete is merged with an earlier write. If that write came from another
+    device, `other` is its seq; otherwise `other` is 0. A changeset has seen this write only if it
+    has seen the other write too.
     """
 
     seq: int
@@ -53,8 +55,9 @@ PackedWrites = list[tuple[int, str | None, int, int, list[str]]]
 
 
 def pack_writes(writes: Mapping[str, Write]) -> PackedWrites:
-    """Packs equal writes into one, because a changeset usually writes many fields. The order is
-    fixed."""
+    """Packs the writes of a record into a shorter form: each distinct write once, with the names of
+    its fields. This saves space because a changeset usually writes several fields. Equal writes
+    give the same result in the same order."""
     distinct = set(writes.values())
     if len(distinct) == 1:  # a shortcut for most records, three times as fast
         return [(*distinct.pop(), sorted(writes))]
@@ -72,7 +75,7 @@ def unpack_writes(packed: PackedWrites) -> dict[str, Write]:
 
 
 class Cause(msgspec.Struct, frozen=True, gc=False):
-    """The facts of a changeset that decide the merge."""
+    """The facts about a changeset that decide how its operations are merged."""
 
     seq: int
     device: str | None
@@ -84,7 +87,8 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
     def merged_with(self, write: Write | None) -> Write:
-        """The write that merges this one with `write`: for an `add`, or a repeated delete."""
+        """Returns the write of this changeset merged with the earlier `write`, as an `add` or a
+        repeated delete needs it."""
         if write is None:
             return self.write()
         other = write.other if write.device == self.device else write.seq
@@ -104,7 +108,8 @@ Rule = Literal[
 
 
 class Side(NamedTuple):
-    """One side of a conflict: a value (or `ABSENT`), and the event that wrote it."""
+    """One side of a conflict: a value (`ABSENT` if the field was unset or deleted), and the event
+    that wrote it."""
 
     value: Any
     seq: int
@@ -112,7 +117,7 @@ class Side(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """A value that lost, and the value that won against it."""
+    """A conflict about one field: the value that lost, and the value that won."""
 
     seq: int  #: the event at which the conflict was decided
     op: str  #: the operation of that event; for an `add`, a lost value is the number to add
@@ -125,10 +130,11 @@ class Conflict(NamedTuple):
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record as the fold knows it. `fold` makes new ones; treat them as immutable.
+    """A record with all data that the fold needs. Treat it as immutable, because `fold` makes a new
+    one for each change.
 
-    `created_seq` is 0 for a record that was touched but is missing, for example the target of a
-    delete.
+    `created_seq` is 0 for a record that an operation named but that was never created, for example
+    because the operation was a delete.
     """
 
     collection: str
@@ -151,7 +157,8 @@ class Record(msgspec.Struct, gc=False):
 
     @property
     def exists(self) -> bool:
-        """Whether the record exists. A tombstone exists."""
+        """Returns whether the record was ever created. A deleted record (a tombstone) still
+        exists."""
         return self.created_seq > 0
 
     @property
@@ -159,12 +166,13 @@ class Record(msgspec.Struct, gc=False):
         return self.exists and not self.is_deleted
 
     def touched_by_other(self, device: str) -> int:
-        """The seq of the last operation by a device other than this one; 0: none."""
+        """Returns the seq of the last operation on this record by another device than `device`, or
+        0."""
         return self.touched_seq if self.touched_by != device else self.touched_seq_other
 
 
 class RecordView(msgspec.Struct):
-    """A record as apps read it."""
+    """A record as apps read it. The data that only the fold needs is left out."""
 
     collection: str
     id: str
@@ -188,7 +196,8 @@ def view_of(record: Record) -> RecordView:
 
 
 def conflict_document(conflict: Conflict) -> dict[str, Any]:
-    """A conflict as JSON. A side without `value` is a field that was unset or deleted."""
+    """Returns a conflict as a JSON document. A side has no `value` if the field was unset or
+    deleted there."""
 
     def document_of(side: Side) -> dict[str, Any]:
         value = {} if side.value is ABSENT else {"value": side.value}
@@ -199,17 +208,18 @@ def conflict_document(conflict: Conflict) -> dict[str, Any]:
 
 
 class Records(Protocol):
-    """The part of a mapping that `fold` needs."""
+    """The methods of a mapping that `fold` uses."""
 
     def get(self, key: Key, /) -> Record | None: ...
     def __setitem__(self, key: Key, record: Record, /) -> None: ...
 
 
 def fold(records: Records, event: Event) -> list[Conflict]:
-    """Applies one event to `records` and returns the conflicts.
+    """Applies one event to `records` in place, and returns the conflicts that it caused.
 
-    `records` must hold every record of `event.keys` that was ever touched; the fold creates the
-    others. Refused changesets, erased operations and unknown kinds of events have no effect.
+    `records` must contain every record of `event.keys` that an earlier event has touched; `fold`
+    creates the missing ones. Refused changesets, erased operations and unknown kinds of events have
+    no effect.
     """
     if not event.is_stored_changeset:
         erased = event.erased_key
@@ -236,10 +246,10 @@ _copy = msgspec.structs.replace
 
 
 def _tombstone(key: Key, event: Event) -> Record:
-    """The state of an erased record.
+    """Returns the state of a record after its erasure.
 
-    It must not depend on the record's earlier state, because the operations before it are erased in
-    the log as well, and a later fold of the log must give the same result.
+    The state depends on the erasing event only, because the earlier operations on the record are
+    erased from the log too. A later fold of the log must give the same result.
     """
     return Record(
         *key,
@@ -328,7 +338,8 @@ _APPLY = {"put": _put, "add": _add, "delete": _delete}
 
 
 def _values(op: Operation) -> Iterable[tuple[str, Any]]:
-    """The fields of an operation with their values; `ABSENT` for an unset field."""
+    """Returns the fields that an operation writes, with their values. The value of a field to unset
+    is `ABSENT`."""
     values = () if op.fields is UNSET else op.fields.items()
     if op.unset is UNSET:
         return values
@@ -338,9 +349,10 @@ def _values(op: Operation) -> Iterable[tuple[str, Any]]:
 def _loses_to_delete(
     record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]
 ) -> bool:
-    """Whether the record's delete wins, because the operation has not seen it.
+    """Returns whether the operation loses against a delete of the record, because its device had
+    not received the delete when it made the operation. Adds the lost values to `conflicts`.
 
-    The order of the two events is irrelevant.
+    The order of the two events in the log is irrelevant.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False
@@ -352,7 +364,8 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Creates an empty record, unless it is live. Returns whether it did."""
+    """Creates an empty record if the record is missing or deleted. Returns whether it was
+    created."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}
@@ -361,12 +374,13 @@ def _create(record: Record, cause: Cause) -> bool:
 
 
 def _mark_changed(record: Record, cause: Cause) -> None:
-    """Records that this event changed the visible state."""
+    """Notes in the record that this event changed the state that apps see."""
     record.seq, record.last_modified = cause.seq, cause.received_at
 
 
 def _mark_touched(record: Record, cause: Cause) -> None:
-    """Records the author of the last operation, which the guard `unchanged` checks."""
+    """Notes in the record which device made the last operation. The guard `unchanged` reads
+    this."""
     if record.touched_by != cause.device:
         record.touched_seq_other = record.touched_seq
     record.touched_seq, record.touched_by = cause.seq, cause.device

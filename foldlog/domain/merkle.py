@@ -1,13 +1,13 @@
-"""The Merkle tree over a log: its root, its proofs, and the verification of proofs.
+"""The Merkle tree over a log: computes its root and its proofs, and verifies proofs.
 
-The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1, stored as tiles (C2SP
-tlog-tiles): a tile of level 0 holds the hashes of 256 leaves, a tile of level 1 the hashes of 256
-full tiles of level 0, and so on. A full tile never changes, so today's tiles are enough to compute
-the tree of any earlier size, and all its proofs.
+The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1. It is stored as tiles (C2SP
+tlog-tiles): a tile of level 0 contains the hashes of 256 leaves, a tile of level 1 contains the
+root hashes of 256 full tiles of level 0, and so on. A full tile never changes. Today's tiles are
+therefore enough to compute the tree of any earlier size, and all its proofs.
 
-A proof is made in two steps. The first step needs no hashes: it lists the parts of the tree that
-the proof consists of, each a `Span` of leaves. The second step computes the hash of each part from
-a few tiles.
+A proof is computed in two steps. The first step lists the parts of the tree whose hashes form the
+proof. Each part is a `Span` of leaves. The second step reads a few tiles and computes the hash of
+each part.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ EMPTY_ROOT = hashlib.sha256().digest()
 
 
 class InvalidProof(ValueError):
-    """The claim does not follow from the hashes of the proof."""
+    """Raised if a proof fails to show its claim, or if tiles lack hashes."""
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of an inner node.
+    """Returns the hash of an inner node of the tree from the hashes of its two children.
 
-    The prefix byte is 1 here and 0 for a leaf, so a leaf cannot pass as a node.
+    The hashed bytes begin with 1 for an inner node and with 0 for a leaf, so that a forged leaf
+    always differs from an inner node.
     """
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def root_of_full(hashes: bytes) -> bytes:
-    """The root over hashes whose number is a power of two."""
+    """Returns the root of a full subtree. `hashes` contains the hashes of its lowest level, one
+    after the other; their number must be a power of two."""
     while len(hashes) > HASH_BYTES:
         pairs = range(0, len(hashes), 2 * HASH_BYTES)
         sha256 = hashlib.sha256
@@ -51,7 +53,8 @@ def root_of_full(hashes: bytes) -> bytes:
 
 
 class Span(NamedTuple):
-    """The leaves from `start` to before `end`, counted from 0: one node of the tree, or several."""
+    """The leaves from `start` up to the one before `end`, counted from 0. A span covers one node of
+    the tree or several neighbours."""
 
     start: int
     end: int
@@ -61,13 +64,14 @@ class Span(NamedTuple):
         return self.end - self.start
 
     def halves(self) -> tuple[Span, Span]:
-        """Splits the span. The left half has the largest possible power of two: RFC 9162 section
-        2.1.1."""
+        """Splits the span into two. The size of the left part is the largest power of two below the
+        size of the span (RFC 9162 section 2.1.1)."""
         middle = self.start + (1 << (self.size - 1).bit_length() - 1)
         return Span(self.start, middle), Span(middle, self.end)
 
     def full(self) -> Iterator[Span]:
-        """The full subtrees of the span, from left to right."""
+        """Yields the full subtrees that the span consists of, from left to right. The number of
+        leaves of a full subtree is a power of two."""
         if self.size.bit_count() == 1:
             yield self
         elif self.size:
@@ -76,7 +80,8 @@ class Span(NamedTuple):
 
 
 def inclusion_spans(index: int, size: int) -> list[Span]:
-    """The proof of leaf `index` in a tree of `size`, from the leaf up: RFC 9162 section 2.1.3.1."""
+    """Returns the spans whose hashes prove that leaf `index` is in a tree of `size` leaves, lowest
+    first (RFC 9162 section 2.1.3.1)."""
     assert 0 <= index < size
     spans = []
     span = Span(0, size)
@@ -88,7 +93,8 @@ def inclusion_spans(index: int, size: int) -> list[Span]:
 
 
 def consistency_spans(old: int, new: int) -> list[Span]:
-    """The proof that a tree begins with an older one: RFC 9162 section 2.1.4.1."""
+    """Returns the spans whose hashes prove that the tree of `new` leaves begins with the tree of
+    `old` leaves (RFC 9162 section 2.1.4.1)."""
     assert 0 <= old <= new
     if old in (0, new):
         return []
@@ -110,13 +116,15 @@ def consistency_spans(old: int, new: int) -> list[Span]:
 
 
 class Tile(NamedTuple):
-    """The position of a tile. The tiles of a level are numbered without gaps."""
+    """The position of a tile in the tree. The tiles of each level are numbered 0, 1, 2 and so
+    on."""
 
     level: int
     number: int
 
     def width(self, size: int) -> int:
-        """The number of its hashes in a tree of `size`: 256 if it is full, 0 if it is missing."""
+        """Returns the number of hashes that this tile has in a tree of `size` leaves: 256 for a
+        full tile, 0 for a missing one."""
         in_level = size >> (TILE_HEIGHT * self.level)
         return max(0, min(TILE_WIDTH, in_level - self.number * TILE_WIDTH))
 
@@ -126,7 +134,8 @@ ReadTiles = Callable[[Sequence[Tile]], Mapping[Tile, bytes]]
 
 
 def tile_of(span: Span) -> tuple[Tile, slice]:
-    """The hashes that make a full subtree: their tile, and the slice of the tile's bytes."""
+    """Returns the tile that contains the hashes of a full subtree, and the slice of these hashes in
+    the tile's bytes."""
     height = span.size.bit_length() - 1
     level, above = divmod(height, TILE_HEIGHT)
     index, offset = divmod(span.start >> (TILE_HEIGHT * level), TILE_WIDTH)
@@ -134,7 +143,8 @@ def tile_of(span: Span) -> tuple[Tile, slice]:
 
 
 def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
-    """The hash of each span. All tiles are read in one call."""
+    """Returns the hash of each span, computed from tiles. `read` is called once, for all needed
+    tiles. Raises `InvalidProof` if a tile lacks hashes."""
     parts = [list(span.full()) for span in spans]
     tiles = read(sorted({tile_of(full)[0] for part in parts for full in part}))
 
@@ -149,7 +159,8 @@ def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
 
 
 def joined(hashes: Iterable[bytes]) -> bytes:
-    """The root over full subtrees whose sizes decrease to the right."""
+    """Returns the root over several full subtrees. `hashes` are their roots from left to right;
+    each subtree must be larger than the next."""
     root = b""
     for left in reversed(list(hashes)):
         root = node_hash(left, root) if root else left
@@ -157,7 +168,7 @@ def joined(hashes: Iterable[bytes]) -> bytes:
 
 
 def root_of(size: int, read: ReadTiles) -> bytes:
-    """The root of the tree of the first `size` leaves."""
+    """Returns the root of the tree over the first `size` leaves, computed from tiles."""
     return hashes_of([Span(0, size)], read)[0] if size else EMPTY_ROOT
 
 
@@ -170,10 +181,13 @@ def consistency_proof(old: int, new: int, read: ReadTiles) -> list[bytes]:
 
 
 class TreeBuilder:
-    """A tree to which leaves are appended. It holds one unfinished tile for each level."""
+    """Builds a Merkle tree by appending leaves. Keeps only the unfinished tile of each level in
+    memory."""
 
     def __init__(self, size: int = 0, edge: Mapping[Tile, bytes] | None = None):
-        """Continues a tree of `size` leaves from its unfinished tiles, those of `edge_tiles`."""
+        """Starts with a tree of `size` leaves. `edge` must contain the unfinished tiles of this
+        tree, as `edge_tiles` lists them. Raises `InvalidProof` if a tile has a wrong number of
+        hashes."""
         self.size = size
         self._edge: list[bytearray] = []
         for tile in edge_tiles(size):
@@ -186,7 +200,8 @@ class TreeBuilder:
             self._edge.append(bytearray(hashes))
 
     def append(self, hashes: Sequence[bytes]) -> dict[Tile, bytes]:
-        """Appends leaf hashes. Returns the tiles that have changed, in their new state."""
+        """Appends leaf hashes to the tree. Returns the new content of all tiles that have
+        changed."""
         changed = self._extend(0, b"".join(hashes))
         self.size += len(hashes)
         return changed
@@ -212,11 +227,12 @@ class TreeBuilder:
 
     @property
     def edge(self) -> list[bytes]:
-        """The unfinished tiles, in the order of `edge_tiles`."""
+        """Returns the content of the unfinished tiles, in the order of `edge_tiles`."""
         return [bytes(hashes) for hashes in self._edge if hashes]
 
     def root(self) -> bytes:
-        """The root, from the unfinished tiles: a full tile is one hash in the tile above it."""
+        """Returns the root of the tree. The unfinished tiles are enough to compute it, because a
+        full tile is represented by one hash in the tile above."""
         parts: list[bytes] = []  # from right to left
         for edge in self._edge:
             hashes = bytes(edge)
@@ -230,7 +246,8 @@ class TreeBuilder:
 
 
 def edge_tiles(size: int) -> list[Tile]:
-    """The unfinished tiles of a tree, lowest level first. Appending needs only these."""
+    """Returns the positions of the unfinished tiles in a tree of `size` leaves, lowest level first.
+    Appending to the tree needs only these tiles."""
     tiles = []
     level, in_level = 0, size
     while in_level:
@@ -246,7 +263,8 @@ def edge_tiles(size: int) -> list[Tile]:
 def check_inclusion(
     leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes
 ) -> None:
-    """Raises `InvalidProof` unless this leaf hash is leaf `index`: RFC 9162 section 2.1.3.2."""
+    """Raises `InvalidProof` if the proof does not show that `leaf` is the hash of leaf `index` in
+    the tree with this size and root (RFC 9162 section 2.1.3.2)."""
     if not 0 <= index < size:
         raise InvalidProof(f"a tree of {size} has no leaf {index}")
     hash, position, last = leaf, index, size - 1
@@ -269,7 +287,8 @@ def check_inclusion(
 def check_consistency(
     old: int, old_root: bytes, new: int, new_root: bytes, proof: Sequence[bytes]
 ) -> None:
-    """Raises `InvalidProof` unless the new tree begins with the old: RFC 9162 section 2.1.4.2."""
+    """Raises `InvalidProof` if the proof does not show that the tree of `new` leaves begins with
+    the tree of `old` leaves (RFC 9162 section 2.1.4.2)."""
     if not 0 <= old <= new:
         raise InvalidProof(f"a tree of {new} cannot begin with one of {old}")
     if old in (0, new):

@@ -1,4 +1,4 @@
-"""Names and ids: their syntax, and ids derived from a device's own keys."""
+"""Checks the syntax of names, ids and short texts, and makes ids of records and events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _is_collection(name: str) -> bool:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether the text is a UUID in lower case. Ids have one spelling, so `=` can compare them."""
+    """Returns whether the text is a UUID in lower case. Upper case is refused, so that equal ids
+    are always equal texts."""
     return _UUID.fullmatch(text) is not None
 
 
@@ -47,7 +48,7 @@ def is_record_id(text: str) -> bool:
 
 @lru_cache(maxsize=64)  # each request from a browser checks its origin
 def is_loopback(address: str) -> bool:
-    """Whether a host, optionally with a port and a path, is the local machine."""
+    """Returns whether an address of the form `host[:port][/path]` refers to the local machine."""
     try:
         host = urlsplit(f"//{address}").hostname or ""
         return host == "localhost" or ip_address(host).is_loopback
@@ -63,21 +64,24 @@ _UNPRINTABLE = re.compile(rf"[{UNPRINTABLE}\ud800-\udfff]")
 
 
 def is_printable(text: str) -> bool:
-    """Whether a terminal shows the text as it is."""
+    """Returns whether a terminal can print the text safely. Control characters, line ends and marks
+    that change the direction of text are unsafe."""
     return _UNPRINTABLE.search(text) is None
 
 
 def check_reason(reason: str, by: str | None) -> None:
-    """Checks the reason for an action and the name of its author. Raises `InvalidRequest`.
+    """Raises `InvalidRequest` if the reason for an action, or `by`, the name of its author, is
+    empty, too long or unprintable.
 
-    Both stay in the log for ever, even after an erasure.
+    Both texts are checked because they stay in the log for ever, even after an erasure.
     """
     check_text("reason", reason, REASON_LENGTH_MAX)
     check_text("by", "-" if by is None else by, BY_LENGTH_MAX)
 
 
 def check_text(name: str, text: str, length_max: int) -> None:
-    """Checks that a text is one line of printable characters. Raises `InvalidRequest`.
+    """Raises `InvalidRequest` if a text is empty, longer than `length_max` characters, or contains
+    control characters or line ends. `name` names the text in the message.
 
     Control characters are refused because they could change the terminal that prints the text.
     """
@@ -88,20 +92,21 @@ def check_text(name: str, text: str, length_max: int) -> None:
 
 
 def time_ordered_id(now_ms: int, random: int) -> str:
-    """A UUID that begins with the time: version 7 (RFC 9562 section 5.7).
+    """Makes a UUID version 7 (RFC 9562 section 5.7), which begins with the time `now_ms`. `random`
+    gives its other 74 bits.
 
-    `random` provides the other 74 bits. Such ids are neighbours in an index if they are made one
-    after another, so inserts stay fast in a long log. Random ids would touch, and flush, one page
-    each.
+    Ids that are made one after another are neighbours in a database index, so an insert into a long
+    log stays fast. With random ids, each insert would change another page of the index.
     """
     a, b = random >> 62 & 0xFFF, random & (1 << 62) - 1
     return str(UUID(int=(now_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | a << 64 | 0b10 << 62 | b))
 
 
 def id_of_local(device: str, collection: str, local_id: str) -> str:
-    """The id of the record that `device` calls `local_id`.
+    """Returns the id of the record that `device` calls `local_id` in this collection.
 
-    It is a UUID version 5 (RFC 9562) of `collection/local_id` in the device's name space. Every
-    retry and every replay gives the same id, so the mapping can always be computed again.
+    The id is a UUID version 5 (RFC 9562) of `collection/local_id`, with the device's id as name
+    space. The same input always gives the same id, so that a repeated push refers to the same
+    record.
     """
     return str(uuid5(UUID(device), f"{collection}/{local_id}"))

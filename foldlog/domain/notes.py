@@ -1,11 +1,13 @@
-"""Signed notes, and checkpoints in this form.
+"""Encodes, decodes, signs and verifies signed notes, and the checkpoints of logs, which are signed
+notes.
 
 The bytes follow the formats of C2SP: signed-note, tlog-checkpoint, tlog-cosignature (v1, Ed25519)
-and the paths of tlog-tiles, so that other tools can read and verify them.
+and the paths of tlog-tiles. Other tools can therefore read and verify them. An example of a
+checkpoint:
 
     foldlog.local/spaces/home/0b7f6a52-3a0e-4a87-9d2b-6f1f0c3f3a11      the origin: which log
     2252                                                                the number of events
-    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=                        their root
+    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=                        the root of the tree
 
     — foldlog.local/spaces/home/0b7f... Az3grlgtzPICa5OS8npVmf1Myq...    signed by the log
     — witness.example/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn...         cosigned by a witness
@@ -39,21 +41,24 @@ _ORIGIN_NAME = re.compile(r"[A-Za-z0-9._:~-]+(?:/[A-Za-z0-9._:~-]+)*", re.ASCII)
 
 
 class InvalidNote(ValueError):
-    """The bytes are no signed note or checkpoint, or lack a required signature."""
+    """Raised if a note, checkpoint, key or bundle is invalid, or if a required signature is missing
+    or wrong."""
 
 
 def is_origin_name(name: str) -> bool:
-    """Whether the origins of our logs may begin with this name: a URL without its scheme."""
+    """Returns whether the origins of a service's logs may begin with this name. The name is a URL
+    without its scheme, at most 200 characters long."""
     return _ORIGIN_NAME.fullmatch(name) is not None and len(name) <= 200
 
 
 def origin_of(name: str, space: str, log: str) -> str:
-    """The origin of a log, the first line of its checkpoints. A forked log has another id."""
+    """Returns the origin of a log, which is the first line of its checkpoints. `name` is the name
+    of the service. The origin contains the log's id, because a forked log has another id."""
     return f"{name}/spaces/{space}/{log}"
 
 
 def log_of(origin: str) -> str:
-    """The log's id in an origin, for any name of the service."""
+    """Returns the id of the log that an origin names, which is its last part."""
     return origin.rpartition("/")[2]
 
 
@@ -62,7 +67,8 @@ def log_of(origin: str) -> str:
 
 @dataclass(frozen=True)
 class Verifier:
-    """A public key, and the name in its signatures. Its text form is a vkey."""
+    """A public key with the name of its owner, for verifying signatures. The text form of a
+    verifier is called a vkey."""
 
     name: str
     public: bytes
@@ -80,7 +86,7 @@ class Verifier:
 
     @classmethod
     def parse(cls, vkey: str) -> Verifier:
-        """Decodes a vkey. Raises `InvalidNote`."""
+        """Decodes a vkey. Raises `InvalidNote` if the vkey is invalid."""
         name, _, rest = vkey.strip().partition("+")
         id, _, encoded = rest.partition("+")
         key = _decode_base64(encoded)
@@ -104,7 +110,7 @@ class Verifier:
 
 @dataclass(frozen=True)
 class Signer:
-    """A private key, and the name in its signatures."""
+    """A private key with the name of its owner, for making signatures."""
 
     name: str
     private: bytes = field(repr=False)
@@ -120,8 +126,8 @@ class Signer:
         return Signature(self.name, self.verifier().key_id, self._key.sign(text.encode()))
 
     def cosign(self, text: str, time: int) -> Signature:
-        """A witness's signature: at `time` (seconds since 1970), this was the latest checkpoint it
-        saw."""
+        """Returns a witness's signature of the checkpoint `text`. It states that at `time`, in
+        seconds since 1970, this was the latest checkpoint that the witness had seen."""
         signature = time.to_bytes(8, "big") + self._key.sign(_cosigned(time, text))
         return Signature(self.name, self.verifier(COSIGNATURE).key_id, signature)
 
@@ -131,7 +137,8 @@ def public_key_of(private: bytes) -> bytes:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decodes base64; returns `b""` for invalid text. Each value has one valid spelling."""
+    """Decodes base64. Returns `b""` for invalid text. A second spelling of the same bytes is
+    invalid."""
     try:
         decoded = b64decode(text, validate=True)
     except ValueError:
@@ -148,7 +155,7 @@ def _cosigned(time: int, text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Signature:
-    """One line below a note."""
+    """One signature of a note: one of the lines below its text."""
 
     name: str
     key_id: bytes
@@ -164,7 +171,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Note:
-    """A text and its signatures, which `verified_by` verifies."""
+    """A text with its signatures. The signatures are unverified until `verified_by` is called."""
 
     text: str
     signatures: Sequence[Signature]
@@ -175,7 +182,8 @@ class Note:
 
     @classmethod
     def parse(cls, encoded: bytes) -> Note:
-        """Decodes a note. Raises `InvalidNote`."""
+        """Decodes a note. Its signatures stay unverified until `verified_by` is called. Raises
+        `InvalidNote` if the bytes are invalid."""
         if len(encoded) > NOTE_BYTES_MAX:
             raise InvalidNote("the note is too long")
         try:
@@ -190,8 +198,8 @@ class Note:
         return cls(text + "\n", signature_lines(below))
 
     def verified_by(self, verifiers: Iterable[Verifier]) -> list[Verifier]:
-        """The verifiers that have signed the note. Raises `InvalidNote` if one of their signatures
-        is wrong."""
+        """Returns those of the given verifiers that have signed the note. Raises `InvalidNote` if a
+        signature of one of them is wrong."""
         signed = []
         for verifier in verifiers:
             for signature in self.signatures:
@@ -203,14 +211,15 @@ class Note:
         return signed
 
     def with_signatures(self, more: Iterable[Signature]) -> Note:
-        """The same note with more signatures. A repeated signature replaces the earlier one of its
-        key."""
+        """Returns the same note with these signatures added. A new signature replaces an earlier
+        one by the same key."""
         by_key = {(s.name, s.key_id): s for s in [*self.signatures, *more]}
         return Note(self.text, list(by_key.values()))
 
 
 def signature_lines(text: str) -> list[Signature]:
-    """Decodes the signature lines of a note. Raises `InvalidNote`."""
+    """Decodes the signature lines of a note. Raises `InvalidNote` if a line is invalid or if there
+    are too many lines."""
     *lines, rest = text.split("\n")
     if rest or not lines or len(lines) > SIGNATURES_MAX:
         raise InvalidNote(f"a note must have 1-{SIGNATURES_MAX} complete lines of signatures")
@@ -229,7 +238,8 @@ def signature_lines(text: str) -> list[Signature]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The statement that a log has `size` events and this root."""
+    """States that the log named by `origin` has `size` events, and that the Merkle tree over them
+    has this root."""
 
     origin: str
     size: int
@@ -241,8 +251,8 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """Decodes a checkpoint. Lines after the third are signed, but ignored. Raises
-        `InvalidNote`."""
+        """Decodes the text of a checkpoint. Lines after the third are ignored, although the
+        signatures cover them. Raises `InvalidNote` if the text is invalid."""
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
             raise InvalidNote("a checkpoint must have three lines or more, all of them filled")
@@ -257,9 +267,11 @@ class Checkpoint:
 def open_checkpoint(
     encoded: bytes, verifiers: Iterable[Verifier], *, origin: str | None = None
 ) -> tuple[Checkpoint, Note]:
-    """Verifies a checkpoint: one of the verifiers must have signed it, for this origin.
+    """Decodes a checkpoint and verifies its signatures. Returns the checkpoint and the note that
+    contains it.
 
-    Raises `InvalidNote`.
+    Raises `InvalidNote` if the bytes are invalid, if none of the verifiers has signed the
+    checkpoint, or if the checkpoint has another origin than `origin`.
     """
     note = Note.parse(encoded)
     checkpoint = Checkpoint.parse(note.text)
@@ -279,7 +291,8 @@ INDEX_MAX = 2**48
 
 
 def tile_path(index: int, width: int | None = None) -> str:
-    """The path of a tile: `x001/x234/067`, followed by `.p/112` for a partial tile."""
+    """Returns the path of a tile by tlog-tiles: index 1234067 gives `x001/x234/067`. A partial tile
+    of 112 hashes has `.p/112` after the path."""
     parts = [f"{index % 1000:03}"]
     while index := index // 1000:
         parts.append(f"x{index % 1000:03}")
@@ -287,7 +300,8 @@ def tile_path(index: int, width: int | None = None) -> str:
 
 
 def parse_tile_path(path: str) -> tuple[int, int | None] | None:
-    """The index and, for a partial tile, the width. `None` for an invalid path."""
+    """Returns the index of the tile at this path, and the width if the tile is partial. Returns
+    `None` if the path is invalid."""
     found = _TILE_PATH.fullmatch(path)
     if found is None or len(path) > 50:
         return None
@@ -304,12 +318,13 @@ def parse_level(text: str) -> int | None:
 
 
 def bundle(entries: Iterable[bytes]) -> bytes:
-    """Encodes entries as an entry bundle: each follows its length in two bytes."""
+    """Encodes leaves as an entry bundle of tlog-tiles: each entry comes after its length in two
+    bytes."""
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 
 def unbundled(encoded: bytes) -> list[bytes]:
-    """Decodes the entries of a bundle. Raises `InvalidNote`."""
+    """Decodes an entry bundle to its entries. Raises `InvalidNote` if the bundle is cut off."""
     entries, position = [], 0
     while position < len(encoded):
         end = position + 2 + int.from_bytes(encoded[position : position + 2], "big")

@@ -1,7 +1,8 @@
-"""Commitments, leaves and marks: the bytes that make the log provable.
+"""Commitments, leaves and marks: the hashes by which readers can verify the log.
 
-The formats are those of RFC 6962 section 2.1 (leaf hash) and docs/explanation/proofs.md
-(commitments). They are stored from the first event on, because a log cannot be hashed again later.
+The hash of a leaf is that of RFC 6962 section 2.1. Commitments are described in
+docs/explanation/proofs.md. They are stored with each event from the first event on, because adding
+them to a log later is impossible.
 """
 
 from __future__ import annotations
@@ -27,29 +28,33 @@ _ERASED = re.compile(rb',"erased":"([0-9a-f]{64})"\}\Z')
 
 
 def derived_salt(salt: bytes, index: int) -> bytes:
-    """The salt of one operation of an event. `index` counts from 0."""
+    """Returns the salt of one operation, derived from the salt of its event. `index` is the
+    operation's position in the event, counted from 0."""
     return hmac.digest(salt, index.to_bytes(4, "big"), "sha256")
 
 
 def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
-    """Commits to the exact bytes of one operation. The salt is needed to test a guess of the bytes.
+    """Returns the commitment of one operation: a hash of its exact bytes with its own salt. Only a
+    reader that knows the salt can test a guess of the bytes.
 
-    The operation's salt is derived from the event's salt. One operation can be erased this way,
-    while the others can still be verified.
+    The operation's salt is derived from the event's salt. For this reason one operation of an event
+    can be erased while the other operations can still be verified.
     """
     return hmac.digest(derived_salt(salt, index), operation, "sha256")
 
 
 def erased_form(operation: bytes, commitment: bytes) -> bytes:
-    """The form of an erased operation. `operation` has no values: `{"op", "collection", "id"}`."""
+    """Returns the bytes that replace an erased operation. `operation` is the operation with only
+    its `op`, `collection` and `id`; the result has the commitment as a fourth member, `erased`."""
     assert operation.endswith(b'"}')
     return b'%b,"erased":"%b"}' % (operation[:-1], commitment.hex().encode())
 
 
 def salts_of(salt: bytes, count: int) -> list[bytes | None]:
-    """The salt of each operation of an event; `None` for an erased one.
+    """Returns the salt of each operation of an event, or `None` for an erased operation. `salt` is
+    the stored salt of the event.
 
-    Raises `ValueError` if the number of salts differs from `count`.
+    Raises `ValueError` if the number of stored salts differs from `count`.
     """
     if len(salt) == SALT_BYTES:
         return [derived_salt(salt, index) for index in range(count)]
@@ -61,11 +66,12 @@ def salts_of(salt: bytes, count: int) -> list[bytes | None]:
 
 
 def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
-    """The commitments of an event's operations (or its body), in order, erased ones included.
+    """Returns the commitments of an event's operations, in order. For an event with a body, the
+    body counts as its only operation.
 
-    Only this function knows how to derive them from the stored bytes. An erased operation states
-    its own commitment; comparing the leaf proves that it is the original one. Raises `ValueError`
-    if the salts belong to other operations.
+    The commitment of an erased operation is read from the operation. It is proved right when the
+    event's leaf is compared with the Merkle tree. Raises `ValueError` if the salts belong to other
+    operations.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]
@@ -84,15 +90,16 @@ def _stated(operation: bytes) -> bytes:
 
 
 def ops_hash(salt: bytes, operations: Iterable[bytes]) -> bytes:
-    """SHA-256 over the commitments of an event's operations, in order."""
+    """Returns the SHA-256 of the commitments of an event's operations, joined in order."""
     return hashlib.sha256(b"".join(commitments(salt, operations))).digest()
 
 
 def header_of(state: bytes) -> bytes:
-    """The bytes of a stored event before its `ops` or `body`. An erasure keeps them.
+    """Returns the header of a stored event: its bytes before the key `ops` or `body`. An erasure
+    leaves the header unchanged. Raises `ValueError` if both keys are missing.
 
-    The first match is always the key itself: a quote inside a JSON string is escaped, and the
-    header has no object with such a key. A body may contain `ops`, but after the first match.
+    The first match of `,"ops":` or `,"body":` is always the key itself: a quote inside a JSON
+    string is escaped, and objects in the header lack such keys.
     """
     found = _LAST_KEY.search(state)
     if found is None:
@@ -101,10 +108,10 @@ def header_of(state: bytes) -> bytes:
 
 
 def leaf_header_of(state: bytes) -> bytes:
-    """The header in the event's leaf, for any stored bytes.
+    """Returns the header that an event's leaf contains, for any stored bytes.
 
-    For bytes without a header, or with one that is too long for a leaf, it is built from their
-    hash.
+    If the bytes lack a header, or if the header is too long for a leaf, a replacement is made from
+    the SHA-256 of the bytes.
     """
     try:
         return header_of(state[:HEADER_BYTES_MAX])
@@ -117,17 +124,20 @@ def unreadable_header(hash_of_state: bytes) -> bytes:
 
 
 def leaf_of(header: bytes, hash_of_ops: bytes) -> bytes:
-    """The leaf of an event: the header, and `ops_hash` in the place of the last key."""
+    """Returns the leaf of an event in the Merkle tree: its header, followed by `ops_hash` in the
+    place of `ops` or `body`."""
     leaf = header + b',"ops_hash":"' + hash_of_ops.hex().encode() + b'"}'
     assert len(leaf) <= LEAF_BYTES_MAX
     return leaf
 
 
 def leaf_hash(leaf: bytes) -> bytes:
-    """The hash of a leaf. A zero byte comes before the leaf: RFC 6962 section 2.1."""
+    """Returns the hash of a leaf: the SHA-256 of a zero byte and the leaf (RFC 6962 section
+    2.1)."""
     return hashlib.sha256(b"\0" + leaf).digest()
 
 
 def mark_of(header: bytes, hash_of_ops: bytes) -> str:
-    """The mark that a cursor carries beside its seq, to detect that the log was replaced."""
+    """Returns the mark of an event: the first 16 hex digits of its leaf's hash. A cursor contains
+    the mark with the seq, so that a reader notices if the log was replaced by another one."""
     return leaf_hash(leaf_of(header, hash_of_ops)).hex()[:MARK_LENGTH]

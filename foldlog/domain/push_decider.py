@@ -1,19 +1,19 @@
 """Decides pushes: which changesets are stored, which are refused, and the answer to each.
 
 `PushDecider` decides a group of pushes on one state of a space. Infrastructure loads the data that
-the group needs, calls `take` for one push after another, and appends `entries`. If a push is
-refused as a whole, `take` raises and keeps the state of the decider, so the other pushes of the
-group are decided as if that push were absent.
+the group needs, calls `take` for one push after another, and appends `entries` to the log. If a
+push is refused as a whole, `take` raises an error and leaves the decider unchanged. The other
+pushes of the group are then decided as if that push were absent.
 
 A push is checked in this order:
 
-1. its device was revoked: `device-revoked`
-2. its cursor is of another log: `log-behind`, `log-changed`
-3. for each changeset, in order
-   a. its id is known: the first answer again, or `id-reused`
-   b. its base is beyond the log: `log-behind`
-   c. its counter is out of order: `device-forked`, `counter-gap`
-4. for each new changeset, in order: it is stored, or refused as `stale` or for its `schema`
+1. If its device was revoked: `device-revoked`.
+2. If its cursor belongs to another log: `log-behind` or `log-changed`.
+3. For each changeset, in order:
+   a. If its id is known: the first answer again, or `id-reused` if the content differs.
+   b. If its base is higher than the log's head: `log-behind`.
+   c. If its counter differs from the next one: `device-forked` or `counter-gap`.
+4. For each new changeset, in order: it is stored, or refused as `stale` or for its `schema`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from .times import format_time
 
 
 class Answer(msgspec.Struct, omit_defaults=True, gc=False):
-    """The answer to one changeset. A repeated changeset gets its first answer again."""
+    """The answer to one changeset of a push. A repeated changeset gets its first answer again,
+    marked with `duplicate`."""
 
     id: str
     verdict: Verdict
@@ -64,18 +65,21 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 def time_of(made_at: int, sent_at: int, received_at: int) -> int:
-    """Returns when the user made the change, by the server's clock, in ms since 1970.
+    """Returns when the user made the change, by the server's clock, in ms since 1970. It only
+    decides between conflicting changes.
 
-    The time only breaks ties between conflicting changes. It is the device's time, corrected by the
-    difference of the two clocks at sending, and lies in 0..`received_at`.
+    The result is `made_at`, the time by the device's clock, plus the difference between the two
+    clocks when the push was sent. It is limited to 0..`received_at`.
     """
     return max(0, min(received_at, made_at + (received_at - sent_at)))
 
 
 def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: str | None) -> None:
-    """Raises `LogBehind` or `LogChanged` if a reader's cursor is from another log.
+    """Raises `LogBehind` or `LogChanged` if a reader's cursor belongs to another log. The cursor is
+    the seq `after` with its `mark`.
 
-    `mark_there` is the log's own mark at `after`. A reader that sends no mark skips that check.
+    `mark_there` is the log's own mark at `after`. The marks are compared only if the reader sent
+    one.
     """
     if after > head:
         raise LogBehind(f"after {after} is beyond the log's head {head}", log=log, head=head)
@@ -85,7 +89,8 @@ def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: 
 
 @dataclass(slots=True)
 class _Draft:
-    """The new changesets of one push, before the push is accepted as a whole."""
+    """The new changesets of one push. They are kept apart from the decider until the whole push is
+    accepted."""
 
     records: MutableMapping[Key, Record]  #: after these changesets
     entries: list[LogEntry] = field(default_factory=list)
@@ -93,10 +98,10 @@ class _Draft:
 
 
 class PushDecider:
-    """Decides the pushes of one group on one state of a space.
+    """Decides the pushes of one group, all on the same state of a space.
 
-    `state` must have the counters of the pushing devices. `now_ms` is the server's clock, in ms
-    since 1970. `salt` returns a new random salt at each call.
+    `state` must contain the counters of the pushing devices. `now_ms` is the time by the server's
+    clock, in ms since 1970. `salt` is a function that returns a new random salt at each call.
     """
 
     def __init__(
@@ -122,11 +127,13 @@ class PushDecider:
         self._limits = limits
 
     def take(self, push: Push) -> list[Answer]:
-        """Answers each changeset of a push, and adds the new ones to `entries`.
+        """Decides one push: returns the answers to its changesets, and adds the new changesets to
+        `entries`.
 
-        Raises `DeviceRevoked`, `LogBehind`, `LogChanged`, `IdReused`, `DeviceForked`,
-        `CounterGap`, `LimitExceeded`, or `ProjectionBehind` if a guard or a schema needs records
-        that are missing. After an exception the state of the decider is as before.
+        If the push is refused as a whole, raises `DeviceRevoked`, `LogBehind`, `LogChanged`,
+        `IdReused`, `DeviceForked`, `CounterGap` or `LimitExceeded`. Raises `ProjectionBehind` if a
+        guard or a schema needs records that could not be loaded. The decider is unchanged after an
+        error.
         """
         self._check_device_and_cursor(push)
         counter, repeated = self._check_changesets(push)
@@ -165,10 +172,11 @@ class PushDecider:
             check_cursor(self.state.log, self.state.head, push.after, push.mark, mark_there)
 
     def _check_changesets(self, push: Push) -> tuple[int, dict[int, Answer]]:
-        """Checks ids, bases and counters.
+        """Checks the ids, bases and counters of the changesets in a push. Raises an error if one is
+        wrong.
 
-        Returns the device's counter after the push, and the answers to repeated changesets by
-        index.
+        Returns the device's counter after the push, and the answers to repeated changesets by their
+        index in the push.
         """
         first: dict[str, Changeset] = {}
         repeated: dict[int, Answer] = {}
@@ -202,9 +210,11 @@ class PushDecider:
         return counter, repeated
 
     def _event(self, id: str) -> Event | None:
-        """Returns the event of a changeset id from the log or from this group, or `None`.
+        """Returns the event of the changeset with this id, from the log or from this group. Returns
+        `None` if the id is new. Raises `LimitExceeded` if the stored events to compare are too
+        large together.
 
-        The event is decoded at each call: it may be large, and few ids repeat.
+        Each call decodes the event again, because an event may be large, and few ids are repeated.
         """
         if id in self._lookups.known:
             state = self._lookups.known[id]
@@ -218,7 +228,7 @@ class PushDecider:
         return decode_event(state)
 
     def _add(self, draft: _Draft, push: Push, index: int) -> Answer:
-        """Adds a new changeset to the draft, as stored or refused, and answers it."""
+        """Decides one new changeset, adds its event to the draft, and returns the answer."""
         changeset = push.changesets[index]
         schemas = self.state.schemas
         seq = self.head + len(draft.entries) + 1
@@ -258,7 +268,8 @@ class PushDecider:
         )
 
     def _check_loaded(self, push: Push, index: int) -> None:
-        """Raises if a record of the changeset is missing from the loaded ones."""
+        """Raises an error if a record that the changeset touches is missing in the loaded data:
+        `ProjectionBehind` if the master table is behind, otherwise `LimitExceeded`."""
         if self._records is None:
             raise ProjectionBehind(head=self.head)
         if any(op.key not in self._records for op in push.changesets[index].ops):
@@ -269,7 +280,8 @@ class PushDecider:
         return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
 
     def _event_to_check(self, push: Push, changeset: Changeset, seq: int, time: int) -> Event:
-        """Returns the event that the changeset would be stored as, for the schemas to check."""
+        """Returns an event with the changeset's operations, for checking them against the schemas
+        before the changeset is stored."""
         return Event(
             seq=seq,
             kind="changeset",
@@ -283,7 +295,8 @@ class PushDecider:
         )
 
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
-        """Erases the operations on records that were erased after the changeset's base."""
+        """Removes the values of records that were erased after the changeset's base from the entry
+        of the changeset. Returns the entry unchanged if there are no such records."""
         erasures = self._lookups.erasures
         keys = {op.key for op in changeset.ops}
         return erased_entry(entry, {key for key in keys if erasures.get(key, 0) > changeset.base})
@@ -296,10 +309,12 @@ class PushDecider:
         records: Mapping[Key, Record],
         bytes_max: int,
     ) -> int:
-        """Adds the touched records to an answer, and returns their size in bytes.
+        """Adds the records that a changeset touches to its answer, and returns their size in bytes
+        as JSON.
 
-        If they exceed `bytes_max`, a push that wants records is refused, and the answer to a stale
-        changeset of another push simply omits them.
+        If the records are larger than `bytes_max` or were not loaded, there are two cases. A push
+        that wants records is refused with `LimitExceeded`. In other pushes, the answer to a refused
+        changeset omits its records.
         """
         views = _views(changeset.ops, records)
         if views is None:
@@ -315,14 +330,14 @@ class PushDecider:
 
 
 def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
-    """Folds those operations of an event whose records are loaded."""
+    """Applies an event to the loaded records. Operations on other records are skipped."""
     ops = [op for op in event.ops if op.key in records]
     if ops:
         fold(records, msgspec.structs.replace(event, ops=ops))
 
 
 def _answer_again(event: Event, changeset: Changeset) -> Answer:
-    """Returns the first answer to a changeset, made from its stored event."""
+    """Returns the first answer to a repeated changeset, made from its stored event."""
     assert event.verdict is not UNSET
     # An erased operation has lost the device's own key, which the repeated changeset still has.
     erased = {op.key for op in event.ops if op.erased is not UNSET}
@@ -340,7 +355,8 @@ def _answer_again(event: Event, changeset: Changeset) -> Answer:
 
 
 def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView] | None:
-    """Returns the existing records of these operations, or `None` if one is not loaded."""
+    """Returns the records that these operations touch and that exist. Returns `None` if one of the
+    touched records was not loaded."""
     keys = dict.fromkeys(op.key for op in ops)
     if any(key not in records for key in keys):
         return None

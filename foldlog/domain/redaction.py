@@ -1,7 +1,7 @@
-"""Removes secrets from text before it reaches logs and errors.
+"""Removes passwords and tokens from texts before they are logged or reported as errors.
 
-Our own messages leave secrets out. This module is for the messages of libraries, which quote their
-input: a URL with a password, a header, a token.
+Foldlog's own messages contain no secrets. This module is for the messages of libraries, which may
+quote a URL with a password, a header or a token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HINTS = ("://", "password", "bearer", "basic", "eyj", "foldlog_")
 
 
 def redacted(text: str) -> str:
-    """The text with `***` in the place of passwords and tokens."""
+    """Returns the text with each password and token replaced by `***`."""
     # Fast path: this runs for each request, and few lines contain a secret.
     lowered = text.lower()
     if any(hint in lowered for hint in _HINTS):

@@ -1,8 +1,8 @@
-"""Skipping an event that the fold cannot process.
+"""Skips an event at which the fold fails.
 
-An admin appends an `event-skipped` event. From then on, every fold treats the event that it names
-as if it had no operations. The skipped event stays in the log and in all proofs. If readers
-could not decode it, they receive an empty event in its place.
+An admin appends an `event-skipped` event, which names the bad event. From then on, every fold
+treats the bad event as if its list of operations were empty. The bad event stays in the log and in
+all proofs. If its bytes are unreadable for clients, they receive an empty event in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .events import EVENT_SKIPPED, Envelope, LogEntry, body_entry, decode_event
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
-    """The order of the members is the order of the stored bytes."""
+    """The body of an `event-skipped` event. The members are stored in this order."""
 
     seq: int
     reason: str
@@ -24,7 +24,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class Skipped(NamedTuple):
-    """A skipped event, and the event that skips it."""
+    """The seq of a skipped event, and the seq of the `event-skipped` event that names it."""
 
     seq: int
     by_seq: int
@@ -33,15 +33,17 @@ class Skipped(NamedTuple):
 def event_skipped_entry(
     envelope: Envelope, skipped: int, *, reason: str, by: str | None
 ) -> LogEntry:
-    """The event that records that another one is skipped, and the reason."""
+    """Makes the `event-skipped` event that tells every fold to skip the event `skipped`, with the
+    reason and the name of the admin."""
     return body_entry(envelope, EVENT_SKIPPED, _Body(skipped, reason, by))
 
 
 def is_readable(seq: int, state: bytes) -> bool:
-    """Whether the bytes of a skipped event can be sent to readers, among events and on one line.
+    """Returns whether the bytes of a skipped event can be sent to readers: they must decode to an
+    event with this seq and consist of a single line.
 
-    An event that was written past the service may be invalid JSON. It would make its whole page
-    unreadable, and halt the reader.
+    An event that was written directly to the database, past the service, may be invalid JSON. Such
+    an event would make its whole page unreadable and stop the reader.
     """
     try:
         return decode_event(state).seq == seq and len(state.splitlines()) == 1
@@ -50,7 +52,7 @@ def is_readable(seq: int, state: bytes) -> bool:
 
 
 def skips_of(entries: Iterable[LogEntry]) -> list[Skipped]:
-    """The events that these entries skip."""
+    """Returns the events that these log entries tell every fold to skip."""
     found = []
     for entry in entries:
         if entry.kind == EVENT_SKIPPED:

@@ -1,6 +1,7 @@
-"""The wire format of a snapshot, which a new device loads in the place of the whole log.
+"""The wire format of a snapshot. A new device loads a snapshot instead of reading the whole log.
 
-JSON lines: a header, then pages of records. One line ends each page.
+A snapshot consists of JSON lines. The first line is a header. The pages of records follow, and each
+page ends with a line that has `at`.
 
     {"log": "...", "seq": 42, "mark": "9f86d081884c7d65", "records": 3}
     {"collection": "tasks", "id": "a", "fields": {...}, ..., "writes": [...], "deleted": null}
@@ -9,18 +10,20 @@ JSON lines: a header, then pages of records. One line ends each page.
     {"collection": "tasks", "id": "c", ...}
     {"at": 44, "mark": "2c26b46b68ffc68f", "cursor": null}
 
-The log grows during the download, so each page is true at its own seq: the `at` of its last line,
-which is at least the header's `seq`. To combine the pages, follow the log from the `seq` (and
-`mark`) of the *first* header, and for each record skip the events with `seq <= at` of the record's
-page. A record that is in no page needs no such rule: it did not exist when its page was read, so
-all events on it before that had no effect.
+The log grows during the download. Each page therefore has the seq at which its records were read:
+the `at` of its last line, which is at least the header's `seq`. To combine the pages, follow the
+log from the `seq` and `mark` of the *first* header. For each record, skip the events with `seq <=
+at` of the record's page. A record that is missing in all pages is exempt from this rule: all events
+on it before its page was read had left it missing.
 
 A record that is newer than the header belongs to the history of its page's `mark`. After following
-the log to the largest `at`, compare the marks. If they differ, the server was restored during the
-download, and the snapshot must be discarded.
+the log to the largest `at`, compare the log's mark there with the `mark` of that page. If the two
+differ, the server was restored from a backup during the download, and the snapshot must be
+discarded.
 
-A complete stream ends with `"cursor": null`; any other was cut. Discard the records after the
-last page end, because their seq is unknown; keep the others, and continue with `?cursor=`.
+A complete snapshot ends with `"cursor": null`. If this line is missing, the download was
+interrupted. Then discard the records after the last page end, because their seq is unknown, keep
+the other records, and continue with `?cursor=`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_
 
 
 class SnapshotHeader(msgspec.Struct):
-    """The first line: the seq from which to follow the log, and the number of records."""
+    """The first line of a snapshot: the seq from which to follow the log afterwards, and the number
+    of records."""
 
     log: str
     seq: int
@@ -43,7 +47,8 @@ class SnapshotHeader(msgspec.Struct):
 
 
 class SnapshotPageEnd(msgspec.Struct):
-    """The line after each page: the seq at which its records are true, and where to continue."""
+    """The line after each page of a snapshot: the seq at which the page's records were read, and
+    the cursor of the next page."""
 
     at: int
     mark: str
@@ -51,9 +56,9 @@ class SnapshotPageEnd(msgspec.Struct):
 
 
 class SnapshotRecord(RecordView):
-    """A record or a tombstone, with all facts that later merges need.
+    """A record or a tombstone in a snapshot, with all data that later merges need.
 
-    The parts are raw if they come as bytes from the master table.
+    Members of the type `msgspec.Raw` contain JSON bytes from the master table.
     """
 
     writes: PackedWrites | msgspec.Raw
@@ -63,7 +68,7 @@ class SnapshotRecord(RecordView):
 
 
 class _Line(msgspec.Struct):
-    """Any line after the header. A page end has `at`; a record lacks it."""
+    """Any line of a snapshot after the header: a record, or the end of a page, which has `at`."""
 
     collection: str = ""
     id: str = ""
@@ -95,21 +100,24 @@ def snapshot_view(record: Record, erased_seq: int | None = None) -> SnapshotReco
 
 
 def snapshot_header(line: bytes) -> SnapshotHeader:
-    """Decodes the first line."""
+    """Decodes the first line of a snapshot."""
     return _decode_header(line)
 
 
 def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
-    """Decodes any line after the first: a record as the fold knows it, or the end of a page.
+    """Decodes any line of a snapshot after the first. Returns a record as the fold needs it, or the
+    end of a page.
 
-    `touched_seq` and its siblings stay on the server.
+    The record lacks `touched_seq`, `touched_by` and `touched_seq_other`, because only the server
+    needs them.
     """
     read = _decode_line(line)
     return _record_of(read) if read.at is None else SnapshotPageEnd(read.at, read.mark, read.cursor)
 
 
 def snapshot_erasure(line: bytes) -> int:
-    """The seq of the last erasure of a line's record; 0: never erased."""
+    """Returns the seq of the last erasure of the record in a snapshot's line, or 0 if the record
+    was never erased."""
     return _decode_line(line).erased if b'"erased":' in line else 0
 
 

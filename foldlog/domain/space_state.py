@@ -1,4 +1,4 @@
-"""The state of a space that an append reads and moves."""
+"""The state of a space, which an append to its log reads and changes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .events import LogEntry
 
 @dataclass(slots=True)
 class SpaceState:
-    """A space at the head of its log.
+    """The state of a space at the head of its log.
 
-    Every member moves with the head, in the same transaction. Two states of one log with the same
-    head and mark are therefore equal, except that `counters` and `revoked` may cover only the
-    devices that were loaded.
+    All members are changed in the same transaction as the head. Two states of the same log with the
+    same head and mark are therefore equal. One exception: `counters` and `revoked` may contain only
+    the devices that were loaded.
     """
 
     log: str  #: the id of the log
@@ -28,11 +28,13 @@ class SpaceState:
     schemas: Schemas = field(default_factory=dict)  #: by defined collection
 
     def next_received_at(self, now_ms: int) -> int:
-        """Returns the time of the next event. The times of a log are monotonic."""
+        """Returns the time for the next event, in ms since 1970: `now_ms`, or the time of the last
+        event if that is later."""
         return max(self.received_at, now_ms)
 
     def advance(self, entries: Sequence[LogEntry], counters: Mapping[str, int]) -> None:
-        """Moves the head to the last of `entries`, which were appended with these counters."""
+        """Updates the state after an append. `entries` are the appended events, and `counters` are
+        the new counters of the devices that pushed them."""
         if entries:
             last = entries[-1]
             self.head, self.mark, self.received_at = last.seq, last.mark, last.received_at

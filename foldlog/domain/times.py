@@ -1,4 +1,5 @@
-"""Times: whole milliseconds since 1970 inside, RFC 3339 in UTC outside."""
+"""Converts times between ms since 1970, which the code uses, and RFC 3339 texts in UTC, which are
+sent and stored."""
 
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ _LAST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 
 
 def to_ms(at: datetime) -> int:
-    """Milliseconds since 1970; finer digits are cut off.
+    """Returns a time in ms since 1970. Digits below one millisecond are cut off.
 
-    Raises `ValueError` outside the years 1 to 9999 UTC, where Python's calendar ends.
+    Raises `ValueError` for a time before the year 1 or after the year 9999 in UTC, where Python's
+    calendar ends.
     """
     ms = (at - _EPOCH) // _MILLISECOND
     if not _FIRST_MS <= ms <= _LAST_MS:
@@ -29,7 +31,7 @@ def to_ms(at: datetime) -> int:
 
 
 def parse_time(text: str) -> int:
-    """Milliseconds since 1970 of an RFC 3339 time. Raises `ValueError` for other text."""
+    """Converts an RFC 3339 time to ms since 1970. Raises `ValueError` for any other text."""
     try:
         return to_ms(msgspec.convert(text, Moment))
     except msgspec.ValidationError as exc:
@@ -40,7 +42,8 @@ def parse_time(text: str) -> int:
 
 @lru_cache(maxsize=4_096)  # a push has few moments, and writes each of them many times
 def format_time(ms: int) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-11-23T09:00:02.481Z`."""
+    """Converts ms since 1970 to an RFC 3339 time in UTC with milliseconds, such as
+    `2026-11-23T09:00:02.481Z`."""
     at = _EPOCH + timedelta(milliseconds=ms)
     # `isoformat` would end with +00:00 for a time with an offset; Z is shorter and means the same.
     return at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

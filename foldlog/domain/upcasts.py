@@ -1,8 +1,8 @@
-"""Upcasts: convert stored events of an older version to the current version.
+"""Upcasts: functions that convert a stored event from one version of its format to the next.
 
-An event's bytes are never rewritten. When a kind of event gets a new version, the functions below
-convert older events while they are read, one version after the other. The rest of the code knows
-only the newest version of each kind. CONTRIBUTING.md lists the other steps for a new version.
+The stored bytes of an event stay unchanged for ever. When a kind of event gets a new version, its
+older events are converted while they are read, one version after the other. The rest of the code
+knows only the newest version of each kind. CONTRIBUTING.md lists the other steps for a new version.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ UPCASTS: Mapping[tuple[str, int], Upcast] = {}
 
 
 class UnknownForm(ValueError):
-    """This event was written by a newer Foldlog."""
+    """Raised for an event in an unknown format, which a newer version of Foldlog wrote."""
 
 
 class Upcaster:
-    """Converts events by their topics: `<kind>/<version of the stored form>`."""
+    """Converts stored events to the newest version of their kind. The topic of an event,
+    `<kind>/<version>`, tells its version."""
 
     def __init__(self, upcasts: Mapping[tuple[str, int], Upcast] = UPCASTS):
         self._upcasts = upcasts
@@ -40,13 +41,14 @@ class Upcaster:
         return self._newest.get(kind, 1)
 
     def topic_of(self, kind: str) -> str:
-        """The topic of a new event."""
+        """Returns the topic for a new event of this kind, such as `changeset/1`."""
         return f"{kind}/{self.newest(kind)}"
 
     def upcast(self, topic: str, state: bytes) -> bytes:
-        """The bytes of an event in the newest version of its kind. Raises `UnknownForm`.
+        """Returns the bytes of an event in the newest version of its kind. An event of the newest
+        version is returned unchanged.
 
-        An event of the newest version is returned as it is.
+        Raises `UnknownForm` if a newer Foldlog wrote the event.
         """
         kind, _, number = topic.rpartition("/")
         version = int(number) if number.isdecimal() else 0
@@ -63,7 +65,8 @@ class Upcaster:
         return msgspec.json.encode(document)
 
     def decode(self, topic: str, state: bytes) -> Event:
-        """Converts and decodes an event. Raises `UnknownForm`."""
+        """Converts an event to the newest version of its kind and decodes it. Raises `UnknownForm`
+        if a newer Foldlog wrote the event."""
         return decode_event(self.upcast(topic, state))
 
 

@@ -1,4 +1,4 @@
-"""JSON values: which are valid, and when two are equal."""
+"""JSON values: checks whether a value is valid, compares two values, and adds numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT", "__bool__": la
 
 
 def same(a: Any, b: Any) -> bool:
-    """Typed equality of JSON values: `true` differs from 1, 1 equals 1.0, objects are unordered."""
+    """Returns whether two JSON values are equal. `true` differs from 1, while 1 equals 1.0. The
+    order of an object's members is ignored."""
     kind = type(a)
     if kind is bool or type(b) is bool:
         return a is b
@@ -28,7 +29,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 class OverLimit(ValueError):
-    """A value is over a published limit. `limit` is its name."""
+    """Raised for a value that exceeds a published limit. `limit` is the name of the limit."""
 
     def __init__(self, limit: str, message: str):
         super().__init__(message)
@@ -36,10 +37,9 @@ class OverLimit(ValueError):
 
 
 def check_value(value: Any, nesting_max: int) -> None:
-    """Raises `ValueError` for a decoded value that some readers would change or refuse.
-
-    Most readers lose digits of integers beyond 2^53-1. Deep nesting is refused as an attack.
-    """
+    """Raises `ValueError` for a decoded JSON value that some JSON readers would change or refuse:
+    an integer beyond ±(2^53-1), an infinite number or NaN. Raises `OverLimit` if the value is
+    nested more than `nesting_max` levels deep."""
     kind = type(value)
     if kind in type_of_plain:
         return
@@ -66,9 +66,10 @@ def is_number(value: Any) -> bool:
 
 
 def sum_of(a: int | float, b: int | float) -> int | float | None:
-    """The sum as IEEE doubles; `None` if it is infinite.
+    """Returns the sum of two numbers as IEEE 754 doubles, or `None` if the sum is infinite.
 
-    A whole result is an int (1 + 1 is 2, never 2.0), so that all replicas write the same bytes.
+    A whole result is returned as an int (1 + 1 is 2, never 2.0), so that all replicas write the
+    same bytes.
     """
     total = float(a) + float(b)
     if not math.isfinite(total):

@@ -1,7 +1,8 @@
-"""Witnessing: confirming that a log still contains all that it had before.
+"""A witness: confirms that a log still contains all events that it contained before.
 
-The rules and bytes are those of C2SP tlog-witness. A witness keeps the last checkpoint of each
-known log. It cosigns a later one only with a proof that the new log begins with the old one.
+The rules and bytes are those of C2SP tlog-witness. For each known log, a witness keeps the last
+checkpoint that it cosigned. It cosigns a later checkpoint only if a proof shows that the new log
+begins with the old one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class InconsistentCheckpoint(InvalidRequest):
 
 
 class OtherSize(Exception):
-    """The last cosigned checkpoint has another size, or another root at the same size."""
+    """Raised if a request to cosign starts from another checkpoint than the one that this witness
+    cosigned last: the size, or the root at this size, is different. `size` is the size of the
+    checkpoint that was cosigned last."""
 
     def __init__(self, size: int):
         super().__init__(f"the last cosigned checkpoint has the size {size}")
@@ -45,7 +48,8 @@ class OtherSize(Exception):
 
 
 class AddCheckpoint(NamedTuple):
-    """A request to a witness."""
+    """A request to a witness to cosign a checkpoint: the size of the checkpoint cosigned before, a
+    consistency proof, and the new checkpoint as a note."""
 
     old: int
     proof: list[bytes]
@@ -58,7 +62,7 @@ class AddCheckpoint(NamedTuple):
 
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
-        """Decodes a request. Raises `InvalidRequest`."""
+        """Decodes a request. Raises `InvalidRequest` if the body is invalid."""
         head, blank, note = body.partition(b"\n\n")
         first, *lines = head.decode("ascii", "replace").split("\n")
         old = _OLD.fullmatch(first)
@@ -76,9 +80,11 @@ class AddCheckpoint(NamedTuple):
 
 
 def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoint:
-    """The checkpoint, if one of the keys that are trusted for its origin has signed it.
+    """Returns the checkpoint in a request, after checking that a key trusted for its origin has
+    signed it.
 
-    Raises `InvalidRequest`, `UnknownLog` or `UntrustedCheckpoint`.
+    Raises `InvalidRequest` if the checkpoint is invalid, `UnknownLog` if there is no trusted key
+    for its origin, and `UntrustedCheckpoint` if none of the trusted keys has signed it.
     """
     try:
         checkpoint = Checkpoint.parse(asked.note.text)
@@ -99,9 +105,10 @@ def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoin
 
 
 def check_follows(asked: AddCheckpoint, checkpoint: Checkpoint, last: Checkpoint | None) -> None:
-    """Checks that a checkpoint follows the last one that was cosigned.
+    """Checks that a checkpoint continues the last one that this witness cosigned.
 
-    Raises `OtherSize` or `InconsistentCheckpoint`.
+    Raises `OtherSize` if the request starts from another size, and `InconsistentCheckpoint` if its
+    proof is wrong.
     """
     seen = Checkpoint(checkpoint.origin, 0, EMPTY_ROOT) if last is None else last
     if asked.old != seen.size:

@@ -50,7 +50,7 @@ def write_new(
 
 
 def sync_folder(path: Path) -> None:
-    """Flushes the names in a folder to the disk.
+    """Flushes the list of a folder's file names to the disk.
 
     Afterwards, new and renamed files in this folder survive a crash.
     """

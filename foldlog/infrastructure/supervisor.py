@@ -168,7 +168,10 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        """During the block, SIGTERM and SIGINT request a stop. Then restores the old handlers."""
+        """Makes SIGTERM and SIGINT request a stop during the block.
+
+        After the block, the previous signal handlers are active again.
+        """
 
         def request(number: int, _: FrameType | None) -> None:
             self._stop_requests.put(number)

@@ -1,7 +1,8 @@
-"""The ports: interfaces that the product needs from the outside, written from its own need.
+"""The ports: interfaces to databases and other outside parts, defined by the needs of this package.
 
-Each port has two implementations, PostgreSQL and memory. Both pass the same contract
-(tests/contract). One module a port: `event_store`, `master_table`, `registry`, `proof_tree`.
+Each port has two implementations, one on PostgreSQL and one in memory. Both pass the same contract
+tests (tests/contract). Each of the modules `event_store`, `master_table`, `registry` and
+`proof_tree` defines one port.
 """
 
 from .cursors import Page as Page

@@ -1,4 +1,4 @@
-"""Cursors: the text with which a client asks for the next page."""
+"""Encodes and decodes cursors: the texts with which a client asks for the next page of a list."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ _INVALID_CURSOR = "this cursor is not one that an earlier page gave"
 
 
 class Page(msgspec.Struct, Generic[T]):
-    """A page of items. `cursor` is `None` on the last page."""
+    """A page of a list. `cursor` asks for the next page; it is `None` on the last page."""
 
     items: list[T]
     cursor: str | None
 
 
 def encode_cursor(*parts: str | int) -> str:
-    """Encodes the position where the next page starts as opaque text (base64url of JSON)."""
+    """Encodes the position at which the next page starts as a text (base64url of a JSON array)."""
     return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
 
 
 def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """Decodes the parts of a cursor. Raises `InvalidRequest` for text that is no such cursor."""
+    """Decodes a cursor to its parts, which must have these types. Raises `InvalidRequest` for any
+    other text."""
     try:
         raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]

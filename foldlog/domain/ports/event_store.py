@@ -1,4 +1,4 @@
-"""The port to the append-only logs."""
+"""The port `EventStore`: the append-only logs of all spaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 class Receipt(msgspec.Struct):
-    """The answer to a push."""
+    """The answer to a push: the log's id and head, and one answer for each changeset."""
 
     log: str
     head: int
@@ -30,7 +30,7 @@ class Receipt(msgspec.Struct):
 
 
 class RangeQuery(msgspec.Struct, frozen=True):
-    """Asks for the events after seq `after`, at most `limit` of them."""
+    """Asks for a page of the log: at most `limit` events after seq `after`."""
 
     after: int
     limit: int
@@ -43,12 +43,14 @@ class RangeQuery(msgspec.Struct, frozen=True):
     bytes_max: int = INTEGER_MAX
 
     def page_bytes_max(self, limits: Limits) -> int:
-        """The size of a page in bytes, which only the page's last event may exceed."""
+        """Returns the maximum size of the page in bytes. Only the last event of a page may exceed
+        it."""
         return min(self.bytes_max, limits.page_bytes_max)
 
 
 class Range(msgspec.Struct):
-    """A page of the log. `events` are the stored bytes, ready to be joined."""
+    """A page of the log. `events` contains the stored bytes of each event, which are sent to the
+    client unchanged."""
 
     log: str
     head: int
@@ -63,74 +65,85 @@ class Range(msgspec.Struct):
 
 
 class EventStore(ABC):
-    """The append-only logs of all spaces."""
+    """Stores and reads the append-only logs of all spaces."""
 
     def push(self, space: SpaceId, push: Push) -> Receipt:
-        """Appends the new changesets of a push and answers each of its changesets.
+        """Appends the new changesets of a push to the log, and answers each changeset of the push.
 
-        Creates the space if necessary. Returns after the commit. Raises the errors of
-        `PushDecider.take`, `StorageUnavailable`, `OutcomeUnknown`, and `ProjectionBehind` if guards
-        cannot be decided now.
+        Creates the space if it is missing. Returns after the commit. Raises the errors of
+        `PushDecider.take`, `StorageUnavailable` if the database is unreachable, and
+        `OutcomeUnknown` if the push may have been stored.
         """
         return self.submit(space, push).result()
 
     @abstractmethod
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
-        """Starts a `push` and returns at once. Raises `RateLimited` if too many bytes wait.
+        """Starts a push as `push` does, and returns a future for its receipt at once. Raises
+        `RateLimited` if too many bytes of pushes already wait in this space.
 
-        `rate_key` is the caller whose share of the committing threads the push uses.
+        `rate_key` identifies the caller. A caller may use only a share of the threads that commit
+        pushes.
         """
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
-        """Reads a page of the log. Raises `UnknownSpace`, `LogBehind` or `LogChanged`."""
+        """Reads a page of the log. Raises `UnknownSpace`, or `LogBehind` or `LogChanged` if the seq
+        and mark in the query belong to another log."""
 
     @abstractmethod
     def cached_range(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Reads a page from memory, at once. `None`: the caller must use `range_after`.
+        """Reads a page of the log from memory, at once. If it returns `None`, call `range_after`
+        instead.
 
-        For a moment the page may lack events that another process has appended. This method
-        accepts every cursor; only `range_after` refuses one.
+        The page may lack events that another process has appended a moment ago. The seq and mark in
+        the query are left unchecked here; `range_after` checks them.
         """
 
     @abstractmethod
     def cached_head(self, space: SpaceId) -> int | None:
-        """The log's head as `cached_range` knows it, or `None`."""
+        """Returns the head of the log that `cached_range` would use, or `None` if it is unknown."""
 
     @abstractmethod
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Calls `on_growth` soon after the space's log has grown; returns a function to stop it.
+        """Calls `on_growth` soon after each growth of the space's log. Returns a function that ends
+        these calls.
 
-        The call may come from any thread, and it may come although the log has the same size.
+        The call may come from any thread. Sometimes it comes although the log still has the same
+        size.
         """
 
     @abstractmethod
     def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
-        """Skips an event at which the master table has halted (domain/skipping).
+        """Makes every fold skip an event at which the master table has halted (see
+        domain/skipping).
 
-        Raises `UnknownSpace`, `NotStopped`, `InvalidRequest`, `StorageUnavailable`,
+        Raises `NotStopped` if the master table is not halted at this event, `InvalidRequest` if the
+        reason or the name in `by` is invalid, `UnknownSpace`, `StorageUnavailable` or
         `OutcomeUnknown`.
         """
 
     @abstractmethod
     def skipped(self, space: SpaceId) -> frozenset[int]:
-        """The seqs of the events that every fold leaves out."""
+        """Returns the seqs of the events that every fold must skip."""
 
     @abstractmethod
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
-        """The log's entries with `after < seq <= through`, in order, in constant memory."""
+        """Yields the log entries with `after < seq <= through` in order. The memory used is the
+        same for any number of entries."""
 
     @abstractmethod
     def collections(self, space: SpaceId) -> list[Version]:
-        """The collections that are defined, by name. Raises `UnknownSpace`."""
+        """Returns the current versions of all defined collections, ordered by name. Raises
+        `UnknownSpace`."""
 
     @abstractmethod
     def collection(
         self, space: SpaceId, collection: str, version: int | None = None
     ) -> tuple[Definition, list[Version]]:
-        """One version of a collection's definition (default: the last), and all its versions.
+        """Returns a version of a collection's definition (by default the last one), and the list of
+        all its versions.
 
-        Raises `UnknownSpace`, `UnknownCollection`.
+        Raises `UnknownSpace`, or `UnknownCollection` if the collection or this version is missing.
         """
 
     @abstractmethod
@@ -143,22 +156,26 @@ class EventStore(ABC):
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
     ) -> Outcome:
-        """Defines a collection and creates the space if necessary.
+        """Defines a collection, or gives it a new schema. Creates the space if it is missing.
 
-        Defining the current schema again has no effect.
-        The stored records are checked, unless the two schemas show that all of them are valid. The
-        check takes `seconds_max` seconds at most; `report` receives the number of checked records.
+        If the collection already has this schema, the call has no effect. The stored records are
+        checked, unless the comparison with the current schema shows that all of them are valid. The
+        check takes `seconds_max` seconds at most, and `report` is called with the number of checked
+        records.
+
         Raises `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
-        `ProjectionBehind`, `StorageUnavailable`, `OutcomeUnknown`.
+        `ProjectionBehind`, `StorageUnavailable` or `OutcomeUnknown`.
         """
 
     @abstractmethod
     def find_erasable(
         self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
-        """Finds the selected records. Reads the whole log; `report` receives seqs.
+        """Returns the records that `wanted` selects. Reads the whole log for this; `report` is
+        called with the seq reached and the last seq.
 
-        Raises `UnknownSpace`, `InvalidRequest`, and `UnknownRecord` for a key that the log lacks.
+        Raises `UnknownSpace`, `InvalidRequest` if the selection is invalid, and `UnknownRecord` if
+        a selected key is missing in the log.
         """
 
     @abstractmethod
@@ -172,12 +189,14 @@ class EventStore(ABC):
         tidies: bool = False,
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
-        """Erases records: their values leave the log and all projections of it (domain/erasure).
+        """Erases records: removes their values from the log and from all tables that are computed
+        from it (see domain/erasure).
 
-        Each record is erased as a whole or left as it is. An erased record is answered as done.
-        Reads the whole log; `report` receives seqs. With `tidies` the database then also frees
-        the old versions of the rows.
+        Each record is erased completely or not at all. A record that was erased earlier is reported
+        as erased. The method reads the whole log; `report` is called with the seq reached and the
+        last seq. With `tidies`, the database then also frees the space of the old row versions,
+        which still contain the values.
 
-        Raises the errors of `find_erasable` before any record is erased. After
-        `StorageUnavailable` or `OutcomeUnknown` call it again: the erasure resumes.
+        Raises the errors of `find_erasable` before any record is erased. After `StorageUnavailable`
+        or `OutcomeUnknown`, call the method again with the same keys: it continues the erasure.
         """

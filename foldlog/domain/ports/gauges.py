@@ -1,4 +1,4 @@
-"""Gauges: numbers that an operator watches."""
+"""Gauges: metrics whose current value an operator watches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class Gauge(NamedTuple):
-    """A number that an operator watches. Its name states the unit and never changes."""
+    """The current value of a metric. The name contains the unit, and it must never change because
+    dashboards refer to it."""
 
     name: str
     help: str

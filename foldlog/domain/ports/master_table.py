@@ -1,4 +1,4 @@
-"""The ports to the master table: the current records, and their history."""
+"""The ports `MasterTable` and `History`: the current records of a space, and their history."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from .event_store import SpaceId
 
 
 class RecordsQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the master table.
+    """Asks for a page of the current records.
 
-    Without `changed_after`: the live records, by (collection, id). With `changed_after`: every
-    record that changed after that seq, in its current state, tombstones too, by seq. All records
-    of one seq are in the same page.
+    Without `changed_after`, the pages contain the live records, ordered by (collection, id). With
+    `changed_after`, they contain every record that has changed after that seq, including deleted
+    records, in its current state and ordered by seq. All records with the same seq are in one page.
+    `at_least` is the seq that the master table must have reached.
     """
 
     limit: int
@@ -33,7 +34,8 @@ class RecordsQuery(msgspec.Struct, frozen=True):
 
 
 class RecordsPage(msgspec.Struct):
-    """`records` are JSON documents as bytes. The page is true at seq `projected`."""
+    """A page of records. `records` contains one JSON document per record, as bytes. The page shows
+    the state at seq `projected`."""
 
     log: str
     head: int
@@ -43,7 +45,8 @@ class RecordsPage(msgspec.Struct):
 
 
 class ConflictsPage(msgspec.Struct):
-    """`conflicts` are JSON documents as bytes. The page is true at seq `projected`."""
+    """A page of the conflict ledger. `conflicts` contains one JSON document per conflict, as bytes.
+    The page shows the state at seq `projected`."""
 
     log: str
     head: int
@@ -53,16 +56,18 @@ class ConflictsPage(msgspec.Struct):
 
 
 class LocalIdsPage(msgspec.Struct):
-    """A page of the record ids that belong to a device's own keys."""
+    """A page of the local ids of a device, with the ids of their records: {collection: {local id:
+    id}}."""
 
     ids: LocalIds
     cursor: str | None
 
 
 class SnapshotPage(msgspec.Struct):
-    """`records` are `SnapshotRecord`s as JSON, in the order of their keys, true at seq `at`.
+    """A page of a snapshot. `records` contains a `SnapshotRecord` as JSON for each record, ordered
+    by key, in its state at seq `at`.
 
-    A snapshot with this `cursor` continues after them. `cursor` is `None` at the end.
+    `cursor` asks for the rest of the snapshot after this page. It is `None` on the last page.
     """
 
     records: list[bytes]
@@ -72,14 +77,16 @@ class SnapshotPage(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """`header.records` is an estimate for a progress bar: the table may change meanwhile."""
+    """A snapshot: its header, and an iterator that reads its pages. `header.records` is only an
+    estimate, because the table may change during the download."""
 
     header: SnapshotHeader
     pages: Iterator[SnapshotPage]
 
 
 class SnapshotCursor(NamedTuple):
-    """Where a snapshot continues: after this record, on this history, at seq `at` or later."""
+    """The position at which a snapshot continues: after the record with this collection and id.
+    `log`, `at` and `mark` identify the history that the earlier pages belong to."""
 
     log: str = ""
     at: int = 0
@@ -96,9 +103,10 @@ class SnapshotCursor(NamedTuple):
         return encode_cursor(*self)
 
     def check(self, log: str, head: int, mark_there: str) -> None:
-        """Raises `LogChanged` or `LogBehind` if the cursor belongs to another history.
+        """Raises `LogChanged` or `LogBehind` if the cursor belongs to another history than this
+        log.
 
-        `mark_there` is the log's own mark at `at`.
+        `mark_there` is the log's own mark at seq `at`.
         """
         if self.log and self.log != log:
             raise LogChanged("this snapshot belongs to another log", log=log, head=head)
@@ -111,9 +119,10 @@ class SnapshotCursor(NamedTuple):
 
 
 class AsOfQuery(msgspec.Struct, frozen=True):
-    """Asks for the live records at a moment, by collection, in the order of their creation.
+    """Asks for a page of the records that were live at a moment, by collection, in the order in
+    which the records were created.
 
-    All pages of one cursor show the same moment.
+    All pages that follow each other by cursors show the same moment.
     """
 
     moment: Point
@@ -124,20 +133,20 @@ class AsOfQuery(msgspec.Struct, frozen=True):
 
 
 class Projected(NamedTuple):
-    """The seq that the master table has reached."""
+    """The progress of the master table: the seq of the last event that was folded into it."""
 
     position: int
     is_halted: bool  #: halted at an event that the projection refuses; waiting is useless
 
 
 class AsOfPage(RecordsPage):
-    """A page of records as they were at seq `as_of`."""
+    """A page of records in their state at seq `as_of`."""
 
     as_of: int
 
 
 class HistoryQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the versions of one record."""
+    """Asks for a page of the versions of one record, oldest or newest first."""
 
     limit: int
     order: Order = "oldest"
@@ -146,7 +155,8 @@ class HistoryQuery(msgspec.Struct, frozen=True):
 
 
 class HistoryPage(msgspec.Struct):
-    """`versions` are `VersionView`s as JSON."""
+    """A page of the versions of one record. `versions` contains a `VersionView` as JSON for each
+    version."""
 
     log: str
     head: int
@@ -156,9 +166,9 @@ class HistoryPage(msgspec.Struct):
 
 
 class DiffQuery(msgspec.Struct, frozen=True):
-    """Asks for the records that differ between the moments `start` and `to`.
+    """Asks for a page of the records that differ between the moments `start` and `to`.
 
-    A page may be empty although another page follows, because a page reads a limited number of
+    A page may be empty although further pages follow, because each page reads a limited number of
     events.
     """
 
@@ -171,7 +181,8 @@ class DiffQuery(msgspec.Struct, frozen=True):
 
 
 class DiffPage(msgspec.Struct):
-    """`differences` are `Difference`s as JSON, by the last event that touched each record."""
+    """A page of the differences between two moments. `differences` contains a `Difference` as JSON
+    for each record, ordered by the last event that touched the record."""
 
     log: str
     head: int
@@ -185,64 +196,72 @@ class DiffPage(msgspec.Struct):
 class History(ABC):
     """Answers questions about the past from the stored versions of records.
 
-    Raises `LogBehind` for a moment beyond the log, and `ProjectionBehind` for a moment (or an
-    `at_least`) that is not projected yet; this error says which seq to wait for. Raises
-    `HistoryUnavailable` for a space whose versions were never stored, and `UnknownSpace` and
-    `InvalidRequest` as `MasterTable.page` does.
+    Raises `LogBehind` for a moment beyond the end of the log. Raises `ProjectionBehind` if the
+    master table is still behind the moment or `at_least`; `awaited` of this error is the seq to
+    wait for. Raises `HistoryUnavailable` if the stored versions are missing, `UnknownSpace` if the
+    space is missing, and `InvalidRequest` for an invalid cursor.
     """
 
     @abstractmethod
     def position(self, space: SpaceId) -> Projected:
-        """How far the space is projected. Cheap, because waiting readers call it often.
+        """Returns the seq that the master table of the space has reached. The call is cheap,
+        because waiting readers repeat it often.
 
         Raises `UnknownSpace`.
         """
 
     @abstractmethod
     def as_of(self, space: SpaceId, query: AsOfQuery) -> AsOfPage:
-        """The records that were live at the moment."""
+        """Returns a page of the records that were live at the moment of the query."""
 
     @abstractmethod
     def record_as_of(
         self, space: SpaceId, key: Key, moment: Point, *, at_least: int = 0
     ) -> AsOfPage:
-        """A page of one record or its tombstone.
+        """Returns a page with one record in its state at a moment. If the record was deleted then,
+        the page contains its tombstone.
 
-        Raises `UnknownRecord` if the record was created after the moment, or never.
+        Raises `UnknownRecord` if the record was created after the moment, or was never created.
         """
 
     @abstractmethod
     def history(self, space: SpaceId, key: Key, query: HistoryQuery) -> HistoryPage:
-        """The versions of a record, event by event. Raises `UnknownRecord`."""
+        """Returns a page of the versions of a record, one for each event that touched it. Raises
+        `UnknownRecord` if the record never existed."""
 
     @abstractmethod
     def diff(self, space: SpaceId, query: DiffQuery) -> DiffPage:
-        """The differences between two moments. `InvalidRequest` if `start` is after `to`."""
+        """Returns a page of the records that differ between two moments. Raises `InvalidRequest` if
+        `start` is after `to`."""
 
 
 class MasterTable(History):
-    """The current records, the conflict ledger and the local ids: the fold of the log."""
+    """Reads the current records, the conflict ledger and the local ids, which are computed by
+    folding the log."""
 
     @abstractmethod
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
-        """Reads a page of records.
+        """Returns a page of records at once.
 
-        Returns or raises at once, also if `at_least` is not reached yet (`ProjectionBehind`). An
-        `at_least` beyond the log raises `LogBehind`, here and in all methods below. Raises
-        `UnknownSpace`, and `InvalidRequest` for an invalid cursor.
+        Raises `ProjectionBehind` if the master table is still behind `at_least`, and `LogBehind` if
+        `at_least` is beyond the end of the log. Raises `UnknownSpace`, and `InvalidRequest` for an
+        invalid cursor. The methods below raise the same errors.
         """
 
     @abstractmethod
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
-        """A page of one record. Raises `UnknownRecord`, and the errors of `page`."""
+        """Returns a page with one record or its tombstone. Raises `UnknownRecord` if the record
+        never existed, and the errors of `page`."""
 
     @abstractmethod
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
-        """All records for a new device, with the tombstones of deleted ones (domain/snapshot).
+        """Returns all records for a new device, including the tombstones of deleted records (see
+        domain/snapshot).
 
-        The first page is read before this method returns, each further page on demand. Between
-        two pages no lock or connection is held. This method and the pages raise the errors of
-        `page`, and `LogBehind` or `LogChanged` if `cursor` belongs to another history.
+        The first page is read before this method returns, and each further page when the iterator
+        is asked for it. Between two pages, locks and connections are released. This method and the
+        iterator raise the errors of `page`, and `LogBehind` or `LogChanged` if `cursor` belongs to
+        another history.
         """
 
     @abstractmethod
@@ -255,10 +274,12 @@ class MasterTable(History):
         at_least: int = 0,
         wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
-        """A page of the ledger (domain/ledger), in the order in which conflicts were decided."""
+        """Returns a page of the conflict ledger (see domain/ledger). Conflicts are in the order in
+        which they were decided."""
 
     @abstractmethod
     def local_ids(
         self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
     ) -> LocalIdsPage:
-        """A page of the ids that belong to this device's own keys, by collection and key."""
+        """Returns a page of this device's local ids with the ids of their records, ordered by
+        collection and local id."""

@@ -1,4 +1,5 @@
-"""The port to the Merkle trees and checkpoints that proofs are made from."""
+"""The port `ProofTree`: the Merkle tree over each log and its signed checkpoints, which proofs are
+made from."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from .event_store import SpaceId
 
 
 class TreeHead(NamedTuple):
-    """The current tree over a log: the log's id and the number of leaves."""
+    """The current state of a Merkle tree: the id of its log, and its number of leaves."""
 
     log: str
     size: int
 
 
 class InclusionProof(NamedTuple):
-    """Proves that the event `seq` is in the tree of `size`."""
+    """Proves that event `seq` is in the tree with `size` leaves."""
 
     log: str
     seq: int
@@ -29,7 +30,7 @@ class InclusionProof(NamedTuple):
 
 
 class ConsistencyProof(NamedTuple):
-    """Proves that the tree of size `new` begins with the tree of size `old`."""
+    """Proves that the tree with `new` leaves begins with the tree with `old` leaves."""
 
     log: str
     old: int
@@ -40,34 +41,39 @@ class ConsistencyProof(NamedTuple):
 
 
 class ProofTree(ABC):
-    """The tree over each log, as tiles, and the signed checkpoints of it.
+    """Reads the Merkle tree over each log, which is stored as tiles, and its signed checkpoints.
 
-    The tree follows the log with a short delay.
+    New events appear in the tree after a short delay.
     """
 
     @abstractmethod
     def tree(self, space: SpaceId) -> TreeHead:
-        """The current tree of the space. Raises `UnknownSpace`."""
+        """Returns the log's id and the current size of the space's tree. Raises `UnknownSpace`."""
 
     @abstractmethod
     def tiles(self, space: SpaceId, wanted: Sequence[merkle.Tile]) -> dict[merkle.Tile, bytes]:
-        """The hashes of these tiles, at least as many as the tree of `tree(space)` has."""
+        """Returns the hashes in these tiles. Each tile has at least the hashes that belong to the
+        tree that `tree(space)` returned before."""
 
     @abstractmethod
     def checkpoint(self, space: SpaceId) -> bytes:
-        """The checkpoint that was published last, as a signed note. Raises `NoCheckpoint`."""
+        """Returns the newest published checkpoint of the space as a signed note. Raises
+        `NoCheckpoint` if the first one is still to be published."""
 
     @abstractmethod
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        """Publishes a checkpoint, if `log` is still the space's log.
+        """Publishes a checkpoint of `size` events. The call is ignored if the space has another log
+        than `log` now.
 
-        The signer decides whether it may be published; this method trusts the signer.
+        The checkpoint is trusted here, because the signer has checked it before.
         """
 
     def inclusion(self, space: SpaceId, seq: int, size: int | None = None) -> InclusionProof:
-        """Proves that event `seq` is in the tree of `size` (default: the current one).
+        """Returns a proof that event `seq` is in the tree with `size` leaves (by default the
+        current tree).
 
-        Raises `BeyondTree`.
+        Raises `BeyondTree` if `seq` is 0 or larger than the tree, or if the current tree is smaller
+        than `size`.
         """
         head = self._head(space, size)
         if not 1 <= seq <= head.size:
@@ -77,9 +83,11 @@ class ProofTree(ABC):
         return InclusionProof(head.log, seq, head.size, root, path)
 
     def consistency(self, space: SpaceId, old: int, new: int | None = None) -> ConsistencyProof:
-        """Proves that the tree of `new` (default: the current one) begins with the tree of `old`.
+        """Returns a proof that the tree with `new` leaves (by default the current tree) begins with
+        the tree with `old` leaves.
 
-        Raises `BeyondTree`.
+        Raises `BeyondTree` if `old` is larger than `new`, or if the current tree is smaller than
+        `new`.
         """
         head = self._head(space, new)
         if not 0 <= old <= head.size:

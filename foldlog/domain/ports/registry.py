@@ -1,4 +1,4 @@
-"""The port to the devices and tokens of each space."""
+"""The port `Registry`: the devices and tokens of each space."""
 
 from __future__ import annotations
 
@@ -18,39 +18,44 @@ GRANT_FAILED = "the grant failed in another space"
 
 
 class Registry(ABC):
-    """The devices and tokens of each space. Each change is an event in the space's log.
+    """Stores the devices and tokens of each space. Each change is also an event in the log of the
+    space.
 
-    Tokens of `EVERY_SPACE` belong to an operator and are outside the logs. Every process refuses
-    pushes by a revoked device at once; other requests are refused within `CALLER_SECONDS_MAX`
-    (api/http/access.py). Each method that changes something raises `StorageUnavailable` and
-    `OutcomeUnknown`.
+    Tokens for `EVERY_SPACE` belong to an operator; their changes are left out of the logs. After a
+    device was revoked, every process refuses its pushes at once, and its other requests within
+    `CALLER_SECONDS_MAX` (api/http/access.py). Each method that changes data raises
+    `StorageUnavailable` and `OutcomeUnknown`.
     """
 
     @abstractmethod
     def token(self, space: SpaceId, digest: bytes) -> Token | None:
-        """The token with this digest that is valid for the space or for every space.
+        """Returns the token with this digest, if it was granted for the space or for every space.
+        Otherwise returns `None`.
 
-        Revoked tokens are returned too.
+        A revoked or expired token is returned too, so the caller must check that the token is
+        valid.
         """
 
     @abstractmethod
     def is_revoked(self, space: SpaceId, device: str) -> bool:
-        """Whether the device was revoked."""
+        """Returns whether the device was revoked in this space."""
 
     @abstractmethod
     def grant(self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None) -> Token:
-        """Grants a token, registers its device, and creates the space if necessary.
+        """Grants a token in a space. Registers the token's device, and creates the space if it is
+        missing.
 
-        The same `id` in several spaces means one token. Raises `DeviceRevoked`.
+        A token for several spaces is granted in each of them with the same `id`. Raises
+        `DeviceRevoked` if the device was revoked in the space.
         """
 
     def grant_all(
         self, spaces: Iterable[SpaceId], id: str, digest: bytes, grant: Grant, by: str | None
     ) -> list[Token]:
-        """Grants one token for all of these spaces.
+        """Grants one token in all of these spaces.
 
-        Each space has its own transaction. If one fails, the token is revoked again in the spaces
-        before it. Raises the errors of `grant`.
+        Each space is changed in a transaction of its own. If one of them fails, the token is
+        revoked again in the spaces where it was already granted. Raises the errors of `grant`.
         """
         wanted = list(dict.fromkeys(spaces))
         for space in wanted:
@@ -70,63 +75,72 @@ class Registry(ABC):
 
     @abstractmethod
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
-        """Grants the token `FIRST_TOKEN` of every space, if no admin of every space ever existed.
+        """Grants the token `FIRST_TOKEN` for every space, unless an admin token for every space was
+        ever granted.
 
-        If several callers do this at once, one of them receives the token, the others `None`.
+        Returns the token, or `None` if such a token was granted before. If several processes call
+        this at once, only one of them receives the token.
         """
 
     @abstractmethod
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
-        """Revokes a token in this space only. A repeated call has no effect.
+        """Revokes a token in this space; the token stays valid in other spaces. Revoking it again
+        has no effect.
 
-        Raises `UnknownToken`.
+        Raises `UnknownToken` if the token is unknown in this space.
         """
 
     @abstractmethod
     def spaces_of(self, id: str) -> list[SpaceId]:
-        """The spaces in which a token with this id was ever granted, by name.
+        """Returns the names of all spaces in which a token with this id was ever granted, in
+        alphabetical order.
 
-        For commands of an operator; too slow for requests.
+        The call is too slow for requests, so only an operator's commands use it.
         """
 
     @abstractmethod
     def tokens_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Token]:
-        """A page of the space's tokens, in the order of their grants.
+        """Returns a page of the space's tokens, in the order in which they were granted.
 
         Raises `InvalidRequest` for an invalid cursor.
         """
 
     def tokens(self, space: SpaceId) -> list[Token]:
-        """All tokens of the space. For commands of an operator; too large for requests."""
+        """Returns all tokens of the space. The list may be too large for requests, so only an
+        operator's commands use it."""
         return _all(partial(self.tokens_page, space))
 
     @abstractmethod
     def register(
         self, space: SpaceId, device: str, *, name: str | None = None, by: str | None = None
     ) -> Device:
-        """Registers a device, and creates the space if necessary.
+        """Registers a device in a space. Creates the space if it is missing.
 
-        A repeated call with the same name has no effect. Raises `DeviceRevoked`.
+        Registering the device again with the same name has no effect. Raises `DeviceRevoked` if the
+        device was revoked in the space.
         """
 
     @abstractmethod
     def revoke_device(
         self, space: SpaceId, device: str, *, reason: str, by: str | None = None
     ) -> Device:
-        """Revokes a device for ever: the space refuses all its requests, with any token.
+        """Revokes a device in a space for ever: the space then refuses every request of the device,
+        with any token.
 
-        The device may be unknown so far. A repeated call has no effect. Raises `UnknownSpace`.
+        The device may be unknown before. Revoking it again has no effect. Raises `UnknownSpace`.
         """
 
     @abstractmethod
     def devices_page(self, space: SpaceId, *, limit: int, cursor: str | None) -> Page[Device]:
-        """A page of the devices that were registered or revoked, or have pushed, by id.
+        """Returns a page of the devices that were registered or revoked in the space, or have
+        pushed to it. Devices are ordered by id.
 
         Raises `UnknownSpace`, and `InvalidRequest` for an invalid cursor.
         """
 
     def devices(self, space: SpaceId) -> list[Device]:
-        """All devices of the space. For commands of an operator; too large for requests.
+        """Returns all devices of the space. The list may be too large for requests, so only an
+        operator's commands use it.
 
         Raises `UnknownSpace`.
         """

@@ -100,8 +100,9 @@ def remove_stale_files(data: Path, sockets: Path) -> None:
 
     The caller must first check that all PostgreSQL processes of this data have ended. PostgreSQL
     refuses to start if the pid in an old `postmaster.pid` exists. After a reboot, or in a
-    container, another program often has this pid; then the file is removed. Otherwise the file
-    stays, because PostgreSQL uses it to check that the old shared memory is free.
+    container, another program often has this pid; then the file is removed. An empty file is
+    removed too. The file of a dead pid stays, because PostgreSQL uses it to check that the old
+    shared memory is free.
     """
     assert not leftovers(data)
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):

@@ -310,7 +310,7 @@ class EmbeddedPostgres:
     def _end(self) -> None:
         """Stops the server if this process started it, and releases the lock of the folder.
 
-        A forked child process leaves both to its parent.
+        In a forked child process it returns at once, because both belong to the parent process.
         """
         self._attached_to = None
         if self._owner_pid != os.getpid():

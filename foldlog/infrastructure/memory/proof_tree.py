@@ -1,4 +1,4 @@
-"""The Merkle trees of the logs, in memory."""
+"""Keeps the Merkle tree of each log, its tiles and its checkpoint in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spaces import MemorySpaces
 
 
 class MemoryProofTree(MemorySpaces, ProofTree):
-    """Gives access to the Merkle tree, the tiles and the checkpoint of each log in memory."""
+    """Returns the tree, the tiles and the checkpoint of a log, and saves new checkpoints."""
 
     def tree(self, space: SpaceId) -> TreeHead:
         here = self._space(space)

@@ -158,9 +158,10 @@ class PostgresEventStore(EventStore):
     def append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        The event is announced to the readers after the commit. Raises `StorageUnavailable` if the
-        database is unavailable, and `OutcomeUnknown` if the connection broke when the commit may
-        have been sent. See `ServiceEventTransaction`.
+        After the commit, the readers of the log are told about the event. Raises
+        `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
+        connection breaks during the commit, because it is then unknown whether the event was
+        stored. See `ServiceEventTransaction`.
         """
         with self._appender.service_event(space) as transaction:
             yield transaction
@@ -239,7 +240,7 @@ class PostgresEventStore(EventStore):
 
 
 def _weight(push: Push) -> int:
-    """Returns the weight of a push for group commit, in bytes."""
+    """Returns how much a push counts towards the size limits of a group, in bytes."""
     operations = sum(len(changeset.ops) for changeset in push.changesets)
     return max(push.body_bytes, operations * OPERATION_BYTES)
 

@@ -171,7 +171,8 @@ class Witnesses:
     def run(self, closing: Event) -> None:
         """Requests cosignatures until `closing` is set. Call this in a separate thread.
 
-        It starts with the published checkpoints, because some of them may still lack cosignatures.
+        It first queues all checkpoints that are already published, because some of them may still
+        lack cosignatures.
         """
         has_started = False
         while not closing.wait(PAUSE_SECONDS):

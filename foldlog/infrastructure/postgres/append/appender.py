@@ -76,10 +76,10 @@ class Appender:
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
         """Decides the pushes of a group, appends their new changesets, and returns the outcomes.
 
-        Raises `StorageUnavailable` if the database is unavailable, or `OutcomeUnknown` if the
-        connection broke when the commit may have been sent; either error applies to all pushes of
-        the group. Raises all other database errors unchanged, because invalid data of a single push
-        may have caused them.
+        Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
+        connection breaks during the commit, because it is then unknown whether the pushes were
+        stored. Raises all other database errors unchanged; invalid data of a single push may be
+        their cause.
         """
         with append_errors(self._datastore) as attempt:
             try:
@@ -181,8 +181,9 @@ class Appender:
         """Opens a transaction in which the caller may append one event of the service.
 
         The transaction is rolled back if the caller appends no event. Raises `StorageUnavailable`
-        if the database is unavailable, and `OutcomeUnknown` if the connection broke when the commit
-        may have been sent. See `ServiceEventTransaction`.
+        if the database is unavailable. Raises `OutcomeUnknown` if the connection breaks during the
+        commit, because it is then unknown whether the event was stored. See
+        `ServiceEventTransaction`.
         """
         with append_errors(self._datastore) as attempt, self._datastore.committed() as cursor:
             transaction = ServiceEventTransaction(cursor, space, attempt)

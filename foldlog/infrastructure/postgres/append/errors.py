@@ -28,8 +28,8 @@ class Attempt:
 def append_errors(datastore: Datastore) -> Iterator[Attempt]:
     """Translates the database errors of the `with` block, which runs one append.
 
-    If the connection breaks, it raises `OutcomeUnknown` if the commit may have been sent
-    (`Attempt.may_commit`), and `StorageUnavailable` otherwise. For other temporary errors it raises
+    If the connection breaks, it raises `OutcomeUnknown` if `Attempt.may_commit` is set, because the
+    events may be stored, and `StorageUnavailable` otherwise. For other temporary errors it raises
     `StorageUnavailable`. It raises all other database errors unchanged.
     """
     attempt = Attempt()

@@ -1,7 +1,7 @@
 """Computes records as they are at the head of a log.
 
-It reads the records from the master table, and applies the newer events that the master table has
-yet to apply.
+The master table may be behind the head. So this module reads the records from the master table, and
+applies the later events of the log to them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def records_at_head(
     """Returns the records of `keys` as they are at `head`; a missing record is returned empty.
 
     The caller must hold the lock of the space. The result omits the records that would exceed a
-    total of `bytes_max`. Returns `None` if the events that the master table has yet to apply are
+    total of `bytes_max`. Returns `None` if the events after the position of the master table are
     more than `guard_tail_events_max`, exceed `bytes_max` in total, or contain an invalid event.
     """
     collections, ids = zip(*keys, strict=True)

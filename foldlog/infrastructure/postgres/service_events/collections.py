@@ -182,10 +182,10 @@ class Collections:
     def _check_unchanged(
         self, transaction: ServiceEventTransaction, space: str, plan: Plan
     ) -> None:
-        """Checks, under the lock of the space, that the definitions are the same as for the plan.
+        """Checks that the collection is still defined as it was when the plan was made.
 
-        Raises `VersionConflict` if another request has defined the collection meanwhile, and
-        `LimitExceeded` if the space would have too many collections.
+        The space must be locked. Raises `VersionConflict` if another request has defined the
+        collection meanwhile, and `LimitExceeded` if the space would have too many collections.
         """
         now = _definition(transaction.cursor, space, plan.collection, None)
         if (now and now.version) != (plan.current and plan.current.version):
