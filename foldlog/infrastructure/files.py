@@ -1,6 +1,7 @@
-"""Writes files that contain secrets or proofs.
+"""Writes files that contain secrets or proofs, and flushes them to the disk.
 
-The files are readable only by their owner, are written atomically, and are flushed to the disk.
+Only the owner can read the folders that it creates. A crash during a write leaves either the old or
+the new content of the file.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from pathlib import Path
 
 
 def copy_owner(path: Path) -> None:
-    """Gives a file the same owner as its folder, if this process is root.
+    """If this process is root, gives a file the same owner as its folder.
 
-    After root has worked on the data folder of an ordinary user, this user can still use the
-    folder.
+    Root may run Foldlog on the data folder of an ordinary user. With this function, this user can
+    still read and write the folder's files afterwards.
     """
     if os.geteuid() == 0:
         owner = path.parent.stat()
@@ -22,7 +23,7 @@ def copy_owner(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder that only its owner can read, if the folder is missing."""
+    """Creates a folder that only its owner can read. An existing path is left unchanged."""
     if not path.exists():
         path.mkdir(mode=0o700)
         copy_owner(path)
@@ -33,8 +34,9 @@ def write_new(
 ) -> None:
     """Writes a file atomically: after a crash, the file has either its old or its new content.
 
-    `set_owner(path)` sets the owner of the new file. By default, the file gets the owner of its
-    folder. Returns after the file is flushed to the disk.
+    The function returns after the content is flushed to the disk. `mode` is the file's mode. It
+    calls `set_owner(path)` to set the owner of the new file. By default, the file gets the owner of
+    its folder.
     """
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)
@@ -50,9 +52,9 @@ def write_new(
 
 
 def sync_folder(path: Path) -> None:
-    """Flushes the list of a folder's file names to the disk.
+    """Flushes a folder's directory entries to the disk (fsync).
 
-    Afterwards, new and renamed files in this folder survive a crash.
+    After this call, the files that were created or renamed in the folder survive a crash.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,12 +1,12 @@
-"""Verifies the tokens of the app's own sign-in service.
+"""Verifies access tokens (JWTs, RFC 7519) that the app's own sign-in service has made.
 
-The tokens are JWTs (RFC 7519), and are verified with the keys of the sign-in service (a JWK set,
-RFC 7517). The claims `space` (a name or a list of names), `device` and `scope` (RFC 8693: rights,
-separated by spaces) define the caller's permissions. The claims `exp`, `sub` and `aud` are
-required.
+The keys of the sign-in service (a JWK set, RFC 7517) verify the signature of each token. The claims
+`space` (a name or a list of names), `device` and `scope` (RFC 8693: rights, separated by spaces)
+define the caller's permissions. The claims `exp`, `sub` and `aud` are required.
 
-The key defines the algorithm, because an attacker's token could name a weak algorithm. A key (JWK)
-that lacks `alg` uses the default algorithm of its key type.
+The algorithm of the signature is taken from the key and never from the token, because an attacker's
+token could name a weak algorithm. If a key has no `alg`, the default algorithm of its key type is
+used.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class SignInKeysUnusable(OperatorError):
 
 
 def parse_keys(text: bytes) -> list[jwt.PyJWK]:
-    """Returns the keys of a JWK set that can verify signatures, and ignores other keys.
+    """Parses a JWK set, and returns those keys that can verify signatures.
 
-    Raises `SignInKeysUnusable` if the text is not a JWK set, if it contains a private key or a
-    shared secret that is too short, or if it has no key that can verify signatures.
+    Raises `SignInKeysUnusable` if the text is not a JWK set, or if no key in it can verify
+    signatures. Raises it too if a key is private, or if a shared secret is too short.
     """
     try:
         keys = json.loads(text)["keys"]
@@ -73,7 +73,7 @@ def parse_keys(text: bytes) -> list[jwt.PyJWK]:
 
 
 def _parsed(document: Any) -> jwt.PyJWK | None:
-    """Returns the key if it can verify signatures, or `None` for other keys.
+    """Parses one key of a JWK set. Returns `None` if the key cannot verify signatures.
 
     Raises `SignInKeysUnusable` if the key is private.
     """
@@ -89,10 +89,10 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
 
 
 class Keys(ABC):
-    """Caches the keys of the sign-in service.
+    """Caches the keys of the sign-in service, which verify its tokens.
 
-    The keys are read again after `KEYS_SECONDS_MAX` seconds, or earlier if a token names an unknown
-    key.
+    The keys are read again when they are older than `KEYS_SECONDS_MAX` seconds. They are read again
+    earlier if a token names an unknown key.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -104,18 +104,21 @@ class Keys(ABC):
 
     @abstractmethod
     def _read(self) -> bytes:
-        """Reads the JWK set from its source, and returns its text.
+        """Reads the JWK set from its file or URL, and returns its text.
 
-        Raises `OSError`, `httpx.HTTPError` or `SignInKeysUnusable` if the source is unreadable.
+        Raises `OSError` if the file cannot be read. Raises `httpx.HTTPError` if the request to the
+        URL fails. Raises `SignInKeysUnusable` if the answer is too large or too slow.
         """
 
     def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """Returns the key with this id, or `None` if the key is unknown.
+        """Returns the key with the id `kid`, or `None` if the sign-in service has no such key.
 
-        If `kid` is `None`, it returns the only key of the set, or `None` if the set has several. It
-        reads the keys again if they are old or the key is unknown. Raises `SignInUnavailable` if
-        the keys could not be read for `STALE_SECONDS_MAX` seconds, or if another thread is still
-        reading them and the key is unknown.
+        If `kid` is `None` and the set contains exactly one key, this key is returned. The keys are
+        first read again if they are old, or if the wanted key is missing.
+
+        Raises `SignInUnavailable` if the last successful read of the keys was more than
+        `STALE_SECONDS_MAX` seconds ago. Raises it too if the wanted key is missing while another
+        thread is reading the keys.
         """
         found = _find(self._keys, kid)
         wait = KEYS_SECONDS_MAX if found is not None else KEYS_SECONDS_MIN
@@ -129,10 +132,11 @@ class Keys(ABC):
     def _refresh(self, wait: float, is_needed: bool) -> None:
         # During a fetch, other threads use the cached keys. Otherwise, a slow sign-in service or
         # invented key ids would block all threads. All threads wait only for the first fetch.
-        """Reads the keys again, if the last attempt is at least `wait` seconds old.
+        """Reads the keys again, if the last attempt was at least `wait` seconds ago.
 
-        If another thread is already reading them, it raises `SignInUnavailable` if `is_needed`, and
-        otherwise returns at once.
+        If another thread is already reading the keys, this call leaves the read to that thread. In
+        this case it raises `SignInUnavailable` if `is_needed` is true, because the cached keys lack
+        the wanted key.
         """
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
@@ -154,9 +158,10 @@ class Keys(ABC):
 
 
 class FileKeys(Keys):
-    """Reads the keys from a file.
+    """Reads the keys of the sign-in service from a file.
 
-    The constructor raises `SignInKeysUnusable` if the file is unreadable or its content is invalid.
+    The constructor raises `SignInKeysUnusable` if the file cannot be read or its content is
+    invalid.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
@@ -172,9 +177,10 @@ class FileKeys(Keys):
 
 
 class UrlKeys(Keys):
-    """Fetches the keys from a URL.
+    """Fetches the keys of the sign-in service from a URL.
 
-    A redirect is an error, because only the configured URL is trusted.
+    If the URL answers with a redirect, this is an error, because only the configured URL is
+    trusted.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic):
@@ -198,9 +204,10 @@ class UrlKeys(Keys):
 
 
 def keys_at(location: str) -> Keys:
-    """Returns the keys at a location, which is a URL or the path of a file.
+    """Returns an object that reads the keys of the sign-in service from a URL or a file.
 
-    Raises `SignInKeysUnusable` if it is a file that is unreadable or has invalid content.
+    `location` is the URL or the path of the file. Raises `SignInKeysUnusable` if it is a file that
+    cannot be read or has invalid content.
     """
     if location.startswith(("http://", "https://")):
         return UrlKeys(location)
@@ -208,10 +215,10 @@ def keys_at(location: str) -> Keys:
 
 
 class Jwts:
-    """Verifies tokens of the sign-in service, and returns their claims.
+    """Verifies tokens of the sign-in service, and returns the permissions in them.
 
-    `prefix` is the prefix of the names of the claims `space` and `device`. A token that is valid
-    for more than `seconds_max` further seconds is refused; 0 allows any lifetime.
+    `prefix` is put before the names of the claims `space` and `device`. A token that expires more
+    than `seconds_max` seconds from now is refused; if `seconds_max` is 0, any expiry is allowed.
     """
 
     def __init__(
@@ -230,10 +237,10 @@ class Jwts:
         self._seconds_max = seconds_max
 
     def read(self, text: str) -> Claims:
-        """Verifies a token and returns its claims.
+        """Verifies a token, and returns the caller's permissions, which are in its claims.
 
-        Raises `Unauthenticated` if the token is invalid, and `SignInUnavailable` if the keys are
-        unavailable.
+        Raises `Unauthenticated` if the token is invalid. Raises `SignInUnavailable` if the keys of
+        the sign-in service are unavailable.
         """
         try:
             key = self._keys.find(jwt.get_unverified_header(text).get("kid"))
@@ -253,9 +260,10 @@ class Jwts:
             raise Unauthenticated from None  # details would help an attacker
 
     def _claims(self, claims: Mapping[str, Any]) -> Claims:
-        """Checks the claims of a verified token, and returns them as the caller's permissions.
+        """Checks the claims of a verified token, and converts them to the caller's permissions.
 
-        Raises `ValueError`, `TypeError` or `OverflowError` if a claim is invalid.
+        If a claim is invalid, it raises `ValueError`, `TypeError` or `OverflowError`, which `read`
+        turns into `Unauthenticated`.
         """
         spaces = claims.get(f"{self._prefix}space", [])
         spaces = [spaces] if isinstance(spaces, str) else spaces
@@ -283,9 +291,10 @@ class Jwts:
 
 
 def _find(keys: Sequence[jwt.PyJWK], kid: str | None) -> jwt.PyJWK | None:
-    """Returns the key with this id, or `None`.
+    """Returns the key with the id `kid`, or `None` if no key has this id.
 
-    If `kid` is `None`, it returns the only key; `None` if there are several keys.
+    If `kid` is `None`, it returns the key if the list contains exactly one; otherwise it returns
+    `None`.
     """
     if kid is None:
         return keys[0] if len(keys) == 1 else None

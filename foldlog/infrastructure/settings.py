@@ -1,6 +1,6 @@
-"""Reads and checks all settings, from the environment and the command line.
+"""Reads all settings from environment variables and the command line, and checks them.
 
-A process reads them once, when it starts.
+Each process reads its settings once, when it starts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 class InvalidSettings(OperatorError):
-    """One or more settings are invalid. The message names each of them."""
+    """One or more settings are invalid. The error message names all invalid settings."""
 
     code = "invalid-settings"
 
@@ -49,7 +49,7 @@ class InvalidSettings(OperatorError):
 class Settings:
     """The settings of one process.
 
-    `VARIABLES` contains the environment variable of each setting.
+    The constant `VARIABLES` defines from which environment variable each setting is read.
     """
 
     #: folder of the embedded PostgreSQL, the keys and the checkpoints
@@ -94,9 +94,10 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
 
     def check_open_is_local(self) -> None:
-        """Raises `InvalidSettings` if access is `open` and other machines can reach the service.
+        """Raises `InvalidSettings` if other machines can reach the service without a token.
 
-        With open access, requests need no token.
+        Requests need no token if the setting `access` is `open`. Other machines can reach the
+        service if `host` differs from the loopback addresses, such as 127.0.0.1.
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.access == "open" and not is_loopback(host):
@@ -112,20 +113,24 @@ class Settings:
 
     @property
     def checkpoints_folder(self) -> Path:
-        """The folder that contains the last signed checkpoint of each log.
+        """The folder that contains, for each log, a file with its last signed checkpoint.
 
-        The signer compares each new checkpoint with the file in this folder.
+        Before the signer signs a new checkpoint of a log, it compares the checkpoint with this
+        file.
         """
         return self.data / "checkpoints"
 
     @property
     def witness_name(self) -> str:
-        """The name of the key with which this service cosigns checkpoints of other logs."""
+        """The name of the key with which this service cosigns the checkpoints of other services."""
         return f"{self.origin}/witness"
 
     @property
     def witness_folder(self) -> Path:
-        """The folder that contains the last checkpoint that was cosigned for each other log."""
+        """The folder in which this service, as a witness, saves checkpoints of other services.
+
+        It contains, for each of their logs, the last checkpoint that this service has cosigned.
+        """
         return self.data / "witness"
 
 
@@ -221,9 +226,10 @@ def _witnessed(text: str) -> tuple[Verifier, ...]:
 
 
 def _limits(text: str) -> Limits:
-    """Returns the limits, changed by pairs `name=value` that are separated by spaces.
+    """Parses a text of pairs `name=value`, separated by spaces, and returns the changed limits.
 
-    Raises `ValueError` if a name is unknown or fixed, or a value is invalid.
+    A limit that the text omits keeps its default. Raises `ValueError` if a name is unknown, if the
+    limit is fixed, or if a value is invalid.
     """
     known = set(Limits.__struct_fields__)
     given = {}
@@ -259,8 +265,8 @@ def _folder(text: str) -> Path:
 def _default_workers() -> str:
     """Returns the default number of web workers: half of the CPU cores, at least 1, at most 4.
 
-    PostgreSQL and the projector need the other half. One worker can serve many clients, and appends
-    to one space are fastest if they come from a single process.
+    The other cores are for PostgreSQL and the projector. Few workers are enough, because one worker
+    can serve many clients. Appends to one space are fastest if they all come from the same process.
     """
     return str(min(4, max(1, (os.cpu_count() or 1) // 2)))
 
@@ -293,10 +299,11 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
 
 
 def read_settings(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
-    """Reads all settings from environment variables.
+    """Reads all settings from environment variables, checks them, and returns them.
 
-    A value in `given` overrides the environment variable of the same setting. Raises
-    `InvalidSettings`; its message names all invalid settings at once.
+    `given` contains the settings of the command line; each one overrides the environment variable
+    of the same setting. Raises `InvalidSettings` if any setting is invalid. The error message names
+    all invalid settings.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []

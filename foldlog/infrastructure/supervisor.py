@@ -1,8 +1,9 @@
-"""Starts the processes of `foldlog serve`, restarts those that die, and stops all together.
+"""Starts the processes of `foldlog serve`, restarts those that die, and stops them together.
 
-The parent process starts its child processes, and stops them in reverse order. The children also
-end when the parent is killed: each child reads from a pipe whose other end only the parent holds
-open. When the parent dies, the read ends, and the child ends itself (`exit_with_parent`).
+The parent process starts its child processes. To stop them, it begins with the one that it started
+last. The children also end if the parent is killed, because each child reads from a pipe whose
+other end only the parent holds open. When the parent dies, this read ends, and the child exits (see
+`exit_with_parent`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Database(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None:
-        """Stops the server. If `start` runs in another thread, cancels it."""
+        """Stops the server. If `start` is still running in another thread, `stop` cancels it."""
 
     def is_running(self) -> bool: ...
 
@@ -50,7 +51,8 @@ class Database(Protocol):
 class Child:
     """A child process that the supervisor keeps running.
 
-    The program should call `exit_with_parent()` first.
+    At its start, the child's program should call `exit_with_parent()`, so it ends if the supervisor
+    dies.
     """
 
     name: str
@@ -62,24 +64,25 @@ class Child:
 
 @dataclass(frozen=True, kw_only=True)
 class Backoff:
-    """Defines the delay before a child is restarted.
+    """Defines how long to wait before a child is restarted, and when to give up.
 
-    It also defines the number of failed starts after which the supervisor exits.
+    If a child dies `first_deaths_max` times before it has ever run for `stable_seconds`, the
+    supervisor exits.
     """
 
     first_seconds: float = 0.5
     max_seconds: float = 30.0
-    #: after running this long, a child counts as stable and its deaths are reset
+    #: a child that has run this long is stable, and its number of deaths is set to 0
     stable_seconds: float = 10.0
     #: A child that was never stable makes the supervisor exit after this many deaths, because the
     #: operator must see errors such as a port in use, instead of a silent restart loop.
     first_deaths_max: int = 5
 
     def delay(self, deaths: int) -> float:
-        """Returns the delay in seconds before the next restart.
+        """Returns the number of seconds to wait before the next restart.
 
-        `deaths` is the number of deaths since the child was last stable, at least 1. The delay
-        doubles with each death.
+        `deaths` is at least 1. It is the number of times that the child has died since it last ran
+        for `stable_seconds`. The delay doubles with each death, up to `max_seconds`.
         """
         assert deaths >= 1
         doublings = min(deaths - 1, 32)
@@ -87,11 +90,11 @@ class Backoff:
 
 
 class Supervisor:
-    """Runs child processes, and restarts them, until a stop is requested.
+    """Runs child processes, and restarts those that die, until a stop is requested.
 
-    Call `run` in the main thread. `database` is a database server that already runs. The supervisor
-    restarts it too when it dies, but in a separate thread, because a recovery may take minutes. It
-    stops the database after all children.
+    Call `run` in the main thread. If you pass `database`, a database server that already runs, the
+    supervisor also restarts this server when it dies. A separate thread does this, because a
+    recovery of the database may take minutes. The supervisor stops the database after all children.
     """
 
     def __init__(
@@ -112,13 +115,14 @@ class Supervisor:
         self._processes = [_Process(child, self._pipe_read, self._backoff) for child in children]
 
     def request_stop(self) -> None:
-        """Requests a stop, with the same effect as a SIGTERM. Any thread may call this."""
+        """Makes `run` stop all children and return, as a SIGTERM does. Any thread may call this."""
         self._stop_requests.put(signal.SIGTERM)
 
     def run(self) -> int:
-        """Runs all child processes until a stop is requested, and then returns 0.
+        """Runs all child processes until a stop is requested, then stops them and returns 0.
 
-        Returns 1 if a child died too often before it was ever stable.
+        Returns 1 if it gave up: a child died `first_deaths_max` times before it ever ran for
+        `stable_seconds`.
         """
         keeper = _DatabaseKeeper(self._database, self._backoff) if self._database else None
         with self._handling_signals():
@@ -136,7 +140,10 @@ class Supervisor:
                 os.close(self._pipe_read)
 
     def _restart_until_stopped(self) -> int:
-        """Restarts dead children until a stop is requested, and returns the exit code of `run`."""
+        """Restarts dead children until a stop is requested, and then returns 0.
+
+        Returns 1 if a child died `first_deaths_max` times before it ever ran for `stable_seconds`.
+        """
         while not self._is_stop_requested(POLL_SECONDS):
             for process in self._processes:
                 process.restart_if_dead()
@@ -146,7 +153,7 @@ class Supervisor:
         return 0
 
     def _is_stop_requested(self, seconds: float) -> bool:
-        """Waits up to `seconds` for a stop request. Returns whether one came."""
+        """Waits at most `seconds` for a stop request, and returns whether a request came."""
         try:
             self._stop_requests.get(timeout=seconds)
         except queue.Empty:
@@ -154,9 +161,10 @@ class Supervisor:
         return True
 
     def _stop_all(self) -> None:
-        """Stops all children in reverse order, and kills a child that exceeds its time limit.
+        """Stops all children, beginning with the one that was started last.
 
-        After a second stop request, it kills all remaining children at once.
+        A child that still runs after its `stop_timeout_seconds` is killed. If a second stop request
+        arrives meanwhile, all remaining children are killed at once.
         """
         is_urgent = False
         for process in reversed(self._processes):
@@ -168,9 +176,10 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        """Makes SIGTERM and SIGINT request a stop during the block.
+        """Installs signal handlers for the `with` block: a SIGTERM or SIGINT stops the supervisor.
 
-        After the block, the previous signal handlers are active again.
+        Each of these signals has the same effect as a call of `request_stop`. After the block, the
+        previous signal handlers are installed again.
         """
 
         def request(number: int, _: FrameType | None) -> None:
@@ -186,7 +195,7 @@ class Supervisor:
 
 
 class _Process:
-    """Starts, restarts and stops the process of one child."""
+    """Runs one child: starts its process, restarts it if it dies, and stops it."""
 
     def __init__(self, child: Child, pipe_read: int, backoff: Backoff):
         self.child = child
@@ -200,9 +209,10 @@ class _Process:
 
     @property
     def has_never_started(self) -> bool:
-        """Tells whether the child has died `first_deaths_max` times before it was ever stable.
+        """Tells whether the supervisor should give up, as the child dies soon after each start.
 
-        A child is stable after it has run for `stable_seconds`.
+        This is the case if the child has died `first_deaths_max` times before it ever ran for
+        `stable_seconds`.
         """
         return not self._was_ever_stable and self._deaths >= self._backoff.first_deaths_max
 
@@ -210,9 +220,9 @@ class _Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts the child in its own session.
+        """Starts the child process in its own session.
 
-        For this reason, Ctrl-C in the terminal reaches only the parent process.
+        Therefore, Ctrl-C in the terminal sends a signal only to the parent process.
         """
         self._process = subprocess.Popen(
             self.child.argv,
@@ -266,9 +276,9 @@ class _Process:
 
 
 class _DatabaseKeeper:
-    """Restarts the database server when it dies, in a thread.
+    """Checks in a thread whether the database server still runs, and restarts it if it has died.
 
-    The other processes then reconnect on their own.
+    The other processes keep running, and connect to the restarted server on their own.
     """
 
     def __init__(self, database: Database, backoff: Backoff):
@@ -283,8 +293,8 @@ class _DatabaseKeeper:
     def end(self) -> None:
         """Stops the database server, and ends the thread.
 
-        It calls `stop` repeatedly until the thread ends, because the thread may start the server
-        again meanwhile.
+        The thread may be restarting the server at this moment. So this method calls `stop` again
+        and again until the thread has ended.
         """
         self._ending.set()
         self._database.stop()
@@ -316,8 +326,9 @@ class _DatabaseKeeper:
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     """Makes this child process end when its parent process dies.
 
-    Then this process sends itself a SIGTERM, and exits after `grace_seconds` if it still runs. In a
-    process that was started by hand, the function has no effect.
+    When the parent dies, this process sends itself a SIGTERM. If it still runs after
+    `grace_seconds`, it exits. If this process was started by hand, outside of the supervisor, a
+    call has no effect.
     """
     if PARENT_PIPE not in os.environ:
         return

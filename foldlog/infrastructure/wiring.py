@@ -1,6 +1,7 @@
-"""The composition root: the only module that creates the parts of the service and connects them.
+"""Creates the parts of the service and connects them (the composition root).
 
-An import of this module opens no connections; its functions do.
+Other modules create none of these parts themselves. Importing this module opens no connection to
+the database; calling its functions does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ TURN_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The parts of the service that the HTTP layer and the commands use, with one database."""
+    """The parts of the service that the HTTP layer and the commands use. All use one database."""
 
     datastore: Datastore
     store: PostgresEventStore
@@ -62,18 +63,19 @@ class Services:
     settings: Settings
 
     def verifiers(self, space: str) -> list[Verifier]:
-        """Returns the public keys that have signed checkpoints of a space.
+        """Returns the public keys that verify the signed checkpoints of a space.
 
-        The first key in the list is the current one.
+        The first key is the current one. The others are old keys, which verify older checkpoints.
         """
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
 
     @property
     def jwts(self) -> Jwts | None:
-        """The verifier for tokens of the app's own sign-in service; `None` if it is not configured.
+        """The object that verifies tokens of the app's own sign-in service.
 
-        Raises `SignInKeysUnusable` if the configured file of keys is invalid.
+        It is `None` if the app's sign-in service is not configured. Raises `SignInKeysUnusable` if
+        the configured file with the keys of the sign-in service is invalid.
         """
         settings = self.settings
         if settings.jwt_keys is None or settings.jwt_audience is None:
@@ -88,9 +90,10 @@ class Services:
 
     @property
     def add_checkpoint(self) -> Callable[[bytes], str] | None:
-        """The function that cosigns a checkpoint of another log, for requests to the witness.
+        """The function with which this service cosigns checkpoints of other services.
 
-        It is `None` if the cosigning key is missing, or if zero logs to cosign are configured.
+        It takes a request body, and returns the line with the cosignature. It is `None` if the
+        cosigning key is missing, or if the settings name no logs of other services to cosign.
         """
         cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
         if cosigner is None or not self.settings.witnessed:
@@ -99,14 +102,15 @@ class Services:
         return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
 
     def ready(self) -> dict[str, str]:
-        """Checks what the service needs to answer requests: `database`, `writes` and `schema`.
+        """Checks whether the service can answer requests.
 
-        Returns `ok` or a description of the problem for each of the three.
+        The keys of the result are `database`, `writes` and `schema`. The value is `ok`, or a
+        description of the problem.
         """
         return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
-        """Reads the values of `GET /metrics` that come from the database."""
+        """Reads from the database those values that `GET /metrics` shows."""
         return gauges(self.datastore)
 
 
@@ -114,12 +118,15 @@ class Services:
 def database(
     settings: Settings, *, migrates: bool = False, exclusive: bool = False
 ) -> Iterator[Database]:
-    """Opens the database for a `with` block, and starts the embedded server if it is used.
+    """Opens the database for a `with` block. Starts the embedded server if needed.
 
-    If the schema of the database is older than this version's schema, the function migrates it if
-    `migrates` is true, and raises `SchemaBehind` otherwise. If `exclusive` is true and another
-    process already runs the embedded server, it raises `DataFolderInUse`, because two services must
-    not use the same folder.
+    The embedded server is used if the settings contain no URL of a database.
+
+    If the database has an older schema than this version of Foldlog needs, the schema is migrated
+    if `migrates` is true; otherwise the function raises `SchemaBehind`.
+
+    If `exclusive` is true and another process already runs the embedded server, the function raises
+    `DataFolderInUse`. A service uses this, because two services must not share one data folder.
     """
     if settings.database_url is not None:
         url = settings.database_url
@@ -134,10 +141,11 @@ def database(
 
 @contextmanager
 def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
-    """Yields the URL of the database without a check of its schema.
+    """Yields the URL of the database. The schema of the database may be of any version.
 
-    PostgreSQL's own programs use this URL. With `superuser`, the URL is that of the embedded
-    server's superuser; for another server, the function raises `OperatorError`.
+    The URL is for PostgreSQL's own programs, such as `pg_dump`. If `superuser` is true, the URL is
+    for the superuser of the embedded server. Raises `OperatorError` if `superuser` is true and the
+    database is on another server.
     """
     if settings.database_url is not None:
         if superuser:
@@ -153,7 +161,7 @@ def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterat
 
 @dataclass(frozen=True)
 class Database:
-    """An open database whose schema is the one of this version."""
+    """An open database that has the schema of this version of Foldlog."""
 
     url: str = field(repr=False)  #: connects as the role of the service
     owner_url: str = field(repr=False)  #: connects as the owner of the tables, if we know it
@@ -162,10 +170,10 @@ class Database:
 
 
 def _ensure_schema(url: str, migrates: bool) -> list[str]:
-    """Migrates the schema if `migrates` is true, and otherwise checks it.
+    """Migrates the schema of the database if `migrates` is true; otherwise only checks it.
 
-    Returns the names of the applied migrations. Raises `SchemaBehind` if the check finds an older
-    schema, and `StorageUnavailable` if the connection fails.
+    Returns the names of the migrations that were applied. Raises `SchemaBehind` if the check finds
+    missing migrations. Raises `StorageUnavailable` if the connection to the database fails.
     """
     try:
         if migrates:
@@ -182,10 +190,10 @@ def _ensure_schema(url: str, migrates: bool) -> list[str]:
 def services(
     url: str, settings: Settings, *, seconds_max: float | None = None
 ) -> Iterator[Services]:
-    """Creates the parts of the service on one database, and closes them at the end of the block.
+    """Creates all parts of the service for a `with` block, and closes them at its end.
 
-    They share a pool of connections. `seconds_max` limits how many seconds a part may use a
-    connection. A process that answers requests sets it; commands run without this limit.
+    The parts share one pool of database connections. `seconds_max` limits how long a part may use a
+    connection, in seconds. Processes that answer requests set this limit; commands run without it.
     """
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:
@@ -211,10 +219,11 @@ def services(
 
 @contextmanager
 def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
-    """Yields a function that updates the projections of all logs, and the wakeups it waits for.
+    """Yields a function that keeps the projections of all logs up to date.
 
-    The function runs until `wakeups.close()` is called. The checkpoint signer runs meanwhile in its
-    own thread, because it waits for the disk.
+    The function runs until `wakeups.close()` is called. `wakeups` is the second value that is
+    yielded; it wakes the function when a log has new events. Meanwhile, another thread signs the
+    checkpoints, because signing waits for the disk.
     """
     with (
         Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
@@ -232,9 +241,9 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 
 @contextmanager
 def _signing(url: str, settings: Settings) -> Iterator[None]:
-    """Runs the checkpoint signer in a background thread during the block.
+    """Runs the checkpoint signer in a background thread during the `with` block.
 
-    If witnesses are configured, a second thread requests their cosignatures.
+    If witnesses are configured, a second thread requests cosignatures from them.
     """
     closing = Event()
     with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
@@ -263,10 +272,10 @@ def _signing(url: str, settings: Settings) -> Iterator[None]:
 def rebuilder(
     url: str, projection: str, limits: Limits, *, report: Callable[[str, int, int], None]
 ) -> Iterator[Rebuilder]:
-    """Opens a rebuilder, which builds one projection again from the log.
+    """Opens a rebuilder for a `with` block. A rebuilder computes one projection anew from the log.
 
-    The rebuilder calls `report(space, position, head)` to report its progress; both numbers are
-    seqs.
+    During the work it calls `report(space, position, head)`: the events up to the seq `position` of
+    `head` are done.
     """
     with Datastore(url) as datastore:
         yield Rebuilder(datastore, projection_named(projection, limits), report=report)

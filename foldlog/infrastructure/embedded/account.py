@@ -1,6 +1,6 @@
-"""Selects the operating system's user for PostgreSQL's processes.
+"""Selects the user of the operating system that runs PostgreSQL's processes.
 
-PostgreSQL refuses to run as root, so if Foldlog runs as root, PostgreSQL runs as another user.
+If Foldlog runs as root, another user runs PostgreSQL, because PostgreSQL refuses to run as root.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Account:
-    """The operating system's user that runs PostgreSQL's processes.
+    """The user of the operating system that runs PostgreSQL's processes.
 
     `is_other` is true if this user differs from the user of the current process.
     """
@@ -39,10 +39,11 @@ class Account:
     is_other: bool
 
     def process_options(self) -> dict[str, Any]:
-        """Returns the arguments of `subprocess` with which each process of PostgreSQL is started.
+        """Returns the keyword arguments of `subprocess` for starting a process of PostgreSQL.
 
-        The process gets a new environment, because ours may contain the admin token and PG*
-        variables. Its working folder is `/`, because every user can enter this folder.
+        The process runs as this user. It gets only a few environment variables, because Foldlog's
+        environment may contain the admin token and PG* variables. Its working folder is `/`,
+        because every user can enter this folder.
         """
         env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
         if path := os.environ.get("LD_LIBRARY_PATH"):
@@ -60,15 +61,16 @@ class Account:
     def own(self, path: Path) -> None:
         """Makes this user the owner of a file or folder.
 
-        If the path is a symbolic link, the owner of the link itself changes.
+        If the path is a symbolic link, only the owner of the link is changed.
         """
         if self.is_other:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def traverse_bit(self, folder: os.stat_result) -> int:
-        """Returns the permission bit that this user needs to pass through the folder.
+        """Returns the permission bit (x) that this user needs to pass through a folder.
 
-        `folder` is the result of `stat` for the folder.
+        `folder` is the result of `os.stat` for the folder. The bit is the one of the owner, of the
+        group or of others.
         """
         if folder.st_uid == self.uid:
             return stat.S_IXUSR
@@ -76,12 +78,14 @@ class Account:
 
 
 def account_for(data: Path) -> Account:
-    """Returns the user that runs PostgreSQL on this data folder.
+    """Selects the user that runs PostgreSQL on this data folder.
 
-    It is the current user. If the current user is root, it is the owner of the existing data, or
-    else the system user `foldlog`. The owner of the data has priority because root may work on the
-    folder of an ordinary user, and because the system user of an older container may have had
-    another number.
+    An ordinary user runs PostgreSQL as this user. If the current user is root, the owner of the
+    data folder runs PostgreSQL. If the folder is missing or belongs to root, the system user
+    `foldlog` runs it.
+
+    The owner has priority, because root may work on the folder of an ordinary user, and because the
+    user `foldlog` may have another number in another container.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)
@@ -92,10 +96,10 @@ def account_for(data: Path) -> Account:
 
 
 def system_user() -> pwd.struct_passwd:
-    """Returns the system user `foldlog`, and creates this user if it is missing.
+    """Returns the system user `foldlog`, and creates it if it is missing.
 
-    If the creation fails, it logs a warning and returns the user `nobody`. Raises
-    `DataFolderUnusable` if `nobody` is missing too.
+    If the creation fails, the function logs a warning and returns the user `nobody`. Raises
+    `DataFolderUnusable` if the user `nobody` is missing too.
     """
     for attempt in range(USERADD_ATTEMPTS_MAX):
         try:
@@ -122,9 +126,9 @@ def system_user() -> pwd.struct_passwd:
 
 
 def _useradd() -> str:
-    """Runs `useradd` to create the system user.
+    """Runs the command `useradd` to create the system user `foldlog`.
 
-    Returns an error message, or an empty text if the command succeeded.
+    Returns the error message of the command, or an empty text if it succeeded.
     """
     shell = "/usr/sbin/nologin"
     command = ["useradd", "--system", "--no-create-home", "--shell", shell, SYSTEM_USER]
@@ -136,10 +140,11 @@ def _useradd() -> str:
 
 
 def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
-    """Lets the account traverse every folder above the paths. The account still cannot list them.
+    """Lets PostgreSQL's user pass through every folder above these paths.
 
-    It adds the missing permission bits and logs each change. It changes folders only if the account
-    differs from the current user, which means that the current user is root.
+    If a folder lacks the needed permission bit (x), the function adds it and logs a warning. The
+    bit allows access to files in the folder, but hides the list of its files. If PostgreSQL's user
+    is the current user, all folders are left unchanged.
     """
     if not account.is_other:
         return
@@ -157,9 +162,9 @@ def allow_traversal(account: Account, paths: Iterable[Path]) -> None:
 
 
 def own_tree(account: Account, top: Path) -> None:
-    """Makes the account the owner of a folder and of all files in it.
+    """Makes PostgreSQL's user the owner of a folder and of all files in it.
 
-    This is needed after root has restored a backup, because the files then belong to root.
+    This is needed if root has restored a backup, because the restored files belong to root.
     """
     log.warning("giving the data to PostgreSQL's user", folder=str(top), uid=account.uid)
     for folder, _, names in os.walk(top):

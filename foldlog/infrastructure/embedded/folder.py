@@ -1,4 +1,8 @@
-"""Manages the data folder: the paths in it, its lock, and the files with passwords."""
+"""Manages the data folder of the embedded server.
+
+This module defines the paths in the folder, locks the folder, and stores the passwords of the
+database roles.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ PASSWORD_BYTES = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """Returns the paths of the files and folders in a data folder."""
+    """The paths of all files and folders in one data folder."""
 
     folder: Path
 
@@ -38,9 +42,9 @@ class Layout:
 
     @property
     def unfinished(self) -> Path:
-        """The temporary folder in which a new cluster is created.
+        """The path of the temporary folder in which a new database cluster is created.
 
-        It is renamed to `data` when the cluster is complete.
+        When the cluster is complete, this folder is renamed to the path `data`.
         """
         return self.folder / "postgres.new"
 
@@ -58,10 +62,10 @@ class Layout:
 
     @property
     def sockets(self) -> Path:
-        """The folder of the unix socket: `run/` in the data folder, or a folder in the temp folder.
+        """The path of the folder that contains the unix socket of the server.
 
-        The temp folder is used if the path of `run/` is too long for a socket, or contains a comma
-        or a double quote.
+        This is usually `run/` in the data folder. If the path of `run/` is too long for a socket,
+        or contains a comma or a double quote, it is a folder in the system's temp folder.
         """
         run = self.folder / "run"
         is_short = len(os.fsencode(run / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX
@@ -71,10 +75,10 @@ class Layout:
         return Path(tempfile.gettempdir()) / f"foldlog-{name}"
 
     def prepare(self) -> None:
-        """Creates the data folder if it is missing, so only its owner can list its content.
+        """Creates the data folder if it is missing. Only its owner can list the files in it.
 
-        If this process is root, other users can traverse the folder, because PostgreSQL runs as
-        another user.
+        If this process is root, the new folder allows other users to pass through it, because
+        another user runs PostgreSQL.
         """
         mode = 0o711 if os.geteuid() == 0 else 0o700
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,25 +87,25 @@ class Layout:
             self.folder.chmod(mode)  # mkdir applies the umask
 
     def prepare_inside(self, account: Account) -> None:
-        """Creates the folders of PostgreSQL's log and of the unix socket.
+        """Creates the folder of PostgreSQL's log and the folder of the unix socket.
 
-        The socket's folder belongs to `account`, the user that runs PostgreSQL.
+        The owner of the socket's folder is `account`, the user that runs PostgreSQL.
         """
         make_folder(self.log.parent)
         make_private_folder(self.sockets, account)
 
     def tidy(self) -> None:
-        """Removes the folder of the unix socket if it is in the temp folder."""
+        """Deletes the folder of the unix socket, if it is in the system's temp folder."""
         if self.sockets.parent != self.folder:
             with contextlib.suppress(OSError):
                 self.sockets.rmdir()
 
 
 def make_private_folder(path: Path, account: Account) -> None:
-    """Creates a folder that only PostgreSQL's user can enter.
+    """Creates a folder that only PostgreSQL's user (`account`) can enter.
 
-    Raises `DataFolderUnusable` if the path is a file, or if it belongs to a third user: neither the
-    current user nor `account`.
+    An existing folder is used if its owner is `account` or the current user. Raises
+    `DataFolderUnusable` if it has another owner, or if the path is a file or a symbolic link.
     """
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
@@ -113,7 +117,10 @@ def make_private_folder(path: Path, account: Account) -> None:
 
 
 class Passwords:
-    """Stores the password of each database role in a file that only the current user can read."""
+    """Stores the passwords of the database roles, each in its own file.
+
+    Only the current user can read these files.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder / "secrets"
@@ -148,9 +155,9 @@ def make_password() -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """The owner of a data folder, as written in its lock file.
+    """The content of a lock file: which process owns the data folder.
 
-    It has the pid of the owner's process, and the folder of the server's unix socket.
+    It contains the id of this process, and the path of the folder with the server's unix socket.
     """
 
     pid: int
@@ -158,9 +165,9 @@ class Holder:
 
 
 class FolderLock:
-    """The lock of a data folder, which makes its holder the owner of the folder.
+    """The lock of a data folder. The process that holds the lock owns the folder and its server.
 
-    It is a file lock (flock). The kernel releases it when the process of the owner ends.
+    It is a file lock (flock), so the kernel releases it when this process ends.
     """
 
     def __init__(self, path: Path):
@@ -172,9 +179,10 @@ class FolderLock:
         return self._fd is not None
 
     def acquire(self, holder: Holder) -> bool:
-        """Tries to take the lock, and writes the holder into the lock file.
+        """Tries to take the lock without waiting, and returns whether this succeeded.
 
-        Returns `False` at once if another process holds the lock.
+        After a success, `holder` is written into the lock file, so other processes can read who
+        holds the lock.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o600)
@@ -193,9 +201,10 @@ class FolderLock:
         return True
 
     def holder(self) -> Holder | None:
-        """Returns the holder that the lock file names.
+        """Reads from the lock file which process holds the lock.
 
-        Returns `None` if the file is empty: after a release, or before a new holder has written it.
+        Returns `None` if the file is empty. It is empty after a release of the lock, and for a
+        moment after another process has taken it.
         """
         pid, _, rest = self._path.read_text(encoding="utf-8").partition("\n")
         sockets, end, _ = rest.partition("\n")

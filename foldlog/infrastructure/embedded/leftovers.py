@@ -1,4 +1,4 @@
-"""Removes the processes and the lock files of PostgreSQL that remain after a crash."""
+"""Ends PostgreSQL processes and deletes lock files that an earlier server left after a crash."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ log = structlog.get_logger(__name__)
 
 
 def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psutil.Process]:
-    """Returns the running processes of PostgreSQL whose working folder is this data folder.
+    """Returns the running PostgreSQL processes whose working folder is this data folder.
 
-    The working folder identifies PostgreSQL's processes reliably, while the pid in an old file may
-    belong to another program. It also finds processes whose postmaster has died.
+    The working folder identifies these processes reliably. The pid in an old `postmaster.pid` is
+    unreliable, because another program may have this pid now. Processes whose postmaster has died
+    are found too.
     """
     found = []
     for process in psutil.process_iter(["name"]):
@@ -40,11 +41,12 @@ def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psut
 
 
 def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
-    """Stops the PostgreSQL processes that still run on this data after a crash.
+    """Ends the PostgreSQL processes of an earlier server that still use this data folder.
 
-    A second postmaster on the same data would destroy the data. The caller must hold the lock of
-    the folder, because then no other owner uses these processes. Each signal is stronger than the
-    one before.
+    This must happen before a new server starts, because two servers on the same data would destroy
+    it. The caller must hold the lock of the folder; this proves that the owner of these processes
+    has died. The function first sends SIGINT, then SIGQUIT, and at last SIGKILL, with a wait after
+    each.
     """
     for signal_number, seconds in (
         (signal.SIGINT, FAST_SECONDS),
@@ -70,9 +72,10 @@ def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
 
 
 def stop_unfinished(unfinished: Path, deadline: StartDeadline) -> None:
-    """Kills an `initdb` that still runs in the temporary folder after its parent process has died.
+    """Kills an `initdb` of an earlier start that still runs in the temporary folder.
 
-    Otherwise this `initdb` could fail later, and then delete the folder that is in use by then.
+    Its parent process has died. If this `initdb` continued and failed later, it would delete the
+    folder that the new start already uses.
     """
     while found := leftovers(unfinished, INITDB_PROGRAMS):
         _send(found, signal.SIGKILL)
@@ -80,7 +83,7 @@ def stop_unfinished(unfinished: Path, deadline: StartDeadline) -> None:
 
 
 def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> None:
-    """Sends a signal to the processes that still exist."""
+    """Sends a signal to each of these processes, and ignores processes that have ended."""
     for process in processes:
         try:
             process.send_signal(signal_number)
@@ -89,20 +92,21 @@ def _send(processes: list[psutil.Process], signal_number: signal.Signals) -> Non
 
 
 def _wait_until_gone(data: Path, seconds: float, deadline: StartDeadline) -> None:
-    """Waits until the processes on this data have ended, for `seconds` at most."""
+    """Waits until the PostgreSQL processes of this data folder have ended, at most `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and leftovers(data):
         deadline.pause(POLL_SECONDS, "waiting for a PostgreSQL whose owner is gone to end")
 
 
 def remove_stale_files(data: Path, sockets: Path) -> None:
-    """Removes old lock files that would prevent a start of PostgreSQL.
+    """Deletes old lock files of PostgreSQL that would prevent a start.
 
-    The caller must first check that all PostgreSQL processes of this data have ended. PostgreSQL
-    refuses to start if the pid in an old `postmaster.pid` exists. After a reboot, or in a
-    container, another program often has this pid; then the file is removed. An empty file is
-    removed too. The file of a dead pid stays, because PostgreSQL uses it to check that the old
-    shared memory is free.
+    Before this call, all PostgreSQL processes of this data folder must have ended.
+
+    The old socket and its lock file are deleted. The file `postmaster.pid` is deleted if it is
+    empty, or if another program now has the pid in it, which is common after a reboot and in
+    containers. In both cases PostgreSQL would refuse to start. Otherwise `postmaster.pid` is kept,
+    because PostgreSQL uses it to check that the old shared memory is free.
     """
     assert not leftovers(data)
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
@@ -116,16 +120,19 @@ def remove_stale_files(data: Path, sockets: Path) -> None:
 
 
 def postmaster_pid(data: Path) -> int | None:
-    """Returns the pid in the file `postmaster.pid`, or `None` if the file is missing or invalid."""
+    """Reads the postmaster's pid from `postmaster.pid`.
+
+    Returns `None` if this file is missing or its content is invalid.
+    """
     lines = _pid_lines(data)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 
 
 def reports_ready(data: Path, pid: int) -> bool:
-    """Tells whether `postmaster.pid` says that the postmaster with this pid accepts connections.
+    """Tells whether the postmaster with this pid accepts connections.
 
-    Callers check this before they connect, because PostgreSQL logs a line for each attempt to
-    connect during a recovery.
+    It reads this from the file `postmaster.pid`. This is better than trying to connect, because
+    during a recovery PostgreSQL writes a line to its log for each attempt.
     """
     lines = _pid_lines(data)
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"

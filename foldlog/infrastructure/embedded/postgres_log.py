@@ -1,4 +1,4 @@
-"""Writes, reads and rotates PostgreSQL's log file."""
+"""Opens, reads and rotates the log file of the embedded PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TAIL_BYTES = 4_000
 
 
 class PostgresLog:
-    """The log file of the embedded server.
+    """The log file of the embedded PostgreSQL server.
 
-    When the file gets too large, its content moves to a second file with the suffix `.1`.
+    If the file gets too large, its content is moved to a second file with the suffix `.1`.
     """
 
     def __init__(self, path: Path):
@@ -23,9 +23,9 @@ class PostgresLog:
         self._start = 0
 
     def open(self) -> int:
-        """Opens the log file for a new postmaster, and returns its file descriptor.
+        """Opens the log file for a new PostgreSQL server, and returns its file descriptor.
 
-        `tail` returns only text that is written after this call.
+        After this call, `tail` returns only text that the new server has written.
         """
         self.rotate_if_large()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,23 +35,22 @@ class PostgresLog:
         return fd
 
     def tail(self) -> str:
-        """Returns the end of the text that was written since `open`, at most `TAIL_BYTES` bytes."""
+        """Returns the text written since the call of `open`, only its last `TAIL_BYTES` bytes."""
         with self._path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(min(self._start, size), size - TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
 
     def last_line(self) -> str:
-        """Returns the last line that was written since `open`, or an empty text."""
+        """Returns the last line that was written since the call of `open`, or an empty text."""
         return (self.tail().splitlines() or [""])[-1]
 
     def rotate_if_large(self) -> None:
-        """Starts an empty log file if the current one is larger than `LOG_BYTES_MAX`.
+        """If the log file is larger than `LOG_BYTES_MAX`, moves its content to the file `.1`.
 
-        It copies the content to the older file and truncates the log file, because the postmaster
-        keeps the file open. Lines that PostgreSQL writes between the copy and the truncation are
-        lost. PostgreSQL's own log collector would keep all lines, but it starts too late to log why
-        a start failed.
+        The content is copied and the log file is then truncated, because PostgreSQL keeps the file
+        open. Lines that PostgreSQL writes between the two steps are lost. PostgreSQL's own log
+        collector would keep all lines, but it starts too late to log why a start failed.
         """
         if self._path.exists() and self._path.stat().st_size > LOG_BYTES_MAX:
             older = self._path.with_name(self._path.name + ".1")

@@ -1,6 +1,6 @@
-"""Runs the postmaster, PostgreSQL's main process, as a child of this process.
+"""Runs PostgreSQL's main process, the postmaster, as a child of this process.
 
-The postmaster stops when this process stops it, or when this process dies.
+The postmaster ends when this process stops it, and also when this process dies.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ log = structlog.get_logger(__name__)
 
 
 class Postmaster:
-    """One running postmaster, in its own session, so Ctrl-C reaches only the parent process.
+    """One running postmaster. It ends even if this process (its parent) is killed.
 
-    A second child, a small shell script, watches the parent. It reads from a pipe whose other end
-    the parent holds open. When the parent dies, the read ends, and the script shuts the postmaster
-    down. If the script is killed too, the next start stops the remaining processes.
+    A second child process, a small shell script, reads from a pipe whose other end only the parent
+    holds open. When the parent dies, this read ends, and the script sends SIGINT to the postmaster,
+    which then shuts down. If the script was killed too, the next start ends the remaining
+    processes.
 
-    Linux's PR_SET_PDEATHSIG is unsuitable: it must be set between fork and exec, which is unsafe in
-    a program with threads, and it already reacts to the end of the thread that started the child.
+    The postmaster has its own session, so Ctrl-C in the terminal reaches only the parent.
+
+    Linux's PR_SET_PDEATHSIG is unsuitable for this purpose. It must be set between fork and exec,
+    which is unsafe in a program with threads. It would also end the postmaster when the thread that
+    started it ends.
     """
 
     def __init__(self, command: Sequence[str | Path], account: Account, log_fd: int):
@@ -63,10 +67,11 @@ class Postmaster:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Shuts PostgreSQL down in a way that makes recovery at the next start unnecessary.
+        """Shuts PostgreSQL down, so that its next start needs no recovery.
 
-        If this takes too long, an immediate shutdown follows, and then a kill; after these,
-        PostgreSQL recovers its data at the next start.
+        If this takes more than `STOP_FAST_SECONDS`, PostgreSQL is told to end immediately
+        (SIGQUIT), and at last it is killed. In these two cases, its next start begins with a
+        recovery.
         """
         for signal_number, seconds in (
             (signal.SIGINT, STOP_FAST_SECONDS),
@@ -80,19 +85,19 @@ class Postmaster:
         self.kill()
 
     def kill(self) -> None:
-        """Kills the postmaster and the script that watches the parent.
+        """Kills the postmaster, and the script that waits for the end of the parent process.
 
-        PostgreSQL recovers its data at the next start.
+        The next start of PostgreSQL begins with a recovery.
         """
         self._dismiss_watcher()
         self._process.kill()
         self._process.wait()
 
     def _dismiss_watcher(self) -> None:
-        """Kills the script that watches the parent.
+        """Kills the script that waits for the end of the parent process.
 
-        This must happen before the postmaster ends, because another process may then get the
-        postmaster's pid, and the script would send a signal to it.
+        Call this before the postmaster ends. Afterwards another process could get the postmaster's
+        pid, and the script could send its signal to that process.
         """
         self._watcher.kill()
         self._watcher.wait()
@@ -101,7 +106,7 @@ class Postmaster:
 
 
 def is_alive(pid: int) -> bool:
-    """Tells whether a process with this pid exists, whichever user it belongs to."""
+    """Tells whether a process with this pid exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

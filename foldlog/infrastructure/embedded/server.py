@@ -1,6 +1,7 @@
 """Starts and stops the embedded PostgreSQL server of a data folder.
 
-Several processes can use one server: the first process starts it, and the others connect to it.
+Several processes can use the same server: the first process starts it, and the others connect to
+it.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ class EmbeddedPostgres:
     """Runs PostgreSQL on a data folder during a `with` block.
 
     The first process that uses the folder owns the server: it starts the server as a child process,
-    and `stop()` stops the server. Later processes attach to the same server: they get the same
-    `url`, and their `stop()` leaves the server running. With `exclusive`, a later process raises
-    `DataFolderInUse` instead of attaching.
+    and its `stop()` stops the server. Later processes only connect to this server: their `url` is
+    the same, and their `stop()` leaves the server running. If `exclusive` is true and another
+    process already owns the server, `start()` raises `DataFolderInUse`.
 
-    `settings` are settings of PostgreSQL that override all configuration files. If the server dies,
-    call `start()` again.
+    `settings` contains PostgreSQL settings that override the configuration files. If the server
+    dies, call `start()` again.
     """
 
     def __init__(
@@ -108,25 +109,25 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The URL of Foldlog's database for the role that owns the tables.
+        """The URL for connecting to Foldlog's database as the owner of the tables.
 
-        This role is an ordinary role, and so less powerful than the superuser.
+        This database role has fewer rights than PostgreSQL's superuser.
         """
         return self._url(ROLE, DATABASE)
 
     @property
     def service_url(self) -> str:
-        """The URL of Foldlog's database for the role of the service.
+        """The URL for connecting to Foldlog's database as the role of the service.
 
-        This role has only the rights that were granted to it.
+        This database role has only the rights that Foldlog has granted to it.
         """
         return self._url(SERVICE_ROLE, DATABASE)
 
     @property
     def superuser_url(self) -> str:
-        """The URL of the database `postgres` for the superuser.
+        """The URL for connecting to the database `postgres` as PostgreSQL's superuser.
 
-        Tests and administration use this URL.
+        Use it in tests and for administration.
         """
         return self._url(SUPERUSER, "postgres")
 
@@ -134,7 +135,7 @@ class EmbeddedPostgres:
     def owned(self) -> bool:
         """Tells whether this process owns the server.
 
-        Then the server is a child of this process, and ends with it.
+        The owner has started the server as its child process, and the server ends with the owner.
         """
         return self._lock.is_held
 
@@ -158,10 +159,10 @@ class EmbeddedPostgres:
         return self._postmaster is not None and self._postmaster.is_running()
 
     def start(self) -> None:
-        """Starts the server, or attaches to the server of another process.
+        """Starts the server, or connects to the server if another process has already started it.
 
-        Returns when the server accepts connections, and at once if it already runs. Raises the
-        errors in `embedded.errors`.
+        It returns as soon as the server accepts connections. If the server already runs, it returns
+        at once. The errors that it raises are in `embedded.errors`.
         """
         with self._changing:
             if self.is_running():
@@ -181,9 +182,9 @@ class EmbeddedPostgres:
                 raise
 
     def stop(self) -> None:
-        """Stops the server if this process owns it; otherwise only detaches from it.
+        """Stops the server if this process owns it. Other processes leave the server running.
 
-        If `start` runs in another thread, it is cancelled.
+        If `start` is still running in another thread, it is cancelled.
         """
         self._cancelled.set()
         with self._changing:
@@ -193,9 +194,10 @@ class EmbeddedPostgres:
                 self._cancelled.clear()
 
     def kill(self) -> None:
-        """Kills the postmaster, which has the same effect as a crash.
+        """Kills the postmaster, to simulate a crash of the server.
 
-        The process keeps the lock of the folder, and `start()` then recovers the data.
+        This process still owns the data folder. Call `start()` to start the server again;
+        PostgreSQL then recovers its data.
         """
         with self._changing:
             if self._postmaster is not None:
@@ -203,19 +205,20 @@ class EmbeddedPostgres:
                 self._postmaster = None
 
     def maintain(self) -> None:
-        """Rotates PostgreSQL's log file if it has become too large.
+        """Rotates PostgreSQL's log file if it is too large.
 
-        The owner of the server should call this from time to time. Calls by other processes are
-        ignored.
+        Call this from time to time in the process that owns the server. In other processes, a call
+        has no effect.
         """
         if self.owned:
             self._log.rotate_if_large()
 
     def _own_or_attach(self, deadline: StartDeadline) -> bool:
-        """Takes the lock of the folder, or attaches to the server of the lock's holder.
+        """Makes this process the owner of the data folder, or connects to the owner's server.
 
-        Returns `True` if this process now owns the folder, and `False` if it is attached. Raises
-        `DataFolderInUse` if another process owns the folder and `exclusive` is set.
+        Returns `True` if this process is now the owner. Returns `False` if another process is the
+        owner and this process now uses its server. Raises `DataFolderInUse` if another process is
+        the owner and `exclusive` is true.
         """
         me = Holder(os.getpid(), self._layout.sockets)
         grace_until = time.monotonic() + LOCK_GRACE_SECONDS
@@ -236,9 +239,9 @@ class EmbeddedPostgres:
         return True
 
     def _attach(self, holder: Holder) -> bool:
-        """Attaches to the running server of another process.
+        """Connects to the server of another process, and uses it from now on.
 
-        Returns `False` if a connection to this server fails.
+        Returns `False` if the connection fails or if the password is missing.
         """
         if self._passwords.find(ROLE) is None:
             return False
@@ -251,7 +254,11 @@ class EmbeddedPostgres:
         return True
 
     def _start_owned(self, deadline: StartDeadline) -> None:
-        """Starts the server as a child process, and creates the cluster first if it is missing."""
+        """Starts the server as a child process, and waits until it accepts connections.
+
+        Before that it ends the remaining processes of an earlier server, and creates the database
+        cluster if it is missing.
+        """
         self.kill()  # after a crash, this ends the watcher of the dead postmaster
         layout, binaries = self._layout, find_binaries()
         account = account_for(layout.data)
@@ -291,7 +298,10 @@ class EmbeddedPostgres:
         log.info("PostgreSQL is ready", folder=str(self.folder), pid=self.pid)
 
     def _wait_until_ready(self, postmaster: Postmaster, deadline: StartDeadline) -> None:
-        """Returns when the server accepts connections. Raises `PostgresFailed` if it has ended."""
+        """Waits until the server accepts connections.
+
+        Raises `PostgresFailed` if the server has ended, or if it refuses the superuser's password.
+        """
         while True:
             if not postmaster.is_running():
                 raise PostgresFailed(f"PostgreSQL did not start:\n{self._log.tail()}")
@@ -308,9 +318,10 @@ class EmbeddedPostgres:
             deadline.pause(POLL_SECONDS, "PostgreSQL is recovering", says=self._log.last_line())
 
     def _end(self) -> None:
-        """Stops the server if this process started it, and releases the lock of the folder.
+        """Stops the server if this process owns it, and releases the lock of the data folder.
 
-        In a forked child process it returns at once, because both belong to the parent process.
+        In a forked child process it returns at once, because the server and the lock belong to the
+        parent.
         """
         self._attached_to = None
         if self._owner_pid != os.getpid():
@@ -335,9 +346,9 @@ class EmbeddedPostgres:
 
 
 def check_connection(url: str) -> None:
-    """Connects to the database and runs a query.
+    """Connects to a database and runs a short query.
 
-    Raises `psycopg.OperationalError` if this fails.
+    Raises `psycopg.OperationalError` if the database cannot be reached.
     """
     with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.execute("SELECT 1")

@@ -43,7 +43,7 @@ from .spaces import MemorySpaces, Space
 
 
 class MemoryEventStore(MemorySpaces, EventStore):
-    """Stores the logs in memory. It answers each push at once."""
+    """Stores the logs in memory. `submit` appends a push at once, and returns a finished future."""
 
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
         outcome: Future[Receipt] = Future()
@@ -207,7 +207,7 @@ class MemoryEventStore(MemorySpaces, EventStore):
 
 
 def _lookups(here: Space, push: Push) -> Lookups:
-    """Returns the data that is needed to decide on a push."""
+    """Returns the stored data that is needed to accept or refuse a push."""
     return Lookups(
         known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
         records={
@@ -224,7 +224,7 @@ def _lookups(here: Space, push: Push) -> Lookups:
 
 
 def _check_records(here: Space, plan: Plan) -> Check:
-    """Checks the live records of a collection against the schema of the plan."""
+    """Checks all live records of a collection against the schema that the plan proposes."""
     schema, check = RecordSchema(plan.wanted.schema), Check()
     for key in sorted(here.records):
         record = here.records[key]
@@ -234,9 +234,9 @@ def _check_records(here: Space, plan: Plan) -> Check:
 
 
 def _scan(here: Space, keys: Collection[Key], report: Progress) -> ErasureScan:
-    """Scans the whole log for events that contain values of these records.
+    """Searches the whole log for the events that contain values of these records.
 
-    Raises `UnknownRecord` if the log never names one of the records.
+    Raises `UnknownRecord` if no event names one of the records.
     """
     scan = ErasureScan(keys)
     for entry in here.entries:

@@ -1,4 +1,7 @@
-"""Answers questions about the history of records, in memory: each query folds the log again."""
+"""Answers queries about the history of records, from a log in memory.
+
+Each query computes the records anew from the events of the log.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,10 @@ _encode = msgspec.json.encode
 
 
 class Step(msgspec.Struct):
-    """The effect of one event in a fold.
+    """The effect of one event on the records.
 
-    It contains the event's header, the records that the event names, before and after the event,
-    and the conflicts that the event caused.
+    It contains the header of the event, each record that the event names, before and after the
+    event, and the conflicts that the event has caused.
     """
 
     head: EventHead
@@ -54,7 +57,10 @@ class Step(msgspec.Struct):
 
 
 def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
-    """Folds the entries from an empty state, and yields the effect of each entry."""
+    """Applies the entries one after another to an empty set of records.
+
+    It yields the effect of each entry on the records.
+    """
     records: dict[Key, Record] = {}
     for entry in entries:
         event = decode_event(entry.state)
@@ -66,7 +72,7 @@ def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
 
 
 class MemoryHistory(MemorySpaces, History):
-    """Answers questions about earlier states of records, by folding the log in memory."""
+    """Returns earlier states of records, which it computes from the log in memory."""
 
     def position(self, space: SpaceId) -> Projected:
         return Projected(self._space(space).head, is_halted=False)
@@ -176,9 +182,10 @@ class MemoryHistory(MemorySpaces, History):
         return DiffPage(here.log, here.head, here.head, at.start, at.to, page, cursor)
 
     def _within(self, documents: Iterable[tuple[Any, bytes]], limit: int) -> list[bytes]:
-        """Returns the documents of one page: at most `limit`, within the page's size limit.
+        """Returns the first documents, as many as fit into one page.
 
-        A page contains the first document even if it exceeds the size limit.
+        A page contains at most `limit` documents and `page_bytes_max` bytes, but always the first
+        document, even if this one is larger.
         """
         page: list[bytes] = []
         size = 0
@@ -197,7 +204,10 @@ def _check_head(here: Space, seq: int) -> None:
 
 
 def _seq_of(here: Space, moment: Point) -> int:
-    """Returns the seq of the last event at a moment that is given as a seq or as a time."""
+    """Returns the seq of the last event up to a moment.
+
+    The moment is a seq or a time. If both are `None`, the head of the log is returned.
+    """
     if moment.seq is not None:
         return moment.seq
     if moment.time is None:

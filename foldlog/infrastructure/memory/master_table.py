@@ -1,4 +1,4 @@
-"""The master table in memory: the current state of each record, updated by each append."""
+"""The master table in memory: the current state of each record. Each append updates it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .spaces import Space
 
 
 class MemoryMasterTable(MemoryHistory, MasterTable):
-    """Reads records, conflicts and snapshots from memory, page by page."""
+    """Returns the current records, the conflicts and snapshots from memory, page by page."""
 
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
         here = self._space(space, query.at_least)
@@ -155,9 +155,9 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         return LocalIdsPage(page, encode_cursor(*rest[limit - 1]) if len(rest) > limit else None)
 
     def _within_bytes(self, records: list[Record]) -> list[Record]:
-        """Returns the records of one page: as many of the first records as the size limit allows.
+        """Returns the first records, as many as fit into the size limit of a page in bytes.
 
-        A page contains the first record even if it exceeds the size limit.
+        The first record is always returned, even if it exceeds the size limit.
         """
         size = 0
         for number, record in enumerate(records):

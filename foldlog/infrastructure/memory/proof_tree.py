@@ -12,7 +12,7 @@ from .spaces import MemorySpaces
 
 
 class MemoryProofTree(MemorySpaces, ProofTree):
-    """Returns the tree, the tiles and the checkpoint of a log, and saves new checkpoints."""
+    """Stores the Merkle tree, the tiles and the last checkpoint of each log in memory."""
 
     def tree(self, space: SpaceId) -> TreeHead:
         here = self._space(space)

@@ -32,7 +32,7 @@ from .spaces import MemorySpaces
 
 
 class MemoryRegistry(MemorySpaces, Registry):
-    """Stores devices and tokens in memory."""
+    """Stores the devices and the access tokens of all spaces in memory."""
 
     def __init__(self, **members: Any) -> None:
         super().__init__(**members)
@@ -73,7 +73,7 @@ class MemoryRegistry(MemorySpaces, Registry):
     def _insert(
         self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None, now_ms: int
     ) -> Token:
-        """Makes and stores a token, without an event in the log."""
+        """Creates and stores a token. It appends no event to the log."""
         members = {name: getattr(grant, name) for name in Grant.__struct_fields__}
         token = Token(id=id, space=space, granted_at=now_ms, granted_by=by, **members)
         self._tokens[space, id] = token
@@ -101,9 +101,9 @@ class MemoryRegistry(MemorySpaces, Registry):
     def _revoke(
         self, space: SpaceId, id: str, now_ms: int, reason: str, by: str | None
     ) -> tuple[Token, bool]:
-        """Revokes a token. Returns the token, and whether this call revoked it.
+        """Revokes a token, and returns the token and whether this call has revoked it.
 
-        The second value is `False` if the token was revoked before.
+        The second value is `False` if the token was already revoked before.
         """
         token = self._tokens[space, id]
         if token.revoked_at is not None:

@@ -1,4 +1,8 @@
-"""Stores all spaces in memory. The in-memory implementations of all ports share this state."""
+"""Stores all spaces in memory.
+
+The classes that implement the ports (interfaces) in memory inherit this module's `MemorySpaces`, so
+they share the same data.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def _new_state() -> SpaceState:
 
 @dataclass
 class Space:
-    """One space in memory: its log, and all data that is derived from the events of the log."""
+    """One space in memory: its log, and the data that is computed from its events."""
 
     state: SpaceState = field(default_factory=_new_state)
     entries: list[LogEntry] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Space:
         return self.state.head
 
     def append(self, entry: LogEntry) -> None:
-        """Appends an entry to the log, and updates the derived data."""
+        """Appends an entry to the log, and updates the data that is computed from the log."""
         self.state.advance([entry], {})
         self.entries.append(entry)
         self.by_id[entry.event_id] = entry
@@ -68,15 +72,16 @@ class Space:
         self.tiles |= self.tree.append([leaf_hash(entry.leaf)])
 
     def mark(self, seq: int) -> str:
-        """Returns the mark of an event; an empty text if the log has no event with this seq."""
+        """Returns the mark of the event with this seq, or an empty text if the event is missing."""
         return self.entries[seq - 1].mark if 0 < seq <= self.head else ""
 
 
 @dataclass
 class ServiceEventTransaction:
-    """A block that may append one event of the service.
+    """Lets the caller append one event of the service during a `with` block.
 
-    The caller makes the event with `envelope`, and `append` saves it until the end of the block.
+    The caller makes the event with the metadata in `envelope`, and passes it to `append`. The event
+    is written to the log at the end of the block.
     """
 
     envelope: Envelope
@@ -87,9 +92,9 @@ class ServiceEventTransaction:
 
 
 class MemorySpaces:
-    """Contains all spaces, and the lock that every change must hold.
+    """Contains all spaces, and one lock that each change of a space must hold.
 
-    `now_ms` returns the time in ms since 1970.
+    `now_ms()` returns the current time in ms since 1970. Tests may pass another clock.
     """
 
     def __init__(
@@ -105,7 +110,10 @@ class MemorySpaces:
         self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Calls `on_growth` after each append to a space. Returns a function that ends this."""
+        """Calls `on_growth()` after each append to a space.
+
+        Returns a function; call this function to end the calls.
+        """
         watchers = self._watchers.setdefault(space, [])
         watchers.append(on_growth)
         return lambda: watchers.remove(on_growth)
@@ -115,10 +123,10 @@ class MemorySpaces:
             on_growth()
 
     def _space(self, space: SpaceId, at_least: int = 0) -> Space:
-        """Returns a space.
+        """Returns the data of a space.
 
-        Raises `UnknownSpace` if the space is missing, and `LogBehind` if its head is lower than
-        `at_least`.
+        Raises `UnknownSpace` if the space is missing. Raises `LogBehind` if the head of its log is
+        lower than `at_least`.
         """
         here = self._spaces.get(space)
         if here is None:
@@ -128,7 +136,7 @@ class MemorySpaces:
         return here
 
     def _envelope(self, here: Space) -> Envelope:
-        """Makes the metadata of the space's next event: seq, id, time and salt."""
+        """Returns the metadata for the next event of the space: seq, id, time and salt."""
         return Envelope(
             seq=here.head + 1,
             id=str(uuid.uuid4()),
@@ -138,10 +146,11 @@ class MemorySpaces:
 
     @contextmanager
     def _append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
-        """Opens a block that may append one event to a space, under the lock of all spaces.
+        """Opens a `with` block in which the caller may append one event of the service to a space.
 
-        At the end of the block it appends the event, creates a missing space, and calls the
-        watchers.
+        The lock of all spaces is held during the block. If the caller has passed an event to
+        `append`, then at the end of the block the event is appended, the space is created if it is
+        missing, and the functions that watch the space are called.
         """
         with self._lock:
             here = self._spaces.get(space) or Space()

@@ -1,7 +1,7 @@
-"""Implements all ports in memory, for tests, documentation and simulations.
+"""Implements all ports (interfaces) of the domain in memory, for tests, docs and simulations.
 
 It decides pushes and merges records with the same code as the PostgreSQL store (`PushDecider` and
-`fold`). The contract tests (tests/contract) run against both stores.
+`fold`). The tests in tests/contract run against both stores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from .registry import MemoryRegistry
 
 
 class MemoryStore(MemoryEventStore, MemoryMasterTable, MemoryRegistry, MemoryProofTree):
-    """Implements all ports in one object.
+    """One object that implements all ports (interfaces) of the domain in memory.
 
-    All data is updated with each append, so the master table and the tree are always up to date.
+    Each append updates all data at once, so the master table and the tree always contain the newest
+    event.
     """

@@ -53,8 +53,9 @@ ALONE_SECONDS_MAX = 2.0
 class PostgresEventStore(EventStore):
     """Stores the logs in PostgreSQL. It appends pushes by group commit, and reads without locks.
 
-    It calls `on_append(space, head)` after each commit, to wake the readers of the log. `tails`
-    caches the newest events of each log.
+    After each commit that appends events to a space, it calls `on_append(space, head)`. The caller
+    uses this to notify processes that wait for new events. The attribute `tails` caches the newest
+    events of each log.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PostgresEventStore(EventStore):
         )
 
     def close(self) -> None:
-        """Waits until all submitted pushes are answered, and then ends the committing threads."""
+        """Waits until all submitted pushes have an outcome, and then ends all threads."""
         self._group_commit.close()
 
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
@@ -92,9 +93,10 @@ class PostgresEventStore(EventStore):
             raise RateLimited("waiting_bytes_per_space_max", limit) from None
 
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
-        """Appends a group of pushes, and returns the outcome of each push.
+        """Appends a group of pushes in one transaction, and returns the outcome of each push.
 
-        If the group fails for an unknown reason, it appends each push again in its own transaction.
+        If the transaction fails for an unknown reason, it appends each push again in its own
+        transaction. One invalid push then fails alone.
         """
         until = time.monotonic() + ALONE_SECONDS_MAX
         try:
@@ -116,10 +118,11 @@ class PostgresEventStore(EventStore):
         outcomes: Sequence[Receipt | Exception],
         until: float,
     ) -> Iterator[Receipt | Exception]:
-        """Yields the outcome of each push of a group, after retries.
+        """Retries the failed pushes of a group, and yields the final outcome of each push.
 
-        A push is retried alone if another push of the group may have caused its failure. Retries
-        start before the monotonic time `until`; later, such pushes get `StorageUnavailable`.
+        A failed push is retried in its own transaction, if another push of the group may have
+        caused the failure. A retry starts only before the time `until` (of the monotonic clock).
+        After this time, such a push gets `StorageUnavailable`.
         """
         for push, outcome in zip(pushes, outcomes, strict=True):
             if not _may_succeed_alone(outcome):
@@ -133,14 +136,17 @@ class PostgresEventStore(EventStore):
             yield alone
 
     def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
-        """Appends a group of pushes in one transaction, and announces the new events."""
+        """Appends a group of pushes in one transaction, and returns the outcome of each push.
+
+        After the commit it notifies the waiting readers about the new events.
+        """
         appended = self._appender.append(space, pushes)
         if appended.entries:
             self._announce(space, appended.log, appended.mark_before, appended.entries)
         return appended.outcomes
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
-        """Appends one push in its own transaction. Returns an error instead of raising it."""
+        """Appends one push in its own transaction. An error is returned instead of raised."""
         try:
             return self._append_group(space, [push])[0]
         except Exception as exc:
@@ -149,7 +155,7 @@ class PostgresEventStore(EventStore):
     def _announce(
         self, space: SpaceId, log: str, mark_before: str, entries: Sequence[LogEntry]
     ) -> None:
-        """Caches the new events, and calls `on_append`."""
+        """Adds the new events to the cache `tails`, and calls `on_append` with the new head."""
         head = entries[-1].seq
         self.tails.update(space, LogEnd(log, head, entries, mark_before, time.monotonic()))
         self._on_append(space, head)
@@ -158,10 +164,10 @@ class PostgresEventStore(EventStore):
     def append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        After the commit, the readers of the log are told about the event. Raises
-        `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
-        connection breaks during the commit, because it is then unknown whether the event was
-        stored. See `ServiceEventTransaction`.
+        After the commit, readers that wait for new events of this space are notified.
+
+        Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
+        connection breaks during the commit. It is then unknown whether the event was stored.
         """
         with self._appender.service_event(space) as transaction:
             yield transaction
@@ -240,13 +246,19 @@ class PostgresEventStore(EventStore):
 
 
 def _weight(push: Push) -> int:
-    """Returns how much a push counts towards the size limits of a group, in bytes."""
+    """Returns the weight of a push in bytes. The total weight of the pushes in a group is limited.
+
+    The weight is the size of the push's body, but at least `OPERATION_BYTES` for each operation.
+    """
     operations = sum(len(changeset.ops) for changeset in push.changesets)
     return max(push.body_bytes, operations * OPERATION_BYTES)
 
 
 def _may_succeed_alone(outcome: Receipt | Exception) -> bool:
-    """Tells whether a push may succeed in its own transaction after this outcome in a group."""
+    """Tells whether a push that had this outcome in a group may succeed in its own transaction.
+
+    This is the case if another push of the group may have caused the failure.
+    """
     if isinstance(outcome, LimitExceeded):
         return bool(outcome.extra["limit"] == "looked_up_bytes_max")
     return isinstance(outcome, Exception) and not isinstance(outcome, FoldlogError)

@@ -1,1 +1,1 @@
-"""Signs checkpoints of the logs, and exchanges cosignatures with witnesses."""
+"""Signs the checkpoints of the logs, and exchanges cosignatures with other services."""

@@ -1,7 +1,8 @@
 """Stores the keys that sign checkpoints, in one private file outside of the database.
 
-The same key signs the checkpoints of all spaces. It signs each log under the log's own name (its
-origin), so the verifier key, which contains the name, differs from log to log.
+One key signs the checkpoints of all spaces. Each log has its own name (its origin), and a verifier
+key contains this name. Therefore each log has another verifier key, although the key that signs is
+the same.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ MODE = 0o600
 
 
 class KeysUnusable(OperatorError):
-    """The key file is unreadable or not writable, or a key to rotate is missing."""
+    """The key file cannot be read or written, other users can read it, or it lacks a needed key."""
 
     code = "keys-unusable"
 
 
 class Key(msgspec.Struct, omit_defaults=True):
-    """A key pair, encoded in base64.
+    """A key pair for signatures, with both halves encoded in base64.
 
-    When a key is replaced, its private half is deleted and its public half stays.
+    When a new key replaces it, its private half is deleted, and its public half is kept to verify
+    old signatures.
     """
 
     public: str
@@ -44,9 +46,10 @@ class Key(msgspec.Struct, omit_defaults=True):
 
 
 class KeyRing(msgspec.Struct):
-    """The content of the key file: the keys for logs, and the keys for cosigning as a witness.
+    """The content of the key file.
 
-    The last key of each list is the one that signs.
+    `log` contains the keys that sign checkpoints of our logs, and `witness` the keys that cosign
+    checkpoints of other services. The last key of each list is the current one; the others are old.
     """
 
     version: Literal[1] = 1
@@ -54,42 +57,46 @@ class KeyRing(msgspec.Struct):
     witness: list[Key] = []
 
     def signer(self, name: str) -> Signer | None:
-        """Returns a signer with the current log key and this name; `None` if the key is missing."""
+        """Returns a signer for our logs, which uses the current log key under this name.
+
+        Returns `None` if the log key is missing.
+        """
         return _signer(self.log, name)
 
     def cosigner(self, name: str) -> Signer | None:
-        """Returns a signer with the current witness key and this name.
+        """Returns a signer for logs of other services, which uses the current witness key.
 
-        Returns `None` if the key is missing.
+        `name` is the name of the signer. Returns `None` if the witness key is missing.
         """
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
-        """Returns the public halves of all log keys, current and retired, under this name.
+        """Returns the public halves of all log keys, with this name. The current key is the first.
 
-        The first one is the current key.
+        The old keys are included, because they verify old signatures.
         """
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 
     def cosigner_verifier(self, name: str) -> Verifier | None:
-        """Returns the public half of the current witness key, under this name.
+        """Returns the public half of the current witness key, with this name.
 
-        Returns `None` if the key is missing.
+        Returns `None` if the witness key is missing.
         """
         found = self.cosigner(name)
         return None if found is None else found.verifier(COSIGNATURE)
 
 
 def _signer(keys: list[Key], name: str) -> Signer | None:
-    """Returns a signer that uses the last of the keys; `None` if the list is empty."""
+    """Returns a signer that uses the last key of the list, or `None` if the list is empty."""
     private = keys[-1].private if keys else None
     return None if private is None else Signer(name, b64decode(private))
 
 
 def read_keys(folder: Path) -> KeyRing:
-    """Reads the key file in a folder. Returns an empty ring if the file is missing.
+    """Reads the key file in a folder. If the file is missing, the returned ring is empty.
 
-    Raises `KeysUnusable` if other users can access the file, or if its content is invalid.
+    Raises `KeysUnusable` if other users can access the file, if the file cannot be read, or if its
+    content is invalid.
     """
     path = folder / FILE
     try:
@@ -117,9 +124,10 @@ def make_keys(folder: Path) -> KeyRing:
 
 
 def rotate_keys(folder: Path) -> KeyRing:
-    """Creates a new log key, and deletes the private half of the old one.
+    """Replaces the log key by a new one, deletes the private half of the old key, returns all keys.
 
-    Raises `KeysUnusable` if the log key is missing, or if the key file cannot be read or written.
+    Raises `KeysUnusable` if the log key is missing. Raises it too if the key file cannot be read or
+    written.
     """
     ring = read_keys(folder)
     if not ring.log:

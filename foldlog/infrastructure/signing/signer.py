@@ -1,10 +1,12 @@
-"""Signs checkpoints. Each signed checkpoint is consistent with all earlier ones of the same log.
+"""Signs checkpoints, and makes sure that each one is consistent with all earlier ones of its log.
 
-The signer first saves each checkpoint in a file outside of the database, and then publishes it. It
-signs a new checkpoint only if the new tree is an extension of the tree of the last signed
-checkpoint. After an old backup was restored or the log was changed, this condition fails; then the
-signer stops signing this space and raises an alarm. It continues when the log is complete again, or
-when an admin declares a fork, which gives the log a new id and so a new origin.
+The signer first saves each checkpoint in a file outside of the database, and then publishes it.
+Before it signs a new checkpoint, it proves that the new tree is an extension of the tree of the
+last signed checkpoint. This fails if an old backup was restored or the log was changed. The signer
+then stops signing this space and raises an alarm.
+
+It signs again when the log contains all signed events again. It also signs again when an admin
+declares a fork, which gives the log a new id and so a new origin.
 """
 
 from __future__ import annotations
@@ -37,28 +39,25 @@ MODE = 0o600
 
 
 class SigningStopped(OperatorError):
-    """The signer cannot sign the next checkpoint of a space."""
+    """The signing of a space has stopped, because an error prevents its next checkpoint."""
 
     code = "signing-stopped"
 
 
 class LogShrunk(SigningStopped):
-    """The log has fewer events than its last signed checkpoint."""
+    """The log contains fewer events than were already signed in its last checkpoint."""
 
     code = "log-shrunk"
 
 
 class LogForked(SigningStopped):
-    """The log contradicts its last signed checkpoint.
-
-    Some events that were signed have changed.
-    """
+    """The log contradicts its last signed checkpoint, because events were changed after signing."""
 
     code = "log-forked"
 
 
 class LastCheckpointUnusable(SigningStopped):
-    """The file of the last signed checkpoint is unreadable, or has an invalid signature."""
+    """The file of the last signed checkpoint is unreadable, or the signature in it is invalid."""
 
     code = "last-checkpoint-unusable"
 
@@ -68,7 +67,10 @@ OnSigned = Callable[[str, str, Note], None]
 
 
 def _claimed_size(note: bytes) -> int | None:
-    """Returns the tree size that a note claims. The signature is left unchecked."""
+    """Reads the tree size from a signed note, without checking the signature.
+
+    Returns `None` if the note is invalid.
+    """
     try:
         return Checkpoint.parse(Note.parse(note).text).size
     except InvalidNote:
@@ -76,9 +78,9 @@ def _claimed_size(note: bytes) -> int | None:
 
 
 class LastSigned:
-    """Stores the last signed checkpoint of each log.
+    """Stores the last signed checkpoint of each log, in one file for each log.
 
-    Each log has its own file, outside of the database.
+    These files are outside of the database, so they stay when a backup of the database is restored.
     """
 
     def __init__(self, folder: Path):
@@ -88,14 +90,14 @@ class LastSigned:
         return self._folder / space / log
 
     def read(self, space: str, log: str) -> bytes | None:
-        """Returns the last signed note of a log, or `None` before the first one."""
+        """Returns the last signed checkpoint of a log, or `None` if none was signed yet."""
         try:
             return self.path(space, log).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, space: str, log: str, note: bytes) -> None:
-        """Saves the last signed note of a log, and returns after it is flushed to the disk."""
+        """Saves the last signed checkpoint of a log, and flushes it to the disk."""
         path = self.path(space, log)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self._folder, path.parent):
@@ -106,10 +108,11 @@ class LastSigned:
 
 
 class CheckpointSigner:
-    """Signs checkpoints of all spaces, one space after another.
+    """Signs the checkpoints of all spaces, one space after another.
 
-    `keys` is the folder of the keys, and `last` the folder of the last signed checkpoints.
-    `on_signed` is called after each publication of a checkpoint.
+    `keys` is the folder with the key file, and `last` the folder with the last signed checkpoint of
+    each log. After each publication of a checkpoint, the signer calls `on_signed(space, log,
+    note)`.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class CheckpointSigner:
         self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
-        """Signs checkpoints until `closing` is set. Call this in a separate thread."""
+        """Signs checkpoints until the event `closing` is set. Call this in a separate thread."""
         while not closing.wait(self._pause):
             try:
                 self.sign_all()
@@ -147,10 +150,10 @@ class CheckpointSigner:
                 closing.wait(RETRY_SECONDS)
 
     def sign_all(self) -> int:
-        """Signs a new checkpoint for each space that has unsigned events.
+        """Signs and publishes a checkpoint for each space that has unsigned events.
 
-        Returns the number of published checkpoints. Spaces whose signing has stopped are tried
-        again after `RETRY_SECONDS`.
+        Returns how many checkpoints were published. If the signing of a space has stopped with an
+        error, the space is tried again after `RETRY_SECONDS`.
         """
         keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
@@ -168,10 +171,10 @@ class CheckpointSigner:
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
-        """Returns the spaces whose database was probably restored from a backup.
+        """Returns the spaces for which an old backup of the database was probably restored.
 
-        In these, the tree size of the published checkpoint differs from that of our last signed
-        one.
+        For these spaces, the checkpoint in the database has another tree size than the last signed
+        checkpoint in the file.
         """
         restored = set()
         for space, of_log, shown in self._tree.published():
@@ -182,10 +185,10 @@ class CheckpointSigner:
         return restored
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
-        """Signs one space, and returns whether a checkpoint was published.
+        """Signs a checkpoint of one space, and returns whether it was published.
 
-        If signing fails, it raises an alarm for this space and returns `False`, so the other spaces
-        are still signed.
+        If the signing fails, it raises an alarm for this space and returns `False`, so the caller
+        can continue with the other spaces.
         """
         try:
             signed = self.sign(space, keys)
@@ -203,11 +206,15 @@ class CheckpointSigner:
             return False
 
     def sign(self, space: str, keys: KeyRing) -> bool:
-        """Signs and publishes a checkpoint of the current tree of a space. Returns whether it did.
+        """Signs a checkpoint of a space's current tree, publishes it, and returns `True`.
 
-        Returns `False` if another process is signing this space, or if the projector has yet to add
-        already signed events to the tree. Raises `SigningStopped` if the log contradicts the last
-        checkpoint.
+        Returns `False`, without signing, if another process is signing this space at the moment.
+        Also returns `False` if the tree is behind: it lacks events that are in the log and were
+        already signed.
+
+        Raises `LogShrunk` if the log has fewer events than were signed, and `LogForked` if signed
+        events have changed. Raises `LastCheckpointUnusable` if the file of the last checkpoint is
+        unreadable or invalid.
         """
         with self._tree.signing(space) as is_ours:
             if not is_ours:
@@ -238,10 +245,10 @@ class CheckpointSigner:
         last: tuple[Checkpoint, Note] | None,
         keys: KeyRing,
     ) -> tuple[Checkpoint, Note]:
-        """Returns the checkpoint of the current tree, with its signed note.
+        """Returns the checkpoint of the current tree, and the note with its signature.
 
-        Returns `last` if the tree is unchanged. Raises `LogForked` if the tree contradicts the last
-        checkpoint.
+        If the tree is unchanged since the last checkpoint, it returns `last`. Raises `LogForked` if
+        the tree contradicts the last checkpoint.
         """
         old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if last is None else last[0]
         proof = self._tree.consistency(space, old.size, heads.size)
@@ -261,9 +268,10 @@ class CheckpointSigner:
         return checkpoint, Note(checkpoint.text, [signer.sign(checkpoint.text)])
 
     def _read_last(self, space: str, log: str, keys: KeyRing) -> tuple[Checkpoint, Note] | None:
-        """Returns the last signed checkpoint of a log and its note, or `None` before the first one.
+        """Reads the last signed checkpoint of a log from its file, and returns it with its note.
 
-        Raises `LastCheckpointUnusable` if the file, its signature or its origin is invalid.
+        Returns `None` if no checkpoint of this log was signed yet. Raises `LastCheckpointUnusable`
+        if the file is invalid, if its signature is invalid, or if it belongs to another log.
         """
         encoded = self._last.read(space, log)
         if encoded is None:

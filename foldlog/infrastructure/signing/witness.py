@@ -1,7 +1,7 @@
-"""Exchanges cosignatures with other services.
+"""Exchanges cosignatures of checkpoints with other services.
 
-As a witness, this service cosigns checkpoints of other logs. For its own checkpoints, it requests
-cosignatures from other witnesses.
+`Witness` cosigns the checkpoints of other services. `Witnesses` requests cosignatures for the
+checkpoints of this service.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ MODE = 0o600
 
 
 class Witness:
-    """Cosigns checkpoints of the trusted logs, and saves the last cosigned one of each in a file.
+    """Cosigns checkpoints of the trusted logs of other services.
 
-    A file lock for each log covers both the comparison with the last checkpoint and the write of
-    the new one. Otherwise, one of two parallel requests could replace a newer checkpoint with an
-    older one.
+    For each log, it saves the last cosigned checkpoint in a file, and compares each new checkpoint
+    with it. A file lock covers the comparison and the write of the new checkpoint. Without this
+    lock, two requests at the same time could replace a newer checkpoint with an older one.
     """
 
     def __init__(self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier]):
@@ -57,10 +57,11 @@ class Witness:
         self._trusted = trusted
 
     def add_checkpoint(self, body: bytes) -> str:
-        """Checks the checkpoint in a request body and cosigns it.
+        """Checks the checkpoint in a request body, saves it, and cosigns it.
 
-        Returns the line of the cosignature. Raises the errors of `domain.witness` if the checkpoint
-        is refused, and `StorageUnavailable` if saving it fails.
+        Returns the text line with the cosignature. If the checkpoint is refused, it raises one of
+        the errors in `domain.witness`. If saving the checkpoint fails, it raises
+        `StorageUnavailable`.
         """
         asked = AddCheckpoint.parse(body)
         checkpoint = check_signed(asked, self._trusted)
@@ -74,7 +75,7 @@ class Witness:
 
     @contextmanager
     def _locked(self, origin: str) -> Iterator[Path]:
-        """Locks the file of a log's last cosigned checkpoint, and yields the path of the file."""
+        """Locks the file with the last cosigned checkpoint of a log, and yields the file's path."""
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         make_folder(self._folder)
         path = self._folder / hashlib.sha256(origin.encode()).hexdigest()
@@ -87,7 +88,10 @@ class Witness:
 
 
 def _last(path: Path) -> Checkpoint | None:
-    """Returns the last cosigned checkpoint in a file, or `None` if the file is missing."""
+    """Reads the last cosigned checkpoint from a file. Returns `None` if the file is missing.
+
+    Raises `OSError` if the content of the file is invalid.
+    """
     try:
         return Checkpoint.parse(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -104,13 +108,13 @@ Post = Callable[[str, bytes], tuple[int, bytes]]
 
 
 class NotCosigned(Exception):
-    """A witness has answered, but its answer lacks a valid cosignature."""
+    """A witness has answered the request, but the answer contains no valid cosignature."""
 
 
 class _Pending(msgspec.Struct):
-    """A checkpoint of a space that some witnesses have yet to cosign.
+    """A published checkpoint that still lacks cosignatures of some witnesses.
 
-    `missing` contains the indexes of these witnesses.
+    `missing` contains the indexes of these witnesses in the list of all witnesses.
     """
 
     log: str
@@ -120,9 +124,9 @@ class _Pending(msgspec.Struct):
 
 
 class _Backoff(msgspec.Struct):
-    """Computes when to try again after a failure.
+    """Computes when a failed request may be repeated.
 
-    Each further failure doubles the delay, up to `RETRY_SECONDS_MAX`.
+    The delay doubles with each further failure, up to `RETRY_SECONDS_MAX`.
     """
 
     delay: float = 0.0
@@ -134,11 +138,11 @@ class _Backoff(msgspec.Struct):
 
 
 class Witnesses:
-    """Requests cosignatures for our checkpoints from witnesses, and publishes the cosignatures.
+    """Requests cosignatures for our checkpoints from other services, and publishes the answers.
 
-    It runs in its own thread, because a slow witness would delay the signer. A witness that fails
-    or refuses is asked again, after growing delays, until it cosigns or until a newer checkpoint of
-    the space replaces this one.
+    It runs in its own thread, so a slow witness never delays the signer. If a witness fails or
+    refuses, the request is repeated after a delay that grows with each failure. The repetition ends
+    when the witness cosigns, or when the space has a newer checkpoint.
     """
 
     def __init__(
@@ -162,17 +166,17 @@ class Witnesses:
         self._refused: defaultdict[tuple[int, str], _Backoff] = defaultdict(_Backoff)
 
     def submit(self, space: str, log: str, note: Note) -> None:
-        """Queues a signed checkpoint for cosigning.
+        """Queues a signed checkpoint, for which cosignatures are then requested.
 
-        It replaces an older checkpoint of the same space.
+        If an older checkpoint of the same space is still queued, the new one replaces it.
         """
         self._signed.put((space, log, note))
 
     def run(self, closing: Event) -> None:
-        """Requests cosignatures until `closing` is set. Call this in a separate thread.
+        """Requests cosignatures until the event `closing` is set. Call this in a separate thread.
 
-        It first queues all checkpoints that are already published, because some of them may still
-        lack cosignatures.
+        At first it queues the published checkpoints of all spaces, because some of them may still
+        lack cosignatures from before the start.
         """
         has_started = False
         while not closing.wait(PAUSE_SECONDS):
@@ -187,14 +191,15 @@ class Witnesses:
                 log.exception("asking_witnesses_failed")
 
     def _submit_published(self) -> None:
-        """Queues all published checkpoints for cosigning."""
+        """Queues the published checkpoints of all spaces, to request their missing cosignatures."""
         for space, of_log, encoded in self._tree.published():
             self.submit(space, of_log, Note.parse(encoded))
 
     def ask_all(self, closing: Event | None = None) -> None:
-        """Requests each missing cosignature once.
+        """Sends one request for each missing cosignature.
 
-        It leaves out witnesses that must wait longer after a failure.
+        After a failure, a witness must not be asked again before its delay has passed. Such
+        witnesses are left out.
         """
         while not self._signed.empty():
             space, of_log, note = self._signed.get()
@@ -213,7 +218,10 @@ class Witnesses:
                 del self._pending[space]
 
     def _ask(self, space: str, pending: _Pending, index: int) -> None:
-        """Requests one cosignature from one witness, and publishes it. Logs a failure."""
+        """Requests a cosignature of one checkpoint from one witness, and publishes it.
+
+        If the request fails, the failure is logged and the next request is delayed.
+        """
         now = self._clock()
         unreachable, refused = self._unreachable[index], self._refused[index, space]
         if max(unreachable.retry_at, refused.retry_at) > now:
@@ -243,9 +251,12 @@ class Witnesses:
     def _cosignatures(self, space: str, pending: _Pending, index: int) -> list[Signature]:
         """Sends a checkpoint to a witness, and returns the valid cosignatures in the answer.
 
-        If the witness answers that it knows another tree size of the log, the request is repeated
-        with a proof from this size. Raises `NotCosigned` if the witness refuses, and
-        `httpx.HTTPError` if the request fails.
+        The request proves that the log was only extended since the tree size that the witness
+        knows. If the witness answers that it knows another tree size, the request is repeated with
+        a proof for this size.
+
+        Raises `NotCosigned` if the answer contains no valid cosignature. Raises `httpx.HTTPError`
+        if the request fails.
         """
         verifier, url = self._witnesses[index]
         note, size = pending.note, pending.checkpoint.size
@@ -277,7 +288,7 @@ class Witnesses:
 
 
 class _Http:
-    """Sends HTTP requests, and limits the time and the size of each answer."""
+    """Sends HTTP POST requests, and limits the duration and the size of each answer."""
 
     def __init__(self) -> None:
         self._client = httpx.Client(timeout=TIMEOUT_SECONDS)
@@ -285,7 +296,8 @@ class _Http:
     def post(self, url: str, content: bytes) -> tuple[int, bytes]:
         """Sends a POST request, and returns the status code and the body of the answer.
 
-        Raises `httpx.HTTPError` if the request fails, or if the answer is too long or too slow.
+        Raises `httpx.HTTPError` if the request fails, if the answer is larger than
+        `ANSWER_BYTES_MAX`, or if it takes longer than `TIMEOUT_SECONDS`.
         """
         until = time.monotonic() + TIMEOUT_SECONDS
         body = b""

@@ -1,14 +1,15 @@
 """Appends a group of pushes to one space, in one transaction.
 
-The appender first tries the quick path: it decides the group on the cached state of the space, and
-appends the new events in one round trip. The SQL statement checks that the log, the head and the
-mark of the space still equal the cached ones. If another process has appended meanwhile, the
-statement appends no event, and the appender uses the locked path.
+The appender has two ways to do this. The quick way takes no lock: the appender decides the pushes
+with the state of the space that it has in its cache, and sends one SQL statement that appends the
+new events. The statement checks that the log, the head and the mark of the space still equal the
+cached ones. If another process has appended meanwhile, the statement appends no event, and the
+appender continues with the second way.
 
-The locked path locks the space, loads its state and all data that the group needs, and decides the
-group under the lock. The appender uses it when the cached state is missing or stale, when the group
-needs data that is not cached, and when a push would be refused. Only the locked path refuses
-pushes.
+The second way locks the space, reads its state and all data that the group needs from the database,
+and decides the pushes under the lock. It is also used if the cached state is missing or too old, if
+the group needs data that the cache lacks, or if the quick way would refuse a push. So a push is
+refused only after a check under the lock.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ CONTENDED_MAX = 1_000
 
 @dataclass
 class Appended:
-    """The result of appending a group: one outcome for each push, and the appended entries."""
+    """The result of appending a group of pushes: the outcome of each push, and the appended events.
+
+    The outcome of a push is a receipt, or the error with which the push was refused.
+    """
 
     outcomes: list[Receipt | Exception]
     log: str
@@ -57,8 +61,9 @@ class Appended:
 class Appender:
     """Appends pushes and service events to all spaces.
 
-    Only one thread at a time may append to a space. `cached_mark(space, seq)` returns the mark of
-    an event from memory, or `None` if only the database has it.
+    Several threads may append to different spaces, but only one thread at a time to the same space.
+    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if the mark must
+    be read from the database.
     """
 
     def __init__(
@@ -74,12 +79,15 @@ class Appender:
         self._contended: set[str] = set()  #: spaces whose lock timed out
 
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
-        """Decides the pushes of a group, appends their new changesets, and returns the outcomes.
+        """Decides each push of a group, appends the accepted changesets, and returns the outcomes.
 
-        Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
-        connection breaks during the commit, because it is then unknown whether the pushes were
-        stored. Raises all other database errors unchanged; invalid data of a single push may be
-        their cause.
+        Raises `StorageUnavailable` if the database is unavailable.
+
+        Raises `OutcomeUnknown` if the connection breaks during the commit. It is then unknown
+        whether the pushes were stored.
+
+        Other database errors are raised unchanged. A single push with invalid data may be their
+        cause.
         """
         with append_errors(self._datastore) as attempt:
             try:
@@ -100,10 +108,11 @@ class Appender:
     def _append_quickly(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push]
     ) -> Appended | None:
-        """Decides and appends the group on the cached state of the space, without a lock.
+        """Tries to append the group without a lock, using the cached state of the space.
 
-        Returns `None`, and appends zero events, if the cached state is missing, stale or
-        insufficient for the group, if a push would be refused, or if the group has zero new events.
+        Returns `None`, without appending an event, if this is impossible: the cached state is
+        missing, outdated, or lacks data that the group needs. It also returns `None` if a push
+        would be refused, or if all changesets of the group are already stored.
         """
         cached = self._cache.get(space)
         if cached is None:
@@ -128,7 +137,7 @@ class Appender:
     def _append_locked(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push], attempt: Attempt
     ) -> Appended:
-        """Decides and appends the group under the lock of the space, and caches the new state."""
+        """Locks the space, decides and appends the group, and saves the new state in the cache."""
         with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
             state, lookups, clock, is_new = self._loader.lock_and_load(
                 conn, cursor, space, pushes, shorten_lock_timeout=space in self._contended
@@ -149,9 +158,10 @@ class Appender:
     def _decide(
         self, state: SpaceState, lookups: Lookups, clock: DatabaseClock, pushes: Sequence[Push]
     ) -> tuple[PushDecider, list[Receipt | Exception]]:
-        """Returns the decider after it took all pushes, and the outcome of each push.
+        """Decides all pushes of a group in order, and returns the decider and the outcomes.
 
-        An outcome is a receipt, or the error that refuses the push.
+        The outcome of a push is a receipt, or the error with which the push is refused. The decider
+        contains the new events to append.
         """
         decider = PushDecider(
             state, lookups, now_ms=clock.now_ms(), salt=salts(pushes), limits=self._limits
@@ -168,9 +178,10 @@ class Appender:
         return decider, outcomes
 
     def _note_contended(self, space: str) -> None:
-        """Remembers that the lock of this space timed out.
+        """Remembers that a transaction waited too long for the lock of this space.
 
-        The next append waits a shorter time for this lock.
+        The next transaction then waits at most 200 ms for this lock, so that it delays other spaces
+        less.
         """
         if len(self._contended) >= CONTENDED_MAX:
             self._contended.clear()
@@ -180,10 +191,10 @@ class Appender:
     def service_event(self, space: str) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        The transaction is rolled back if the caller appends no event. Raises `StorageUnavailable`
-        if the database is unavailable. Raises `OutcomeUnknown` if the connection breaks during the
-        commit, because it is then unknown whether the event was stored. See
-        `ServiceEventTransaction`.
+        If the caller appends no event, the transaction is rolled back.
+
+        Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
+        connection breaks during the commit. It is then unknown whether the event was stored.
         """
         with append_errors(self._datastore) as attempt, self._datastore.committed() as cursor:
             transaction = ServiceEventTransaction(cursor, space, attempt)
@@ -193,9 +204,10 @@ class Appender:
 
 
 def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
-    """Appends the entries that the decider decided on. Returns whether they were appended.
+    """Appends the new events of the decider to the log, and returns whether they were appended.
 
-    Returns `False` if another process has changed the space meanwhile.
+    Returns `False`, without appending an event, if another process has appended events to the space
+    since its state was read.
     """
     log, mark = decider.state.log, decider.state.mark
     return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
@@ -204,9 +216,9 @@ def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
     """Returns a function that returns a new random salt at each call.
 
-    The pushes need at most one salt for each changeset. All of these salts are drawn in one system
-    call, because Python may switch to another thread at each system call, and the group would then
-    wait for the interpreter lock (GIL) once for each changeset.
+    The function can be called once for each changeset of the pushes. All salts are drawn in advance
+    by one system call. With one system call for each salt, Python could switch to another thread at
+    each of them, and the group would wait for the interpreter lock (GIL) many times.
     """
     size = proofs.SALT_BYTES
     drawn = secrets.token_bytes(size * sum(len(push.changesets) for push in pushes))

@@ -18,7 +18,10 @@ from foldlog.infrastructure.postgres.connection.errors import (
 
 @dataclass(slots=True)
 class Attempt:
-    """Records how far one append has got, because this decides which error is raised."""
+    """Records whether one append may already have sent its commit to the database.
+
+    If the connection breaks, this decides which error `append_errors` raises.
+    """
 
     #: The commit may have been sent. If the connection breaks now, the outcome is unknown.
     may_commit: bool = False
@@ -26,11 +29,14 @@ class Attempt:
 
 @contextmanager
 def append_errors(datastore: Datastore) -> Iterator[Attempt]:
-    """Translates the database errors of the `with` block, which runs one append.
+    """Translates the database errors of a `with` block that runs one append.
 
-    If the connection breaks, it raises `OutcomeUnknown` if `Attempt.may_commit` is set, because the
-    events may be stored, and `StorageUnavailable` otherwise. For other temporary errors it raises
-    `StorageUnavailable`. It raises all other database errors unchanged.
+    If the connection breaks while `Attempt.may_commit` is true, the events may already be stored,
+    so it raises `OutcomeUnknown`. If the connection breaks at another time, it raises
+    `StorageUnavailable`.
+
+    For other temporary database errors it raises `StorageUnavailable`. All other database errors
+    are raised unchanged.
     """
     attempt = Attempt()
     try:

@@ -1,4 +1,4 @@
-"""Limits the size of a cache that several threads fill."""
+"""Limits the number of entries of a cache that several threads fill."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Group commit: appends the pushes that wait for the same space in one transaction.
+"""Group commit: appends all pushes that wait for the same space in one transaction.
 
-The events of a space have one order, so its transactions run one after another. If each push had
-its own transaction, a space could accept only one push for each flush of the disk. Therefore the
+Appends to one space run one after another, because the events of a space have one order. If each
+push had its own transaction, each push would also wait for its own flush to the disk. Therefore the
 first push is appended at once, and all pushes that arrive during its transaction form the next
-group. A push waits only for the earlier groups of its own space; spaces are independent of each
-other.
+group. A push never waits for the groups of other spaces.
 
-A few threads commit the groups, and all callers share these threads fairly: one caller that pushes
-to many spaces uses all threads but one at most.
+A small number of threads, which all callers share, commits the groups. If a caller pushes to many
+spaces at once, this caller can use all threads except one, so other callers still get a thread.
 """
 
 from __future__ import annotations
@@ -38,11 +37,14 @@ CLOSE_POLL_SECONDS = 0.005
 
 
 class QueueFull(Exception):
-    """The total weight of the requests that wait for this key has reached its limit."""
+    """Too many requests already wait for this key, so a new request is rejected.
+
+    The limit is `waiting_weight_max`, the largest total weight of the waiting requests of one key.
+    """
 
 
 class _Waiting(NamedTuple, Generic[Request, Reply]):
-    """A request that waits for the commit of its group, with its deadline and its caller."""
+    """A queued request whose group is still to be committed, with its deadline and its caller."""
 
     request: Request
     outcome: Future[Reply]
@@ -51,11 +53,12 @@ class _Waiting(NamedTuple, Generic[Request, Reply]):
 
 
 class GroupCommit(Generic[Request, Reply]):
-    """Collects requests for each key in groups, and calls `commit(key, requests)` for each group.
+    """Collects requests with the same key in groups, and commits each group by one function call.
 
-    It calls `commit` in its own threads. For one key, at most one call runs at a time. `commit`
-    returns one outcome for each request: a reply or an exception. If `commit` itself raises an
-    exception, this exception is the outcome of every request of the group.
+    For each group it calls `commit(key, requests)`, in one of its own threads. For the same key,
+    only one call runs at a time. `commit` returns a list with the outcome of each request: a reply
+    or an exception. If `commit` itself raises an exception, every request of the group gets this
+    exception.
     """
 
     def __init__(
@@ -92,12 +95,15 @@ class GroupCommit(Generic[Request, Reply]):
         self._threads: list[Thread] = []
 
     def submit(self, key: str, request: Request, caller: str = "") -> Future[Reply]:
-        """Queues a request, and returns a future for its outcome.
+        """Queues a request, and returns a future for the outcome of the request.
 
-        The future is set after the commit of the request's group. `caller` is the rate key of the
-        caller (`domain.fairness`). If the caller cancels the future before the group begins, the
-        request is withdrawn. Raises `QueueFull` if the requests that wait for this key would weigh
-        more than `waiting_weight_max`.
+        The future gets its result after the request's group was committed. If the future is
+        cancelled before this commit begins, the request is dropped. The threads are shared fairly
+        between callers, and `caller` names the caller of this request (its rate key, see
+        `domain.fairness`).
+
+        Raises `QueueFull` if the total weight of the requests that wait for this key would exceed
+        `waiting_weight_max`.
         """
         outcome: Future[Reply] = Future()
         weight = self._weigh(request)
@@ -118,7 +124,7 @@ class GroupCommit(Generic[Request, Reply]):
         return outcome
 
     def close(self) -> None:
-        """Waits until all requests are answered, and then ends the threads.
+        """Waits until all queued requests have an outcome, and then ends the threads.
 
         Call it after the last call of `submit`.
         """
@@ -136,7 +142,7 @@ class GroupCommit(Generic[Request, Reply]):
             self._threads[-1].start()
 
     def _run(self) -> None:
-        """Commits one group after another until `close` ends the thread."""
+        """Runs in each thread: commits one group after another until `close` is called."""
         while self._wakeups.get():
             with self._lock:
                 ready = self._ready.next()
@@ -153,7 +159,11 @@ class GroupCommit(Generic[Request, Reply]):
                 self._end_turn(caller, key)
 
     def _end_turn(self, caller: str, key: str) -> None:
-        """Queues the key again if further requests wait for it; otherwise forgets the key."""
+        """Finishes the work on a key after the commit of one of its groups.
+
+        If more requests wait for this key, the key is queued again, behind the other keys.
+        Otherwise the data about the key is deleted.
+        """
         self._ready.done(caller)
         self._running.discard(key)
         if queue := self._queues[key]:
@@ -165,7 +175,10 @@ class GroupCommit(Generic[Request, Reply]):
             self._wakeups.put(True)
 
     def _wait_for_thread(self, caller: str, key: str) -> bool:
-        """Queues a key under a caller. Returns `False` if the key is queued under it already."""
+        """Adds a key to the keys of a caller that wait for a free thread.
+
+        Returns `False` if the key waits under this caller already.
+        """
         callers = self._callers.setdefault(key, set())
         if caller in callers:
             return False
@@ -174,7 +187,7 @@ class GroupCommit(Generic[Request, Reply]):
         return True
 
     def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
-        """Commits one group, and sets the future of each of its requests."""
+        """Commits one group, and sets the result or the exception of each request's future."""
         outcomes: Sequence[Reply | BaseException]
         try:
             outcomes = self._commit(key, [request for request, _ in group])
@@ -189,9 +202,9 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
-        """Takes the next group of requests from the queue of a key, up to the limits of a group.
+        """Takes the requests of the next group from a key's queue, up to the limits of a group.
 
-        It leaves out cancelled requests. It fails each request that has waited too long with
+        Cancelled requests are dropped. A request whose deadline has passed gets the error
         `StorageUnavailable`.
         """
         queue = self._queues[key]

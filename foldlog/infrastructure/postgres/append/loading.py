@@ -1,4 +1,4 @@
-"""Loads the data from PostgreSQL that is needed to decide on a group of pushes."""
+"""Reads from PostgreSQL the data that is needed to accept or refuse a group of pushes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SELECT collection, id, seq
 
 
 class LockedSpace(NamedTuple):
-    """The state of a locked space, and the data that is needed to decide on a group of pushes."""
+    """The state of a locked space, and the other data needed to decide a group of pushes."""
 
     state: SpaceState
     lookups: Lookups
@@ -71,10 +71,10 @@ class LockedSpace(NamedTuple):
 
 
 class Loader:
-    """Loads the data that is needed to decide on groups of pushes.
+    """Reads the data that is needed to accept or refuse groups of pushes.
 
-    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if only the
-    database has it.
+    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if the mark must
+    be read from the database.
     """
 
     def __init__(self, limits: Limits, cached_mark: Callable[[str, int], str | None]):
@@ -93,8 +93,8 @@ class Loader:
     ) -> LockedSpace:
         """Locks the space, and returns its state with all data that the pushes need.
 
-        Creates the space if it is missing. With `shorten_lock_timeout`, the transaction waits at
-        most 200 ms for a lock.
+        If the space is missing, it is created. If `shorten_lock_timeout` is true, the transaction
+        fails after it has waited 200 ms for a lock.
         """
         is_new = False
         if shorten_lock_timeout:
@@ -157,9 +157,10 @@ class Loader:
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> Mapping[Key, Record] | None:
-        """Returns the records that the pushes need, as they are at the head of the log.
+        """Returns the records that are needed to decide the pushes, as they are at the head.
 
-        Returns `None` if the master table is too far behind the head.
+        Returns `None` if this is impossible, for example because the master table is too many
+        events behind the head.
         """
         keys = keys_to_load(pushes, state.schemas)
         if not keys:
@@ -170,11 +171,12 @@ class Loader:
     def erasures(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[Key, int]:
-        """Returns the seq of the last erasure of each erased record that an older changeset names.
+        """Returns, for records that were erased, the seq of the last erasure of each record.
 
-        A changeset is older if its base is lower than `erased_seq`, the seq of the last erasure in
-        the space. Older changesets are rare, and without them this method saves the query. Each
-        further erasure moves the head, so the result is valid until the head moves.
+        Only records that old changesets of the pushes name are looked up. A changeset is old if its
+        base is lower than `erased_seq`, the seq of the last erasure in the space. If the pushes
+        contain no old changesets, as usual, this method makes no query. The result stays valid
+        until the head moves, because each erasure appends an event.
         """
         keys = keys_unseen(pushes, state.erased_seq)
         if not keys:
@@ -187,12 +189,12 @@ class Loader:
     def add_devices_and_get_marks(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[int, str]:
-        """Loads the counters of the pushing devices into `state`, and returns marks by seq.
+        """Adds the counters of the pushing devices to `state`, and returns marks by seq.
 
-        The result contains the mark of each event that a push names in `after`. The database is
-        read only for the counters and marks that are missing in memory. Counters change only when
-        the head moves, so an append that is conditional on the head can use them without a lock.
-        Marks are constant.
+        The result contains the mark of each event that a push names in `after`. Only counters and
+        marks that are missing in memory are read from the database. The method works without a
+        lock: counters change only when the head moves, so the caller must append only if the head
+        is unchanged. Marks are constant.
         """
         devices = {push.device for push in pushes} - state.counters.keys()
         marks = {state.head: state.mark, 0: ""}
@@ -222,7 +224,7 @@ class Loader:
 
 
 def _counters_of(rows: Iterable[tuple[str, int, bool]]) -> tuple[dict[str, int], set[str]]:
-    """Returns the counter of each device, and the set of revoked devices."""
+    """Returns the counter of each device by its id, and the set of revoked devices."""
     counters: dict[str, int] = {}
     revoked: set[str] = set()
     for device, counter, is_revoked in rows:

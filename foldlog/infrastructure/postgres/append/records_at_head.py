@@ -1,7 +1,7 @@
-"""Computes records as they are at the head of a log.
+"""Computes the current values of records, including the newest events of the log.
 
-The master table may be behind the head. So this module reads the records from the master table, and
-applies the later events of the log to them.
+The master table may lack the newest events. So this module reads the records from the master table,
+and applies the events to them that the table lacks.
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ def records_at_head(
     *,
     bytes_max: int = INTEGER_MAX,
 ) -> dict[Key, Record] | None:
-    """Returns the records of `keys` as they are at `head`; a missing record is returned empty.
+    """Returns the records with these keys, as they are after the event `head`.
 
-    The caller must hold the lock of the space. The result omits the records that would exceed a
-    total of `bytes_max`. Returns `None` if the events after the position of the master table are
-    more than `guard_tail_events_max`, exceed `bytes_max` in total, or contain an invalid event.
+    The caller must hold the lock of the space. A missing record is returned as an empty record. If
+    the stored records exceed `bytes_max` in total, some of them are missing in the result.
+
+    Returns `None` if the events that the master table lacks are unsuitable: they are more than
+    `guard_tail_events_max`, they exceed `bytes_max` in total, or one of them is invalid.
     """
     collections, ids = zip(*keys, strict=True)
     params: dict[str, Any] = {

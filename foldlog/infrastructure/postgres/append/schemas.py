@@ -1,7 +1,7 @@
-"""Reads and writes the schemas of collections, which the pushes to a space must match.
+"""Reads and writes the schemas of collections. Pushed records must match these schemas.
 
-The table `collections` is always up to date, because each row is written in the same transaction
-that appends or imports its `collection-defined` event.
+The schemas are in the table `collections`. The table is always up to date: a `collection-defined`
+event and its row in the table are written in the same transaction.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ SCHEMAS_MAX = 1_000
 
 
 class SchemaCache:
-    """Caches compiled schemas by their digest, because many spaces use the same schemas."""
+    """Caches compiled schemas by the digest of the schema.
+
+    Spaces that use the same schema share one compiled schema.
+    """
 
     def __init__(self) -> None:
         self._compiled: dict[str, RecordSchema] = {}
@@ -58,8 +61,8 @@ class SchemaCache:
     def load(self, cursor: Cursor[Any], space: str, digests: Iterable[tuple[str, str]]) -> Schemas:
         """Returns the compiled schema of each collection of a space.
 
-        `digests` are pairs of a collection and the digest of its schema. Missing schemas are read
-        from the database into the cache.
+        `digests` contains one pair for each collection: its name and the digest of its schema.
+        Schemas that the cache lacks are read from the database, compiled and cached.
         """
         wanted = dict(digests)
         found = {d: self._compiled[d] for d in set(wanted.values()) if d in self._compiled}
@@ -73,9 +76,9 @@ class SchemaCache:
 
 
 def write_definitions(cursor: Cursor[Any], space: str, entries: Iterable[LogEntry]) -> None:
-    """Writes the collection definitions that these events contain to the table `collections`.
+    """Inserts a row into the table `collections` for each `collection-defined` event in `entries`.
 
-    Call it in the transaction that appends the events.
+    Call this in the same transaction that appends the events.
     """
     for entry in entries:
         if entry.kind == KIND:

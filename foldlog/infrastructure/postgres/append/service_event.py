@@ -22,10 +22,10 @@ from .spaces import create_space, lock_space
 class ServiceEventTransaction:
     """A transaction in which the caller appends one event of the service to a space.
 
-    Call `lock` first, and then `append`. Use `cursor` for all other statements of the transaction.
-    Statements before `lock` may wait for other locks, because other transactions can still append
-    pushes to the space. If the block ends without a call of `append`, the transaction is rolled
-    back.
+    First call `lock`, and then `append`. Execute all other statements of the transaction with
+    `cursor`. Statements that may wait for other locks should come before `lock`, because `lock`
+    stops all other appends to the space. If the block ends without a call of `append`, the
+    transaction is rolled back.
     """
 
     def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
@@ -35,10 +35,11 @@ class ServiceEventTransaction:
         self._attempt = attempt
 
     def lock(self, *, creates_space: bool = False) -> SpaceState:
-        """Locks the space and returns its state, which lacks the devices and the schemas.
+        """Locks the space, and returns its state without the devices and the schemas.
 
-        It also sets `envelope`, the metadata of the event to append. If the space does not exist,
-        it creates the space if `creates_space` is true; otherwise it raises `UnknownSpace`.
+        It also sets `envelope`, the metadata of the event to append. If the space is missing and
+        `creates_space` is true, the space is created. If it is missing and `creates_space` is
+        false, `UnknownSpace` is raised.
         """
         if creates_space:
             create_space(self.cursor, self._space)
@@ -52,9 +53,10 @@ class ServiceEventTransaction:
         return self.state
 
     def append(self, entry: LogEntry) -> None:
-        """Appends an event that was made with this transaction's `envelope`.
+        """Appends the event of this transaction. Its metadata must come from `envelope`.
 
-        Later statements of this transaction see the event at once; readers see it after the commit.
+        Later statements of this transaction see the event at once. Other transactions see it after
+        the commit.
         """
         assert self.entry is None, "one event in a transaction"
         self.entry = entry

@@ -1,4 +1,4 @@
-"""Caches the states of the spaces to which this process has appended last."""
+"""Caches the states of the spaces to which this process has recently appended."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ AGE_SECONDS_MAX = 60.0
 
 
 class DatabaseClock(NamedTuple):
-    """Estimates the database's time without a query.
+    """Computes the database's current time without a query.
 
-    It adds the time that has passed on this process's monotonic clock to the database's time at the
-    last query.
+    The time was read from the database once. This class adds the time that has passed since then on
+    this process's monotonic clock.
     """
 
     offset_ms: float
 
     @classmethod
     def set_to(cls, now_ms: int) -> DatabaseClock:
-        """Returns a clock that shows `now_ms` (ms since 1970) now."""
+        """Returns a clock whose current time is `now_ms` (ms since 1970)."""
         return cls(now_ms - time.monotonic() * 1000)
 
     def now_ms(self) -> int:
-        """Returns the database's time in ms since 1970."""
+        """Returns the estimated current time of the database, in ms since 1970."""
         return int(time.monotonic() * 1000 + self.offset_ms)
 
 
 @dataclass(slots=True)
 class CachedSpace:
-    """The state of a space as it was after this process's last append to it."""
+    """The state of a space right after this process last appended to it."""
 
     state: SpaceState
     clock: DatabaseClock
     expires_at: float  #: on the monotonic clock
 
     def advance(self, entries: Sequence[LogEntry], counters: Mapping[str, int]) -> None:
-        """Updates the state after an append of `entries`.
+        """Updates the state after `entries` were appended.
 
-        If the state would keep the counters of more than `DEVICES_MAX` devices, it keeps only
-        `counters`, those of this append.
+        `counters` contains the new counter of each pushing device. If the state then contains the
+        counters of more than `DEVICES_MAX` devices, only the counters in `counters` are kept.
         """
         self.state.advance(entries, counters)
         if len(self.state.counters) > DEVICES_MAX:
@@ -59,17 +59,18 @@ class CachedSpace:
 
 
 class SpaceCache:
-    """Caches the state of each space.
+    """Caches the state of each space to which this process appends.
 
-    A cached state is stale as soon as another process appends to the space. Therefore use it only
-    for an append that checks the log, the head and the mark of the space.
+    A cached state becomes wrong when another process appends to the space. Therefore use it only
+    for an append whose statement checks that the log, the head and the mark of the space are
+    unchanged.
     """
 
     def __init__(self) -> None:
         self._spaces: dict[str, CachedSpace] = {}
 
     def get(self, space: str) -> CachedSpace | None:
-        """Returns the cached state of a space, or `None` if it is missing or too old."""
+        """Returns the cached state of a space, or `None` if it is missing or has expired."""
         cached = self._spaces.get(space)
         if cached is None or time.monotonic() > cached.expires_at:
             return None

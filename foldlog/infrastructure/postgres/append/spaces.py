@@ -38,7 +38,7 @@ SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 
 
 def create_space(cursor: Cursor[Any], space: str) -> bool:
-    """Creates a space and its projections. Returns `False` if the space exists already."""
+    """Creates a space with its projections, or returns `False` if the space exists already."""
     if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
         return False
     params = {
@@ -51,10 +51,10 @@ def create_space(cursor: Cursor[Any], space: str) -> bool:
 
 
 def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
-    """Locks the row of a space until the end of the transaction, and returns the space's state.
+    """Locks the row of a space until the transaction ends.
 
-    The state lacks the devices and the schemas. The second value is the database's time in ms since
-    1970. Raises `UnknownSpace` if the space does not exist.
+    Returns the state of the space without the devices and the schemas, and the database's time in
+    ms since 1970. Raises `UnknownSpace` if the space is missing.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:

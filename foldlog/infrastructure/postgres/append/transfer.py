@@ -1,4 +1,4 @@
-"""Imports an exported log into an empty space. The imported events are the same byte for byte."""
+"""Imports an exported log into an empty space. Imported events keep exactly the same bytes."""
 
 from __future__ import annotations
 
@@ -35,21 +35,25 @@ SELECT head, mark
 
 
 class ImportConflict(OperatorError):
-    """The space has another log than the import, or another process writes to the space."""
+    """The import cannot continue, because the space contains other events than the export.
+
+    This happens if the space belongs to another log, or if another process writes to it during the
+    import.
+    """
 
     code = "import-conflict"
 
 
 class InvalidExport(OperatorError):
-    """The file is incomplete, or its content is invalid."""
+    """The file to import is incomplete, or its content is invalid."""
 
     code = "invalid-export"
 
 
 class Importer:
-    """Imports a log in batches.
+    """Imports an exported log into a space, in batches of events.
 
-    After an interrupted import, the next import continues after the last complete batch.
+    If an import is interrupted, run it again: it continues after the last complete batch.
     """
 
     def __init__(self, datastore: Datastore):
@@ -62,11 +66,13 @@ class Importer:
         entries: Iterable[LogEntry],
         report: Callable[[int], None] = lambda seq: None,
     ) -> int:
-        """Appends the entries that are missing in the space, and returns how many it appended.
+        """Appends the entries that the space lacks, and returns how many entries it appended.
 
-        It calls `report(seq)` after each batch, with the last seq of the batch. Raises
-        `ImportConflict` if the space contains a different log, and `InvalidExport` if the seqs of
-        the entries differ from 1, 2, 3 ... or if two entries have the same id.
+        After each batch it calls `report(seq)` with the seq of the last event of the batch.
+
+        Raises `ImportConflict` if the space contains another log, or if another process writes to
+        the space. Raises `InvalidExport` if the seqs of the entries are not 1, 2, 3 and so on, or
+        if two entries have the same id.
         """
         head, mark = self._start(space, log)
         imported, expected, mark_before = 0, 1, mark
@@ -89,9 +95,9 @@ class Importer:
         return imported
 
     def _start(self, space: str, log: str) -> tuple[int, str]:
-        """Returns the head and the mark of the space, after creating the space if it is missing.
+        """Creates the space if it is missing, and returns its head and its mark.
 
-        Raises `ImportConflict` if the space has a log with another id.
+        Raises `ImportConflict` if the space contains a log with another id.
         """
         params = {"space": space, "log": log}
         with self._datastore.writing() as cursor:
@@ -120,7 +126,7 @@ class Importer:
 
 
 def _counters_of(entries: list[LogEntry]) -> dict[str, int]:
-    """Returns the counter of each device after these entries."""
+    """Returns, for each device in these entries, the counter of its last changeset."""
     counters: dict[str, int] = {}
     for entry in entries:
         counter = decode_event(entry.state).counter

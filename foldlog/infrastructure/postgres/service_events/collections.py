@@ -1,4 +1,4 @@
-"""Defines the collections of a space, and reads their definitions."""
+"""Defines collections (named sets of records with a schema), and reads their definitions."""
 
 from __future__ import annotations
 
@@ -96,9 +96,10 @@ _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Collections:
-    """Defines collections in all spaces, and reads their definitions.
+    """Defines collections in any space, and reads their definitions.
 
-    `append_service_event` is the method of the event store that opens a transaction for one event.
+    `append_service_event(space)` opens a transaction for one event; it is a method of the event
+    store.
     """
 
     def __init__(
@@ -109,7 +110,10 @@ class Collections:
         self._limits = limits
 
     def current(self, space: str) -> list[Version]:
-        """Returns the newest version of each collection. Raises `UnknownSpace`."""
+        """Returns the newest version of each collection of a space.
+
+        Raises `UnknownSpace` if the space is missing.
+        """
         with self._datastore.reading() as cursor:
             select_head(cursor, space)  # raises `UnknownSpace`
             rows = cursor.execute(SELECT_CURRENT, {"space": space}, prepare=True).fetchall()
@@ -118,10 +122,11 @@ class Collections:
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
-        """Returns a collection's definition and the list of all its versions.
+        """Returns one definition of a collection, and the list of all versions of the collection.
 
-        If `version` is `None`, it returns the newest definition. Raises `UnknownSpace` or
-        `UnknownCollection`.
+        `version` selects the definition; if it is `None`, the newest one is returned. Raises
+        `UnknownSpace` if the space is missing. Raises `UnknownCollection` if the collection or this
+        version of it is missing.
         """
         params = {"space": space, "collection": collection}
         with self._datastore.reading() as cursor:
@@ -142,12 +147,16 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> Outcome:
-        """Defines a new version of a collection, after it checked the stored records.
+        """Checks the stored records against a new schema, and then defines the collection with it.
 
-        It calls `report(checked)` with the number of records that it has checked so far. The check
-        ends early after `seconds_max` seconds; then the method raises `LimitExceeded`, unless the
-        proposal is forced or a dry run. Raises `VersionConflict`, `SchemaNotAdditive`,
-        `SchemaViolated` or `ProjectionBehind` too.
+        During the check it calls `report(checked)` with the number of records checked so far. After
+        `seconds_max` seconds the check stops early; `LimitExceeded` is then raised, unless the
+        proposal is forced or a dry run.
+
+        Raises `VersionConflict` if the collection has another version than the proposal expects.
+        Raises `SchemaNotAdditive` if the new schema is stricter than the old one, and
+        `SchemaViolated` if a stored record is invalid under it. Raises `ProjectionBehind` if the
+        master table is too many events behind the head.
         """
         with self._datastore.reading() as cursor:
             plan = Plan(collection, wanted, _definition(cursor, space, collection, None))
@@ -184,8 +193,9 @@ class Collections:
     ) -> None:
         """Checks that the collection is still defined as it was when the plan was made.
 
-        The space must be locked. Raises `VersionConflict` if another request has defined the
-        collection meanwhile, and `LimitExceeded` if the space would have too many collections.
+        The caller must hold the lock of the space. Raises `VersionConflict` if another request has
+        defined the collection meanwhile. Raises `LimitExceeded` if the space would get too many
+        collections.
         """
         now = _definition(transaction.cursor, space, plan.collection, None)
         if (now and now.version) != (plan.current and plan.current.version):
@@ -202,11 +212,11 @@ class Collections:
         seconds_max: float | None,
         report: Callable[[int], None],
     ) -> tuple[Check, int]:
-        """Checks the records in the master table against the schema, page by page, without locks.
+        """Checks the records in the master table against the new schema, without locks.
 
-        Returns the result of the check and a seq. The check covers all events up to this seq, so
-        the caller must still check the records that later events change. The check ends early after
-        `seconds_max` seconds.
+        Returns the result of the check, and the seq up to which the check covers the events. The
+        caller must still check the records that later events have changed. After `seconds_max`
+        seconds the check stops early, and its result is marked as incomplete.
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()
@@ -240,10 +250,11 @@ class Collections:
         plan: Plan,
         position: int,
     ) -> None:
-        """Checks the records that events after `position` have changed.
+        """Checks the records that events after the seq `position` have changed.
 
-        The space must be locked. Raises `SchemaViolated` if a record is invalid, and
-        `ProjectionBehind` if the master table is too far behind the head.
+        The caller must hold the lock of the space. Raises `SchemaViolated` if a record violates the
+        new schema. Raises `ProjectionBehind` if the master table is too many events behind the
+        head.
         """
         if head - position > self._limits.guard_tail_events_max:
             raise ProjectionBehind(head=head, projected=position)
@@ -275,7 +286,10 @@ class Collections:
 def _definition(
     cursor: Cursor[Any], space: str, collection: str, version: int | None
 ) -> Definition | None:
-    """Returns one version of a collection, or its newest one if `version` is `None`."""
+    """Returns a version of a collection's definition, or `None` if this version is missing.
+
+    If `version` is `None`, the newest version is returned.
+    """
     params = {"space": space, "collection": collection, "version": version}
     row = cursor.execute(SELECT_DEFINITION, params, prepare=True).fetchone()
     if row is None:

@@ -1,15 +1,18 @@
 """Erases records: removes their values from the log, the projections and the caches.
 
-Only this module changes existing rows of the log. It first scans the log, without locks, for events
-that contain values of the records. Then, for each record, one transaction appends the
-`record-erased` event, removes the record from all generations of the projections, and erases the
-record's operations in the newest of the found events. If there are too many events for one
-transaction, further transactions erase the operations in the older ones. After the first
-transaction, the values are already gone from the projections and from the caches of all processes.
-If an erasure is interrupted, the caller erases the same record again, and the erasure continues
+Only this module changes existing rows of the log. It first searches the log, without locks, for the
+events that contain values of the records. Then it erases one record after another.
+
+The erasure of a record begins with a transaction that appends the `record-erased` event, removes
+the record from all generations of the projections, and removes its values from the newest of the
+found events. If the found events are too many for one transaction, further transactions remove the
+values from the older events. After the first transaction, the values are already removed from the
+projections and from the caches of all processes.
+
+If an erasure is interrupted, the caller erases the same record again. The erasure then continues
 with the events that still contain values.
 
-The database checks each change too: see `pass_erasure_alone` in schema.sql.
+The database checks each of these changes too: see `pass_erasure_alone` in schema.sql.
 """
 
 from __future__ import annotations
@@ -97,9 +100,10 @@ assert ERASE_EVENTS >= TAIL_EVENTS_MAX
 
 
 class Eraser:
-    """Finds and erases records.
+    """Finds the records that can be erased, and erases records.
 
-    `append_service_event` is the method of the event store that opens a transaction for one event.
+    `append_service_event(space)` opens a transaction for one event; it is a method of the event
+    store.
     """
 
     def __init__(
@@ -115,9 +119,9 @@ class Eraser:
         self._projection = MasterProjection()
 
     def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
-        """Returns the selected records that can be erased, after a scan of the whole log.
+        """Searches the whole log, and returns the selected records that can be erased.
 
-        It calls `report(done, of)` with the numbers of scanned events and of all events to scan.
+        During the search it calls `report(done, of)`: `done` of `of` events have been searched.
         """
         wanted.check()
         with self._datastore.reading() as cursor:
@@ -144,9 +148,10 @@ class Eraser:
         by: str | None,
         report: Progress,
     ) -> list[Erased]:
-        """Erases records one after another, and returns the result for each record.
+        """Erases these records one after another, and returns the result for each record.
 
-        It calls `report(done, of)` with the numbers of scanned events and of all events to scan.
+        Before that, it searches the log for their values. During the search it calls `report(done,
+        of)`: `done` of `of` events have been searched.
         """
         check_reason(reason, by)
         scan = ErasureScan(keys)
@@ -171,7 +176,8 @@ class Eraser:
     ) -> Erased:
         """Erases one record.
 
-        `seqs` are the seqs, up to `head`, of the events that contain values of the record.
+        `seqs` contains the seqs of the events, up to the seq `head`, that contain values of the
+        record. This method itself searches the events after `head`.
         """
         params = {"space": space, "collection": key[0], "id": key[1]}
         with self._append_service_event(space) as transaction:
@@ -195,9 +201,10 @@ class Eraser:
         return Erased(*key, erased_seq, count)
 
     def _lock_generations(self, cursor: Cursor[Any], space: SpaceId) -> list[int]:
-        """Locks all generations of the master table until the end of the transaction.
+        """Locks all generations of the master table of a space, and returns their numbers.
 
-        Returns their numbers. Only one transaction at a time can hold these locks in a space.
+        The locks are held until the transaction ends. Meanwhile, other erasures and the projector
+        wait.
         """
         params = {"space": space, "projection": self._projection.name}
         cursor.execute(LOCK_ERASING, params)
@@ -213,10 +220,10 @@ class Eraser:
         through: int,
         seqs: Sequence[int],
     ) -> list[int]:
-        """Returns `seqs`, plus the seqs of newer events that contain values of the record.
+        """Adds to `seqs` the seqs of newer events that contain values of the record.
 
-        The newer events have a seq above `after`, up to `through`. The result begins with the
-        highest seq.
+        It searches the events with `after < seq <= through`. The result is sorted, with the highest
+        seq first.
         """
         scan = ErasureScan([key])
         for _ in _scan(cursor, space, scan, after, through):
@@ -234,7 +241,7 @@ class Eraser:
 
 
 def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]) -> int:
-    """Erases the record's operations in these events. Returns the number of events it changed."""
+    """Removes the record's values from these events, and returns how many events it changed."""
     count, through = 0, max(seqs)
     params = {"seqs": sorted(seqs)}
     for _, rows in _pages(cursor, SELECT_CHOSEN, space, 0, through, through, params):
@@ -260,10 +267,11 @@ def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]
 
 
 def vacuum(url: str, *, full: bool = False) -> None:
-    """Runs VACUUM on the log and the master table, which removes old versions of changed rows.
+    """Runs VACUUM on the log and the master table, to remove the old versions of changed rows.
 
-    With `full`, PostgreSQL rewrites the tables and blocks all other statements on them meanwhile.
-    If the role may not vacuum a table, the function logs an error and returns normally.
+    If `full` is true, it runs VACUUM FULL, which rewrites the tables. All other statements on these
+    tables then wait until it has ended. If the role lacks the right to vacuum a table, the function
+    logs an error and returns normally.
     """
     tables = SQL(", ").join(map(Identifier, ("events", *MasterProjection.tables)))
     statement = SQL("VACUUM (FULL) {}") if full else SQL("VACUUM {}")
@@ -278,9 +286,9 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _scan(
     cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
 ) -> Iterator[int]:
-    """Gives the events with `after < seq <= through` to the scan, page by page.
+    """Passes the events with `after < seq <= through` to `scan`, page by page.
 
-    Yields the last seq of each page.
+    After each page it yields the last seq of the page.
     """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:
@@ -291,9 +299,10 @@ def _scan(
 def _named(
     cursor: Cursor[Any], space: SpaceId, after: int, through: int, collections: list[str]
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yields pages of the events that name one of these collections, with `after < seq <= through`.
+    """Reads the events with `after < seq <= through` that name one of these collections.
 
-    Each page is a pair: the last seq that the page covers, and the rows.
+    It yields them page by page. Each page is a pair: the last seq that the page covers, and the
+    rows.
     """
     params = {"collections": collections}
     return _pages(cursor, SELECT_NAMED, space, after, through, SCAN_EVENTS, params)
@@ -308,10 +317,10 @@ def _pages(
     stride: int,
     params: dict[str, Any],
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yields pages of the events with `after < seq <= through` that `statement` selects.
+    """Runs `statement` for the events with `after < seq <= through`, and yields the rows by page.
 
     Each page is a pair: the last seq that the page covers, and the rows. A page covers at most
-    `stride` seqs, and ends early after `PAGE_BYTES`.
+    `stride` seqs. It covers fewer seqs if its events would exceed `PAGE_BYTES` in total.
     """
     binary = cursor.connection.cursor(row_factory=tuple_row, binary=True)
     while after < through:

@@ -1,7 +1,7 @@
 """Stores the devices and the tokens of each space in PostgreSQL.
 
-Each append or import of events also writes the devices that the events name (log/writer.py). Tokens
-are written by this module alone, so importing a log grants no access.
+Devices are also written by each append or import of events that name a device (see log/writer.py).
+Tokens are written only by this module, so an import of a log never gives anyone access.
 """
 
 from __future__ import annotations
@@ -146,9 +146,10 @@ Decide = Callable[[Device], msgspec.Struct | None]
 
 
 class PostgresRegistry(Registry):
-    """Stores devices and tokens in PostgreSQL.
+    """Stores the devices and the access tokens of all spaces in PostgreSQL.
 
-    `append_service_event` is the method of the event store that opens a transaction for one event.
+    `append_service_event(space)` opens a transaction for one event; it is a method of the event
+    store.
     """
 
     def __init__(self, datastore: Datastore, append_service_event: OpenServiceEvent):
@@ -259,10 +260,11 @@ class PostgresRegistry(Registry):
     def _change_device(
         self, space: SpaceId, device: str, decide: Decide, *, creates_space: bool
     ) -> Device:
-        """Appends the event that `decide` returns for a device, and returns the changed device.
+        """Appends an event that changes a device, and returns the changed device.
 
-        If `decide` returns `None`, the device stays unchanged. The result is computed in the
-        transaction, because a separate query after the commit could fail.
+        `decide(device)` returns the content of the event. If it returns `None`, the method appends
+        no event and returns the unchanged device. The changed device is computed in the same
+        transaction, because a query after the commit could fail.
         """
         with self._append_service_event(space) as transaction:
             transaction.lock(creates_space=creates_space)
@@ -302,10 +304,10 @@ def _row(token: Token, digest: bytes) -> dict[str, Any]:
 def _revoke(
     cursor: Cursor[Any], space: str, id: str, now_ms: int, reason: str, by: str | None
 ) -> tuple[Token, bool]:
-    """Revokes a token. Returns the token, and whether this call revoked it.
+    """Revokes a token, and returns the token and whether this call has revoked it.
 
-    The second value is `False` if the token was revoked before. Raises `UnknownToken` if the space
-    has no token with this id.
+    The second value is `False` if the token was already revoked before. Raises `UnknownToken` if
+    the space has no token with this id.
     """
     row = None
     if is_uuid(id):

@@ -1,7 +1,8 @@
-"""Skips an event that the master table cannot apply and at which it is therefore halted.
+"""Skips an event that the master table cannot apply, so the table can continue after it.
 
-Skipping appends an `event-skipped` event. Each append or import of this event also writes the table
-`skipped` (log/writer.py). Projections treat a skipped event as if it contained no operations.
+The master table halts before such an event. To skip it, this module appends an `event-skipped`
+event. Each append or import of an `event-skipped` event also writes a row to the table `skipped`
+(see log/writer.py). All projections then handle the skipped event as an event without operations.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ RETURNING generation
 
 
 class Skipper:
-    """Skips events at which a master table is halted.
+    """Skips an event that the master table cannot apply and before which it has halted.
 
-    `append_service_event` is the method of the event store that opens a transaction for one event.
+    `append_service_event(space)` opens a transaction for one event; it is a method of the event
+    store.
     """
 
     def __init__(self, append_service_event: OpenServiceEvent):
         self._append_service_event = append_service_event
 
     def skip(self, space: SpaceId, seq: int, reason: str, by: str | None) -> Skipped:
-        """Appends the `event-skipped` event, and lets the master table continue after event `seq`.
+        """Skips event `seq`: appends an `event-skipped` event, and lets the master table continue.
 
-        Raises `NotStopped` if the master table is not halted at `seq`, or if a rebuild is past
-        `seq`.
+        Raises `NotStopped` if the master table runs, or has halted at another event. Raises it too
+        if a rebuild of the table has already applied this event; try again when the rebuild has
+        ended.
         """
         check_reason(reason, by)
         with self._append_service_event(space) as transaction:
