@@ -236,7 +236,8 @@ def _check_records(here: Space, plan: Plan) -> Check:
 def _scan(here: Space, keys: Collection[Key], report: Progress) -> ErasureScan:
     """Searches the whole log for the events that contain values of these records.
 
-    Raises `UnknownRecord` if no event names one of the records.
+    Returns the `ErasureScan` with the found events. Raises `UnknownRecord` if one of the records is
+    missing in all events.
     """
     scan = ErasureScan(keys)
     for entry in here.entries:

@@ -286,9 +286,11 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _scan(
     cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
 ) -> Iterator[int]:
-    """Passes the events with `after < seq <= through` to `scan`, page by page.
+    """Reads the events with `after < seq <= through` page by page, and passes each event to
+    `scan.note`.
 
-    After each page it yields the last seq of the page.
+    Yields the last seq of each page. Only events that name a collection of the records to erase
+    are read.
     """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:
