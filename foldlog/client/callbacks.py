@@ -1,7 +1,8 @@
-"""Defines the callbacks that an app can add to a replica, and the objects that they receive.
+"""Defines the callbacks that an app can add to a replica, and the objects that the callbacks
+receive.
 
-A sync calls them for records that changed, for changesets that were refused, and for values that
-lost a merge.
+A sync calls the callbacks for records that changed, for changesets that the server refused or
+rejected, and for values that lost a merge.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logging.getLogger("foldlog")
 
 @dataclass(frozen=True)
 class Change:
-    """Names a record whose values, as the app reads them, were changed by a sync.
+    """Describes a record that a sync has changed. Callbacks of `on_change` get this object.
 
     Attributes:
         collection: The name of the record's collection.
@@ -126,7 +127,8 @@ class Loss:
 
 
 class Callbacks:
-    """Registers the callbacks of an app. `Replica.callbacks` is the instance of a replica.
+    """Keeps the callbacks that an app has added, and calls them during a sync. Each replica has
+    one such object, `Replica.callbacks`.
 
     Each `on_...` method adds a function and returns the function, so the method can be used as
     a decorator. Callbacks run in the thread that syncs. An exception in a callback is logged,
@@ -169,9 +171,9 @@ class Callbacks:
         """Returns a context manager that collects changes in a queue, for an app that
         handles them in its own thread.
 
-        The `with` block gets a function. A call of this function returns an iterator of
-        `Change` objects, which ends when no change arrives within `timeout_seconds`. The
-        function can be called again.
+        The `with` block gets a function, here `next_changes(timeout_seconds)`. The function
+        returns an iterator of `Change` objects, which ends when no change has arrived for
+        `timeout_seconds`. The app may call the function several times.
 
             with replica.callbacks.changes() as next_changes:
                 for change in next_changes(5.0):

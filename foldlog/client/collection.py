@@ -64,8 +64,8 @@ class Collection:
             return self._apply(Operation("put", self.name, id, fields={**(fields or {}), **more}))
 
     def put(self, id: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Sets the given fields of a record, and returns the record. Its other fields keep
-        their values.
+        """Sets the given fields of a record, and returns the record. The other fields of
+        the record keep their values.
 
         If the record is missing or deleted, this method creates it.
         """
@@ -98,9 +98,9 @@ class Collection:
     def increment(self, id: str, **numbers: float) -> Record:
         """Adds a number to each given field of an existing record, and returns the record.
 
-        Use this method if several devices count in one field: the numbers of all devices
-        are added, while `update` would keep the value of one device. A missing field counts
-        as 0.
+        Use this method for a field that several devices increase: the numbers of all
+        devices are added, while `update` would keep the value of only one device. A missing
+        field is treated as 0.
 
             tasks.increment(milk.id, bottles=2)
 
@@ -135,8 +135,8 @@ class Collection:
         """Makes a temporary record an ordinary record, which the next sync sends to the
         server. Returns the record.
 
-        An ordinary record is returned unchanged. Raises `RecordNotFound` if the record is
-        missing.
+        If the record is an ordinary one already, the method changes nothing. Raises
+        `RecordNotFound` if the record is missing.
         """
         with self._store.changeset():
             record = self[id]
@@ -172,7 +172,8 @@ class Collection:
         """Returns the records whose fields have the values given in `where`, by default all
         records.
 
-        If the value in `where` is a list or a tuple, the field must have one of its values.
+        If the value in `where` is a list or a tuple, the field must have one of the values
+        in it.
         `None` also matches a missing field. Values are compared with their JSON type:
         `True` differs from 1.
 
@@ -193,8 +194,8 @@ class Collection:
     def _apply(self, op: Operation) -> Record:
         """Applies an operation, and returns the resulting record.
 
-        The result may be a tombstone: a put loses the merge against a delete in the queue
-        whose event this device has not pulled yet.
+        The result may be a tombstone: while the queue still has a delete of the record, a
+        put can lose the merge against this delete.
         """
         with self._store.changeset():
             self._store.apply(op)

@@ -46,8 +46,9 @@ class NotARecord(ClientError, ValueError):
 class WrongReplica(ClientError):
     """Raised when a file cannot be opened as a replica of the given space.
 
-    The file belongs to another program, to another space, or to another schema version, or a
-    new file was given no valid space name.
+    There are four possible reasons: the file belongs to another program, the file belongs to
+    another space, the tables in the file have another schema version, or the app gave no valid
+    space name for a new file.
     """
 
     code = "wrong-replica"
@@ -56,8 +57,8 @@ class WrongReplica(ClientError):
 class Unreachable(ClientError):
     """Raised when a request got no answer from a Foldlog server.
 
-    The server may have stored the changesets of the request. They stay in the queue, and the
-    next sync sends them again.
+    The server may have stored the changesets of the request. The changesets stay in the queue,
+    and the next sync sends them again.
     """
 
     code = "unreachable"

@@ -12,8 +12,8 @@ SYNCED, WAITING, TEMPORARY = 0, 1, 2
 
 @dataclass(frozen=True)
 class Record:
-    """The values of a record at the moment when it was read. Later changes do not change this
-    object.
+    """Holds the values of a record at the time when the app read it. Later changes of the record
+    leave this object as it is.
 
         milk = tasks["019a..."]
         milk["title"], milk.get("done", False), milk.sync_status

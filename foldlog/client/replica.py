@@ -47,8 +47,8 @@ class Replica:
     """An app's copy of a space, in a local file. `foldlog.open` returns a replica.
 
     Reading and writing use only the local file and never wait for the network. Several threads
-    and several processes may use the same file. A replica is a context manager, which closes
-    the replica when the `with` block ends.
+    and several processes may use the same file. A replica can be used in a `with`
+    statement, which closes the replica when the block ends.
 
     Attributes:
         space: The name of the space.
@@ -114,8 +114,9 @@ class Replica:
     def device(self) -> str:
         """The id of this device in its space, a UUID.
 
-        The replica takes a new id when it finds that the old one is in use elsewhere: its
-        file was restored from an older copy, or was copied to another device.
+        The replica takes a new id when it finds that another copy of its file uses the old
+        id. This happens if the file was copied to another device, or was restored from an
+        older copy.
         """
         return self._store.meta.device
 
@@ -147,8 +148,8 @@ class Replica:
         changeset.
 
         The server stores all changes of a changeset or refuses all of them. If the block
-        raises an exception, all of its changes are undone. The changes of a nested block
-        belong to the outer changeset.
+        raises an exception, all of its changes are undone. If blocks are nested, all
+        changes belong to the changeset of the outer block.
 
             with replica.changeset(guard="unchanged"):
                 tasks.update(milk.id, done=True)
@@ -156,7 +157,7 @@ class Replica:
 
         With `guard="unchanged"`, the server refuses the changeset if another device has
         changed one of its records and this device had not pulled that change before.
-        `refused` then returns the changeset.
+        `Replica.refused` then lists the changeset.
         """
         return self._store.changeset(guard=guard)
 
@@ -168,9 +169,10 @@ class Replica:
         events. If another thread or process is syncing this file, the method returns at
         once with an empty result.
 
-        Raises `ServerProblem` or `Unreachable` if a request fails. Changesets that the
-        server has not confirmed stay in the queue, and a later call continues. Raises
-        `ClientError` if the replica was opened without a server.
+        Raises `ServerProblem` if the server answers with an error, and `Unreachable` if the
+        server gives no answer. Changesets that the server has not confirmed stay in the
+        queue, and a later call sends them again. Raises `ClientError` if the replica was
+        opened without a server.
         """
         try:
             return self._runner.run()
@@ -178,8 +180,8 @@ class Replica:
             return SyncResult()
 
     def _apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel. Raises `FileLockTaken` if another process is
-        syncing this file.
+        """Applies a page of events from the live channel to the file. Raises
+        `FileLockTaken` if another process is syncing this file.
         """
         result = self._runner.apply_page(page)
         if self._store.queue.count("waiting"):
@@ -259,8 +261,9 @@ class Replica:
         """Deletes a refused or rejected changeset from the file of this device. `id` is the
         id of a `Refusal`.
 
-        The server's log keeps a changeset that the server refused because of a guard or a
-        schema. Raises `LookupError` if no refused changeset has this id.
+        Only the copy on this device is deleted: the server's log keeps a changeset that the
+        server refused because of a guard or a schema. Raises `LookupError` if no refused
+        changeset has this id.
         """
         with self._store.database.transaction():
             self._find_refused(id)
@@ -284,9 +287,12 @@ class Replica:
         return [Loss.from_json(number, document, own) for number, document in rows]
 
     def unsent(self) -> list[dict[str, Any]]:
-        """Returns all changesets that are unsent, refused or rejected, as JSON objects.
+        """Returns the changesets that are still to be sent, and those that the server has
+        refused or rejected, as JSON objects.
 
-        An app can save these objects in another place before it deletes the file.
+        The member `state` of each object is "waiting" (still to be sent), "refused" or
+        "rejected". An app can save the objects in another place before it deletes the file
+        of the replica.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")
         return [

@@ -36,8 +36,8 @@ class Status:
         live: Whether this process has the live channel open.
         next_try_seconds: The seconds until the next sync of the background thread; `None`
             during a sync, or if the thread is stopped.
-        snapshot_progress: The number of loaded records and of all records, while a snapshot is
-            being loaded; otherwise `None`.
+        snapshot_progress: The number of records loaded so far and the total number, while a
+            snapshot is being loaded; otherwise `None`.
         requests: The number of requests since the replica was created.
         bytes_sent: The bytes of all request bodies, as sent (compressed).
         bytes_received: The bytes of all response bodies, as received (compressed).
@@ -62,8 +62,8 @@ class Status:
 
     @property
     def lag(self) -> int:
-        """The number of events that this device still has to pull, by the server's last
-        answer.
+        """The number of events that this device still has to pull, according to the
+        server's last answer.
         """
         return max(0, self.head - self.after)
 

@@ -53,8 +53,8 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def _external_errors() -> tuple[type[Exception], ...]:
-    """Returns the types of errors of the database and of files, which are reported without a
-    traceback.
+    """Returns the exception types of database errors and file errors, which are printed without
+    a traceback.
     """
     errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     with suppress(ModuleNotFoundError):  # the service's packages are optional

@@ -70,10 +70,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the `foldlog` program, as it was installed by pip.
+    """Runs the `foldlog` program. The script that pip installs calls this function.
 
-    New files are readable only by their owner, because databases, keys and exports contain user
-    data or secrets.
+    Files that the program creates are readable only by their owner, because databases, keys and
+    exports contain user data or secrets.
     """
     os.umask(os.umask(0o077) | 0o077)
     cli()

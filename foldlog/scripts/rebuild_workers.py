@@ -39,8 +39,8 @@ GC_THRESHOLD = 50_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of the rebuild of one space: `rebuilt`, or the reason why the live table was
-    kept.
+    """The result of the rebuild of one space. If the rebuild succeeded, `rebuilt` is set;
+    otherwise `differs` or `failed` has the reason why the live table was kept.
     """
 
     space: str

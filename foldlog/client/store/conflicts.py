@@ -10,7 +10,9 @@ from .database import Database
 
 
 class Conflicts:
-    """Reads and writes the conflicts. They are numbered in the order in which they were found."""
+    """Reads and writes the stored conflicts. Each conflict gets a number, in the order in which
+    this device found them.
+    """
 
     def __init__(self, database: Database):
         self._database = database

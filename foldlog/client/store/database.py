@@ -85,8 +85,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs the `with` block in a write transaction. Inside another transaction of the
-        same thread, the block becomes a part of that transaction.
+        """Runs the `with` block in a write transaction. If the thread has a transaction
+        open already, the block becomes a part of the open one.
         """
         connection = self.connection
         if connection.in_transaction:
@@ -103,8 +103,8 @@ class Database:
             raise
 
     def scrub(self) -> bool:
-        """Empties SQLite's write-ahead log, because the log still has old versions of
-        changed pages.
+        """Empties SQLite's write-ahead log, which still has old versions of changed pages,
+        for example with erased values.
 
         Returns `False` if the log cannot be emptied now, because another connection is
         using it.
@@ -128,8 +128,8 @@ class Database:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switches the file to a write-ahead log. Retries for 30 seconds while another process
-    opens the file.
+    """Switches the file to a write-ahead log. If another process is opening the file at the
+    same time, retries for up to 30 seconds.
 
     The retries are needed because SQLite's busy timeout has no effect on this switch.
     """

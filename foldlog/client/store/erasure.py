@@ -1,9 +1,11 @@
-"""Removes the values of erased records from every copy in the file of a replica.
+"""Removes the values of erased records from the queue, the sent changesets and the conflicts in a
+replica's file.
 
-The fold erases the record itself. Other copies of its values are in queued changesets, in sent
-changesets, and in conflicts. A changeset keeps its place in the queue and its counter; only its
-operation on the erased record loses its values. The server also removes these values when it stores
-the changeset, and then recognises a repeated changeset by its id alone.
+An operator can erase a record on the server. When the device receives this erasure, `fold` removes
+the values from the record, and this module removes the other copies of the values. A queued
+changeset stays in the queue and keeps its id and its counter, but its operation on the erased
+record loses the values. The device may send this changeset a second time; the server then
+recognises it by its id, although its values differ.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ _encode = msgspec.json.encode
 
 
 def without_values(op: Operation) -> Operation:
-    """Returns an erased copy of the operation, without its values.
+    """Returns a copy of the operation that is marked as erased and has no values.
 
-    `erased` is an empty text, because only the server's log has the hash of the values.
+    The field `erased` is an empty text, because only the server's log has the hash of the
+    values.
     """
     return Operation(op.op, op.collection, op.id, erased="")
 
 
 def to_wire(op: Operation) -> Operation:
-    """Returns the operation in the form that is sent to the server. An erased operation becomes
-    a delete.
+    """Returns the operation in the form that is sent to the server. An erased operation is sent
+    as a delete.
 
     If the server knows about the erasure, it stores the operation as erased. If the server has
     lost the erasure, the delete removes the record.
@@ -49,8 +52,11 @@ class Erasure:
         self._meta = meta
 
     def erase(self, key: Key, seq: int) -> None:
-        """Removes the values of the record `key` from all changesets and conflicts before
-        event `seq`, which erased the record.
+        """Removes the values of the record `key` that are older than its erasure. `seq` is
+        the seq of the event that erased the record.
+
+        In the queue and in the sent changesets, the operations on the record lose their
+        values. The conflicts of the record are deleted.
         """
         params = {"collection": key[0], "id": key[1], "seq": seq}
         with self._database.transaction() as db:
@@ -77,10 +83,10 @@ class Erasure:
 
     def scrub(self) -> None:
         """Removes the bytes of erased values from SQLite's write-ahead log, if a record was
-        erased before.
+        erased since the last successful call.
 
-        If another connection is using the file, the removal is tried again after the next
-        sync.
+        If another connection is using the file, the bytes stay until the call after the
+        next sync.
         """
         if self._meta.get("scrub") and self._database.scrub():
             self._meta.set(scrub=None)

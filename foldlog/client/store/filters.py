@@ -21,12 +21,12 @@ def json_path(name: str) -> str:
 
 
 def condition(name: str, value: Any) -> tuple[str, list[Any]]:
-    """Returns an SQL condition that is true if the field `name` has the given value, and its
-    parameters.
+    """Returns an SQL condition that is true if the field `name` has the given value, and the
+    parameters of the condition.
 
-    Values are compared with their JSON type: `true` differs from 1. For a list, tuple or set,
-    the field must have one of its values. `None` also matches a missing field. Raises
-    `ValueError` for other types.
+    Values are compared with their JSON type: `true` differs from 1. If `value` is a list, tuple
+    or set, the field must have one of the values in it. `None` also matches a missing field.
+    Raises `ValueError` for other types.
     """
     path = json_path(name)
     if isinstance(value, list | tuple | set | frozenset):

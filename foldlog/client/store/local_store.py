@@ -1,4 +1,6 @@
-"""Combines all parts of a replica's file, and collects the operations of an app in changesets."""
+"""Defines `LocalStore`, which gives access to all tables of a replica's file, and collects the
+operations of an app in changesets.
+"""
 
 from __future__ import annotations
 
@@ -111,8 +113,9 @@ class LocalStore:
         """Adds an operation to the open changeset, and updates the record that the app
         reads.
 
-        If no changeset is open, the operation gets its own. An operation on a temporary
-        record only changes that record. Raises `NotARecord` if a value cannot be stored.
+        If no changeset is open, a new changeset is made for this operation alone. If the
+        record is temporary, the operation only changes the record and is left out of the
+        queue. Raises `NotARecord` if a value cannot be stored.
         """
         record = self.records.find(op.key)
         if record is not None and record.sync_status == TEMPORARY:
@@ -138,10 +141,10 @@ class LocalStore:
 
 
 def _checked(op: Operation) -> Operation:
-    """Returns the operation after a round trip through JSON, in the form in which the server
-    returns it later.
+    """Encodes the operation as JSON, and returns the decoded operation. It is then equal to the
+    operation that the server returns later.
 
-    Raises `NotARecord` if the operation is over a limit or has a value that JSON cannot
+    Raises `NotARecord` if the operation is over a limit, or has a value that JSON cannot
     express.
     """
     try:

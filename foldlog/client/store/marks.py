@@ -1,7 +1,8 @@
 """Stores marks: hashes of the server's log at the earlier cursors of this replica.
 
-A server that was restored from a backup has lost its last events. The last mark that its log still
-has shows which events this replica and the server have in common.
+If the server is restored from an older backup, its log has lost the last events. The replica then
+searches for its newest mark that the log still has. Up to the seq of this mark, the replica and the
+log have the same events.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ MARKS_DENSE = 100
 
 
 class Marks:
-    """Reads and writes the marks that this replica has received, by their seq."""
+    """Reads and writes the marks that this replica has received, each with its seq."""
 
     def __init__(self, database: Database):
         self._database = database

@@ -12,7 +12,7 @@ from .database import Database
 
 
 class Meta:
-    """Reads and writes named values. They are stored as JSON, which keeps their types."""
+    """Reads and writes named values. The values are stored as JSON, which keeps their types."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -37,8 +37,8 @@ class Meta:
                     )
 
     def add(self, **amounts: int) -> None:
-        """Adds each argument to the stored number of that name. A missing number counts as
-        0.
+        """Adds each argument to the stored number of the same name. A missing number is
+        treated as 0.
         """
         self.set(**{name: self.get(name, 0) + amount for name, amount in amounts.items()})
 

@@ -1,4 +1,8 @@
-"""Stores the queue: this device's changesets whose events the device has not pulled yet."""
+"""Stores the queue of this device's changesets. A changeset is in the queue until the device has
+pulled its event.
+
+A changeset that the server has refused or rejected stays until the app repairs or drops it.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,8 @@ _SEQ_OFFSET = 2**52
 
 
 class Queued(msgspec.Struct):
-    """A changeset in the queue. `base` is the cursor when the changeset was made. `made_at` is
-    in ms since 1970, by the clock of this device.
+    """A changeset in the queue. `base` is the device's cursor at the time when the changeset
+    was made. `made_at` is this time in ms since 1970, by the clock of the device.
     """
 
     position: int
@@ -122,8 +126,8 @@ class Queue:
             self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
-        """Inserts changesets that the server has lost at the front of the queue, in the
-        given order.
+        """Inserts changesets at the front of the queue, in the given order, to send them
+        again. Called when the server has lost them.
         """
         with self._database.transaction() as db:
             (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
@@ -152,8 +156,9 @@ class Queue:
         )
 
     def select(self, *states: State, limit: int = -1) -> list[Queued]:
-        """Returns the changesets that have one of the given states, oldest first. `limit`
-        -1 means all.
+        """Returns the changesets that have one of the given states, oldest first.
+
+        Returns at most `limit` changesets; -1, the default, means all.
         """
         marks = ", ".join("?" * len(states))
         rows = self._database.connection.execute(
@@ -174,8 +179,11 @@ class Queue:
         return None if row is None else queued_from(row)
 
     def touching(self, key: Key) -> list[Queued]:
-        """Returns the waiting and stored changesets with an operation on the record `key`,
-        oldest first.
+        """Returns the queued changesets that have an operation on the record `key`, oldest
+        first.
+
+        Only the states "waiting" (still to be sent) and "stored" (stored by the server, but
+        its event is not pulled yet) are included.
         """
         columns = ", ".join(f"q.{name.strip()}" for name in _COLUMNS.split(","))
         rows = self._database.connection.execute(
@@ -196,8 +204,8 @@ class Queue:
             )
 
     def set_ops(self, queued: Queued) -> None:
-        """Replaces the operations of a changeset. They must be on the same records as
-        before.
+        """Replaces the operations of a changeset. The new operations must be on the same
+        records as the old ones.
         """
         with self._database.transaction() as db:
             ops = msgspec.json.encode(queued.ops).decode()
@@ -226,8 +234,8 @@ class Queue:
             self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
-        """Lowers the base of each changeset to `seq` if it is higher, because the server
-        has lost later events.
+        """Sets the base of each changeset to `seq` if the base is higher. Called when the
+        server has lost the events after `seq`.
         """
         with self._database.transaction() as db:
             db.execute("UPDATE queue SET base = min(base, ?)", (seq,))

@@ -96,7 +96,9 @@ class Records:
         return [_record(row) for row in rows]
 
     def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
-        """Creates a temporary record, which stays on this device, or replaces its fields."""
+        """Creates a temporary record, which is stored only on this device. If the record
+        exists already, its fields are replaced.
+        """
         with self._database.transaction() as db:
             db.execute(
                 "INSERT INTO records (collection, id, fields, is_there, sync_status) "

@@ -1,6 +1,6 @@
-"""Stores the changesets that the server has acknowledged recently.
+"""Stores the changesets that the server has acknowledged in the last 30 days.
 
-The device sends them again if the server is restored from a backup and has lost them.
+The device sends these changesets again if the server is restored from a backup and has lost them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _decode_ops = msgspec.json.Decoder(list[Operation]).decode
 
 
 class Sent:
-    """Reads and writes the changesets that the server acknowledged in the last 30 days."""
+    """Reads and writes the table of changesets that the server acknowledged in the last 30
+    days.
+    """
 
     def __init__(self, database: Database):
         self._database = database
@@ -41,7 +43,7 @@ class Sent:
 
     def ops_of(self, id: str) -> list[Operation] | None:
         """Returns the operations of the changeset `id`, or `None` if this changeset is
-        missing here.
+        missing in the table.
         """
         row = self._database.connection.execute(
             "SELECT ops FROM sent WHERE id = ?", (id,)
@@ -49,8 +51,8 @@ class Sent:
         return None if row is None else _decode_ops(row[0])
 
     def pop_after(self, seq: int) -> list[Queued]:
-        """Deletes and returns the changesets whose events come after `seq`, in order, to be
-        sent again.
+        """Deletes the changesets whose events have a seq greater than `seq`, and returns
+        them ordered by seq. The caller sends them again.
         """
         with self._database.transaction() as db:
             rows = db.execute(

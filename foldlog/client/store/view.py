@@ -1,8 +1,8 @@
-"""Computes the records that an app sees: the records confirmed by the server, with the queue
-applied to them.
+"""Computes the records that an app sees: the records confirmed by the server, with the queued
+changesets applied to them.
 
-The queued changesets are merged as if they reached the server now, by the same rules
-(`foldlog.domain`). If the server decides otherwise, its events correct the record later.
+The queued changesets are merged as if the server stored them now, with the server's merge rules
+(`foldlog.domain`). If the server decides differently later, its events correct the record.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class _Shown(msgspec.Struct):
 
 
 class Draft(msgspec.Struct):
-    """A changeset that is still open. It is added to the queue when its `with` block ends.
+    """Holds a changeset that is still open. When its `with` block ends, the changeset is added
+    to the queue.
 
-    `shown` caches the records of the changeset. Without the cache, each new operation would
-    fold all earlier ones again, in quadratic time.
+    `shown` caches the records that the changeset changes. Without the cache, each new operation
+    would need all earlier operations to be applied again.
     """
 
     queued: Queued
@@ -55,10 +56,10 @@ class View:
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """Returns two mappings by key: the confirmed records, and the seq of the snapshot
-        that each record came from.
+        """Returns two mappings whose keys are the given `keys`: the records as confirmed by
+        the server, and the seq of the snapshot that each record came from.
 
-        The seq is 0 for a record that was made from events alone.
+        This seq is 0 for a record that was computed from events only.
         """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
@@ -73,8 +74,10 @@ class View:
         return records, as_of
 
     def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
-        """Writes confirmed records. `as_of` is the seq of the snapshot that has them;
-        `None` if they were made from events.
+        """Writes records as confirmed by the server.
+
+        If the records came from a snapshot, `as_of` is the seq at which the server read
+        them. If they were computed from events, `as_of` is `None`.
         """
         with self._database.transaction() as db:
             db.executemany(
@@ -85,8 +88,8 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Computes the records shown to the app again. Returns the keys of the records that
-        changed.
+        """Computes and writes the given records again, as they are shown to the app.
+        Returns the keys of the records that changed.
         """
         changed = []
         with self._database.transaction() as db:

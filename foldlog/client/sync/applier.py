@@ -49,14 +49,16 @@ class Applier:
     def apply(
         self, answer: dict[str, Any], after: int, device: str, sent_at: int, result: SyncResult
     ) -> None:
-        """Applies the answer to a request that `device` sent with the cursor `after`.
+        """Applies the server's answer to a request that `device` sent with the cursor
+        `after`.
 
-        `sent_at` is the time of the request in ms since 1970. The counts are added to
-        `result`. The answer is ignored if the cursor or the device id was changed by
-        another process since the request; a later request gets the events again.
+        `sent_at` is the time of the request in ms since 1970. The changed records, refused
+        changesets, conflicts and the number of events are added to `result`. If another
+        process has changed the cursor or the device id since the request, the answer is
+        ignored, and a later request gets the events again.
 
-        Raises `UnknownOwnEvent` if this file is an older copy, and `HistoryDiverged` if the
-        server has lost events.
+        Raises `UnknownOwnEvent` if the log has a changeset of this device that is missing
+        in this file. Raises `HistoryDiverged` if the server has lost events.
         """
         store, meta = self._store, self._store.meta
         events = [msgspec.convert(event, Event) for event in answer["events"]]
@@ -93,8 +95,8 @@ class Applier:
     def apply_verdicts(
         self, verdicts: list[dict[str, Any]], sent_at: int, result: SyncResult
     ) -> set[Key]:
-        """Saves each verdict in the queue. Returns the keys of the records of these
-        changesets.
+        """Saves the server's verdicts on queued changesets. Returns the keys of the records
+        that these changesets change.
         """
         keys: set[Key] = set()
         with self._store.database.transaction():
@@ -135,10 +137,12 @@ class Applier:
         return int(self._store.meta.get("server_ms") or self._store.now_ms())
 
     def _note_skipped(self, events: list[Event], after: int) -> bool:
-        """Saves the seqs of events that an operator has skipped, if `events` name any.
+        """Saves which events an operator has skipped, if some of `events` are of the kind
+        `event-skipped`.
 
         Returns `True` if this device has already applied one of the newly skipped events.
-        Its records are wrong then, and must be replaced by a snapshot.
+        The records of the device are wrong then, and the caller must replace them with a
+        snapshot.
         """
         skips = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
         known: list[list[int]] = self._store.meta.get("skipped", []) if skips else []
@@ -148,9 +152,10 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Queues a stored changeset again if the answer shows that the log lacks it.
+        """Marks changesets as waiting again if the server had stored them, but the answer
+        shows that its log lacks them now.
 
-        This happens when the server was restored from a backup and has lost the changeset,
+        This happens when the server was restored from a backup and has lost the changesets,
         but still has all events up to the cursor of this device.
         """
         queue = self._store.queue
@@ -196,10 +201,10 @@ class Applier:
         return touched
 
     def _complete_own(self, event: Event, device: str, result: SyncResult) -> set[Key]:
-        """Acknowledges the queued changeset of an event, and adds the operations that the
-        event lacks.
+        """Acknowledges the queued changeset of an event. If the event came without
+        operations, adds them from this device's copy of the changeset.
 
-        The server sends events of this device without their operations, because the device
+        The server leaves out the operations in events of this device, because the device
         has them. Returns the keys of records that change in addition to the records of the
         event. Raises `UnknownOwnEvent` if the operations are missing on this device.
         """

@@ -34,8 +34,8 @@ class BackgroundSync:
     only polls.
 
     `sync` may raise `FileLockTaken`, if another process is syncing. `backoff_seconds` returns
-    the wait that the server's last answer asked for. Setting `woken` ends a wait early. `now`
-    is a monotonic clock in seconds.
+    the wait that the server's last answer asked for. Any thread may set the event `woken` to
+    end a wait early. `now` returns the time of a monotonic clock in seconds.
     """
 
     def __init__(
@@ -92,8 +92,10 @@ class BackgroundSync:
             self._poll_at = None
 
     def wake(self) -> None:
-        """Requests a sync after a local change. After a failed sync, the next scheduled
-        retry sends the change instead.
+        """Requests a sync after a local change.
+
+        If the last sync failed, this method does nothing: the next scheduled retry sends
+        the change.
         """
         if not self._schedule.is_failing:
             self._is_requested = True
@@ -140,7 +142,7 @@ class BackgroundSync:
         """Waits until a sync is due, and applies the pages of the live channel meanwhile.
 
         A sync is due at the time `poll_at`, after a local change, or if applying a page
-        failed. While the live channel is open, the wait can be longer than until `poll_at`.
+        failed. While the live channel is open, the next poll can be later than `poll_at`.
         """
         self._poll_at = poll_at
         was_live = self.is_live
@@ -164,10 +166,11 @@ class BackgroundSync:
                 return
 
     def _poll_after_stream(self) -> float:
-        """Returns the time of the next poll after a stream of the live channel has ended.
+        """Returns the earliest time of the next poll after a stream of the live channel has
+        ended.
 
-        If a new stream will open, the poll waits about 5 seconds for it; otherwise the poll
-        is due now.
+        If a new stream is expected soon, the time is in about 5 seconds, or earlier if a
+        regular poll is due before. Otherwise it is the current time.
         """
         if self._live is None or not self._live.will_reconnect:
             return self._now()

@@ -13,7 +13,8 @@ PUSH_MAX = 200
 class PushBatch:
     """Chooses the first waiting changesets of the queue as the batch of a request, at most 200.
 
-    The batch is halved when the server answers 413 (body too large), and grows again later.
+    The batch size is halved when the server answers 413 (body too large), and doubled after
+    each successful request, up to 200.
     """
 
     def __init__(self, queue: Queue):
@@ -24,8 +25,8 @@ class PushBatch:
         return self._queue.select("waiting", limit=self._size)
 
     def halve(self) -> bool:
-        """Halves the size of the batch. Returns `False` if the batch has a single changeset
-        already.
+        """Halves the size of the batch. Returns `False` if the batch has only one changeset
+        and so stays as it is.
         """
         if self._size == 1:
             return False

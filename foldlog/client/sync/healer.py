@@ -1,8 +1,8 @@
 """Repairs the local store of a device after the server has refused a request.
 
-Requests are refused if the device was restored from a copy or cloned, if the server was restored
-from a backup, or if the server can never store a changeset. After the repair, the sync sends a new
-request.
+The server refuses a request in three cases: the device was cloned or restored from a copy, the
+server was restored from a backup, or the request has a changeset that the server can never store.
+After the repair, the sync sends a new request.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .snapshots import SnapshotLoader
 
 
 class Healer:
-    """Repairs the local store after a refused request. `batch` chose the changesets of that
-    request.
+    """Repairs the local store after the server has refused a request. `batch` is the object
+    that chose the changesets of the request.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Healer:
         return True
 
     def _reject(self, index: int, exc: ServerProblem, result: SyncResult) -> bool:
-        """Marks the changeset number `index` of the batch as rejected, because the server
-        can never store it.
+        """Marks one changeset of the batch as rejected, because the server can never store
+        it. `index` is its position in the batch, from 0.
 
-        Returns `False` if the batch has fewer changesets.
+        Returns `False` if `index` is after the end of the batch.
         """
         batch = self._batch.select()
         if index >= len(batch):
@@ -87,7 +87,8 @@ class Healer:
         """Gives the waiting changesets new counters, beginning with the counter that the
         server expects.
 
-        Returns `False` if the problem document lacks this counter.
+        Returns `False` if the problem document lacks this counter, or names a position
+        after the end of the batch.
         """
         index, expected = exc.document.get("index", 0), exc.document.get("expected")
         if not isinstance(expected, int) or index >= len(self._batch.select()):
@@ -115,11 +116,12 @@ class Healer:
         result.healed.append(reason)
 
     def rewind(self, reason: str, result: SyncResult) -> None:
-        """Moves the cursor back to the last mark that the server's log still has, after the
-        server lost events.
+        """Moves the cursor of this device back to the last mark that the server's log still
+        has. Called when the server has lost events.
 
-        Changesets of this device that the server has lost are queued again. Then a snapshot
-        replaces the records. `reason` is added to `result.healed`.
+        Changesets of this device that the server has lost are queued again. The next step
+        of the sync loads a snapshot, which replaces the records. `reason` is added to
+        `result.healed`.
         """
         shared, mark = self._last_shared_mark()
         store, queue = self._store, self._store.queue
@@ -140,11 +142,11 @@ class Healer:
         result.healed.append(reason)
 
     def _last_shared_mark(self) -> tuple[int, str]:
-        """Returns the seq and the mark of the last stored mark that the server's log has
-        too.
+        """Returns the newest stored mark that the server's log also has, as its seq and the
+        mark.
 
-        Asks the server in a binary search. Returns seq 0 and an empty mark if the server's
-        log has other marks at all of these seqs.
+        Finds the mark by a binary search, with one request for each step. If the server's
+        log has none of the stored marks, returns seq 0 and an empty mark.
         """
         marks = self._store.marks.all()
         low, high = 0, len(marks)

@@ -1,8 +1,9 @@
 """Follows the live channel of the service, which sends new events as soon as they are stored.
 
-When a stream ends, the next one is opened. A reader thread reads each stream, one page ahead. The
-thread that syncs calls `LiveChannel.step`, which applies the pages to the local store. Therefore a
-stream that hangs blocks only its reader thread, and only one thread writes to the store.
+When a stream ends, the next one is opened. A reader thread reads each stream, and pauses after each
+page until the page was applied. The thread that syncs calls `LiveChannel.step`, which applies the
+pages to the local store. Therefore a stream that hangs blocks only its reader thread, and only one
+thread writes to the store.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class LiveChannel:
 
     `connect` returns a stream that begins at the cursor, and `apply_page` applies one page of
     the stream. The thread that syncs calls all methods; any thread may read `is_live`. The
-    channel sets `woken` when `step` should be called. `now` is a monotonic clock in seconds.
+    channel sets the event `woken` when `step` should be called. `now` returns the time of a
+    monotonic clock in seconds.
     """
 
     def __init__(
@@ -66,15 +68,15 @@ class LiveChannel:
     def is_live(self) -> bool:
         """Whether a stream is open and has sent at least one page or heartbeat.
 
-        A stream that has ended counts as open until `step` has handled its end.
+        When a stream ends, this stays `True` until `step` has handled the end.
         """
         reader = self._reader
         return reader is not None and reader.is_live
 
     @property
     def next_at(self) -> float | None:
-        """The time at which `step` is to be called; `None` if `woken` will be set at the
-        right time.
+        """The time at which the thread that syncs should call `step`. If it is `None`, the
+        thread should wait until the event `woken` is set.
         """
         reader = self._reader
         if reader is not None:
@@ -83,8 +85,8 @@ class LiveChannel:
         return None if at is None else max(at, self._next_at)
 
     def step(self) -> bool:
-        """Applies the next page, handles the end of a stream, or opens a new stream, if one
-        of them is due.
+        """Does the next step of the channel if its time has come: applies a page, handles
+        the end of a stream, or opens a new stream.
 
         Returns `True` if a sync is needed, for example because applying a page failed.
         """

@@ -30,7 +30,9 @@ class SyncResult(msgspec.Struct):
 
 
 class PageResult(Enum):
-    """Tells whether a page of the live channel was applied, or why it was left out."""
+    """The result of applying a page of the live channel: the page was applied, or the reason
+    why it was left out.
+    """
 
     APPLIED = "the page began at the cursor, and was applied"
     DUPLICATE = "the cursor had passed the page"

@@ -39,8 +39,9 @@ class SyncRunner:
     def run(self) -> SyncResult:
         """Runs one sync and returns its result.
 
-        Raises `FileLockTaken` if another process is syncing this file, `ServerProblem` or
-        `Unreachable` if a request failed, and `ClientError` without a server.
+        Raises `ClientError` if the replica was opened without a server. Raises
+        `FileLockTaken` if another process is syncing this file. Raises `ServerProblem` if
+        the server answers with an error, and `Unreachable` if the server gives no answer.
         """
         server = self.require_server()
         with file_lock(self._store.database.path):
@@ -88,8 +89,8 @@ class SyncRunner:
 
     @property
     def traffic(self) -> dict[str, int]:
-        """The numbers of requests and body bytes since the replica was created, by the
-        names in `Traffic`.
+        """The number of requests, and of body bytes sent and received, since the replica
+        was created. The names are those of the attributes of `Traffic`.
         """
         unsaved = self.server.streamed.since(self._saved) if self.server is not None else {}
         return {

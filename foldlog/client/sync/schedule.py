@@ -41,10 +41,11 @@ class Schedule:
         return max(self.jittered(self._poll_seconds), backoff_seconds)
 
     def after_failure(self, exc: Exception | None = None) -> float:
-        """Returns the seconds to wait after a failure: about 1 to 300, and at least the
-        server's `Retry-After`.
+        """Returns the number of seconds to wait after a failure.
 
-        After a refused sign-in (401 or 403), the wait is about 300 seconds.
+        The wait doubles with each failure in a row, from about 1 to about 300 seconds. If
+        the server sent the header `Retry-After`, the wait is at least that long. If the
+        server refused the access token (401 or 403), the wait is about 300 seconds.
         """
         wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures, 20))
         self._failures += 1

@@ -64,8 +64,8 @@ class SnapshotLoader:
         return header.records < header.seq - after
 
     def begin(self) -> None:
-        """Marks all records as stale, and saves that a snapshot must be loaded. `load` then
-        loads it.
+        """Marks all records as stale (to be replaced), and saves in the file that a
+        snapshot must be loaded. The next call of `load` loads the snapshot.
         """
         with self._database.transaction() as db:
             db.execute("UPDATE records SET is_stale = 1, as_of = 0 WHERE sync_status <> 2")
@@ -77,8 +77,8 @@ class SnapshotLoader:
         """Loads the pages of the snapshot that are still missing. Returns the keys of the
         records that changed.
 
-        Raises `Unreachable` if the download breaks, and `HistoryDiverged` if the server has
-        lost events that this device has applied.
+        Raises `Unreachable` if the download breaks. Raises `HistoryDiverged` if the server
+        has lost events that this device has applied.
         """
         state = self._meta.get("snapshot")
         with closing(self._server.snapshot(state["cursor"])) as lines:
@@ -117,8 +117,8 @@ class SnapshotLoader:
         """Raises `HistoryDiverged` if the server has lost events that this device has
         applied.
 
-        This must be checked before the snapshot replaces the cursor, because the old cursor
-        is needed for the check.
+        Call this method before the snapshot replaces the cursor, because the check needs
+        the old cursor.
         """
         after = self._meta.after
         if after and not self._server.has_mark(after, self._meta.mark):
@@ -126,18 +126,19 @@ class SnapshotLoader:
 
     @property
     def ahead(self) -> dict[str, Any] | None:
-        """The seq and the mark of the newest page of the snapshot; `None` after the cursor
-        has reached this seq.
+        """The seq and the mark of the newest page of the snapshot, if the page was read
+        after the seq of the header. `None` otherwise, or if the cursor has reached this
+        seq.
         """
         ahead: dict[str, Any] | None = self._meta.get("ahead")
         return ahead
 
     def check_ahead(self, answer: dict[str, Any]) -> None:
-        """Checks an answer to a pull against the seq and the mark of the newest page of the
-        snapshot.
+        """Checks that the server's answer to a pull has the same history as the newest page
+        of the snapshot.
 
-        Raises `HistoryDiverged` if the server's log is shorter, or has another mark at that
-        seq.
+        Raises `HistoryDiverged` if the server's log ends before the seq of the page, or has
+        another mark at this seq.
         """
         ahead = self.ahead
         if ahead is None:
@@ -151,11 +152,11 @@ class SnapshotLoader:
     def _store_page(
         self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]
     ) -> list[Key]:
-        """Saves the records of a page and the cursor after it. Returns the changed records
-        after the last page.
+        """Saves the records of a page, and the cursor after the page, in one transaction.
 
-        The last page is the one without a cursor, and it completes the snapshot. For other
-        pages, the list is empty.
+        The last page is the one without a cursor. It completes the snapshot, and the method
+        returns the keys of the records that changed. For other pages, the method returns an
+        empty list.
         """
         with self._database.transaction():
             self._store.view.confirm(page, as_of=end.at)
@@ -166,8 +167,8 @@ class SnapshotLoader:
         return []
 
     def _finish(self, state: dict[str, Any]) -> list[Key]:
-        """Completes the snapshot: deletes records that it lacks, and sets the cursor to the
-        snapshot's seq.
+        """Completes the snapshot: deletes the records that the snapshot lacks, and sets the
+        cursor to the seq of the snapshot.
 
         Returns the keys of the records that changed.
         """

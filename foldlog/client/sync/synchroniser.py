@@ -1,4 +1,6 @@
-"""Runs one sync: sends requests until the server has all changesets and the device all events."""
+"""Runs one sync: sends requests until the server has all changesets of the device, and the device
+has all events of the log.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,9 @@ class Synchroniser:
         """Sends all waiting changesets and pulls all new events. Returns the result of the
         sync.
 
-        Raises `ServerProblem` or `Unreachable` if a request fails. The work done before is
-        kept then, and `result` describes it.
+        Raises `ServerProblem` if the server answers with an error that cannot be repaired,
+        and `Unreachable` if the server gives no answer. Everything before the failed
+        request is kept, and the attribute `result` describes it.
         """
         try:
             return self._run()
@@ -88,8 +91,9 @@ class Synchroniser:
         """Applies a page of the live channel if it has exactly the events that a pull would
         return now.
 
-        For every other page, returns the reason. A sync must get its events then, because
-        only a sync can repair problems.
+        Any other page is left out, and the returned value names the reason. If the reason
+        is `NEEDS_SYNC`, the caller must run a sync, because only a sync can repair
+        problems.
         """
         try:
             events = [msgspec.convert(event, Event) for event in page.answer["events"]]
@@ -108,8 +112,8 @@ class Synchroniser:
         """Checks whether a page begins at the cursor, is complete, and continues the same
         log.
 
-        The server makes these checks for a pull. For the live channel, it checked the
-        cursor only when the stream began, and the local store may have changed since.
+        For a pull, the server makes these checks. For the live channel, the server checks
+        the cursor only when a stream begins, and the local store may change after that.
         """
         meta, answer = self._store.meta, page.answer
         after, through = meta.after, answer["through"]
@@ -160,11 +164,11 @@ class Synchroniser:
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
 
     def _should_load_snapshot(self, missing: int) -> bool:
-        """Returns `True` if a snapshot should be loaded, because it has fewer records than
-        there are `missing` events.
+        """Returns `True` if the device should load a snapshot instead of pulling the events
+        it lacks, because the snapshot has fewer records than there are such events.
 
-        The server is asked for the size of the snapshot at most once in a sync, and only if
-        more than 2,000 events are missing.
+        `missing` is the number of these events. The server is asked for the size of the
+        snapshot at most once in a sync, and only if more than 2,000 events are missing.
         """
         if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False

@@ -15,9 +15,7 @@ _decode = msgspec.json.decode
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises `Unreachable` instead of each error that the HTTP client raises in the `with`
-    block.
-    """
+    """Converts each error that the HTTP client raises in the `with` block to `Unreachable`."""
     try:
         yield
     except httpx.HTTPError as exc:
@@ -25,15 +23,15 @@ def translated() -> Iterator[None]:
 
 
 def not_foldlog() -> Unreachable:
-    """Returns the error for an answer that came from another server, for example a Wi-Fi
-    sign-in page.
+    """Returns an `Unreachable` error, which the caller raises when an answer came from another
+    server, for example from a Wi-Fi sign-in page.
     """
     return Unreachable("the answer did not come from a Foldlog server")
 
 
 def problem_of(response: httpx.Response) -> ServerProblem:
-    """Returns the error for an error response, with its problem document. The caller must have
-    read the body.
+    """Converts an HTTP error response to a `ServerProblem` with the response's problem
+    document. The caller must have read the body.
     """
     try:
         document = _decode(response.content)
@@ -46,8 +44,8 @@ def problem_of(response: httpx.Response) -> ServerProblem:
 
 
 def seconds_from(text: str | None) -> float | None:
-    """Parses a header such as `Retry-After` as a number of seconds. Returns `None` for a
-    missing header or a date.
+    """Parses the value of a header such as `Retry-After` as a number of seconds. Returns `None`
+    if the header is missing or has a date.
     """
     try:
         return max(0.0, float(text)) if text else None

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One message of the stream: its `event:` name and its `data:`."""
+    """One message of the stream, with its kind (from the line `event:`) and its content (from
+    the lines `data:`).
+    """
 
     kind: str  #: the value of `event:`; empty without one
     data: bytes

@@ -34,7 +34,9 @@ class Traffic(msgspec.Struct):
     bytes_received: int = 0
 
     def since(self, before: Traffic) -> dict[str, int]:
-        """Returns the increase of each count since `before`, by the name of the count."""
+        """Returns how much each count has grown since the earlier counts `before`, as a
+        mapping by the name of the count.
+        """
         return {
             name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
         }
@@ -52,8 +54,8 @@ class _Answer(TypedDict):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of the log. It is the answer that a pull of `device` with the cursor (`after`,
-    `mark`) would get.
+    """A page of events from the live channel. It is equal to the answer that `device` would get
+    for a pull with the cursor (`after`, `mark`).
     """
 
     device: str
@@ -73,15 +75,16 @@ class Stream(ABC):
     def pages(self) -> Generator[Page | None, None, None]:
         """Connects, and yields each page when it arrives. Yields `None` for a heartbeat.
 
-        Each page begins where the page before ended. The generator ends when the service
-        ends the stream, which it does from time to time. Raises `ServerProblem` if the
-        server reports an error, and `Unreachable` if the connection breaks.
+        Each page continues after the last event of the previous page. The generator ends
+        when the service ends the stream, which happens from time to time. Raises
+        `ServerProblem` if the server reports an error, and `Unreachable` if the connection
+        breaks.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the stream at once. Any thread may call this method, also while another one
-        reads.
+        """Ends the stream at once. Any thread may call this method, even while another
+        thread reads the stream.
         """
 
 

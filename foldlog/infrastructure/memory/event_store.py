@@ -234,9 +234,10 @@ def _check_records(here: Space, plan: Plan) -> Check:
 
 
 def _scan(here: Space, keys: Collection[Key], report: Progress) -> ErasureScan:
-    """Scans the whole log for events that contain values of these records.
+    """Passes all events of the log to a new `ErasureScan`, which finds the values of the given
+    records. Returns the `ErasureScan`.
 
-    Raises `UnknownRecord` if the log never names one of the records.
+    Raises `UnknownRecord` if one of the records is missing in all events.
     """
     scan = ErasureScan(keys)
     for entry in here.entries:

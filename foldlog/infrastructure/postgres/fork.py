@@ -1,4 +1,7 @@
-"""Forks the log of a space: gives it a new log id, because its signed history was lost."""
+"""Gives the log of a space a new log id. This is called a fork.
+
+An operator forks a log whose signed history was lost.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Defines the interface of a projection: code that folds the events of a log into tables.
 
-The projector and the rebuild use this interface. The master table and the proofs implement it.
+The projector and the rebuild call this interface. The projections `master` and `proofs` implement
+it.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ from psycopg.generators import send
 
 
 class GenerationCache(Protocol):
-    """The part of a generation's rows that a projection keeps in memory between two batches.
+    """Keeps a part of a generation's rows in memory between two batches of a projection.
 
-    The cache is valid as long as the generation in the database is at `position`. This holds even
-    if another worker moved the generation to that position, because the rows at a position depend
-    only on the events of the log.
+    The cache is valid if the generation in the database is at the seq `position`. This is true even
+    if another worker has moved the generation to this position, because the rows at a position
+    depend only on the events of the log.
     """
 
     position: int
     bytes_uncommitted: int  #: written, and kept in memory until the transaction ends
 
     def reset(self, position: int) -> None:
-        """Empties the cache and sets its position to that of the generation in the database."""
+        """Empties the cache, and sets the position of the cache to `position`.
+
+        `position` must be the position of the generation in the database.
+        """
 
     def on_commit(self) -> None:
-        """Removes rows from memory if there are too many. The caller must call this after each
-        commit.
-        """
+        """Removes rows from memory if the cache is too large. Call this after each commit."""
 
 
 C = TypeVar("C", bound=GenerationCache)
@@ -38,9 +40,10 @@ C = TypeVar("C", bound=GenerationCache)
 
 @dataclass(frozen=True)
 class Generation(Generic[C]):
-    """One generation of a projection in one space. The caller has locked its row in `projections`.
+    """One generation of a projection in one space.
 
-    The object holds the cursors and the cache with which a projection reads and writes its tables.
+    The object contains the cursors and the cache with which a projection reads and writes the rows
+    of the generation. The caller must have locked the generation's row in the table `projections`.
     """
 
     space: str
@@ -55,7 +58,7 @@ class Generation(Generic[C]):
         return {"space": self.space, "generation": self.number}
 
     def send(self, statement: str, params: Mapping[str, Any]) -> None:
-        """Executes a statement with the space and the generation added to its parameters.
+        """Executes a statement. Adds the space and the generation to the statement's parameters.
 
         In pipeline mode this method returns before the result arrives.
         """
@@ -66,7 +69,7 @@ class Generation(Generic[C]):
 
 
 class Projection(Protocol[C]):
-    """Folds the events of a log into one generation of the projection's tables."""
+    """The interface of a projection, which folds the events of a log into tables."""
 
     #: the name in the table `projections`, which is permanent
     name: str
@@ -81,15 +84,16 @@ class Projection(Protocol[C]):
     def tables(self) -> Mapping[str, str]:
         """Returns {table name: key columns}. The key columns are SQL text such as `collection, id`.
 
-        The columns `space` and `generation` also belong to each key, and are left out here.
+        Each key also has the columns `space` and `generation`, but the returned text does not name
+        them.
         """
 
     def new_cache(self, position: int, *, bytes_max: int = ...) -> C: ...
 
     def apply(self, to: Generation[C], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
-        """Folds the rows of a page of events, and writes the results to the database in parts.
+        """Folds a page of events, and writes the results to the generation `to` in parts.
 
-        `rows` are rows of `select_page`. The generator yields after each written part. At that
-        moment `to.cache.position` is the seq of the part's last event, and the caller may stop the
-        iteration.
+        `rows` are rows of the statement `select_page`. The generator yields after each written
+        part, and the caller may stop the iteration there. At that moment `to.cache.position` is the
+        seq of the last event of the part.
         """

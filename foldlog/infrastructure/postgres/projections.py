@@ -21,7 +21,7 @@ VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
     """Returns a new object of the projection with this name (`master` or `proofs`).
 
-    Each thread needs an object of its own. Raises `KeyError` for another name.
+    Each thread needs an object of its own. Raises `KeyError` if the name is unknown.
     """
     made: dict[str, Projection[Any]] = {
         "master": MasterProjection(limits),

@@ -1,4 +1,4 @@
-"""Checks for `GET /readyz` that the database answers, accepts writes, and has the right schema."""
+"""Checks that the database answers, accepts writes, and has the right schema, for `GET /readyz`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SELECT_IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 def readiness(datastore: Datastore) -> dict[str, str]:
     """Returns the results of three checks under the keys `database`, `writes` and `schema`.
 
-    Each value is `ok`, or the problem in English. If the database cannot be reached, `writes` and
-    `schema` are `unknown`.
+    Each value is `ok` or an English text that describes the problem. If the database cannot be
+    reached, the values of `writes` and `schema` are `unknown`.
     """
     try:
         with datastore.rows() as cursor:

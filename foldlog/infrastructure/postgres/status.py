@@ -76,7 +76,7 @@ SELECT count(c.alarm), max(s.head - c.size)
 
 
 class CheckpointStatus(NamedTuple):
-    """The last signed checkpoint of a space, and the error that stops the signer, if there is one.
+    """The last signed checkpoint of a space, and the error of the signer, if there is one.
 
     `size` is the number of signed events. `alarm` is the code of the error.
     """
@@ -92,7 +92,7 @@ class CheckpointStatus(NamedTuple):
 class ProjectionStatus(NamedTuple):
     """The state of one generation of a projection in one space.
 
-    `stopped_at` is the seq of an event that could not be projected, and `stopped_why` is its error.
+    If an event could not be projected, `stopped_at` is its seq and `stopped_why` is the error.
     """
 
     space: str
@@ -109,7 +109,7 @@ class ProjectionStatus(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this is a live generation that another version of Foldlog filled.
+        """Tells whether this is a live generation that another version of Foldlog filled.
 
         This version projects no further events to the generation until an operator has rebuilt it.
         """
@@ -117,39 +117,43 @@ class ProjectionStatus(NamedTuple):
 
     @property
     def needs_rebuild(self) -> bool:
-        """Whether this live generation must be rebuilt.
+        """Tells whether this is a live generation that must be rebuilt.
 
-        This is the case if another version of Foldlog filled it, or if its history is incomplete
-        because an older version began it.
+        A rebuild is needed if another version of Foldlog filled the generation. It is also needed
+        if an older version began the generation without its history.
         """
         return self.is_foreign or (self.is_live and not self.has_history)
 
     @property
     def lag(self) -> int:
-        """The number of events in the log that this generation has not projected yet."""
+        """Returns the number of events that still have to be projected to this generation."""
         return self.head - self.position
 
 
 def status(datastore: Datastore, space: str | None = None) -> list[ProjectionStatus]:
-    """Returns the status of every generation of one space. If `space` is `None`, of all spaces."""
+    """Returns the status of every generation of one space.
+
+    If `space` is `None`, it returns the status of every generation of all spaces.
+    """
     rows = datastore.fetch_all(SELECT_STATUS, {"space": space})
     return [ProjectionStatus(*row) for row in rows]
 
 
 def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
-    """Returns the checkpoint status of each space that was signed or whose signer has an error.
+    """Returns the checkpoint status of each space that has a checkpoint or a signing error.
 
-    If `space` is given, only that space is read.
+    If `space` is given, the function returns only the status of this space.
     """
     rows = datastore.fetch_all(SELECT_CHECKPOINTS, {"space": space})
     return [CheckpointStatus(*row) for row in rows]
 
 
 def gauges(datastore: Datastore) -> list[Gauge]:
-    """Returns the gauges for `GET /metrics`: totals and maxima over all spaces.
+    """Returns the gauges for `GET /metrics`, as totals or maxima over all spaces.
 
-    They count the spaces, the events, the events that are unsigned or not yet projected, and the
-    spaces whose projection or signer has halted or that need a rebuild.
+    The gauges show the numbers of spaces, events, unsigned events, and events that still have to be
+    projected. They also show how many spaces have a halted projection, a halted signer, or need a
+    rebuild.
     """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)
@@ -183,9 +187,9 @@ def gauges(datastore: Datastore) -> list[Gauge]:
 
 
 def heads(datastore: Datastore, spaces: Sequence[str] | None = None) -> dict[str, int]:
-    """Returns {space: head}, with the longest log first. By default it covers all spaces.
+    """Returns {space: head} for the given spaces, or for all spaces if `spaces` is `None`.
 
-    A space in `spaces` that the database does not know gets the head 0.
+    The longest log comes first. A given space that is unknown gets the head 0 and comes last.
     """
     params = {"spaces": None if spaces is None else list(spaces)}
     found: dict[str, int] = dict(datastore.fetch_all(SELECT_HEADS, params))

@@ -59,11 +59,10 @@ def pg_command(
 
 
 def _path_of(program: str) -> str:
-    """Returns the path of a PostgreSQL program: from the pip package, otherwise from the search
-    path.
+    """Returns the path of a PostgreSQL program.
 
-    The pip package comes first, because it has the same version as the embedded server. Raises
-    `OperatorError` if the program is missing.
+    The pip package is searched first, because its programs have the same version as the
+    embedded server, then the folders of PATH. Raises `OperatorError` if the program is missing.
     """
     try:
         path = str(find_binaries())

@@ -90,9 +90,10 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
 
 
 def _checkpoint(parts: Services, space: str) -> bytes | None:
-    """Returns the last checkpoint, or `None` with a warning if none is signed yet.
+    """Returns the last checkpoint. If no checkpoint is signed yet, prints a warning and returns
+    `None`.
 
-    Call this function before the head is read. The log may grow between the two calls, and the
+    Call this function before reading the head. The log may grow between the two calls, and the
     checkpoint must not be newer than the head.
     """
     try:

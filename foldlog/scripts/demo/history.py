@@ -22,15 +22,17 @@ NAMESPACE = uuid.UUID("7a1f6d5e-0d3c-5c39-9a40-6f6c64656d6f")
 
 
 class Tree(msgspec.Struct):
-    """git's list of files at a commit: the number of files, and the SHA-256 hash of the list."""
+    """Describes git's list of files at a commit, by the number of files and the SHA-256 hash of
+    the list.
+    """
 
     files: int
     sha256: str
 
 
 class Commit(msgspec.Struct):
-    """A git commit as the changeset of a device. `tree` is git's list of files after the
-    commit, if known.
+    """A git commit, which the demo pushes as one changeset of its author's device. `tree` is
+    git's list of files after the commit, if known.
     """
 
     device: str
@@ -65,8 +67,8 @@ def read_history() -> list[Commit]:
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """Computes the list of files, as git would list them, from the fields of all live records
-    of `files`.
+    """Computes the list of files, as git would list them, from the fields of all existing
+    records of the collection `files`.
     """
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)

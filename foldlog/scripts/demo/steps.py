@@ -41,8 +41,8 @@ class Demo:
     failed: int = 0  #: number of claims that do not hold
 
     def check(self, is_true: bool, claim: str) -> None:
-        """Prints the claim, with `ok` if it is true and `NO` if it is false. Counts the
-        false ones in `failed`.
+        """Prints the claim, with `ok` if it is true and `NO` if it is false. Adds 1 to
+        `failed` if it is false.
         """
         self.failed += not is_true
         mark = "[green]ok[/green]" if is_true else "[red]NO[/red]"
@@ -65,8 +65,8 @@ class Demo:
         return self.run("token", "new", *grant, "--name", "demo").decode().strip()
 
     def replay(self) -> None:
-        """Pushes each commit as a changeset of its author's device, which pulls all earlier
-        changes first.
+        """Pushes each commit as a changeset of its author's device. Before each push, the
+        device pulls all earlier changes.
 
         Checks that each changeset became one event, in order.
         """

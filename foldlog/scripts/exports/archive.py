@@ -133,10 +133,11 @@ def is_archive(name: str) -> bool:
 
 
 def read_archive(file: IO[bytes]) -> Archive:
-    """Reads the files at the beginning of an archive. The events and tiles are read later,
-    through `parts`.
+    """Reads the files at the beginning of an archive. The events and tiles are read later, when
+    the caller iterates over `parts`.
 
-    Both steps raise `InvalidExport` if the archive is invalid, truncated or damaged.
+    Raises `InvalidExport` if the archive is invalid, truncated or damaged. The iteration can
+    raise it too.
     """
     members = _members(file)
     front: dict[str, bytes] = {}

@@ -3,7 +3,7 @@
     {"foldlog":"export","version":1,"space":"...","log":"...","head":2252}
     {"salt":"<64 hex digits>","event":{"seq":1, ...}}
 
-The salt opens the commitments of the event.
+A reader needs the salt to check the commitments (salted hashes) of the event.
 """
 
 from __future__ import annotations

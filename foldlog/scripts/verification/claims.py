@@ -23,7 +23,9 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """Holds the claims of all checkpoints, by the number of events that they cover."""
+    """Holds the claims of all checkpoints: the root hashes that they state, by the number of
+    events that they cover.
+    """
 
     def __init__(self) -> None:
         self._by_size: dict[int, list[Claim]] = {}
@@ -43,25 +45,28 @@ class Claims:
         return sorted(size for size in self._by_size if start < size < end)
 
     def compare(self, size: int, root: bytes) -> None:
-        """Compares the claims for the first `size` events with the computed root, and
-        removes these claims.
+        """Compares the root hashes that checkpoints state for the first `size` events with
+        the computed root. Removes the claims that were compared.
 
-        Raises `Wrong` if a claim has another root.
+        Raises `Wrong` if a checkpoint states another root.
         """
         for claim in self._by_size.pop(size, ()):
             if claim.root != root:
                 raise Wrong(f"the first {size} events have another root than {claim.source} says")
 
     def remaining(self) -> list[tuple[int, Claim]]:
-        """Returns the claims that were not compared yet, each with its number of events."""
+        """Returns the claims (root hashes stated by checkpoints) that were not compared
+        yet, each with its number of events.
+        """
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
 
 
 def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:
-    """Parses a checkpoint, and returns it after its signature and its log were checked.
+    """Parses a checkpoint and checks its signature, and that it belongs to the log with the id
+    `log`. Returns the checkpoint.
 
-    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. `name`
-    names the checkpoint in the error message.
+    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. The
+    error message calls the checkpoint `name`.
     """
     try:
         checkpoint, _ = open_checkpoint(note, keys)

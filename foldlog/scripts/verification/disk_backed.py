@@ -1,5 +1,5 @@
-"""A mapping of records in memory that moves them to a temporary file when it has more than
-100,000.
+"""Defines a mapping of records that keeps up to 100,000 records in memory, and moves them to a
+temporary file if there are more.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 class DiskBackedRecords:
     """A mapping of keys to records, with the methods that `fold` needs.
 
-    More than `in_memory_max` records are moved to a temporary SQLite file, which is deleted
-    with this object.
+    If there are more than `in_memory_max` records, they are moved to a temporary SQLite file,
+    which is deleted with this object.
     """
 
     def __init__(self, *, in_memory_max: int = RECORDS_IN_MEMORY_MAX):

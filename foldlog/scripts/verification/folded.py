@@ -14,9 +14,9 @@ from .disk_backed import DiskBackedRecords
 
 
 class Folded:
-    """Folds the events of a log in one pass, beginning with the first event.
+    """Folds the events of a log into records, in one pass that begins with the first event.
 
-    Events whose seq is in `skipped` are left out. An error is saved in `failed`.
+    Events whose seq is in `skipped` are left out. The first error is saved in `failed`.
     """
 
     def __init__(self, skipped: Container[int] = ()):

@@ -38,8 +38,8 @@ class Verification:
     """Verifies the events from seq `first` to seq `last` of a source, by default all events.
 
     `verify` runs the checks and adds each positive result to `findings`. The constructor raises
-    `OperatorError` if the options name two start positions, or if the tiles do not reach
-    `first`.
+    `OperatorError` if both `first` and the state file give a start position. It raises the same
+    error if the source lacks the tiles that a start at `first` needs.
     """
 
     def __init__(
@@ -220,9 +220,8 @@ class Verification:
         self.findings.append("the tiles are of these events")
 
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
-        """Checks the checkpoints that the events alone could not check, with consistency
-        proofs (RFC 9162). Such a checkpoint covers more events, or fewer, than this run has
-        read.
+        """Checks the remaining checkpoints with consistency proofs (RFC 9162). These
+        checkpoints cover more events, or fewer, than this run has read.
 
         Raises `Wrong` if a proof fails. For an archive, this check is left out, and
         `findings` names the checkpoints.
@@ -243,9 +242,9 @@ class Verification:
     def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
         """Returns the folded records, without the changes of skipped events.
 
-        Skips are known only after the first pass, so if there are any, the events are read
-        and folded again. Raises `WrongEvent` if an event that was not skipped cannot be
-        folded.
+        If the log has skipped events, which is known only after the first pass, the events
+        are read and folded again without them. Raises `WrongEvent` if an event that was not
+        skipped cannot be folded.
         """
         if folded.to_skip:
             seqs = ", ".join(map(str, sorted(folded.to_skip)))
@@ -264,7 +263,7 @@ class Verification:
     def _compare_records(self, records: DiskBackedRecords, at_least: int) -> None:
         """Compares the folded records with the master table. Raises `Wrong` if they differ.
 
-        Records that were changed by events after the verified ones are left out.
+        A record that was changed by an event after the last verified one is left out.
         """
         count = 0
         for record in self._source.records(at_least):

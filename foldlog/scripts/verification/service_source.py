@@ -108,10 +108,10 @@ def _check_ok(response: httpx.Response) -> None:
 
 
 def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Splits pieces of a response into lines at newline characters.
+    """Splits the pieces of a response into lines, only at newline characters. Events may
+    contain other characters that Python's `splitlines` treats as line ends.
 
-    Other line ends that Python knows are left alone, because events may contain them. Raises
-    `ServiceUnusable` if the last line is incomplete.
+    Raises `ServiceUnusable` if the last line is incomplete.
     """
     rest = b""
     for piece in pieces:

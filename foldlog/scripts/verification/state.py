@@ -16,7 +16,9 @@ from foldlog.scripts.exports.lines import Header
 
 
 class State(msgspec.Struct):
-    """The content of the state file. Keep the field names, because they are stored."""
+    """The content of the state file. The names of the fields must stay the same, because they
+    are stored in existing files.
+    """
 
     space: str
     log: str

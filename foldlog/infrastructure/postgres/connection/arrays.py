@@ -37,7 +37,8 @@ class Array(bytes):
 class _ArrayDumper(Dumper):
     """Tells psycopg to send the bytes of an `Array` unchanged, in binary format.
 
-    The array is sent without a type. The cast in the statement gives the type.
+    The parameter is sent without a type, so the statement must cast it, for example with
+    `::text[]`.
     """
 
     format = Format.BINARY

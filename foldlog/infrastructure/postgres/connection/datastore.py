@@ -70,9 +70,10 @@ class _JsonAsBytes(Loader):
 class Datastore(PostgresDatastore):
     """A pool of connections to one database. The pool is opened when a connection is first needed.
 
-    `pool_size_max` is the greatest number of connections. `seconds_max` limits the time for which
-    one borrowed connection can be used. When that time is over, the connection breaks, even if the
-    database has stopped answering. `None` means that the time is unlimited.
+    `pool_size_max` is the greatest number of connections. `seconds_max` is the longest time, in
+    seconds, for which code can use a connection that it took from the pool. After this time the
+    running statement fails with a lost connection, even if the database has stopped answering. With
+    `seconds_max=None` the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -109,11 +110,11 @@ class Datastore(PostgresDatastore):
         self.pool.connection_class = DeadlineConnection
 
     def check_pool(self) -> None:
-        """Replaces all connections of the pool, at most once per second.
+        """Replaces all connections of the pool, if the last replacement is more than a second ago.
 
-        Call this after an error that shows a lost connection or a read-only server. The other
-        connections probably have the same problem. Testing each of them would be slow, because a
-        test of a lost connection waits for a timeout.
+        Call this after an error that shows a lost connection or a read-only server, because the
+        other connections probably have the same problem. The connections are replaced without a
+        test, because the test of a lost connection waits for a timeout.
         """
         now = time.monotonic()
         if now - self._renewed_at > RENEW_SECONDS:
@@ -152,9 +153,10 @@ class Datastore(PostgresDatastore):
 
     @contextmanager
     def rows(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in autocommit mode, for reading.
+        """Takes a connection from the pool and yields its cursor in autocommit mode, for reading.
 
-        Raises the errors of psycopg and of the eventsourcing library (`DATABASE_ERRORS`).
+        A database error is raised as an error of psycopg or of the eventsourcing library
+        (`DATABASE_ERRORS`).
         """
         with self.get_connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             yield cursor
@@ -163,7 +165,8 @@ class Datastore(PostgresDatastore):
     def committed(self) -> Iterator[Cursor[TupleRow]]:
         """Yields a cursor in a transaction, which commits at the end of the `with` block.
 
-        Raises the errors of psycopg and of the eventsourcing library (`DATABASE_ERRORS`).
+        A database error is raised as an error of psycopg or of the eventsourcing library
+        (`DATABASE_ERRORS`).
         """
         with (
             self.get_connection() as conn,
@@ -176,10 +179,10 @@ class Datastore(PostgresDatastore):
 
     @contextmanager
     def reading(self) -> Iterator[Cursor[TupleRow]]:
-        """Yields a cursor in autocommit mode, for reading.
+        """Takes a connection from the pool and yields its cursor in autocommit mode, for reading.
 
-        Raises `StorageUnavailable` in place of a temporary database error, for example a lost
-        connection.
+        If a temporary database error happens, for example a lost connection, the method raises
+        `StorageUnavailable`.
         """
         with translated(self), self.rows() as cursor:
             yield cursor
@@ -188,8 +191,8 @@ class Datastore(PostgresDatastore):
     def writing(self) -> Iterator[Cursor[TupleRow]]:
         """Yields a cursor in a transaction, which commits at the end of the `with` block.
 
-        Raises `StorageUnavailable` in place of a temporary database error, for example a lost
-        connection.
+        If a temporary database error happens, for example a lost connection, the method raises
+        `StorageUnavailable`.
         """
         with translated(self), self.committed() as cursor:
             yield cursor
@@ -201,18 +204,18 @@ class Datastore(PostgresDatastore):
         *,
         binary: bool = False,
     ) -> list[TupleRow]:
-        """Runs a statement as a prepared statement and returns all its rows.
+        """Runs a prepared statement and returns all its rows.
 
         With `binary=True` PostgreSQL sends the columns in binary format, which is faster for long
-        byte strings. Raises `StorageUnavailable` in place of a temporary database error.
+        byte strings. If a temporary database error happens, the method raises `StorageUnavailable`.
         """
         with self.reading() as cursor:
             return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
 
     def fetch_one(self, statement: str, params: Mapping[str, Any] | None = None) -> TupleRow | None:
-        """Runs a statement as a prepared statement. Returns its first row, or `None` without rows.
+        """Runs a prepared statement and returns its first row, or `None` if it returns zero rows.
 
-        Raises `StorageUnavailable` in place of a temporary database error.
+        If a temporary database error happens, the method raises `StorageUnavailable`.
         """
         with self.reading() as cursor:
             return cursor.execute(statement, params, prepare=True).fetchone()

@@ -1,8 +1,8 @@
-"""A psycopg connection with a deadline that this process enforces, even if the server is silent.
+"""Defines a psycopg connection with a deadline that works even if the server has stopped answering.
 
-A database server can stop answering without closing its connections: it is suspended, swapped out,
-or the network drops all packets. The server's statement timeout then has no effect, and TCP
-timeouts do not exist for local sockets. For such cases each borrowed connection has a deadline.
+A database server can stop answering while its connections stay open. Examples are a suspended
+server, and a network that drops all packets. The server's statement timeout then has no effect, and
+local sockets have no TCP timeouts. So each connection that is taken from the pool has a deadline.
 After the deadline this process shuts the socket down, and the running statement fails with a lost
 connection.
 """
@@ -21,9 +21,9 @@ from psycopg import Connection
 
 
 class DeadlineConnection(Connection[Any]):
-    """A psycopg connection that shuts its socket down when the time `deadline` has passed.
+    """A psycopg connection that shuts its socket down after the time `deadline`.
 
-    The running statement then fails with a lost connection.
+    The statement that is running at that time fails with a lost connection.
     """
 
     #: a time of the monotonic clock, in seconds
@@ -34,11 +34,11 @@ class DeadlineConnection(Connection[Any]):
         return super().wait(self._bounded(gen) if is_bounded else gen, *args, **kwargs)
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Wraps a psycopg generator that waits for the server, and checks the deadline at each
-        step.
+        """Adds a check of the deadline to a psycopg generator that waits for the server.
 
-        After the deadline it shuts the socket down. A step takes at most 0.1 seconds, because
-        psycopg resumes the generator that often.
+        The check runs each time psycopg resumes the generator, which is at least every 0.1 seconds.
+        After the deadline the check shuts the socket down, and psycopg then reports a lost
+        connection.
         """
         try:
             wanted = next(gen)

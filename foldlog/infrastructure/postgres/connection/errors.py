@@ -30,10 +30,10 @@ _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 def is_connection_error(exc: BaseException) -> bool:
     """Tells whether an error means that the connection to the database is lost.
 
-    If the connection is lost during a COMMIT, the transaction may or may not be stored. The
-    decision uses the error's SQLSTATE, if there is one. The Python class of the error is not
-    enough, because psycopg also raises `OperationalError` for timeouts and for exceeded limits of
-    the server.
+    If such an error happens during a COMMIT, it is unknown whether the transaction was stored. The
+    function looks at the SQLSTATE of the error. If the error has no SQLSTATE, the function looks at
+    the Python class. The class alone is not enough, because psycopg also raises `OperationalError`
+    for timeouts and for exceeded limits of the server.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
@@ -48,7 +48,7 @@ def is_connection_error(exc: BaseException) -> bool:
 
 
 def is_temporary(exc: BaseException) -> bool:
-    """Tells whether the same statement may succeed if it is tried again later.
+    """Tells whether a database error is temporary: the same statement may succeed at a later time.
 
     Examples are a lost connection, a deadlock, a full disk, and a server that is restarting.
     """
@@ -63,8 +63,8 @@ def is_lock_timeout(exc: BaseException) -> bool:
 def needs_new_connections(exc: BaseException) -> bool:
     """Tells whether an error means that the pool must replace its connections.
 
-    This is the case if connections are lost, or lead to a server that only accepts reads. A new
-    connection may reach another host of the database URL, which accepts writes.
+    This is the case if a connection is lost, or if its server only accepts reads. A new connection
+    may reach another host of the database URL, which accepts writes.
     """
     return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
 
@@ -83,11 +83,12 @@ class Pool(Protocol):
 
 @contextmanager
 def translated(pool: Pool) -> Iterator[None]:
-    """Raises `StorageUnavailable` in place of a temporary database error inside the `with` block.
+    """Replaces a temporary database error in the `with` block by `StorageUnavailable`.
 
-    All other errors are raised unchanged. After a lost connection or a read-only server, the pool's
-    connections are replaced as well. `Datastore.reading`, `writing`, `fetch_all` and `fetch_one`
-    already do all this. Use this function around code that borrows connections in another way.
+    All other errors are raised unchanged. After a lost connection, and after an error of a
+    read-only server, this function also replaces the connections of `pool`. The methods `reading`,
+    `writing`, `fetch_all` and `fetch_one` of `Datastore` already use this function. Other code must
+    use it around its database calls.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Reads the stored events of a log in batches, with their salts and hashes, for an audit."""
+"""Reads the stored events of a log, with their salts and hashes, in batches for an audit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SELECT_EVIDENCE = select_page("originator_version, state, salt, ops_hash")
 def evidence(
     datastore: Datastore, space: str, *, after: int, through: int
 ) -> Iterator[list[Evidence]]:
-    """Yields batches of the stored events with `after < seq <= through`, in the order of seq.
+    """Yields the stored events with `after < seq <= through` as lists, in the order of seq.
 
-    If events are missing in the log, they are left out without an error. The audit detects the gap.
+    If events are missing in the log, the lists lack them too. The audit detects such a gap.
     """
     while after < through:
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=BATCH_BYTES)

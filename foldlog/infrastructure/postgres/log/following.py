@@ -1,8 +1,9 @@
-"""Keeps the `LogTailCache` of a process up to date with the appends of all other processes.
+"""Keeps the `LogTailCache` of this process up to date when other processes append events.
 
-PostgreSQL notifications announce those appends at once. The follower also reads the heads of all
-cached and watched spaces every `LOOK_SECONDS`. This second way finds appends whose notification was
-lost, detects a database that was restored from a backup, and confirms the other cached heads.
+A PostgreSQL notification tells the follower about each append. Notifications can get lost. So every
+`LOOK_SECONDS` the follower also reads the heads of all cached and watched spaces from the database,
+and compares them with the cache. This comparison also detects a database that was restored from a
+backup.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ SELECT space, log::text, head, mark
 class Follower:
     """A thread that updates the tail cache when other processes append events.
 
-    `read_on(space)` is a method of the event store that reads new events into the cache. A web
-    process calls `start`. Commands such as `foldlog export` do not need a follower.
+    The thread calls `read_on(space)` to read the new events of a space into the cache. Only web
+    processes call `start`. Commands such as `foldlog export` work without this thread.
     """
 
     def __init__(self, datastore: Datastore, tails: LogTailCache, read_on: Callable[[str], None]):

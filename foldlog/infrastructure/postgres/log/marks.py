@@ -1,6 +1,6 @@
-"""Computes marks from stored events. The service checks the marks in readers' cursors against them.
+"""Computes marks from stored events. A mark is a short hash of a log's history up to a seq.
 
-A mark is a short hash of a log's history up to a seq.
+A reader's cursor contains a mark. The service compares it with the computed mark.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ SELECT originator_version, state, ops_hash
 
 
 def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
-    """Returns {seq: mark} for rows of `SELECT_FOR_MARKS`, and the empty mark for seq 0."""
+    """Returns {seq: mark} for rows of the statement `SELECT_FOR_MARKS`.
+
+    The result also contains the seq 0, whose mark is the empty string.
+    """
     marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
     return {0: "", **marks}
 
 
 def mark_at(conn: Connection[Any], space: str, seq: int) -> str:
-    """Reads the event at `seq` and returns its mark. For seq 0 the mark is empty.
+    """Reads the event with this seq and returns its mark. For seq 0 it returns the empty string.
 
     Raises `KeyError` if there is no event with this seq.
     """

@@ -1,6 +1,7 @@
-"""Builds statements that read a page of a log, limited by a number of events and of bytes.
+"""Builds SQL statements that read one page of a log.
 
-The file docs/reference/statements.sql shows each of these statements in full.
+A page has a greatest number of events and a greatest size in bytes. The file
+docs/reference/statements.sql shows each of these statements in full.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ SELECT {columns}
 
 
 def select_page(columns: str, filter: str = "") -> str:
-    """Returns an SQL statement that reads a page of events with the given columns.
+    """Returns an SQL statement that reads one page of events from a log.
 
-    `filter` is a further SQL condition that begins with ` AND `. Execute the statement with the
-    parameters of `page_params`.
+    `columns` are the columns to read. `filter` is a further SQL condition that begins with ` AND `.
+    Execute the statement with the parameters that `page_params` returns.
     """
     return _SELECT_PAGE.format(columns=columns, filter=filter)
 
@@ -73,8 +74,8 @@ def page_params(
 ) -> dict[str, Any]:
     """Returns the parameters of a `select_page` statement for events with `after < seq <= through`.
 
-    The page has at most `limit` events. It ends early with the event that brings its size above
-    `bytes_max` bytes.
+    The page has at most `limit` events. If their size exceeds `bytes_max` bytes, the page ends with
+    the event that exceeds this size.
     """
     return {
         "space": space,

@@ -1,4 +1,4 @@
-"""Reads events from the log in the database: pages for devices and streams, and exports."""
+"""Reads events of a log from the database, for devices, for streams and for exports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TAIL_EVENTS = 500
 
 
 class _Page(NamedTuple):
-    """The values that one round trip to the database reads for a page of the log."""
+    """The values that one round trip to the database returns when it reads a page of the log."""
 
     log: str
     head: int
@@ -64,7 +64,7 @@ class _Page(NamedTuple):
 class RangeReader:
     """Reads events from the database.
 
-    A read that reaches the head of a log also adds this head to the tail cache.
+    If a page ends at the head of the log, the reader also stores this head in the tail cache.
     """
 
     def __init__(self, datastore: Datastore, limits: Limits, tails: LogTailCache):
@@ -135,8 +135,9 @@ class RangeReader:
     def read_tail(self, space: SpaceId) -> None:
         """Reads the newest events of a space from the database and adds them to the tail cache.
 
-        If the space is not cached, or its cached end is more than `TAIL_EVENTS` events behind the
-        head, only the head is cached. Does nothing for an unknown space.
+        If the cache does not contain the space, or lacks more than `TAIL_EVENTS` events, this
+        method stores only the head in the cache. If the database has no such space, it does
+        nothing.
         """
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
@@ -163,10 +164,11 @@ class RangeReader:
 
 
 def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:
-    """Returns the bytes of an event in the form in which this reader receives it.
+    """Returns the bytes that a reader receives for an event.
 
-    An event that was skipped and is unreadable becomes its placeholder. A changeset of the reader
-    itself gets the short form. All other events are returned as they are stored.
+    If the event was skipped and is unreadable, the function returns `placeholder`. If the event is
+    a changeset of the reader's own device (`is_own`), it returns the short form of the event.
+    Otherwise it returns the stored bytes.
     """
     if placeholder is not None and not is_readable(seq, state):
         return placeholder

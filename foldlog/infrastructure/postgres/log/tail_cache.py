@@ -1,14 +1,15 @@
-"""Caches the newest events of each log in memory, because most readers ask for these.
+"""Caches the newest events of each log in memory, because most readers ask for these events.
 
 A process adds the events that it appends or reads. Stored events do not change, so cached events
-stay correct. The cached end of a log becomes old when another process appends. Notifications
-announce such appends. The follower also reads the heads every few seconds, because notifications
-can get lost.
+stay correct. But the cached head becomes outdated when another process appends events. A
+notification then tells this process about the append. Notifications can get lost, so the follower
+also reads the heads from the database every few seconds.
 
-The cache answers only if the end was confirmed in the last seconds. An answer is therefore correct,
-but may miss events that were appended during the delay of a notification. If the cache is not
-certain, it returns `None` and the caller asks the database. An invalid cursor is also left to the
-database, which refuses it.
+The cache answers for a space only if the cached head was confirmed in the last
+`CONFIRMED_SECONDS_MAX` seconds. The answer has the correct events, but it can lack new events whose
+notification is still on its way. If the cache cannot answer, or if the cursor of the query is
+invalid, the cache returns `None`. The caller then reads from the database, and this read rejects an
+invalid cursor.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ENTRY_BYTES = 600
 
 
 class LogEnd(NamedTuple):
-    """The end of a log, as read from or written to the database: its head and its last events."""
+    """The head and the last events of a log, just read from the database or written to it."""
 
     log: str
     head: int
@@ -119,9 +120,7 @@ class LogTailCache:
     # Reading
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Returns the page of the log for a query. Returns `None` if the caller must ask the
-        database.
-        """
+        """Returns the page for a query, or `None` if the caller must read it from the database."""
         with self._lock:
             tail = self._tails.get(space)
             if (
@@ -147,7 +146,7 @@ class LogTailCache:
         return is_confirmed and tail.announced_head <= tail.head
 
     def head(self, space: SpaceId) -> int | None:
-        """Returns the head of a log, or `None` if the caller must ask the database."""
+        """Returns the head of a log, or `None` if the caller must read it from the database."""
         with self._lock:
             tail = self._tails.get(space)
             return tail.head if tail is not None and self._is_current(tail) else None
@@ -169,7 +168,7 @@ class LogTailCache:
         return events, last
 
     def mark_at(self, space: SpaceId, seq: int) -> str | None:
-        """Returns the mark of the log at `seq`, or `None` if the cache does not have this event."""
+        """Returns the mark of the log at `seq`, or `None` if this event is missing in the cache."""
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else tail.mark_at(seq)
@@ -177,11 +176,11 @@ class LogTailCache:
     # Updating
 
     def update(self, space: SpaceId, end: LogEnd) -> None:
-        """Adds the newest events of a log to the cache, and calls the functions that watch the
-        space.
+        """Adds the newest events of a log to the cache, and calls the functions given to `watch`.
 
-        Events that the cache already has are ignored. If events between the cached ones and these
-        are missing, or the log has a new id, the new end replaces the cached one.
+        If the cache already has all these events, it only stores the time of the confirmation. If
+        the log has another id than the cached log, or if events between the cached head and `end`
+        are missing, the cached events are removed first.
         """
         log, head, entries, mark_before, confirmed_at = end
         assert not entries or entries[-1].seq == head
@@ -216,8 +215,9 @@ class LogTailCache:
     def announce(self, space: SpaceId, head: int) -> bool:
         """Tells the cache that another process has appended events up to `head`.
 
-        Until these events are added, the cache does not answer for this space. Returns `True` if
-        the caller should read them now, because a reader watches the space.
+        Until these events are added, the cache returns `None` for queries about this space. The
+        method returns `True` if the caller should read the events into the cache now. This is the
+        case if they are not cached and a reader watches the space.
         """
         with self._lock:
             tail = self._tails.get(space)
@@ -233,12 +233,14 @@ class LogTailCache:
             return space in self._watchers
 
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
-        """Compares the cached end of a log with the head that was just read from the database.
+        """Compares the cached head of a log with `end`, which was just read from the database.
 
-        `end.entries` is empty. If the heads are equal, the cached end counts as confirmed. If the
-        log in the database is shorter, or has another id or mark, the space is dropped from the
-        cache. Returns `True` if the caller should read newer events now, because a reader watches
-        the space.
+        If the heads are equal, the cached head is confirmed. If the log in the database is shorter,
+        or has another id or mark, the space is removed from the cache. If the log in the database
+        is longer, the cache returns `None` for queries until the new events are added.
+
+        Returns `True` if the caller should read new events into the cache now, because a reader
+        watches the space. The caller must pass an `end` without entries.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -275,9 +277,10 @@ class LogTailCache:
             return {*self._tails, *self._watchers}
 
     def head_and_mark(self, space: SpaceId) -> tuple[int, str] | None:
-        """Returns the seq and the mark of the last cached event. Both may be out of date.
+        """Returns the seq and the mark of the last cached event of a space.
 
-        Returns `None` if the space is not cached.
+        Returns `None` if the cache does not contain the space. The log in the database may already
+        have newer events.
         """
         with self._lock:
             tail = self._tails.get(space)
@@ -288,7 +291,8 @@ class LogTailCache:
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
         """Registers a function that is called each time the log of a space has grown.
 
-        The calls come from any thread. Returns another function, which removes the registration.
+        The function must be safe to call from any thread. `watch` returns another function, which
+        ends the registration.
         """
         with self._lock:
             self._watchers.setdefault(space, []).append(on_growth)

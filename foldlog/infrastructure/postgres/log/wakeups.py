@@ -1,8 +1,8 @@
 """Sends and receives PostgreSQL notifications that tell other processes that a log has grown.
 
-The announcer sends a notification after the commit of an append. It combines several spaces in one
-transaction, because NOTIFY takes a global lock at commit. If a notification is lost, its receiver
-finds the new events at its next poll, because it also reads the tables regularly.
+The announcer sends a notification after the commit of an append. It sends the notifications of
+several spaces in one transaction, because each transaction with NOTIFY takes a global lock when it
+commits. Notifications can get lost, so the receivers also read the tables every few seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ LISTEN_SECONDS = 1.0  #: the longest time that the listener needs to notice `clo
 
 
 class _Pending:
-    """A queue between two threads that keeps only the greatest head of each space."""
+    """A queue that passes the new heads of spaces from one thread to another.
+
+    For each space it keeps only the greatest head.
+    """
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -90,7 +93,7 @@ class Announcer:
 
 
 class Wakeups:
-    """Receives the notifications about grown logs from all processes, in a background thread."""
+    """A background thread that receives the notifications of all processes about grown logs."""
 
     def __init__(self, url: str):
         self._url = url
@@ -104,10 +107,9 @@ class Wakeups:
         return self._closing.is_set()
 
     def wait(self, timeout_seconds: float) -> dict[str, int]:
-        """Waits until at least one log has grown. Returns {space: new head} of all logs that have
-        grown.
+        """Waits until at least one log has grown. Returns {space: new head} of all grown logs.
 
-        Returns an empty dict after `timeout_seconds`, or when the object is closed.
+        If `timeout_seconds` have passed, or the object is closed, it returns an empty dict.
         """
         return self._pending.take(timeout_seconds)
 

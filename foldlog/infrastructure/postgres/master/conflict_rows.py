@@ -34,7 +34,7 @@ STATEMENT_CONFLICTS = 20_000
 
 
 class ConflictRows:
-    """Collects conflicts as rows. `add` tells the caller when they fill one INSERT statement."""
+    """Collects conflicts as rows for an INSERT statement, until the rows fill one statement."""
 
     def __init__(self) -> None:
         self._clear()
@@ -49,7 +49,8 @@ class ConflictRows:
     def add(self, number: int, conflict: Conflict) -> bool:
         """Adds a conflict. `number` is its place among the conflicts of the same event, from 0.
 
-        Returns `True` if the rows should be written now, because they fill one statement.
+        Returns `True` if the collected rows fill one INSERT statement. The caller should then write
+        them.
         """
         document = msgspec.json.encode(conflict_document(conflict))
         self._rows.append((number, conflict, document))
@@ -59,7 +60,7 @@ class ConflictRows:
     def take(self) -> dict[str, Array]:
         """Removes all collected rows, and returns them as parameters of `INSERT_CONFLICTS`.
 
-        The caller adds the parameters `space` and `generation`.
+        The caller must add the parameters `space` and `generation`.
         """
         rows = self._rows
         self._clear()

@@ -1,4 +1,6 @@
-"""Reads pages of the conflict ledger, with filters by collection, record, field and device."""
+"""Reads pages of the conflict ledger, with optional filters by collection, record, field and
+device.
+"""
 
 from __future__ import annotations
 
@@ -105,10 +107,11 @@ class ConflictReader(VersionReader):
     def _scan_end(
         self, statement: str, space: SpaceId, params: dict[str, Any]
     ) -> tuple[int, int] | None:
-        """Returns the seq and number of the last conflict that this page may scan.
+        """Returns the seq and number of the last conflict that a page with a slow filter may read.
 
-        A page that filters by field or device scans a limited number of conflicts, because these
-        filters have no index. Returns `None` if the rest of the ledger is shorter than this limit.
+        Filters by field or device are slow, because they have no index. A page with such a filter
+        reads at most `page_scan_max` conflicts. Returns `None` if the rest of the ledger has fewer
+        conflicts.
         """
         return self._datastore.fetch_one(
             statement, {**params, "space": space, "scan_max": self._limits.page_scan_max}

@@ -116,10 +116,11 @@ class DiffReader(MomentReader):
     def _touched(
         self, space: SpaceId, collection: str | None, after: int, through: int
     ) -> tuple[dict[Key, int], int]:
-        """Reads the next batch of events with `after < seq <= through`.
+        """Reads a batch of events with `after < seq <= through`, and finds the records they touch.
 
-        Returns {record key: seq of the last event of the batch that touches the record}, and the
-        seq up to which the batch reaches.
+        The first returned value is {record key: seq of the last event of the batch that touches the
+        record}. The second value is the seq at which the batch ends: `through`, or less if the
+        batch has reached its limit of events or bytes.
         """
         bytes_max = self._limits.page_bytes_max
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=bytes_max)
@@ -154,9 +155,9 @@ class DiffReader(MomentReader):
 
 
 def _difference_of(row: Any) -> Difference | None:
-    """Returns the difference between the two states of a record in a row of `SELECT_DIFFERENT`.
+    """Returns the difference between two states of a record, or `None` if the states are equal.
 
-    Returns `None` if the two states are equal.
+    `row` is a row of the statement `SELECT_DIFFERENT`, which contains both states.
     """
     _, collection, id, *_ = row
     fields, is_deleted, last_modified, seq, created_seq = row[8:]

@@ -35,9 +35,10 @@ SELECT low
 
 
 def state_at(collection: str, id: str, seq: str) -> str:
-    """Returns an SQL subquery that selects a record in the state that it had at a seq.
+    """Returns an SQL subquery that selects the state that a record had at a seq.
 
-    All arguments are SQL expressions, such as `%(id)s` or `f.id`.
+    The arguments are SQL expressions for the record's collection, the record's id and the seq.
+    Examples are `%(id)s` and `f.id`.
     """
     return f"""
                SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,

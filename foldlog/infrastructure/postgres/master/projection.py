@@ -1,6 +1,7 @@
 """Defines the projection that fills the master table.
 
-It writes the current records, all their versions, the conflict ledger, and the records' local ids.
+The projection writes the current records, all their versions, the conflict ledger, and the local
+ids of the records.
 """
 
 from __future__ import annotations
@@ -102,9 +103,9 @@ RETURNING id
 
 
 class RecordsTooLarge(Exception):
-    """Raised if the records that one event touches exceed `touched_bytes_per_event_max` in total.
+    """The records that an event touches are larger than `touched_bytes_per_event_max` in total.
 
-    The event then halts the projection of its space.
+    The projection of the space then halts at this event.
     """
 
 
@@ -114,9 +115,9 @@ class MasterProjection:
     For each page of events it reads each touched record once, folds the events in memory, and
     writes the record once. It also writes one version of the record for each event that touched it.
 
-    A page is written in parts, which limits the memory for rows that wait to be written. A part
-    ends with the event that fills a statement. In pipeline mode PostgreSQL writes one part while
-    this code folds the next one.
+    The rows of a page are written in parts, so that few rows wait in memory. A part ends when its
+    rows fill one SQL statement. In pipeline mode PostgreSQL writes one part while this code folds
+    the events of the next part.
     """
 
     name = "master"
@@ -149,7 +150,7 @@ class MasterProjection:
     ) -> None:
         """Deletes a record from the given generations, with its versions, conflicts and local ids.
 
-        The caller must have locked these generations.
+        Before the call, the caller must lock these generations.
         """
         params = {
             "space": space,
@@ -188,10 +189,10 @@ class MasterProjection:
                 size, start = 0, end
 
     def _load(self, to: Generation[RecordCache], keys: set[Key]) -> dict[Key, Record]:
-        """Returns those records of `keys` that exist, from the cache or from the database.
+        """Returns the records with the given keys, from the cache or else from the database.
 
-        Raises `RecordsTooLarge` if their values exceed the limit of bytes. The caller can then
-        retry with fewer events.
+        Keys without a record are left out. Raises `RecordsTooLarge` if the records in the database
+        exceed the limit of bytes. The caller can then try again with fewer events.
         """
         records = to.cache.find(keys)
         missing = keys - records.keys()
@@ -239,9 +240,10 @@ class MasterProjection:
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
-    """Splits a page of events into parts, so that each erasure is the first event of a part.
+    """Splits a page of events into parts. Each erasure becomes the first event of a part.
 
-    An erasure deletes rows, so all events before it must have been written.
+    An erasure deletes rows in the database. So the rows of all earlier events must be written
+    before it.
     """
     starts = [n for n, event in enumerate(events) if event.erased_key is not None]
     if not starts:

@@ -1,7 +1,7 @@
-"""Reads pages from the live generation of the master table. Rows and bytes of a page are limited.
+"""Reads pages from the live generation of the master table.
 
-Each page is read by one SQL statement. The file docs/reference/statements.sql shows each of these
-statements in full.
+A page has a greatest number of rows and a greatest size in bytes. Each page is read by one SQL
+statement. The file docs/reference/statements.sql shows each of these statements in full.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def page_of(page: str, order: str) -> str:
     """Returns an SQL statement that reads a page of rows from the live generation.
 
     The statement also reads the log's id, the log's head, and the projection's position. `page` is
-    the SELECT of the page's rows. Its first column must be the number of candidates: the rows that
+    the SELECT of the page's rows. The first column of this SELECT must be the number of rows that
     the page would have without a limit of bytes.
     """
     return _PAGE.format(page=page, order=order)
@@ -77,9 +77,9 @@ def page_of(page: str, order: str) -> str:
 def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) -> str:
     """Returns an SQL statement that reads a page whose size in bytes is limited.
 
-    `candidates` is the SELECT of the rows, `columns` are the columns to return, and `values` are
-    the large columns whose bytes are counted. The first row is always returned, even if it is too
-    large.
+    `candidates` is the SELECT of the rows, and `columns` are the columns to return. `values` are
+    the large columns, whose bytes are added up. The page ends before the row that exceeds the
+    limit. It has at least one row, even if this row is too large.
     """
     page = _BOUNDED.format(
         columns=columns,
@@ -93,7 +93,10 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
 
 @dataclass(frozen=True)
 class Scope:
-    """The space that a page is read from, and the conditions that its live generation must meet."""
+    """The space from which a page is read, and the conditions for its live generation.
+
+    If the generation does not meet the conditions, the read fails.
+    """
 
     space: SpaceId
     #: the seq that the projection must have reached
@@ -103,8 +106,9 @@ class Scope:
 
 
 class Found(NamedTuple):
-    """The rows of one page. Also the log's id and head and the projection's position at that
-    moment.
+    """The rows of one page, and the log's id, the log's head and the projection's position.
+
+    All values are from the same moment.
     """
 
     log: str
@@ -115,13 +119,16 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns at most `limit` rows of the page, and `True` if further rows follow them."""
+        """Returns the first `limit` rows of the page, and whether further rows follow them."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 
 
 class LiveReader:
-    """Reads pages from the live generation of the master table. Base class of all its readers."""
+    """Reads pages from the live generation of the master table.
+
+    This is the base class of the classes that read records, versions, conflicts and snapshots.
+    """
 
     def __init__(self, datastore: Datastore, *, limits: Limits = LIMITS):
         self._datastore = datastore
@@ -142,7 +149,7 @@ class LiveReader:
         *,
         is_bounded: bool = True,
     ) -> Found:
-        """Reads a page of up to `limit + 1` rows. The extra row shows that another page follows.
+        """Reads a page of up to `limit + 1` rows. If there is an extra row, another page follows.
 
         With `is_bounded=False` the size in bytes is unlimited.
         """
@@ -152,12 +159,12 @@ class LiveReader:
         )
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
-        """Runs a statement that `page_of` or `bounded` has built, and returns its rows.
+        """Runs a statement that `page_of` or `bounded` has built, and returns the rows of the page.
 
-        Raises `UnknownSpace` if there is no such space, and `HistoryUnavailable` if the scope needs
-        the history but the generation has none. If the scope's `at_least` is beyond the log's head,
-        it raises `LogBehind`. If it is only beyond the projection's position, it raises
-        `ProjectionBehind`.
+        Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if the scope
+        needs the history but the live generation has none. Raises `LogBehind` if the log has not
+        reached the seq `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq
+        but the projection has not.
         """
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)
@@ -183,7 +190,7 @@ class LiveReader:
 
 
 def view_of_row(row: Any) -> RecordView:
-    """Converts a row to a record. The row must begin with the columns of `VIEW`."""
+    """Converts a database row to a `RecordView`. The row must begin with the columns of `VIEW`."""
     collection, id, fields, is_deleted, last_modified, seq, created_seq = row[:7]
     return RecordView(
         collection,

@@ -1,4 +1,4 @@
-"""Caches records in memory that a projection has read or written in its last batches."""
+"""Caches in memory the records that a projection has read or written in its last batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ CACHE_BYTES = 64 * 2**20
 
 
 class RecordCache:
-    """A cache of records of one generation, in the state that they have at the seq `position`.
+    """A cache of records of one generation, in their state after the event with the seq `position`.
 
     Records of the open transaction always stay in the cache, because other connections cannot read
-    them before the commit. Committed records stay while they fit into the limit of bytes. The
-    records of the oldest batches are removed first.
+    them before the commit. Committed records stay until the cache reaches its limit of bytes. The
+    records of the oldest batches are then removed first.
     """
 
     def __init__(self, position: int, *, bytes_max: int = CACHE_BYTES):
@@ -37,8 +37,9 @@ class RecordCache:
         return found
 
     def add(self, records: dict[Key, Record], size: int, position: int) -> None:
-        """Adds records and sets the cache's position. `size` is the size of their written rows in
-        bytes.
+        """Adds records to the cache, and sets the cache's position to `position`.
+
+        `size` is the size in bytes of the rows that were written for these records.
         """
         self._recent |= records
         self.bytes_uncommitted += size
@@ -51,8 +52,8 @@ class RecordCache:
     def on_commit(self) -> None:
         """Removes the older records if the newer ones fill half of the limit of bytes.
 
-        The caller must call this after each commit. From then on every connection can read the
-        written records from the database, so the cache need not keep them.
+        The caller must call this after each commit. After a commit every connection can read the
+        written records from the database, so the cache may remove them.
         """
         self._bytes += self.bytes_uncommitted
         self.bytes_uncommitted = 0

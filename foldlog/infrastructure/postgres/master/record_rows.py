@@ -1,4 +1,4 @@
-"""Converts records to rows of the tables `records` and `versions`, and rows to records."""
+"""Converts records to rows of the tables `records` and `versions`, and database rows to records."""
 
 from __future__ import annotations
 
@@ -123,25 +123,26 @@ _decode_write = msgspec.json.Decoder(Write).decode
 
 
 def select_wanted(space: str, generation: str) -> str:
-    """Returns an SQL statement that reads several records by their keys, with all `COLUMNS`.
+    """Returns an SQL statement that reads the records with given keys.
 
-    The statement's parameters `collections` and `ids` are arrays of the same length, and
-    `bytes_max` limits the bytes of large columns. The arguments of this function are SQL
-    expressions. The rows are ordered by collection and id.
+    `space` and `generation` are SQL expressions. The statement has the parameters `collections` and
+    `ids`, two arrays of the same length that contain the keys. Its parameter `bytes_max` limits the
+    bytes of the large columns. The statement returns the columns `COLUMNS`, ordered by collection
+    and id.
     """
     return _SELECT_WANTED.format(space=space, generation=generation)
 
 
 def lacks_values(row: Sequence[Any]) -> bool:
-    """Tells whether a row of `select_wanted` has NULL instead of its large columns.
+    """Tells whether the large columns of a row of `select_wanted` are NULL.
 
-    This happens if the requested records together exceed `bytes_max`.
+    This is the case if this record and the ones before it exceed `bytes_max` bytes in total.
     """
     return row[_FIELDS] is None
 
 
 def record_of(row: Sequence[Any]) -> Record:
-    """Converts a row with the columns `COLUMNS` to a record."""
+    """Converts a database row with the columns `COLUMNS` to a record."""
     (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
     (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
     return Record(
@@ -166,9 +167,9 @@ def _ms_of(time: str) -> int | None:
 
 
 class StateRows:
-    """Collects the states that records have after each event, as rows for one statement.
+    """Collects the state of each touched record after each event, as rows for one SQL statement.
 
-    `records` are the records as they were before the first of these events. `add` tells the caller
+    `records` are the records in their state before the first of these events. `add` returns `True`
     when the rows fill one statement.
     """
 
@@ -186,8 +187,8 @@ class StateRows:
     def add(self, key: Key, record: Record) -> bool:
         """Adds the state that a record has after an event.
 
-        Returns `True` if the collected states should be written now, because they fill one
-        statement.
+        Returns `True` if the collected states fill one statement. The caller should then write
+        them.
         """
         is_first = bool(record.created_seq) and key not in self._existing
         if is_first:
@@ -202,8 +203,8 @@ class StateRows:
     def take(self) -> dict[str, Array]:
         """Removes all collected states, and returns them as parameters of `WRITE_STATES`.
 
-        The caller adds the parameters `space` and `generation`. The rows are sorted by key. If all
-        writers lock rows in this order, they cannot deadlock.
+        The caller must add the parameters `space` and `generation`. The rows are sorted by key. So
+        two writers lock rows in the same order, which prevents deadlocks.
         """
         rows: list[_State] = []
         is_last: list[bool] = []

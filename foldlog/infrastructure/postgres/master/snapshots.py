@@ -1,6 +1,6 @@
-"""Reads snapshots from the master table: pages of all records of a space.
+"""Reads snapshots from the master table. A snapshot contains all records of a space, in pages.
 
-The records include the data that a device needs to merge later changes into them.
+Each record includes the data that a device needs to merge later changes into the record.
 """
 
 from __future__ import annotations

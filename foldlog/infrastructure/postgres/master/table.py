@@ -1,7 +1,7 @@
-"""Implements the `MasterTable` port on PostgreSQL.
+"""Implements the domain's interface `MasterTable` with PostgreSQL.
 
-This module reads the current records and the local ids. The class inherits all other reads, such as
-the history and the snapshots.
+This module reads the current records and the local ids. All other reads, such as the history and
+the snapshots, are inherited from classes in other modules of this package.
 """
 
 from __future__ import annotations

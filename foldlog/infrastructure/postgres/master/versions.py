@@ -1,6 +1,7 @@
 """Reads the history of one record.
 
-The history consists of the record's versions, their events, and the values that lost conflicts.
+The history consists of the record's versions, the events that made these versions, and the values
+that lost in conflicts.
 """
 
 from __future__ import annotations
@@ -134,10 +135,11 @@ class VersionReader(LiveReader):
     def _with_lost(
         self, select_lost: str, space: SpaceId, key: Key, rows: list[Any]
     ) -> tuple[list[Any], dict[int, list[bytes]]]:
-        """Reads the conflicts that belong to a page of versions of one record.
+        """Reads the conflicts of a page of versions of one record, and may shorten the page.
 
-        Returns the versions whose conflicts fit into the page, and {seq: conflicts of that
-        version}. Versions that are left out belong to the next page.
+        Returns the versions whose conflicts fit into the page, and {seq of a version: its
+        conflicts}. The first version stays in any case. The next page begins with the first version
+        that is left out.
         """
         if not rows:
             return rows, {}
@@ -161,7 +163,7 @@ class VersionReader(LiveReader):
     def _heads(self, space: SpaceId, seqs: Collection[int]) -> dict[int, EventHead]:
         """Returns {seq: event head} for the events with these seqs.
 
-        An event head holds the id, the device and the times of an event.
+        An event head contains the id, the device and the times of an event.
         """
         if not seqs:
             return {}

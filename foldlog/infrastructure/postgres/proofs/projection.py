@@ -46,9 +46,9 @@ RETURNING level
 
 
 def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
-    """Returns the parameters `levels` and `numbers` for statements that read or write these tiles.
+    """Returns the parameters `levels` and `numbers` for a statement that reads or writes tiles.
 
-    The caller adds the parameters `space` and `generation`.
+    The caller must add the parameters `space` and `generation`.
     """
     return {
         "levels": integer_array(tile.level for tile in tiles),
@@ -57,11 +57,12 @@ def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
 
 
 def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
-    """Returns the header of an event, which becomes a part of its leaf in the Merkle tree.
+    """Returns the header of an event. The header is a part of the event's leaf in the Merkle tree.
 
     `state` is the first part of the stored event. `hash_if_skipped` is the event's hash if the
-    event was skipped, otherwise `None`. Raises `ValueError` if the event is unreadable and was not
-    skipped. This error halts the projection.
+    event was skipped, otherwise `None`. If a skipped event is unreadable, the header is made from
+    this hash. Raises `ValueError` if an event is unreadable and was not skipped. This error halts
+    the projection.
     """
     try:
         return header_of(state)
@@ -72,7 +73,10 @@ def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
 
 
 class TreeCache:
-    """Keeps the unfinished tiles at the right edge of a Merkle tree between two batches."""
+    """Keeps the unfinished tiles of a Merkle tree in memory between two batches.
+
+    These are the tiles at the right edge of the tree, to which new leaves are appended.
+    """
 
     bytes_uncommitted = 0  # the edge stays at a few KB, also in a large transaction
 
@@ -88,9 +92,9 @@ class TreeCache:
 
 
 class ProofsProjection:
-    """Appends one leaf to the Merkle tree for each event.
+    """Appends one leaf to the Merkle tree of a log for each event.
 
-    The leaf consists of the event's header and the hash of its operations.
+    The leaf consists of the event's header and the hash of the event's operations.
     """
 
     name = "proofs"

@@ -1,4 +1,7 @@
-"""Implements the `ProofTree` port on PostgreSQL: reads the Merkle trees, and stores checkpoints."""
+"""Reads the Merkle trees from PostgreSQL, and reads and stores the signed checkpoints.
+
+The class implements the domain's interface `ProofTree`.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtex
 
 
 class Heads(NamedTuple):
-    """The head of a log, and the number of events that the Merkle tree over this log covers."""
+    """The id and the head of a log, and the number of events in the Merkle tree over this log."""
 
     log: str
     head: int
@@ -154,8 +157,9 @@ class PostgresProofTree(ProofTree):
     def to_sign(self) -> list[SpaceId]:
         """Returns the spaces that need a new checkpoint.
 
-        These are the spaces whose Merkle tree or log id has changed since their last checkpoint,
-        and those whose signer has reported an error.
+        A space needs a new checkpoint if it has none, or if its Merkle tree or log id has changed
+        since the last checkpoint. A space also needs one if the signer has reported an error for
+        it. Spaces with an empty Merkle tree are left out.
         """
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]
@@ -163,7 +167,7 @@ class PostgresProofTree(ProofTree):
     def published(self) -> list[tuple[SpaceId, str, bytes]]:
         """Returns a tuple (space, log id, signed note) for each space that has a signed checkpoint.
 
-        The note is the text of the space's last checkpoint.
+        The signed note is the text of the last checkpoint of the space.
         """
         with self._datastore.rows() as cursor:
             rows = cursor.execute(SELECT_PUBLISHED, prepare=True).fetchall()
@@ -178,7 +182,7 @@ class PostgresProofTree(ProofTree):
 
     @contextmanager
     def signing(self, space: SpaceId) -> Iterator[bool]:
-        """Tries to take the signing lock of a space for the time of the `with` block.
+        """Tries to lock a space for signing until the `with` block ends.
 
         Yields `True` if this process has the lock, and `False` if another process has it.
         """

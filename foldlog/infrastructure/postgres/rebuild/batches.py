@@ -1,6 +1,7 @@
-"""Projects a batch of events to a generation that is locked.
+"""Projects batches of events to a generation that the caller has locked.
 
-If an event of the batch cannot be projected, the module finds this event by bisection.
+If an event of a batch cannot be projected, the module tries half of the batch, then half of that,
+until it finds the event.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BATCH_SECONDS = 2.0
 
 
 class Halted(Exception):
-    """The projection cannot process the event `seq`. `why` is the text of the error."""
+    """The projection failed at the event with the seq `seq`. `why` is the text of the error."""
 
     def __init__(self, generation: int, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -42,7 +43,7 @@ class Halted(Exception):
 class BatchProjector:
     """Projects batches of at most `batch_events` events to a generation.
 
-    The caller begins the transaction, locks the generation, and commits.
+    The caller must begin the transaction, lock the generation, and commit.
     """
 
     def __init__(self, projection: Projection[Any], batch_events: int):
@@ -52,11 +53,12 @@ class BatchProjector:
         self.positions = Positions(projection.name, projection.version)
 
     def advance(self, to: Generation[Any], until: int = INTEGER_MAX) -> int:
-        """Projects events after the generation's position, and returns the new position.
+        """Projects the events after the generation's position, and returns the new position.
 
-        It stops at the seq `until`, or earlier at a limit of events, bytes or time. The caller must
-        have locked the generation. Raises `Halted` if the first event cannot be processed, and a
-        database error if the connection breaks.
+        It stops at the seq `until`, or earlier at a limit of events, bytes or time. If the
+        processing of a later event fails, it stops before this event. If the processing of the
+        first event fails, it raises `Halted`. If the connection is lost, it raises the database
+        error. The caller must have locked the generation.
         """
         start, connection = to.cache.position, to.cursor.connection
         ends_at = time.monotonic() + BATCH_SECONDS
@@ -97,7 +99,7 @@ class BatchProjector:
     def _parts(self, to: Generation[Any], position: int, until: int) -> Iterator[None]:
         """Reads events page by page, folds them, and writes the results in parts.
 
-        Yields after each written part, so that the caller can stop there.
+        The generator yields after each written part, and the caller may stop the iteration there.
         """
         while position < until:
             limit = min(PAGE_EVENTS, until - position)

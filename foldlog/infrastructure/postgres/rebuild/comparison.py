@@ -1,4 +1,7 @@
-"""Compares the rows of two generations of a projection, to verify a rebuild."""
+"""Compares the rows of two generations of a projection.
+
+A rebuild with `verify=True` uses this to compare the new generation with the live one.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class Difference:
 def first_difference(
     cursor: Cursor[Any], tables: Mapping[str, str], space: str, live: int, rebuilt: int
 ) -> Difference | None:
-    """Returns the first row that only one of the two generations has, or `None` if they are equal.
+    """Returns the first row that only one of two generations has, or `None` if all rows are equal.
 
     `tables` is {table name: key columns}. `live` and `rebuilt` are the numbers of the generations.
     """

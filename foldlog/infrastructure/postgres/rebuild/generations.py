@@ -1,6 +1,7 @@
 """Lists, creates, swaps and drops the generations of a projection in one space.
 
-A generation is one filled copy of a projection's tables. Clients read the live generation.
+A generation is one complete set of rows in a projection's tables. Clients read the live generation.
+A rebuild fills a new one.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ class Generations:
         return live
 
     def unfinished(self) -> tuple[int, int] | None:
-        """Returns (number, position) of a generation that an interrupted rebuild has left.
+        """Returns (number, position) of the generation that an interrupted rebuild has left behind.
 
-        A new rebuild can continue it. Returns `None` if there is no such generation.
+        A new rebuild can continue to fill this generation. Returns `None` if there is no such
+        generation.
         """
         unfinished = (g for g in self.all() if not g.is_live)
         return next(((g.number, g.position) for g in unfinished), None)
@@ -96,17 +98,18 @@ class Generations:
         return number, 0
 
     def swap(self, cursor: Cursor[Any], live: int, rebuilt: int) -> None:
-        """Makes the generation `rebuilt` the live one, in place of `live`.
+        """Makes the generation `rebuilt` the live one, in place of the generation `live`.
 
-        The caller must have locked both generations.
+        Before the call, the caller must lock both generations.
         """
         cursor.execute(SET_LIVE, self._params(live) | {"is_live": False})
         cursor.execute(SET_LIVE, self._params(rebuilt) | {"is_live": True})
 
     def drop_others(self, *, keep_unfinished: bool) -> None:
-        """Drops the generations that are not live.
+        """Deletes all generations except the live one, with their rows.
 
-        With `keep_unfinished=True` it keeps the newer generations that this version can continue.
+        With `keep_unfinished=True` it also keeps a generation that is newer than the live one, if
+        this version of Foldlog can continue to fill it.
         """
         live = self.live().number
         for generation in self.all():

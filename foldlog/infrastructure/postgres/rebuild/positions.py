@@ -1,8 +1,8 @@
-"""Locks and moves the positions of projections.
+"""Locks generations of projections, and moves their positions.
 
-The position of a generation is the seq of the last event that it has projected. The position moves
-in the transaction that writes the projected rows. Each event is therefore projected exactly once,
-even if a worker crashes.
+The position of a generation is the seq of the last event that was projected to it. The transaction
+that writes the projected rows also moves the position. Each event is therefore projected exactly
+once, even if a worker crashes.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Positions:
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int, int] | None:
         """Locks the live generation of a space until the transaction ends.
 
-        Returns its number, its position, and its lag in events. Returns `None` without waiting if
-        another worker has locked the generation, if it is halted, or if another version of Foldlog
-        filled it.
+        Returns the generation's number, its position, and its lag in events. Returns `None` at once
+        if another worker has locked the generation, if the generation is halted, or if another
+        version of Foldlog filled it.
         """
         params = {
             "space": space,
@@ -70,7 +70,7 @@ class Positions:
         return cursor.execute(LOCK_LIVE, params, prepare=True).fetchone()
 
     def lock(self, cursor: Cursor[Any], space: str, generation: int) -> tuple[int, int] | None:
-        """Waits until it can lock a generation, and returns its number and position.
+        """Waits until it can lock a generation, and returns the generation's number and position.
 
         The lock lasts until the transaction ends. Returns `None` if the generation was dropped.
         """

@@ -1,8 +1,8 @@
-"""The projector: a worker that follows the logs and keeps the live generations up to date.
+"""Runs the projector, a worker that projects new events of the logs to the live generations.
 
-Any number of workers can run at the same time and share the spaces. If an event cannot be
-projected, only its space halts. The space's row in the table `projections` then holds the error,
-and the projector retries the event every `RETRY_SECONDS`.
+Several workers can run at the same time. If an event cannot be projected, only the projection of
+its space halts. The error is then stored in the space's row of the table `projections`, and the
+projector retries the event every `RETRY_SECONDS`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class _Batch(NamedTuple):
 
 
 class Projector:
-    """Projects new events of all spaces to the live generations of one projection, in batches."""
+    """Projects new events of all spaces to the live generations of one projection, in batches.
+
+    After each batch of a space, the other spaces with new events get their turn.
+    """
 
     def __init__(
         self,
@@ -112,8 +115,9 @@ class Projector:
     def run_round(self, wakeups: Wakeups) -> None:
         """Projects one batch of each space that is known to have new events.
 
-        Every `POLL_SECONDS` it also looks up the spaces that lag. It does nothing if it is called
-        during the pause after the last round. Raises `DATABASE_ERRORS` if the database fails.
+        Every `POLL_SECONDS` it first asks the database for spaces whose projection is behind the
+        log. During the pause after a round, it does nothing. Raises one of `DATABASE_ERRORS` if the
+        database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
@@ -132,26 +136,27 @@ class Projector:
             self._resting_until = time.monotonic() + self._projection.pause_seconds
 
     def due_in(self) -> float:
-        """Returns the number of seconds until the next round should run."""
+        """Returns the number of seconds until the next call of `run_round` is due."""
         due = self._resting_until if self._waiting else self._looking_at
         return max(0.0, due - time.monotonic())
 
     def reset(self) -> None:
         """Prepares the projector to continue after an outage of the database.
 
-        Replaces the database connections. The next round looks up all lagging spaces again.
+        The method replaces the database connections. The next round then asks the database for all
+        spaces whose projection is behind the log.
         """
         self._datastore.check_pool()
         self._waiting.clear()
         self._looking_at = 0.0
 
     def _project_or_count(self, space: str) -> bool:
-        """Projects a batch of a space, and counts database errors that happen during the space's
-        batches.
+        """Projects a batch of a space, and counts the batches in which a database error happens.
 
-        Raises the database error for the first failures, because an outage may be their cause.
-        After `FAILURES_MAX` failures the event counts as the cause, and the space halts. Returns
-        `True` if the next batch of the space may follow at once.
+        If fewer than `FAILURES_MAX` batches of the space have failed, the method raises the error,
+        because the database may be down. After `FAILURES_MAX` failures, it assumes that the next
+        event of the space is the cause. It then halts the projection of the space and returns
+        `False`. Without an error, it returns `True` if events were projected.
         """
         self._batch = None
         try:
@@ -172,10 +177,10 @@ class Projector:
             return False
 
     def lagging(self) -> list[str]:
-        """Returns up to `SPACES_PER_ROUND` spaces whose live generation is behind the head of the
-        log.
+        """Returns up to `SPACES_PER_ROUND` spaces whose projection is behind the head of the log.
 
-        The next call continues after the last returned space. After the last space it starts again.
+        If there are more such spaces, the next call returns the following ones. When all were
+        returned, the next call begins with the first space again.
         """
         params = {
             "projection": self._projection.name,
@@ -191,8 +196,9 @@ class Projector:
     def project_or_halt(self, space: str) -> bool:
         """Projects a batch of the live generation of a space.
 
-        If an event cannot be processed, the space halts and the error is stored in the database.
-        Returns `True` if the next batch may follow at once.
+        If the processing of an event fails, the method stores the error in the database and returns
+        `False`. The projection of the space is then halted. Otherwise it returns `True` if events
+        were projected.
         """
         try:
             return self.project(space)
@@ -220,8 +226,9 @@ class Projector:
         """Projects a batch of the live generation of a space, in one transaction.
 
         Returns `True` if events were projected. Returns `False` if there were none, or if the
-        generation is halted, locked by another worker, or filled by another version. Raises
-        `Halted` if the first event cannot be processed, and `DATABASE_ERRORS`.
+        generation is halted, locked by another worker, or filled by another version of Foldlog.
+        Raises `Halted` if the first event cannot be processed. Raises one of `DATABASE_ERRORS` if
+        the database fails.
         """
         with self._datastore.committed() as cursor:
             locked = self.positions.lock_live(cursor, space)
@@ -252,7 +259,7 @@ class Projector:
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
-    """Runs all projectors in turns, in this thread, until `wakeups` is closed.
+    """Runs rounds of all projectors in this thread, one after another, until `wakeups` is closed.
 
     After a database error it waits `RECONNECT_SECONDS` and then continues.
     """

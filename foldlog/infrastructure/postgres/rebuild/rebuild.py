@@ -36,7 +36,7 @@ UNLOCK = "SELECT pg_advisory_unlock(hashtext(%(projection)s), hashtext(%(space)s
 
 
 class RebuildDiffers(OperatorError):
-    """The rebuilt projection differs from the live one, which was kept."""
+    """The rebuilt generation differs from the live one. The live generation stays live."""
 
     code = "rebuild-differs"
 
@@ -45,8 +45,9 @@ class RebuildDiffers(OperatorError):
 class Rebuilt:
     """The result of a rebuild.
 
-    `events` is the number of projected events. `resumed_at` is the seq at which an interrupted
-    rebuild was continued, or 0. `is_compared` tells whether the generations were compared.
+    `events` is the number of projected events. If an interrupted rebuild was continued,
+    `resumed_at` is the seq at which it continued, otherwise 0. `is_compared` tells whether the new
+    generation was compared with the live one.
     """
 
     space: str
@@ -60,7 +61,7 @@ class Rebuilt:
 class Rebuilder:
     """Rebuilds a projection, one space at a time.
 
-    It calls `report(space, position, head)` after each batch and at the end, to show the progress.
+    After each batch and at the end, it calls `report(space, position, head)` to show the progress.
     """
 
     def __init__(
@@ -80,14 +81,15 @@ class Rebuilder:
     def rebuild(self, space: str, *, verify: bool = False, fresh: bool = False) -> Rebuilt:
         """Rebuilds the projection of one space, and makes the new generation live.
 
-        `verify=True` first compares the new generation with the live one, and raises
-        `RebuildDiffers` if they differ. Both generations are then kept, and a later call without
-        `verify` can make the new one live. `fresh=True` drops the generation of an interrupted
-        rebuild instead of continuing it.
+        With `verify=True` it first compares the new generation with the live one. If they differ,
+        it raises `RebuildDiffers` and keeps both. A later call without `verify` can then make the
+        new one live. If a rebuild was interrupted, its generation is continued. With `fresh=True`
+        this generation is dropped instead.
 
-        Raises `UnknownSpace`, `Halted` if an event cannot be processed, `StorageUnavailable` for a
-        temporary database error, and `OperatorError` if another rebuild of the space is running,
-        the live generation cannot be compared, or a generation was dropped meanwhile.
+        Raises `UnknownSpace` if the space is unknown. Raises `Halted` if the projection of an event
+        fails. Raises `StorageUnavailable` for a temporary database error. Raises `OperatorError` if
+        another rebuild of the space is running, if the live generation cannot be compared, or if a
+        generation is dropped during the rebuild.
         """
         began = time.monotonic()
         with translated(self._datastore), self._lock(space):
@@ -109,11 +111,11 @@ class Rebuilder:
 
     @contextmanager
     def _lock(self, space: str) -> Iterator[None]:
-        """Holds a lock that prevents a second rebuild of the same space.
+        """Holds a lock during the `with` block, so that only one rebuild of a space runs at a time.
 
         A second rebuild could drop the rows of the unfinished generation. The lock belongs to a
-        database session of its own, so the lock also ends if this process is killed. Raises
-        `OperatorError` if another rebuild has the lock.
+        separate database session. If this process is killed, the session and the lock end too.
+        Raises `OperatorError` if another rebuild has the lock.
         """
         params = {"space": space, "projection": self._projection.name}
         with psycopg.connect(self._datastore.url, autocommit=True, **CONNECTION) as conn:
@@ -152,10 +154,10 @@ class Rebuilder:
         cache.on_commit()
 
     def _swap(self, space: str, generations: Generations, rebuilt: int, verify: bool) -> None:
-        """Projects the last events to the new generation, and makes it the live one.
+        """Projects the last events to the new generation, and makes this generation live.
 
-        If `verify` is set, the live generation is also brought to the same seq, and the two are
-        compared. Raises `RebuildDiffers` if they differ.
+        With `verify` it also projects the live generation up to the same seq, and compares the two
+        generations. If they differ, it raises `RebuildDiffers`, and the live generation stays live.
         """
         live = generations.live().number
         difference: Difference | None = None

@@ -2,10 +2,10 @@
 
 The owner of the tables runs the migrations. Web workers, projectors, the signer, rebuilds, imports
 and erasures run as a service role, which can read the log and append to it. The service role owns
-no table, so it cannot alter, drop or disable anything.
+no table, so it cannot alter a table, drop it, or disable its triggers.
 
-`grant` must run after each migration. It works in one transaction, and replaces all earlier grants.
-A test fails if a table is missing in `PRIVILEGES`. Instead of two roles, an installation can use a
+Call `grant` after each migration. It works in one transaction, and replaces all earlier grants. A
+test fails if a table is missing in `PRIVILEGES`. Instead of two roles, an installation can use a
 single role for all tasks. Then only the triggers and the REVOKE in the schema protect the log.
 """
 
@@ -71,7 +71,7 @@ class UnfitRole(OperatorError):
 
 
 def grant(url: str, role: str) -> None:
-    """Grants a role the privileges that the service needs, and revokes its other privileges.
+    """Grants a role the privileges that the service needs, and revokes its other table privileges.
 
     `url` must connect as the owner of the tables. Raises `UnfitRole` if the role does not exist, is
     a superuser, or is a member of the owner's role.

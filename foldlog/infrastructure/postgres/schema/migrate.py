@@ -22,19 +22,19 @@ Rows = psycopg.Cursor[tuple[Any, ...]]
 
 
 class UnknownSchema(OperatorError):
-    """The database was migrated by a newer version of Foldlog than this one."""
+    """A newer version of Foldlog has migrated the database. This version is too old for it."""
 
     code = "unknown-schema"
 
 
 class SchemaBehind(OperatorError):
-    """The database has an older schema than this version of Foldlog needs."""
+    """The schema of the database is older than the schema that this version of Foldlog needs."""
 
     code = "schema-behind"
 
 
 class NotUTF8(OperatorError):
-    """The database must have the encoding UTF8, because it stores text in all languages."""
+    """The encoding of the database must be UTF8, because Foldlog stores text in all languages."""
 
     code = "not-utf8"
 
@@ -52,10 +52,12 @@ def migrations() -> dict[str, str]:
 def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
     """Migrates the database, and returns the names of the migrations that were applied.
 
-    With `from_scratch=False` an empty database is also built by the migrations, instead of by
-    `schema.sql`. Raises `NotUTF8` if the database has another encoding, `UnknownSchema` if a newer
-    version has migrated it, and `SchemaBehind` if an older database must be migrated but the role
-    in the URL does not own its tables.
+    An empty database is built by `schema.sql`. With `from_scratch=False` it is built by running all
+    migrations.
+
+    Raises `NotUTF8` if the database has another encoding than UTF8. Raises `UnknownSchema` if a
+    newer version of Foldlog has migrated the database. Raises `SchemaBehind` if migrations are
+    missing but the role in the URL does not own the tables.
     """
     known = migrations()
     with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
@@ -88,7 +90,7 @@ def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
 
 
 def pending(cursor: Rows) -> list[str]:
-    """Returns the names of the migrations that were not applied to this database yet."""
+    """Returns the names of the migrations that must still be applied to this database."""
     applied = _applied(cursor)
     return [name for name in migrations() if name not in applied]
 

@@ -278,9 +278,11 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _scan(
     cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
 ) -> Iterator[int]:
-    """Gives the events with `after < seq <= through` to the scan, page by page.
+    """Reads the events with `after < seq <= through` page by page, and passes each event to
+    `scan.note`.
 
-    Yields the last seq of each page.
+    Yields the last seq of each page. Only events that name a collection of the records to erase
+    are read.
     """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:
