@@ -1,7 +1,7 @@
-"""The HTTP interface of the service: its routes, its requests and responses, and its error
-responses.
+"""Implements the HTTP interface of the service: its routes, its requests and responses, and its
+error responses.
 
-`app.create_app` receives the store, the master table and the other parts as arguments. This package
-imports the domain and web libraries only, so tests can run all of it with the in-memory store
-instead of PostgreSQL.
+`app.create_app` receives the event store, the master table and the other parts as arguments. This
+package imports only the domain and libraries for the web, so tests can run all of it with an
+in-memory store instead of PostgreSQL.
 """

@@ -1,6 +1,6 @@
-"""Builds the Flask application that declares every route. `AsgiServer` serves it.
+"""Builds the Flask application that declares every route. `AsgiServer` serves this application.
 
-Flask provides the routes, the blueprints and the templates; the OpenAPI document is generated from
+Flask provides the routes, the blueprints and the templates. The OpenAPI document is generated from
 the same routes. Calling the application as a WSGI application raises `TypeError`, because a WSGI
 server would keep one thread busy for each waiting client.
 """
@@ -35,10 +35,11 @@ from foldlog.domain.ports import EventStore, Gauge, MasterTable, ProofTree, Regi
 
 
 class RecordIdConverter(BaseConverter):
-    """Matches a record id, which is the whole rest of the URL path and may contain slashes.
+    """Matches a record id in a URL path. The id is the whole rest of the path, so it may contain
+    slashes.
 
-    Slashes may also be doubled, or stand at the start or the end of the id. `a%2Fb` and `a/b` name
-    the same record.
+    An id may begin or end with a slash, and may contain several slashes in a row. In a path,
+    `a%2Fb` and `a/b` name the same record.
     """
 
     regex = r"[\s\S]+"
@@ -49,16 +50,17 @@ class RecordIdConverter(BaseConverter):
 class DigitsConverter(BaseConverter):
     """Matches a path segment that consists of ASCII digits only.
 
-    The route `tile/<digits:level>/...` uses it. A converter for any text would also match
-    percent-encoded spellings of the fixed segment in `tile/entries/...`.
+    The route `tile/<digits:level>/...` uses it. With a converter that matches any text, this route
+    would also match paths such as `tile/%65ntries/...`, which is another spelling of
+    `tile/entries/...`.
     """
 
     regex = r"[0-9]+"
 
 
 class FoldlogApp(Flask):
-    """A Flask application that also holds the access rules, the CORS rules, the rate limits and the
-    trusted proxies."""
+    """The Flask application of Foldlog. It also holds the access rules, the CORS rules, the rate
+    limits and the list of trusted proxies."""
 
     def __init__(
         self,
@@ -78,7 +80,8 @@ class FoldlogApp(Flask):
         self.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
 
     def wsgi_app(self, environ: Any, start_response: Any) -> NoReturn:
-        """Raises `TypeError`, because the application must be served with ASGI by `AsgiServer`."""
+        """Raises `TypeError`, because WSGI is unsupported: serve the application with the ASGI
+        server `AsgiServer`."""
         raise TypeError("serve foldlog by ASGI: AsgiServer(app, resources)")
 
 
@@ -101,14 +104,15 @@ def create_app(
     """Creates the application from parts that the caller has made.
 
     - `access` decides which operations a caller may use.
-    - `ready` returns, for each service that Foldlog needs, its name and `ok` or an error message.
-    - `gauges` returns the values for monitoring.
-    - `registry` grants and revokes tokens. The operations on tokens and devices exist only if it is
-      given.
-    - `tree` returns proofs, and `verifiers` returns the public keys of a space. The operations on
-      proofs exist only if `tree` is given.
-    - `add_checkpoint` cosigns checkpoints of other logs. The operation of a witness exists only if
-      it is given.
+    - `ready` is a function that returns, for each service that Foldlog needs, the name of that
+      service and either `ok` or an error message.
+    - `gauges` is a function that returns the values for monitoring.
+    - `registry` grants and revokes tokens. If it is `None`, the operations on tokens and devices
+      are left out.
+    - `tree` returns proofs, and `verifiers` returns the public keys of a space. If `tree` is
+      `None`, the operations on proofs are left out.
+    - `add_checkpoint` cosigns checkpoints of other logs. If it is `None`, the operation of a
+      witness is left out.
     - `cors_origins` lists the origins whose web pages may call the service.
     - `rates` limits the requests of each client.
     - `trusted_proxies` lists the networks of the proxies whose `X-Forwarded-For` header is trusted.

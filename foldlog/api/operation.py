@@ -1,12 +1,13 @@
-"""Declares an operation of the API: its right, its request, its response and its problems.
+"""Declares an operation of the API: the right that it needs, its request, its response and its
+problems.
 
     @blueprint.get("/v1/spaces/<space>/events")
     @operation(Right.READ, query=events_query(limits), answer=RangeSchema, example=...)
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         '''First line: the summary. The rest: the description.'''
 
-The schemas check the path, the query and the body before the view receives them. The OpenAPI
-document is generated from the same schemas, so the document and the checks always agree.
+The path, the query and the body are checked with schemas before the view function is called. The
+OpenAPI document is generated from the same schemas, so the document always agrees with the checks.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ NO_PARAMETERS = Parameters()
 
 @dataclass(frozen=True)
 class Lines:
-    """Describes a response that consists of JSON lines.
+    """Describes a response that consists of lines, each of which is a JSON document.
 
-    `kinds` has an entry for each kind of line: its name, and a pair of its type and an example.
+    `kinds` maps the name of each kind of line to its type and an example.
     """
 
     about: str
@@ -42,8 +43,8 @@ class Lines:
 
 
 class Operation:
-    """A view function with the schemas that check its requests and describe them in the OpenAPI
-    document."""
+    """An operation of the API: a view function, with the schemas that check its requests and
+    describe them in the OpenAPI document."""
 
     def __init__(
         self,
@@ -75,10 +76,11 @@ class Operation:
         self._from_cache = from_cache
 
     async def __call__(self, request: Request, path: Mapping[str, str], access: Access) -> Reply:
-        """Checks the caller's right, reads the request, and then calls the view.
+        """Checks that the caller has the right to the operation, reads and checks the request, and
+        then calls the view function.
 
-        Raises the errors of `Access.admit`, `InvalidRequest` for a wrong path, query or body, and
-        the errors of the view.
+        Raises `InvalidRequest` if the path, the query or the body is wrong. Raises the errors of
+        `Access.admit` if the caller lacks access. Errors of the view function are raised unchanged.
         """
         read_path(path)
         space = path.get("space", EVERY_SPACE)
@@ -104,7 +106,8 @@ class Operation:
         return await self._run_of(request)(partial(self.view, **arguments))
 
     def _run_of(self, request: Request) -> Callable[..., Awaitable[Reply]]:
-        """Returns the kind of thread for a view that is a function, by the right that it needs."""
+        """Returns the method of `request` that runs the view function in a thread: `look_up` for
+        public operations, `run_change` for operations that write, and `run` for all others."""
         if self.right is Right.PUBLIC:
             return request.look_up  # readiness is answered even while all reading threads are busy
         if self.right in (Right.ADMIN, Right.WRITE):
@@ -124,10 +127,11 @@ def operation(
     media_type: str = "application/json",
     from_cache: bool = False,
 ) -> Callable[[View], Any]:
-    """Returns a decorator that makes a view function an `Operation` which needs `right`.
+    """Returns a decorator that turns a view function into an `Operation`. Callers need `right` to
+    use the operation.
 
-    Pass `from_cache=True` if the response is made from the cached end of the log only: then a
-    cached caller is accepted for longer.
+    Pass `from_cache=True` only if the view answers from the cached end of the log. The access check
+    then accepts a cached caller for longer, because a revocation changes the end of the log.
     """
 
     # `Any`, because Flask's types accept only views that return Flask's own responses.

@@ -1,8 +1,8 @@
 """Finds the operation for the method and the path of a request.
 
-Each path has exactly one spelling, so that the access rules of a proxy and Foldlog always read it
-alike. The fixed segments are compared byte by byte before percent-decoding; only ids may be
-percent-encoded. `//v1/...`, a trailing slash, `/v1/%73paces` and `/V1/...` get a 404.
+Each path has exactly one spelling, so that the access rules of a proxy cannot read a path
+differently than Foldlog. Only the ids in a path may be percent-encoded. All other segments must
+match byte by byte: `//v1/...`, a trailing slash, `/v1/%73paces` and `/V1/...` get a 404.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HOT = {"sync.push", "sync.sync", "events.events", "events.stream", "snapshot.sna
 
 
 class Route(NamedTuple):
-    """An operation, the template of its path, and the ids from the path of a request."""
+    """The result of matching a path: the operation, the template of the path, and the ids that the
+    path contains."""
 
     operation: Operation
     template: str  #: of the path, as OpenAPI writes it
@@ -36,7 +37,7 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Finds operations with the `url_map` of the Flask application."""
+    """Finds the operation for a request, with the `url_map` of the Flask application."""
 
     def __init__(self, app: Flask):
         self._operations = app.view_functions
@@ -54,9 +55,9 @@ class Router:
     def find(self, method: str, path: bytes) -> Route:
         """Returns the operation for a method and a path.
 
-        Raises `NoSuchPath` if the path is unknown, `MethodNotAllowed` if the path exists but only
-        for other methods, and `InvalidRequest` if the path contains bytes beyond ASCII or an id in
-        it is invalid UTF-8.
+        Raises `NoSuchPath` if the path is unknown. Raises `MethodNotAllowed` if the path exists,
+        but only for other methods. Raises `InvalidRequest` if the path contains bytes beyond ASCII,
+        or if an id in the path is invalid UTF-8 after percent-decoding.
         """
         if path.startswith(SPACES):
             space, _, rest = path[len(SPACES) :].partition(b"/")
@@ -73,7 +74,8 @@ class Router:
         return Route(self._operation(rule.endpoint), path_template(rule.rule), ids)
 
     def allowed_methods(self, path: bytes) -> list[str]:
-        """Returns the methods of a path, sorted. Raises `NoSuchPath` if the path is unknown."""
+        """Returns the HTTP methods that a path allows, sorted. Raises `NoSuchPath` if the path is
+        unknown."""
         allowed = sorted(self._urls.allowed_methods(_text(path)))
         if not allowed:
             raise NoSuchPath
@@ -84,11 +86,11 @@ class Router:
 
 
 def path_of(scope: Mapping[str, Any]) -> bytes:
-    """Returns the path of an ASGI request as the client sent it, but below the prefix at which the
-    application is mounted.
+    """Returns the path of an ASGI request, still percent-encoded as the client sent it. If the
+    application is mounted at a prefix, the prefix is removed.
 
-    If the server omits `raw_path`, the decoded path is encoded again, and the result can differ
-    from the bytes that the client sent.
+    If the server does not provide `raw_path`, the function encodes the decoded path again. The
+    result can then differ from the bytes that the client sent.
     """
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     mounted_at = quote(scope.get("root_path", "")).encode()
@@ -97,9 +99,9 @@ def path_of(scope: Mapping[str, Any]) -> bytes:
 
 
 def _text(path: bytes) -> str:
-    """Decodes a path for Flask's URL map.
+    """Converts a path from bytes to the text that Flask's URL map needs.
 
-    Raises `NoSuchPath` for a path that begins with `//`, because the URL map would ignore the extra
+    Raises `NoSuchPath` if the path begins with `//`, because the URL map would ignore the second
     slash. Raises `InvalidRequest` if the path contains bytes beyond ASCII.
     """
     if path.startswith(b"//"):  # it strips slashes at the beginning

@@ -1,8 +1,8 @@
-"""The ASGI application that receives every HTTP request of the service.
+"""Defines the ASGI application that receives every HTTP request of the service.
 
-Flask declares the routes. `AsgiServer` finds the operation of a request, runs it, and sends the
-response; requests wait on the event loop. It runs under any ASGI server that provides `raw_path`;
-`foldlog serve` uses uvicorn.
+Flask declares the routes. `AsgiServer` finds the operation for a request, runs it, and sends the
+response. Requests wait on the event loop, where waiting needs no thread. `AsgiServer` runs under
+any ASGI server that provides `raw_path`; `foldlog serve` uses uvicorn.
 
 ASGI 3: https://asgi.readthedocs.io/en/latest/specs/www.html
 """
@@ -51,15 +51,17 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class _Matched(NamedTuple):
-    """The path template and the space of a request, for its log line. Both are `None` if the path
-    is unknown."""
+    """Holds the path template and the space of a request, for the log line of the request.
+    `template` is `None` if the path is unknown. `space` is `None` if the path names no valid
+    space."""
 
     template: str | None = None
     space: str | None = None
 
 
 class AsgiServer:
-    """Serves an application over ASGI. Keep `resources` open while it serves."""
+    """Serves an application over ASGI. The context manager `resources` must stay open as long as
+    the server is used."""
 
     def __init__(self, app: FoldlogApp, resources: Resources):
         self.app = app
@@ -67,8 +69,8 @@ class AsgiServer:
         self._router = Router(app)
 
     def end_waiting(self) -> None:
-        """Answers all waiting requests and ends all streams, because the service is about to
-        stop."""
+        """Makes all requests that wait for new events respond now, and ends all streams. Call it
+        when the service is about to stop."""
         self.resources.log_watches.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +87,8 @@ class AsgiServer:
             request.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Handles the ASGI lifespan events of the server. At shutdown it ends all waiting requests
-        and streams."""
+        """Handles the ASGI lifespan messages of the server. At shutdown it ends all streams and all
+        requests that wait for new events."""
         while True:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
@@ -113,10 +115,10 @@ class AsgiServer:
             return problem_reply(exc, request), matched
 
     def _count(self, request: Request, scope: Scope, *, is_limited: bool) -> None:
-        """Determines the client's IP address, and counts the request against the rate limit of that
-        address.
+        """Finds the client's IP address. If `is_limited` is true, also counts the request against
+        the rate limit of this address.
 
-        Raises `RateLimited` if `is_limited` is true and the limit is reached.
+        Raises `RateLimited` if the rate limit of the address is used up.
         """
         peer = (scope.get("client") or ("",))[0]
         forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
@@ -127,8 +129,8 @@ class AsgiServer:
             request.rates.check_address(request.subject)
 
     def _options(self, request: Request, path: bytes) -> Reply:
-        """Answers an OPTIONS request: a CORS preflight request, or a question for the methods of a
-        path."""
+        """Answers an OPTIONS request. If it is an allowed CORS preflight request, the response has
+        the CORS headers; otherwise it lists the methods of the path in the header `Allow`."""
         allowed = self._router.allowed_methods(path)
         preflight = self.app.cors.preflight(request.method, request.header)
         return preflight or Reply(b"", "text/plain", headers={"Allow": ", ".join(allowed)})

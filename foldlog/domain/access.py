@@ -55,8 +55,8 @@ class Right(Enum):
 
 
 class Role(Enum):
-    """The role of a token, which decides its rights. Only a token of a device can write, so that
-    the log names the author of each change."""
+    """The role of a token, which decides its rights. Only a token with the role `device` can write,
+    so that the log names the device that made each change."""
 
     DEVICE = "device"
     READER = "reader"
@@ -88,18 +88,18 @@ class Caller(NamedTuple):
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` if the caller may not push changesets of this device."""
+        """Raises `Forbidden` if the caller may not push changesets in the name of this device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
     def attribution(self, by: str | None) -> str | None:
-        """Returns the author of an action, as the log names the author. `by` is a name that the
-        request gives.
+        """Returns the text with which the log names the author of an action. `by` is the author's
+        name from the request.
 
-        The result is the name followed by the caller's id in round brackets, for example `Ann
-        (token 7)`. Round brackets inside the name become square brackets, because a name must not
-        imitate the id of a caller. Raises `InvalidRequest` if `by` is empty, too long or
-        unprintable.
+        The text is the name followed by the caller's id in round brackets, for example `Ann (token
+        7)`. If `by` is `None`, the text is only the id. Round brackets inside the name become
+        square brackets, because a name must not imitate the id of a caller. Raises `InvalidRequest`
+        if `by` is empty, too long or unprintable.
         """
         check_reason("-", by)
         named = "" if by is None else by.translate(_NO_ROUND_BRACKETS)
@@ -119,8 +119,8 @@ def new_token(random: bytes) -> tuple[str, bytes]:
 
 
 def digest_of(token: str) -> bytes:
-    """Returns the SHA-256 digest of a token. The service stores this digest and looks tokens up by
-    it.
+    """Returns the SHA-256 digest of a token. The service stores only this digest, and finds a token
+    by its digest.
 
     A plain hash is enough, because a token has 256 random bits, which are impossible to guess.
     """
@@ -128,7 +128,7 @@ def digest_of(token: str) -> bytes:
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of a token that an admin wants to grant."""
+    """A token that an admin wants to grant: its role, device, name and time of expiry."""
 
     role: Role
     device: str | None = None
@@ -136,8 +136,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None  #: ms since 1970
 
     def check(self, now_ms: int, by: str | None = None) -> None:
-        """Raises `InvalidRequest` if the facts of this grant are invalid. `by` is the name of the
-        person who grants the token; an invalid name raises the same error."""
+        """Raises `InvalidRequest` if a member of this grant is invalid, or if `expires_at` is in
+        the past. Also raises `InvalidRequest` if `by`, the name of the person who grants the token,
+        is invalid."""
         check_reason("-", by)
         if (self.role is Role.DEVICE) != (self.device is not None):
             raise InvalidRequest(
@@ -151,7 +152,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """The public facts of a token, as lists of tokens show them. All times are in ms since 1970."""
+    """A token as lists of tokens show it, without its secret. All times are in ms since 1970."""
 
     id: str
     space: str
@@ -184,7 +185,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts in a token that the app's own sign-in issued (a JWT)."""
+    """The contents of a token (a JWT) that the app's own sign-in issued: the user, the user's
+    spaces, rights and device, and the time of expiry."""
 
     subject: str
     spaces: frozenset[str]
@@ -197,8 +199,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device of a space: the device was registered or revoked, or has pushed changesets. All
-    times are in ms since 1970."""
+    """A device that was registered in a space, was revoked in it, or has pushed changesets to it.
+    All times are in ms since 1970."""
 
     device: str
     counter: int = 0  #: of its last changeset
@@ -208,8 +210,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: int | None = None
 
     def after(self, update: Device) -> Device:
-        """Returns this device with the changes of one event. `update` contains the facts that the
-        event sets."""
+        """Returns a copy of this device with the changes that one event makes. `update` contains
+        only the values that the event sets. Times that the device already has are kept."""
         return msgspec.structs.replace(
             self,
             name=update.name or self.name,
@@ -219,8 +221,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRegistered(msgspec.Struct, omit_defaults=True):
-    """The body of a `device-registered` event. The members are stored in this order. The same is
-    true of the three structs below."""
+    """The body of a `device-registered` event. The members are stored in the order of this class,
+    so this order must never change. The same rule applies to `DeviceRevokedBody`, `TokenGranted`
+    and `TokenRevoked`."""
 
     device: str
     name: str | None = None
@@ -257,17 +260,17 @@ KINDS: Mapping[type[msgspec.Struct], str] = {
 
 
 def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
-    """Makes the event that records a grant, a registration or a revocation. The type of `body`
-    decides the kind of the event."""
+    """Makes the log entry of an event that records a grant, a registration or a revocation. The
+    class of `body` decides the kind of the event."""
     return body_entry(envelope, KINDS[type(body)], body)
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
-    """Returns the changes of devices that these events make: one `Device` for each registration or
-    revocation.
+    """Reads the registrations and revocations of devices in these log entries. Returns one `Device`
+    for each of them, with only the values that the event sets. All other entries are skipped.
 
-    Raises `ValueError` if the body of such an event is invalid, because the event is forged or
-    damaged.
+    Raises `ValueError` if the body of a registration or revocation is invalid. The event is then
+    forged or damaged.
     """
     return [
         _device_update(entry)
@@ -290,7 +293,8 @@ def _device_update(entry: LogEntry) -> Device:
 
 
 def is_revocation(state: bytes) -> bool:
-    """Returns whether `state`, the bytes of an event, is a revocation of a token or a device."""
+    """Returns whether `state`, the stored bytes of an event, records the revocation of a token or a
+    device."""
     comma = state.find(b",", 0, 30)
     return state.startswith(_REVOKING, comma)
 

@@ -1,17 +1,17 @@
 """Decides whether a new schema is additive, which means that it allows all values that the old
 schema allowed.
 
-The decision compares the two schemas only; stored records play no part. A schema counts as additive
-only if the comparison can show that it is. Each keyword of the new schema is a demand on values.
-The demand is met if a keyword of the old schema demands at least as much, or if the old schema
-forbids all types that the keyword applies to. The subschemas of properties and items are compared
-in the same way.
+The decision compares the two schemas only; stored records are ignored. A schema counts as additive
+only if the comparison can show that it is. Each keyword of the new schema is a demand on values:
+for example, `"minimum": 1` demands at least 1. The demand is met if a keyword of the old schema
+demands at least as much, such as `"minimum": 2`. It is also met if the old schema forbids all types
+that the keyword applies to. The subschemas of properties and items are compared in the same way.
 
 The comparison understands these keywords: types, `const` and `enum`, ranges and lengths,
 `multipleOf`, `pattern` and `format` (unchanged or removed), `required`, `dependentRequired`,
 `properties`, `patternProperties`, `additionalProperties`, `propertyNames`, items, `$ref` (also
 recursive), `allOf`, `anyOf`. For `oneOf`, `not`, `if`, `contains`, `dependentSchemas` and
-`unevaluated...` it only recognizes that they were removed or are unchanged.
+`unevaluated...` it only recognizes whether they were removed or are unchanged.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ _encode = msgspec.json.encode
 
 
 class _Comparison:
-    """Compares two valid schemas. In all methods, `old` and `parts` are parts of the old schema,
-    and `new` is a part of the new one."""
+    """Compares an old schema with a new one; both are valid. In all methods, `old` and `parts` are
+    parts of the old schema, and `new` is a part of the new one."""
 
     def __init__(self, old: Schema, new: Schema):
         self.old, self.new = old, new
@@ -144,10 +144,10 @@ class _Comparison:
                 yield from self._check_keyword(pointer, parts, new, keyword)
 
     def _flattened(self, old: Iterable[Any]) -> list[Any] | None:
-        """Returns all schemas that apply to a value, as one list. References and `allOf` are
-        replaced by the schemas that they stand for.
+        """Returns a list of all schemas that apply to the same value as `old`: the schemas in
+        `old`, and those to which their `$ref` and `allOf` lead.
 
-        Returns `None` if one of the schemas is `false`, which forbids every value.
+        Returns `None` if one of these schemas is `false`, which forbids every value.
         """
         parts: list[Any] = []
         for part in old:
@@ -165,8 +165,9 @@ class _Comparison:
         return _distinct(parts)
 
     def _listed_values(self, parts: list[Any]) -> list[Any] | None:
-        """Returns the values that the old schema lists with `const` or `enum` and also allows.
-        Returns `None` if both keywords are missing."""
+        """Returns the values that `const` or `enum` of the old schema lists, except those that
+        another keyword of the old schema forbids. Returns `None` if the old schema has no `const`
+        or `enum`."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
             if listed is not None:
@@ -223,8 +224,8 @@ class _Comparison:
         )
 
     def _is_met_directly(self, parts: list[Any], keyword: str, value: Any) -> bool:
-        """Returns whether the old schema meets this demand by its own keywords, apart from `anyOf`
-        and `oneOf`."""
+        """Returns whether all values that the old schema allows are sure to meet this keyword of
+        the new schema. Considers all keywords of the old schema except `anyOf` and `oneOf`."""
         if keyword in _MEETS:
             return any(_MEETS[keyword](part, value) for part in parts)
         if keyword == "type":
@@ -271,8 +272,8 @@ class _Comparison:
     # -- Into objects and arrays ------------------------------------------------------------------
 
     def _compare_objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Compares the properties of objects. The new schema must allow each property that the old
-        schema allows, with all its values."""
+        """Yields the places where the new schema may refuse a property of an object, or a value of
+        a property, that the old schema allows."""
         olds = [part for part in parts if OBJECT_KEYWORDS & part.keys()]
         for name, demanded in new.get("properties", {}).items():
             where = f"{pointer}/properties/{escaped(name)}"
@@ -287,8 +288,8 @@ class _Comparison:
     def _compare_pattern(
         self, where: str, olds: list[Any], pattern: str, demanded: Any
     ) -> Iterator[Violation]:
-        """Compares the properties whose names match one pattern in `patternProperties` of the new
-        schema."""
+        """Yields the places where one pattern in `patternProperties` of the new schema may refuse
+        values that the old schema allows."""
         same = [old["patternProperties"][pattern] for old in olds if pattern in _patterns(old)]
         if same and self._implies(same, demanded):
             return
@@ -300,7 +301,8 @@ class _Comparison:
     def _compare_others(
         self, where: str, olds: list[Any], new: Schema, demanded: Any
     ) -> Iterator[Violation]:
-        """Compares the properties that `additionalProperties` of the new schema applies to."""
+        """Yields the places where `additionalProperties` of the new schema may refuse values that
+        the old schema allows."""
         patterns = _patterns(new)
         for name in sorted(_named_by(olds) - new.get("properties", {}).keys()):
             if not any(matches(pattern, name) for pattern in patterns):
@@ -315,10 +317,11 @@ class _Comparison:
         demanded: Any,
         patterns_known: frozenset[str] = frozenset(),
     ) -> Iterator[Violation]:
-        """Compares the properties that are missing in `properties` of the old schema.
+        """Yields the places where the schema `demanded` may refuse values that the old schema
+        allows. Considers only the properties that are missing in `properties` of the old schema.
 
-        The demand is met if one part of the old schema allows only values for these properties that
-        the new schema allows too.
+        The result is empty if at least one schema in `olds` allows only values that `demanded`
+        allows too.
         """
         first: list[Violation] = []
         for old in olds or [{}]:
@@ -345,7 +348,8 @@ class _Comparison:
 
 
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
-    """Removes equal schemas from a list, because a recursion is recognized by equal lists."""
+    """Returns the schemas without duplicates. This is necessary because a recursive schema is
+    recognized by a list of schemas that was compared before."""
     return list({_encode(schema): schema for schema in schemas}.values())
 
 
@@ -408,7 +412,7 @@ def _named_by(schemas: Iterable[Schema]) -> set[str]:
 
 
 def _schemas_of_name(schemas: Iterable[Schema], name: str) -> list[Any]:
-    """Returns the subschemas in these schemas that apply to the property `name`."""
+    """Returns all subschemas of these schemas that apply to the property `name`."""
     return [part for schema in schemas for part in _schemas_of_property(schema, name)]
 
 

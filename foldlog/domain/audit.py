@@ -26,8 +26,8 @@ MALFORMED_ERRORS = (
 
 
 class Evidence(NamedTuple):
-    """A stored event for the audit. `ops_hash` is the stored hash of its operations, if the source
-    of the event has it; the audit then compares it with the computed one."""
+    """A stored event that the audit checks. `ops_hash` is the stored hash of the event's
+    operations. If it is given, the audit compares it with the hash that it computes."""
 
     state: bytes
     salt: bytes
@@ -35,7 +35,8 @@ class Evidence(NamedTuple):
 
 
 class WrongEvent(Exception):
-    """Raised at the first event that fails the audit. `seq` is the event, `why` the reason."""
+    """Raised at the first event that fails the audit. `seq` is the seq of this event, and `why` is
+    the reason."""
 
     def __init__(self, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -44,8 +45,8 @@ class WrongEvent(Exception):
 
 
 class AuditCursor(msgspec.Struct):
-    """The position that an audit has reached, with all data that is needed to continue the audit
-    there."""
+    """The state of an audit after event `seq`, with all data that is needed to continue the audit
+    from there."""
 
     seq: int = 0
     received_at: str = ""
@@ -63,8 +64,9 @@ class AuditCursor(msgspec.Struct):
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
         """Returns a cursor that starts an audit in the middle of a log, after event `seq`.
 
-        `tiles` are the tiles of the tree of `seq` events. They are proved right or wrong only when
-        the root is compared. Raises `InvalidProof` if hashes are missing in them.
+        `tiles` must contain the unfinished tiles of the Merkle tree over the first `seq` events.
+        They are trusted here: a wrong tile is noticed later, because the computed root is then
+        wrong too. Raises `InvalidProof` if a tile is missing or lacks hashes.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -76,10 +78,10 @@ class Erasures:
     """Tracks which values were removed from a log, and checks that a `record-erased` event allows
     each removal.
 
-    An erased operation contains its own commitment, so the hash of its event is right in any case.
-    A removal is allowed in two cases. In the first case, a `record-erased` event of the record
-    follows the changeset in the log. In the second case, the `record-erased` event comes before the
-    changeset, and the changeset's `base` is lower than the seq of that event.
+    The check is needed because an erased operation keeps its commitment, so all hashes stay right
+    after any removal. A removal is allowed in two cases. In the first case, a `record-erased` event
+    of the record follows the changeset in the log. In the second case, the `record-erased` event
+    comes before the changeset, and the changeset's `base` is lower than the seq of that event.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Erasures:
         )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
-        """Reads the next event of the log: remembers its erased operations and its erasure."""
+        """Reads the next event of the log. Remembers the operations in it that were erased. If it
+        is a `record-erased` event, also remembers the record that it erases."""
         if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
@@ -113,11 +116,13 @@ class Erasures:
 
 
 class LogAudit:
-    """Checks the events of one log in their order, and computes the Merkle tree over them."""
+    """Checks the events of one log in their order, and computes the root of the Merkle tree over
+    them."""
 
     def __init__(self, start: AuditCursor | None = None):
-        """Starts an audit at `start`, or at the first event. Raises `InvalidProof` if the tiles in
-        `start` belong to a tree of another size."""
+        """Continues an audit from the cursor `start`. If `start` is `None`, the audit starts at the
+        first event. Raises `InvalidProof` if the tiles in `start` belong to a tree of another
+        size."""
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
@@ -132,7 +137,7 @@ class LogAudit:
 
     @property
     def seq(self) -> int:
-        """The seq of the last event that was checked, or 0."""
+        """Returns the seq of the last event that was checked, or 0."""
         return self._builder.size
 
     @property
@@ -151,11 +156,11 @@ class LogAudit:
         )
 
     def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
-        """Checks the next events of the log. Returns the tiles of the tree that these events have
-        changed.
+        """Checks the next events of the log. Returns the tiles of the Merkle tree that have changed
+        because of these events.
 
-        Raises `WrongEvent` at the first wrong event. The events before it count as checked, so
-        `seq` and `root` include them.
+        Raises `WrongEvent` at the first wrong event. `seq` and `root` then include the events
+        before it.
         """
         leaves: list[bytes] = []
         for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
@@ -181,12 +186,13 @@ class LogAudit:
 
     @property
     def is_settled(self) -> bool:
-        """Returns whether the events read so far explain each removed value by an erasure.
+        """Returns whether the audit has found a `record-erased` event for each value that is
+        missing in the events read so far.
 
         If a record is erased while the audit reads the log, the answer is false until the audit has
-        read the `record-erased` event, so read further events then. If the audit began in the
-        middle of the log, the answer is always true, because the event that explains a removal may
-        come before that point.
+        read the `record-erased` event. In this case, read further events. If the audit began in the
+        middle of the log, the answer is always true, because the `record-erased` event may come
+        before the start of the audit.
         """
         return not (self._is_from_first and self._erasures.owing)
 
@@ -194,8 +200,8 @@ class LogAudit:
         """Raises `WrongEvent` if values were removed from the log and no `record-erased` event
         allows this. Call this method after the last event.
 
-        An audit that began in the middle of the log skips this check, because the event that allows
-        a removal may come before that point.
+        If the audit began in the middle of the log, this method does nothing, because the
+        `record-erased` event may come before the start of the audit.
         """
         if self._is_from_first:
             self._erasures.check()

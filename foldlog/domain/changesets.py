@@ -31,7 +31,7 @@ LocalIds = dict[str, dict[str, str]]
 
 # Decoded JSON has no reference cycles, so the garbage collector can leave it out (`gc=False`).
 class Operation(msgspec.Struct, omit_defaults=True, gc=False):
-    """One edit of one record. The members are stored in this order."""
+    """One edit of one record. The log stores the members in the order of this class."""
 
     op: Literal["put", "add", "delete"]
     collection: str
@@ -51,8 +51,8 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def key(self) -> Key:
-        """Returns the (collection, id) of the edited record. An operation with a `local_id` must
-        have got its `id` before."""
+        """Returns the (collection, id) of the edited record. If the operation has a `local_id`, its
+        `id` must have been computed before."""
         assert self.id is not UNSET
         return self.collection, self.id
 
@@ -75,8 +75,8 @@ class Operation(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class WireOperation(Operation, forbid_unknown_fields=True):
-    """An operation as a device sends it. Unknown members are an error here, while `Operation`
-    ignores them."""
+    """An operation as a device sends it. Decoding this class fails for an unknown member, while
+    decoding `Operation` ignores unknown members."""
 
 
 class Changeset(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -127,9 +127,10 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     """Decodes the member `changesets` of a push, and computes the `id` of each operation that has a
     `local_id`.
 
-    Raises `InvalidChangeset` or `LimitExceeded` for one bad changeset. The error has the `index` of
-    the changeset and, if possible, a `pointer` (RFC 6901, relative to the array) to the bad member.
-    Raises `InvalidRequest` for invalid JSON. Raises `LimitExceeded` without an `index` if all
+    Raises `InvalidChangeset` if a changeset is invalid, and `LimitExceeded` if a changeset exceeds
+    a limit. Both errors have the `index` of the changeset and, if possible, a `pointer` (RFC 6901,
+    relative to the array) to the bad member. Raises `InvalidRequest` if the text is invalid JSON
+    and the bad changeset cannot be found. Raises `LimitExceeded` without an `index` if all
     changesets together are too large; the device can then send them in smaller pushes.
     """
     try:
@@ -166,8 +167,9 @@ def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
 
 
 def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
-    """Returns the error for a text that is invalid JSON. Raises `LimitExceeded` if the text is too
-    large to find the fault in it."""
+    """Returns the error for a text that is invalid JSON, with the index of the bad changeset if it
+    can be found. Raises `LimitExceeded` if the text is too large to be searched for the bad
+    changeset."""
     check_searchable(text, limits)
     deep = deep_item(text)
     if deep is not None:
@@ -180,8 +182,8 @@ def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
 
 
 class _Invalid(ValueError):
-    """Raised for a fault of a changeset. Contains the reason, a JSON pointer to the fault, and the
-    name of the exceeded limit if there is one."""
+    """Raised if a changeset is invalid. Contains the reason, a JSON pointer to the invalid place
+    and, if a limit was exceeded, the name of the limit."""
 
     def __init__(self, pointer: str, message: str, limit: str | None = None):
         super().__init__(message)
@@ -199,7 +201,8 @@ def _pointer(path: str) -> str:
     """Converts a path of msgspec, such as `$[3].ops[0].fields`, to a JSON pointer, such as
     `/3/ops/0/fields`.
 
-    msgspec writes `[...]` in the place of the key of a map. The pointer ends before that place.
+    In a path, msgspec replaces the key of a map by `[...]`. The pointer ends before the first such
+    key, because the key is unknown.
     """
     known, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", known))
@@ -211,20 +214,20 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
-    """Raises `LimitExceeded` if a body that could not be decoded is too large to find the fault in
-    it.
+    """Raises `LimitExceeded` if `raw`, a body that could not be decoded, is too large to be
+    searched for the bad changeset.
 
-    The device can then send smaller pushes to find the bad changeset.
+    After this error, the device can send smaller pushes to find the bad changeset.
     """
     if len(raw) > limits.unreadable_bytes_max:
         raise LimitExceeded("unreadable_bytes_max", limits.unreadable_bytes_max, _UNREADABLE)
 
 
 def array_in(body: bytes | bytearray, member: bytes) -> bytes | bytearray | None:
-    """Returns the bytes of the array that is the value of `member` in a JSON object.
+    """Returns the bytes of the array that is the value of `member` in the JSON object `body`.
+    Returns `None` if the array is missing or cut off.
 
-    It also works if the JSON is invalid inside the array, because it reads only brackets and
-    strings. Returns `None` if the array is missing or cut off.
+    The array may contain invalid JSON, because this function reads only brackets and strings.
     """
     depth, start = 0, None
     name = None  # of the last member of the object
@@ -328,7 +331,8 @@ def _check(changeset: Changeset, device: str, limits: Limits) -> None:
 def check_operation(op: Operation, limits: Limits) -> None:
     """Checks an operation before it is sent, by the same rules as `decode_changesets`.
 
-    Raises `InvalidChangeset` or `LimitExceeded`.
+    Raises `LimitExceeded` if the operation exceeds a limit, and `InvalidChangeset` if it is invalid
+    for another reason.
     """
     try:
         _check_operation(op, limits)
@@ -401,8 +405,8 @@ def _check_names(pointer: str, names: Iterable[str], limits: Limits) -> None:
 
 
 class Content(Protocol):
-    """The members that `same_content` compares. Both a received changeset and a stored event have
-    them."""
+    """The members that `same_content` compares. A received changeset and a stored event both have
+    these members."""
 
     @property
     def ops(self) -> Sequence[Operation]: ...
@@ -413,11 +417,12 @@ class Content(Protocol):
 
 
 def same_content(changeset: Changeset, stored: Content) -> bool:
-    """Returns whether a repeated changeset has the same content as the stored one with its id.
+    """Returns whether a repeated changeset has the same content as the stored changeset with the
+    same id.
 
-    Compares `ops`, `made_at` and `guard` as values. Ignores `base`, `counter` and the device,
-    because they may change when a device recovers. Returns true if an operation of the stored
-    changeset was erased, because its values can no longer be compared.
+    The content is `ops`, `made_at` and `guard`. `base`, `counter` and the device are ignored,
+    because they may change when a device recovers. If an operation of the stored changeset was
+    erased, the answer is true, because its values can no longer be compared.
     """
     if any(op.erased is not UNSET for op in stored.ops):
         return True
@@ -430,8 +435,8 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
 
 
 def local_ids(ops: Iterable[Operation]) -> LocalIds:
-    """Returns the ids of the records that these operations name by a `local_id`: {collection:
-    {local id: id}}."""
+    """Returns the ids of the records that these operations name by a `local_id`, in the form
+    {collection: {local id: id}}."""
     found: LocalIds = {}
     for op in ops:
         if op.local_id is not UNSET:

@@ -5,8 +5,8 @@ even if the value loses the merge. Second, each record that a changeset touches 
 state after the changeset, because a keyword such as `required` concerns the whole record and a
 `put` may write only a part of it. The second check runs while the space is locked.
 
-A changeset is refused for a violation that it causes. A violation that the record already had is
-accepted, and so is every violation in a deleted record. For most changesets the operations alone
+A changeset is refused only for a new violation. If the record had the same violation before, or if
+the record is deleted afterwards, the changeset is stored. For most changesets the operations alone
 are enough to decide (see `is_valid_alone`), which saves reading their records.
 """
 
@@ -59,8 +59,8 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def is_valid_alone(self, op: Operation) -> bool:
-        """Returns whether this operation leaves the record valid in every state that the record may
-        have. If the answer is false, the record must be read to decide."""
+        """Returns whether the record is sure to be valid after this operation, whatever its state
+        was before. If the answer is false, the record must be read to decide."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:
@@ -73,13 +73,13 @@ class RecordSchema:
         )
 
     def invalid_value(self, fields: Mapping[str, Any]) -> Violation | None:
-        """Returns the violation of the first value in `fields` that is invalid in every record of
-        the collection, or `None`."""
+        """Returns the violation of the first field whose value is invalid by itself, or `None`.
+        Rules about the whole record, such as `required`, are not checked here."""
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
     def new_violation(self, before: Record | None, after: Record) -> Violation | None:
-        """Returns the first violation that the record has in its state `after` but lacked in its
-        state `before`, or `None`."""
+        """Returns the first violation in the record's new state `after` that its old state `before`
+        did not have, or `None`."""
         if not after.is_live or self.json.fits(after.fields):
             return None
         known: set[tuple[Any, ...]] = set()
@@ -113,7 +113,8 @@ def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
 def schema_refusal(
     event: Event, records: Mapping[Key, Record], schemas: Schemas
 ) -> Refusal | UnsetType:
-    """Returns the refusal of an event that violates a schema, or `UNSET` if the event is valid.
+    """Returns the reason for refusing a changeset that violates a schema, or `UNSET` if the
+    changeset is valid. `event` contains the operations of the changeset.
 
     `records` must contain the current state of each record that the event touches in a defined
     collection.
@@ -139,8 +140,8 @@ def _refusal(key: Key, found: Violation) -> Refusal:
 
 
 class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The facts of one version of a collection's definition. The subclass `Definition` adds the
-    schema."""
+    """Describes one version of a collection's definition, without the schema. The subclass
+    `Definition` adds the schema."""
 
     collection: str
     version: int
@@ -151,7 +152,7 @@ class Version(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class Definition(Version, omit_defaults=True, kw_only=True):
-    """A version of a collection's definition, including the schema."""
+    """Describes one version of a collection's definition, including the schema."""
 
     schema: dict[str, Any]
 
@@ -198,8 +199,8 @@ class Proposal(msgspec.Struct, frozen=True):
 
 
 class InvalidRecord(msgspec.Struct):
-    """A stored record that violates the new schema, with the first place of a violation and the
-    reason."""
+    """A stored record that violates the new schema. `path` is the first place of a violation, and
+    `reason` tells why the value there is invalid."""
 
     id: str
     path: str
@@ -207,7 +208,8 @@ class InvalidRecord(msgspec.Struct):
 
 
 class Check(msgspec.Struct):
-    """The result of checking the stored records of a collection against a new schema."""
+    """The result of checking the stored records of a collection against a new schema: how many
+    records were checked, how many of them violate the schema, and the first of these."""
 
     checked: int = 0
     violating: int = 0
@@ -223,8 +225,8 @@ class Check(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """The result of defining a collection, or of a dry run. `seq` is the event of the definition,
-    or `None` after a dry run."""
+    """The result of a request to define a collection, or of a dry run of such a request. `seq` is
+    the seq of the event that contains the definition; it is `None` after a dry run."""
 
     collection: str
     version: int
@@ -236,8 +238,8 @@ class Outcome(msgspec.Struct):
 
 
 class Plan:
-    """Decides whether a collection may get the wanted schema, and which checks are needed
-    before."""
+    """Compares the wanted schema of a collection with the current one. Decides whether the schema
+    may be changed, and whether the stored records must be checked before the change."""
 
     def __init__(self, collection: str, wanted: Proposal, current: Definition | None):
         self.collection = collection
@@ -258,8 +260,8 @@ class Plan:
         return not self.is_known and (self.current is None or bool(self.reasons))
 
     def check_version(self) -> None:
-        """Raises `VersionConflict` if the request expects another current version. The check is
-        skipped if the current version already has the wanted schema."""
+        """Raises `VersionConflict` if the current version differs from the `if_version` of the
+        request. The check is skipped if the current version already has the wanted schema."""
         version = self.version - 1
         expected = self.wanted.if_version
         if not self.is_known and expected is not None and expected != version:

@@ -1,9 +1,9 @@
 """Erases records: removes their values from the log, while all proofs about the log stay valid.
 
 Each operation on the record is replaced by its commitment, a salted hash of its bytes. The salt of
-the event is replaced by the salts of its other operations, because with the event's salt an erased
-value could be guessed and tested. The header of the event and its other operations keep their
-bytes, and the event's leaf in the Merkle tree stays the same.
+the event is replaced by the salts of its other operations, because anyone who knows the event's
+salt could guess an erased value and test the guess. The header of the event and its other
+operations keep their bytes, and the event's leaf in the Merkle tree stays the same.
 
 See docs/explanation/erasure.md.
 """
@@ -26,7 +26,8 @@ _encode = msgspec.json.encode
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
-    """The body of a `record-erased` event. The members are stored in this order."""
+    """The body of a `record-erased` event. The members are stored in the order of this class, so
+    this order must never change."""
 
     collection: str
     id: str
@@ -35,14 +36,14 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | None) -> LogEntry:
-    """Makes the event that records the erasure of a record, with the reason and the name of the
-    person."""
+    """Makes the log entry of the event that records the erasure of a record. `reason` is the reason
+    for the erasure, and `by` is the name of the person who erased the record."""
     return body_entry(envelope, RECORD_ERASED, _Body(*key, reason, by))
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
-    """Returns the records that these events erase, each with the seq of its last `record-erased`
-    event."""
+    """Returns the records that the `record-erased` events among these log entries erase, each with
+    the seq of its last such event."""
     found: dict[Key, int] = {}
     for entry in entries:
         if entry.kind == RECORD_ERASED:
@@ -56,8 +57,8 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
     """Erases the operations on the records `keys` from a stored changeset. Returns the new bytes of
     the event and its new salt.
 
-    Returns `None` if the changeset lacks operations on these records, or if all of them are erased
-    already.
+    Returns `None` if the changeset has no operations on these records, or if all of these
+    operations are erased already.
     """
     event = decode_event(state)
     chosen = {n for n, op in enumerate(event.ops) if op.erased is UNSET and op.key in keys}
@@ -79,8 +80,8 @@ def erase_keys(state: bytes, salt: bytes, keys: Collection[Key]) -> tuple[bytes,
 
 
 def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
-    """Returns a log entry in which the operations on the records `keys` are erased. An entry that
-    lacks such operations is returned unchanged."""
+    """Returns a copy of a log entry in which the operations on the records `keys` are erased. If
+    the entry has no such operations, it is returned unchanged."""
     erased = erase_keys(entry.state, entry.salt, keys) if entry.collections is not None else None
     if erased is None:
         return entry
@@ -92,7 +93,7 @@ class Selection(msgspec.Struct, frozen=True):
     """Selects the records to erase, either by their keys, or by values that they have or once had.
 
     `where` selects every record of `collection` that has an operation with all of these values in
-    `fields` or in `expect`. The operation counts even if its values were overwritten later, lost a
+    `fields` or in `expect`. This includes operations whose values were overwritten later, lost a
     conflict, or were refused.
     """
 
@@ -118,8 +119,8 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 class Erasable(msgspec.Struct):
-    """A record that can be erased, and the number of events that contain values of it. The number
-    is 0 if the record is erased already."""
+    """A record that can be erased. `events` is the number of events that contain values of the
+    record; it is 0 if the record is erased already."""
 
     collection: str
     id: str
@@ -131,8 +132,8 @@ class Erasable(msgspec.Struct):
 
 
 class Erased(msgspec.Struct):
-    """A record that was erased by the event `seq`. `events` is the number of events from which
-    values of the record were removed."""
+    """A record that was erased. `seq` is the seq of its `record-erased` event, and `events` is the
+    number of events from which values of the record were removed."""
 
     collection: str
     id: str
@@ -141,8 +142,8 @@ class Erased(msgspec.Struct):
 
 
 class _NamedOperation(msgspec.Struct, gc=False):
-    """The members of an operation that tell whether it must be erased. The values are left
-    undecoded, because a scan reads the whole log."""
+    """The members of an operation that are needed to decide whether it must be erased. The values
+    of fields are skipped to save time, because an erasure reads the whole log."""
 
     collection: str
     id: str
@@ -157,8 +158,8 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 
 
 class ErasureScan:
-    """Reads the events of a log one by one, and collects those that contain values of the given
-    records."""
+    """Reads the events of a log one by one, and collects the seqs of those events that contain
+    values of the given records."""
 
     def __init__(self, keys: Iterable[Key]):
         #: the events with values of each record, in order
@@ -178,8 +179,8 @@ class ErasureScan:
                     seqs.append(seq)
 
     def check_all_named(self) -> None:
-        """Raises `UnknownRecord` for the first of the given records that is missing in the events
-        read so far. Call this method after the last event."""
+        """Raises `UnknownRecord` if one of the given records is missing in all events that were
+        read. Call this method after the last event."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
                 raise UnknownRecord(f"there is no record {collection}/{id}")

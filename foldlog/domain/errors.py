@@ -23,15 +23,15 @@ never changes.
     - UnknownToken
     - NoCheckpoint            the first checkpoint is still to be signed
     - NoKeys                  this process lacks a signing key
-    - BeyondTree              the tree over the log is still too small
+    - BeyondTree              the Merkle tree is still too small for the proof
   + Forbidden                 the caller may not do this
     - Unauthenticated         the token is missing or invalid
     - DeviceRevoked           the device was revoked
-  + Unavailable               try again later
+  + Unavailable               the service cannot answer now: try again later
     - StorageUnavailable      the database is unreachable; the request was refused
     - OutcomeUnknown          the answer to the commit was lost: send the same request again
-    - ProjectionBehind        the master table is still behind this seq
-    - HistoryUnavailable      an older version made the master table: rebuild it first
+    - ProjectionBehind        the master table has yet to reach the seq of the request
+    - HistoryUnavailable      the master table lacks its history: rebuild it first
     - RateLimited             the caller exceeds a published rate or quota
     - SignInUnavailable       the keys of the app's sign-in are unreadable now
   + NotStopped                only an event that halted the projection can be skipped
@@ -84,19 +84,30 @@ class LimitExceeded(InvalidRequest):
 
 
 class InvalidSchema(InvalidRequest):
-    """This is not a JSON Schema (draft 2020-12) that a collection can have."""
+    """This is not a JSON Schema (draft 2020-12) that a collection can have.
+
+    Raised if a schema is invalid, or uses a keyword or form that Foldlog does not support.
+    """
 
     code = "invalid-schema"
 
 
 class PushConflict(FoldlogError):
-    """The push contradicts the log; it was refused as a whole."""
+    """The push contradicts the log; it was refused as a whole.
+
+    This is the base class of the errors for a push whose ids, counters, base or cursor contradict
+    the log.
+    """
 
     code = "push-conflict"
 
 
 class IdReused(PushConflict):
-    """This id already belongs to a changeset with other content."""
+    """This id already belongs to a changeset with other content.
+
+    Raised if a pushed changeset has the id of a stored changeset, but different operations, time or
+    guard.
+    """
 
     code = "id-reused"
 
@@ -138,19 +149,29 @@ class LogChanged(PushConflict):
 
 
 class DefinitionConflict(FoldlogError):
-    """The definition of the collection was refused."""
+    """The definition of the collection was refused.
+
+    This is the base class of the errors for a definition that contradicts the current definition or
+    the stored records.
+    """
 
     code = "definition-conflict"
 
 
 class SchemaNotAdditive(DefinitionConflict):
-    """The schema may refuse values that the current schema allows."""
+    """The schema may refuse values that the current schema allows.
+
+    Raised by a request to change the schema of a collection.
+    """
 
     code = "schema-not-additive"
 
 
 class SchemaViolated(DefinitionConflict):
-    """Stored records violate the schema."""
+    """Stored records violate the schema.
+
+    Raised by a request to give a collection a schema that some of its stored records violate.
+    """
 
     code = "schema-violated"
 
@@ -168,8 +189,8 @@ class VersionConflict(DefinitionConflict):
 class NotFound(FoldlogError):
     """Not found.
 
-    This is the base class of the errors for a missing space, record, collection, token, checkpoint
-    or key.
+    This is the base class of the errors for something that the request names and that is missing,
+    such as a space, a record, a token or a key.
     """
 
     code = "not-found"
@@ -191,7 +212,11 @@ class UnknownRecord(NotFound):
 
 
 class UnknownCollection(NotFound):
-    """The collection is undefined: its records can have any fields."""
+    """The collection is undefined: its records can have any fields.
+
+    Raised if a request asks for the definition of a collection that was never defined, or for a
+    missing version of the definition.
+    """
 
     code = "unknown-collection"
 
@@ -203,7 +228,10 @@ class NoCheckpoint(NotFound):
 
 
 class NoKeys(NotFound):
-    """This process lacks a key for signing checkpoints."""
+    """This process lacks a key for signing checkpoints.
+
+    Raised by a request for the public keys that verify the checkpoints.
+    """
 
     code = "no-keys"
 
@@ -211,8 +239,8 @@ class NoKeys(NotFound):
 class BeyondTree(NotFound):
     """The tree over this log is still too small.
 
-    Raised if a proof needs a larger Merkle tree than the current one. The tree follows the log with
-    a short delay.
+    Raised if a proof needs a larger Merkle tree than the current one. New events are added to the
+    tree after a short delay.
     """
 
     code = "beyond-tree"
@@ -280,8 +308,8 @@ class OutcomeUnknown(Unavailable):
 class ProjectionBehind(Unavailable):
     """The master table is still behind this seq.
 
-    If `awaited` is set, it is the seq that the master table must reach before the request can be
-    answered.
+    Raised if a request needs a newer state than the master table has reached. If `awaited` is set,
+    it is the seq that the master table must reach before the request can be answered.
     """
 
     code = "projection-behind"
@@ -292,7 +320,11 @@ class ProjectionBehind(Unavailable):
 
 
 class HistoryUnavailable(Unavailable):
-    """An older version made this master table. Run `foldlog rebuild` to make the history."""
+    """The master table lacks its history because an older version made it: run `foldlog rebuild`.
+
+    Raised by requests that need the history of records. An older version of Foldlog stored only
+    their current state.
+    """
 
     code = "history-unavailable"
     retry_after_seconds = 60
@@ -311,7 +343,7 @@ class RateLimited(Unavailable):
 class OperatorError(FoldlogError):
     """The command had to stop.
 
-    Raised by the commands of an operator and by the set-up of the service.
+    Raised if a command of an operator, or the start of the service, cannot continue.
     """
 
     code = "operator-error"

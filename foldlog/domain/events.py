@@ -66,10 +66,10 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def erased_key(self) -> Key | None:
-        """Returns the record that a `record-erased` event erases, or `None` for other kinds of
-        events.
+        """Returns the key of the record that this event erases, if it is a `record-erased` event.
+        For all other kinds, returns `None`.
 
-        Raises `ValueError` if the body of the event is invalid, because the event is forged or
+        Raises `ValueError` if the body of the event is invalid. The event is then forged or
         damaged.
         """
         if self.kind != RECORD_ERASED:
@@ -81,15 +81,15 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
     @property
     def skipped_seq(self) -> int | None:
-        """Returns the seq of the event that an `event-skipped` event tells every fold to skip.
-        Returns `None` for other kinds of events. Raises `ValueError` if the body of the event is
-        invalid."""
+        """Returns the seq of the event that every fold must skip, if this event is an
+        `event-skipped` event. For all other kinds, returns `None`. Raises `ValueError` if the body
+        of the event is invalid."""
         return _body_as(self.body, _Skipped).seq if self.kind == EVENT_SKIPPED else None
 
     @property
     def keys(self) -> Collection[Key]:
-        """Returns the records that this event may change, each once, in the order of the
-        operations. `fold` replaces exactly these records."""
+        """Returns the keys of the records that this event may change, without duplicates and in the
+        order of the operations. `fold` changes exactly these records."""
         if self.is_stored_changeset:
             if len(self.ops) == 1 and self.ops[0].erased is UNSET:  # a shortcut for most events
                 return (self.ops[0].key,)
@@ -104,7 +104,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _Erased(msgspec.Struct):
-    """The members of a `record-erased` body that a fold needs."""
+    """The members that a fold needs from the body of a `record-erased` event."""
 
     collection: str
     id: str
@@ -125,8 +125,8 @@ def _body_as(body: Any, form: type[T]) -> T:
 
 
 class _Header(msgspec.Struct, omit_defaults=True, gc=False):
-    """The keys of a changeset's event before `ops`. Their order is fixed, because the event's leaf
-    in the Merkle tree contains them."""
+    """The members of a changeset's event that are stored before `ops`. Their order must never
+    change, because the event's leaf in the Merkle tree contains them."""
 
     seq: int
     kind: str
@@ -226,8 +226,8 @@ def changeset_entry(
 
 
 class _BodyHeader(msgspec.Struct):
-    """The keys of an event before `body`. Their order is fixed, because the event's leaf in the
-    Merkle tree contains them."""
+    """The members of an event that are stored before `body`. Their order must never change, because
+    the event's leaf in the Merkle tree contains them."""
 
     seq: int
     kind: str
@@ -247,7 +247,7 @@ class Envelope(NamedTuple):
 def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
     """Makes the log entry of an event that has a body: every kind except a changeset.
 
-    The event commits to its body in the same way as a changeset commits to a single operation.
+    The body is hashed in the same way as the only operation of a changeset.
     """
     seq, id, received_at, salt = envelope
     header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
@@ -305,8 +305,8 @@ def committed(state: bytes) -> Committed:
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """Makes the log entry of an exported event from its bytes and its salt.
 
-    Raises `ValueError` if the bytes differ from the stored form of an event, an id in them is
-    invalid, or the salt belongs to another event.
+    Raises `ValueError` if the bytes differ from the stored form of an event, if an id in the bytes
+    is invalid, or if the salt belongs to another event.
     """
     try:
         event, apart = _decode(state), committed(state)
@@ -339,10 +339,10 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """Returns the short form of a changeset, which its own device receives: the header and the
-    `ids` of its records.
+    """Returns the short form of a changeset's event: the header, and the `ids` of its records. It
+    is sent to the device that made the changeset.
 
-    The device already has the operations, so the short form is enough as an acknowledgement. The
+    This device already has the operations, so the short form is enough as an acknowledgement. The
     member `erased` lists the operations that were erased, because the device may not know of the
     erasure yet.
     """

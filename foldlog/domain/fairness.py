@@ -1,12 +1,12 @@
-"""Shares a scarce resource among callers by one rule: a single caller can use only a part of it.
+"""Shares a scarce resource among callers: a single caller can use only a part of the resource.
 
 Threads, committers, connections, open streams and bytes of request bodies are shared by this rule.
 A caller is identified by a *rate key*: the id of an authenticated caller, otherwise the client's IP
 address. The empty rate key stands for clients on a local socket; they are exempt from the bound for
 one caller.
 
-Both classes only count and leave locking to their owner: an instance must be called by one thread
-at a time.
+The classes `Shares` and `FairQueue` contain no locks, so only one thread at a time may call an
+instance.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 class Exceeded(Enum):
-    """Names the bound that a request for more of a resource would exceed: `SIZE` for all callers
-    together, `SHARE` for this caller."""
+    """The bound that a caller would exceed by taking more of a resource. `SIZE` is the bound for
+    all callers together, and `SHARE` is the bound for one caller."""
 
     SIZE = "size"
     SHARE = "share"
@@ -43,8 +43,8 @@ class Shares:
         return self._held_by[key]
 
     def exceeded(self, key: str, amount: int = 1) -> Exceeded | None:
-        """Returns the bound that would be exceeded if this caller took `amount` more, or `None` if
-        there is room."""
+        """Returns the bound that this caller would exceed by taking `amount` more. Returns `None`
+        if the caller may take it."""
         if self.share and key and self._held_by[key] + amount > self.share:
             return Exceeded.SHARE
         if self.size and self.held + amount > self.size:
@@ -52,8 +52,8 @@ class Shares:
         return None
 
     def take(self, key: str, amount: int = 1) -> Exceeded | None:
-        """Takes `amount` for this caller and returns `None`, if there is room. Otherwise only
-        returns the bound that would be exceeded."""
+        """Adds `amount` to what this caller holds, and returns `None`. If this would exceed a
+        bound, the method changes nothing and returns that bound."""
         exceeded = self.exceeded(key, amount)
         if exceeded is None:
             self.held += amount
@@ -71,8 +71,8 @@ class FairQueue(Generic[T]):
     """Distributes waiting items to a fixed number of workers, fairly among callers. One caller may
     use all workers except one.
 
-    A free worker takes the next item of the caller that was served longest ago. A caller with a
-    thousand waiting items therefore delays another caller by one item only.
+    A free worker takes the next item of the caller that was served longest ago. Even if one caller
+    has a thousand waiting items, the next caller therefore waits for only one of them.
     """
 
     def __init__(self, workers: int):
@@ -85,7 +85,7 @@ class FairQueue(Generic[T]):
         return sum(map(len, self._waiting.values()))
 
     def __bool__(self) -> bool:
-        """Whether any item waits."""
+        """Returns whether any item is waiting."""
         return bool(self._waiting)
 
     @property
@@ -106,9 +106,12 @@ class FairQueue(Generic[T]):
             del self._waiting[key]
 
     def next(self) -> tuple[str, T] | None:
-        """Reserves a free worker for the next item, and returns the item with its caller's rate
-        key. Returns `None` if all workers are busy, or if the callers of all waiting items already
-        use their share."""
+        """Reserves a free worker for the next item. Returns the rate key of the item's caller, and
+        the item.
+
+        Returns `None` if no item is waiting, if all workers are busy, or if each caller with a
+        waiting item already uses its share of the workers.
+        """
         for key in self._waiting:
             if self._shares.take(key) is None:
                 queue = self._waiting.pop(key)
@@ -119,10 +122,11 @@ class FairQueue(Generic[T]):
         return None
 
     def take(self, key: str) -> bool:
-        """Reserves a free worker for this caller at once, and returns whether this succeeded. It
-        fails if any item is waiting, or if the caller already uses its share of the workers."""
+        """Reserves a free worker for this caller at once, and returns whether this succeeded.
+        Returns false if any item is waiting, if all workers are busy, or if the caller already uses
+        its share of the workers."""
         return not self._waiting and self._shares.take(key) is None
 
     def done(self, key: str) -> None:
-        """Releases a worker that this caller used."""
+        """Frees a worker that was reserved for this caller."""
         self._shares.release(key)

@@ -17,10 +17,10 @@ from .values import ABSENT, same
 
 
 def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
-    """Returns the refusal of a changeset if the condition of one of its guards is false, otherwise
-    `UNSET`.
+    """Returns the reason for refusing a changeset if the condition of one of its guards is false.
+    Otherwise returns `UNSET`.
 
-    `records` must contain each record that a guard is about, in its state before the changeset.
+    `records` must contain each record that a guard checks, in its state before the changeset.
     """
     for op in changeset.ops:
         if changeset.guard is not UNSET or op.is_guarded:

@@ -52,22 +52,22 @@ HEAD_BYTES_MAX = 1_024
 
 
 def head_of(state: bytes) -> EventHead:
-    """Decodes the header of an event. `state` is the bytes of the event; its first `HEAD_BYTES_MAX`
-    bytes are enough."""
+    """Decodes the header of an event. `state` contains the stored bytes of the event, or at least
+    the first `HEAD_BYTES_MAX` of them."""
     return _decode_head(header_of(state) + b"}")
 
 
 class Change(msgspec.Struct, rename={"from_": "from"}):
-    """The change of one field. `from_` is `UNSET` if the field was missing before, and `to` is
-    `UNSET` if the field is missing afterwards."""
+    """The change of one field from the old value `from_` to the new value `to`. `from_` is `UNSET`
+    if the field was missing before, and `to` is `UNSET` if the field is missing afterwards."""
 
     from_: Any = UNSET
     to: Any = UNSET
 
 
 def changes(before: Fields, after: Fields) -> dict[str, Change]:
-    """Returns the changes of the fields whose values differ. The fields of `before` come first, in
-    their order; then follow the new fields of `after`."""
+    """Returns the fields whose values differ, each with its old and new value. The fields of
+    `before` come first, in their order. The fields that are only in `after` come next."""
     found = {}
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, ABSENT), after.get(name, ABSENT)
@@ -82,8 +82,8 @@ def changes(before: Fields, after: Fields) -> dict[str, Change]:
 class VersionView(msgspec.Struct):
     """A version of a record, as the history of the record shows it.
 
-    `lost` lists the conflicts that were decided at this event, both those that its values won and
-    those that its values lost.
+    `lost` lists the conflicts that were decided at this event. In some of them the values of this
+    event won, and in the others they lost.
     """
 
     seq: int
@@ -126,8 +126,9 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """Returns the difference of a record between two moments. Returns `None` if its fields are
-    equal at both moments, or if it was missing or deleted at both."""
+    """Compares the states of a record at two moments, and returns the difference. Returns `None` if
+    the fields are equal at both moments, or if the record was missing or deleted at both
+    moments."""
     was, now = _if_live(before), _if_live(after)
     either = now or was
     if either is None:
@@ -149,11 +150,11 @@ def _fields_of(view: RecordView | None) -> Fields:
 
 
 class DiffCursor(NamedTuple):
-    """The position at which a list of differences continues: at event `seq`, after the record with
-    this collection and id.
+    """The position at which the next page of a list of differences starts: after the record with
+    this collection and id, at event `seq`.
 
-    The list is ordered by events: each record is listed at the last event up to `to` that touched
-    it.
+    The list is ordered by seq. The seq of a record in this order is that of the last event up to
+    `to` that touched the record.
     """
 
     start: int
@@ -173,8 +174,11 @@ def check_moments(start: int, to: int) -> None:
 
 
 def check_cursor_moment(asked: Point, begun: int) -> int:
-    """Returns `begun`, the seq that the pages of a cursor show. Raises `InvalidRequest` if the
-    request asks for another seq."""
+    """Checks a request for the next page, which has a cursor and may also name a moment. `begun` is
+    the seq whose state the earlier pages showed.
+
+    Returns `begun`. Raises `InvalidRequest` if the request names the moment of another seq.
+    """
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor belongs to another moment")
     return begun

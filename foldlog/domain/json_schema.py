@@ -97,8 +97,8 @@ class Fault(NamedTuple):
 
 
 def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """Compiles a schema, or a part of it with its `$defs`, to a validator. The schema must have
-    been checked before."""
+    """Compiles a schema to a validator. A part of a schema can be compiled too, together with the
+    `$defs` of the schema. The schema must have been checked before."""
     return jsonschema_rs.Draft202012Validator(
         dict(schema),
         validate_formats=True,
@@ -147,8 +147,8 @@ class JsonSchema:
         return self._validator.is_valid(value)
 
     def faults(self, value: Any) -> Iterator[Fault]:
-        """Yields the violations in a value, at most `VIOLATIONS_MAX`. Their texts contain parts of
-        the schema only."""
+        """Yields the violations in a value, at most `VIOLATIONS_MAX`. Their texts contain only
+        parts of the schema, and no values."""
         if self.fits(value):  # the usual case, ten times as fast
             return
         for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
@@ -270,8 +270,8 @@ def name_of(ref: str) -> str:
 
 
 def _check_circles(schema: Schema) -> None:
-    """Raises `InvalidSchema` if the schema applies itself endlessly to one value, or if more than
-    `IN_PLACE_MAX` schemas apply to one value."""
+    """Raises `InvalidSchema` if the schema refers to itself, so that checking one value would never
+    end. Also raises `InvalidSchema` if more than `IN_PLACE_MAX` schemas apply to one value."""
     definitions = schema.get("$defs", {})
     under_way: set[str] = set()
 
@@ -299,8 +299,8 @@ def _check_circles(schema: Schema) -> None:
 
 
 def _check_branches(schema: Schema, levels: int) -> None:
-    """Raises `InvalidSchema` if the number of schemas to apply multiplies at each level of nesting
-    in a value.
+    """Raises `InvalidSchema` if the number of schemas that apply to a value grows with each level
+    of nesting in the value.
 
     The check goes down the levels of a value. From the set of schemas that apply at one place, it
     computes the sets that apply to the properties and items below, until it has found all sets.
@@ -336,8 +336,8 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields one list of schemas for each property or item that a value may have: the schemas in
-    `parts` that apply to this property or item."""
+    """Yields one list for each property or item that a value may have. The list contains the
+    schemas inside `parts` that apply to this property or item."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)
@@ -387,7 +387,8 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def in_place(part: Schema) -> Iterable[Any]:
-    """Yields the schemas inside a schema that apply to the same value, such as those in `allOf`."""
+    """Yields the schemas inside a schema that apply to the same value as the schema itself, such as
+    those in `allOf`."""
     for member in part.keys() & IN_PLACE:
         value = part[member]
         if member in SCHEMA_LIST:

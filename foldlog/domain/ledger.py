@@ -82,9 +82,9 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
 def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
-    """Returns the entries as JSON for clients. `heads` contains the headers of the events that
-    wrote the values, by seq. `base` is the seq of the master table at which the entries were
-    read."""
+    """Returns the entries as JSON for clients. `heads` maps the seq of each event that wrote a
+    value to the header of this event. `base` is the seq that the master table had reached when the
+    entries were read."""
     rendered = []
     for entry in entries:
         for side in (entry.lost, entry.won):
@@ -99,8 +99,8 @@ def render_ledger(
 def _restore(entry: LedgerEntry, base: int) -> Restore | None:
     """Returns the changeset that restores the losing value of a conflict.
 
-    Returns `None` for the rule `not-addable`, because there the losing number never was a value of
-    the field.
+    Returns `None` for a conflict with the rule `not-addable`, because its losing number was never a
+    value of the field.
     """
     if entry.rule == "not-addable":
         return None

@@ -1,5 +1,5 @@
-"""The stored data that is loaded to decide a group of pushes, in addition to the state of the
-space."""
+"""Defines which stored data must be loaded to decide a group of pushes, in addition to the state of
+the space."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .merge import Key, Record
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """The stored data that the pushes of a group refer to. Infrastructure loads it before
-    `PushDecider` decides the group."""
+    """The stored data that is needed to decide the pushes of a group. The infrastructure layer
+    loads it before `PushDecider` decides the group."""
 
     #: The stored events of the pushed changeset ids. `None` marks an event that exceeds the bytes
     #: that may be loaded.
@@ -29,8 +29,8 @@ class Lookups:
 
 
 def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
-    """Returns the keys of the records that must be loaded, because a push is decided by their state
-    or its answer contains them."""
+    """Returns the keys of the records that must be loaded before the pushes are decided. A record
+    must be loaded if a decision depends on its state, or if the answer to a push contains it."""
     return {
         op.key
         for push in pushes
@@ -45,7 +45,7 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
 
 
 def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:
-    """Returns the keys of the records in those changesets whose `base` is lower than `seq`. Their
+    """Returns the keys of all records in the changesets whose `base` is lower than `seq`. The
     devices may not have received event `seq` when they made these changesets."""
     return {
         op.key

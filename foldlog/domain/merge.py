@@ -1,10 +1,11 @@
 """The merge rule: how events are folded into records. docs/explanation/merge.md has examples.
 
 The server and every device use this same function. Events are folded in the order of their seqs.
-The `base` and the device of a changeset tell whether its author had seen an earlier write. If the
-author had not seen it, the two writes are *concurrent*. A clock decides one thing only: which of
-two concurrent writes of a field wins. The losing and the winning value are then written to the
-conflict ledger, so that every value that a user typed can be found again.
+The `base` and the device of a changeset tell whether this device had received an earlier write when
+it made the changeset. If the device had not received it, the two writes are *concurrent*. A clock
+decides one thing only: which of two concurrent writes of a field wins. The losing and the winning
+value are then written to the conflict ledger, so that every value that a user typed can be found
+again.
 
     records: dict[Key, Record] = {}
     for event in events:
@@ -36,9 +37,9 @@ FOLD_VERSION = 2
 class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last write of a field, or the last delete of a record: its seq, its device and its time.
 
-    An `add` or a repeated delete is merged with an earlier write. If that write came from another
-    device, `other` is its seq; otherwise `other` is 0. A changeset has seen this write only if it
-    has seen the other write too.
+    An `add` or a repeated delete is merged with the write before it. If that earlier write came
+    from another device, `other` is the seq of the earlier write; otherwise `other` is 0. A device
+    has received this write completely only if it has received event `other` too.
     """
 
     seq: int
@@ -55,9 +56,9 @@ PackedWrites = list[tuple[int, str | None, int, int, list[str]]]
 
 
 def pack_writes(writes: Mapping[str, Write]) -> PackedWrites:
-    """Packs the writes of a record into a shorter form: each distinct write once, with the names of
-    its fields. This saves space because a changeset usually writes several fields. Equal writes
-    give the same result in the same order."""
+    """Packs the writes of a record into a shorter form: a list of the distinct writes, each with
+    the names of its fields. This saves space because a changeset usually writes several fields.
+    Equal writes always give equal lists."""
     distinct = set(writes.values())
     if len(distinct) == 1:  # a shortcut for most records, three times as fast
         return [(*distinct.pop(), sorted(writes))]
@@ -87,8 +88,8 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
     def merged_with(self, write: Write | None) -> Write:
-        """Returns the write of this changeset merged with the earlier `write`, as an `add` or a
-        repeated delete needs it."""
+        """Returns the write of this changeset, merged with the earlier `write`. This is used for an
+        `add` and for a repeated delete. The merged write has the later time of the two."""
         if write is None:
             return self.write()
         other = write.other if write.device == self.device else write.seq
@@ -133,8 +134,8 @@ class Record(msgspec.Struct, gc=False):
     """A record with all data that the fold needs. Treat it as immutable, because `fold` makes a new
     one for each change.
 
-    `created_seq` is 0 for a record that an operation named but that was never created, for example
-    because the operation was a delete.
+    `created_seq` is 0 if operations named the record but never created it, for example because they
+    were deletes.
     """
 
     collection: str
@@ -172,7 +173,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 class RecordView(msgspec.Struct):
-    """A record as apps read it. The data that only the fold needs is left out."""
+    """A record as apps read it, without the data that only the fold needs."""
 
     collection: str
     id: str
@@ -217,9 +218,9 @@ class Records(Protocol):
 def fold(records: Records, event: Event) -> list[Conflict]:
     """Applies one event to `records` in place, and returns the conflicts that it caused.
 
-    `records` must contain every record of `event.keys` that an earlier event has touched; `fold`
-    creates the missing ones. Refused changesets, erased operations and unknown kinds of events have
-    no effect.
+    `records` must contain every record of `event.keys` that an earlier event has touched. `fold`
+    creates the other records. Refused changesets, erased operations and unknown kinds of events
+    have no effect.
     """
     if not event.is_stored_changeset:
         erased = event.erased_key
@@ -246,10 +247,11 @@ _copy = msgspec.structs.replace
 
 
 def _tombstone(key: Key, event: Event) -> Record:
-    """Returns the state of a record after its erasure.
+    """Returns the state of a record after its erasure: deleted, and without fields.
 
-    The state depends on the erasing event only, because the earlier operations on the record are
-    erased from the log too. A later fold of the log must give the same result.
+    This state is computed from the `record-erased` event only. Earlier operations on the record are
+    erased from the log, so a later fold of the log cannot read them, but it must give the same
+    result.
     """
     return Record(
         *key,
@@ -364,8 +366,8 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Creates an empty record if the record is missing or deleted. Returns whether it was
-    created."""
+    """Turns a missing or deleted record into an empty live record. Returns whether this was
+    necessary."""
     if record.is_live:
         return False
     record.fields, record.writes = {}, {}
@@ -374,13 +376,13 @@ def _create(record: Record, cause: Cause) -> bool:
 
 
 def _mark_changed(record: Record, cause: Cause) -> None:
-    """Notes in the record that this event changed the state that apps see."""
+    """Stores in the record that this event was the last one to change the state that apps see."""
     record.seq, record.last_modified = cause.seq, cause.received_at
 
 
 def _mark_touched(record: Record, cause: Cause) -> None:
-    """Notes in the record which device made the last operation. The guard `unchanged` reads
-    this."""
+    """Stores in the record the seq and the device of its last operation. The guard `unchanged` uses
+    them."""
     if record.touched_by != cause.device:
         record.touched_seq_other = record.touched_seq
     record.touched_seq, record.touched_by = cause.seq, cause.device

@@ -2,8 +2,8 @@
 
 The tree is that of RFC 6962 section 2.1 and RFC 9162 section 2.1. It is stored as tiles (C2SP
 tlog-tiles): a tile of level 0 contains the hashes of 256 leaves, a tile of level 1 contains the
-root hashes of 256 full tiles of level 0, and so on. A full tile never changes. Today's tiles are
-therefore enough to compute the tree of any earlier size, and all its proofs.
+root hashes of 256 full tiles of level 0, and so on. A full tile never changes. The current tiles
+are therefore enough to compute the tree of any earlier size, and all proofs of that tree.
 
 A proof is computed in two steps. The first step lists the parts of the tree whose hashes form the
 proof. Each part is a `Span` of leaves. The second step reads a few tiles and computes the hash of
@@ -27,7 +27,7 @@ EMPTY_ROOT = hashlib.sha256().digest()
 
 
 class InvalidProof(ValueError):
-    """Raised if a proof fails to show its claim, or if tiles lack hashes."""
+    """Raised if a proof is wrong, or if the tiles from which hashes are computed are incomplete."""
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -53,8 +53,8 @@ def root_of_full(hashes: bytes) -> bytes:
 
 
 class Span(NamedTuple):
-    """The leaves from `start` up to the one before `end`, counted from 0. A span covers one node of
-    the tree or several neighbours."""
+    """A range of leaves, counted from 0: from `start` up to the leaf before `end`. A span covers
+    one node of the tree, or several nodes that are neighbours."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class Span(NamedTuple):
         return Span(self.start, middle), Span(middle, self.end)
 
     def full(self) -> Iterator[Span]:
-        """Yields the full subtrees that the span consists of, from left to right. The number of
+        """Splits the span into full subtrees, and yields them from left to right. The number of
         leaves of a full subtree is a power of two."""
         if self.size.bit_count() == 1:
             yield self
@@ -116,8 +116,8 @@ def consistency_spans(old: int, new: int) -> list[Span]:
 
 
 class Tile(NamedTuple):
-    """The position of a tile in the tree. The tiles of each level are numbered 0, 1, 2 and so
-    on."""
+    """The position of a tile in the tree: its level, and its number in this level, counted from
+    0."""
 
     level: int
     number: int
@@ -143,8 +143,8 @@ def tile_of(span: Span) -> tuple[Tile, slice]:
 
 
 def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
-    """Returns the hash of each span, computed from tiles. `read` is called once, for all needed
-    tiles. Raises `InvalidProof` if a tile lacks hashes."""
+    """Returns the hash of each span, computed from tiles. Calls `read` once to read all tiles that
+    are needed. Raises `InvalidProof` if a tile lacks hashes."""
     parts = [list(span.full()) for span in spans]
     tiles = read(sorted({tile_of(full)[0] for part in parts for full in part}))
 
@@ -159,8 +159,8 @@ def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
 
 
 def joined(hashes: Iterable[bytes]) -> bytes:
-    """Returns the root over several full subtrees. `hashes` are their roots from left to right;
-    each subtree must be larger than the next."""
+    """Returns the root of the tree that consists of several full subtrees. `hashes` are the roots
+    of these subtrees from left to right. Each subtree must be larger than the next one."""
     root = b""
     for left in reversed(list(hashes)):
         root = node_hash(left, root) if root else left

@@ -81,7 +81,7 @@ def check_reason(reason: str, by: str | None) -> None:
 
 def check_text(name: str, text: str, length_max: int) -> None:
     """Raises `InvalidRequest` if a text is empty, longer than `length_max` characters, or contains
-    control characters or line ends. `name` names the text in the message.
+    control characters or line ends. The error message calls the text `name`.
 
     Control characters are refused because they could change the terminal that prints the text.
     """

@@ -137,8 +137,8 @@ def public_key_of(private: bytes) -> bytes:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decodes base64. Returns `b""` for invalid text. A second spelling of the same bytes is
-    invalid."""
+    """Decodes base64. Returns empty bytes if the text is invalid. A text is also invalid if
+    encoding the decoded bytes again gives a different text."""
     try:
         decoded = b64decode(text, validate=True)
     except ValueError:
@@ -198,8 +198,8 @@ class Note:
         return cls(text + "\n", signature_lines(below))
 
     def verified_by(self, verifiers: Iterable[Verifier]) -> list[Verifier]:
-        """Returns those of the given verifiers that have signed the note. Raises `InvalidNote` if a
-        signature of one of them is wrong."""
+        """Returns those of the given verifiers whose key has signed the note. Raises `InvalidNote`
+        if the note has a wrong signature by one of them."""
         signed = []
         for verifier in verifiers:
             for signature in self.signatures:
@@ -291,8 +291,8 @@ INDEX_MAX = 2**48
 
 
 def tile_path(index: int, width: int | None = None) -> str:
-    """Returns the path of a tile by tlog-tiles: index 1234067 gives `x001/x234/067`. A partial tile
-    of 112 hashes has `.p/112` after the path."""
+    """Returns the path of a tile in the format of tlog-tiles. For example, index 1234067 gives
+    `x001/x234/067`. For a partial tile of 112 hashes, `.p/112` is added at the end."""
     parts = [f"{index % 1000:03}"]
     while index := index // 1000:
         parts.append(f"x{index % 1000:03}")
@@ -318,8 +318,8 @@ def parse_level(text: str) -> int | None:
 
 
 def bundle(entries: Iterable[bytes]) -> bytes:
-    """Encodes leaves as an entry bundle of tlog-tiles: each entry comes after its length in two
-    bytes."""
+    """Encodes leaves as an entry bundle of tlog-tiles. Before each entry, the bundle has the length
+    of the entry in two bytes."""
     return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
 
 

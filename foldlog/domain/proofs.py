@@ -69,9 +69,9 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
     """Returns the commitments of an event's operations, in order. For an event with a body, the
     body counts as its only operation.
 
-    The commitment of an erased operation is read from the operation. It is proved right when the
-    event's leaf is compared with the Merkle tree. Raises `ValueError` if the salts belong to other
-    operations.
+    The commitment of an erased operation is read from the operation, so it is unverified. To verify
+    it, compare the event's leaf with the Merkle tree. Raises `ValueError` if the salts belong to
+    other operations.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]
@@ -90,7 +90,8 @@ def _stated(operation: bytes) -> bytes:
 
 
 def ops_hash(salt: bytes, operations: Iterable[bytes]) -> bytes:
-    """Returns the SHA-256 of the commitments of an event's operations, joined in order."""
+    """Joins the commitments of an event's operations in order, and returns the SHA-256 of the
+    result."""
     return hashlib.sha256(b"".join(commitments(salt, operations))).digest()
 
 
@@ -108,10 +109,10 @@ def header_of(state: bytes) -> bytes:
 
 
 def leaf_header_of(state: bytes) -> bytes:
-    """Returns the header that an event's leaf contains, for any stored bytes.
+    """Returns the header that the leaf of an event contains. This works for any stored bytes.
 
-    If the bytes lack a header, or if the header is too long for a leaf, a replacement is made from
-    the SHA-256 of the bytes.
+    If the bytes have no header, or if the header is too long for a leaf, returns a replacement that
+    is made from the SHA-256 of the bytes.
     """
     try:
         return header_of(state[:HEADER_BYTES_MAX])
@@ -138,6 +139,7 @@ def leaf_hash(leaf: bytes) -> bytes:
 
 
 def mark_of(header: bytes, hash_of_ops: bytes) -> str:
-    """Returns the mark of an event: the first 16 hex digits of its leaf's hash. A cursor contains
-    the mark with the seq, so that a reader notices if the log was replaced by another one."""
+    """Returns the mark of an event: the first 16 hex digits of its leaf's hash. A reader's cursor
+    contains the mark together with the seq. If the log is replaced by another one, the mark at this
+    seq differs, so the reader notices."""
     return leaf_hash(leaf_of(header, hash_of_ops)).hex()[:MARK_LENGTH]

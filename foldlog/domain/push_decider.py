@@ -7,13 +7,16 @@ pushes of the group are then decided as if that push were absent.
 
 A push is checked in this order:
 
-1. If its device was revoked: `device-revoked`.
-2. If its cursor belongs to another log: `log-behind` or `log-changed`.
-3. For each changeset, in order:
-   a. If its id is known: the first answer again, or `id-reused` if the content differs.
-   b. If its base is higher than the log's head: `log-behind`.
-   c. If its counter differs from the next one: `device-forked` or `counter-gap`.
-4. For each new changeset, in order: it is stored, or refused as `stale` or for its `schema`.
+1. If its device was revoked, the push is refused with `device-revoked`.
+2. If its cursor belongs to another log, the push is refused with `log-behind` or `log-changed`.
+3. Each changeset is checked, in order:
+   a. If its id is known, it gets its first answer again. If the content differs from the stored
+      content, the push is refused with `id-reused`.
+   b. If its base is higher than the log's head, the push is refused with `log-behind`.
+   c. If its counter is lower than the next one of the device, the push is refused with
+      `device-forked`; if it is higher, with `counter-gap`.
+4. Each new changeset is stored or refused, in order: it is refused with `stale` if the condition of
+   a guard is false, and with `schema` if it violates a schema.
 """
 
 from __future__ import annotations
@@ -65,8 +68,8 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 def time_of(made_at: int, sent_at: int, received_at: int) -> int:
-    """Returns when the user made the change, by the server's clock, in ms since 1970. It only
-    decides between conflicting changes.
+    """Returns when the user made the change, by the server's clock, in ms since 1970. This time is
+    only used to decide which of two conflicting changes wins.
 
     The result is `made_at`, the time by the device's clock, plus the difference between the two
     clocks when the push was sent. It is limited to 0..`received_at`.
@@ -75,11 +78,10 @@ def time_of(made_at: int, sent_at: int, received_at: int) -> int:
 
 
 def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: str | None) -> None:
-    """Raises `LogBehind` or `LogChanged` if a reader's cursor belongs to another log. The cursor is
-    the seq `after` with its `mark`.
+    """Checks that a reader's cursor, the seq `after` with its `mark`, belongs to this log.
 
-    `mark_there` is the log's own mark at `after`. The marks are compared only if the reader sent
-    one.
+    Raises `LogBehind` if `after` is higher than `head`. Raises `LogChanged` if `mark` differs from
+    `mark_there`, the log's own mark at `after`. If `mark` is `None`, the marks are not compared.
     """
     if after > head:
         raise LogBehind(f"after {after} is beyond the log's head {head}", log=log, head=head)
@@ -89,7 +91,7 @@ def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: 
 
 @dataclass(slots=True)
 class _Draft:
-    """The new changesets of one push. They are kept apart from the decider until the whole push is
+    """The new changesets of one push. The decider takes them over only when the whole push is
     accepted."""
 
     records: MutableMapping[Key, Record]  #: after these changesets
@@ -130,10 +132,10 @@ class PushDecider:
         """Decides one push: returns the answers to its changesets, and adds the new changesets to
         `entries`.
 
-        If the push is refused as a whole, raises `DeviceRevoked`, `LogBehind`, `LogChanged`,
-        `IdReused`, `DeviceForked`, `CounterGap` or `LimitExceeded`. Raises `ProjectionBehind` if a
-        guard or a schema needs records that could not be loaded. The decider is unchanged after an
-        error.
+        Raises an error if the push is refused as a whole: `DeviceRevoked`, `LogBehind`,
+        `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap` or `LimitExceeded`. Raises
+        `ProjectionBehind` if a guard or a schema needs records that could not be loaded. After an
+        error, the decider is unchanged.
         """
         self._check_device_and_cursor(push)
         counter, repeated = self._check_changesets(push)
@@ -175,8 +177,8 @@ class PushDecider:
         """Checks the ids, bases and counters of the changesets in a push. Raises an error if one is
         wrong.
 
-        Returns the device's counter after the push, and the answers to repeated changesets by their
-        index in the push.
+        Returns two values: the device's counter after the push, and the answers to repeated
+        changesets as {index in the push: answer}.
         """
         first: dict[str, Changeset] = {}
         repeated: dict[int, Answer] = {}
@@ -211,10 +213,11 @@ class PushDecider:
 
     def _event(self, id: str) -> Event | None:
         """Returns the event of the changeset with this id, from the log or from this group. Returns
-        `None` if the id is new. Raises `LimitExceeded` if the stored events to compare are too
-        large together.
+        `None` if the id is new. Raises `LimitExceeded` if the stored events that must be read for
+        this group are too large together.
 
-        Each call decodes the event again, because an event may be large, and few ids are repeated.
+        Each call decodes the event again. Decoded events may be large and few ids are repeated, so
+        they are not kept in memory.
         """
         if id in self._lookups.known:
             state = self._lookups.known[id]
@@ -280,8 +283,8 @@ class PushDecider:
         return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
 
     def _event_to_check(self, push: Push, changeset: Changeset, seq: int, time: int) -> Event:
-        """Returns an event with the changeset's operations, for checking them against the schemas
-        before the changeset is stored."""
+        """Returns an event with the operations of a changeset that is still to be stored. With this
+        event, the operations are checked against the schemas."""
         return Event(
             seq=seq,
             kind="changeset",
@@ -295,8 +298,8 @@ class PushDecider:
         )
 
     def _without_erased(self, entry: LogEntry, changeset: Changeset) -> LogEntry:
-        """Removes the values of records that were erased after the changeset's base from the entry
-        of the changeset. Returns the entry unchanged if there are no such records."""
+        """Returns a changeset's log entry without the values of records that were erased after the
+        changeset's `base`. If there are no such records, the entry is returned unchanged."""
         erasures = self._lookups.erasures
         keys = {op.key for op in changeset.ops}
         return erased_entry(entry, {key for key in keys if erasures.get(key, 0) > changeset.base})
@@ -312,9 +315,8 @@ class PushDecider:
         """Adds the records that a changeset touches to its answer, and returns their size in bytes
         as JSON.
 
-        If the records are larger than `bytes_max` or were not loaded, there are two cases. A push
-        that wants records is refused with `LimitExceeded`. In other pushes, the answer to a refused
-        changeset omits its records.
+        If the records are larger than `bytes_max` or were not loaded, they are left out of the
+        answer. If the push has asked for the records, it is then refused with `LimitExceeded`.
         """
         views = _views(changeset.ops, records)
         if views is None:
@@ -330,14 +332,16 @@ class PushDecider:
 
 
 def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
-    """Applies an event to the loaded records. Operations on other records are skipped."""
+    """Applies an event to the loaded records. Operations on records that were not loaded are
+    skipped."""
     ops = [op for op in event.ops if op.key in records]
     if ops:
         fold(records, msgspec.structs.replace(event, ops=ops))
 
 
 def _answer_again(event: Event, changeset: Changeset) -> Answer:
-    """Returns the first answer to a repeated changeset, made from its stored event."""
+    """Makes the answer to a repeated changeset from its stored event. It equals the first answer,
+    but is marked with `duplicate`."""
     assert event.verdict is not UNSET
     # An erased operation has lost the device's own key, which the repeated changeset still has.
     erased = {op.key for op in event.ops if op.erased is not UNSET}

@@ -2,7 +2,7 @@
 
 An admin appends an `event-skipped` event, which names the bad event. From then on, every fold
 treats the bad event as if its list of operations were empty. The bad event stays in the log and in
-all proofs. If its bytes are unreadable for clients, they receive an empty event in its place.
+all proofs. If clients cannot decode its bytes, they receive an empty event instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .events import EVENT_SKIPPED, Envelope, LogEntry, body_entry, decode_event
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
-    """The body of an `event-skipped` event. The members are stored in this order."""
+    """The body of an `event-skipped` event. The members are stored in the order of this class, so
+    this order must never change."""
 
     seq: int
     reason: str
@@ -24,7 +25,8 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 class Skipped(NamedTuple):
-    """The seq of a skipped event, and the seq of the `event-skipped` event that names it."""
+    """An event that every fold skips. Contains its seq, and the seq of the `event-skipped` event
+    that names it."""
 
     seq: int
     by_seq: int

@@ -12,18 +12,17 @@ page ends with a line that has `at`.
 
 The log grows during the download. Each page therefore has the seq at which its records were read:
 the `at` of its last line, which is at least the header's `seq`. To combine the pages, follow the
-log from the `seq` and `mark` of the *first* header. For each record, skip the events with `seq <=
-at` of the record's page. A record that is missing in all pages is exempt from this rule: all events
-on it before its page was read had left it missing.
+log from the `seq` and `mark` of the *first* header. For each record in the snapshot, skip the
+events with `seq <= at` of the record's page. For a record that is missing in all pages, apply all
+events.
 
-A record that is newer than the header belongs to the history of its page's `mark`. After following
-the log to the largest `at`, compare the log's mark there with the `mark` of that page. If the two
-differ, the server was restored from a backup during the download, and the snapshot must be
-discarded.
+If the server is restored from a backup during the download, the pages may belong to different
+histories. To notice this, follow the log to the largest `at`, and compare the log's mark at this
+seq with the `mark` of the page. If the two differ, discard the snapshot.
 
 A complete snapshot ends with `"cursor": null`. If this line is missing, the download was
-interrupted. Then discard the records after the last page end, because their seq is unknown, keep
-the other records, and continue with `?cursor=`.
+interrupted. Then discard the records after the last line that ends a page, because their seq is
+unknown. Keep the other records, and continue with `?cursor=`.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_
 
 
 class SnapshotHeader(msgspec.Struct):
-    """The first line of a snapshot: the seq from which to follow the log afterwards, and the number
-    of records."""
+    """The first line of a snapshot. After loading the snapshot, a device reads the log from `seq`
+    on. `records` is an estimate of the number of records."""
 
     log: str
     seq: int
@@ -47,8 +46,8 @@ class SnapshotHeader(msgspec.Struct):
 
 
 class SnapshotPageEnd(msgspec.Struct):
-    """The line after each page of a snapshot: the seq at which the page's records were read, and
-    the cursor of the next page."""
+    """The line after each page of a snapshot. `at` is the seq at which the records of the page were
+    read, and `cursor` asks for the next page."""
 
     at: int
     mark: str
@@ -68,7 +67,8 @@ class SnapshotRecord(RecordView):
 
 
 class _Line(msgspec.Struct):
-    """Any line of a snapshot after the header: a record, or the end of a page, which has `at`."""
+    """The form in which a line of a snapshot is decoded, except for the first line. If the line has
+    `at`, it ends a page; otherwise it contains a record."""
 
     collection: str = ""
     id: str = ""
@@ -105,8 +105,8 @@ def snapshot_header(line: bytes) -> SnapshotHeader:
 
 
 def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
-    """Decodes any line of a snapshot after the first. Returns a record as the fold needs it, or the
-    end of a page.
+    """Decodes any line of a snapshot except the first. Returns a `Record`, or a `SnapshotPageEnd`
+    if the line ends a page.
 
     The record lacks `touched_seq`, `touched_by` and `touched_seq_other`, because only the server
     needs them.
@@ -116,8 +116,8 @@ def snapshot_line(line: bytes) -> Record | SnapshotPageEnd:
 
 
 def snapshot_erasure(line: bytes) -> int:
-    """Returns the seq of the last erasure of the record in a snapshot's line, or 0 if the record
-    was never erased."""
+    """Returns the seq of the last `record-erased` event of the record in this line of a snapshot.
+    Returns 0 if the record was never erased."""
     return _decode_line(line).erased if b'"erased":' in line else 0
 
 

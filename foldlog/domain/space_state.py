@@ -1,4 +1,4 @@
-"""The state of a space, which an append to its log reads and changes."""
+"""The state of a space. Each append to the log of the space reads and changes this state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class SpaceState:
     """The state of a space at the head of its log.
 
     All members are changed in the same transaction as the head. Two states of the same log with the
-    same head and mark are therefore equal. One exception: `counters` and `revoked` may contain only
-    the devices that were loaded.
+    same head and mark are therefore equal, with one exception: `counters` and `revoked` may contain
+    only a part of the devices, because only the needed ones are loaded.
     """
 
     log: str  #: the id of the log

@@ -20,7 +20,10 @@ _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})", re.ASCII)
 
 
 class UnknownLog(NotFound):
-    """The log of that origin is unknown to this witness."""
+    """The log of that origin is unknown to this witness.
+
+    Raised if the witness has no trusted key for the origin of the checkpoint.
+    """
 
     code = "unknown-log"
 
@@ -32,15 +35,18 @@ class UntrustedCheckpoint(Forbidden):
 
 
 class InconsistentCheckpoint(InvalidRequest):
-    """The proof does not show that the log begins with the part that this witness saw."""
+    """The proof does not show that the log begins with the part that this witness saw.
+
+    Raised if the consistency proof between the last cosigned checkpoint and the new one is wrong.
+    """
 
     code = "inconsistent-checkpoint"
 
 
 class OtherSize(Exception):
     """Raised if a request to cosign starts from another checkpoint than the one that this witness
-    cosigned last: the size, or the root at this size, is different. `size` is the size of the
-    checkpoint that was cosigned last."""
+    cosigned last. Either the size differs, or the root at the same size differs. `size` is the size
+    of the checkpoint that was cosigned last."""
 
     def __init__(self, size: int):
         super().__init__(f"the last cosigned checkpoint has the size {size}")
@@ -48,8 +54,8 @@ class OtherSize(Exception):
 
 
 class AddCheckpoint(NamedTuple):
-    """A request to a witness to cosign a checkpoint: the size of the checkpoint cosigned before, a
-    consistency proof, and the new checkpoint as a note."""
+    """A request to a witness to cosign a checkpoint. `old` is the size of the checkpoint that the
+    witness cosigned before, `proof` is a consistency proof, and `note` is the new checkpoint."""
 
     old: int
     proof: list[bytes]
@@ -107,8 +113,9 @@ def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoin
 def check_follows(asked: AddCheckpoint, checkpoint: Checkpoint, last: Checkpoint | None) -> None:
     """Checks that a checkpoint continues the last one that this witness cosigned.
 
-    Raises `OtherSize` if the request starts from another size, and `InconsistentCheckpoint` if its
-    proof is wrong.
+    Raises `OtherSize` if the request starts from another checkpoint than `last`: the size differs,
+    or the root differs at the same size. Raises `InconsistentCheckpoint` if the consistency proof
+    is wrong.
     """
     seen = Checkpoint(checkpoint.origin, 0, EMPTY_ROOT) if last is None else last
     if asked.old != seen.size:

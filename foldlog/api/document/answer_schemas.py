@@ -1,8 +1,8 @@
 """Generates the JSON Schemas of responses from the structs that the service encodes.
 
-`msgspec.json.schema` describes the input of a decoder, in which a member with a default is
-optional. This module describes the output of the encoder, which always writes such a member, so
-here the member is required.
+The function `msgspec.json.schema` describes the input of a decoder, so it makes a member with a
+default optional. In a response the encoder always writes such a member, so this module makes the
+member required.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _PLAIN: dict[type[inspect.Type], dict[str, Any]] = {
 
 
 class AnswerSchemas:
-    """Generates one OpenAPI component for each struct that the responses use, and collects them."""
+    """Generates one OpenAPI component for each struct that the responses use, and keeps these
+    components in `components`."""
 
     def __init__(self) -> None:
         self.components: dict[str, dict[str, Any]] = {}
 
     def reference(self, struct: type) -> dict[str, Any]:
-        """Returns a `$ref` to the component of a struct. Adds the component to `components` if it
-        is missing."""
+        """Returns a `$ref` to the OpenAPI component of a struct. If `components` lacks this
+        component, the method generates it first."""
         name = shape_of(struct).name
         if name not in self.components:
             self.components[name] = self._object(struct)
@@ -104,14 +105,14 @@ class AnswerSchemas:
 
 
 def shape_of(struct: type) -> Shape:
-    """Returns the name and the description of a struct: its entry in `SHAPES`, otherwise its class
-    name and docstring."""
+    """Returns the name and the description that a struct has in the OpenAPI document. They come
+    from `SHAPES` if the struct is listed there, otherwise from the class name and the docstring."""
     return SHAPES.get(struct) or Shape(struct.__name__, (struct.__doc__ or "").strip())
 
 
 def _members(struct: type) -> dict[str, Any]:
-    """Returns the descriptions of a struct's members from `SHAPES`, including those of its base
-    classes."""
+    """Returns the descriptions of a struct's members that `SHAPES` has for the struct and for its
+    base classes."""
     members: dict[str, Any] = {}
     for base in reversed(struct.__mro__):
         if base in SHAPES:

@@ -1,4 +1,4 @@
-"""Lists every problem of the API, with a remedy and an example.
+"""Lists every error response ("problem") of the API, with a remedy and an example.
 
 The pages at `/problems/<code>` and the OpenAPI document use this list.
 """
@@ -55,8 +55,8 @@ from foldlog.domain.witness import InconsistentCheckpoint, UnknownLog, Untrusted
 
 
 class Entry(NamedTuple):
-    """The remedy for a problem, and an example error. A problem with two statuses has a second
-    example."""
+    """Describes a problem by its remedy and an example error. If the problem can have two HTTP
+    statuses, `other_example` is an error with the other status."""
 
     remedy: str
     example: FoldlogError
@@ -265,8 +265,11 @@ BY_CODE: dict[str, type[FoldlogError]] = {error.code: error for error in CATALOG
 
 
 def example_of(error: type[FoldlogError], status: HTTPStatus | None = None) -> dict[str, Any]:
-    """Returns the example document of a problem: the example with this status, otherwise the first
-    example."""
+    """Returns an example problem document for an error class.
+
+    If the class has two examples and the second one has the given `status`, the function returns
+    the second. Otherwise it returns the first.
+    """
     entry = CATALOGUE[error]
     other = entry.other_example
     if other is not None and status_of(other) == status:

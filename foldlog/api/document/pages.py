@@ -1,6 +1,7 @@
-"""Renders the HTML pages for people: the API reference at `/docs`, and a page for each problem.
+"""Renders the HTML pages for people: the API reference at `/docs`, and one page for each problem.
 
-Each page is a single file, so it also works in a network that has no access to the internet.
+Each page is a single file and loads nothing else, so it also works in a network without access to
+the internet.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _REF = "#/components/schemas/"
 
 
 def register_filters(bp: Blueprint) -> None:
-    """Registers the template filters. Their names begin with `foldlog_`, to avoid conflicts with
-    the filters of other applications."""
+    """Registers the filters that the HTML templates use. Their names begin with `foldlog_`, to
+    avoid conflicts with the filters of other applications."""
     bp.add_app_template_filter(_prose, "foldlog_prose")
     bp.add_app_template_filter(_pretty, "foldlog_pretty")
     bp.add_app_template_filter(_type_of, "foldlog_type")
@@ -47,8 +48,8 @@ def problem_page(templates: Environment, problem: dict[str, Any]) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Converts a text to HTML: `code` becomes a code element, and an empty line starts a new
-    paragraph."""
+    """Converts plain text to HTML: text in backticks becomes a `<code>` element, and an empty line
+    starts a new paragraph."""
     if not text:
         return Markup("")
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
@@ -61,8 +62,8 @@ def _pretty(value: Any) -> str:
 
 
 def _type_of(schema: dict[str, Any]) -> Markup:
-    """Describes the type of a JSON Schema as short HTML, for example `array of string`. A `$ref`
-    becomes a link."""
+    """Returns a short HTML text for the type of a JSON Schema, for example `array of string`. If
+    the schema is a `$ref`, the text is a link."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REF)
         return Markup('<a href="#schema-{0}">{0}</a>').format(name)

@@ -1,16 +1,17 @@
-"""Finds the caller of a request, and checks that the caller has the right to the operation.
+"""Finds the caller of a request, and checks that the caller has the right that the operation needs.
 
-Each operation names the right that it needs, and this check comes before any other work. The caller
-is identified by a bearer token (RFC 6750 section 2.1), which is looked up in the space that the
-path names. A token of another space is therefore unknown here, and the error keeps the existence of
-the other space secret.
+This check comes before any other work on the request. The caller is identified by a bearer token
+(RFC 6750 section 2.1), which is looked up in the space that the path names. A token of another
+space is therefore unknown, and the error is the same whether that other space exists or not.
 
-Each process caches a caller for `CALLER_SECONDS_MAX` seconds. The response to a revocation is sent
-after that time, when the revoked caller has left the cache of every process. For requests that are
-answered from the cached end of the log, a caller is cached for up to `IDLE_CALLER_SECONDS_MAX`
-while the log of the space is unchanged, because a revocation adds an event to that log. A stream
-checks its caller after its first page, and before each page that contains a revocation. A download
-checks its caller before each piece.
+Each process caches the callers that it has looked up, for `CALLER_SECONDS_MAX` seconds. The
+response to a revocation is sent after that time, so by then every process refuses the revoked
+caller. Some requests are answered from the cached end of a log. For them a cached caller is valid
+for up to `IDLE_CALLER_SECONDS_MAX` seconds while that log is unchanged, because a revocation adds
+an event to the log.
+
+A stream checks its caller after it has read its first page, and before it sends a page that
+contains a revocation. A download checks its caller before it sends each piece.
 """
 
 from __future__ import annotations
@@ -69,26 +70,30 @@ class Access(ABC):
     ) -> Caller:
         """Returns the caller of the request if the caller has `right` in `space`.
 
-        For a path that is outside all spaces, pass `EVERY_SPACE`. Set `from_cache` only if the
-        response contains either every event up to the head of the log, or an empty list: then a
-        cached caller is accepted for longer. With `since`, a seq, a cached caller is accepted only
-        if it was looked up after that event. Raises `Unauthenticated`, `Forbidden`,
-        `DeviceRevoked`, `RateLimited`, `StorageUnavailable`.
+        For a path that names no space, pass `EVERY_SPACE`. Pass `from_cache=True` only if the
+        response is either an empty list or contains every event up to the head of the log; the
+        method then accepts a cached caller for longer. If `since` is the seq of an event, the
+        method accepts a cached caller only if the caller was looked up after that event.
+
+        Raises `Unauthenticated` if the token is missing or invalid, `DeviceRevoked` if the token is
+        a JWT of a device that was revoked, and `Forbidden` if the caller lacks the right or the
+        space. Raises `RateLimited` if too many wrong tokens came from the client's address. Raises
+        `StorageUnavailable` if the look-up fails.
         """
 
     async def forget(self) -> None:
-        """Drops the cached callers after a revocation. Returns when the caches of all processes
-        have expired."""
+        """Forgets the cached callers of this process after a revocation. Then waits until the
+        entries in the caches of all other processes have expired too."""
         return
 
 
 class OpenAccess(Access):
     """Grants every right to requests from this machine, for tests and development.
 
-    Admin operations also need the admin token. Raises `Forbidden` for requests that came through a
-    proxy or have another host than a loopback name or address. The check of the host also refuses
-    web pages that use DNS rebinding, because the browser sends the name of the page's site as the
-    host.
+    Operations that need the admin right also need the admin token. The method `admit` raises
+    `Forbidden` if a request came through a proxy, or if its `Host` header is anything else than a
+    loopback name or address. The check of `Host` also refuses requests of web pages that use DNS
+    rebinding, because the browser sends the host name of the page.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -115,13 +120,13 @@ class OpenAccess(Access):
 
 
 class Jwts(Protocol):
-    """Verifies JSON Web Tokens (JWTs) of the app's own sign-in."""
+    """Verifies the JSON Web Tokens (JWTs) that the app's own sign-in issues."""
 
     def read(self, text: str) -> Claims:
         """Verifies a JWT and returns its claims.
 
-        Raises `Unauthenticated` if the JWT is invalid, and `StorageUnavailable` if reading the keys
-        of the sign-in fails.
+        Raises `Unauthenticated` if the JWT is invalid. Raises `StorageUnavailable` if the public
+        keys of the sign-in cannot be read.
         """
 
 
@@ -132,8 +137,8 @@ class _CachedCaller(NamedTuple):
 
 
 class TokenAccess(Access):
-    """Requires a token for every operation except public ones: a token of Foldlog, the admin token,
-    or a JWT of the app's own sign-in."""
+    """Requires a token for every operation except public ones. The token is a token of Foldlog, the
+    admin token, or a JWT of the app's own sign-in."""
 
     def __init__(
         self,
@@ -241,11 +246,13 @@ class TokenAccess(Access):
 
 
 def token_of(request: Request) -> str:
-    """Returns the bearer token from the `Authorization` header of a request, or an empty text."""
+    """Returns the bearer token from the `Authorization` header of a request. If the request has
+    none, the result is an empty text."""
     scheme, _, given = request.header("authorization").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_token(given: str, token: str) -> bool:
-    """Compares two tokens in constant time. Returns whether they are equal."""
+    """Returns whether two tokens are equal. The comparison takes the same time for all tokens, so
+    an attacker learns nothing from its duration."""
     return hmac.compare_digest(digest_of(given), digest_of(token))

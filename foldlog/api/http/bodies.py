@@ -1,9 +1,9 @@
 """Reads request bodies and decompresses them, within limits on their size.
 
 The limits hold even if `Content-Length` is wrong: the body is read in pieces, and reading stops at
-the first byte beyond the limit. Each piece is decompressed to at most the number of bytes that are
-still allowed. The bytes in memory are counted when they arrive, because an unfinished body uses
-memory too.
+the first byte beyond the limit. A piece is decompressed only up to the limit on the decompressed
+size. The bytes in memory are counted as they arrive, because the body of a slow client uses memory
+before it is complete.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ZSTD_WINDOW_LOG_MAX = 23
 
 
 class Inflater(Protocol):
-    """The methods that the decompressors of zlib and zstd have in common."""
+    """Declares the methods that the decompressors of zlib and zstd have in common."""
 
     @property
     def eof(self) -> bool: ...
@@ -62,7 +62,8 @@ INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, 
 
 
 class Reservation:
-    """Counts the bytes of memory that one request body uses, until the `with` block ends."""
+    """Counts the bytes of memory that one request body uses. At the end of the `with` block these
+    bytes are subtracted again."""
 
     __slots__ = ("_held", "_key", "_request", "_size")
 
@@ -73,10 +74,11 @@ class Reservation:
         self._held = 0
 
     def grow(self, size: int) -> None:
-        """Records that the body has now `size` bytes in total.
+        """Records that the body now has `size` bytes in total.
 
-        Raises `RateLimited` if the caller, or all callers together, would have too many bytes of
-        bodies in memory, or if the caller's rate limit is used up.
+        Raises `RateLimited` if the bodies of this caller, or of all callers together, use too many
+        bytes of memory. Also raises `RateLimited` if the caller has used up its rate limit, because
+        large bodies count as several requests.
         """
         before, self._size = self._size, size
         self._request.rates.count_body(self._request.subject, size - before)
@@ -103,9 +105,11 @@ async def read_body(
 ) -> bytearray:
     """Reads the body of a request and returns its decompressed bytes.
 
-    `limit` names the limit on the size of the body as it is sent. Raises `LimitExceeded`,
-    `RateLimited`, `InvalidRequest` if the body is incomplete or its compressed data is broken, and
-    `UnsupportedMediaType` if the media type or the encoding is unknown.
+    `limit` is the name of the limit on the size of the body before decompression. Raises
+    `LimitExceeded` if the body is larger than a limit, and `RateLimited` if too many bytes of
+    bodies are in memory or the caller's rate limit is used up. Raises `InvalidRequest` if the body
+    is incomplete or its compressed data is broken. Raises `UnsupportedMediaType` if the media type
+    or the encoding is unsupported.
     """
     pieces = pieces_of(request, getattr(limits, limit), limit)
     _check_media_type(request.header("content-type"))
@@ -140,8 +144,8 @@ async def pieces_of(
 ) -> AsyncIterator[bytes]:
     """Yields the body of a request in pieces as they arrive.
 
-    Raises `LimitExceeded` if the body is longer than `bytes_max`, and `InvalidRequest` if it is
-    incomplete.
+    Raises `LimitExceeded` if the body is longer than `bytes_max`. Raises `InvalidRequest` if the
+    body cannot be read to its end.
     """
     length = request.header("content-length")
     if length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > bytes_max):

@@ -1,8 +1,8 @@
 """Compresses responses with an encoding that the client accepts.
 
-A response in pieces is compressed piece by piece, and the client can decode each piece when it
-arrives. Otherwise the compressor would keep some MB in its buffer, and they would be lost if the
-connection broke.
+If a response is sent in pieces, each piece is compressed and flushed separately, so the client can
+decode a piece as soon as it arrives. Without the flush, the compressor would hold back some MB of
+data, and the client would lose them if the connection broke.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ GZIP_LEVEL = 5
 
 
 class Deflater(Protocol):
-    """A compressor for one content encoding."""
+    """Compresses a response with one content encoding."""
 
     def piece(self, data: bytes) -> bytes:
-        """Compresses `data` and returns all compressed bytes so far, which the client can decode at
-        once."""
+        """Compresses `data` and returns the compressed bytes. The client can decode all of `data`
+        from them at once, before later pieces arrive."""
 
     def end(self) -> bytes: ...
 
@@ -90,10 +90,10 @@ MEDIA_TYPES = ("application/json", "application/x-ndjson", "text/html")
 
 
 def encoding_for(reply: Reply, accept_encoding: str) -> str | None:
-    """Chooses the content encoding of a response. Returns `None` if the response is sent
-    uncompressed.
+    """Chooses the content encoding of a response, and sets its headers `Vary` and
+    `Content-Encoding`.
 
-    It also sets the response headers `Vary` and `Content-Encoding`.
+    Returns `None` if the response should be sent uncompressed.
     """
     if reply.media_type not in MEDIA_TYPES:
         return None
@@ -116,8 +116,11 @@ def _best_of(accept_encoding: str) -> str | None:
 
 
 def deflated(data: bytes, encoding: str) -> bytes:
-    """Compresses a whole response body. It takes some milliseconds for a page of events, and
-    releases Python's global lock meanwhile."""
+    """Compresses a whole response body and returns the result.
+
+    For a page of events this takes some milliseconds. Other threads can run meanwhile, because the
+    compressor releases Python's global lock.
+    """
     if encoding == "zstd":
         return zstd.compress(data, ZSTD_LEVEL)
     deflater = DEFLATERS[encoding]()

@@ -1,9 +1,9 @@
 """Decides which web pages may call the service from a browser (CORS):
 https://fetch.spec.whatwg.org/#http-cors-protocol
 
-CORS headers are sent only if allowed origins are configured. To allow every origin (`*`) is as safe
-as a list of origins, because the service uses tokens instead of cookies: a page has only the rights
-of the token that it sends.
+CORS headers are sent only if the operator has configured allowed origins. The origin `*`, which
+allows all web pages, is as safe as a list of origins: the service uses tokens instead of cookies,
+so a page has only the rights of a token that the page itself sends.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ PREFLIGHT = {
 
 @dataclass(frozen=True)
 class Cors:
-    """The origins whose web pages may call the service; `*` means all. By default, browsers refuse
-    pages of other origins."""
+    """Holds the origins whose web pages may call the service; `*` allows all origins. If `origins`
+    is empty, browsers block the calls of pages from other origins."""
 
     origins: tuple[str, ...] = ()
 
     def headers(self, origin: str) -> Mapping[str, str]:
-        """Returns the CORS headers for a response to a page of this origin.
+        """Returns the CORS headers for a response to a web page of the given origin.
 
-        Error responses have them too, because the browser lets the page read only responses with
-        these headers.
+        Send these headers with error responses too, because without them the browser hides the
+        error from the page.
         """
         if not self.origins:
             return {}
@@ -45,11 +45,10 @@ class Cors:
         return {"Vary": "Origin"}  # a cache must not serve this answer to an allowed page
 
     def preflight(self, method: str, header: Callable[[str], str]) -> Reply | None:
-        """Returns the response to a CORS preflight request, or `None` for any other request or a
-        refused origin.
+        """Returns the response to a CORS preflight request of an allowed origin. Returns `None` if
+        the origin is not allowed, or if the request is no preflight request.
 
-        Browsers send preflight requests without a token, so they are answered before the access
-        check.
+        Call it before the access check, because browsers send preflight requests without a token.
         """
         if method != "OPTIONS" or not header("access-control-request-method"):
             return None

@@ -1,8 +1,8 @@
-"""Reads a JSON request body with a schema. The body must be an object; unknown and repeated members
-are errors.
+"""Reads a JSON request body and checks it with a schema. The body must be an object. An unknown
+member, or a member that is given twice, is an error.
 
-`bodies` limits the bytes of the body. This module also limits the number of JSON values and the
-size of each member except the changesets, because a short JSON text can become large Python
+The module `bodies` limits the bytes of the body. This module also limits the number of JSON values,
+and the size of each member except the changesets, because a short JSON text can become large Python
 objects. Large bodies are decoded in a thread.
 """
 
@@ -37,8 +37,8 @@ NAME_LENGTH_MAX = 100
 class JsonBody:
     """Reads the JSON body of an operation and checks it with `schema`.
 
-    `limit` names the limit on the size of the body. `read` raises `InvalidRequest` with an error
-    for each wrong member.
+    `limit` is the name of the limit on the size of the body. If members are wrong, `read` raises
+    one `InvalidRequest` that lists an error for each of them.
     """
 
     def __init__(self, schema: Schema, limits: Limits, limit: str = "small_body_bytes_max"):
@@ -71,12 +71,13 @@ class JsonBody:
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
 
     def _name_unreadable(self, body: bytearray) -> None:
-        """Looks for the changeset that made the body unreadable, and raises an `InvalidRequest`
-        with its index.
+        """Finds the changeset because of which the body could not be decoded, and raises
+        `InvalidRequest` with the index of this changeset.
 
-        With the index, the device can set that changeset aside; otherwise the changeset would block
-        the device's queue permanently. For a body that is too large to search, the error asks for a
-        smaller batch. The method returns if all changesets can be read.
+        With the index, the device can set that changeset aside and send the others; otherwise the
+        changeset would block the device's queue permanently. If the body is too large to search,
+        the error asks for a smaller batch. If every changeset can be decoded, the method returns,
+        because the fault is elsewhere in the body.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
@@ -100,7 +101,8 @@ class JsonBody:
         return loaded
 
     def _value(self, name: str, raw: msgspec.Raw) -> Any:
-        """Decodes the value of a member. The changesets and unknown members stay bytes."""
+        """Decodes the value of a member. The changesets and the values of unknown members are
+        returned as undecoded bytes."""
         if name not in self._fields or isinstance(self._fields[name], ChangesetsField):
             return raw
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
@@ -111,8 +113,8 @@ class JsonBody:
 def _check_values(body: bytearray, values_max: int) -> None:
     """Raises `LimitExceeded` if a body may have more than `values_max` JSON values.
 
-    It counts commas and opening brackets, because each value follows one of them. Those inside
-    strings count as well, because only a parser could tell them apart.
+    The function counts commas and opening brackets, because each value follows one of them. It also
+    counts those inside strings, so the result can be too high: only a parser could tell them apart.
     """
     if len(body) > values_max:  # a shorter body cannot have more
         count = sum(body.count(sign) for sign in b",[{")
@@ -121,13 +123,15 @@ def _check_values(body: bytearray, values_max: int) -> None:
 
 
 class _Name(str):
-    """The name of a member. Because it is a custom type, msgspec passes each name to `dec_hook`."""
+    """The name of a member of a JSON object. It is a type of its own, because msgspec passes only
+    values of custom types to `dec_hook`, which looks at each name."""
 
     __slots__ = ()
 
 
 def decode_members(body: bytes | bytearray) -> dict[str, msgspec.Raw]:
-    """Decodes a JSON object, and returns its members with their values still as bytes.
+    """Decodes a JSON object, and returns a dict from the names of its members to their undecoded
+    values.
 
     Raises `InvalidRequest` if a member is given twice or if there are more than `MEMBERS_MAX`
     members.
@@ -154,12 +158,13 @@ _ESCAPE = re.compile(
 
 
 def _mark_half_pairs(body: bytearray) -> bytes:
-    """Replaces each half of a surrogate pair in the body with a byte that is invalid in UTF-8.
+    """Replaces each escape sequence of half a surrogate pair in the body with a byte that is
+    invalid in UTF-8.
 
     A JavaScript program that cuts a string inside an emoji sends such a half, for example
     `"\\ud83d"`. JSON allows it, but msgspec refuses the whole body and reports no position. With
-    the invalid byte, the domain finds the string later and can name its changeset, and the device
-    sets that changeset aside.
+    the invalid byte, the body as a whole can be decoded. The domain then refuses only the changeset
+    with this byte and reports its index, and the device sets that changeset aside.
     """
     return _ESCAPE.sub(lambda found: b"\xff" if found[1] else found[0], body)
 
@@ -170,7 +175,7 @@ def _wrong(found: Iterable[tuple[Any, str]]) -> InvalidRequest:
 
 
 def pointer(path: Iterable[str | int]) -> str:
-    """Returns a JSON pointer (RFC 6901) for a path. It shortens names to `NAME_LENGTH_MAX`
-    characters."""
+    """Returns the JSON pointer (RFC 6901) for a path of names and indexes. Each name is cut after
+    `NAME_LENGTH_MAX` characters."""
     names = (str(part)[:NAME_LENGTH_MAX] for part in path)
     return "".join(f"/{escaped(part)}" for part in names)

@@ -1,7 +1,7 @@
-"""Lets requests wait on the event loop until the log of a space grows.
+"""Lets requests wait on the event loop for new events in the log of a space.
 
-All requests that wait for the same space share one watch of the event store, so the store has only
-one watch per space, even with ten thousand waiting clients.
+All requests that wait for the same space share one watch of the event store. The store therefore
+has at most one watch for each space, even with ten thousand waiting clients.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from foldlog.domain.ports import EventStore
 
 
 class LogWatches:
-    """Holds the watches of one event loop: one for each space for which a request waits."""
+    """Holds the event store's watches on one event loop. There is one watch for each space for
+    whose new events a request waits."""
 
     def __init__(self) -> None:
         self._spaces: dict[str, _SpaceWatch] = {}
@@ -32,15 +33,15 @@ class LogWatches:
             del self._spaces[joined.space]
 
     def end(self) -> None:
-        """Wakes all waiting requests, and tells them and all streams to end, because the service
-        stops."""
+        """Wakes all requests that wait for new events, and makes them and all streams end. The
+        service calls it when it stops."""
         self.is_ending = True
         for joined in self._spaces.values():
             joined.wake()
 
 
 class _SpaceWatch:
-    """The event store's watch of one space, shared by all requests that wait for this space."""
+    """Watches the log of one space for all requests that wait for new events of this space."""
 
     def __init__(self, store: EventStore, space: str):
         self.space = space
@@ -51,10 +52,10 @@ class _SpaceWatch:
         self.unwatch = store.watch(space, self._grown)
 
     def _grown(self) -> None:
-        """Schedules the wake-up of all waiting requests. The store calls it from any thread when
-        the log grows.
+        """Schedules the wake-up of all requests that wait for new events of this space. The event
+        store calls it from any thread when the log has new events.
 
-        Calls that come before the loop has run the wake-up are combined with it.
+        If a wake-up is already scheduled, the call does nothing.
         """
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -71,12 +72,11 @@ class _SpaceWatch:
 
 
 class LogWatch:
-    """Lets one request wait for growth of a space's log, from the creation of the watch until
-    `close`.
+    """Lets one request wait for new events in the log of a space. It notices every event from its
+    creation until `close`.
 
-    Create the watch before you read the log. `wait` returns at once if the log has grown since the
-    creation, so the request also gets the events that were added during the read. `disconnected` is
-    a future that is done when the client has disconnected.
+    Create the watch before you read the log. If events are added while you read, the next `wait`
+    then returns at once. `disconnected` is a future that is done when the client has disconnected.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class LogWatch:
         disconnected.add_done_callback(self._wake)
 
     async def wait(self, seconds: float) -> bool:
-        """Waits until the log may have grown, for at most `seconds`, and returns whether it may
-        have grown since the previous call.
+        """Waits for new events for at most `seconds`. Returns `True` if the log may have new events
+        since the previous call.
 
-        It also returns early if the client disconnects or the service stops.
+        If the client disconnects or the service stops, the method returns early.
         """
         if self._seen == self._joined.version and not self.is_over and seconds > 0:
             loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
-"""Writes one structured log line for each request, with the request id that the response has too.
+"""Configures logging, and writes one structured log line for each request. The line has the request
+id that the response also has.
 
-Values of changesets, ids of records and tokens are secret: log lines never contain them.
+Values of changesets, ids of records, and tokens are secret, so log lines never contain them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ log = structlog.get_logger("foldlog.api")
 
 
 def configure_logging(format: Literal["json", "console"] = "json", level: str = "INFO") -> None:
-    """Configures structlog and the standard `logging` to write lines of the same format to stderr.
+    """Configures structlog and the standard `logging` so that both write lines of the same format
+    to stderr.
 
     Call it once at the start of each process.
     """
@@ -70,9 +72,9 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 class _Stderr:
     """A logger that writes to stderr.
 
-    Lines of the levels debug and info are collected and written a moment later in one system call,
-    because a system call for each line would cost a tenth of the time of a request. Warnings and
-    errors are written at once, after all collected lines.
+    It collects lines of the levels debug and info, and writes them together a moment later. One
+    system call for each line would take a tenth of the time of a request. It writes a line of the
+    level warning or error at once, after the lines collected so far.
     """
 
     def __init__(self, name: str = "foldlog"):
@@ -90,8 +92,8 @@ class _Stderr:
 
 
 class _Lines:
-    """Collects lines and writes them to stderr every `pause_seconds`. If `pause_seconds` is 0, it
-    writes each line at once."""
+    """Collects log lines and writes them to stderr every `pause_seconds`. If `pause_seconds` is 0,
+    it writes each line at once."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque()
@@ -130,8 +132,8 @@ _lines = _Lines()
 
 
 def write_logs_behind(pause_seconds: float = 0.1) -> None:
-    """Starts a thread that writes log lines of the levels debug and info every `pause_seconds`,
-    instead of each at once."""
+    """Starts a thread that writes the log lines of the levels debug and info together, every
+    `pause_seconds`. Before this call, each line is written at once."""
     _lines.write_behind(pause_seconds)
 
 
@@ -151,7 +153,7 @@ def _json(value: Any, default: Callable[[Any], Any]) -> str:
 
 
 def path_template(rule: str) -> str:
-    """Converts a Flask route such as `/v1/spaces/<space>/events` to OpenAPI's form:
+    """Converts a Flask route such as `/v1/spaces/<space>/events` to the form that OpenAPI uses:
     `/v1/spaces/{space}/events`."""
     return re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule)
 
@@ -166,9 +168,9 @@ def log_request(
 ) -> None:
     """Writes the log line of a request.
 
-    `path` is the template of the path, because the real path may contain personal data in a
-    record's id. `bytes_out` is `None` if the response is sent in pieces. The line contains the id
-    of the caller if the caller is known.
+    `path` is the template of the path, because in the real path the id of a record may contain
+    personal data. `bytes_out` is the size of the response body, or `None` if the body is sent in
+    pieces. If the caller is known, the line contains the caller's id.
     """
     caller = {"caller": request.caller.id} if request.caller and request.caller.id else {}
     log.info(

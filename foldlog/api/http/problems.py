@@ -1,7 +1,8 @@
 """Converts errors to problem documents (RFC 9457), and defines the HTTP status of each error.
 
-The `code` of a problem is a stable name for programs; its `type` is the URL of a page about the
-problem. Unknown paths and unexpected errors get a problem document too.
+The `code` of a problem is a name for programs that stays the same in later versions. The `type` is
+the URL of a page about the problem. Requests for unknown paths, and unexpected errors, are answered
+with a problem document too.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ LIMITS_OF_SIZE = {
 
 
 def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
-    """Returns every HTTP status that a response with this error can have."""
+    """Returns every HTTP status that a response with this class of error can have."""
     usual = next(
         (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -133,7 +134,8 @@ def status_of(error: FoldlogError) -> HTTPStatus:
 
 
 def title_of(error: type[FoldlogError]) -> str:
-    """Returns the title of a problem: the first sentence of the error class's docstring."""
+    """Returns the title of a problem, which is the first line of the docstring of its error
+    class."""
     return (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 
@@ -149,8 +151,8 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
 
 
 def _clipped(value: Any) -> Any:
-    """Shortens long texts and long lists of errors, because they may repeat parts of the
-    request."""
+    """Shortens long texts and long lists of errors in a problem document. They may repeat parts of
+    the request, so a large request would get a large error response."""
     if isinstance(value, str):
         return value if len(value) <= TEXT_LENGTH_MAX else f"{value[:TEXT_LENGTH_MAX]}..."
     if isinstance(value, dict):
@@ -169,8 +171,8 @@ def _first_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
 def problem_reply(error: Exception, request: Request) -> Reply:
     """Makes the response for an error, and sets the headers that its status requires.
 
-    A `FoldlogError` becomes its problem document. Any other error is logged with its traceback, and
-    answered as `InternalError` with the id of the request only.
+    A `FoldlogError` becomes a problem document. Any other error is logged with its traceback; its
+    response is an `InternalError` that contains only the id of the request.
     """
     if not isinstance(error, FoldlogError) or _is_unexpected(error):
         # The request's id leads an operator to the log line.
@@ -196,8 +198,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) for an authentication
-    error, and `None` for other errors."""
+    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) for an error of
+    authentication or access. For other errors, returns `None`."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None

@@ -1,17 +1,17 @@
-"""Limits the requests per second of each client, and the streams and downloads that a client has
-open.
+"""Limits how many requests per second a client may send, and how many streams and downloads it may
+have open.
 
-A rate limit is a token bucket. Each request takes from the bucket of its client address, and then
-from the bucket of its caller. Request bodies and large responses take more, by their size. While a
-bucket is empty, its requests get status 429.
+A rate limit is a token bucket. Each request takes one unit from the bucket of the client's IP
+address, and then one from the bucket of its caller. Large request bodies and large responses take
+more, according to their size. While one of these buckets is empty, requests get status 429.
 
-A wrong token takes from a third bucket, which also belongs to the address. While that bucket is
-empty, the address can use only tokens that were valid before. This slows down the guessing of
-tokens, and other clients behind the same address continue.
+A wrong token takes from a third bucket of the IP address. While this bucket is empty, requests from
+this address are accepted only with tokens that this process has already found to be valid. This
+slows down an attacker who guesses tokens, and other clients behind the same address can continue.
 
-The implementation stores one number for each bucket: the time at which it will be full (the generic
-cell rate algorithm of ATM). This works without timers, and the number of stored buckets is limited.
-Each process counts its own requests only.
+For each bucket, only one number is stored: the time at which the bucket will be full (the generic
+cell rate algorithm of ATM). No timers are needed, and the number of stored buckets is limited. Each
+process counts only its own requests.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(slots=True)
 class RateSubject:
-    """The client to which a request is counted: its address, and its caller once the caller is
-    known."""
+    """Identifies the client whose rate limits a request counts against: the IP address, and the
+    caller once the caller is known."""
 
     #: of the client; empty if unknown
     address: str = ""
@@ -62,14 +62,14 @@ class RateSubject:
 
     @property
     def key(self) -> str:
-        """The key under which shares are counted: the id of the caller if it is known, otherwise
-        the client's address."""
+        """Returns the key under which the resources that a client uses are counted: the id of the
+        caller if it is known, otherwise the client's IP address."""
         return self.caller or self.address
 
 
 class Buckets:
-    """Token buckets, one for each key. A bucket is full at first, and gains `rate` requests per
-    second, up to those of `burst_seconds`."""
+    """Holds one token bucket for each key. A bucket is full at first. It gains `rate` requests per
+    second, until it holds the requests of `burst_seconds`."""
 
     def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
         self._seconds_each = 1 / rate
@@ -81,8 +81,8 @@ class Buckets:
     def take(self, key: str) -> float:
         """Takes one request from the bucket of `key` and returns 0.
 
-        If the bucket is empty, it stays as it is, and the method returns the seconds until the
-        bucket has one request.
+        If the bucket has less than one request, the method takes nothing and returns the seconds
+        until the bucket has one.
         """
         with self._lock:
             now = self._clock()
@@ -94,21 +94,21 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """Returns the seconds until the bucket of `key` has one request; 0 if it has one now. The
-        bucket stays as it is."""
+        """Returns the seconds until the bucket of `key` has one request, or 0 if it has one now.
+        The method takes nothing from the bucket."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
         return max(0.0, full_at - now - self._burst_seconds)
 
     def charge(self, key: str, count: float, own: float = 0) -> float:
-        """Takes `count` requests from the bucket of `key`, even if it has fewer; later requests
-        then wait longer.
+        """Takes `count` requests from the bucket of `key`, even if the bucket has fewer. The bucket
+        is then in debt, and later requests wait longer.
 
         The debt is at most the content of one full bucket, because several clients may share a key.
-        `own` is the number of requests that this client has taken already. Returns the debt that
-        other requests had caused before this call, as the seconds until the bucket recovers from
-        it.
+        `own` is the number of requests that the current request has already taken. The method
+        returns the debt that the bucket had before this call, without the part that `own` caused,
+        as the seconds until the bucket recovers from it.
         """
         with self._lock:
             now = self._clock()
@@ -124,9 +124,10 @@ class Buckets:
 
 
 class Lease:
-    """The right of a client to have one more stream or download open.
+    """Allows a client to have one more stream or download open, until the lease is closed or
+    deleted.
 
-    Closing or deleting the lease returns this right. Closing it a second time has no effect.
+    Closing a lease a second time has no effect.
     """
 
     def __init__(self, release: Callable[[], None] = lambda: None):
@@ -139,10 +140,10 @@ class Lease:
 
     @contextmanager
     def unless_it_fails(self) -> Iterator[None]:
-        """Returns a context manager that closes the lease if its block raises an exception.
+        """Returns a context manager that closes the lease if its `with` block raises an exception.
 
-        The traceback of the exception refers to the lease, and would keep the lease open until the
-        next garbage collection.
+        Without it, the traceback of the exception would refer to the lease, and the lease would
+        stay open until the next garbage collection.
         """
         try:
             yield
@@ -161,53 +162,57 @@ class Lease:
 
 
 class Rates:
-    """Allows every request. The subclass `LimitedRates` enforces the limits."""
+    """Defines the checks of rate limits. This class allows every request; the subclass
+    `LimitedRates` enforces the limits."""
 
     def check_address(self, subject: RateSubject) -> None:
-        """Counts one request against the limit of the client's address. Raises `RateLimited`."""
+        """Counts one request against the rate limit of the client's IP address. Raises
+        `RateLimited` if the limit is used up."""
 
     def check_caller(self, subject: RateSubject) -> None:
-        """Counts one request against the limit of the caller. Raises `RateLimited`."""
+        """Counts one request against the rate limit of the caller. Raises `RateLimited` if the
+        limit is used up."""
 
     def count_body(self, subject: RateSubject, size: int) -> None:
-        """Counts `size` more bytes of a decompressed request body against the limits of the client.
+        """Counts `size` more bytes of a decompressed request body against the rate limits of the
+        client.
 
-        A large body counts as several requests. Raises `RateLimited` for such a body if other
-        requests of the client have used up the limit in the meantime.
+        A large body counts as several requests. Raises `RateLimited` if the body is large and other
+        requests of the client have used up a rate limit.
         """
 
     def check_waited(self, subject: RateSubject) -> None:
-        """Checks the rate limits again after the request has waited for a thread. The request
-        itself is not counted again.
+        """Checks the rate limits of the client again after the request has waited for a thread. The
+        request itself is not counted again.
 
-        Raises `RateLimited` if other requests of the client have exceeded the limit in the
-        meantime.
+        Raises `RateLimited` if other requests of the client have used up a rate limit.
         """
 
     def count_answer(self, subject: RateSubject, size: int) -> None:
-        """Counts the bytes of a response beyond `ANSWER_BYTES_FREE`, because they stay in memory
-        until the client has read them.
+        """Counts the size of a response against the rate limits of the client. The first
+        `ANSWER_BYTES_FREE` bytes are free.
 
-        It delays only later requests of the client.
+        Large responses count because they stay in memory until the client has read them. This
+        response is sent in any case; only later requests of the client may be refused.
         """
         if size > ANSWER_BYTES_FREE:
             with suppress(RateLimited):
                 self.count_body(subject, size - ANSWER_BYTES_FREE)
 
     def check_unknown_caller(self, subject: RateSubject) -> None:
-        """Checks the limit of wrong tokens. It is called before a token that is missing in the
-        cache is looked up in the database.
+        """Checks that the client's IP address has not sent too many wrong tokens. It is called
+        before a token that is missing in the cache is looked up in the database.
 
-        Raises `RateLimited`.
+        Raises `RateLimited` if the address has sent too many wrong tokens.
         """
 
     def count_wrong_token(self, subject: RateSubject) -> None: ...
 
     def hold(self, subject: RateSubject, limit: str = STREAMS) -> Lease:
-        """Returns a lease for one more open stream or download of the client; `limit` names the
-        limit.
+        """Returns a lease that allows the client one more open stream or download. `limit` is the
+        name of the limit: `STREAMS` or `DOWNLOADS`.
 
-        Raises `RateLimited` if the client has too many open.
+        Raises `RateLimited` if the client already has the maximum number open.
         """
         return Lease()
 
@@ -216,7 +221,7 @@ NO_RATES = Rates()
 
 
 class LimitedRates(Rates):
-    """Enforces the rates of `limits`. A limit of 0 means unlimited."""
+    """Enforces the rate limits that `limits` defines. A rate of 0 means that there is no limit."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
         self._limits = limits
@@ -294,18 +299,19 @@ class LimitedRates(Rates):
 
 
 class Proxies:
-    """The trusted proxies, whose `X-Forwarded-For` header names the client."""
+    """Finds the IP address of the client of a request. It reads the `X-Forwarded-For` header only
+    if the request comes from a trusted proxy."""
 
     def __init__(self, trusted: tuple[Network, ...] = ()):
         self._trusted = trusted
         self._has_warned = False
 
     def client_address(self, peer: str, forwarded_for: str) -> str:
-        """Returns the address of the client, from the address of the connection and
-        `X-Forwarded-For`.
+        """Returns the IP address of the client. `peer` is the address from which the connection
+        comes, and `forwarded_for` is the value of the `X-Forwarded-For` header.
 
-        If requests are forwarded by a private address that is missing in the list of trusted
-        proxies, it logs one warning.
+        If a request with this header comes from a private address that is missing in the list of
+        trusted proxies, the method logs a warning, once.
         """
         if forwarded_for and not self._has_warned and self._seems_forgotten(peer):
             self._has_warned = True
@@ -321,12 +327,13 @@ class Proxies:
 
 
 def client_address(peer: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
-    """Returns the address of the client: the last address in `X-Forwarded-For` before the trusted
-    proxies.
+    """Returns the IP address of the client: the last address in `X-Forwarded-For` that belongs to
+    no trusted proxy.
 
-    The header is used only if the connection comes from a trusted proxy. It is read from its end,
-    and only while the addresses are trusted proxies, because the client can invent the beginning.
-    For IPv6, the result is the network of the client.
+    The header is used only if `peer`, the other end of the connection, is a trusted proxy. The
+    header is read from its end, and only as far as the addresses are those of trusted proxies,
+    because the client can invent the addresses at the beginning. For a client with IPv6, the result
+    is its /64 network.
     """
     address = peer
     if trusted:
@@ -355,10 +362,10 @@ def _is_private(address: str) -> bool:
 
 
 def _network_of(address: str) -> str:
-    """Returns the key of a client's address: an IPv4 address, or the /64 network of an IPv6
-    address.
+    """Returns the text under which requests of a client's address are counted. For IPv4 this is the
+    address, and for IPv6 it is the /64 network of the address.
 
-    Returns an empty text if the argument is an invalid address.
+    Returns an empty text if `address` is invalid.
     """
     if ":" not in address and address.count(".") == 3 and address.replace(".", "").isdecimal():
         return address if len(address) <= 15 else ""

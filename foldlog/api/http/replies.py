@@ -13,11 +13,11 @@ JSON = "application/json"
 
 @dataclass
 class Reply:
-    """A response: its body, media type, status and headers. The body is complete, or comes in
-    pieces while it is sent.
+    """A response: its body, media type, status and headers.
 
-    Use an iterator if the pieces are read from the database: each is read in a thread. Use an async
-    iterator if the response waits for events: it runs on the event loop only, so one process can
+    The body is `bytes`, or an iterator of pieces. Use a normal iterator if the pieces are read from
+    the database: the server calls it in a thread for each piece. Use an async iterator if the
+    response waits for events: it runs on the event loop and needs no thread, so one process can
     have ten thousand of them.
     """
 
@@ -30,7 +30,7 @@ class Reply:
 
     @property
     def content(self) -> bytes:
-        """The body as bytes. Use it only if the body is complete."""
+        """Returns the body as bytes. Use it only if the body is `bytes`, not an iterator."""
         assert isinstance(self.body, bytes)
         return self.body
 
@@ -40,6 +40,6 @@ def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def joined(documents: list[bytes]) -> msgspec.Raw:
-    """Joins stored JSON documents to one JSON array. The bytes of the documents are copied as they
-    are."""
+    """Joins stored JSON documents to one JSON array. The documents are copied byte by byte, without
+    decoding them."""
     return msgspec.Raw(b"[%b]" % b",".join(documents))

@@ -1,8 +1,8 @@
-"""Defines `Request`, which gives operations the headers and the body of an HTTP request, and all
-ways to wait.
+"""Defines `Request`. It gives operations the headers and the body of an HTTP request, and methods
+to wait or to call a function in a thread.
 
-Requests wait on the event loop. A call that needs a thread runs in a small pool that all requests
-share, and uses its thread only until the call returns.
+Requests wait on the event loop, where waiting needs no thread. A call that blocks runs in a small
+pool of threads that all requests share, and uses its thread only until the call returns.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ PIECE_SECONDS_MAX = 30.0
 
 
 class Request:
-    """One HTTP request, made from an ASGI scope. The server closes it after the response."""
+    """One HTTP request, made from an ASGI scope. The server closes the request after it has sent
+    the response."""
 
     def __init__(
         self, scope: Scope, receive: Receive, resources: Resources, rates: Rates = NO_RATES
@@ -74,7 +75,7 @@ class Request:
 
     @property
     def caller(self) -> Caller | None:
-        """The caller of the request, or `None` before the access check."""
+        """Returns the caller of the request, or `None` before the access check."""
         return self._caller
 
     @caller.setter
@@ -83,21 +84,21 @@ class Request:
         self.subject.caller = caller.id or ""
 
     def header(self, name: str) -> str:
-        """Returns the value of a header, or an empty text if it is absent. Give the name in lower
-        case."""
+        """Returns the value of a header, or an empty text if the request lacks the header. `name`
+        must be in lower case."""
         return self._headers.get(name.encode(), b"").decode("latin-1")
 
     def hold(self, limit: str = STREAMS) -> Lease:
-        """Returns a lease for one more open stream or download of this client; `limit` names the
-        limit.
+        """Returns a lease that allows this client one more open stream or download. `limit` is the
+        name of the limit: `STREAMS` or `DOWNLOADS`.
 
-        Raises `RateLimited` if the client has too many open.
+        Raises `RateLimited` if the client already has the maximum number open.
         """
         return self.rates.hold(self.subject, limit)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yields the body in pieces as they arrive. Raises `Disconnected` if the client
-        disconnects."""
+        """Yields the request body in pieces as they arrive. Raises `Disconnected` if the client
+        disconnects before the end of the body."""
         more = True
         while more:
             message = await self._receive()
@@ -108,28 +109,30 @@ class Request:
             more = message.get("more_body", False)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function in a thread, because it waits for the database or takes long to compute.
+        """Runs `function(*args)` in a thread and returns its result. Use it for functions that wait
+        for the database or take long to compute.
 
-        Call it only after the body has been read, because bytes of the body that arrive while the
-        call waits for a thread are discarded. Raises the errors of `FairThreads.run`.
+        Call it only after the request body has been read: bytes of the body that arrive while the
+        call waits for a thread are lost. Raises the errors of `FairThreads.run`.
         """
         return await self.resources.reading.run(
             self.subject.key, function, *args, abandoned=self.disconnected
         )
 
     async def run_change(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function that changes data in a thread, and waits until the function ends.
+        """Runs a function that changes data in a thread, waits until the function ends, and returns
+        its result.
 
-        Only the wait for a thread has a time limit, so the error `StorageUnavailable` always means
-        that nothing was changed. Raises the errors of `FairThreads.run`.
+        Only the wait for a thread has a time limit. If this time is over, the function was not
+        called, and the method raises `StorageUnavailable`. Raises the errors of `FairThreads.run`.
         """
         return await self.resources.reading.run(
             self.subject.key, function, *args, runs_to_end=True, abandoned=self.disconnected
         )
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function in one of the threads that are reserved for access checks, so that reads
-        of other requests cannot delay it."""
+        """Runs a function in a thread and returns its result. The threads are reserved for access
+        checks, so slow reads of other requests cannot delay them."""
         # While a body may still arrive, its bytes must not be discarded.
         has_body = self.method not in ("GET", "HEAD")
         return await self.resources.admission.run(
@@ -140,25 +143,26 @@ class Request:
         )
 
     async def pause(self, seconds: float) -> bool:
-        """Waits for `seconds`. Returns `False` if the client has disconnected or the service stops,
-        and `True` otherwise."""
+        """Waits for `seconds` and returns `True`. If the client has disconnected or the service is
+        stopping, returns `False`."""
         await asyncio.wait((self.disconnected(),), timeout=seconds)
         return not self.disconnected().done() and not self.resources.log_watches.is_ending
 
     async def outcome(self, future: Future[T]) -> T:
-        """Waits on the event loop for the result of a future that another thread completes."""
+        """Waits on the event loop for a future that another thread completes, and returns the
+        result of the future."""
         return await asyncio.wrap_future(future)
 
     def watch(self, store: EventStore, space: str) -> LogWatch:
         return LogWatch(self.resources.log_watches, store, space, self.disconnected())
 
     async def read_in_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Yields the pieces of a download until the client disconnects. Each piece is read in a
-        thread.
+        """Yields the pieces of a download until the last one, or until the client disconnects. Each
+        piece is read in a thread.
 
-        The thread is free while the client receives the piece. The caller is checked again before
-        each piece is sent, so a revocation ends the download. Raises the errors of `run` and of
-        `Access.admit`.
+        While the client receives a piece, the thread is free for other requests. Before a piece is
+        sent, the caller's access is checked again, so a revocation ends the download. Raises the
+        errors of `run` and of `Access.admit`.
         """
         gone = self.disconnected()
         while not gone.done():
@@ -179,7 +183,7 @@ class Request:
     def disconnected(self) -> asyncio.Future[None]:
         """Returns a future that is done when the client has disconnected.
 
-        The future is also done if the client sends more bytes than a body may have.
+        The future is also done if the client has sent more bytes than a request body may have.
         """
         if self._disconnected is None:
             self._disconnected = asyncio.ensure_future(self._until_disconnected())
@@ -205,7 +209,8 @@ _GIVEN_ONCE = (b"authorization", b"content-encoding", b"content-length", b"conte
 
 
 def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raises `InvalidRequest` if a header such as `Content-Length` is given more than once."""
+    """Raises `InvalidRequest` if one of the headers in `_GIVEN_ONCE`, such as `Content-Length`, is
+    given more than once."""
     if len(dict(headers)) < len(headers):
         names = [name for name, _ in headers]
         for name in _GIVEN_ONCE:
@@ -216,8 +221,8 @@ def check_given_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def _new_id() -> str:
     """Returns a random request id of 16 hex digits.
 
-    A serial number would reveal how many requests other clients send. The id is public, so Python's
-    fast generator is sufficient; the generator of the operating system would cost a system call for
-    each request.
+    The id is random because a serial number would reveal how many requests other clients send.
+    Python's fast random generator is sufficient, because the id is public. The secure generator of
+    the operating system would need a system call for each request.
     """
     return f"{random.getrandbits(64):016x}"

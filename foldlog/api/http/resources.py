@@ -1,5 +1,5 @@
-"""Defines the resources that all requests of one worker share: threads, memory for bodies, and
-watches of logs."""
+"""Defines the resources that all requests of one web worker share: threads, the memory for request
+bodies, and the watches for new events."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .threads import ADMISSION_THREADS, COMPRESSION_THREADS, FairThreads
 
 
 class Resources:
-    """A context manager for the shared resources. Its end waits for the calls that still run in
-    threads.
+    """A context manager for the resources that all requests of a web worker share. On exit it waits
+    for the functions that still run in threads.
 
-    `readers` is the number of reading threads. Each uses one database connection, so use at most
-    the number of connections that are available for reads.
+    `readers` is the number of threads for reading. Each of them uses one database connection, so
+    `readers` should be at most the number of connections that are available for reads.
     """
 
     def __init__(self, readers: int, limits: Limits = LIMITS):

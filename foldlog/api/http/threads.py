@@ -1,8 +1,8 @@
-"""Runs blocking calls in threads, which callers share fairly.
+"""Runs blocking functions in threads, and shares the threads fairly among callers.
 
-A call that waits for the database or takes long to compute runs in a thread, because it would block
-the event loop. Each kind of work has its own threads: reads cannot delay access checks and
-readiness, and compression delays only other compression.
+A function that waits for the database or takes long to compute would block the event loop, so it
+runs in a thread. There are separate threads for reads, for access checks and readiness, and for
+compression, so one kind of work cannot delay another.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Disconnected(ConnectionError):
 
 
 class FairThreads:
-    """A pool of threads for one event loop. One caller can use at most all threads but one, so a
-    thread is left for others."""
+    """A pool of threads for one event loop. One caller can use all threads except one, so that a
+    thread is left for other callers."""
 
     def __init__(self, size: int, name: str):
         self.size = size
@@ -40,12 +40,12 @@ class FairThreads:
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(size)
 
     def close(self) -> None:
-        """Waits until all running calls have ended, and ends the threads."""
+        """Waits until all running functions have ended, and then ends the threads."""
         self._executor.shutdown()
 
     @property
     def load(self) -> int:
-        """The number of calls that run or wait for a thread."""
+        """Returns the number of calls that run in a thread or wait for one."""
         return self._queue.busy + len(self._queue)
 
     async def run(
@@ -57,18 +57,20 @@ class FairThreads:
         runs_to_end: bool = False,
         abandoned: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> T:
-        """Runs `function(*args)` in a thread and returns its result. `key` identifies the caller,
-        for the fair share.
+        """Runs `function(*args)` in a thread and returns its result. `key` identifies the caller
+        whose share of the threads is used.
 
-        With `runs_to_end`, `seconds_max` bounds only the wait for a thread, and a function that has
-        begun is awaited. Use it for a function that changes data: the caller must learn whether
-        the change happened.
+        By default, `seconds_max` limits the wait for a thread and the run together. With
+        `runs_to_end`, it limits only the wait for a thread; once the function has begun, the method
+        waits until it ends. Use `runs_to_end` for a function that changes data, because the caller
+        must learn whether the change happened.
 
-        `abandoned` must return a future that is done when the client has disconnected; it is called
-        only if all threads are busy. Raises the exception of `function`. Raises
-        `StorageUnavailable` if the call takes longer than `seconds_max` seconds (by default
-        `RUN_SECONDS_MAX`), and `Disconnected` if the client disconnects while the call waits for a
-        thread.
+        `abandoned` is a function that returns a future, which is done when the client has
+        disconnected. It is called only if the call has to wait for a thread.
+
+        Raises `StorageUnavailable` if the time limit is over (`RUN_SECONDS_MAX` if `seconds_max` is
+        `None`). Raises `Disconnected` if the client disconnects while the call waits for a thread.
+        An exception of `function` is raised unchanged.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)

@@ -1,8 +1,9 @@
-"""Lets reads wait until the master table includes a given seq, so that a client can read its own
-writes.
+"""Lets a read wait until the master table includes the event with a given seq, so that a client can
+read its own writes.
 
-While a request waits, only the position of the projection is read, in one query for all requests
-that wait for the same space. The page of records is read when the position has reached the seq.
+The master table is filled from the log by a projection. While requests wait, the service only reads
+the position of this projection, with one query for all requests that wait for the same space. When
+the position has reached the seq, the service reads the records.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ LOOK_SECONDS = 0.01
 
 
 class ProjectedReads:
-    """Runs reads of the master table. If the master table lacks the events up to the requested seq,
-    it waits for them and repeats the read."""
+    """Runs reads of the master table. If the master table lacks events up to the seq that the
+    request asks for, it waits until they are included and then repeats the read."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
@@ -38,11 +39,13 @@ class ProjectedReads:
         self._looks: WeakValueDictionary[SpaceId, _Look] = WeakValueDictionary()
 
     async def __call__(self, request: Request, space: SpaceId, read: Callable[[], T]) -> T:
-        """Calls `read` in a thread. If it raises `ProjectionBehind` for a requested seq, waits for
-        that seq and calls `read` again.
+        """Calls `read` in a thread and returns its result. If `read` raises `ProjectionBehind`
+        because the request asks for a later seq, the method waits for that seq and then calls
+        `read` again.
 
-        Raises the errors of `read`, `RateLimited` if the client has too many waiting requests, and
-        the errors of `Access.admit`.
+        Raises `RateLimited` if the client has too many waiting requests. Raises the errors of
+        `Access.admit` if the caller has lost access during the wait. Errors of `read` are raised
+        unchanged, including `ProjectionBehind` if the seq is not reached in time.
         """
         try:
             return await request.run(read)
@@ -58,8 +61,8 @@ class ProjectedReads:
     async def _is_reached(self, request: Request, space: SpaceId, awaited: int) -> bool:
         """Waits until the projection has reached the seq `awaited`, and returns `True`.
 
-        Returns `False` if the longest wait is over, the projection is halted, the client has
-        disconnected, or the service stops.
+        Returns `False` if the maximum wait is over, the projection is halted, the client has
+        disconnected, or the service is stopping.
         """
         deadline = time.monotonic() + self._seconds_max
         pause = PAUSE_SECONDS_FIRST
@@ -75,10 +78,10 @@ class ProjectedReads:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _look(self, request: Request, space: SpaceId, look: _Look) -> Projected | None:
-        """Returns the latest known position of the projection. Reads it again if the last read is
-        older than `LOOK_SECONDS`.
+        """Returns the latest known position of the space's projection. If the last read of the
+        position began `LOOK_SECONDS` ago or earlier, the method reads it from the database again.
 
-        Returns `None` until the first read of the position has ended.
+        Returns `None` if another request's first read of the position is still running.
         """
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:
@@ -88,7 +91,8 @@ class ProjectedReads:
 
 
 class _Look:
-    """The latest read of the position of one space's projection: when it began, and its result."""
+    """Holds the latest read of the position of one space's projection: the time at which the read
+    began, and its result."""
 
     def __init__(self) -> None:
         self.began_at = -math.inf

@@ -1,5 +1,5 @@
-"""Defines the operations that list collections, read the schema of a collection, and define a
-schema."""
+"""Defines the operations that list the collections of a space, read the schema of a collection, and
+define a schema."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def collections(space: str) -> Reply:
         """List the defined collections.
 
-        The response has the latest version number of each defined collection. Records of all other
-        collections may have any fields.
+        A collection is defined if it has a schema. The response has the number of the latest schema
+        version of each defined collection. Records of all other collections may have any fields.
         """
         return json_reply(Collections(store.collections(space)))
 
@@ -73,8 +73,8 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def collection(space: str, collection: str, query: Mapping[str, Any]) -> Reply:
         """Read the schema of a collection.
 
-        The response has the latest schema, or the schema of the requested `version`, and a list of
-        all versions.
+        The response has the latest version of the schema, or the requested `version`. It also has a
+        list of all versions.
         """
         definition, versions = store.collection(space, collection, query.get("version"))
         members = msgspec.structs.asdict(definition)
@@ -92,11 +92,11 @@ def collections_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def define(space: str, collection: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Define the schema of a collection, or a new version of the schema.
 
-        After that, the service refuses changesets that violate the schema. A new version must allow
-        everything that the previous version allowed, so that older versions of an app continue to
-        work. If the schema equals the latest version, the response has the number of that version,
-        and the log stays unchanged. With `dry_run`, the service only reports the problems of the
-        new schema.
+        From then on, the service refuses changesets that violate the schema. A new version must
+        allow everything that the previous version allowed, so that older versions of an app
+        continue to work. If the schema equals the latest version, nothing is stored, and the
+        response has the number of that version. With `dry_run`, the service stores nothing and only
+        reports the problems of the new schema.
         """
         wanted = Proposal(
             JsonSchema.checked(body["schema"], limits),

@@ -40,8 +40,8 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
         """List the devices of a space, in the order of their ids.
 
         The list has every device that has pushed changesets, and every device that an admin has
-        registered or revoked. To read the next page, repeat the request with `cursor`; on the last
-        page the cursor is null.
+        registered or revoked. To read the next page, repeat the request with the `cursor` of this
+        page. On the last page `cursor` is null.
         """
         page = registry.devices_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Devices(list(map(rendered_device, page.items)), page.cursor))
@@ -58,9 +58,10 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
     def register_device(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Register a device, or change its name.
 
-        The service stores a `device-registered` event in the log. If you grant a token to a device,
-        the service registers the device too. Devices that use tokens of the app's own sign-in need
-        no registration. If the space is missing, the service creates it.
+        The service stores a `device-registered` event in the log. You do not need this request for
+        a device to which you grant a token, because the grant registers the device too. Devices
+        that use tokens of the app's own sign-in can push without registration. If the space does
+        not exist, the service creates it.
         """
         by = caller.attribution(body.get("by"))
         device = registry.register(space, body["device"], name=body.get("name"), by=by)
@@ -82,8 +83,8 @@ def devices_blueprint(registry: Registry, access: Access, limits: Limits) -> Blu
 
         The service then refuses every request of the device in this space, with any token, and ends
         the device's streams. The changesets of the device stay in the log. The response takes about
-        a second, because it waits until every process of the service refuses the device. A revoked
-        device can return only with a new device id.
+        a second, because it is sent when every process of the service refuses the device. A revoked
+        device can be used again only with a new device id.
         """
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_device, space, device, reason=body["reason"], by=by)

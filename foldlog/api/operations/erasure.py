@@ -1,4 +1,4 @@
-"""Defines the operation with which an admin erases records."""
+"""Defines the operation with which an admin erases the values of records."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """Erase the values of records permanently.
 
         The service removes the values from the log, the master table and the conflict ledger. Each
-        device removes them when it pulls next. All proofs stay valid. The request selects records
-        by name in `records`, by value with `collection` and `where`, or both: `where` selects a
-        record if one operation in the log has all these values. A repeated request reports the
-        erased records again. The request takes longer for a longer log.
+        device removes them at its next pull. All proofs stay valid.
+
+        The request names records in `records`, or selects records by their values with `collection`
+        and `where`, or does both. `where` selects a record if a single operation in the log sets
+        all these values. If you repeat the request, the response lists the erased records again.
+        The longer the log, the longer the request takes.
         """
         check_reason(body["reason"], body.get("by"))
         wanted = Selection(

@@ -1,4 +1,4 @@
-"""Defines the operations that pull events after a cursor and that stream new events."""
+"""Defines two operations: one pulls the events after a cursor, and one streams new events."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ RECONNECT_MS = 1_000
 
 
 def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery:
-    """Makes the query of a pull from the parameters of a pull or from the body of a sync.
+    """Makes the `RangeQuery` that reads a page of the log. `parameters` are the query parameters of
+    a pull, or the body of a sync.
 
-    `device` is the device that pulls. The `ops` of its own changesets are left out, unless the
-    parameter `own` is `full`.
+    `device` is the device that pulls. The page leaves out the `ops` of this device's own
+    changesets, unless the parameter `own` is `full`.
     """
     return RangeQuery(
         after=parameters["after"],
@@ -55,9 +56,11 @@ def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery
 
 
 async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """Reads the requested page of the log, from the cache if possible, and otherwise in a thread.
+    """Reads a page of the log and returns it. If the page is not in the cache, the function reads
+    it from the store in a thread.
 
-    Raises `RateLimited` if the caller exceeded a rate limit while the request waited for a thread.
+    Raises `RateLimited` if other requests of the client used up a rate limit while this request
+    waited for a thread.
     """
 
     def read() -> Range:
@@ -83,10 +86,11 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
-        The response has a page of events in the order of the log, complete from the cursor on. The
-        list is empty if the log has not grown. While `more` is true, pull again: send `through` as
-        `after`, and send `mark` too. With `wait`, the response waits for a new event, for at most
-        that many seconds.
+        The response has a page of events in the order of the log. The page leaves out no event
+        between the cursor and `through`, except those that the request filters out. If there are no
+        new events, the list is empty. While `more` is true, pull again: send the `through` of this
+        page as `after`, and its `mark` as `mark`. With `wait`, the service waits up to that many
+        seconds for a new event before it responds.
         """
         wanted = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
@@ -119,15 +123,15 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def stream(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Follow the log with Server-Sent Events.
 
-        The stream first sends the stored events after the cursor, and then each new event. Each
-        message has a page in the same format as the response of a pull, but with a smaller maximum
-        size. The `id` of a message is the next cursor: a client that reconnects with this id in
-        `Last-Event-ID` continues with the next event.
+        The stream first sends the stored events after the cursor, and then each new event. The data
+        of each message is a page in the same format as the response of a pull, with a smaller
+        maximum size. The `id` of a message is the cursor after that page: a client that reconnects
+        with this id in the header `Last-Event-ID` continues with the next event.
 
-        Between events, the service regularly sends comments, so that both sides notice a broken
-        connection. The service ends each stream after some minutes; the client then connects again.
-        If an error occurs, the service sends a message of the type `problem` with a problem
-        document and ends the stream; the client should then stop and handle the problem instead of
+        If there are no events, the service regularly sends a comment, so that both sides notice a
+        broken connection. The service ends each stream after some minutes, and the client then
+        connects again. If an error occurs, the service sends a message of the type `problem` with a
+        problem document, and ends the stream. The client should then handle the problem instead of
         reconnecting.
         """
         wanted = msgspec.structs.replace(
@@ -148,7 +152,8 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 def _revoked_since(page: Range) -> int | None:
     """Returns the head of the page if the page contains a revocation, otherwise `None`.
 
-    The caller must be checked with the state of the log at this seq before the page is sent.
+    If the result is a seq, the caller's access must be checked against the log up to this seq
+    before the page is sent.
     """
     return page.head if any(map(is_revocation, page.events)) else None
 
@@ -157,9 +162,9 @@ class _Authorization:
     """Checks repeatedly that the caller of a stream still has access.
 
     The first check comes after the first page was read, so it finds every earlier revocation. A
-    later revocation is an event in the log, and a page with such an event is checked before it is
-    sent. A check every `stream_heartbeat_seconds` finds other changes, such as the expiry of a
-    token.
+    later revocation is an event in the log, so the caller is also checked before a page with such
+    an event is sent. Other changes, such as the expiry of a token, are found by a check every
+    `stream_heartbeat_seconds`.
     """
 
     def __init__(self, request: Request, limits: Limits):
@@ -168,8 +173,11 @@ class _Authorization:
         self._checked_at: float | None = None
 
     async def check(self, page: Range) -> None:
-        """Checks the caller, if necessary, before `page` is sent. Raises the errors of
-        `Access.admit`."""
+        """Checks the access of the caller before `page` is sent. The check is skipped if `page` has
+        no revocation and the last check was less than `stream_heartbeat_seconds` ago.
+
+        Raises the errors of `Access.admit` if the caller has lost access.
+        """
         now = time.monotonic()
         since = page.head if self._checked_at is None else _revoked_since(page)
         if since is not None or self._checked_at is None or now - self._checked_at >= self._seconds:

@@ -1,5 +1,5 @@
-"""Defines the operations that read the history of a record and that compare two moments of a
-space."""
+"""Defines the operations that read the history of a record, and that compare the records of a space
+at two moments."""
 
 from __future__ import annotations
 
@@ -41,10 +41,13 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     ) -> Reply:
         """Read the history of a record.
 
-        The response has one version for each event with an operation on the record, even if the
-        event lost all its conflicts. A version has the device of the event, the changed fields with
-        their values before and after, and the values that lost a conflict. Browsers change paths
-        with ids such as `..`; use `/history?collection=...&id=...` for these ids.
+        The response has one version of the record for each event with an operation on it, even if
+        all values of the event lost against concurrent changes. A version has the device of the
+        event, the changed fields with their values before and after the event, and the values that
+        lost.
+
+        Browsers change paths that contain an id such as `..`. For these ids, use
+        `/history?collection=...&id=...` instead.
         """
         page = partial(_history, history, space, (collection, id), query)
         return _history_reply(await projected(request, space, page))
@@ -61,7 +64,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         """Read the history of a record that the query names.
 
         The response is the same as that of `/history/{collection}/{id}`. Use this operation for ids
-        such as `..`, because browsers change paths with these ids.
+        such as `..`, because browsers change a path that contains such an id.
         """
         key = (query["collection"], query["id"])
         page = partial(_history, history, space, key, query)
@@ -78,10 +81,11 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     async def diff(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Compare the records at two moments.
 
-        The response has every record whose state at `to` differs from its state at `from`, with
-        both states. The state of a missing or deleted record is null. A record that changed and
-        then changed back is left out. To read the next page, repeat the request with `cursor`; on
-        the last page the cursor is null. Other pages may be empty.
+        The response has every record whose state at the moment `to` differs from its state at the
+        moment `from`, with both states. If a record is missing or deleted at a moment, its state
+        there is null. A record that changed and later changed back is left out. To read the next
+        page, repeat the request with the `cursor` of this page. A page may be empty although more
+        pages follow; on the last page `cursor` is null.
         """
         wanted = DiffQuery(
             query["from_"],

@@ -1,5 +1,5 @@
-"""Defines the operations about the service itself: health, limits, metrics, and the documents about
-the API."""
+"""Defines the operations about the service itself: its health, its limits, its metrics, and the
+documents about the API."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def meta_blueprint(
     async def healthz(request: Request) -> Reply:
         """Report that the process is running.
 
-        The operation checks only this process, because a restart of the process would not repair a
-        broken database. Use `/readyz` to check the database too.
+        The response does not depend on the database. A supervisor that uses it to decide about
+        restarts therefore does not restart the process because of a broken database. Use `/readyz`
+        to check the database too.
         """
         return json_reply(Health("ok"))
 
@@ -80,7 +81,8 @@ def meta_blueprint(
     def readyz() -> Reply:
         """Report whether the service can handle requests.
 
-        The response has the result of each check, for example of the database connection.
+        The service checks everything that it needs, for example the database connection. The
+        response has the result of each check.
         """
         checks = ready()
         broken = sorted(name for name, found in checks.items() if found != "ok")
@@ -93,8 +95,8 @@ def meta_blueprint(
     def metrics() -> Reply:
         """Read the metrics in the format of Prometheus.
 
-        The metrics include the amount of stored data, the lag of each projection behind the log,
-        and the number of halted projections.
+        The metrics include the numbers of spaces and events, the number of events that are not yet
+        in the master table, and the number of spaces whose projection has halted.
         """
         return Reply(exposition(gauges()), CONTENT_TYPE_PLAIN_0_0_4)
 
@@ -121,8 +123,8 @@ def meta_blueprint(
     async def problem(request: Request, code: str) -> Reply:
         """Read the description of a problem code.
 
-        The response is an HTML page if the `Accept` header of the request prefers `text/html`, and
-        JSON otherwise.
+        A problem code is the `code` in an error response. The description is an HTML page if the
+        `Accept` header of the request prefers `text/html`, and JSON otherwise.
         """
         if code not in BY_CODE:
             raise NotFound(f"there is no problem called {code!r}")

@@ -1,4 +1,4 @@
-"""Renders gauges in the text format of Prometheus."""
+"""Renders the service's metrics in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["CONTENT_TYPE_PLAIN_0_0_4", "exposition"]
 
 
 class _Gauges(Collector):
-    """Passes gauges to the Prometheus client library. It reads the given gauges once, when it is
-    created."""
+    """Passes gauges to the Prometheus client library. The gauges are read from the iterable once,
+    when the object is created."""
 
     def __init__(self, gauges: Iterable[Gauge]):
         self._gauges = list(gauges)

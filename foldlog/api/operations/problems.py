@@ -1,4 +1,4 @@
-"""Lists the problems that several operations have in common."""
+"""Lists the problems (error responses) that several operations have in common."""
 
 from __future__ import annotations
 

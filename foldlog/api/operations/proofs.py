@@ -1,9 +1,9 @@
 """Defines the operations that prove the content of the log: checkpoints, tiles of the Merkle tree,
 and proofs of single events.
 
-Checkpoints, tiles and bundles of leaves have the format of C2SP tlog-tiles; the URL of the space is
-the prefix of their paths. A client can compute every proof from the tiles. The operations for
-single proofs need fewer requests.
+Checkpoints, tiles and bundles of leaves have the formats and paths of C2SP tlog-tiles, with the URL
+of the space before each path. From the tiles, a client can compute every proof itself. The
+operations for single proofs exist because they need fewer requests.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def proofs_blueprint(
     def checkpoint(space: str) -> Reply:
         """Read the latest signed checkpoint.
 
-        A checkpoint is a signed note (C2SP tlog-checkpoint). It has the origin of the log, the size
-        and the root hash of the tree, and the signatures of the log and of its witnesses.
+        A checkpoint is a signed note (C2SP tlog-checkpoint). It contains the origin of the log, the
+        size and the root hash of the Merkle tree, and the signatures of the log and of its
+        witnesses.
         """
         return Reply(tree.checkpoint(space), NOTE, headers=dict(FRESH))
 
@@ -89,9 +90,9 @@ def proofs_blueprint(
     def keys(space: str) -> Reply:
         """List the public keys that have signed checkpoints of this log.
 
-        Each key is a verifier key (vkey) of C2SP signed-note; the first one is the current key. An
-        auditor should get the keys from another source, because a dishonest service could list
-        other keys here.
+        Each key is a verifier key (vkey) of C2SP signed-note. The first key in the list is the one
+        that is used now. An auditor should get the keys from another source, because a dishonest
+        service could list other keys here.
         """
         head = tree.tree(space)
         found = [verifier.vkey for verifier in verifiers(space)]
@@ -104,8 +105,9 @@ def proofs_blueprint(
     def tile(space: str, level: str, tile: str) -> Reply:
         """Read a tile of the Merkle tree.
 
-        A full tile has 256 hashes of 32 bytes. A partial tile, whose path ends with `.p/<W>`, has W
-        hashes (C2SP tlog-tiles). If the tree is too small for the tile, the status is 404.
+        A full tile has 256 hashes of 32 bytes. If the path ends with `.p/<W>`, the response is a
+        partial tile with W hashes (C2SP tlog-tiles). If the tree does not have that many hashes
+        yet, the status is 404.
         """
         number = parse_level(level)
         if number is None:
@@ -119,9 +121,10 @@ def proofs_blueprint(
     def entries(space: str, tile: str) -> Reply:
         """Read a bundle of leaves of the Merkle tree.
 
-        The bundle has the leaves whose hashes are in the level-0 tile with the same number. Before
-        each leaf come two bytes with its length (C2SP tlog-tiles). A leaf is an event in which a
-        hash replaces the operations, so the values of records stay secret.
+        The bundle has the leaves whose hashes are in the level-0 tile with the same number. In the
+        response, each leaf follows two bytes that contain its length (C2SP tlog-tiles). A leaf
+        contains an event, with a hash in place of its operations, so the values of records stay
+        secret.
         """
         found, width = _tile_and_width(0, tile, tree.tree(space).size)
         first = found.number * TILE_WIDTH
@@ -135,9 +138,10 @@ def proofs_blueprint(
     async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Export the log with the salts of its events.
 
-        The response has the format of `foldlog export`: a header line, and then one line for each
-        event up to the `head` of the header. The salt of an event is needed to verify its values:
-        with the export, an auditor can recompute every hash of the log while the service runs.
+        The response has the format of the command `foldlog export`: a header line, and then one
+        line for each event. The last line is the event whose seq is the `head` of the header. The
+        values of an event can be verified only with the salt of the event. With an export, an
+        auditor can therefore recompute every hash of the log, while the service continues to run.
         """
         lease = request.hold(DOWNLOADS)
         with lease.unless_it_fails():
@@ -156,8 +160,8 @@ def proofs_blueprint(
     def inclusion(space: str, query: Mapping[str, Any]) -> Reply:
         """Prove that an event is in the Merkle tree.
 
-        The proof has hashes in base64, from the leaf upwards (RFC 9162 section 2.1.3). The event
-        with seq N is the leaf with index N - 1.
+        The proof is a list of hashes in base64, in the order from the leaf to the root (RFC 9162
+        section 2.1.3). The event with seq N is the leaf with index N - 1.
         """
         found = tree.inclusion(space, query["seq"], query.get("size"))
         return json_reply(
@@ -181,8 +185,8 @@ def proofs_blueprint(
     def consistency(space: str, query: Mapping[str, Any]) -> Reply:
         """Prove that an older tree is the beginning of a newer tree.
 
-        The proof shows that the log has only grown between the two sizes. It has hashes in base64
-        (RFC 9162 section 2.1.4).
+        The proof shows that between the two sizes of the tree, events were only appended to the
+        log. It is a list of hashes in base64 (RFC 9162 section 2.1.4).
         """
         found = tree.consistency(space, query["from"], query.get("to"))
         return json_reply(
@@ -207,9 +211,9 @@ def proofs_blueprint(
     def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
         """Prove an event, including all its values.
 
-        The response has the event, the salt that is needed to verify its operations, and the proof
-        that the leaf of the event is in the Merkle tree. The token needs the right to read events,
-        because the response contains all values of the event.
+        The response has the event, its salt, and the proof that the leaf of the event is in the
+        Merkle tree. The salt is needed to verify the operations of the event. The caller needs the
+        right to read events, because the response contains all values of the event.
         """
         found = tree.inclusion(space, int(seq), query.get("size"))
         (entry,) = store.entries(space, after=found.seq - 1, through=found.seq)
@@ -264,10 +268,10 @@ def _entries(store: EventStore, space: str, after: int, through: int) -> Iterato
 
 
 def _tile_and_width(level: int, path: str, size: int) -> tuple[Tile, int]:
-    """Parses the path of a tile. Returns the tile and its number of hashes.
+    """Parses the path of a tile. Returns the tile and the number of hashes that the path asks for.
 
-    Raises `NoSuchPath` if the path is invalid, and `BeyondTree` if a tree of `size` leaves is too
-    small for the tile.
+    Raises `NoSuchPath` if the path is invalid. Raises `BeyondTree` if a tree of `size` leaves has
+    fewer hashes in this tile.
     """
     parsed = parse_tile_path(path)
     if parsed is None:

@@ -1,5 +1,5 @@
-"""Defines the operations that read records, conflicts, and the record ids for a device's own
-keys."""
+"""Defines the operations that read records, conflicts, and the record ids that the service made for
+a device's own keys."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def records(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Read the records of the master table.
 
-        By default, the response has the live records, in the order of collection and id. With
-        `changed_after`, it has each record that changed after that seq, once, in its current state,
-        including deleted records. To read the next page, repeat the request with `cursor`; on the
-        last page the cursor is null.
+        By default, the response has the records that are not deleted, in the order of collection
+        and id. With `changed_after`, it has each record that changed after that seq, in its current
+        state. Such a record is listed once, even if it changed several times or was deleted. To
+        read the next page, repeat the request with the `cursor` of this page. On the last page
+        `cursor` is null.
 
         With `as_of`, the response has the records that existed at that moment, in the order of
         collection and creation. All pages show the same moment, even if records change while you
@@ -75,9 +76,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     ) -> Reply:
         """Read one record.
 
-        A deleted record comes as a tombstone, with `is_deleted`. The id is the rest of the path
-        after the collection: percent-encode the whole id, with slashes as `%2F`. Browsers change
-        paths with ids such as `..`; use `/records?collection=...&id=...` for these ids.
+        If the record is deleted, the response is a tombstone, in which `is_deleted` is true. The id
+        is the rest of the path after the collection: percent-encode the whole id, with slashes as
+        `%2F`. Browsers change paths that contain an id such as `..`. For these ids, use
+        `/records?collection=...&id=...` instead.
         """
         one = partial(_one, master, space, (collection, id), query)
         page = await projected(request, space, one)
@@ -98,10 +100,12 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         """Read the conflict ledger.
 
         The ledger has every value that lost against a concurrent change, together with the value
-        that won. `restore` is a changeset that sets the lost value again: add `id`, `counter` and
-        `made_at` to it, and push it. `restore` is null if the lost change was a number that could
-        not be added. To read the next page, repeat the request with `cursor`; on the last page the
-        cursor is null. Other pages may be empty.
+        that won. `restore` is a changeset that sets the lost value again. To use it, add `id`,
+        `counter` and `made_at` to it, and push it. `restore` is null if the lost value was a number
+        to add, and the addition was impossible, for example because the field held a text.
+
+        To read the next page, repeat the request with the `cursor` of this page. A page may be
+        empty although more pages follow; on the last page `cursor` is null.
         """
         page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
@@ -123,10 +127,11 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     ) -> Reply:
         """List the record ids that the service made for a device's own keys, by collection and key.
 
-        A device may name a record by its own key, a `local_id`. The same key always gives the same
-        record id, so this request can be repeated at any time. To read the next page, repeat the
-        request with `cursor`; on the last page the cursor is null. A collection may continue on the
-        next page.
+        A device may name a new record by a key of its own, a `local_id`, and the service then makes
+        the record's id from this key. The same key always gives the same record id, so a device can
+        repeat this request at any time. To read the next page, repeat the request with the `cursor`
+        of this page. On the last page `cursor` is null. The keys of one collection may be spread
+        over several pages.
         """
         local_ids = partial(
             master.local_ids,

@@ -1,4 +1,5 @@
-"""Defines the operation with which an admin skips an event that the master table cannot process."""
+"""Defines the operation with which an admin skips an event that cannot be applied to the master
+table."""
 
 from __future__ import annotations
 
@@ -35,9 +36,9 @@ def skipping_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     def skip(space: str, caller: Caller, body: dict[str, Any]) -> Reply:
         """Skip the event at which the master table is halted.
 
-        The master table halts at an event that it cannot process, for example a damaged one. Only
-        this event can be skipped. The event stays in the log and in all proofs, but has no effect
-        on records. A skip is permanent.
+        The master table halts at an event that cannot be applied to it, for example a damaged
+        event. Only this event can be skipped. The event stays in the log and in all proofs, but has
+        no effect on records. A skip cannot be undone.
         """
         found = store.skip(
             space, body["seq"], reason=body["reason"], by=caller.attribution(body.get("by"))

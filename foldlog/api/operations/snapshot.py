@@ -1,7 +1,7 @@
 """Defines the operation that downloads a snapshot of all records.
 
-A new device starts with a snapshot instead of the whole log, so its start takes the same time for a
-longer log.
+A new device downloads a snapshot instead of the whole log. The time that this takes depends on the
+number of records, and not on the length of the log.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Download a snapshot of all records, and then follow the log.
 
-        The snapshot includes deleted records (tombstones). Each record has its writes, which a
-        device needs to merge later events. The snapshot consists of pages, and each page ends with
-        a line that has an `at`: the records of the page are current at that seq. After the
-        download, pull from the `seq` and `mark` of the header. For each record, ignore events up to
-        the `at` of its page.
+        The snapshot includes deleted records (tombstones). Each record has the writes that set its
+        values, because a device needs them to merge later events. The snapshot consists of pages.
+        Each page ends with a line that has a seq in `at`: the records of the page are in their
+        state at that seq. After the download, pull from the `seq` and `mark` of the header. When
+        you apply an event to a record, ignore events up to the `at` of the page that had the
+        record.
 
-        The download is complete if its last line has a `cursor` of null. Otherwise it was
-        interrupted. To resume it, discard the lines after the last `cursor`, and repeat the request
-        with that `cursor`. Keep the `seq` and `mark` of the first header.
+        If the `cursor` in the last line is null, the download is complete. Otherwise it was
+        interrupted. To resume it, discard the lines after the last line with a `cursor`, and repeat
+        the request with that `cursor`. Keep the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
         wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
@@ -78,8 +79,8 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
 
 def _pieces(space: str, snapshot: Snapshot, lease: Lease) -> Iterator[bytes]:
-    """Yields the lines of a snapshot: first the header, then each page as one piece, so that only
-    one page is in memory."""
+    """Yields a snapshot as JSON lines: first the header, and then all lines of a page together.
+    Only one page is in memory at a time."""
     with lease:
         yield _line(snapshot.header)
         try:

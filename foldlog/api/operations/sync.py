@@ -1,4 +1,5 @@
-"""Defines the operations that push changesets, and that push and pull in one request."""
+"""Defines two operations: one pushes changesets, and one pushes changesets and pulls events in the
+same request."""
 
 from __future__ import annotations
 
@@ -62,10 +63,11 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def push(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets.
 
-        The service stores all new changesets of the request together; if one is invalid, it stores
-        none of them. The response has a verdict for each changeset, in the order of the request. A
-        push can be repeated safely: a changeset that is already stored gets its first verdict
-        again, marked as a `duplicate`. The first push to a new space creates the space.
+        The service stores all new changesets of the request together. If one of them is invalid,
+        the service stores none of them and responds with an error. The response has a verdict for
+        each changeset, in the order of the request. You can repeat a push safely: a changeset that
+        is already stored gets its first verdict again, marked as a `duplicate`. The first push to a
+        new space creates the space.
         """
         return json_reply(await _stored(request, store, space, push_of(request, body)))
 
@@ -82,10 +84,10 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def sync(request: Request, space: str, body: dict[str, Any]) -> Reply:
         """Push changesets and pull events in one request.
 
-        The service checks the cursor first. Then it stores the changesets, and reads the events
-        after the cursor. The device's own changesets come back as acknowledgements, which leave out
-        `ops`, unless `own` is `full`. While `more` is true, sync again: send `through` as `after`,
-        and send `mark` too.
+        The service first checks the cursor, then stores the changesets, and then reads the events
+        after the cursor. The events include the device's own changesets, but without their `ops`;
+        set `own` to `full` to get the `ops` too. While `more` is true, sync again: send the
+        `through` of this response as `after`, and its `mark` as `mark`.
         """
         pushed = push_of(request, body)
         query = range_query(body, body["device"])
@@ -120,16 +122,17 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 async def _stored(request: Request, store: EventStore, space: str, push: Push) -> Receipt:
-    """Stores a push and returns its receipt. The push counts against the caller's fair share of
-    committers."""
+    """Stores a push and returns its receipt. While the push is being stored, it counts against the
+    caller's share of the committers, which write to the log."""
     return await request.outcome(store.submit(space, push, request.subject.key))
 
 
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """Reads the page of the log after a push was stored.
+    """Reads a page of the log for a sync whose changesets were just stored, and returns the page.
 
-    If the read fails, raises `OutcomeUnknown`, because any other error would mean that the push has
-    failed. The device then repeats the push, and receives the verdicts.
+    Raises `OutcomeUnknown` if the read fails. Any other error would tell the device that its
+    changesets were not stored. After this error the device repeats the request, and receives the
+    verdicts.
     """
     try:
         page = await read_range(request, store, space, query)
@@ -142,7 +145,8 @@ async def _read_stored(request: Request, store: EventStore, space: str, query: R
 def push_of(request: Request, body: dict[str, Any]) -> Push:
     """Makes a `Push` from the body of a request.
 
-    Raises `Forbidden` if the caller's token belongs to another device than the one in the body.
+    Raises `Forbidden` if the caller's token belongs to another device than the one that the body
+    names.
     """
     assert request.caller is not None
     request.caller.check_writes_as(body["device"])

@@ -51,10 +51,12 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         """Grant a token.
 
         The token is valid in this space, and in the spaces that `also` lists. Only an admin of
-        every space may use `also`. This response is the only one with the secret of the token,
-        because the service stores only its hash. The service stores a `token-granted` event in the
-        log of each space, and a `device-registered` event if the device is new. Missing spaces are
-        created. If the grant fails in one of the spaces, it fails in all of them.
+        every space may use `also`. Keep the secret of the token: only this response contains it,
+        because the service stores only a hash of it.
+
+        The service stores a `token-granted` event in the log of each space, and a
+        `device-registered` event if the device is new. It creates the spaces that do not exist. If
+        the grant fails in one of the spaces, nothing is stored in any of them.
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:
@@ -83,9 +85,9 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
     def tokens(space: str, query: Mapping[str, Any]) -> Reply:
         """List the tokens of this space, in the order of their grants.
 
-        The list includes revoked tokens. Tokens for every space are left out, because they belong
-        to the operator of the service. To read the next page, repeat the request with `cursor`; on
-        the last page the cursor is null.
+        The list includes revoked tokens. Tokens that are valid in every space are left out, because
+        they belong to the operator of the service. To read the next page, repeat the request with
+        the `cursor` of this page. On the last page `cursor` is null.
         """
         page = registry.tokens_page(space, limit=query["limit"], cursor=query.get("cursor"))
         return json_reply(answers.Tokens(list(map(rendered_token, page.items)), page.cursor))
@@ -105,8 +107,8 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         """Revoke a token in this space.
 
         The service then refuses the token in this space and ends the streams that use it. The
-        response takes about a second, because it waits until every process of the service refuses
-        the token. The request can be repeated safely.
+        response takes about a second, because it is sent when every process of the service refuses
+        the token. If you repeat the request, the token stays revoked.
         """
         by = caller.attribution(body.get("by"))
         revoke = partial(registry.revoke_token, space, token, reason=body["reason"], by=by)

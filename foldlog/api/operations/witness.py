@@ -1,5 +1,5 @@
-"""Defines the operation with which Foldlog, as a witness, cosigns checkpoints of other logs (C2SP
-tlog-witness)."""
+"""Defines the operation with which Foldlog acts as a witness: it cosigns the checkpoints of other
+logs (C2SP tlog-witness)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ SIZE = "text/x.tlog.size"
 
 
 def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
-    """Creates the blueprint. `add_checkpoint` receives the body of a request, and returns the line
-    of a cosignature or raises a problem."""
+    """Creates the blueprint with the operation of a witness.
+
+    `add_checkpoint` is a function that takes the body of a request. It returns the line of a
+    cosignature, or raises the error with which the service responds.
+    """
     bp = Blueprint("witness", __name__)
 
     @bp.post("/v1/witness/add-checkpoint")
@@ -45,11 +48,13 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
     async def add_checkpoint_of_a_log(request: Request) -> Reply:
         """Request a cosignature for a checkpoint (C2SP tlog-witness).
 
-        The body is text: a line `old N` with the size of an older tree, the lines of a consistency
-        proof from that size, an empty line, and the signed checkpoint. The response is the line of
-        a cosignature. If the witness's last cosigned checkpoint has another size than N, or another
-        root hash at that size, the status is 409, and the response has the size of that checkpoint
-        as `text/x.tlog.size`.
+        The body is text: a line `old N`, where N is the size of an older tree; the lines of a
+        consistency proof from that size; an empty line; and the signed checkpoint. The response is
+        the line of a cosignature.
+
+        N must be the size of the last checkpoint of this log that the witness has cosigned. If that
+        checkpoint has another size, or another root hash at the same size, the status is 409. The
+        response then has the size of that checkpoint, with the media type `text/x.tlog.size`.
         """
         body = bytearray()
         async for piece in pieces_of(request, NOTE_BYTES_MAX):

@@ -1,5 +1,5 @@
-"""Defines the schemas of the request bodies of admin operations. Unknown members in a body are
-errors."""
+"""Defines the schemas of the request bodies of admin operations. A body with an unknown member is
+refused."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .fields import (
 def _line(text: str, length_max: int, **kwargs: Any) -> fields.String:
     """Returns a field for one line of text.
 
-    The domain's `check_text` checks the text. The keywords only describe this check in the OpenAPI
-    document.
+    The field itself does not check the text; the domain does this later with `check_text`. The JSON
+    Schema keywords only describe that check in the OpenAPI document.
     """
     keywords = {
         "minLength": 1,
@@ -56,7 +56,8 @@ class _Signed(Body):
 
 
 class DefineBody(Body):
-    """The schema for a collection's records, and how to apply it."""
+    """The body of a request that defines a schema: the schema for a collection's records, and
+    options such as `dry_run`."""
 
     schema = fields.Dict(required=True, metadata=about("JSON Schema, draft 2020-12, of `fields`."))
     dry_run = Flag(load_default=False, metadata=about("Report the result, and store nothing."))
@@ -75,7 +76,7 @@ class DefineBody(Body):
 
 
 class SkipBody(_Signed):
-    """The event to skip, and the reason for the skip."""
+    """The body of a request to skip an event: the event, and the reason for the skip."""
 
     seq = Whole(1, required=True, metadata=about("The event at which the master table is halted."))
     reason = _reason()
@@ -83,7 +84,8 @@ class SkipBody(_Signed):
 
 def grant_body(limits: Limits) -> Schema:
     class GrantBody(_Signed):
-        """The role of the new token and its other properties."""
+        """The body of a request to grant a token: the role of the new token and its other
+        properties."""
 
         role = fields.String(required=True, validate=OneOf([role.value for role in Role]))
         device = device_id(
@@ -104,28 +106,28 @@ def grant_body(limits: Limits) -> Schema:
 
 
 class RegisterBody(_Signed):
-    """The id of the device to register, and its name."""
+    """The body of a request to register a device: the id of the device, and its name."""
 
     device = device_id(required=True)
     name = _name()
 
 
 class RevokeBody(_Signed):
-    """The reason for revoking the device or the token."""
+    """The body of a request to revoke a device or a token: the reason for the revocation."""
 
     reason = _reason()
 
 
 def erase_body(limits: Limits) -> Schema:
     class NamedRecord(Body):
-        """The collection and the id of a record to erase."""
+        """Names a record to erase by its collection and its id."""
 
         collection = collection_name(required=True)
         id = record_id(required=True)
 
     class EraseBody(_Signed):
-        """Selects the records to erase: by name with `records`, by value with `collection` and
-        `where`, or both."""
+        """The body of a request to erase records. It names records in `records`, or selects records
+        by their values with `collection` and `where`, or does both."""
 
         records = fields.List(
             fields.Nested(NamedRecord),

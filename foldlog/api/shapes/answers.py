@@ -1,7 +1,8 @@
-"""Defines the structs of responses. The service encodes them, and documents them in OpenAPI.
+"""Defines the structs of responses. The service encodes them as JSON, and the OpenAPI document
+describes them.
 
-A member of the type `X | Raw` may contain stored JSON of an X. The encoder copies its bytes into
-the response.
+A member of the type `X | Raw` may contain the stored JSON text of an X. The encoder copies this
+text into the response unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Range(_OfLog):
 
 
 class SyncAnswer(Range, kw_only=True):
-    """The verdicts for the changesets of the request, and a page of events after the cursor."""
+    """The response to a sync: a verdict for each changeset of the request, and a page of the events
+    after the cursor."""
 
     verdicts: list[Answer]
 
@@ -84,15 +86,16 @@ class ConflictsPage(_Projected):
 
 
 class HistoryPage(_Projected):
-    """A page of the versions of a record."""
+    """A page of the history of a record. The history has one version of the record for each event
+    that changed it."""
 
     versions: list[VersionView] | Raw
     cursor: Annotated[str | None, CURSOR]
 
 
 class DiffPage(_Projected, rename={"from_": "from"}):
-    """A page of records that differ between the two moments, in the order of the last event that
-    touched each record."""
+    """A page of the records that differ between two moments. The order is that of the last event
+    that touched each record."""
 
     from_: Annotated[int, described("The seq of the earlier moment.")]
     to: Annotated[int, described("The seq of the later moment.")]
@@ -101,21 +104,22 @@ class DiffPage(_Projected, rename={"from_": "from"}):
 
 
 class Collections(Struct):
-    """The latest version of each defined collection. Records of other collections may have any
-    fields."""
+    """Lists the defined collections (those with a schema), each with its latest version. Records of
+    other collections may have any fields."""
 
     collections: list[Version]
 
 
 class Definition(StoredDefinition, kw_only=True):
-    """One version of a collection's schema, and a list of all versions."""
+    """One version of a collection's schema, together with a list of all versions of this schema."""
 
     schema: Annotated[dict[str, Any], described("JSON Schema, draft 2020-12, of `fields`.")]
     versions: list[Version]
 
 
 class ErasedRecord(Struct):
-    """An erased record, and the number of events that contained its values."""
+    """A record that was erased (or, with `dry_run`, would be erased), and the number of events that
+    contained its values."""
 
     collection: str
     id: str
@@ -126,14 +130,16 @@ class ErasedRecord(Struct):
 
 
 class ErasureAnswer(Struct):
-    """The erased records; with `dry_run`, the records that a real request would erase."""
+    """Lists the erased records. With `dry_run`, nothing was erased, and the list has the records
+    that the same request without `dry_run` would erase."""
 
     dry_run: bool
     records: list[ErasedRecord]
 
 
 class Skipped(Struct):
-    """The seq of the skipped event, and the seq of the event that records the skip."""
+    """The response to a skip: the seq of the skipped event, and the seq of the new event that
+    records the skip."""
 
     seq: Annotated[int, seq_meta()]
     by_seq: Annotated[int, seq_meta("The seq of the `event-skipped` event.")]
@@ -144,8 +150,8 @@ REVOKED_AT = time_meta("Absent while it is valid.")
 
 
 class Token(Struct, kw_only=True):
-    """A token, but not its secret. A token that has no `expires_at` is valid until it is
-    revoked."""
+    """Describes a token without its secret. If `expires_at` is absent, the token is valid until it
+    is revoked."""
 
     id: Annotated[str, uuid_meta("The token's id. It is no secret.")]
     role: Role
@@ -160,7 +166,8 @@ class Token(Struct, kw_only=True):
 
 
 class Granted(Token, kw_only=True):
-    """A new token with its secret. Only this response contains the secret."""
+    """Describes a new token, and contains its secret in `token`. The service shows the secret only
+    in this response."""
 
     token: Annotated[str, described("Send it as `Authorization: Bearer ...`.")]
     spaces: Annotated[
@@ -209,7 +216,8 @@ class InclusionProof(Struct):
 
 
 class EventProof(InclusionProof, kw_only=True):
-    """An event with its salt, and a proof that the event is in the Merkle tree."""
+    """An event with its salt, and a proof that the event is in the Merkle tree. The salt is needed
+    to verify the operations of the event."""
 
     leaf_hash: Annotated[str, described("In base64: SHA-256 of a zero byte and the leaf.")]
     ops_hash: Annotated[str, described("In hex. The leaf has it in the place of `ops` or `body`.")]
@@ -236,7 +244,8 @@ class Keys(Struct):
 
 
 class ExportHeader(Struct):
-    """The first line of an export. It identifies the log."""
+    """The first line of an export. It names the space and the log, and the seq of the last exported
+    event."""
 
     foldlog: Literal["export"]
     version: Annotated[int, described(minimum=1)]
@@ -246,27 +255,29 @@ class ExportHeader(Struct):
 
 
 class ExportLine(Struct):
-    """A line of an export, with an event and its salt."""
+    """A line of an export after the header. It contains one event and the salt of this event."""
 
     salt: Annotated[str, described("In hex.")]
     event: Event | Raw
 
 
 class Health(Struct):
-    """The response of a process that is running."""
+    """The response of `/healthz`. It shows only that the process is running."""
 
     status: Literal["ok"]
 
 
 class Readiness(Struct):
-    """The response of a service that can handle requests, with the result of each check."""
+    """The response of `/readyz` if the service can handle requests. It has the result of each
+    check."""
 
     status: Literal["ready"]
     checks: Annotated[dict[str, str], described("{name: `ok`}")]
 
 
 class Wrong(Struct, kw_only=True):
-    """An error in a request, and its place: a member of the body, a parameter, or a header."""
+    """Describes one error in a request and where it is: in a member of the body, in a parameter, or
+    in a header."""
 
     pointer: Annotated[str, described("A place in the body (RFC 6901).")] | UnsetType
     parameter: Annotated[str, described("A parameter of the path or the query.")] | UnsetType
@@ -275,8 +286,8 @@ class Wrong(Struct, kw_only=True):
 
 
 class Problem(Struct, kw_only=True):
-    """A problem document (RFC 9457). The stable `code` names the problem, and determines which
-    other members are present."""
+    """An error response (RFC 9457). `code` is the name of the problem, which stays the same in
+    later versions. The other members depend on the code."""
 
     type: Annotated[str, described("A page about this code.")]
     title: str

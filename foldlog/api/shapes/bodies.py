@@ -1,5 +1,5 @@
-"""Defines the schemas of the request bodies of pushes and syncs. Unknown members in a body are
-errors."""
+"""Defines the schemas of the request bodies of pushes and syncs. A body with an unknown member is
+refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .fields import (
 
 
 def values(text: str, keywords: Mapping[str, Any] = {}, **kwargs: Any) -> fields.Dict:
-    """Returns a field for a JSON object with any names and values."""
+    """Returns a field that accepts a JSON object whose members may have any names and values."""
     return fields.Dict(keys=fields.String(), metadata=about(text, **keywords), **kwargs)
 
 
@@ -36,7 +36,7 @@ class Body(Schema):
 
 
 class OperationSchema(Body):
-    """One change to one record. Give either `id` or `local_id` to name the record."""
+    """One change to one record. To name the record, give either `id` or `local_id`."""
 
     op = fields.String(required=True, validate=OneOf(["put", "add", "delete"]))
     collection = collection_name(required=True, metadata=about("1-64 of `A-Z a-z 0-9 - _ .`"))
@@ -53,7 +53,8 @@ class OperationSchema(Body):
 
 
 class ChangesetSchema(Body):
-    """Changes that a device made together. The service stores or refuses them together."""
+    """A list of changes that a device made together. The service either stores all of them or
+    refuses all of them."""
 
     id = fields.String(
         required=True,
@@ -96,7 +97,7 @@ class _FromDevice(Body):
 
 def push_body(limits: Limits) -> Schema:
     class PushBody(_FromDevice):
-        """The device, and the changesets to store."""
+        """The body of a push: the device that sends it, and the changesets to store."""
 
         changesets = ChangesetsField(fields.Nested(ChangesetSchema), limits, required=True)
 
@@ -105,7 +106,8 @@ def push_body(limits: Limits) -> Schema:
 
 def sync_body(limits: Limits) -> Schema:
     class SyncBody(_FromDevice):
-        """The device, its cursor, and optionally changesets to store."""
+        """The body of a sync: the device that sends it, the cursor of this device, and optionally
+        changesets to store."""
 
         after = Whole(required=True, metadata=about("The cursor: the device's last seq."))
         mark = cursor_mark(metadata=about("The mark that came with the cursor."))

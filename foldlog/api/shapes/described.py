@@ -1,4 +1,4 @@
-"""Makes the descriptions and formats of response members for the OpenAPI document."""
+"""Provides functions that describe the members of responses for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .fields import MARK_PATTERN
 
 
 def described(text: str = "", **keywords: Any) -> msgspec.Meta:
-    """Returns metadata for a member of a response: a description, and other keywords of JSON
-    Schema."""
+    """Returns a `Meta` that describes a member of a response: a description, and other JSON Schema
+    keywords."""
     return msgspec.Meta(description=text or None, extra_json_schema=keywords)
 
 
 def seq_meta(text: str = "") -> msgspec.Meta:
-    """Returns metadata for the seq of an event, which is at least 1."""
+    """Returns a `Meta` that describes a member with the seq of an event. Its minimum is 1."""
     return described(text, minimum=1)
 
 
@@ -33,11 +33,11 @@ def mark_meta(text: str) -> msgspec.Meta:
 
 
 class Shape(NamedTuple):
-    """Describes a struct in the OpenAPI document: the name of its component, a description, and its
-    members.
+    """Describes a struct in the OpenAPI document: the name of its component, the description of the
+    struct, and its members.
 
-    The value for a member is either a `Meta`, which describes the member, or a type, which replaces
-    the member's type and makes the member required.
+    `members` maps names of members to a `Meta` or a type. A `Meta` adds a description to the
+    member. A type replaces the type that the struct declares, and makes the member required.
     """
 
     name: str

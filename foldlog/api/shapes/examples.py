@@ -1,7 +1,7 @@
-"""The examples of the OpenAPI document.
+"""Contains the examples of the OpenAPI document.
 
-They belong together: a device creates a task offline, and the service stores its changeset as event
-42. Tests check the examples against the schemas.
+All examples tell one story: a device creates a task offline, and the service stores the device's
+changeset as event 42. Tests check the examples against the schemas.
 """
 
 from __future__ import annotations

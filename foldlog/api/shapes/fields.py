@@ -1,5 +1,5 @@
-"""Defines marshmallow fields that are stricter than those of the library, with their own error
-messages."""
+"""Defines marshmallow fields that accept fewer inputs than marshmallow's own fields, and have their
+own error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ MARK_PATTERN = f"^{_MARK.pattern}$"
 
 
 def about(text: str, **keywords: Any) -> dict[str, Any]:
-    """Returns the metadata of a field: its description, and other keywords of JSON Schema."""
+    """Returns the marshmallow metadata of a field: its description for the OpenAPI document, and
+    other JSON Schema keywords."""
     return {"description": text, **keywords}
 
 
@@ -65,8 +66,8 @@ class QueryWhole(Whole):
 
 
 class Named(fields.String):
-    """A text field that is valid if the function `is_name` returns true. Otherwise the error
-    message is `rule`."""
+    """A text field that is valid if the function `is_name` returns true for the text. If the text
+    is invalid, the error message is `rule`."""
 
     def __init__(self, is_name: Callable[[str], bool], rule: str, **kwargs: Any):
         self.is_name, self.rule = is_name, rule
@@ -117,14 +118,15 @@ cursor_mark = _named(
 
 
 class CommaList(fields.List[Any]):
-    """A query parameter with several names, separated by commas: `a,b`."""
+    """A query parameter that contains several names, separated by commas, for example `a,b`."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
         return super()._deserialize(value.split(","), *args, **kwargs)
 
 
 class MomentField(fields.DateTime):
-    """A time in the format of RFC 3339, with an offset, between the years 1 and 9999 (UTC)."""
+    """A time in the format of RFC 3339 with an offset from UTC. Its year in UTC must be between 1
+    and 9999."""
 
     default_error_messages = {
         "invalid": "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
@@ -140,7 +142,8 @@ class MomentField(fields.DateTime):
 
 
 class PointField(fields.String):
-    """A moment in the log: either a seq, or an RFC 3339 time with an offset."""
+    """A parameter that names a moment in the log: either a seq, or an RFC 3339 time with an offset
+    from UTC."""
 
     _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
 
@@ -161,11 +164,11 @@ class PointField(fields.String):
 
 
 class ChangesetsField(fields.List[Any]):
-    """The changesets of a push.
+    """The body member that contains the changesets of a push.
 
-    The domain decodes their bytes, because it is 50 times faster than marshmallow. For the OpenAPI
-    document, the field describes the changesets as a list. Errors of the domain get JSON pointers
-    that begin at the root of the body.
+    The domain decodes the changesets, because its decoder is 50 times faster than marshmallow. In
+    the OpenAPI document, the field is a list of changesets. If the domain reports an error with a
+    JSON pointer, the field makes the pointer relative to the root of the body.
     """
 
     def __init__(self, inner: Any, limits: Limits, **kwargs: Any):
@@ -182,10 +185,11 @@ class ChangesetsField(fields.List[Any]):
         return self.read(value, str(attr), device)
 
     def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
-        """Decodes the changesets of `device`. `attr` is the name of the body's member that contains
-        them.
+        """Decodes the changesets that `device` sent. `attr` is the name of the body's member that
+        contains the changesets.
 
-        Raises `InvalidRequest`, `InvalidChangeset` or `LimitExceeded`, with JSON pointers that
+        Raises `InvalidRequest` if the changesets cannot be decoded, `InvalidChangeset` if one of
+        them is invalid, and `LimitExceeded` if they exceed a limit. JSON pointers in these errors
         begin at the root of the body.
         """
         try:

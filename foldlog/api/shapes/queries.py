@@ -1,4 +1,4 @@
-"""Defines the query parameters of each operation."""
+"""Defines the schemas of the query parameters of each operation."""
 
 from __future__ import annotations
 

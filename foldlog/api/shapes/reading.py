@@ -1,5 +1,5 @@
-"""Checks the parameters of paths and query strings. An unknown or invalid parameter is an error
-that names it."""
+"""Checks the parameters of paths and query strings. If a parameter is unknown or invalid, the error
+names the parameter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ PATH_PARAMETERS: dict[str, fields.Field[Any]] = {
 
 
 class Parameters(Schema):
-    """The base class for the query parameters of an operation. Subclasses add the parameters."""
+    """The base class of the schemas for query parameters. Each subclass adds the parameters of an
+    operation. Unknown parameters are errors."""
 
     class Meta:
         unknown = RAISE
@@ -44,8 +45,8 @@ class Parameters(Schema):
 
 
 def read_path(parts: Mapping[str, str]) -> None:
-    """Checks the parameters of a path. Raises `InvalidRequest` with an error for each invalid
-    parameter."""
+    """Checks the ids and other parameters of a URL path. If some are invalid, raises one
+    `InvalidRequest` that lists an error for each of them."""
     errors = []
     for name, value in parts.items():
         try:
@@ -62,10 +63,10 @@ CACHED_QUERIES_MAX = 4_096
 
 
 def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
-    """Parses a query string and checks its parameters with `schema`.
+    """Parses a query string, checks its parameters with `schema`, and returns their values.
 
-    Raises `InvalidRequest` with an error for each parameter that is unknown, invalid or given
-    twice.
+    If parameters are unknown, invalid or given twice, raises one `InvalidRequest` that lists an
+    error for each of them.
     """
     if not schema.fields and not query_string:
         return {}
@@ -108,11 +109,10 @@ _read_query_cached = lru_cache(maxsize=CACHED_QUERIES_MAX)(_read_query)
 
 
 def read_last_event_id(text: str) -> int | None:
-    """Returns the seq in the header `Last-Event-ID`, which a client sends when it reconnects to a
-    stream.
+    """Returns the seq in the value of the header `Last-Event-ID`. A client sends this header when
+    it reconnects to a stream.
 
-    Returns `None` if the header is empty. Raises `InvalidRequest` if it is anything else than a
-    seq.
+    Returns `None` if the value is empty. Raises `InvalidRequest` if the value is not a seq.
     """
     if not text:
         return None
@@ -124,7 +124,7 @@ def read_last_event_id(text: str) -> int | None:
 
 
 def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Converts marshmallow's nested error messages to (path, message) pairs."""
+    """Yields a pair of path and message for each error in marshmallow's nested error messages."""
     if isinstance(messages, Mapping):
         for name, below in messages.items():
             yield from flat(below, path if name == "_schema" else (*path, name))

@@ -1,7 +1,7 @@
-"""Describes the domain's structs for the OpenAPI document: their names, their members and the
-formats.
+"""Describes the domain's structs for the OpenAPI document: the name of each struct, and the
+descriptions and formats of its members.
 
-The list of members and their types come from the structs.
+The list of members and the types of members are taken from the structs themselves.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ CHANGED = described("{field: {`from`: its value before, `to`: its value after}}"
 
 
 class StoredSide(Struct):
-    """One side of a conflict. If `value` is absent, the side removed the field or deleted the
-    record."""
+    """One of the two sides of a conflict: the event, its device and the value that it set. If
+    `value` is absent, the event removed the field or deleted the record."""
 
     seq: Annotated[int, seq_meta()]
     device: Annotated[str | None, DEVICE]
@@ -55,7 +55,8 @@ class StoredSide(Struct):
 
 
 class Loss(Struct):
-    """A conflict as the ledger stores it: the value that lost, and the value that won."""
+    """A conflict in the form in which the ledger stores it: the value that lost, and the value that
+    won."""
 
     seq: Annotated[int, DECIDED]
     op: OperationName

@@ -1,4 +1,4 @@
-"""The ports: interfaces to databases and other outside parts, defined by the needs of this package.
+"""The ports: the interfaces through which this package uses databases and other outside parts.
 
 Each port has two implementations, one on PostgreSQL and one in memory. Both pass the same contract
 tests (tests/contract). Each of the modules `event_store`, `master_table`, `registry` and

@@ -1,4 +1,4 @@
-"""Encodes and decodes cursors: the texts with which a client asks for the next page of a list."""
+"""Encodes and decodes cursors: texts that a client sends to get the next page of a list."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ _INVALID_CURSOR = "this cursor is not one that an earlier page gave"
 
 
 class Page(msgspec.Struct, Generic[T]):
-    """A page of a list. `cursor` asks for the next page; it is `None` on the last page."""
+    """A page of a list. The client sends `cursor` to get the next page. `cursor` is `None` on the
+    last page."""
 
     items: list[T]
     cursor: str | None
 
 
 def encode_cursor(*parts: str | int) -> str:
-    """Encodes the position at which the next page starts as a text (base64url of a JSON array)."""
+    """Encodes the position at which the next page starts as a cursor: a text in base64url that
+    contains a JSON array of these parts."""
     return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
 
 
 def decode_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """Decodes a cursor to its parts, which must have these types. Raises `InvalidRequest` for any
-    other text."""
+    """Decodes a cursor to its parts. Raises `InvalidRequest` if the text is invalid, or if the
+    parts have other types than `types`."""
     try:
         raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[types])  # type: ignore[valid-type]

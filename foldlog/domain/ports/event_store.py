@@ -30,7 +30,8 @@ class Receipt(msgspec.Struct):
 
 
 class RangeQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the log: at most `limit` events after seq `after`."""
+    """A query for a page of the log. The page contains at most `limit` events, starting after seq
+    `after`."""
 
     after: int
     limit: int
@@ -43,8 +44,8 @@ class RangeQuery(msgspec.Struct, frozen=True):
     bytes_max: int = INTEGER_MAX
 
     def page_bytes_max(self, limits: Limits) -> int:
-        """Returns the maximum size of the page in bytes. Only the last event of a page may exceed
-        it."""
+        """Returns the maximum size of the page in bytes. The page may be larger only because of its
+        last event."""
         return min(self.bytes_max, limits.page_bytes_max)
 
 
@@ -68,48 +69,55 @@ class EventStore(ABC):
     """Stores and reads the append-only logs of all spaces."""
 
     def push(self, space: SpaceId, push: Push) -> Receipt:
-        """Appends the new changesets of a push to the log, and answers each changeset of the push.
+        """Appends the new changesets of a push to the log, and returns the answers to all
+        changesets of the push. Creates the space if it is missing. Returns after the commit.
 
-        Creates the space if it is missing. Returns after the commit. Raises the errors of
-        `PushDecider.take`, `StorageUnavailable` if the database is unreachable, and
-        `OutcomeUnknown` if the push may have been stored.
+        Raises the errors of `PushDecider.take` if the push is refused. Raises `StorageUnavailable`
+        if the database is unreachable. Raises `OutcomeUnknown` if the connection was lost during
+        the commit, so that the push may have been stored.
         """
         return self.submit(space, push).result()
 
     @abstractmethod
     def submit(self, space: SpaceId, push: Push, rate_key: str = "") -> Future[Receipt]:
-        """Starts a push as `push` does, and returns a future for its receipt at once. Raises
-        `RateLimited` if too many bytes of pushes already wait in this space.
+        """Starts a push and returns at once, with a future for the receipt. The future has the same
+        result or error as the method `push`.
 
-        `rate_key` identifies the caller. A caller may use only a share of the threads that commit
-        pushes.
+        Raises `RateLimited` if the pushes that already wait in this space are too large together.
+        `rate_key` identifies the caller: a single caller may use only a part of the threads that
+        commit pushes.
         """
 
     @abstractmethod
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
-        """Reads a page of the log. Raises `UnknownSpace`, or `LogBehind` or `LogChanged` if the seq
-        and mark in the query belong to another log."""
+        """Reads a page of the log.
+
+        Raises `UnknownSpace` if the space is missing. Raises `LogBehind` if the seq in the query is
+        higher than the head of the log. Raises `LogChanged` if the mark in the query differs from
+        the log's mark at this seq.
+        """
 
     @abstractmethod
     def cached_range(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Reads a page of the log from memory, at once. If it returns `None`, call `range_after`
-        instead.
+        """Returns a page of the log from memory, without waiting for the database. Returns `None`
+        if memory lacks the page; then call `range_after`.
 
-        The page may lack events that another process has appended a moment ago. The seq and mark in
-        the query are left unchecked here; `range_after` checks them.
+        The page may lack events that another process has appended a moment ago. This method does
+        not compare the seq and mark in the query with the log; `range_after` does.
         """
 
     @abstractmethod
     def cached_head(self, space: SpaceId) -> int | None:
-        """Returns the head of the log that `cached_range` would use, or `None` if it is unknown."""
+        """Returns the head of the log, as far as `cached_range` knows the log. Returns `None` if
+        the head is unknown."""
 
     @abstractmethod
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Calls `on_growth` soon after each growth of the space's log. Returns a function that ends
-        these calls.
+        """Registers the function `on_growth`, which is then called soon after new events were added
+        to the space's log. Returns a function that ends these calls.
 
-        The call may come from any thread. Sometimes it comes although the log still has the same
-        size.
+        `on_growth` may be called from any thread. Sometimes it is called although there are no new
+        events.
         """
 
     @abstractmethod
@@ -117,9 +125,10 @@ class EventStore(ABC):
         """Makes every fold skip an event at which the master table has halted (see
         domain/skipping).
 
-        Raises `NotStopped` if the master table is not halted at this event, `InvalidRequest` if the
-        reason or the name in `by` is invalid, `UnknownSpace`, `StorageUnavailable` or
-        `OutcomeUnknown`.
+        Raises `NotStopped` if the master table is not halted at this event, and `InvalidRequest` if
+        the reason or the name in `by` is invalid. Raises `UnknownSpace` if the space is missing.
+        Raises `StorageUnavailable` if the database is unreachable, and `OutcomeUnknown` if the skip
+        may have been stored.
         """
 
     @abstractmethod
@@ -128,13 +137,13 @@ class EventStore(ABC):
 
     @abstractmethod
     def entries(self, space: SpaceId, *, after: int = 0, through: int) -> Iterator[LogEntry]:
-        """Yields the log entries with `after < seq <= through` in order. The memory used is the
-        same for any number of entries."""
+        """Yields the log entries with `after < seq <= through`, ordered by seq. The memory used is
+        independent of the number of entries."""
 
     @abstractmethod
     def collections(self, space: SpaceId) -> list[Version]:
         """Returns the current versions of all defined collections, ordered by name. Raises
-        `UnknownSpace`."""
+        `UnknownSpace` if the space is missing."""
 
     @abstractmethod
     def collection(
@@ -143,7 +152,8 @@ class EventStore(ABC):
         """Returns a version of a collection's definition (by default the last one), and the list of
         all its versions.
 
-        Raises `UnknownSpace`, or `UnknownCollection` if the collection or this version is missing.
+        Raises `UnknownSpace` if the space is missing, and `UnknownCollection` if the collection or
+        this version is missing.
         """
 
     @abstractmethod
@@ -156,26 +166,30 @@ class EventStore(ABC):
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
     ) -> Outcome:
-        """Defines a collection, or gives it a new schema. Creates the space if it is missing.
+        """Defines a collection, or gives it a new schema. Creates the space if it is missing. If
+        the collection already has this schema, the call has no effect.
 
-        If the collection already has this schema, the call has no effect. The stored records are
-        checked, unless the comparison with the current schema shows that all of them are valid. The
-        check takes `seconds_max` seconds at most, and `report` is called with the number of checked
-        records.
+        The stored records are checked, unless the current schema shows that all of them are valid.
+        The check takes `seconds_max` seconds at most. During the check, `report` is called with the
+        number of records checked so far.
 
-        Raises `VersionConflict`, `SchemaNotAdditive`, `SchemaViolated`, `LimitExceeded`,
-        `ProjectionBehind`, `StorageUnavailable` or `OutcomeUnknown`.
+        Raises `VersionConflict` if the current version differs from `if_version`. Raises
+        `SchemaNotAdditive` if the new schema may refuse values that the current one allows. Raises
+        `SchemaViolated` if stored records violate the new schema. Raises `LimitExceeded` if a limit
+        is exceeded. Raises `ProjectionBehind` if the stored records cannot be checked yet. Raises
+        `StorageUnavailable` if the database is unreachable, and `OutcomeUnknown` if the definition
+        may have been stored.
         """
 
     @abstractmethod
     def find_erasable(
         self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
-        """Returns the records that `wanted` selects. Reads the whole log for this; `report` is
-        called with the seq reached and the last seq.
+        """Returns the records that `wanted` selects. This reads the whole log. Meanwhile `report`
+        is called with two numbers: the seq that was reached, and the last seq.
 
-        Raises `UnknownSpace`, `InvalidRequest` if the selection is invalid, and `UnknownRecord` if
-        a selected key is missing in the log.
+        Raises `UnknownSpace` if the space is missing, `InvalidRequest` if the selection is invalid,
+        and `UnknownRecord` if a selected key is missing in the log.
         """
 
     @abstractmethod
@@ -190,13 +204,14 @@ class EventStore(ABC):
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
         """Erases records: removes their values from the log and from all tables that are computed
-        from it (see domain/erasure).
+        from the log (see domain/erasure).
 
-        Each record is erased completely or not at all. A record that was erased earlier is reported
-        as erased. The method reads the whole log; `report` is called with the seq reached and the
-        last seq. With `tidies`, the database then also frees the space of the old row versions,
-        which still contain the values.
+        Each record is erased completely or not at all. The result also contains records that were
+        erased earlier. The method reads the whole log. Meanwhile `report` is called with two
+        numbers: the seq that was reached, and the last seq. The database still keeps old versions
+        of the changed rows, which contain the values. If `tidies` is true, the method frees their
+        space.
 
         Raises the errors of `find_erasable` before any record is erased. After `StorageUnavailable`
-        or `OutcomeUnknown`, call the method again with the same keys: it continues the erasure.
+        or `OutcomeUnknown`, call the method again with the same keys to continue the erasure.
         """

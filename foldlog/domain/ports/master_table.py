@@ -18,12 +18,12 @@ from .event_store import SpaceId
 
 
 class RecordsQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the current records.
+    """A query for a page of the current records.
 
-    Without `changed_after`, the pages contain the live records, ordered by (collection, id). With
-    `changed_after`, they contain every record that has changed after that seq, including deleted
-    records, in its current state and ordered by seq. All records with the same seq are in one page.
-    `at_least` is the seq that the master table must have reached.
+    If `changed_after` is `None`, the pages contain the live records, ordered by (collection, id).
+    Otherwise they contain all records that have changed after the seq `changed_after`, including
+    deleted records. These are shown in their current state, ordered by seq, and all records with
+    the same seq are in one page. `at_least` is the seq that the master table must have reached.
     """
 
     limit: int
@@ -64,10 +64,11 @@ class LocalIdsPage(msgspec.Struct):
 
 
 class SnapshotPage(msgspec.Struct):
-    """A page of a snapshot. `records` contains a `SnapshotRecord` as JSON for each record, ordered
-    by key, in its state at seq `at`.
+    """A page of a snapshot. `records` contains one `SnapshotRecord` as JSON for each record,
+    ordered by key. The page shows the state at seq `at`.
 
-    `cursor` asks for the rest of the snapshot after this page. It is `None` on the last page.
+    With `cursor`, the rest of the snapshot can be requested later. `cursor` is `None` on the last
+    page.
     """
 
     records: list[bytes]
@@ -78,7 +79,7 @@ class SnapshotPage(msgspec.Struct):
 
 class Snapshot(msgspec.Struct):
     """A snapshot: its header, and an iterator that reads its pages. `header.records` is only an
-    estimate, because the table may change during the download."""
+    estimate of the number of records, because the master table may change during the download."""
 
     header: SnapshotHeader
     pages: Iterator[SnapshotPage]
@@ -86,7 +87,7 @@ class Snapshot(msgspec.Struct):
 
 class SnapshotCursor(NamedTuple):
     """The position at which a snapshot continues: after the record with this collection and id.
-    `log`, `at` and `mark` identify the history that the earlier pages belong to."""
+    `log`, `at` and `mark` identify the history to which the earlier pages belong."""
 
     log: str = ""
     at: int = 0
@@ -103,10 +104,11 @@ class SnapshotCursor(NamedTuple):
         return encode_cursor(*self)
 
     def check(self, log: str, head: int, mark_there: str) -> None:
-        """Raises `LogChanged` or `LogBehind` if the cursor belongs to another history than this
-        log.
+        """Checks that this cursor belongs to the log with the id `log` and the head `head`.
+        `mark_there` is the mark of this log at the cursor's seq `at`.
 
-        `mark_there` is the log's own mark at seq `at`.
+        Raises `LogBehind` if `at` is higher than `head`. Raises `LogChanged` if the cursor has
+        another log id, or a mark that differs from `mark_there`.
         """
         if self.log and self.log != log:
             raise LogChanged("this snapshot belongs to another log", log=log, head=head)
@@ -119,10 +121,10 @@ class SnapshotCursor(NamedTuple):
 
 
 class AsOfQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the records that were live at a moment, by collection, in the order in
-    which the records were created.
+    """A query for a page of the records that were live at a moment. The records are ordered by
+    collection, and in each collection by the time of their creation.
 
-    All pages that follow each other by cursors show the same moment.
+    All pages that are requested one after another with cursors show the same moment.
     """
 
     moment: Point
@@ -133,7 +135,8 @@ class AsOfQuery(msgspec.Struct, frozen=True):
 
 
 class Projected(NamedTuple):
-    """The progress of the master table: the seq of the last event that was folded into it."""
+    """The progress of the master table. `position` is the seq of the last event that was folded
+    into it."""
 
     position: int
     is_halted: bool  #: halted at an event that the projection refuses; waiting is useless
@@ -146,7 +149,8 @@ class AsOfPage(RecordsPage):
 
 
 class HistoryQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the versions of one record, oldest or newest first."""
+    """A query for a page of the versions of one record, ordered with the oldest or the newest
+    version first."""
 
     limit: int
     order: Order = "oldest"
@@ -166,7 +170,7 @@ class HistoryPage(msgspec.Struct):
 
 
 class DiffQuery(msgspec.Struct, frozen=True):
-    """Asks for a page of the records that differ between the moments `start` and `to`.
+    """A query for a page of the records that differ between the moments `start` and `to`.
 
     A page may be empty although further pages follow, because each page reads a limited number of
     events.
@@ -196,18 +200,18 @@ class DiffPage(msgspec.Struct):
 class History(ABC):
     """Answers questions about the past from the stored versions of records.
 
-    Raises `LogBehind` for a moment beyond the end of the log. Raises `ProjectionBehind` if the
-    master table is still behind the moment or `at_least`; `awaited` of this error is the seq to
-    wait for. Raises `HistoryUnavailable` if the stored versions are missing, `UnknownSpace` if the
-    space is missing, and `InvalidRequest` for an invalid cursor.
+    All methods with a query or a moment raise these errors. `LogBehind`: the moment is beyond the
+    end of the log. `ProjectionBehind`: the master table has yet to reach the moment or `at_least`;
+    the error's `awaited` is the seq to wait for. `HistoryUnavailable`: the stored versions are
+    missing. `UnknownSpace`: the space is missing. `InvalidRequest`: the cursor is invalid.
     """
 
     @abstractmethod
     def position(self, space: SpaceId) -> Projected:
-        """Returns the seq that the master table of the space has reached. The call is cheap,
-        because waiting readers repeat it often.
+        """Returns the seq that the master table of the space has reached. This must be fast,
+        because requests that wait for a seq call it often.
 
-        Raises `UnknownSpace`.
+        Raises `UnknownSpace` if the space is missing.
         """
 
     @abstractmethod
@@ -218,8 +222,8 @@ class History(ABC):
     def record_as_of(
         self, space: SpaceId, key: Key, moment: Point, *, at_least: int = 0
     ) -> AsOfPage:
-        """Returns a page with one record in its state at a moment. If the record was deleted then,
-        the page contains its tombstone.
+        """Returns a page that contains one record in its state at a moment. If the record was
+        deleted at that moment, the page contains its tombstone.
 
         Raises `UnknownRecord` if the record was created after the moment, or was never created.
         """
@@ -236,32 +240,33 @@ class History(ABC):
 
 
 class MasterTable(History):
-    """Reads the current records, the conflict ledger and the local ids, which are computed by
+    """Reads the current records, the conflict ledger and the local ids. All of them are computed by
     folding the log."""
 
     @abstractmethod
     def page(self, space: SpaceId, query: RecordsQuery) -> RecordsPage:
-        """Returns a page of records at once.
+        """Returns a page of records at once, without waiting for the master table.
 
         Raises `ProjectionBehind` if the master table is still behind `at_least`, and `LogBehind` if
-        `at_least` is beyond the end of the log. Raises `UnknownSpace`, and `InvalidRequest` for an
-        invalid cursor. The methods below raise the same errors.
+        `at_least` is beyond the end of the log. Raises `UnknownSpace` if the space is missing, and
+        `InvalidRequest` if the cursor is invalid. The other methods of this class raise the same
+        errors.
         """
 
     @abstractmethod
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
-        """Returns a page with one record or its tombstone. Raises `UnknownRecord` if the record
-        never existed, and the errors of `page`."""
+        """Returns a page that contains one record, or its tombstone if the record is deleted.
+        Raises `UnknownRecord` if the record never existed, and the errors of `page`."""
 
     @abstractmethod
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
         """Returns all records for a new device, including the tombstones of deleted records (see
         domain/snapshot).
 
-        The first page is read before this method returns, and each further page when the iterator
-        is asked for it. Between two pages, locks and connections are released. This method and the
-        iterator raise the errors of `page`, and `LogBehind` or `LogChanged` if `cursor` belongs to
-        another history.
+        The first page is read before this method returns. Each further page is read when the
+        iterator is asked for it. Between two pages, no locks or connections are held. This method
+        and the iterator raise the errors of `page`. If `cursor` belongs to another history, they
+        raise `LogBehind` or `LogChanged`.
         """
 
     @abstractmethod

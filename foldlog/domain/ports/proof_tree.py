@@ -1,5 +1,5 @@
-"""The port `ProofTree`: the Merkle tree over each log and its signed checkpoints, which proofs are
-made from."""
+"""The port `ProofTree`: reads the Merkle tree over each log and its signed checkpoints, and makes
+proofs from them."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ class ProofTree(ABC):
 
     @abstractmethod
     def tiles(self, space: SpaceId, wanted: Sequence[merkle.Tile]) -> dict[merkle.Tile, bytes]:
-        """Returns the hashes in these tiles. Each tile has at least the hashes that belong to the
-        tree that `tree(space)` returned before."""
+        """Returns the hashes in these tiles. Call `tree(space)` before: each tile then has at least
+        the hashes that belong to the tree of that size."""
 
     @abstractmethod
     def checkpoint(self, space: SpaceId) -> bytes:
         """Returns the newest published checkpoint of the space as a signed note. Raises
-        `NoCheckpoint` if the first one is still to be published."""
+        `NoCheckpoint` if no checkpoint was published so far."""
 
     @abstractmethod
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        """Publishes a checkpoint of `size` events. The call is ignored if the space has another log
-        than `log` now.
+        """Publishes a checkpoint of `size` events of the log with the id `log`. If the space has
+        another log now, the call has no effect.
 
-        The checkpoint is trusted here, because the signer has checked it before.
+        The checkpoint is not verified here, because the signer has checked it before.
         """
 
     def inclusion(self, space: SpaceId, seq: int, size: int | None = None) -> InclusionProof:

@@ -21,19 +21,19 @@ class Registry(ABC):
     """Stores the devices and tokens of each space. Each change is also an event in the log of the
     space.
 
-    Tokens for `EVERY_SPACE` belong to an operator; their changes are left out of the logs. After a
-    device was revoked, every process refuses its pushes at once, and its other requests within
-    `CALLER_SECONDS_MAX` (api/http/access.py). Each method that changes data raises
-    `StorageUnavailable` and `OutcomeUnknown`.
+    Tokens for `EVERY_SPACE` belong to an operator. Their grants and revocations are left out of the
+    logs. After a device was revoked, every process refuses its pushes at once, and its other
+    requests within `CALLER_SECONDS_MAX` (api/http/access.py). Each method that changes data raises
+    `StorageUnavailable` if the database is unreachable, and `OutcomeUnknown` if the change may have
+    been stored.
     """
 
     @abstractmethod
     def token(self, space: SpaceId, digest: bytes) -> Token | None:
-        """Returns the token with this digest, if it was granted for the space or for every space.
+        """Returns the token with this digest if it was granted for this space or for every space.
         Otherwise returns `None`.
 
-        A revoked or expired token is returned too, so the caller must check that the token is
-        valid.
+        The token may be revoked or expired, so the caller must check that it is valid.
         """
 
     @abstractmethod
@@ -54,8 +54,8 @@ class Registry(ABC):
     ) -> list[Token]:
         """Grants one token in all of these spaces.
 
-        Each space is changed in a transaction of its own. If one of them fails, the token is
-        revoked again in the spaces where it was already granted. Raises the errors of `grant`.
+        Each space is changed in a separate transaction. If the grant fails in one space, the token
+        is revoked again in the spaces where it was already granted. Raises the errors of `grant`.
         """
         wanted = list(dict.fromkeys(spaces))
         for space in wanted:
@@ -75,19 +75,18 @@ class Registry(ABC):
 
     @abstractmethod
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
-        """Grants the token `FIRST_TOKEN` for every space, unless an admin token for every space was
-        ever granted.
+        """Grants the token `FIRST_TOKEN` for every space, and returns it. Returns `None` if an
+        admin token for every space was ever granted before.
 
-        Returns the token, or `None` if such a token was granted before. If several processes call
-        this at once, only one of them receives the token.
+        If several processes call this method at the same time, only one of them receives the token.
         """
 
     @abstractmethod
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
-        """Revokes a token in this space; the token stays valid in other spaces. Revoking it again
-        has no effect.
+        """Revokes a token in this space; the token stays valid in other spaces. If the token is
+        already revoked here, the call has no effect.
 
-        Raises `UnknownToken` if the token is unknown in this space.
+        Raises `UnknownToken` if the space has no token with this id.
         """
 
     @abstractmethod
@@ -127,7 +126,8 @@ class Registry(ABC):
         """Revokes a device in a space for ever: the space then refuses every request of the device,
         with any token.
 
-        The device may be unknown before. Revoking it again has no effect. Raises `UnknownSpace`.
+        A device that the space does not know can be revoked too. If the device is already revoked,
+        the call has no effect. Raises `UnknownSpace` if the space is missing.
         """
 
     @abstractmethod
@@ -135,14 +135,15 @@ class Registry(ABC):
         """Returns a page of the devices that were registered or revoked in the space, or have
         pushed to it. Devices are ordered by id.
 
-        Raises `UnknownSpace`, and `InvalidRequest` for an invalid cursor.
+        Raises `UnknownSpace` if the space is missing, and `InvalidRequest` if the cursor is
+        invalid.
         """
 
     def devices(self, space: SpaceId) -> list[Device]:
         """Returns all devices of the space. The list may be too large for requests, so only an
         operator's commands use it.
 
-        Raises `UnknownSpace`.
+        Raises `UnknownSpace` if the space is missing.
         """
         return _all(partial(self.devices_page, space))
 

@@ -1,5 +1,4 @@
-"""Connects the API with PostgreSQL and the other parts, and provides the service as an ASGI
-application."""
+"""Builds the service as an ASGI application, from the API, PostgreSQL and the other parts."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, service
 
 @contextmanager
 def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
-    """Opens the service as an ASGI application. Use it to serve Foldlog, or to mount it in another
-    ASGI application.
+    """Opens the service as an ASGI application. Use it to serve Foldlog, or to mount Foldlog in
+    another ASGI application.
 
-    `url` is the URL of a database whose schema is up to date. Keep the context open while the
-    application serves, and use the application on one event loop only. The server must provide
-    `raw_path`, as uvicorn and hypercorn do.
+    `url` is the URL of a database whose schema is up to date. Keep the context manager open as long
+    as the application is used. Use the application on one event loop only. The ASGI server must
+    provide `raw_path`, as uvicorn and hypercorn do.
     """
     with (
         services(url, settings, seconds_max=REQUEST_SECONDS_MAX) as parts,
@@ -50,10 +49,11 @@ def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
 
 
 def _readers(settings: Settings) -> int:
-    """Returns the number of reading threads. Each uses one database connection.
+    """Returns the number of threads for reading. Each of them uses one database connection of the
+    pool.
 
-    The rest of the connections are for committers, for access checks, and for following and
-    announcing the log.
+    The other connections of the pool are for the committers, for access checks, for reading new
+    events, and for notifying other processes about new events.
     """
     return max(2, settings.pool_size_max - COMMITTERS - ADMISSION_THREADS - 2)
 

@@ -1,4 +1,4 @@
-"""Runs the service as a child process, for the demo, the tests and the benchmarks."""
+"""Runs the service as a child process. The demo, the tests and the benchmarks use it."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ _reserving: list[socket.socket] = []
 
 
 def tune_gc() -> None:
-    """Makes Python's garbage collector run less often. A server process calls this once after its
+    """Makes Python's garbage collector run less often. A server process calls it once after its
     start.
 
-    The objects of the start live as long as the process, and requests create few reference cycles,
-    so most collections would free little memory.
+    Most collections would free little memory: the objects that exist after the start live as long
+    as the process, and requests create few reference cycles.
     """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment variables of this process, except the URL of the database.
+    """Returns the environment variables for a child process: those of this process, except the URL
+    of the database.
 
-    The child process gets these variables, and starts an embedded database of its own.
+    Without this URL, the child process starts an embedded database of its own.
     """
     return {name: value for name, value in os.environ.items() if name != DATABASE_URL}
 
 
 def is_ready(url: str) -> bool:
-    """Returns whether the service at `url` answers `/readyz` with 200 within five seconds."""
+    """Returns whether the service at `url` answers a request for `/readyz` with status 200 within
+    five seconds."""
     try:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:
@@ -60,11 +62,13 @@ def is_ready(url: str) -> bool:
 def serving(
     command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
 ) -> Iterator[str]:
-    """Runs `foldlog serve` as a child process during the `with` block, and returns its URL.
+    """Runs `foldlog serve` as a child process during the `with` block. The value of the `with`
+    statement is the URL of the service.
 
-    `command` starts Foldlog, and `data` is the folder for its data and its log. At the end of the
-    block the process gets SIGTERM, and is killed if it still runs after `STOP_SECONDS_MAX` seconds.
-    Raises `OperatorError` if the service fails to be ready within `READY_SECONDS_MAX` seconds.
+    `command` is the command line that starts Foldlog, without `serve`. `data` is the folder for the
+    data and the log file of the child process. At the end of the block, the child process gets
+    SIGTERM. If it still runs after `STOP_SECONDS_MAX` seconds, it is killed. Raises `OperatorError`
+    if the service is not ready within `READY_SECONDS_MAX` seconds.
     """
     port = port or reserve_port()
     folder = Path(data)
@@ -103,11 +107,13 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def reserve_port() -> int:
-    """Returns a free port of this machine, and reserves it until this process ends.
+    """Returns a free port of this machine. On Linux, the port stays reserved until this process
+    ends.
 
-    A socket of this process stays bound to the port, so other processes that ask for a free port
-    get different ones. On Linux, a server that sets SO_REUSEADDR, such as Foldlog, can still bind
-    the port. Other systems would refuse that, so there the port is released at once.
+    To reserve the port, a socket of this process stays bound to it, so other processes that ask for
+    a free port get a different one. A server that sets SO_REUSEADDR, such as Foldlog, can still
+    listen on the port. Other operating systems would refuse that, so there the function closes the
+    socket at once.
     """
     reserving = socket.socket()
     reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,8 +1,9 @@
-"""The HTTP protocol of a web worker: uvicorn's protocol class, with limits on time, on the size of
-headers, and on connections.
+"""Defines the HTTP protocol of a web worker: uvicorn's protocol class, with limits on the time to
+send a request, on the size of headers, and on the number of connections.
 
-With uvicorn alone, a client could fill the memory with endless headers, or keep a connection open
-forever by sending one byte now and then. The size of bodies is limited in `api/http/bodies`.
+With uvicorn's own class, a client could fill the memory with endless headers, or keep a connection
+open forever by sending one byte now and then. The module `api/http/bodies` limits the size of
+request bodies.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _TOO_SLOW = b"the request arrives too slowly"
 
 
 class Connections:
-    """Counts the open connections of a worker, and limits them in total and for each client
-    address."""
+    """Counts the open connections of a web worker. It limits the total number, and the number for
+    each client address."""
 
     def __init__(self, limits: Limits = LIMITS, trusted_proxies: tuple[Network, ...] = ()):
         self.limits = limits
@@ -42,18 +43,20 @@ class Connections:
         self._open = Shares(limits.connections_max, limits.connections_per_address_max)
 
     def enter(self, peer: str) -> bool:
-        """Counts a new connection and returns `True`. If a limit is reached, the count stays the
-        same, and the method returns `False`."""
+        """Counts a new connection and returns `True`. If a limit is reached, the method does not
+        count the connection and returns `False`."""
         return self._open.take(self._key(peer)) is None
 
     def leave(self, peer: str) -> None:
         self._open.release(self._key(peer))
 
     def _key(self, peer: str) -> str:
-        """Returns the key under which a connection is counted: the address of the client.
+        """Returns the key under which a connection is counted, which is normally the address of the
+        client.
 
-        For a trusted proxy, and for a connection whose address is unknown, the key is an empty
-        text. The limit per address does not apply to this key, because a proxy has many clients.
+        If the connection comes from a trusted proxy, or its address is unknown, the key is an empty
+        text. The limit per address does not apply to the empty text, because a proxy forwards the
+        requests of many clients.
         """
         return "" if is_trusted(peer, self._trusted_proxies) else client_address(peer, "", ())
 
@@ -64,8 +67,8 @@ NO_CONNECTION_LIMITS = Connections(
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP connection, with limits on the size of a request's headers, on the time to send a
-    request, and on the number of unanswered requests."""
+    """Handles one HTTP connection. It limits the size of a request's headers, the time to send a
+    request, and the number of unanswered requests."""
 
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -152,21 +155,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse_head(self, status: int, text: bytes) -> None:
-        """Sends an error response with `status`, and closes the connection.
+        """Sends an error response with `status` and `text`, and closes the connection.
 
-        Responses are sent in the order of the requests. If an earlier request of the connection is
-        still unanswered, the error response is left out.
+        If an earlier request on the connection is still unanswered, the method only closes the
+        connection. Responses must be sent in the order of the requests, so the error response would
+        be taken for that of the earlier request.
         """
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(STATUS_LINE[status] + b"connection: close\r\n\r\n" + text)
         self.transport.close()
 
     def _fault_of_head(self) -> tuple[int, bytes] | None:
-        """Returns the status and the text of an error if a proxy could interpret the headers
-        differently; otherwise `None`.
+        """Checks for headers that a proxy could interpret differently than the service. Returns the
+        status and the text of an error response, or `None` if the headers are unambiguous.
 
-        If a proxy and the service find different ends of a body, a client can hide a second request
-        in it: request smuggling (RFC 9112 sections 3.2, 6.1, 11.2).
+        If a proxy and the service disagree about where a body ends, a client can hide a second
+        request in the body. This attack is called request smuggling (RFC 9112 sections 3.2, 6.1,
+        11.2).
         """
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings and b",".join(codings).strip().lower() != b"chunked":

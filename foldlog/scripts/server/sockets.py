@@ -1,4 +1,4 @@
-"""Opens the listening sockets of the web workers: one socket for each worker."""
+"""Opens the sockets on which the web workers listen: one socket for each worker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SILENT_SECONDS = 60
 
 
 def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Opens `count` listening sockets on one address, one for each worker.
+    """Opens `count` sockets that listen on the same address and port, one for each web worker.
 
-    The kernel distributes new connections among these sockets. With one shared socket, the worker
-    that wakes up first would get most of the connections. Raises `OperatorError` if the address is
-    invalid or in use.
+    The kernel distributes new connections among these sockets. If all workers shared one socket,
+    the worker that wakes up first would get most of the connections. Raises `OperatorError` if the
+    address is invalid or in use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -37,8 +37,8 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 def _close_silent_connections(listening: socket.socket) -> None:
-    """Configures the operating system to close accepted connections whose client has disappeared or
-    has stopped reading."""
+    """Sets options of a listening socket, so that the operating system closes accepted connections
+    whose client has disappeared or has stopped reading."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", SILENT_SECONDS),

@@ -1,5 +1,5 @@
-"""Runs a web worker: a process that serves requests on one event loop. `foldlog serve` runs several
-workers on one address."""
+"""Runs a web worker, which is a process that serves requests on one event loop. `foldlog serve`
+runs several workers on one address."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SWITCH_SECONDS = 0.0005
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that, at shutdown, first ends waiting requests and streams, and then waits
-    for the other open requests."""
+    """A uvicorn server with a shutdown of its own. It first ends all streams and all requests that
+    wait for new events, and then waits for the other open requests."""
 
     def __init__(self, config: uvicorn.Config, server: AsgiServer | None = None):
         super().__init__(config)
@@ -58,7 +58,8 @@ class Server(uvicorn.Server):
 def run(
     app: AsgiApp, listening: socket.socket, connections: Connections = NO_CONNECTION_LIMITS
 ) -> None:
-    """Serves the application on a listening socket until the process gets SIGTERM."""
+    """Serves the application on a listening socket. When the process gets SIGTERM, the server
+    stops, and the function raises `SystemExit`."""
     sys.setswitchinterval(SWITCH_SECONDS)
     tune_gc()
     # Uvicorn raises the signal that stopped it again. This handler turns it into an exception, so
@@ -97,10 +98,10 @@ def server_of(app: AsgiApp, connections: Connections = NO_CONNECTION_LIMITS) -> 
 def web_command(
     host: str | None, port: int | None, fd: int | None, data: str | None, database_url: str | None
 ) -> None:
-    """Run one web worker. `foldlog serve` already runs as many web workers as you set.
+    """Run one web worker, in addition to those that `foldlog serve` runs.
 
-    Use this command to run more workers. Each needs its own address; all of them serve the same
-    spaces.
+    All web workers serve the same spaces. A worker that you start with this command needs its own
+    address, so set `--host` or `--port`.
     """
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url, host=host, port=port)
