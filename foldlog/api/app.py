@@ -59,8 +59,9 @@ class DigitsConverter(BaseConverter):
 
 
 class FoldlogApp(Flask):
-    """The Flask application of Foldlog. It also holds the access rules, the CORS rules, the rate
-    limits and the list of trusted proxies."""
+    """The Flask application that declares the routes of Foldlog. It also stores the access rules,
+    the CORS rules, the rate limits and the trusted proxies, which `AsgiServer` uses for each
+    request."""
 
     def __init__(
         self,
@@ -80,8 +81,8 @@ class FoldlogApp(Flask):
         self.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
 
     def wsgi_app(self, environ: Any, start_response: Any) -> NoReturn:
-        """Raises `TypeError`, because WSGI is unsupported: serve the application with the ASGI
-        server `AsgiServer`."""
+        """Always raises `TypeError`, because the service does not support WSGI. Serve the
+        application with the ASGI server `AsgiServer` instead."""
         raise TypeError("serve foldlog by ASGI: AsgiServer(app, resources)")
 
 
@@ -101,18 +102,19 @@ def create_app(
     rates: Rates = NO_RATES,
     trusted_proxies: tuple[Network, ...] = (),
 ) -> FoldlogApp:
-    """Creates the application from parts that the caller has made.
+    """Creates the Flask application with all routes. The caller creates the objects that the routes
+    use, and passes them as arguments.
 
     - `access` decides which operations a caller may use.
     - `ready` is a function that returns, for each service that Foldlog needs, the name of that
       service and either `ok` or an error message.
     - `gauges` is a function that returns the values for monitoring.
-    - `registry` grants and revokes tokens. If it is `None`, the operations on tokens and devices
-      are left out.
+    - `registry` grants and revokes tokens. If it is `None`, the application has no routes for
+      tokens and devices.
     - `tree` returns proofs, and `verifiers` returns the public keys of a space. If `tree` is
-      `None`, the operations on proofs are left out.
-    - `add_checkpoint` cosigns checkpoints of other logs. If it is `None`, the operation of a
-      witness is left out.
+      `None`, the application has no routes for proofs.
+    - `add_checkpoint` cosigns checkpoints of other logs. If it is `None`, the application has no
+      route for cosigning.
     - `cors_origins` lists the origins whose web pages may call the service.
     - `rates` limits the requests of each client.
     - `trusted_proxies` lists the networks of the proxies whose `X-Forwarded-For` header is trusted.

@@ -1,5 +1,5 @@
-"""Declares an operation of the API: the right that it needs, its request, its response and its
-problems.
+"""Defines the decorator `operation`. It declares an operation of the API: the right that its
+callers need, its request, its response and its problems (error responses).
 
     @blueprint.get("/v1/spaces/<space>/events")
     @operation(Right.READ, query=events_query(limits), answer=RangeSchema, example=...)
@@ -130,8 +130,9 @@ def operation(
     """Returns a decorator that turns a view function into an `Operation`. Callers need `right` to
     use the operation.
 
-    Pass `from_cache=True` only if the view answers from the cached end of the log. The access check
-    then accepts a cached caller for longer, because a revocation changes the end of the log.
+    Pass `from_cache=True` only if the view answers from the newest events of the log, which are in
+    memory. The access check then accepts a cached caller for longer. This is safe, because a
+    revocation adds an event to the log, and the cached caller becomes invalid when the log changes.
     """
 
     # `Any`, because Flask's types accept only views that return Flask's own responses.

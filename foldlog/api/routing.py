@@ -37,7 +37,8 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Finds the operation for a request, with the `url_map` of the Flask application."""
+    """Finds the operation that handles a request. It uses the URL map of the Flask application, in
+    which all routes are declared."""
 
     def __init__(self, app: Flask):
         self._operations = app.view_functions

@@ -87,8 +87,9 @@ class AsgiServer:
             request.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Handles the ASGI lifespan messages of the server. At shutdown it ends all streams and all
-        requests that wait for new events."""
+        """Handles the ASGI lifespan messages, with which the web server announces its startup and
+        its shutdown. At shutdown the method ends all streams and all requests that wait for new
+        events."""
         while True:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
@@ -115,8 +116,8 @@ class AsgiServer:
             return problem_reply(exc, request), matched
 
     def _count(self, request: Request, scope: Scope, *, is_limited: bool) -> None:
-        """Finds the client's IP address. If `is_limited` is true, also counts the request against
-        the rate limit of this address.
+        """Finds the client's IP address and stores it in `request.subject`. If `is_limited` is
+        true, the method also counts the request against the rate limit of this address.
 
         Raises `RateLimited` if the rate limit of the address is used up.
         """
@@ -129,8 +130,9 @@ class AsgiServer:
             request.rates.check_address(request.subject)
 
     def _options(self, request: Request, path: bytes) -> Reply:
-        """Answers an OPTIONS request. If it is an allowed CORS preflight request, the response has
-        the CORS headers; otherwise it lists the methods of the path in the header `Allow`."""
+        """Returns the response to an OPTIONS request. For an allowed CORS preflight request, the
+        response has the CORS headers. For any other request, it lists the methods of the path in
+        the header `Allow`."""
         allowed = self._router.allowed_methods(path)
         preflight = self.app.cors.preflight(request.method, request.header)
         return preflight or Reply(b"", "text/plain", headers={"Allow": ", ".join(allowed)})

@@ -1,8 +1,9 @@
 """Generates the JSON Schemas of responses from the structs that the service encodes.
 
-The function `msgspec.json.schema` describes the input of a decoder, so it makes a member with a
-default optional. In a response the encoder always writes such a member, so this module makes the
-member required.
+The function `msgspec.json.schema` marks a member with a default value as optional, because a
+decoder accepts input without this member. But an encoder writes the member into every response,
+unless the struct has the option `omit_defaults`. This module therefore marks the member as
+required.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class AnswerSchemas:
         self.components: dict[str, dict[str, Any]] = {}
 
     def reference(self, struct: type) -> dict[str, Any]:
-        """Returns a `$ref` to the OpenAPI component of a struct. If `components` lacks this
-        component, the method generates it first."""
+        """Returns a `$ref` to the OpenAPI component that describes a struct. If `components` does
+        not have this component yet, the method generates it and adds it there."""
         name = shape_of(struct).name
         if name not in self.components:
             self.components[name] = self._object(struct)
@@ -111,8 +112,9 @@ def shape_of(struct: type) -> Shape:
 
 
 def _members(struct: type) -> dict[str, Any]:
-    """Returns the descriptions of a struct's members that `SHAPES` has for the struct and for its
-    base classes."""
+    """Returns a dict from names of a struct's members to their descriptions for the OpenAPI
+    document. The descriptions are those that `SHAPES` has for the struct and for its base
+    classes."""
     members: dict[str, Any] = {}
     for base in reversed(struct.__mro__):
         if base in SHAPES:

@@ -55,8 +55,9 @@ from foldlog.domain.witness import InconsistentCheckpoint, UnknownLog, Untrusted
 
 
 class Entry(NamedTuple):
-    """Describes a problem by its remedy and an example error. If the problem can have two HTTP
-    statuses, `other_example` is an error with the other status."""
+    """The entry of one problem in the list: what the client should do (`remedy`), and an example
+    error. If the problem can have two HTTP statuses, `other_example` is an error with the other
+    status."""
 
     remedy: str
     example: FoldlogError

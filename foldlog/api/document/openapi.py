@@ -1,4 +1,5 @@
-"""Generates the OpenAPI document from the routes and their operations."""
+"""Generates the OpenAPI document of the API from the routes of the Flask application and from the
+operations to which they lead."""
 
 from __future__ import annotations
 

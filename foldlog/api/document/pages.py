@@ -63,7 +63,7 @@ def _pretty(value: Any) -> str:
 
 def _type_of(schema: dict[str, Any]) -> Markup:
     """Returns a short HTML text for the type of a JSON Schema, for example `array of string`. If
-    the schema is a `$ref`, the text is a link."""
+    the schema is a `$ref`, the text is a link to the description of the referenced schema."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REF)
         return Markup('<a href="#schema-{0}">{0}</a>').format(name)

@@ -1,14 +1,15 @@
 """Finds the caller of a request, and checks that the caller has the right that the operation needs.
 
-This check comes before any other work on the request. The caller is identified by a bearer token
-(RFC 6750 section 2.1), which is looked up in the space that the path names. A token of another
-space is therefore unknown, and the error is the same whether that other space exists or not.
+This check comes before any other work on the request. A request identifies its caller by a bearer
+token (RFC 6750 section 2.1). The service looks up this token among the tokens of the space that the
+path names. If the token belongs to another space, the look-up finds nothing, and the error is the
+same whether that other space exists or not.
 
-Each process caches the callers that it has looked up, for `CALLER_SECONDS_MAX` seconds. The
-response to a revocation is sent after that time, so by then every process refuses the revoked
-caller. Some requests are answered from the cached end of a log. For them a cached caller is valid
-for up to `IDLE_CALLER_SECONDS_MAX` seconds while that log is unchanged, because a revocation adds
-an event to the log.
+Each process caches the callers that it has looked up, for `CALLER_SECONDS_MAX` seconds. The service
+responds to a revocation only after that time, so by then every process refuses the revoked caller.
+Some requests read only the newest events of a log, which each process has in memory. For these
+requests a cached caller is valid for up to `IDLE_CALLER_SECONDS_MAX` seconds, as long as the log is
+unchanged: a revocation would have added an event to the log.
 
 A stream checks its caller after it has read its first page, and before it sends a page that
 contains a revocation. A download checks its caller before it sends each piece.
@@ -75,15 +76,16 @@ class Access(ABC):
         method then accepts a cached caller for longer. If `since` is the seq of an event, the
         method accepts a cached caller only if the caller was looked up after that event.
 
-        Raises `Unauthenticated` if the token is missing or invalid, `DeviceRevoked` if the token is
-        a JWT of a device that was revoked, and `Forbidden` if the caller lacks the right or the
-        space. Raises `RateLimited` if too many wrong tokens came from the client's address. Raises
-        `StorageUnavailable` if the look-up fails.
+        Raises `Unauthenticated` if the token is missing or invalid. Raises `DeviceRevoked` if the
+        token is a JWT of a device that was revoked. Raises `Forbidden` if the caller lacks the
+        right, or may not use this space. Raises `RateLimited` if too many wrong tokens came from
+        the client's address. Raises `StorageUnavailable` if the service cannot look up the token.
         """
 
     async def forget(self) -> None:
-        """Forgets the cached callers of this process after a revocation. Then waits until the
-        entries in the caches of all other processes have expired too."""
+        """Makes every process look up its callers again. Call it after a revocation. The method
+        marks the cached callers of this process as expired, and then waits until the cached callers
+        of all other processes have expired too."""
         return
 
 
@@ -92,8 +94,8 @@ class OpenAccess(Access):
 
     Operations that need the admin right also need the admin token. The method `admit` raises
     `Forbidden` if a request came through a proxy, or if its `Host` header is anything else than a
-    loopback name or address. The check of `Host` also refuses requests of web pages that use DNS
-    rebinding, because the browser sends the host name of the page.
+    loopback name or address. The check of `Host` also refuses web pages that reach the service by
+    DNS rebinding, because their requests have the host name of the page in this header.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -137,8 +139,8 @@ class _CachedCaller(NamedTuple):
 
 
 class TokenAccess(Access):
-    """Requires a token for every operation except public ones. The token is a token of Foldlog, the
-    admin token, or a JWT of the app's own sign-in."""
+    """Requires a valid token for every operation except the public ones. The token is either a
+    token that Foldlog granted, the admin token, or a JWT of the app's own sign-in."""
 
     def __init__(
         self,

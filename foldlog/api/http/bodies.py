@@ -62,8 +62,8 @@ INFLATERS: dict[str, Callable[[], Inflater]] = {"gzip": _gzip, "x-gzip": _gzip, 
 
 
 class Reservation:
-    """Counts the bytes of memory that one request body uses. At the end of the `with` block these
-    bytes are subtracted again."""
+    """Adds the size of one request body to the number of body bytes that the web worker has in
+    memory. At the end of the `with` block, the size is subtracted again."""
 
     __slots__ = ("_held", "_key", "_request", "_size")
 
@@ -77,8 +77,8 @@ class Reservation:
         """Records that the body now has `size` bytes in total.
 
         Raises `RateLimited` if the bodies of this caller, or of all callers together, use too many
-        bytes of memory. Also raises `RateLimited` if the caller has used up its rate limit, because
-        large bodies count as several requests.
+        bytes of memory. Also raises `RateLimited` if the caller has used up a rate limit: a large
+        body counts as several requests.
         """
         before, self._size = self._size, size
         self._request.rates.count_body(self._request.subject, size - before)
@@ -106,10 +106,11 @@ async def read_body(
     """Reads the body of a request and returns its decompressed bytes.
 
     `limit` is the name of the limit on the size of the body before decompression. Raises
-    `LimitExceeded` if the body is larger than a limit, and `RateLimited` if too many bytes of
-    bodies are in memory or the caller's rate limit is used up. Raises `InvalidRequest` if the body
-    is incomplete or its compressed data is broken. Raises `UnsupportedMediaType` if the media type
-    or the encoding is unsupported.
+    `LimitExceeded` if the body is larger than this limit, or if its decompressed bytes are larger
+    than `inflated_bytes_max`. Raises `RateLimited` if too many bytes of bodies are in memory, or if
+    the caller has used up a rate limit. Raises `InvalidRequest` if the body is incomplete or its
+    compressed data is broken. Raises `UnsupportedMediaType` if the media type or the encoding is
+    unsupported.
     """
     pieces = pieces_of(request, getattr(limits, limit), limit)
     _check_media_type(request.header("content-type"))

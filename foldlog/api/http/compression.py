@@ -90,10 +90,10 @@ MEDIA_TYPES = ("application/json", "application/x-ndjson", "text/html")
 
 
 def encoding_for(reply: Reply, accept_encoding: str) -> str | None:
-    """Chooses the content encoding of a response, and sets its headers `Vary` and
-    `Content-Encoding`.
+    """Chooses the content encoding of a response, and returns its name, for example `gzip`. Returns
+    `None` if the response should be sent uncompressed.
 
-    Returns `None` if the response should be sent uncompressed.
+    The function also sets the headers `Vary` and `Content-Encoding` of the response.
     """
     if reply.media_type not in MEDIA_TYPES:
         return None
@@ -116,10 +116,10 @@ def _best_of(accept_encoding: str) -> str | None:
 
 
 def deflated(data: bytes, encoding: str) -> bytes:
-    """Compresses a whole response body and returns the result.
+    """Compresses a whole response body and returns the compressed bytes.
 
-    For a page of events this takes some milliseconds. Other threads can run meanwhile, because the
-    compressor releases Python's global lock.
+    For a page of events, the compression takes some milliseconds. Other threads can run during this
+    time, because the compressor releases Python's global lock.
     """
     if encoding == "zstd":
         return zstd.compress(data, ZSTD_LEVEL)

@@ -74,10 +74,10 @@ class JsonBody:
         """Finds the changeset because of which the body could not be decoded, and raises
         `InvalidRequest` with the index of this changeset.
 
-        With the index, the device can set that changeset aside and send the others; otherwise the
+        With the index, the device can set that changeset aside and send the others. Without it, the
         changeset would block the device's queue permanently. If the body is too large to search,
-        the error asks for a smaller batch. If every changeset can be decoded, the method returns,
-        because the fault is elsewhere in the body.
+        the method raises `LimitExceeded`, so that the device sends a smaller batch. If every
+        changeset can be decoded, the method returns, because the fault is elsewhere in the body.
         """
         for name, field in self._fields.items():
             if isinstance(field, ChangesetsField):
@@ -101,8 +101,8 @@ class JsonBody:
         return loaded
 
     def _value(self, name: str, raw: msgspec.Raw) -> Any:
-        """Decodes the value of a member. The changesets and the values of unknown members are
-        returned as undecoded bytes."""
+        """Decodes the value of a member and returns it. If the member is unknown or contains the
+        changesets, the method returns its bytes without decoding them."""
         if name not in self._fields or isinstance(self._fields[name], ChangesetsField):
             return raw
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
@@ -113,8 +113,9 @@ class JsonBody:
 def _check_values(body: bytearray, values_max: int) -> None:
     """Raises `LimitExceeded` if a body may have more than `values_max` JSON values.
 
-    The function counts commas and opening brackets, because each value follows one of them. It also
-    counts those inside strings, so the result can be too high: only a parser could tell them apart.
+    The function counts commas and opening brackets, because each value follows one of them. Without
+    a parser it cannot recognize strings, so it also counts the commas and brackets inside strings.
+    A body with fewer values than the limit can therefore be refused too.
     """
     if len(body) > values_max:  # a shorter body cannot have more
         count = sum(body.count(sign) for sign in b",[{")
@@ -123,8 +124,9 @@ def _check_values(body: bytearray, values_max: int) -> None:
 
 
 class _Name(str):
-    """The name of a member of a JSON object. It is a type of its own, because msgspec passes only
-    values of custom types to `dec_hook`, which looks at each name."""
+    """The name of a member of a JSON object. It is a separate type, because msgspec calls
+    `dec_hook` only for values of custom types. The function `decode_members` uses this hook to
+    check each name."""
 
     __slots__ = ()
 

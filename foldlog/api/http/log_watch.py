@@ -1,7 +1,7 @@
 """Lets requests wait on the event loop for new events in the log of a space.
 
-All requests that wait for the same space share one watch of the event store. The store therefore
-has at most one watch for each space, even with ten thousand waiting clients.
+All requests that wait for new events of the same space share one watch of the event store. The
+store therefore has at most one watch for each space, even with ten thousand waiting clients.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from foldlog.domain.ports import EventStore
 
 
 class LogWatches:
-    """Holds the event store's watches on one event loop. There is one watch for each space for
-    whose new events a request waits."""
+    """Holds the watches of one event loop. For each space for whose new events at least one request
+    waits, the event store has one watch."""
 
     def __init__(self) -> None:
         self._spaces: dict[str, _SpaceWatch] = {}
@@ -33,8 +33,8 @@ class LogWatches:
             del self._spaces[joined.space]
 
     def end(self) -> None:
-        """Wakes all requests that wait for new events, and makes them and all streams end. The
-        service calls it when it stops."""
+        """Wakes all requests that wait for new events, and makes these requests and all streams
+        end. The service calls this method when it stops."""
         self.is_ending = True
         for joined in self._spaces.values():
             joined.wake()
@@ -95,9 +95,10 @@ class LogWatch:
 
     async def wait(self, seconds: float) -> bool:
         """Waits for new events for at most `seconds`. Returns `True` if the log may have new events
-        since the previous call.
+        since the previous call, otherwise `False`.
 
-        If the client disconnects or the service stops, the method returns early.
+        If the client disconnects or the service stops, the method returns before `seconds` are
+        over.
         """
         if self._seen == self._joined.version and not self.is_over and seconds > 0:
             loop = asyncio.get_running_loop()

@@ -72,9 +72,9 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 class _Stderr:
     """A logger that writes to stderr.
 
-    It collects lines of the levels debug and info, and writes them together a moment later. One
-    system call for each line would take a tenth of the time of a request. It writes a line of the
-    level warning or error at once, after the lines collected so far.
+    It collects lines of the levels debug and info, and writes them together a moment later. A
+    system call for each line would add a tenth to the duration of a request. A line of the level
+    warning or error is written at once, after the lines collected so far.
     """
 
     def __init__(self, name: str = "foldlog"):

@@ -151,8 +151,8 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
 
 
 def _clipped(value: Any) -> Any:
-    """Shortens long texts and long lists of errors in a problem document. They may repeat parts of
-    the request, so a large request would get a large error response."""
+    """Shortens long texts and long lists of errors in a problem document. Otherwise a large request
+    could get a large error response, because errors may repeat parts of the request."""
     if isinstance(value, str):
         return value if len(value) <= TEXT_LENGTH_MAX else f"{value[:TEXT_LENGTH_MAX]}..."
     if isinstance(value, dict):
@@ -172,7 +172,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
     """Makes the response for an error, and sets the headers that its status requires.
 
     A `FoldlogError` becomes a problem document. Any other error is logged with its traceback; its
-    response is an `InternalError` that contains only the id of the request.
+    response is an `InternalError` that contains only the id of the request. If the request had an
+    invalid token, the function counts it against the limit on wrong tokens of the client's address.
     """
     if not isinstance(error, FoldlogError) or _is_unexpected(error):
         # The request's id leads an operator to the log line.
@@ -198,8 +199,8 @@ def problem_reply(error: Exception, request: Request) -> Reply:
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) for an error of
-    authentication or access. For other errors, returns `None`."""
+    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) if the token of the
+    request is missing, invalid or lacks a right. For other errors, returns `None`."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None

@@ -3,15 +3,16 @@ have open.
 
 A rate limit is a token bucket. Each request takes one unit from the bucket of the client's IP
 address, and then one from the bucket of its caller. Large request bodies and large responses take
-more, according to their size. While one of these buckets is empty, requests get status 429.
+more units, according to their size. While one of these buckets is empty, requests get status 429.
 
-A wrong token takes from a third bucket of the IP address. While this bucket is empty, requests from
-this address are accepted only with tokens that this process has already found to be valid. This
-slows down an attacker who guesses tokens, and other clients behind the same address can continue.
+Each request with a wrong token also takes one unit from a third bucket, which belongs to the IP
+address too. While this bucket is empty, requests from this address are accepted only with tokens
+that this process has already found to be valid. This slows down an attacker who guesses tokens, and
+other clients behind the same address can continue.
 
 For each bucket, only one number is stored: the time at which the bucket will be full (the generic
 cell rate algorithm of ATM). No timers are needed, and the number of stored buckets is limited. Each
-process counts only its own requests.
+process counts only the requests that it receives itself.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ class RateSubject:
 
     @property
     def key(self) -> str:
-        """Returns the key under which the resources that a client uses are counted: the id of the
-        caller if it is known, otherwise the client's IP address."""
+        """Returns the key under which rate limits, open streams and memory of a client are counted:
+        the id of the caller if it is known, otherwise the client's IP address."""
         return self.caller or self.address
 
 
 class Buckets:
-    """Holds one token bucket for each key. A bucket is full at first. It gains `rate` requests per
-    second, until it holds the requests of `burst_seconds`."""
+    """Holds one token bucket for each key. A full bucket allows `rate` times `burst_seconds`
+    requests. Each request takes one from the bucket, and the bucket gains `rate` requests per
+    second until it is full again."""
 
     def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
         self._seconds_each = 1 / rate
@@ -94,8 +96,8 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """Returns the seconds until the bucket of `key` has one request, or 0 if it has one now.
-        The method takes nothing from the bucket."""
+        """Returns the seconds until the bucket of `key` has at least one request, or 0 if it has
+        one now. The method only looks at the bucket and takes nothing."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
@@ -103,12 +105,12 @@ class Buckets:
 
     def charge(self, key: str, count: float, own: float = 0) -> float:
         """Takes `count` requests from the bucket of `key`, even if the bucket has fewer. The bucket
-        is then in debt, and later requests wait longer.
+        is then in debt: new requests are refused until enough time has passed. The debt is limited
+        to the content of one full bucket, because several clients may share a key.
 
-        The debt is at most the content of one full bucket, because several clients may share a key.
-        `own` is the number of requests that the current request has already taken. The method
-        returns the debt that the bucket had before this call, without the part that `own` caused,
-        as the seconds until the bucket recovers from it.
+        Returns the seconds that the bucket would have needed, before this call, to recover from its
+        debt. The part of the debt that the current request itself caused is left out: `own` is the
+        number of requests that the current request has already taken.
         """
         with self._lock:
             now = self._clock()
@@ -142,8 +144,8 @@ class Lease:
     def unless_it_fails(self) -> Iterator[None]:
         """Returns a context manager that closes the lease if its `with` block raises an exception.
 
-        Without it, the traceback of the exception would refer to the lease, and the lease would
-        stay open until the next garbage collection.
+        Use it because the traceback of the exception keeps a reference to the lease. The lease
+        would otherwise stay open until the next garbage collection.
         """
         try:
             yield
@@ -200,8 +202,8 @@ class Rates:
                 self.count_body(subject, size - ANSWER_BYTES_FREE)
 
     def check_unknown_caller(self, subject: RateSubject) -> None:
-        """Checks that the client's IP address has not sent too many wrong tokens. It is called
-        before a token that is missing in the cache is looked up in the database.
+        """Checks that the client's IP address has not sent too many wrong tokens. Call it before
+        you check a token that is missing in the cache of valid tokens.
 
         Raises `RateLimited` if the address has sent too many wrong tokens.
         """
@@ -362,8 +364,8 @@ def _is_private(address: str) -> bool:
 
 
 def _network_of(address: str) -> str:
-    """Returns the text under which requests of a client's address are counted. For IPv4 this is the
-    address, and for IPv6 it is the /64 network of the address.
+    """Returns the text by which rate limits identify a client: for IPv4 its address, and for IPv6
+    the /64 network of its address.
 
     Returns an empty text if `address` is invalid.
     """

@@ -18,7 +18,7 @@ class Reply:
     The body is `bytes`, or an iterator of pieces. Use a normal iterator if the pieces are read from
     the database: the server calls it in a thread for each piece. Use an async iterator if the
     response waits for events: it runs on the event loop and needs no thread, so one process can
-    have ten thousand of them.
+    send ten thousand such responses at the same time.
     """
 
     body: bytes | Iterator[bytes] | AsyncIterator[bytes]

@@ -113,7 +113,9 @@ class Request:
         for the database or take long to compute.
 
         Call it only after the request body has been read: bytes of the body that arrive while the
-        call waits for a thread are lost. Raises the errors of `FairThreads.run`.
+        call waits for a thread are lost. Raises `StorageUnavailable` if the wait for a thread and
+        the function together take longer than `RUN_SECONDS_MAX` seconds. Raises `Disconnected` if
+        the client disconnects while the call waits for a thread.
         """
         return await self.resources.reading.run(
             self.subject.key, function, *args, abandoned=self.disconnected
@@ -123,16 +125,18 @@ class Request:
         """Runs a function that changes data in a thread, waits until the function ends, and returns
         its result.
 
-        Only the wait for a thread has a time limit. If this time is over, the function was not
-        called, and the method raises `StorageUnavailable`. Raises the errors of `FairThreads.run`.
+        Only the wait for a thread has a time limit. If no thread is free within `RUN_SECONDS_MAX`
+        seconds, the method raises `StorageUnavailable`. If the client disconnects during this wait,
+        the method raises `Disconnected`. In both cases the function was not called.
         """
         return await self.resources.reading.run(
             self.subject.key, function, *args, runs_to_end=True, abandoned=self.disconnected
         )
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function in a thread and returns its result. The threads are reserved for access
-        checks, so slow reads of other requests cannot delay them."""
+        """Runs `function(*args)` in a thread and returns its result. Use it for access checks and
+        public operations. They have threads of their own, so slow reads of other requests cannot
+        delay them."""
         # While a body may still arrive, its bytes must not be discarded.
         has_body = self.method not in ("GET", "HEAD")
         return await self.resources.admission.run(
@@ -143,8 +147,8 @@ class Request:
         )
 
     async def pause(self, seconds: float) -> bool:
-        """Waits for `seconds` and returns `True`. If the client has disconnected or the service is
-        stopping, returns `False`."""
+        """Waits for `seconds`, or until the client disconnects. Returns `False` if the client has
+        disconnected or the service is stopping, otherwise `True`."""
         await asyncio.wait((self.disconnected(),), timeout=seconds)
         return not self.disconnected().done() and not self.resources.log_watches.is_ending
 
@@ -162,7 +166,8 @@ class Request:
 
         While the client receives a piece, the thread is free for other requests. Before a piece is
         sent, the caller's access is checked again, so a revocation ends the download. Raises the
-        errors of `run` and of `Access.admit`.
+        errors of `Access.admit` if the caller has lost access. Raises `StorageUnavailable` if no
+        thread is free within `PIECE_SECONDS_MAX` seconds.
         """
         gone = self.disconnected()
         while not gone.done():

@@ -1,5 +1,5 @@
-"""Defines the resources that all requests of one web worker share: threads, the memory for request
-bodies, and the watches for new events."""
+"""Defines the resources that all requests of one web worker share: threads, the counter of memory
+for request bodies, and the watches for new events."""
 
 from __future__ import annotations
 

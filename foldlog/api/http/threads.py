@@ -31,8 +31,8 @@ class Disconnected(ConnectionError):
 
 
 class FairThreads:
-    """A pool of threads for one event loop. One caller can use all threads except one, so that a
-    thread is left for other callers."""
+    """A pool of threads for the requests of one event loop. If a caller has many calls, they use at
+    most all threads except one, so that a thread is left for other callers."""
 
     def __init__(self, size: int, name: str):
         self.size = size
@@ -58,19 +58,20 @@ class FairThreads:
         abandoned: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> T:
         """Runs `function(*args)` in a thread and returns its result. `key` identifies the caller
-        whose share of the threads is used.
+        for whom the function runs, because the threads are shared fairly among callers.
 
-        By default, `seconds_max` limits the wait for a thread and the run together. With
-        `runs_to_end`, it limits only the wait for a thread; once the function has begun, the method
-        waits until it ends. Use `runs_to_end` for a function that changes data, because the caller
-        must learn whether the change happened.
+        By default, `seconds_max` limits the wait for a thread and the run of the function together.
+        With `runs_to_end`, it limits only the wait for a thread; once the function has begun, the
+        method waits until it ends. Use `runs_to_end` for a function that changes data, because the
+        caller must learn whether the change happened. If `seconds_max` is `None`, the limit is
+        `RUN_SECONDS_MAX`.
 
         `abandoned` is a function that returns a future, which is done when the client has
         disconnected. It is called only if the call has to wait for a thread.
 
-        Raises `StorageUnavailable` if the time limit is over (`RUN_SECONDS_MAX` if `seconds_max` is
-        `None`). Raises `Disconnected` if the client disconnects while the call waits for a thread.
-        An exception of `function` is raised unchanged.
+        Raises `StorageUnavailable` if the time limit is exceeded. Raises `Disconnected` if the
+        client disconnects while the call waits for a thread. An exception of `function` is raised
+        unchanged.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)

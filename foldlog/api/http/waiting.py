@@ -1,9 +1,10 @@
 """Lets a read wait until the master table includes the event with a given seq, so that a client can
 read its own writes.
 
-The master table is filled from the log by a projection. While requests wait, the service only reads
-the position of this projection, with one query for all requests that wait for the same space. When
-the position has reached the seq, the service reads the records.
+A projection applies the events of the log to the master table. Its position is the seq of the last
+event that it has applied. While requests wait, the service reads only this position, with one query
+for all waiting requests of the same space. When the position has reached the seq that a request
+asks for, the service reads the records for this request.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ LOOK_SECONDS = 0.01
 
 
 class ProjectedReads:
-    """Runs reads of the master table. If the master table lacks events up to the seq that the
-    request asks for, it waits until they are included and then repeats the read."""
+    """Runs reads of the master table. A request may ask for a seq that the master table must
+    include. If the master table does not include it yet, the read waits for it and is then
+    repeated."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
@@ -40,12 +42,13 @@ class ProjectedReads:
 
     async def __call__(self, request: Request, space: SpaceId, read: Callable[[], T]) -> T:
         """Calls `read` in a thread and returns its result. If `read` raises `ProjectionBehind`
-        because the request asks for a later seq, the method waits for that seq and then calls
-        `read` again.
+        because the master table does not yet include the seq that the request asks for, the method
+        waits for that seq and then calls `read` again.
 
-        Raises `RateLimited` if the client has too many waiting requests. Raises the errors of
-        `Access.admit` if the caller has lost access during the wait. Errors of `read` are raised
-        unchanged, including `ProjectionBehind` if the seq is not reached in time.
+        Raises `RateLimited` if the client has too many waiting requests and open streams. Raises
+        the errors of `Access.admit` if the caller has lost access during the wait. Errors of `read`
+        are raised unchanged. If the master table does not include the seq in time, this error is
+        `ProjectionBehind`.
         """
         try:
             return await request.run(read)
@@ -78,10 +81,11 @@ class ProjectedReads:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _look(self, request: Request, space: SpaceId, look: _Look) -> Projected | None:
-        """Returns the latest known position of the space's projection. If the last read of the
-        position began `LOOK_SECONDS` ago or earlier, the method reads it from the database again.
+        """Returns the position of the space's projection, as it was read last. If this read began
+        `LOOK_SECONDS` ago or earlier, the method first reads the position from the database again.
 
-        Returns `None` if another request's first read of the position is still running.
+        Returns `None` if the position was never read, because the first read, by another request,
+        is still running.
         """
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:

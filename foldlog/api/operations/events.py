@@ -1,4 +1,5 @@
-"""Defines two operations: one pulls the events after a cursor, and one streams new events."""
+"""Defines two operations: one returns a page of the events after a cursor, and one streams new
+events."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ RECONNECT_MS = 1_000
 
 
 def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery:
-    """Makes the `RangeQuery` that reads a page of the log. `parameters` are the query parameters of
-    a pull, or the body of a sync.
+    """Returns the `RangeQuery` with which the event store reads a page of the log. `parameters` are
+    the query parameters of a pull, or the body of a sync.
 
     `device` is the device that pulls. The page leaves out the `ops` of this device's own
     changesets, unless the parameter `own` is `full`.
@@ -86,11 +87,11 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
     async def events(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Pull the events after a cursor.
 
-        The response has a page of events in the order of the log. The page leaves out no event
-        between the cursor and `through`, except those that the request filters out. If there are no
-        new events, the list is empty. While `more` is true, pull again: send the `through` of this
-        page as `after`, and its `mark` as `mark`. With `wait`, the service waits up to that many
-        seconds for a new event before it responds.
+        The response has a page of events in the order of the log. The page has every event after
+        the cursor up to the seq `through`, except the events that the parameters of the request
+        exclude. If there are no new events, the list is empty. While `more` is true, pull again:
+        send the `through` of this page as `after`, and its `mark` as `mark`. With `wait`, the
+        service waits up to that many seconds for a new event before it responds.
         """
         wanted = range_query(query, query.get("device"))
         if not query["wait"] or request.method == "HEAD":
@@ -150,10 +151,11 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 def _revoked_since(page: Range) -> int | None:
-    """Returns the head of the page if the page contains a revocation, otherwise `None`.
+    """Returns the seq of the last event of the log (`head`) if the page contains a revocation.
+    Otherwise returns `None`.
 
-    If the result is a seq, the caller's access must be checked against the log up to this seq
-    before the page is sent.
+    If the result is a seq, pass it to the access check as `since` before you send the page. The
+    check then ignores callers that were cached before the revocation.
     """
     return page.head if any(map(is_revocation, page.events)) else None
 

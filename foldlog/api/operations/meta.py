@@ -65,8 +65,8 @@ def meta_blueprint(
     async def healthz(request: Request) -> Reply:
         """Report that the process is running.
 
-        The response does not depend on the database. A supervisor that uses it to decide about
-        restarts therefore does not restart the process because of a broken database. Use `/readyz`
+        The response does not depend on the database. If a supervisor restarts processes that fail
+        this check, it therefore does not restart them because of a broken database. Use `/readyz`
         to check the database too.
         """
         return json_reply(Health("ok"))

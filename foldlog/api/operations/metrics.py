@@ -29,7 +29,7 @@ class _Gauges(Collector):
 
 
 def exposition(gauges: Iterable[Gauge]) -> bytes:
-    """Renders gauges in the text format of Prometheus, version 0.0.4."""
+    """Returns the gauges as bytes in the text format of Prometheus, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Gauges(gauges))
     return generate_latest(registry)

@@ -1,9 +1,9 @@
 """Defines the operations that prove the content of the log: checkpoints, tiles of the Merkle tree,
 and proofs of single events.
 
-Checkpoints, tiles and bundles of leaves have the formats and paths of C2SP tlog-tiles, with the URL
-of the space before each path. From the tiles, a client can compute every proof itself. The
-operations for single proofs exist because they need fewer requests.
+Checkpoints, tiles and bundles of leaves have the formats and paths of C2SP tlog-tiles. Each path
+begins with the URL of the space. From the tiles, a client can compute every proof itself. The
+operations for single proofs exist because a client needs fewer requests with them.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def proofs_blueprint(
         """List the public keys that have signed checkpoints of this log.
 
         Each key is a verifier key (vkey) of C2SP signed-note. The first key in the list is the one
-        that is used now. An auditor should get the keys from another source, because a dishonest
-        service could list other keys here.
+        that signs new checkpoints. An auditor should get the keys from another source, because a
+        dishonest service could list other keys here.
         """
         head = tree.tree(space)
         found = [verifier.vkey for verifier in verifiers(space)]
@@ -122,9 +122,9 @@ def proofs_blueprint(
         """Read a bundle of leaves of the Merkle tree.
 
         The bundle has the leaves whose hashes are in the level-0 tile with the same number. In the
-        response, each leaf follows two bytes that contain its length (C2SP tlog-tiles). A leaf
-        contains an event, with a hash in place of its operations, so the values of records stay
-        secret.
+        response, two bytes with the length of the leaf come before each leaf (C2SP tlog-tiles). A
+        leaf contains an event, with a hash in place of its operations, so the values of records
+        stay secret.
         """
         found, width = _tile_and_width(0, tile, tree.tree(space).size)
         first = found.number * TILE_WIDTH
@@ -186,7 +186,7 @@ def proofs_blueprint(
         """Prove that an older tree is the beginning of a newer tree.
 
         The proof shows that between the two sizes of the tree, events were only appended to the
-        log. It is a list of hashes in base64 (RFC 9162 section 2.1.4).
+        log. The proof is a list of hashes in base64 (RFC 9162 section 2.1.4).
         """
         found = tree.consistency(space, query["from"], query.get("to"))
         return json_reply(

@@ -79,8 +79,9 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
 
 def _pieces(space: str, snapshot: Snapshot, lease: Lease) -> Iterator[bytes]:
-    """Yields a snapshot as JSON lines: first the header, and then all lines of a page together.
-    Only one page is in memory at a time."""
+    """Yields a snapshot as JSON lines: first the header, and then one piece of bytes for each page.
+    Only one page is in memory at a time. If a read fails, the function logs the error, and the
+    snapshot ends without its last line."""
     with lease:
         yield _line(snapshot.header)
         try:

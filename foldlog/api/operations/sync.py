@@ -122,17 +122,18 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 async def _stored(request: Request, store: EventStore, space: str, push: Push) -> Receipt:
-    """Stores a push and returns its receipt. While the push is being stored, it counts against the
-    caller's share of the committers, which write to the log."""
+    """Stores a push in the log and returns its receipt. The threads that write to the log
+    (committers) are shared fairly among callers, and the push counts for the caller of the
+    request."""
     return await request.outcome(store.submit(space, push, request.subject.key))
 
 
 async def _read_stored(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
     """Reads a page of the log for a sync whose changesets were just stored, and returns the page.
 
-    Raises `OutcomeUnknown` if the read fails. Any other error would tell the device that its
-    changesets were not stored. After this error the device repeats the request, and receives the
-    verdicts.
+    Raises `OutcomeUnknown` if the read fails or the caller has lost access. Any other error would
+    tell the device that its changesets were not stored. After `OutcomeUnknown` the device repeats
+    the request, and receives the verdicts of its changesets.
     """
     try:
         page = await read_range(request, store, space, query)

@@ -55,8 +55,8 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         because the service stores only a hash of it.
 
         The service stores a `token-granted` event in the log of each space, and a
-        `device-registered` event if the device is new. It creates the spaces that do not exist. If
-        the grant fails in one of the spaces, nothing is stored in any of them.
+        `device-registered` event if the device is new. If a space does not exist, the service
+        creates it. If the grant fails in one of the spaces, nothing is stored in any of them.
         """
         spaces = list(dict.fromkeys([space, *body["also"]]))
         if len(spaces) > 1 and not caller.is_of_every_space:

@@ -76,7 +76,7 @@ class DefineBody(Body):
 
 
 class SkipBody(_Signed):
-    """The body of a request to skip an event: the event, and the reason for the skip."""
+    """The body of a request to skip an event: the seq of the event, and the reason for the skip."""
 
     seq = Whole(1, required=True, metadata=about("The event at which the master table is halted."))
     reason = _reason()

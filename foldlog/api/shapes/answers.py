@@ -94,8 +94,8 @@ class HistoryPage(_Projected):
 
 
 class DiffPage(_Projected, rename={"from_": "from"}):
-    """A page of the records that differ between two moments. The order is that of the last event
-    that touched each record."""
+    """A page of the records that differ between two moments. The page is sorted by the seq of the
+    last event that touched each record."""
 
     from_: Annotated[int, described("The seq of the earlier moment.")]
     to: Annotated[int, described("The seq of the later moment.")]

@@ -10,13 +10,14 @@ from .fields import MARK_PATTERN
 
 
 def described(text: str = "", **keywords: Any) -> msgspec.Meta:
-    """Returns a `Meta` that describes a member of a response: a description, and other JSON Schema
-    keywords."""
+    """Returns a msgspec `Meta` that describes a member of a response in the OpenAPI document.
+    `text` is the description of the member, and `keywords` are other keywords of JSON Schema."""
     return msgspec.Meta(description=text or None, extra_json_schema=keywords)
 
 
 def seq_meta(text: str = "") -> msgspec.Meta:
-    """Returns a `Meta` that describes a member with the seq of an event. Its minimum is 1."""
+    """Returns a msgspec `Meta` that describes, in the OpenAPI document, a member whose value is the
+    seq of an event. The minimum of the member is 1."""
     return described(text, minimum=1)
 
 

@@ -1,7 +1,7 @@
 """Contains the examples of the OpenAPI document.
 
-All examples tell one story: a device creates a task offline, and the service stores the device's
-changeset as event 42. Tests check the examples against the schemas.
+All examples belong to the same situation: a device creates a task offline, and the service stores
+the device's changeset as event 42. Tests check the examples against the schemas.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ MARK_PATTERN = f"^{_MARK.pattern}$"
 
 
 def about(text: str, **keywords: Any) -> dict[str, Any]:
-    """Returns the marshmallow metadata of a field: its description for the OpenAPI document, and
-    other JSON Schema keywords."""
+    """Returns the marshmallow metadata of a field, from which the OpenAPI document is generated.
+    `text` is the description of the field, and `keywords` are other keywords of JSON Schema."""
     return {"description": text, **keywords}
 
 
 class Whole(fields.Integer):
-    """An integer of at least 0 in a JSON body. The field rejects 1.0, "1" and true."""
+    """A field for an integer of at least 0 in a JSON body. The field rejects 1.0, "1" and true."""
 
     default_error_messages = {"invalid": "must be a whole number"}
 
@@ -46,8 +46,8 @@ class Whole(fields.Integer):
 
 
 class Flag(fields.Boolean):
-    """A boolean in a JSON body. The field accepts only `true` and `false`, and rejects 1 and
-    "yes"."""
+    """A field for a boolean in a JSON body. The field accepts only `true` and `false`, and rejects
+    1 and "yes"."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> bool:
         if type(value) is not bool:
@@ -56,8 +56,8 @@ class Flag(fields.Boolean):
 
 
 class QueryWhole(Whole):
-    """An integer of at least 0 in a query string. The field accepts only ASCII digits, while
-    Python's `int` would also accept `1_0`, ` 1` and `١`."""
+    """A field for an integer of at least 0 in a query string. The field accepts only ASCII digits,
+    while Python's `int` would also accept `1_0`, ` 1` and `١`."""
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not _WHOLE.fullmatch(value):
@@ -118,15 +118,16 @@ cursor_mark = _named(
 
 
 class CommaList(fields.List[Any]):
-    """A query parameter that contains several names, separated by commas, for example `a,b`."""
+    """A field for a query parameter that contains several names, separated by commas, for example
+    `a,b`."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
         return super()._deserialize(value.split(","), *args, **kwargs)
 
 
 class MomentField(fields.DateTime):
-    """A time in the format of RFC 3339 with an offset from UTC. Its year in UTC must be between 1
-    and 9999."""
+    """A field for a time in the format of RFC 3339 with an offset from UTC. The year of the time in
+    UTC must be between 1 and 9999."""
 
     default_error_messages = {
         "invalid": "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
@@ -142,8 +143,8 @@ class MomentField(fields.DateTime):
 
 
 class PointField(fields.String):
-    """A parameter that names a moment in the log: either a seq, or an RFC 3339 time with an offset
-    from UTC."""
+    """A field for a parameter that names a moment in the log. The parameter is either a seq, or an
+    RFC 3339 time with an offset from UTC."""
 
     _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
 
@@ -164,11 +165,12 @@ class PointField(fields.String):
 
 
 class ChangesetsField(fields.List[Any]):
-    """The body member that contains the changesets of a push.
+    """The member of a request body that contains the changesets of a push.
 
     The domain decodes the changesets, because its decoder is 50 times faster than marshmallow. In
     the OpenAPI document, the field is a list of changesets. If the domain reports an error with a
-    JSON pointer, the field makes the pointer relative to the root of the body.
+    JSON pointer that begins at the list of changesets, the field replaces it by a pointer that
+    begins at the root of the body.
     """
 
     def __init__(self, inner: Any, limits: Limits, **kwargs: Any):
@@ -185,12 +187,12 @@ class ChangesetsField(fields.List[Any]):
         return self.read(value, str(attr), device)
 
     def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
-        """Decodes the changesets that `device` sent. `attr` is the name of the body's member that
-        contains the changesets.
+        """Decodes the changesets that `device` sent, and returns them. `attr` is the name of the
+        body's member that contains the changesets.
 
-        Raises `InvalidRequest` if the changesets cannot be decoded, `InvalidChangeset` if one of
-        them is invalid, and `LimitExceeded` if they exceed a limit. JSON pointers in these errors
-        begin at the root of the body.
+        Raises `InvalidRequest` if the changesets cannot be decoded. Raises `InvalidChangeset` if
+        one of them is invalid. Raises `LimitExceeded` if they exceed a limit. JSON pointers in
+        these errors begin at the root of the body.
         """
         try:
             return decode_changesets(raw, device, self.limits)

@@ -45,8 +45,8 @@ class Parameters(Schema):
 
 
 def read_path(parts: Mapping[str, str]) -> None:
-    """Checks the ids and other parameters of a URL path. If some are invalid, raises one
-    `InvalidRequest` that lists an error for each of them."""
+    """Checks the ids and other parameters of a URL path. If some of them are invalid, the function
+    raises one `InvalidRequest` that lists an error for each of them."""
     errors = []
     for name, value in parts.items():
         try:
@@ -65,8 +65,8 @@ CACHED_QUERIES_MAX = 4_096
 def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
     """Parses a query string, checks its parameters with `schema`, and returns their values.
 
-    If parameters are unknown, invalid or given twice, raises one `InvalidRequest` that lists an
-    error for each of them.
+    If parameters are unknown, invalid or given twice, the function raises one `InvalidRequest` that
+    lists an error for each of them.
     """
     if not schema.fields and not query_string:
         return {}
@@ -124,7 +124,9 @@ def read_last_event_id(text: str) -> int | None:
 
 
 def flat(messages: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Yields a pair of path and message for each error in marshmallow's nested error messages."""
+    """Yields a pair for each error in `messages`, the nested dict of errors that marshmallow
+    returns. The pair consists of the path to the wrong value (names and indexes) and the error
+    message."""
     if isinstance(messages, Mapping):
         for name, below in messages.items():
             yield from flat(below, path if name == "_schema" else (*path, name))

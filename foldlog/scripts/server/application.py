@@ -1,4 +1,5 @@
-"""Builds the service as an ASGI application, from the API, PostgreSQL and the other parts."""
+"""Builds the service as an ASGI application. The module connects the HTTP interface to PostgreSQL
+and to the other parts of the service, according to the settings."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from foldlog.infrastructure.wiring import REQUEST_SECONDS_MAX, Services, service
 
 @contextmanager
 def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
-    """Opens the service as an ASGI application. Use it to serve Foldlog, or to mount Foldlog in
-    another ASGI application.
+    """Returns a context manager that opens the service as an ASGI application, and closes it on
+    exit. Use it to serve Foldlog, or to mount Foldlog in another ASGI application.
 
     `url` is the URL of a database whose schema is up to date. Keep the context manager open as long
     as the application is used. Use the application on one event loop only. The ASGI server must

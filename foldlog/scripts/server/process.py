@@ -62,8 +62,8 @@ def is_ready(url: str) -> bool:
 def serving(
     command: Sequence[str], data: str, port: int | None = None, env: Mapping[str, str] = NO_ENV
 ) -> Iterator[str]:
-    """Runs `foldlog serve` as a child process during the `with` block. The value of the `with`
-    statement is the URL of the service.
+    """Runs `foldlog serve` as a child process during the `with` block. In `with serving(...) as
+    url`, `url` is the URL of the service.
 
     `command` is the command line that starts Foldlog, without `serve`. `data` is the folder for the
     data and the log file of the child process. At the end of the block, the child process gets
@@ -111,9 +111,9 @@ def reserve_port() -> int:
     ends.
 
     To reserve the port, a socket of this process stays bound to it, so other processes that ask for
-    a free port get a different one. A server that sets SO_REUSEADDR, such as Foldlog, can still
-    listen on the port. Other operating systems would refuse that, so there the function closes the
-    socket at once.
+    a free port get a different one. On Linux, a server that sets SO_REUSEADDR, such as Foldlog, can
+    still listen on the port. On other operating systems the server would get an error, so the
+    function closes the socket at once and the port is not reserved.
     """
     reserving = socket.socket()
     reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -68,7 +68,8 @@ NO_CONNECTION_LIMITS = Connections(
 
 class BoundedProtocol(HttpToolsProtocol):
     """Handles one HTTP connection. It limits the size of a request's headers, the time to send a
-    request, and the number of unanswered requests."""
+    request, and the number of unanswered requests. If a limit is exceeded, it closes the
+    connection."""
 
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -157,9 +158,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse_head(self, status: int, text: bytes) -> None:
         """Sends an error response with `status` and `text`, and closes the connection.
 
-        If an earlier request on the connection is still unanswered, the method only closes the
-        connection. Responses must be sent in the order of the requests, so the error response would
-        be taken for that of the earlier request.
+        If an earlier request on the connection is still unanswered, the method closes the
+        connection without a response. Responses are sent in the order of the requests, so the
+        client would take the error response for the response to the earlier request.
         """
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(STATUS_LINE[status] + b"connection: close\r\n\r\n" + text)

@@ -36,8 +36,8 @@ SWITCH_SECONDS = 0.0005
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with a shutdown of its own. It first ends all streams and all requests that
-    wait for new events, and then waits for the other open requests."""
+    """A uvicorn server with another shutdown. On shutdown, it first ends all streams and all
+    requests that wait for new events, and then waits until the other open requests have ended."""
 
     def __init__(self, config: uvicorn.Config, server: AsgiServer | None = None):
         super().__init__(config)
