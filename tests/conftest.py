@@ -62,6 +62,7 @@ def cluster():
         migrate(cluster.url)
         grant(cluster.url, SERVICE_ROLE)
         yield cluster
+        cluster.kill()  # an orderly stop would write all databases of the run to the disk
 
 
 @contextmanager

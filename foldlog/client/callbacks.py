@@ -78,8 +78,8 @@ def refusal_of(queued: Queued) -> Refusal:
 
 @dataclass(frozen=True)
 class Loss:
-    """Describes a conflict: concurrent changes of a field were merged, and one value lost to
-    another.
+    """Describes a conflict: a field was changed twice, each time without knowledge of the other
+    change, and the merge kept only one of the two values.
 
     Attributes:
         number: The number of the conflict in this replica, for `Replica.conflicts(after=...)`;
@@ -107,14 +107,16 @@ class Loss:
     @classmethod
     def from_conflict(cls, conflict: Conflict, own: Container[str]) -> Loss:
         """Makes a `Loss` from a conflict that the merge returned. `own` has the current and
-        earlier device ids of this replica.
+        earlier device ids of this replica. `is_mine` is set if one of them wrote the value that
+        lost.
         """
         return cls._from_document(None, conflict_document(conflict), own)
 
     @classmethod
     def from_json(cls, number: int, document: str, own: Container[str]) -> Loss:
         """Makes a `Loss` from a conflict that was stored as JSON. `own` has the current and
-        earlier device ids of this replica.
+        earlier device ids of this replica. `is_mine` is set if one of them wrote the value that
+        lost.
         """
         return cls._from_document(number, msgspec.json.decode(document), own)
 

@@ -192,10 +192,11 @@ class Collection:
         )
 
     def _apply(self, op: Operation) -> Record:
-        """Applies an operation, and returns the resulting record.
+        """Adds an operation to the open changeset, or to a new one if none is open. Returns the
+        record as the app sees it after the operation.
 
-        The result may be a tombstone: while the queue still has a delete of the record, a
-        put can lose the merge against this delete.
+        The returned record may be a tombstone: while the queue still has a delete of the
+        record, a put can lose the merge against this delete.
         """
         with self._store.changeset():
             self._store.apply(op)

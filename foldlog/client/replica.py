@@ -180,8 +180,8 @@ class Replica:
             return SyncResult()
 
     def _apply_page(self, page: Page) -> PageResult:
-        """Applies a page of events from the live channel to the file. Raises
-        `FileLockTaken` if another process is syncing this file.
+        """Applies the events of a page from the live channel to the records in the file of the
+        replica. Raises `FileLockTaken` if another process is syncing this file.
         """
         result = self._runner.apply_page(page)
         if self._store.queue.count("waiting"):
@@ -197,7 +197,9 @@ class Replica:
         self._background.start()
 
     def stop(self) -> None:
-        """Stops the background thread, and waits until its running sync has ended."""
+        """Stops the background thread. If the thread is in the middle of a sync, waits until
+        this sync has ended.
+        """
         self._background.stop()
         with suppress(sqlite3.Error):  # a full disk must not prevent the end
             self._runner.save_stream_traffic()

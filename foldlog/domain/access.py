@@ -1,4 +1,5 @@
-"""Access control: rights, roles, tokens, devices, and the events that record their changes.
+"""Defines the access control: rights, roles, tokens, devices, and the events that record changes of
+tokens and devices.
 
 The service shows the secret of a token once and stores only the SHA-256 digest of the secret. A
 token has one role, which is valid in the spaces that the token was granted for. A device is
@@ -152,7 +153,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A token as lists of tokens show it, without its secret. All times are in ms since 1970."""
+    """An entry in a list of tokens. It describes a token without its secret. All times are in ms
+    since 1970."""
 
     id: str
     space: str
@@ -211,7 +213,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     def after(self, update: Device) -> Device:
         """Returns a copy of this device with the changes that one event makes. `update` contains
-        only the values that the event sets. Times that the device already has are kept."""
+        only the values that the event sets. If the device already has a time of registration or
+        revocation, that time is kept."""
         return msgspec.structs.replace(
             self,
             name=update.name or self.name,
@@ -267,7 +270,8 @@ def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     """Reads the registrations and revocations of devices in these log entries. Returns one `Device`
-    for each of them, with only the values that the event sets. All other entries are skipped.
+    for each such entry, with only the values that the event sets. Entries of other kinds are
+    skipped.
 
     Raises `ValueError` if the body of a registration or revocation is invalid. The event is then
     forged or damaged.
@@ -319,5 +323,5 @@ def check_space_or_all(space: str) -> None:
 
 def check_name(name: str | None) -> None:
     """Raises `InvalidRequest` if the name of a token is empty, longer than 100 characters, or
-    unprintable. `None` is accepted. Such names stay in the log for ever."""
+    unprintable. `None` is accepted. The name is checked because it stays in the log for ever."""
     check_text("name", "-" if name is None else name, NAME_LENGTH_MAX)

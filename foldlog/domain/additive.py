@@ -348,8 +348,8 @@ class _Comparison:
 
 
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
-    """Returns the schemas without duplicates. This is necessary because a recursive schema is
-    recognized by a list of schemas that was compared before."""
+    """Returns the schemas without duplicates. For a recursive schema, the comparison stops when it
+    meets the same list of schemas again. With duplicates, this list could grow each time."""
     return list({_encode(schema): schema for schema in schemas}.values())
 
 

@@ -93,8 +93,10 @@ class Erasures:
         )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
-        """Reads the next event of the log. Remembers the operations in it that were erased. If it
-        is a `record-erased` event, also remembers the record that it erases."""
+        """Reads the next event of the log. If operations of this event were erased, and no earlier
+        `record-erased` event allows this, stores their records in `owing` until such an event of
+        each record is found. If the event itself is a `record-erased` event, stores its record in
+        `erased`."""
         if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
@@ -159,8 +161,8 @@ class LogAudit:
         """Checks the next events of the log. Returns the tiles of the Merkle tree that have changed
         because of these events.
 
-        Raises `WrongEvent` at the first wrong event. `seq` and `root` then include the events
-        before it.
+        Raises `WrongEvent` at the first wrong event. The properties `seq` and `root` then cover
+        only the events before the wrong event.
         """
         leaves: list[bytes] = []
         for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
@@ -189,10 +191,10 @@ class LogAudit:
         """Returns whether the audit has found a `record-erased` event for each value that is
         missing in the events read so far.
 
-        If a record is erased while the audit reads the log, the answer is false until the audit has
-        read the `record-erased` event. In this case, read further events. If the audit began in the
-        middle of the log, the answer is always true, because the `record-erased` event may come
-        before the start of the audit.
+        If a record is erased while the audit reads the log, the property is false until the audit
+        has read the `record-erased` event. In this case, the caller must pass further events to
+        `check`. If the audit began in the middle of the log, the property is always true, because
+        the `record-erased` event may come before the start of the audit.
         """
         return not (self._is_from_first and self._erasures.owing)
 

@@ -1,4 +1,5 @@
-"""Changesets: the operations that one device made together, decoded from the JSON of a push.
+"""Decodes and checks the changesets in the JSON of a push. A changeset contains the operations that
+one device made together.
 
 The format is described in docs/reference/protocol.md. The decoder is strict: for an unknown or
 invalid member it raises an error that names the place of the member.
@@ -271,9 +272,10 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 def _index_of_unreadable(raw: bytes) -> int | None:
     """Returns the index of the changeset that is invalid JSON, or `None` if it cannot be found.
 
-    The device needs the index to set this changeset aside, because otherwise its queue is blocked
-    for ever. The usual cause is half a surrogate pair (an emoji that a program cut in two). The
-    search is slow, so it runs only after decoding has failed.
+    The device needs the index to remove this changeset from its queue. Otherwise the device would
+    send the same invalid push for ever, and its later changesets would never be stored. The usual
+    cause is half a surrogate pair (an emoji that a program cut in two). The search is slow, so it
+    runs only after decoding has failed.
     """
 
     def skip_space(at: int) -> int:
@@ -422,7 +424,7 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
 
     The content is `ops`, `made_at` and `guard`. `base`, `counter` and the device are ignored,
     because they may change when a device recovers. If an operation of the stored changeset was
-    erased, the answer is true, because its values can no longer be compared.
+    erased, the function returns true, because the erased values can no longer be compared.
     """
     if any(op.erased is not UNSET for op in stored.ops):
         return True

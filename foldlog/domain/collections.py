@@ -1,4 +1,5 @@
-"""Defined collections: the schema of their records, and changes of that schema.
+"""Checks records against the schema of their collection, and decides whether the schema may be
+changed. A collection that has a schema is called a defined collection.
 
 A push is checked against the schema in two ways. First, each value that a `put` writes is checked,
 even if the value loses the merge. Second, each record that a changeset touches is checked in its
@@ -6,8 +7,9 @@ state after the changeset, because a keyword such as `required` concerns the who
 `put` may write only a part of it. The second check runs while the space is locked.
 
 A changeset is refused only for a new violation. If the record had the same violation before, or if
-the record is deleted afterwards, the changeset is stored. For most changesets the operations alone
-are enough to decide (see `is_valid_alone`), which saves reading their records.
+the record is deleted afterwards, the changeset is stored. For most changesets, the operations alone
+are enough to decide this (see `is_valid_alone`). The server then saves the time to read the records
+from the database.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class RecordSchema:
 
     def is_valid_alone(self, op: Operation) -> bool:
         """Returns whether the record is sure to be valid after this operation, whatever its state
-        was before. If the answer is false, the record must be read to decide."""
+        was before. If the method returns false, the caller must read the record to decide."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:
@@ -209,7 +211,8 @@ class InvalidRecord(msgspec.Struct):
 
 class Check(msgspec.Struct):
     """The result of checking the stored records of a collection against a new schema: how many
-    records were checked, how many of them violate the schema, and the first of these."""
+    records were checked, how many of them violate the schema, and the first ten violating
+    records."""
 
     checked: int = 0
     violating: int = 0

@@ -1,9 +1,9 @@
 """Erases records: removes their values from the log, while all proofs about the log stay valid.
 
 Each operation on the record is replaced by its commitment, a salted hash of its bytes. The salt of
-the event is replaced by the salts of its other operations, because anyone who knows the event's
-salt could guess an erased value and test the guess. The header of the event and its other
-operations keep their bytes, and the event's leaf in the Merkle tree stays the same.
+the event is replaced by the separate salts of the operations that stay, because anyone who knows
+the event's salt could guess an erased value and test the guess. The header of the event and its
+other operations keep their bytes, and the event's leaf in the Merkle tree stays the same.
 
 See docs/explanation/erasure.md.
 """
@@ -42,8 +42,8 @@ def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | 
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
-    """Returns the records that the `record-erased` events among these log entries erase, each with
-    the seq of its last such event."""
+    """Returns the keys of the records that are erased by `record-erased` events among these log
+    entries. Each key is mapped to the seq of the last `record-erased` event of the record."""
     found: dict[Key, int] = {}
     for entry in entries:
         if entry.kind == RECORD_ERASED:
@@ -92,9 +92,9 @@ def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
 class Selection(msgspec.Struct, frozen=True):
     """Selects the records to erase, either by their keys, or by values that they have or once had.
 
-    `where` selects every record of `collection` that has an operation with all of these values in
-    `fields` or in `expect`. This includes operations whose values were overwritten later, lost a
-    conflict, or were refused.
+    `where` maps names of fields to values. It selects every record of `collection` for which the
+    log has an operation that contains all of these values, either in `fields` or in `expect`. This
+    includes operations whose values were overwritten later, lost a conflict, or were refused.
     """
 
     keys: tuple[Key, ...] = ()
@@ -102,7 +102,8 @@ class Selection(msgspec.Struct, frozen=True):
     where: Mapping[str, Any] = {}
 
     def selects(self, op: Operation) -> bool:
-        """Returns whether `where` selects the record that this operation edits."""
+        """Returns whether this operation causes its record to be selected: it contains all values
+        of `where` and edits a record of `collection`."""
         if op.collection != self.collection or op.erased is not UNSET:
             return False
         said = [values for values in (op.fields, op.expect) if isinstance(values, dict)]
@@ -179,8 +180,8 @@ class ErasureScan:
                     seqs.append(seq)
 
     def check_all_named(self) -> None:
-        """Raises `UnknownRecord` if one of the given records is missing in all events that were
-        read. Call this method after the last event."""
+        """Raises `UnknownRecord` if one of the given records has no operation in the events that
+        were read. Call this method after the last event."""
         for collection, id in self.seqs:
             if (collection, id) not in self.named:
                 raise UnknownRecord(f"there is no record {collection}/{id}")

@@ -1,5 +1,5 @@
-"""All errors of Foldlog, as a tree of exceptions. Clients recognize an error by its `code`, which
-never changes.
+"""Defines all errors of Foldlog as a tree of exceptions. Clients recognize an error by its `code`,
+which never changes.
 
 * FoldlogError
   + InvalidRequest            the request is invalid and was refused as a whole
@@ -115,7 +115,8 @@ class IdReused(PushConflict):
 class CounterGap(PushConflict):
     """The device's counters have a gap: a changeset was lost on the way.
 
-    Raised if the counter of a changeset is higher than the next counter of its device.
+    Raised if the counter of a changeset is higher than the counter that the log expects next from
+    its device.
     """
 
     code = "counter-gap"
@@ -124,7 +125,8 @@ class CounterGap(PushConflict):
 class DeviceForked(PushConflict):
     """A new changeset has an old counter: this device was restored or cloned.
 
-    Raised if the counter of a new changeset is lower than the next counter of its device.
+    Raised if the counter of a new changeset is lower than the counter that the log expects next
+    from its device.
     """
 
     code = "device-forked"
@@ -215,7 +217,7 @@ class UnknownCollection(NotFound):
     """The collection is undefined: its records can have any fields.
 
     Raised if a request asks for the definition of a collection that was never defined, or for a
-    missing version of the definition.
+    version of the definition that does not exist.
     """
 
     code = "unknown-collection"
@@ -271,10 +273,10 @@ class UnknownToken(NotFound):
 
 
 class NotStopped(FoldlogError):
-    """The master table has not halted at this event.
+    """The projection of the space to the master table is not halted at this event.
 
-    Raised by a request to skip an event. An event can be skipped only while the master table has
-    halted at it.
+    Raised by a request to skip an event. An event can be skipped only while the projection is
+    halted, because it failed to apply exactly this event.
     """
 
     code = "not-stopped"
@@ -320,10 +322,10 @@ class ProjectionBehind(Unavailable):
 
 
 class HistoryUnavailable(Unavailable):
-    """The master table lacks its history because an older version made it: run `foldlog rebuild`.
+    """An older version of Foldlog stored the records without history: run `foldlog rebuild`.
 
-    Raised by requests that need the history of records. An older version of Foldlog stored only
-    their current state.
+    Raised by requests that need earlier versions of records. The master table contains only the
+    current versions, because an older version of Foldlog filled it.
     """
 
     code = "history-unavailable"

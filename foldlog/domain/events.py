@@ -1,4 +1,5 @@
-"""Events: the content of the log, in the bytes that every reader receives.
+"""Defines events, which are the content of the log, and makes their bytes, which every reader
+receives unchanged.
 
 The bytes of an event are made once, when the event is stored. A page of the log is made by joining
 these bytes. The names of kinds and keys are part of the stored bytes, so they must stay the same
@@ -37,8 +38,8 @@ class Refusal(msgspec.Struct):
 class Event(msgspec.Struct, omit_defaults=True, gc=False):
     """An event as readers decode it. Unknown members are ignored, and unknown kinds are accepted.
 
-    A changeset has `ops`; every other kind of event has a `body`. In the stored bytes, this key is
-    the last one.
+    A changeset has `ops`; every other kind of event has a `body`. In the stored bytes, `ops` or
+    `body` is the last key.
     """
 
     seq: int
@@ -339,8 +340,8 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """Returns the short form of a changeset's event: the header, and the `ids` of its records. It
-    is sent to the device that made the changeset.
+    """Returns the short form of a changeset's event: the header, and the ids of the records that
+    the device named by a `local_id`. The short form is sent to the device that made the changeset.
 
     This device already has the operations, so the short form is enough as an acknowledgement. The
     member `erased` lists the operations that were erased, because the device may not know of the

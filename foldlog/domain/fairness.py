@@ -68,11 +68,12 @@ class Shares:
 
 
 class FairQueue(Generic[T]):
-    """Distributes waiting items to a fixed number of workers, fairly among callers. One caller may
-    use all workers except one.
+    """Distributes waiting items to a fixed number of workers, fairly among callers. If there are
+    several workers, a single caller may use all of them except one.
 
-    A free worker takes the next item of the caller that was served longest ago. Even if one caller
-    has a thousand waiting items, the next caller therefore waits for only one of them.
+    A free worker takes the next item of the caller that was served longest ago. If one caller has a
+    thousand waiting items, an item of another caller therefore waits until a worker is free, and
+    not until all of the thousand items are done.
     """
 
     def __init__(self, workers: int):
@@ -122,9 +123,9 @@ class FairQueue(Generic[T]):
         return None
 
     def take(self, key: str) -> bool:
-        """Reserves a free worker for this caller at once, and returns whether this succeeded.
-        Returns false if any item is waiting, if all workers are busy, or if the caller already uses
-        its share of the workers."""
+        """Reserves a free worker for this caller without queueing an item. Returns whether a worker
+        was reserved. No worker is reserved if any item is waiting, if all workers are busy, or if
+        the caller already uses its share of the workers."""
         return not self._waiting and self._shares.take(key) is None
 
     def done(self, key: str) -> None:

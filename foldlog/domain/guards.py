@@ -1,4 +1,4 @@
-"""Guards: the conditions under which a changeset may be stored.
+"""Checks guards: the conditions under which a changeset may be stored.
 
 A guard is the member `guard` of a changeset, or the member `if_seq` or `expect` of an operation. If
 the condition of a guard is false, the changeset is refused with the code `stale`.

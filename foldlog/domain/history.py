@@ -1,5 +1,5 @@
-"""History: the state of a space at any moment, all versions of a record, and the differences
-between two moments.
+"""Defines the answers to questions about the past: the state of a space at any moment, all versions
+of a record, and the differences between two moments.
 
 A record has one version for each event that touched it. The state of a record at seq N is its last
 version up to N. Later events therefore never change an answer about the past.
@@ -127,8 +127,8 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
     """Compares the states of a record at two moments, and returns the difference. Returns `None` if
-    the fields are equal at both moments, or if the record was missing or deleted at both
-    moments."""
+    there is no difference: the fields are equal at both moments, or the record was missing or
+    deleted at both moments."""
     was, now = _if_live(before), _if_live(after)
     either = now or was
     if either is None:
@@ -153,8 +153,7 @@ class DiffCursor(NamedTuple):
     """The position at which the next page of a list of differences starts: after the record with
     this collection and id, at event `seq`.
 
-    The list is ordered by seq. The seq of a record in this order is that of the last event up to
-    `to` that touched the record.
+    The list is ordered by the seq of the last event up to `to` that touched the record.
     """
 
     start: int
@@ -174,10 +173,10 @@ def check_moments(start: int, to: int) -> None:
 
 
 def check_cursor_moment(asked: Point, begun: int) -> int:
-    """Checks a request for the next page, which has a cursor and may also name a moment. `begun` is
-    the seq whose state the earlier pages showed.
+    """Checks that a request for the next page, which has a cursor, names the same moment as the
+    earlier pages, or no moment. `begun` is the seq whose state the earlier pages showed.
 
-    Returns `begun`. Raises `InvalidRequest` if the request names the moment of another seq.
+    Returns `begun`. Raises `InvalidRequest` if the request names another seq.
     """
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor belongs to another moment")

@@ -1,4 +1,5 @@
-"""JSON pointers (RFC 6901), which name the place of a fault in a JSON document."""
+"""Escapes names for JSON pointers (RFC 6901), which tell the place of a fault in a JSON
+document."""
 
 from __future__ import annotations
 

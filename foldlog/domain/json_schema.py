@@ -135,7 +135,8 @@ class JsonSchema:
     @cached_property
     def _names(self) -> frozenset[str]:
         """Returns the names of all properties that the schema mentions. Messages may contain only
-        these names, because other names come from the values of devices."""
+        these names, because all other names come from data that devices sent, which must be
+        erasable."""
         return frozenset(
             name
             for _, part in _subschemas("", self.schema)

@@ -1,5 +1,5 @@
-"""The conflict ledger as clients read it. Each entry has the losing and the winning value, their
-authors, and a changeset that restores the losing value.
+"""Converts the conflict ledger to the JSON that clients read. Each entry has the losing and the
+winning value, their authors, and a changeset that restores the losing value.
 
     {"seq": 42, "op": "put", "collection": "tasks", "id": "8f0c", "field": "title",
      "rule": "concurrent",
@@ -7,9 +7,9 @@ authors, and a changeset that restores the losing value.
      "won": {"value": "Soy milk", "seq": 42, "device": "5d0e...", "changeset": "...", ...},
      "restore": {"base": 57, "ops": [{"op": "put", ..., "fields": {"title": "Oat milk"}}]}}
 
-To use `restore`, the client adds `id`, `counter` and `made_at` and pushes the changeset. Its `base`
-is the seq of the master table at the time of the answer. The restored value therefore wins against
-the value that won before.
+To use `restore`, the client adds `id`, `counter` and `made_at` and pushes the changeset. The `base`
+of the changeset is the seq that the master table had reached when the server answered. The
+changeset is therefore merged as a later change than the conflict, and the restored value wins.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class LedgerSide(msgspec.Struct, kw_only=True):
 
 
 class Restore(msgspec.Struct):
-    """A changeset that restores a losing value. The client must add `id`, `counter` and
-    `made_at`."""
+    """A changeset that restores a losing value. The client must add `id`, `counter` and `made_at`
+    before it pushes the changeset."""
 
     base: int
     ops: list[dict[str, Any]]

@@ -1,5 +1,5 @@
-"""All limits of requests and answers. `GET /v1/limits` publishes each limit under its name. Limits
-in bytes count text as UTF-8."""
+"""Defines all limits of requests and answers, with their default values. `GET /v1/limits` publishes
+each limit under its name. Limits in bytes count text as UTF-8."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FIXED = frozenset(
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The limits of requests and answers. An operator may change each limit, except those in
-    `FIXED`.
+    """Contains the limits of requests and answers, with their default values. An operator may
+    change each limit, except those in `FIXED`.
 
-    For a limit that applies to one caller or one IP address, 0 means unlimited.
+    If a limit applies to one caller or to one IP address, the value 0 switches the limit off.
     """
 
     #: fixed by the wire format

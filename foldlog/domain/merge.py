@@ -1,4 +1,5 @@
-"""The merge rule: how events are folded into records. docs/explanation/merge.md has examples.
+"""Folds events into records, and decides which of two conflicting changes wins.
+docs/explanation/merge.md has examples.
 
 The server and every device use this same function. Events are folded in the order of their seqs.
 The `base` and the device of a changeset tell whether this device had received an earlier write when
@@ -131,8 +132,8 @@ class Conflict(NamedTuple):
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record with all data that the fold needs. Treat it as immutable, because `fold` makes a new
-    one for each change.
+    """A record with all data that `fold` needs to apply later events to it. Never change a
+    `Record`: `fold` makes a new one for each change.
 
     `created_seq` is 0 if operations named the record but never created it, for example because they
     were deletes.
@@ -354,7 +355,8 @@ def _loses_to_delete(
     """Returns whether the operation loses against a delete of the record, because its device had
     not received the delete when it made the operation. Adds the lost values to `conflicts`.
 
-    The order of the two events in the log is irrelevant.
+    This function is for a delete that comes earlier in the log than the operation. `_delete`
+    handles the other order.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False

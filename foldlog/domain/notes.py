@@ -46,14 +46,16 @@ class InvalidNote(ValueError):
 
 
 def is_origin_name(name: str) -> bool:
-    """Returns whether the origins of a service's logs may begin with this name. The name is a URL
-    without its scheme, at most 200 characters long."""
+    """Returns whether this text is a valid name of a service. The origins of all logs of the
+    service begin with this name. A valid name is a URL without its scheme, at most 200 characters
+    long."""
     return _ORIGIN_NAME.fullmatch(name) is not None and len(name) <= 200
 
 
 def origin_of(name: str, space: str, log: str) -> str:
     """Returns the origin of a log, which is the first line of its checkpoints. `name` is the name
-    of the service. The origin contains the log's id, because a forked log has another id."""
+    of the service. The origin contains the log's id, so that a forked log, which has another id,
+    has another origin."""
     return f"{name}/spaces/{space}/{log}"
 
 

@@ -1,4 +1,4 @@
-"""Commitments, leaves and marks: the hashes by which readers can verify the log.
+"""Computes commitments, leaves and marks: the hashes with which readers can verify the log.
 
 The hash of a leaf is that of RFC 6962 section 2.1. Commitments are described in
 docs/explanation/proofs.md. They are stored with each event from the first event on, because adding
@@ -35,7 +35,7 @@ def derived_salt(salt: bytes, index: int) -> bytes:
 
 def commitment(salt: bytes, index: int, operation: bytes) -> bytes:
     """Returns the commitment of one operation: a hash of its exact bytes with its own salt. Only a
-    reader that knows the salt can test a guess of the bytes.
+    reader that knows the salt can guess the bytes and test whether the guess is right.
 
     The operation's salt is derived from the event's salt. For this reason one operation of an event
     can be erased while the other operations can still be verified.
@@ -69,9 +69,9 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
     """Returns the commitments of an event's operations, in order. For an event with a body, the
     body counts as its only operation.
 
-    The commitment of an erased operation is read from the operation, so it is unverified. To verify
-    it, compare the event's leaf with the Merkle tree. Raises `ValueError` if the salts belong to
-    other operations.
+    The commitment of an erased operation is copied from the member `erased` of the operation. This
+    function cannot verify it; the caller can do so by comparing the event's leaf with the Merkle
+    tree. Raises `ValueError` if the stored salts belong to other operations.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]

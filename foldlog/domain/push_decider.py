@@ -13,7 +13,7 @@ A push is checked in this order:
    a. If its id is known, it gets its first answer again. If the content differs from the stored
       content, the push is refused with `id-reused`.
    b. If its base is higher than the log's head, the push is refused with `log-behind`.
-   c. If its counter is lower than the next one of the device, the push is refused with
+   c. If its counter is lower than the next counter of the device, the push is refused with
       `device-forked`; if it is higher, with `counter-gap`.
 4. Each new changeset is stored or refused, in order: it is refused with `stale` if the condition of
    a guard is false, and with `schema` if it violates a schema.
@@ -91,8 +91,8 @@ def check_cursor(log: str, head: int, after: int, mark: str | None, mark_there: 
 
 @dataclass(slots=True)
 class _Draft:
-    """The new changesets of one push. The decider takes them over only when the whole push is
-    accepted."""
+    """Collects the new changesets of one push. `PushDecider` adds them to the group only if the
+    whole push is accepted."""
 
     records: MutableMapping[Key, Record]  #: after these changesets
     entries: list[LogEntry] = field(default_factory=list)
@@ -134,8 +134,9 @@ class PushDecider:
 
         Raises an error if the push is refused as a whole: `DeviceRevoked`, `LogBehind`,
         `LogChanged`, `IdReused`, `DeviceForked`, `CounterGap` or `LimitExceeded`. Raises
-        `ProjectionBehind` if a guard or a schema needs records that could not be loaded. After an
-        error, the decider is unchanged.
+        `ProjectionBehind` if the push can be decided or answered only with the current state of
+        records, but the master table is still behind the log. After an error, the decider is
+        unchanged.
         """
         self._check_device_and_cursor(push)
         counter, repeated = self._check_changesets(push)
@@ -174,8 +175,8 @@ class PushDecider:
             check_cursor(self.state.log, self.state.head, push.after, push.mark, mark_there)
 
     def _check_changesets(self, push: Push) -> tuple[int, dict[int, Answer]]:
-        """Checks the ids, bases and counters of the changesets in a push. Raises an error if one is
-        wrong.
+        """Checks the ids, bases and counters of the changesets in a push. Raises an error if an id,
+        a base or a counter contradicts the log.
 
         Returns two values: the device's counter after the push, and the answers to repeated
         changesets as {index in the push: answer}.
@@ -316,7 +317,8 @@ class PushDecider:
         as JSON.
 
         If the records are larger than `bytes_max` or were not loaded, they are left out of the
-        answer. If the push has asked for the records, it is then refused with `LimitExceeded`.
+        answer. If they are left out although the push has asked for the records, the method raises
+        `LimitExceeded`, and the whole push is refused.
         """
         views = _views(changeset.ops, records)
         if views is None:
@@ -340,8 +342,8 @@ def _fold_loaded(records: MutableMapping[Key, Record], event: Event) -> None:
 
 
 def _answer_again(event: Event, changeset: Changeset) -> Answer:
-    """Makes the answer to a repeated changeset from its stored event. It equals the first answer,
-    but is marked with `duplicate`."""
+    """Makes the answer to a repeated changeset from its stored event. The result equals the first
+    answer to this changeset, except that `duplicate` is true."""
     assert event.verdict is not UNSET
     # An erased operation has lost the device's own key, which the repeated changeset still has.
     erased = {op.key for op in event.ops if op.erased is not UNSET}

@@ -1,4 +1,5 @@
-"""The wire format of a snapshot. A new device loads a snapshot instead of reading the whole log.
+"""Defines and decodes the wire format of a snapshot. A new device loads a snapshot instead of
+reading the whole log.
 
 A snapshot consists of JSON lines. The first line is a header. The pages of records follow, and each
 page ends with a line that has `at`.
@@ -47,7 +48,7 @@ class SnapshotHeader(msgspec.Struct):
 
 class SnapshotPageEnd(msgspec.Struct):
     """The line after each page of a snapshot. `at` is the seq at which the records of the page were
-    read, and `cursor` asks for the next page."""
+    read, and `cursor` is the cursor with which the device requests the next page."""
 
     at: int
     mark: str

@@ -1,4 +1,4 @@
-"""The state of a space. Each append to the log of the space reads and changes this state."""
+"""Defines the state of a space, which each append to the log of the space reads and changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Upcasts: functions that convert a stored event from one version of its format to the next.
+"""Defines upcasts: functions that convert a stored event from one version of its format to the
+next.
 
 The stored bytes of an event stay unchanged for ever. When a kind of event gets a new version, its
 older events are converted while they are read, one version after the other. The rest of the code

@@ -37,9 +37,9 @@ class OverLimit(ValueError):
 
 
 def check_value(value: Any, nesting_max: int) -> None:
-    """Raises `ValueError` for a decoded JSON value that some JSON readers would change or refuse:
-    an integer beyond ±(2^53-1), an infinite number or NaN. Raises `OverLimit` if the value is
-    nested more than `nesting_max` levels deep."""
+    """Checks that all JSON readers read this decoded JSON value in the same way. Raises `OverLimit`
+    for an integer beyond ±(2^53-1), and for a value that is nested more than `nesting_max` levels
+    deep. Raises `ValueError` for an infinite number, NaN, or a type that JSON lacks."""
     kind = type(value)
     if kind in type_of_plain:
         return

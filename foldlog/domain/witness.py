@@ -1,4 +1,5 @@
-"""A witness: confirms that a log still contains all events that it contained before.
+"""Implements the checks of a witness: a service that confirms that a log still contains all events
+that it contained before.
 
 The rules and bytes are those of C2SP tlog-witness. For each known log, a witness keeps the last
 checkpoint that it cosigned. It cosigns a later checkpoint only if a proof shows that the new log
@@ -89,8 +90,9 @@ def check_signed(asked: AddCheckpoint, trusted: Sequence[Verifier]) -> Checkpoin
     """Returns the checkpoint in a request, after checking that a key trusted for its origin has
     signed it.
 
-    Raises `InvalidRequest` if the checkpoint is invalid, `UnknownLog` if there is no trusted key
-    for its origin, and `UntrustedCheckpoint` if none of the trusted keys has signed it.
+    Raises `InvalidRequest` if the checkpoint is invalid, or if its size is smaller than
+    `asked.old`. Raises `UnknownLog` if `trusted` has no key for the checkpoint's origin. Raises
+    `UntrustedCheckpoint` if none of the keys for this origin has signed the checkpoint.
     """
     try:
         checkpoint = Checkpoint.parse(asked.note.text)

@@ -1,7 +1,7 @@
 """Writes files that contain secrets or proofs, and flushes them to the disk.
 
-Only the owner can read the folders that it creates. A crash during a write leaves either the old or
-the new content of the file.
+Only the owner can read the folders that this module creates. A crash during a write leaves either
+the old or the new content of the file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def write_new(
 ) -> None:
     """Writes a file atomically: after a crash, the file has either its old or its new content.
 
-    The function returns after the content is flushed to the disk. `mode` is the file's mode. It
-    calls `set_owner(path)` to set the owner of the new file. By default, the file gets the owner of
-    its folder.
+    The function returns after the content is flushed to the disk. `mode` contains the permission
+    bits of the new file. `set_owner(path)` is called to set the owner of the new file. By default,
+    the file gets the owner of its folder.
     """
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)

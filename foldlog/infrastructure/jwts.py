@@ -113,12 +113,12 @@ class Keys(ABC):
     def find(self, kid: str | None) -> jwt.PyJWK | None:
         """Returns the key with the id `kid`, or `None` if the sign-in service has no such key.
 
-        If `kid` is `None` and the set contains exactly one key, this key is returned. The keys are
-        first read again if they are old, or if the wanted key is missing.
+        If `kid` is `None` and the set contains exactly one key, this key is returned. If the cached
+        keys are old, or if the wanted key is missing, the keys are read again before the search.
 
         Raises `SignInUnavailable` if the last successful read of the keys was more than
-        `STALE_SECONDS_MAX` seconds ago. Raises it too if the wanted key is missing while another
-        thread is reading the keys.
+        `STALE_SECONDS_MAX` seconds ago. Raises `SignInUnavailable` too if the wanted key is missing
+        while another thread is reading the keys.
         """
         found = _find(self._keys, kid)
         wait = KEYS_SECONDS_MAX if found is not None else KEYS_SECONDS_MIN
@@ -132,11 +132,17 @@ class Keys(ABC):
     def _refresh(self, wait: float, is_needed: bool) -> None:
         # During a fetch, other threads use the cached keys. Otherwise, a slow sign-in service or
         # invented key ids would block all threads. All threads wait only for the first fetch.
-        """Reads the keys again, if the last attempt was at least `wait` seconds ago.
+        """Reads the keys of the sign-in service again, and caches them.
 
-        If another thread is already reading the keys, this call leaves the read to that thread. In
-        this case it raises `SignInUnavailable` if `is_needed` is true, because the cached keys lack
-        the wanted key.
+        If the last attempt to read them was less than `wait` seconds ago, the method leaves the
+        cached keys unchanged. If the read fails, the method logs a warning and keeps the cached
+        keys.
+
+        Only one thread at a time reads the keys. If another thread is reading them, the method
+        returns at once, and the caller uses the cached keys. If the caller needs a key that is
+        missing in the cache (`is_needed`), the method raises `SignInUnavailable` instead. During
+        the very first read, other threads first wait for its end, at most `FETCH_SECONDS_MAX`
+        seconds.
         """
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):

@@ -1,8 +1,8 @@
 """Starts the processes of `foldlog serve`, restarts those that die, and stops them together.
 
-The parent process starts its child processes. To stop them, it begins with the one that it started
-last. The children also end if the parent is killed, because each child reads from a pipe whose
-other end only the parent holds open. When the parent dies, this read ends, and the child exits (see
+The parent process starts the child processes in a fixed order, and stops them in the reverse order.
+The children also end if the parent is killed, because each child reads from a pipe whose other end
+only the parent holds open. When the parent dies, this read ends, and the child exits (see
 `exit_with_parent`).
 """
 
@@ -79,7 +79,7 @@ class Backoff:
     first_deaths_max: int = 5
 
     def delay(self, deaths: int) -> float:
-        """Returns the number of seconds to wait before the next restart.
+        """Returns how many seconds to wait before the next restart of the child.
 
         `deaths` is at least 1. It is the number of times that the child has died since it last ran
         for `stable_seconds`. The delay doubles with each death, up to `max_seconds`.
@@ -92,9 +92,10 @@ class Backoff:
 class Supervisor:
     """Runs child processes, and restarts those that die, until a stop is requested.
 
-    Call `run` in the main thread. If you pass `database`, a database server that already runs, the
-    supervisor also restarts this server when it dies. A separate thread does this, because a
-    recovery of the database may take minutes. The supervisor stops the database after all children.
+    Call `run` in the main thread. If `database` is given, a database server that already runs, the
+    supervisor also restarts this server when it dies. It does this in a separate thread, because a
+    recovery of the database may take minutes. At the end, the supervisor stops the database after
+    all children.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class _Process:
 
     @property
     def has_never_started(self) -> bool:
-        """Tells whether the supervisor should give up, as the child dies soon after each start.
+        """Tells whether the supervisor should give up, because each start of the child failed.
 
         This is the case if the child has died `first_deaths_max` times before it ever ran for
         `stable_seconds`.
@@ -326,9 +327,9 @@ class _DatabaseKeeper:
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     """Makes this child process end when its parent process dies.
 
-    When the parent dies, this process sends itself a SIGTERM. If it still runs after
-    `grace_seconds`, it exits. If this process was started by hand, outside of the supervisor, a
-    call has no effect.
+    When the parent dies, this process sends itself a SIGTERM. If this process still runs after
+    `grace_seconds`, it exits at once, with status 1. If this process was started by hand, outside
+    of the supervisor, the function has no effect.
     """
     if PARENT_PIPE not in os.environ:
         return

@@ -110,7 +110,7 @@ class Services:
         return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
-        """Reads from the database those values that `GET /metrics` shows."""
+        """Reads from the database the counts for `GET /metrics`, such as the number of events."""
         return gauges(self.datastore)
 
 
@@ -170,7 +170,7 @@ class Database:
 
 
 def _ensure_schema(url: str, migrates: bool) -> list[str]:
-    """Migrates the schema of the database if `migrates` is true; otherwise only checks it.
+    """Migrates the schema of the database if `migrates` is true; otherwise only checks the schema.
 
     Returns the names of the migrations that were applied. Raises `SchemaBehind` if the check finds
     missing migrations. Raises `StorageUnavailable` if the connection to the database fails.
@@ -219,11 +219,11 @@ def services(
 
 @contextmanager
 def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
-    """Yields a function that keeps the projections of all logs up to date.
+    """Yields a function that keeps the projections of all logs up to date, and its `wakeups`.
 
-    The function runs until `wakeups.close()` is called. `wakeups` is the second value that is
-    yielded; it wakes the function when a log has new events. Meanwhile, another thread signs the
-    checkpoints, because signing waits for the disk.
+    The function runs until `wakeups.close()` is called. While it runs, `wakeups` wakes it when a
+    log has new events. During the `with` block, another thread signs the checkpoints, so that the
+    projections never wait for the disk writes of the signer.
     """
     with (
         Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
@@ -274,8 +274,8 @@ def rebuilder(
 ) -> Iterator[Rebuilder]:
     """Opens a rebuilder for a `with` block. A rebuilder computes one projection anew from the log.
 
-    During the work it calls `report(space, position, head)`: the events up to the seq `position` of
-    `head` are done.
+    During the work it calls `report(space, position, head)`: of the `head` events in the log of the
+    space, the first `position` events have been applied.
     """
     with Datastore(url) as datastore:
         yield Rebuilder(datastore, projection_named(projection, limits), report=report)

@@ -87,7 +87,9 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_database(command: Callable[..., R]) -> Callable[..., R]:
-    """Decorates a command with the options `--data` and `--database-url`."""
+    """Adds the options `--data` and `--database-url` to a command. They name the database that
+    the command uses.
+    """
     for option in (
         click.option(
             "--database-url",

@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """The options of a rebuild. They are the same for all spaces."""
+    """The options of one `foldlog rebuild` command, which are the same for all of its spaces."""
 
     projection: str = "master"
     verify: bool = False

@@ -1,4 +1,6 @@
-"""Opens the database that a command's options name, and the objects that work on it."""
+"""Opens the database that the options of a command name, and creates the objects that read and
+write this database.
+"""
 
 from __future__ import annotations
 

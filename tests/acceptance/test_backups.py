@@ -90,7 +90,8 @@ def restore_base(old, new, backup) -> None:
 
 
 @pytest.mark.seconds(60)
-@pytest.mark.parametrize("kind", ["dump", pytest.param("base backup", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dump", "base backup"])
 def test_a_restored_backup_serves_and_heals(data_folder, service, kind):
     """
     The backup is made while the service runs, and the service continues. The restored database has

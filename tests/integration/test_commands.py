@@ -330,7 +330,7 @@ def test_progress_of_many_spaces_is_one_sum(stores, database):
     assert told == {space: (head, head) for space, head in heads.items()}
 
 
-@pytest.mark.parametrize("who", ["the command", "a worker"])
+@pytest.mark.parametrize("who", [pytest.param("the command", marks=pytest.mark.slow), "a worker"])
 def test_kill_9_of_a_rebuild_of_many_spaces(stores, database, run, who):
     """All processes end and release their spaces, and the next rebuild resumes correctly."""
     heads = {f"s{n}": random_history(stores, f"s{n}", seed=n, pushes=20) for n in range(4)}

@@ -1,4 +1,6 @@
-"""Stores the conflicts in which this device wrote the losing or the winning value."""
+"""Stores conflicts in the replica's file. A conflict is a merge of two concurrent values, of which
+one was lost. Only conflicts in which this device wrote one of the two values are stored.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from .database import Database
 
 
 class Conflicts:
-    """Reads and writes the stored conflicts. Each conflict gets a number, in the order in which
+    """Reads and writes the table of conflicts. The conflicts are numbered in the order in which
     this device found them.
     """
 
@@ -24,7 +26,7 @@ class Conflicts:
 
     def select_after(self, number: int) -> list[tuple[int, str]]:
         """Returns the number and the JSON document of each conflict whose number is greater
-        than `number`.
+        than `number`, in ascending order.
         """
         return self._database.connection.execute(
             "SELECT number, document FROM conflicts WHERE number > ? ORDER BY number", (number,)

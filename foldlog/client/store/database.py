@@ -26,7 +26,8 @@ SYNCHRONOUS = "FULL"
 
 
 class Database:
-    """Gives each thread its own connection to the file, and runs transactions.
+    """Gives each thread its own connection to the SQLite file of a replica, and runs
+    transactions.
 
     The constructor creates the tables in a new file. It raises `WrongReplica` if the file is
     not a replica, or has another schema version.
@@ -59,7 +60,9 @@ class Database:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The connection of the calling thread, opened at its first use."""
+        """The SQLite connection of the calling thread. The first access in a thread opens the
+        connection.
+        """
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = self._connect()
@@ -85,8 +88,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs the `with` block in a write transaction. If the thread has a transaction
-        open already, the block becomes a part of the open one.
+        """Runs the `with` block in a write transaction, which is rolled back if the block
+        raises an exception. If the thread has a transaction open already, the block becomes a
+        part of the open one.
         """
         connection = self.connection
         if connection.in_transaction:

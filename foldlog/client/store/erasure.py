@@ -26,18 +26,18 @@ _encode = msgspec.json.encode
 def without_values(op: Operation) -> Operation:
     """Returns a copy of the operation that is marked as erased and has no values.
 
-    The field `erased` is an empty text, because only the server's log has the hash of the
-    values.
+    In the server's log, the field `erased` has the hash of the erased values. The device lacks
+    this hash, so the field is an empty text here.
     """
     return Operation(op.op, op.collection, op.id, erased="")
 
 
 def to_wire(op: Operation) -> Operation:
     """Returns the operation in the form that is sent to the server. An erased operation is sent
-    as a delete.
+    as a delete, because its values are gone.
 
     If the server knows about the erasure, it stores the operation as erased. If the server has
-    lost the erasure, the delete removes the record.
+    lost the erasure (for example after a restore from a backup), the delete removes the record.
     """
     return op if op.erased is UNSET else Operation("delete", op.collection, op.id)
 
@@ -52,8 +52,8 @@ class Erasure:
         self._meta = meta
 
     def erase(self, key: Key, seq: int) -> None:
-        """Removes the values of the record `key` that are older than its erasure. `seq` is
-        the seq of the event that erased the record.
+        """Removes, from the replica's file, the values of the record `key` that are older than
+        the erasure of the record. `seq` is the seq of the event that erased the record.
 
         In the queue and in the sent changesets, the operations on the record lose their
         values. The conflicts of the record are deleted.
@@ -85,8 +85,8 @@ class Erasure:
         """Removes the bytes of erased values from SQLite's write-ahead log, if a record was
         erased since the last successful call.
 
-        If another connection is using the file, the bytes stay until the call after the
-        next sync.
+        The client calls this method after each sync. If another connection is using the file,
+        the bytes stay, and the call after the next sync tries again.
         """
         if self._meta.get("scrub") and self._database.scrub():
             self._meta.set(scrub=None)

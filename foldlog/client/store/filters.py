@@ -9,7 +9,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def json_path(name: str) -> str:
-    """Returns the path of a field for SQLite's JSON functions.
+    """Returns the JSON path of the field `name`, for SQLite's JSON functions: for example
+    `$.title` for the field `title`.
 
     Raises `ValueError` if the name contains a quote or a backslash.
     """
@@ -26,7 +27,7 @@ def condition(name: str, value: Any) -> tuple[str, list[Any]]:
 
     Values are compared with their JSON type: `true` differs from 1. If `value` is a list, tuple
     or set, the field must have one of the values in it. `None` also matches a missing field.
-    Raises `ValueError` for other types.
+    Raises `ValueError` for a value of another type, such as a `dict`.
     """
     path = json_path(name)
     if isinstance(value, list | tuple | set | frozenset):

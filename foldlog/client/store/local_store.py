@@ -90,8 +90,9 @@ class LocalStore:
 
     @contextmanager
     def changeset(self, *, guard: Literal["unchanged"] | None = None) -> Iterator[None]:
-        """Collects the operations of the `with` block in one changeset, and queues the
-        changeset at the end (see `Replica.changeset`).
+        """Collects the operations that this thread makes in the `with` block in one changeset,
+        and adds the changeset to the queue at the end of the block. If this thread has a
+        changeset open already, the operations are added to the open one.
         """
         thread = self._thread
         if getattr(thread, "is_open", False):
@@ -133,16 +134,16 @@ class LocalStore:
             self.view.add(self._thread.draft, op)
 
     def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
-        """Writes the fields of a temporary record. Raises `NotARecord` if a value cannot be
-        stored.
+        """Stores the fields of a temporary record, which is never sent to the server. Raises
+        `NotARecord` if a value cannot be stored.
         """
         _checked(Operation("put", *key, fields=fields))
         self.records.put_temporary(key, fields)
 
 
 def _checked(op: Operation) -> Operation:
-    """Encodes the operation as JSON, and returns the decoded operation. It is then equal to the
-    operation that the server returns later.
+    """Checks an operation, encodes it as JSON, decodes this JSON, and returns the result. The
+    returned operation has exactly the values that the server returns later.
 
     Raises `NotARecord` if the operation is over a limit, or has a value that JSON cannot
     express.

@@ -14,7 +14,9 @@ MARKS_DENSE = 100
 
 
 class Marks:
-    """Reads and writes the marks that this replica has received, each with its seq."""
+    """Reads and writes the table of marks in the replica's file. A mark is the server's hash of
+    the log up to a seq.
+    """
 
     def __init__(self, database: Database):
         self._database = database
@@ -40,7 +42,7 @@ class Marks:
             db.execute("DELETE FROM marks WHERE seq > ?", (seq,))
 
     def thin_out(self) -> None:
-        """Deletes most of the older marks, so that their number stays small.
+        """Deletes most of the older marks if more than 200 marks are stored.
 
         The newest 100 marks stay. Of the older ones, one mark stays for each range of 2^k
         to 2^(k+1) events before the newest mark.

@@ -12,7 +12,9 @@ from .database import Database
 
 
 class Meta:
-    """Reads and writes named values. The values are stored as JSON, which keeps their types."""
+    """Reads and writes named values in a table of the replica's file. The values are stored as
+    JSON, which keeps their types.
+    """
 
     def __init__(self, database: Database):
         self._database = database

@@ -1,5 +1,5 @@
-"""Stores the queue of this device's changesets. A changeset is in the queue until the device has
-pulled its event.
+"""Stores the queue of this device's changesets. A changeset stays in the queue until the device has
+pulled the event that the server made of it.
 
 A changeset that the server has refused or rejected stays until the app repairs or drops it.
 """
@@ -126,8 +126,8 @@ class Queue:
             self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
-        """Inserts changesets at the front of the queue, in the given order, to send them
-        again. Called when the server has lost them.
+        """Inserts changesets at the front of the queue, in the given order, to send them again.
+        Called when the server had stored these changesets and has lost them.
         """
         with self._database.transaction() as db:
             (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
@@ -234,8 +234,8 @@ class Queue:
             self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
-        """Sets the base of each changeset to `seq` if the base is higher. Called when the
-        server has lost the events after `seq`.
+        """Lowers the base of each queued changeset to `seq` if its base is higher. Called when
+        the server has lost the events after `seq`, to which a higher base would refer.
         """
         with self._database.transaction() as db:
             db.execute("UPDATE queue SET base = min(base, ?)", (seq,))

@@ -1,4 +1,4 @@
-"""Reads the records that an app sees, and writes temporary records."""
+"""Reads the records that an app sees, and writes temporary records, which stay on this device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
-    """Returns the fields that a record has after a `put` or an `add` operation."""
+    """Returns the fields that `record` would have after the operation `op`, a `put` or an
+    `add`. The object `record` stays as it is.
+    """
     fields = dict(record.fields)
     for name, value in (op.fields or {}).items():
         if op.op == "add" and is_number(old := fields.get(name, 0)):
@@ -41,7 +43,9 @@ def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
 
 
 class Records:
-    """Reads the records that an app sees: the confirmed values with the queued changes applied."""
+    """Reads the records that an app sees. They have the values that the server has confirmed,
+    changed by the changesets that are still in the queue. Also writes temporary records.
+    """
 
     def __init__(self, database: Database):
         self._database = database

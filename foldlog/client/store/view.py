@@ -56,10 +56,11 @@ class View:
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """Returns two mappings whose keys are the given `keys`: the records as confirmed by
-        the server, and the seq of the snapshot that each record came from.
+        """Reads the stored forms of the records with the given keys. Returns two mappings by
+        key: the record as confirmed by the server, and the seq of the snapshot that the record
+        came from. Records that are missing in the file are left out.
 
-        This seq is 0 for a record that was computed from events only.
+        The seq is 0 for a record that was computed from events only.
         """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
@@ -74,7 +75,7 @@ class View:
         return records, as_of
 
     def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
-        """Writes records as confirmed by the server.
+        """Stores the given records as the form that the server has confirmed.
 
         If the records came from a snapshot, `as_of` is the seq at which the server read
         them. If they were computed from events, `as_of` is `None`.
@@ -88,8 +89,8 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Computes and writes the given records again, as they are shown to the app.
-        Returns the keys of the records that changed.
+        """Computes again how the records with the given keys look to the app, and stores the
+        results in the local table of records. Returns the keys of the records that changed.
         """
         changed = []
         with self._database.transaction() as db:
@@ -105,8 +106,8 @@ class View:
         return changed
 
     def add(self, draft: Draft, op: Operation) -> None:
-        """Adds an operation to an open changeset, and writes the record that results from
-        it.
+        """Adds the operation `op` to an open changeset (`draft`). Stores the record in the form
+        that the app sees after the operation.
         """
         shown = draft.shown.get(op.key)
         if shown is None:
@@ -120,7 +121,9 @@ class View:
             self._write(db, op.key, shown)
 
     def _with_queue(self, key: Key) -> _Shown:
-        """Returns a record with the operations of the queue applied to its confirmed form."""
+        """Computes how a record looks to the app: reads the form that the server has confirmed,
+        and computes the form with the operations of the queue applied. Returns both forms.
+        """
         records, as_of = self.confirmed([key])
         shown = _Shown(records, records.get(key))
         for queued in self._queue.touching(key):
@@ -137,8 +140,8 @@ class View:
         return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
 
     def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
-        """Writes the record that is shown to the app. Returns its `fields`, `is_deleted`
-        and `is_there` columns.
+        """Stores, in the local table of records, the form of a record that the app sees.
+        Returns the stored values of the columns `fields`, `is_deleted` and `is_there`.
         """
         confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
         written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))

@@ -1,8 +1,8 @@
 """Applies an answer of the server to the local store.
 
-Each answer is applied in one local transaction, which changes the verdicts, the records, the queue
-and the cursor together. If the process crashes, either all of them are saved, or the next sync
-requests the answer again.
+Each answer is applied in one transaction of the local SQLite file, which saves the records, the
+queue and the cursor together. If the process crashes before the commit, the file stays as it was,
+and the next sync requests the answer again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ RECORDS_AT_ONCE = 200
 
 
 class UnknownOwnEvent(Exception):
-    """Raised when the log has a changeset with this device's id that is missing in the file of
-    this device.
+    """Raised when the server's log has a changeset of this device that is missing in the
+    replica's file.
 
-    The file of the replica was restored from an older copy, or another copy of the file is in
-    use.
+    There are two possible causes: the file was restored from an older copy, or a second copy of
+    the file is in use.
     """
 
 
@@ -124,12 +124,14 @@ class Applier:
         return {op.key for op in queued.ops}
 
     def _acknowledge(self, queued: Queued, seq: int) -> None:
-        """Moves a changeset from the queue to `sent`, which keeps it for 30 days."""
+        """Moves a changeset from the queue to the table `sent`, which keeps the changeset for
+        30 days.
+        """
         self._store.sent.add(queued, seq, self._server_ms())
         self._store.queue.remove(queued.id)
 
     def _server_ms(self) -> int:
-        """Returns the last time that the server has reported, in ms since 1970.
+        """Returns the server's clock time in its last answer that had one, in ms since 1970.
 
         This time decides which sent changesets are old enough to be deleted. The clock of
         the device is used only before the first report, because that clock may jump.
@@ -137,8 +139,8 @@ class Applier:
         return int(self._store.meta.get("server_ms") or self._store.now_ms())
 
     def _note_skipped(self, events: list[Event], after: int) -> bool:
-        """Saves which events an operator has skipped, if some of `events` are of the kind
-        `event-skipped`.
+        """Saves which events were skipped. An event of the kind `event-skipped` in `events`
+        states that an operator has excluded an earlier event from all records.
 
         Returns `True` if this device has already applied one of the newly skipped events.
         The records of the device are wrong then, and the caller must replace them with a
@@ -152,8 +154,8 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Marks changesets as waiting again if the server had stored them, but the answer
-        shows that its log lacks them now.
+        """Finds changesets that the server had stored, but that its log lacks now according to
+        the answer. Sets their state to "waiting", so that they are sent again.
 
         This happens when the server was restored from a backup and has lost the changesets,
         but still has all events up to the cursor of this device.
@@ -170,8 +172,8 @@ class Applier:
             queue.renumber(lost[0].counter or 1)
 
     def _fold(self, events: list[Event], device: str, result: SyncResult) -> set[Key]:
-        """Applies a page of events to the confirmed records, and acknowledges this device's
-        changesets.
+        """Applies a page of events to the records as confirmed by the server. If the page has
+        events of this device's changesets, removes these changesets from the queue.
 
         Returns the keys of the records that the events touch.
         """
@@ -201,8 +203,10 @@ class Applier:
         return touched
 
     def _complete_own(self, event: Event, device: str, result: SyncResult) -> set[Key]:
-        """Acknowledges the queued changeset of an event. If the event came without
-        operations, adds them from this device's copy of the changeset.
+        """Updates the queue if this device made the changeset of the event: removes the
+        changeset if the server stored it, or saves that the server refused it. If the event
+        came without operations, first adds the operations from this device's copy of the
+        changeset.
 
         The server leaves out the operations in events of this device, because the device
         has them. Returns the keys of records that change in addition to the records of the
@@ -233,8 +237,9 @@ class Applier:
         """Returns the operations of an event of this device, from the queue or from the
         sent changesets.
 
-        Raises `UnknownOwnEvent` if the changeset is in none of them, or if the server has
-        lost an erasure.
+        Raises `UnknownOwnEvent` if this device lacks the changeset. Raises the same error if
+        more operations are erased on this device than the event names as erased, because the
+        server has lost an erasure then.
         """
         ops = self._store.sent.ops_of(event.id) if queued is None else queued.ops
         if ops is None and event.verdict == "stored":
@@ -251,7 +256,9 @@ class Applier:
         return own
 
     def _add_conflict(self, conflict: Conflict, result: SyncResult) -> None:
-        """Saves a conflict if this device wrote one of its two values."""
+        """Saves a conflict in the replica's file and in `result`, if this device wrote one of
+        the two values.
+        """
         devices = {conflict.lost.device, conflict.won.device}
         if not self._store.meta.own_devices.isdisjoint(devices):
             result.conflicts.append(conflict)
@@ -262,7 +269,8 @@ def _parts(events: list[Event]) -> Iterator[tuple[list[Event], set[Key]]]:
     """Splits events into parts that touch at most 200 records, and yields each part with the
     keys of its records.
 
-    The parts limit the memory that folding needs. A single event with more records is one part.
+    The parts limit the memory that folding needs. An event that alone touches more records
+    becomes a part of its own.
     """
     part: list[Event] = []
     keys: set[Key] = set()

@@ -2,8 +2,8 @@
 
 The thread syncs after each local change, and applies the pages of the live channel. While the live
 channel is closed, the thread polls: each second after activity, and less often when idle. Each
-failure in a row doubles the wait before the next try. The thread also waits as long as the server
-asks for.
+failure in a row doubles the wait before the next try. If the server asks for a longer wait, the
+thread waits that long.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class BackgroundSync:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stops the thread, and waits until its running sync has ended."""
+        """Stops the thread. If the thread is in the middle of a sync, waits until this sync has
+        ended.
+        """
         if self._thread is not None:
             self._stopping.set()
             self._woken.set()
@@ -179,8 +181,8 @@ class BackgroundSync:
 
     @property
     def _next_step_at(self) -> float:
-        """The time at which the thread must wake up: for the next sync or the next step of
-        the live channel.
+        """The time at which the thread must wake up: for the next sync or the next step of the
+        live channel, whichever is due first.
         """
         times = [self._due_at, self._live.next_at if self._live is not None else None]
         return min(at for at in times if at is not None)

@@ -25,8 +25,8 @@ class PushBatch:
         return self._queue.select("waiting", limit=self._size)
 
     def halve(self) -> bool:
-        """Halves the size of the batch. Returns `False` if the batch has only one changeset
-        and so stays as it is.
+        """Halves the maximum number of changesets in a batch, and returns `True`. If this
+        number is 1 already, keeps it and returns `False`.
         """
         if self._size == 1:
             return False
@@ -34,7 +34,7 @@ class PushBatch:
         return True
 
     def grow(self) -> None:
-        """Doubles the size of the batch, up to 200 changesets. Called after a successful
-        request.
+        """Doubles the maximum number of changesets in a batch, up to 200. Called after a
+        successful request.
         """
         self._size = min(PUSH_MAX, self._size * 2)

@@ -12,7 +12,7 @@ from typing import IO
 
 
 class FileLockTaken(Exception):
-    """Raised when another process or thread holds the file lock."""
+    """Raised by `file_lock` when another process or thread holds the same lock."""
 
 
 @contextmanager

@@ -37,8 +37,8 @@ class Healer:
         """Repairs the cause of a problem that the server reported, so that the request can
         be repeated.
 
-        Returns `False` if the device has no repair for this problem. The repair is noted in
-        `result`.
+        Returns `True` after a repair, and adds what the repair changed to `result`. Returns
+        `False` if the device has no repair for this problem.
         """
         index = exc.document.get("index")
         match exc.problem:

@@ -155,8 +155,8 @@ class LiveChannel:
         return False
 
     def _retry_later(self, error: Exception | None) -> bool:
-        """Sets the time of the next stream after an error. Returns `True` if a sync can
-        repair the cause of the error.
+        """Sets the time at which the next stream is opened, after `error` has ended the last
+        one. Returns `True` if a sync can repair the cause of the error.
         """
         wait = self._schedule.after_failure(error)
         needs_sync = False

@@ -72,7 +72,8 @@ class SyncRunner:
         return self.require_server().follow(meta.device, meta.after, meta.mark)
 
     def apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel, and calls the callbacks for its changes.
+        """Applies the events of a page from the live channel to the local store, and calls the
+        app's callbacks for the changes.
 
         Raises `FileLockTaken` if another process is syncing this file.
         """
@@ -99,7 +100,8 @@ class SyncRunner:
         }
 
     def save_stream_traffic(self) -> None:
-        """Writes the traffic counts of the live channel to the file.
+        """Writes the traffic counts of the live channel (requests and bytes) to the replica's
+        file.
 
         Called only after a sync and when syncing stops, because each write waits for the
         disk.

@@ -56,8 +56,8 @@ class SnapshotLoader:
         return self.is_loading and self._meta.get("snapshot")["cursor"] is not None
 
     def is_shorter(self, after: int) -> bool:
-        """Returns whether the snapshot has fewer records than the log has events after seq
-        `after`.
+        """Reads the header of the snapshot from the server. Returns whether the snapshot has
+        fewer records than the log has events after seq `after`.
         """
         with closing(self._server.snapshot(None)) as lines:
             header = _header(lines)
@@ -126,9 +126,9 @@ class SnapshotLoader:
 
     @property
     def ahead(self) -> dict[str, Any] | None:
-        """The seq and the mark of the newest page of the snapshot, if the page was read
-        after the seq of the header. `None` otherwise, or if the cursor has reached this
-        seq.
+        """The seq and the mark at which the server read the newest page of the snapshot. `None`
+        if the server read all pages at the seq of the header, or if the cursor has reached the
+        seq of the newest page.
         """
         ahead: dict[str, Any] | None = self._meta.get("ahead")
         return ahead

@@ -58,9 +58,9 @@ class Synchroniser:
         """Sends all waiting changesets and pulls all new events. Returns the result of the
         sync.
 
-        Raises `ServerProblem` if the server answers with an error that cannot be repaired,
-        and `Unreachable` if the server gives no answer. Everything before the failed
-        request is kept, and the attribute `result` describes it.
+        Raises `ServerProblem` if the server answers with an error that cannot be repaired, and
+        `Unreachable` if the server gives no answer. The changes made by earlier requests stay
+        in the local store, and the attribute `result` describes them.
         """
         try:
             return self._run()
@@ -109,8 +109,9 @@ class Synchroniser:
         return result
 
     def _check_page(self, page: Page, seqs: list[int]) -> PageResult:
-        """Checks whether a page begins at the cursor, is complete, and continues the same
-        log.
+        """Checks whether a page of the live channel begins at the cursor, is complete, and
+        continues the same log. Returns `APPLIED` if the page can be applied, and otherwise the
+        reason why it cannot.
 
         For a pull, the server makes these checks. For the live channel, the server checks
         the cursor only when a stream begins, and the local store may change after that.
@@ -132,8 +133,8 @@ class Synchroniser:
         return PageResult.APPLIED if is_next and is_near else PageResult.NEEDS_SYNC
 
     def _round(self, result: SyncResult) -> bool:
-        """Sends one request and applies its answer. Returns `True` if another request is
-        needed.
+        """Sends the next batch of changesets in one request, and applies the answer to the
+        local store. Returns `True` if another request is needed.
         """
         meta = self._store.meta
         after, device = meta.after, meta.device

@@ -63,8 +63,8 @@ class Server(ABC):
         """Returns a stream of the live channel that begins after the cursor (`after`,
         `mark`).
 
-        The stream connects when it is read. Raises `ServerProblem` with status 404 if the
-        server has no live channel.
+        The connection is opened when the caller begins to read the stream. Raises
+        `ServerProblem` with status 404 if the server has no live channel.
         """
         raise ServerProblem(404, {"code": "no-such-path", "detail": "no live channel"}, None)
 

@@ -43,7 +43,9 @@ class Traffic(msgspec.Struct):
 
 
 class _Answer(TypedDict):
-    """The JSON data of one message of the stream: a page of the log."""
+    """Describes the JSON object in one message of the live channel: a page of events of the
+    log, with the seq and the mark at its end.
+    """
 
     log: str
     head: int
@@ -54,8 +56,8 @@ class _Answer(TypedDict):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of events from the live channel. It is equal to the answer that `device` would get
-    for a pull with the cursor (`after`, `mark`).
+    """A page of events from the live channel. `answer` is the same JSON object that `device`
+    would get if it pulled events with the cursor (`after`, `mark`).
     """
 
     device: str
@@ -65,7 +67,9 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Stream(ABC):
-    """The interface to one connection of the live channel."""
+    """The interface to one connection of the live channel, on which the service sends new
+    events.
+    """
 
     def __init__(self) -> None:
         #: wait before the next stream, once this one has ended
@@ -89,7 +93,9 @@ class Stream(ABC):
 
 
 class HttpStream(Stream):
-    """Reads the live channel over HTTP. `pages` adds its requests and bytes to `traffic`."""
+    """Reads the live channel over HTTP. The requests and the received bytes are added to
+    `traffic`.
+    """
 
     def __init__(self, http: httpx.Client, traffic: Traffic, device: str, after: int, mark: str):
         super().__init__()

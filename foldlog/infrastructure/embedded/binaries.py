@@ -35,7 +35,7 @@ def find_binaries() -> Path:
 def check_runnable(binaries: Path, account: Account) -> None:
     """Raises `PostgresNotInstalled` if this user lacks the right to run PostgreSQL's programs.
 
-    The permission is missing, for example, if root has installed the package with a strict umask.
+    The right is missing, for example, if root has installed the package with a strict umask.
     """
     try:
         subprocess.run(

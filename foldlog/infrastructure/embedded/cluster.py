@@ -131,8 +131,8 @@ def create_cluster(
 ) -> None:
     """Creates a database cluster in a temporary folder, and renames this folder at the end.
 
-    So a cluster in the data folder is always complete. If the process crashes before the rename,
-    the next start deletes the temporary folder and begins again.
+    The rename makes sure that a cluster in the data folder is always complete. If the process
+    crashes before the rename, the next start deletes the temporary folder and begins again.
     """
     log.info("making a new database", folder=str(layout.data))
     new = layout.unfinished
@@ -206,8 +206,8 @@ def set_superuser_password(layout: Layout, binaries: Path, account: Account, pas
 def ensure_roles_and_database(superuser_url: str, passwords: Mapping[str, str]) -> None:
     """Creates the roles and the database if they are missing, and sets the roles' passwords.
 
-    `passwords` contains the password of each role. The function runs at every start. So if a first
-    start was interrupted or the passwords were lost, the next start repairs this.
+    `passwords` contains the password of each role. The function is called at every start of the
+    server. Therefore a start also repairs an interrupted first start and sets lost passwords anew.
     """
     owner, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(superuser_url, autocommit=True) as connection:
@@ -235,5 +235,5 @@ def _ensure_role(
 
 
 def _finds(connection: psycopg.Connection[tuple[object, ...]], query: str, name: str) -> bool:
-    """Runs a query with `name` as its parameter, and tells whether it returns a row."""
+    """Runs a query with the parameter `name`, and tells whether the query returns a row."""
     return connection.execute(query.encode(), [name]).fetchone() is not None

@@ -46,7 +46,7 @@ class PostgresNotInstalled(OperatorError):
 
 
 class PostgresFailed(OperatorError):
-    """PostgreSQL has ended or was never started, or one of its programs failed."""
+    """PostgreSQL has ended or was never started, or one of its programs has failed."""
 
     code = "postgres-failed"
 

@@ -203,8 +203,8 @@ class FolderLock:
     def holder(self) -> Holder | None:
         """Reads from the lock file which process holds the lock.
 
-        Returns `None` if the file is empty. It is empty after a release of the lock, and for a
-        moment after another process has taken it.
+        Returns `None` if the lock file is empty. The file is empty after the lock was released. It
+        is also empty for a moment after another process has taken the lock.
         """
         pid, _, rest = self._path.read_text(encoding="utf-8").partition("\n")
         sockets, end, _ = rest.partition("\n")

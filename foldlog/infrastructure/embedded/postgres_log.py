@@ -35,7 +35,7 @@ class PostgresLog:
         return fd
 
     def tail(self) -> str:
-        """Returns the text written since the call of `open`, only its last `TAIL_BYTES` bytes."""
+        """Returns the last `TAIL_BYTES` bytes of the text written since the call of `open`."""
         with self._path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(min(self._start, size), size - TAIL_BYTES))

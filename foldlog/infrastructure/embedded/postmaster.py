@@ -69,9 +69,9 @@ class Postmaster:
     def stop(self) -> None:
         """Shuts PostgreSQL down, so that its next start needs no recovery.
 
-        If this takes more than `STOP_FAST_SECONDS`, PostgreSQL is told to end immediately
-        (SIGQUIT), and at last it is killed. In these two cases, its next start begins with a
-        recovery.
+        If the shutdown takes more than `STOP_FAST_SECONDS`, the method sends SIGQUIT, which ends
+        PostgreSQL at once. If PostgreSQL still runs after that, it is killed. In these two cases,
+        its next start begins with a recovery.
         """
         for signal_number, seconds in (
             (signal.SIGINT, STOP_FAST_SECONDS),

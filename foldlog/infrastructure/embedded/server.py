@@ -239,9 +239,9 @@ class EmbeddedPostgres:
         return True
 
     def _attach(self, holder: Holder) -> bool:
-        """Connects to the server of another process, and uses it from now on.
+        """Connects to the server of another process, and uses this server from now on.
 
-        Returns `False` if the connection fails or if the password is missing.
+        Returns `False` if the connection fails or if the password is missing, and otherwise `True`.
         """
         if self._passwords.find(ROLE) is None:
             return False

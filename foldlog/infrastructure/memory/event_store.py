@@ -224,7 +224,11 @@ def _lookups(here: Space, push: Push) -> Lookups:
 
 
 def _check_records(here: Space, plan: Plan) -> Check:
-    """Checks all live records of a collection against the schema that the plan proposes."""
+    """Checks all live records of a collection against its new schema, `plan.wanted.schema`.
+
+    The result contains how many records were checked, how many violate the schema, and the first of
+    these.
+    """
     schema, check = RecordSchema(plan.wanted.schema), Check()
     for key in sorted(here.records):
         record = here.records[key]

@@ -47,8 +47,9 @@ _encode = msgspec.json.encode
 class Step(msgspec.Struct):
     """The effect of one event on the records.
 
-    It contains the header of the event, each record that the event names, before and after the
-    event, and the conflicts that the event has caused.
+    It contains the header of the event, and the conflicts that the event has caused. It also
+    contains each record that the event names: once as it was before the event, and once as it is
+    after it.
     """
 
     head: EventHead
@@ -72,7 +73,7 @@ def steps(entries: Iterable[LogEntry]) -> Iterator[Step]:
 
 
 class MemoryHistory(MemorySpaces, History):
-    """Returns earlier states of records, which it computes from the log in memory."""
+    """Answers queries about earlier states of records, which it computes from the log in memory."""
 
     def position(self, space: SpaceId) -> Projected:
         return Projected(self._space(space).head, is_halted=False)
@@ -182,10 +183,10 @@ class MemoryHistory(MemorySpaces, History):
         return DiffPage(here.log, here.head, here.head, at.start, at.to, page, cursor)
 
     def _within(self, documents: Iterable[tuple[Any, bytes]], limit: int) -> list[bytes]:
-        """Returns the first documents, as many as fit into one page.
+        """Returns as many of the documents as fit into one page, beginning with the first.
 
-        A page contains at most `limit` documents and `page_bytes_max` bytes, but always the first
-        document, even if this one is larger.
+        A page contains at most `limit` documents and `page_bytes_max` bytes. The first document is
+        always included, even if it is larger.
         """
         page: list[bytes] = []
         size = 0
@@ -204,7 +205,7 @@ def _check_head(here: Space, seq: int) -> None:
 
 
 def _seq_of(here: Space, moment: Point) -> int:
-    """Returns the seq of the last event up to a moment.
+    """Returns the seq of the last event at or before a moment.
 
     The moment is a seq or a time. If both are `None`, the head of the log is returned.
     """

@@ -1,4 +1,7 @@
-"""The master table in memory: the current state of each record. Each append updates it."""
+"""Keeps the master table, which contains the current state of each record, in memory.
+
+Each append to a log updates the table.
+"""
 
 from __future__ import annotations
 
@@ -155,9 +158,10 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         return LocalIdsPage(page, encode_cursor(*rest[limit - 1]) if len(rest) > limit else None)
 
     def _within_bytes(self, records: list[Record]) -> list[Record]:
-        """Returns the first records, as many as fit into the size limit of a page in bytes.
+        """Returns as many of the records as fit into one page, beginning with the first.
 
-        The first record is always returned, even if it exceeds the size limit.
+        The size of a page in bytes is limited. The first record is always returned, even if it
+        exceeds the limit.
         """
         size = 0
         for number, record in enumerate(records):

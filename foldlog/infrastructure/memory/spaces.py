@@ -80,8 +80,8 @@ class Space:
 class ServiceEventTransaction:
     """Lets the caller append one event of the service during a `with` block.
 
-    The caller makes the event with the metadata in `envelope`, and passes it to `append`. The event
-    is written to the log at the end of the block.
+    The caller makes the event with the metadata in `envelope`, and calls `append` with the event.
+    The event is written to the log when the block ends.
     """
 
     envelope: Envelope
@@ -92,7 +92,7 @@ class ServiceEventTransaction:
 
 
 class MemorySpaces:
-    """Contains all spaces, and one lock that each change of a space must hold.
+    """Contains all spaces, and one lock that a thread must hold while it changes a space.
 
     `now_ms()` returns the current time in ms since 1970. Tests may pass another clock.
     """
@@ -110,9 +110,9 @@ class MemorySpaces:
         self._watchers: dict[SpaceId, list[Callable[[], None]]] = {}
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Calls `on_growth()` after each append to a space.
+        """Registers the function `on_growth`, which is then called after each append to the space.
 
-        Returns a function; call this function to end the calls.
+        Returns another function; its call ends the registration.
         """
         watchers = self._watchers.setdefault(space, [])
         watchers.append(on_growth)

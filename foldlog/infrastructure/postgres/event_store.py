@@ -53,9 +53,9 @@ ALONE_SECONDS_MAX = 2.0
 class PostgresEventStore(EventStore):
     """Stores the logs in PostgreSQL. It appends pushes by group commit, and reads without locks.
 
-    After each commit that appends events to a space, it calls `on_append(space, head)`. The caller
-    uses this to notify processes that wait for new events. The attribute `tails` caches the newest
-    events of each log.
+    After each commit that appends events to a space, it calls `on_append(space, head)`. The creator
+    of the store passes this function, to notify processes that wait for new events. The attribute
+    `tails` caches the newest events of each log.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class PostgresEventStore(EventStore):
     def _append(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         """Appends a group of pushes in one transaction, and returns the outcome of each push.
 
-        If the transaction fails for an unknown reason, it appends each push again in its own
-        transaction. One invalid push then fails alone.
+        If the transaction fails with an unexpected error, the method retries each push in its own
+        transaction. If one invalid push has caused the error, only this push fails again.
         """
         until = time.monotonic() + ALONE_SECONDS_MAX
         try:
@@ -121,8 +121,8 @@ class PostgresEventStore(EventStore):
         """Retries the failed pushes of a group, and yields the final outcome of each push.
 
         A failed push is retried in its own transaction, if another push of the group may have
-        caused the failure. A retry starts only before the time `until` (of the monotonic clock).
-        After this time, such a push gets `StorageUnavailable`.
+        caused the failure. A retry starts only before the time `until` (of the monotonic clock). A
+        push whose retry would start later gets the outcome `StorageUnavailable`.
         """
         for push, outcome in zip(pushes, outcomes, strict=True):
             if not _may_succeed_alone(outcome):
@@ -138,7 +138,7 @@ class PostgresEventStore(EventStore):
     def _append_group(self, space: SpaceId, pushes: Sequence[Push]) -> list[Receipt | Exception]:
         """Appends a group of pushes in one transaction, and returns the outcome of each push.
 
-        After the commit it notifies the waiting readers about the new events.
+        After the commit it notifies the readers that wait for new events of this space.
         """
         appended = self._appender.append(space, pushes)
         if appended.entries:
@@ -146,7 +146,7 @@ class PostgresEventStore(EventStore):
         return appended.outcomes
 
     def _append_alone(self, space: SpaceId, push: Push) -> Receipt | Exception:
-        """Appends one push in its own transaction. An error is returned instead of raised."""
+        """Appends one push in its own transaction, and returns a receipt or the error."""
         try:
             return self._append_group(space, [push])[0]
         except Exception as exc:
@@ -155,7 +155,7 @@ class PostgresEventStore(EventStore):
     def _announce(
         self, space: SpaceId, log: str, mark_before: str, entries: Sequence[LogEntry]
     ) -> None:
-        """Adds the new events to the cache `tails`, and calls `on_append` with the new head."""
+        """Adds new events of a space to the cache `tails`, and calls `on_append` with the head."""
         head = entries[-1].seq
         self.tails.update(space, LogEnd(log, head, entries, mark_before, time.monotonic()))
         self._on_append(space, head)

@@ -1,6 +1,7 @@
 """Gives the log of a space a new log id. This is called a fork.
 
-An operator forks a log whose signed history was lost.
+An operator forks a log whose signed events are lost, for example after the restore of an old
+backup.
 """
 
 from __future__ import annotations

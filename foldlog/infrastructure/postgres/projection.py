@@ -17,8 +17,8 @@ from psycopg.generators import send
 class GenerationCache(Protocol):
     """Keeps a part of a generation's rows in memory between two batches of a projection.
 
-    The cache is valid if the generation in the database is at the seq `position`. This is true even
-    if another worker has moved the generation to this position, because the rows at a position
+    The cache is valid if its `position` equals the position of the generation in the database. This
+    is true even if another worker has projected the last events, because the rows at a position
     depend only on the events of the log.
     """
 
@@ -40,10 +40,10 @@ C = TypeVar("C", bound=GenerationCache)
 
 @dataclass(frozen=True)
 class Generation(Generic[C]):
-    """One generation of a projection in one space.
+    """One generation of a projection in one space, with the objects that are needed to fill it.
 
-    The object contains the cursors and the cache with which a projection reads and writes the rows
-    of the generation. The caller must have locked the generation's row in the table `projections`.
+    These objects are two database cursors and a cache of rows. The caller must have locked the
+    generation's row in the table `projections`.
     """
 
     space: str
@@ -58,7 +58,7 @@ class Generation(Generic[C]):
         return {"space": self.space, "generation": self.number}
 
     def send(self, statement: str, params: Mapping[str, Any]) -> None:
-        """Executes a statement. Adds the space and the generation to the statement's parameters.
+        """Runs an SQL statement. Adds the parameters `space` and `generation` to the given ones.
 
         In pipeline mode this method returns before the result arrives.
         """
@@ -82,18 +82,18 @@ class Projection(Protocol[C]):
 
     @property
     def tables(self) -> Mapping[str, str]:
-        """Returns {table name: key columns}. The key columns are SQL text such as `collection, id`.
+        """Returns {table name: key columns} for the tables that the projection fills.
 
-        Each key also has the columns `space` and `generation`, but the returned text does not name
-        them.
+        The key columns are SQL text such as `collection, id`. Each key also has the columns `space`
+        and `generation`, but this text does not name them.
         """
 
     def new_cache(self, position: int, *, bytes_max: int = ...) -> C: ...
 
     def apply(self, to: Generation[C], rows: Sequence[tuple[Any, ...]]) -> Iterator[None]:
-        """Folds a page of events, and writes the results to the generation `to` in parts.
+        """Folds a page of events, and writes the resulting rows to the generation `to` in parts.
 
-        `rows` are rows of the statement `select_page`. The generator yields after each written
+        `rows` are rows of the statement `select_page`. The generator yields after it has written a
         part, and the caller may stop the iteration there. At that moment `to.cache.position` is the
         seq of the last event of the part.
         """

@@ -19,9 +19,9 @@ VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 
 
 def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
-    """Returns a new object of the projection with this name (`master` or `proofs`).
+    """Creates the projection with this name, `master` or `proofs`, and returns it.
 
-    Each thread needs an object of its own. Raises `KeyError` if the name is unknown.
+    Each thread must create its own object. Raises `KeyError` if the name is unknown.
     """
     made: dict[str, Projection[Any]] = {
         "master": MasterProjection(limits),

@@ -109,18 +109,18 @@ class ProjectionStatus(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Tells whether this is a live generation that another version of Foldlog filled.
+        """Tells whether this generation is live but was filled by another version of Foldlog.
 
-        This version projects no further events to the generation until an operator has rebuilt it.
+        This version projects no further events to such a generation. An operator must rebuild it.
         """
         return self.is_live and self.fold_version != VERSIONS.get(self.projection)
 
     @property
     def needs_rebuild(self) -> bool:
-        """Tells whether this is a live generation that must be rebuilt.
+        """Tells whether this is a live generation that an operator must rebuild.
 
         A rebuild is needed if another version of Foldlog filled the generation. It is also needed
-        if an older version began the generation without its history.
+        if an older version began to fill the generation without the history of the records.
         """
         return self.is_foreign or (self.is_live and not self.has_history)
 
@@ -140,7 +140,7 @@ def status(datastore: Datastore, space: str | None = None) -> list[ProjectionSta
 
 
 def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
-    """Returns the checkpoint status of each space that has a checkpoint or a signing error.
+    """Returns the checkpoint status of each space that has a signed checkpoint or a signer error.
 
     If `space` is given, the function returns only the status of this space.
     """
@@ -151,9 +151,9 @@ def checkpoints(datastore: Datastore, space: str | None = None) -> list[Checkpoi
 def gauges(datastore: Datastore) -> list[Gauge]:
     """Returns the gauges for `GET /metrics`, as totals or maxima over all spaces.
 
-    The gauges show the numbers of spaces, events, unsigned events, and events that still have to be
-    projected. They also show how many spaces have a halted projection, a halted signer, or need a
-    rebuild.
+    The gauges show the numbers of spaces, events, events without a signed checkpoint, and events
+    that still have to be projected. They also show how many spaces have a halted projection, how
+    many have a signer error, and how many need a rebuild.
     """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)

@@ -1,8 +1,8 @@
 """Stores the keys that sign checkpoints, in one private file outside of the database.
 
-One key signs the checkpoints of all spaces. Each log has its own name (its origin), and a verifier
-key contains this name. Therefore each log has another verifier key, although the key that signs is
-the same.
+One key signs the checkpoints of all spaces. A verifier key, with which others check the signatures,
+also contains the name of a log (its origin). Therefore each log has another verifier key, although
+one key signs for all logs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ MODE = 0o600
 
 
 class KeysUnusable(OperatorError):
-    """The key file cannot be read or written, other users can read it, or it lacks a needed key."""
+    """The key file cannot be used.
+
+    The file cannot be read or written, other users can read it, or a needed key is missing in it.
+    """
 
     code = "keys-unusable"
 
@@ -48,8 +51,8 @@ class Key(msgspec.Struct, omit_defaults=True):
 class KeyRing(msgspec.Struct):
     """The content of the key file.
 
-    `log` contains the keys that sign checkpoints of our logs, and `witness` the keys that cosign
-    checkpoints of other services. The last key of each list is the current one; the others are old.
+    The keys in `log` sign checkpoints of our logs. The keys in `witness` cosign checkpoints of
+    other services. The last key of each list is the current one; the others are old.
     """
 
     version: Literal[1] = 1
@@ -57,37 +60,42 @@ class KeyRing(msgspec.Struct):
     witness: list[Key] = []
 
     def signer(self, name: str) -> Signer | None:
-        """Returns a signer for our logs, which uses the current log key under this name.
+        """Returns a signer for one of our logs, which uses the current log key.
 
-        Returns `None` if the log key is missing.
+        `name` is the name of the log (its origin). Returns `None` if the log key is missing.
         """
         return _signer(self.log, name)
 
     def cosigner(self, name: str) -> Signer | None:
-        """Returns a signer for logs of other services, which uses the current witness key.
+        """Returns a signer for checkpoints of other services, which uses the current witness key.
 
-        `name` is the name of the signer. Returns `None` if the witness key is missing.
+        `name` is the name of this witness in its cosignatures. Returns `None` if the witness key is
+        missing.
         """
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
-        """Returns the public halves of all log keys, with this name. The current key is the first.
+        """Returns the public keys that verify the signatures of one of our logs.
 
-        The old keys are included, because they verify old signatures.
+        `name` is the name of the log. The current key is the first of the list. The old keys are
+        included, because they verify old signatures.
         """
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 
     def cosigner_verifier(self, name: str) -> Verifier | None:
-        """Returns the public half of the current witness key, with this name.
+        """Returns the public key that verifies the cosignatures of this service.
 
-        Returns `None` if the witness key is missing.
+        `name` is the name of this witness. Returns `None` if the witness key is missing.
         """
         found = self.cosigner(name)
         return None if found is None else found.verifier(COSIGNATURE)
 
 
 def _signer(keys: list[Key], name: str) -> Signer | None:
-    """Returns a signer that uses the last key of the list, or `None` if the list is empty."""
+    """Returns a signer that uses the last key of the list, or `None` if the list is empty.
+
+    `name` is the name of the signer in its signatures.
+    """
     private = keys[-1].private if keys else None
     return None if private is None else Signer(name, b64decode(private))
 
@@ -124,9 +132,9 @@ def make_keys(folder: Path) -> KeyRing:
 
 
 def rotate_keys(folder: Path) -> KeyRing:
-    """Replaces the log key by a new one, deletes the private half of the old key, returns all keys.
+    """Makes a new log key, deletes the private half of the old one, and returns all keys.
 
-    Raises `KeysUnusable` if the log key is missing. Raises it too if the key file cannot be read or
+    Raises `KeysUnusable` if there is no log key to replace, or if the key file cannot be read or
     written.
     """
     ring = read_keys(folder)

@@ -5,8 +5,8 @@ Before it signs a new checkpoint, it proves that the new tree is an extension of
 last signed checkpoint. This fails if an old backup was restored or the log was changed. The signer
 then stops signing this space and raises an alarm.
 
-It signs again when the log contains all signed events again. It also signs again when an admin
-declares a fork, which gives the log a new id and so a new origin.
+The signer continues with this space when the log contains all signed events again. It also
+continues when an admin declares a fork, which gives the log a new id and so a new origin.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class CheckpointSigner:
     def sign_all(self) -> int:
         """Signs and publishes a checkpoint for each space that has unsigned events.
 
-        Returns how many checkpoints were published. If the signing of a space has stopped with an
-        error, the space is tried again after `RETRY_SECONDS`.
+        Returns how many checkpoints were published. If the signing of a space failed, the space is
+        left out until `RETRY_SECONDS` have passed since the failure.
         """
         keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
@@ -187,8 +187,9 @@ class CheckpointSigner:
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
         """Signs a checkpoint of one space, and returns whether it was published.
 
-        If the signing fails, it raises an alarm for this space and returns `False`, so the caller
-        can continue with the other spaces.
+        If the signing fails, the method returns `False`, so that the caller can continue with the
+        other spaces. It then also raises an alarm for this space, unless the tree of the space is
+        missing.
         """
         try:
             signed = self.sign(space, keys)
@@ -212,9 +213,9 @@ class CheckpointSigner:
         Also returns `False` if the tree is behind: it lacks events that are in the log and were
         already signed.
 
-        Raises `LogShrunk` if the log has fewer events than were signed, and `LogForked` if signed
-        events have changed. Raises `LastCheckpointUnusable` if the file of the last checkpoint is
-        unreadable or invalid.
+        Raises `LogShrunk` if the log has fewer events than were signed. Raises `LogForked` if
+        signed events have changed. Raises `LastCheckpointUnusable` if the file of the last
+        checkpoint is unreadable or invalid.
         """
         with self._tree.signing(space) as is_ours:
             if not is_ours:
@@ -245,10 +246,11 @@ class CheckpointSigner:
         last: tuple[Checkpoint, Note] | None,
         keys: KeyRing,
     ) -> tuple[Checkpoint, Note]:
-        """Returns the checkpoint of the current tree, and the note with its signature.
+        """Makes the next checkpoint from the current tree, and signs it.
 
-        If the tree is unchanged since the last checkpoint, it returns `last`. Raises `LogForked` if
-        the tree contradicts the last checkpoint.
+        Returns the checkpoint, and the note with its text and its signature. If the tree is
+        unchanged since the last checkpoint, the last checkpoint and its note are returned. Raises
+        `LogForked` if the tree contradicts the last checkpoint.
         """
         old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if last is None else last[0]
         proof = self._tree.consistency(space, old.size, heads.size)

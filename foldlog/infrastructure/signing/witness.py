@@ -124,7 +124,7 @@ class _Pending(msgspec.Struct):
 
 
 class _Backoff(msgspec.Struct):
-    """Computes when a failed request may be repeated.
+    """Computes when a failed request to a witness may be repeated.
 
     The delay doubles with each further failure, up to `RETRY_SECONDS_MAX`.
     """
@@ -196,10 +196,9 @@ class Witnesses:
             self.submit(space, of_log, Note.parse(encoded))
 
     def ask_all(self, closing: Event | None = None) -> None:
-        """Sends one request for each missing cosignature.
+        """Requests each missing cosignature once, from the witnesses that may be asked now.
 
-        After a failure, a witness must not be asked again before its delay has passed. Such
-        witnesses are left out.
+        After a failed request, a witness is asked again only when its delay has passed.
         """
         while not self._signed.empty():
             space, of_log, note = self._signed.get()
@@ -218,9 +217,9 @@ class Witnesses:
                 del self._pending[space]
 
     def _ask(self, space: str, pending: _Pending, index: int) -> None:
-        """Requests a cosignature of one checkpoint from one witness, and publishes it.
+        """Requests a cosignature of one checkpoint from one witness, and publishes the cosignature.
 
-        If the request fails, the failure is logged and the next request is delayed.
+        If the request fails, the failure is logged, and the witness is asked again after a delay.
         """
         now = self._clock()
         unreachable, refused = self._unreachable[index], self._refused[index, space]

@@ -61,8 +61,9 @@ def pg_command(
 def _path_of(program: str) -> str:
     """Returns the path of a PostgreSQL program.
 
-    The pip package is searched first, because its programs have the same version as the
-    embedded server, then the folders of PATH. Raises `OperatorError` if the program is missing.
+    Searches the pip package of PostgreSQL first, because its programs have the same version as
+    the embedded server. Then searches the folders of PATH. Raises `OperatorError` if the
+    program is missing.
     """
     try:
         path = str(find_binaries())

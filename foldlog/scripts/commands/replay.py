@@ -1,5 +1,5 @@
-"""Implements `foldlog replay`, which prints the events of a log, or the records that the events
-make.
+"""Implements `foldlog replay`, which prints the events of a log, or the records that result from
+these events.
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ def head_of(store: EventStore, space: str) -> int:
 def fold_all(
     states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
 ) -> tuple[dict[Key, Record], list[Conflict]]:
-    """Folds stored events, the first of which has the seq `first`. Returns the records and the
-    conflicts.
+    """Computes records by applying stored events in order. `first` is the seq of the first
+    event in `states`. Returns the records, and the conflicts: the values that lost a merge.
 
-    Events whose seq is in `skipped` are not even decoded, because they may be unreadable.
+    Events whose seq is in `skipped` are left out before they are decoded, because they may be
+    unreadable.
     """
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []

@@ -40,8 +40,8 @@ def replica_command(ctx: click.Context, file: str, token: str | None) -> None:
 
 
 def with_replica(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command so that it gets the opened replica, which is closed when the command
-    ends.
+    """Decorates a command of `foldlog replica` so that the command gets the opened replica as
+    its first argument. The replica is closed when the command ends.
     """
 
     @click.pass_obj

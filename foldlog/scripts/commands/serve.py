@@ -95,7 +95,9 @@ def serve_command(
 
 
 def _make_first_token(url: str, settings: Settings) -> None:
-    """Makes and prints an admin token for every space, if the database has no token yet."""
+    """If the database has no token yet, makes an admin token that is valid in every space, and
+    prints it to standard error.
+    """
     text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
     grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:

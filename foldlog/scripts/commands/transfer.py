@@ -104,7 +104,7 @@ def _checkpoint(parts: Services, space: str) -> bytes | None:
 
 
 def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
-    """Yields the entries of the log up to the head of the export. Raises `ErasedMeanwhile` if a
+    """Yields the entries of the log up to the seq `header.head`. Raises `ErasedMeanwhile` if a
     record was erased during the export.
     """
     erasures = Erasures()
@@ -190,8 +190,8 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
 
 @contextmanager
 def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file for writing under a temporary name. The file gets its real name when it is
-    complete.
+    """Opens the file `name` for writing, or standard output if `name` is `-`. The file is
+    written under a temporary name, and gets its real name when it is complete.
     """
     if name == "-":
         yield sys.stdout.buffer

@@ -1,3 +1,3 @@
-"""Implements `foldlog demo`: replays the history of a git repository as devices, and checks the
-results.
+"""Implements `foldlog demo`: replays the history of a git repository through simulated devices, and
+checks the results.
 """

@@ -26,8 +26,8 @@ TOKEN_SECONDS = 3_600
 class SignIn:
     """Simulates the sign-in service of an app, which issues a token (JWT) to each device.
 
-    Writes the key of its tokens to a file, from which the Foldlog service reads it. The key is
-    a shared secret, made new for each run.
+    The constructor makes a new secret key, and writes the key to a file. The Foldlog service
+    reads this file to check the tokens.
     """
 
     AUDIENCE = "foldlog-demo"
@@ -43,8 +43,8 @@ class SignIn:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment variables with which the Foldlog service accepts the tokens of
-        this sign-in.
+        """The environment variables that make the Foldlog service accept the tokens of this
+        sign-in service.
         """
         return {
             "FOLDLOG_ACCESS": "tokens",

@@ -1,7 +1,8 @@
 """Reads the input of the demo: the history of a public git repository, converted to changesets.
 
 Each author of commits is a device, and each file is a record of the collection `files`. For some
-commits, the input has git's own list of files, with which the demo checks the records.
+commits, the input also has the number and a hash of the files that git lists. The demo compares the
+records with them.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Tree(msgspec.Struct):
 
 
 class Commit(msgspec.Struct):
-    """A git commit, which the demo pushes as one changeset of its author's device. `tree` is
-    git's list of files after the commit, if known.
+    """A git commit, which the demo pushes as one changeset of its author's device. `tree`
+    describes git's list of files after the commit, if it is known.
     """
 
     device: str
@@ -67,8 +68,8 @@ def read_history() -> list[Commit]:
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """Computes the list of files, as git would list them, from the fields of all existing
-    records of the collection `files`.
+    """Makes the list of files that git would print, from the fields of all existing records of
+    the collection `files`. Returns the number of files and the hash of the list.
     """
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)

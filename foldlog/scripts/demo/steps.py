@@ -28,8 +28,8 @@ MOMENTS_MIN = 20
 
 @dataclass
 class Demo:
-    """The state of a demo run: the running service, the history to replay, and the results so
-    far.
+    """Runs the steps of the demo. The attributes hold the connection to the service, the
+    history to replay, and the results so far.
     """
 
     command: list[str]  #: how to run `foldlog`
@@ -41,8 +41,8 @@ class Demo:
     failed: int = 0  #: number of claims that do not hold
 
     def check(self, is_true: bool, claim: str) -> None:
-        """Prints the claim, with `ok` if it is true and `NO` if it is false. Adds 1 to
-        `failed` if it is false.
+        """Prints the statement `claim`, with `ok` in front if it is true, or `NO` if it is
+        false. Adds 1 to `failed` if the statement is false.
         """
         self.failed += not is_true
         mark = "[green]ok[/green]" if is_true else "[red]NO[/red]"
@@ -148,8 +148,8 @@ class Demo:
         )
 
     def check_new_device(self) -> None:
-        """Pulls the whole log on a new device, folds it there, and checks that the records
-        are the same files as in git.
+        """Pulls the whole log on a new device, computes the records there from the events, and
+        checks that they are the same files as in git.
         """
         out.print("\n4. A new phone pulls the log from the start, and folds it itself")
         id = str(uuid.uuid4())

@@ -52,7 +52,7 @@ described in docs/explanation/proofs.md.
 
 
 class Part(NamedTuple):
-    """A part of an archive: some events, or one tile."""
+    """The content of one file in an archive: either some events, or one tile of the tree."""
 
     events: list[Evidence]
     tile: tuple[Tile, bytes] | None = None
@@ -136,8 +136,8 @@ def read_archive(file: IO[bytes]) -> Archive:
     """Reads the files at the beginning of an archive. The events and tiles are read later, when
     the caller iterates over `parts`.
 
-    Raises `InvalidExport` if the archive is invalid, truncated or damaged. The iteration can
-    raise it too.
+    Raises `InvalidExport` if the archive is invalid, truncated or damaged. The iteration over
+    `parts` can raise the same error.
     """
     members = _members(file)
     front: dict[str, bytes] = {}

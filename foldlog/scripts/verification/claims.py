@@ -31,16 +31,16 @@ class Claims:
         self._by_size: dict[int, list[Claim]] = {}
 
     def add(self, checkpoint: Checkpoint, source: str, *, head: int) -> None:
-        """Adds the claim of a checkpoint. Raises `Wrong` if the checkpoint covers more than
-        `head` events.
+        """Adds the root hash that a checkpoint states. `source` names the checkpoint in error
+        messages. Raises `Wrong` if the checkpoint covers more than `head` events.
         """
         if checkpoint.size > head:
             raise Wrong(f"the log ends at seq {head}; {source} has {checkpoint.size}")
         self._by_size.setdefault(checkpoint.size, []).append(Claim(checkpoint.root, source))
 
     def sizes_between(self, start: int, end: int) -> list[int]:
-        """Returns each number of events between `start` and `end` for which a checkpoint
-        states a root, sorted.
+        """Returns each number of events for which a checkpoint states a root, if it is greater
+        than `start` and less than `end`. The numbers are sorted.
         """
         return sorted(size for size in self._by_size if start < size < end)
 

@@ -28,7 +28,8 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 
 class DiskBackedRecords:
-    """A mapping of keys to records, with the methods that `fold` needs.
+    """A mapping of record keys to records. It has the methods that `fold` calls when it applies
+    an event to the records.
 
     If there are more than `in_memory_max` records, they are moved to a temporary SQLite file,
     which is deleted with this object.

@@ -14,7 +14,8 @@ from .disk_backed import DiskBackedRecords
 
 
 class Folded:
-    """Folds the events of a log into records, in one pass that begins with the first event.
+    """Computes records by applying (folding) the events of a log in order. The first call of
+    `add` must get the first events of the log.
 
     Events whose seq is in `skipped` are left out. The first error is saved in `failed`.
     """

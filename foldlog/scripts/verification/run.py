@@ -35,11 +35,15 @@ STATE_EVENTS = 100_000
 
 
 class Verification:
-    """Verifies the events from seq `first` to seq `last` of a source, by default all events.
+    """Verifies the events from seq `first` to seq `last` of the log that `source` reads, by
+    default all events.
 
-    `verify` runs the checks and adds each positive result to `findings`. The constructor raises
-    `OperatorError` if both `first` and the state file give a start position. It raises the same
-    error if the source lacks the tiles that a start at `first` needs.
+    `verify` runs the checks. It adds lines of text to `findings`, which say what was verified
+    and what was left out, and raises an error when a check fails.
+
+    The constructor raises `OperatorError` if `first` is given and the state file also has a
+    start position. It raises the same error if the source lacks the tiles of the events before
+    `first`.
     """
 
     def __init__(
@@ -156,7 +160,8 @@ class Verification:
 
     def _batches(self, claims: Claims) -> Iterator[Batch]:
         """Yields the events in batches. If a checkpoint covers N events, a batch ends after
-        event N, because the root is compared there.
+        event N, because the root hash that the checkpoint states is compared there with the
+        computed root hash.
         """
         seq = self._start.seq
         for batch, tiles in self._source.batches(seq, self.through):
@@ -183,8 +188,8 @@ class Verification:
     def _check_erasures(self, audit: LogAudit) -> None:
         """Checks that each erased value is covered by a `record-erased` event.
 
-        If a value was erased during the verification, its `record-erased` event is after
-        the head, so the later events are read as well.
+        If a value was erased during the verification, its `record-erased` event is after the
+        last verified event. The method then reads later events until it finds this event.
         """
         if not audit.is_settled:
             for batch in self._source.batches(audit.seq, INTEGER_MAX):
@@ -240,7 +245,8 @@ class Verification:
     # -- the master table
 
     def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
-        """Returns the folded records, without the changes of skipped events.
+        """Returns the records computed from the events, without the changes of the events that
+        an operator has skipped.
 
         If the log has skipped events, which is known only after the first pass, the events
         are read and folded again without them. Raises `WrongEvent` if an event that was not
@@ -261,7 +267,8 @@ class Verification:
         return folded.records
 
     def _compare_records(self, records: DiskBackedRecords, at_least: int) -> None:
-        """Compares the folded records with the master table. Raises `Wrong` if they differ.
+        """Compares the records computed from the events with the records of the master table.
+        Raises `Wrong` if they differ.
 
         A record that was changed by an event after the last verified one is left out.
         """

@@ -47,14 +47,14 @@ class Source(ABC):
         """
 
     def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
-        """Returns those of the wanted tiles that exist, for the tree over the first
-        `header.head` events.
+        """Returns the tiles of `wanted` that exist. They are tiles of the Merkle tree over the
+        first `header.head` events.
         """
         return {}
 
     def records(self, at_least: int) -> Iterator[dict[str, Any]]:
         """Yields all records of the master table as JSON objects, tombstones included.
 
-        The master table must have applied the events up to seq `at_least`.
+        The records include the changes of all events up to seq `at_least`.
         """
         return iter(())

@@ -1,6 +1,6 @@
 """Reads and writes the file of `foldlog verify --state`, which has the last verified position.
 
-The next run of the command continues there.
+The next run of the command continues from this position.
 """
 
 from __future__ import annotations

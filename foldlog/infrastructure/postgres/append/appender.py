@@ -1,15 +1,15 @@
 """Appends a group of pushes to one space, in one transaction.
 
-The appender has two ways to do this. The quick way takes no lock: the appender decides the pushes
-with the state of the space that it has in its cache, and sends one SQL statement that appends the
-new events. The statement checks that the log, the head and the mark of the space still equal the
-cached ones. If another process has appended meanwhile, the statement appends no event, and the
-appender continues with the second way.
+The appender first tries a quick way, which takes no lock. It accepts or refuses each push with the
+state of the space that it has in its cache, and sends one SQL statement that appends the new
+events. The statement checks that the log, the head and the mark of the space still equal the cached
+ones. If another process has appended meanwhile, the statement appends no event, and the appender
+uses the slow way.
 
-The second way locks the space, reads its state and all data that the group needs from the database,
-and decides the pushes under the lock. It is also used if the cached state is missing or too old, if
-the group needs data that the cache lacks, or if the quick way would refuse a push. So a push is
-refused only after a check under the lock.
+The slow way locks the space, reads its state and all other needed data from the database, and then
+accepts or refuses the pushes. The appender also uses the slow way if the cached state is missing or
+too old, if the cache lacks data that the group needs, or if the quick way would refuse a push. So a
+push is refused only after a check under the lock.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class Appended:
 class Appender:
     """Appends pushes and service events to all spaces.
 
-    Several threads may append to different spaces, but only one thread at a time to the same space.
-    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if the mark must
-    be read from the database.
+    Several threads may use one appender at the same time, each for another space.
+
+    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns the mark of an
+    event from memory, or `None` if the mark must be read from the database.
     """
 
     def __init__(
@@ -79,15 +80,17 @@ class Appender:
         self._contended: set[str] = set()  #: spaces whose lock timed out
 
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
-        """Decides each push of a group, appends the accepted changesets, and returns the outcomes.
+        """Accepts or refuses each push of a group, and appends the accepted changesets.
+
+        Returns the outcome of each push, and the appended events.
 
         Raises `StorageUnavailable` if the database is unavailable.
 
         Raises `OutcomeUnknown` if the connection breaks during the commit. It is then unknown
         whether the pushes were stored.
 
-        Other database errors are raised unchanged. A single push with invalid data may be their
-        cause.
+        Other database errors are raised unchanged. Such an error may be caused by invalid data in a
+        single push of the group.
         """
         with append_errors(self._datastore) as attempt:
             try:
@@ -110,9 +113,9 @@ class Appender:
     ) -> Appended | None:
         """Tries to append the group without a lock, using the cached state of the space.
 
-        Returns `None`, without appending an event, if this is impossible: the cached state is
-        missing, outdated, or lacks data that the group needs. It also returns `None` if a push
-        would be refused, or if all changesets of the group are already stored.
+        Returns `None`, without appending an event, in these cases: the cached state is missing or
+        outdated, it lacks data that the group needs, a push would be refused, or all changesets of
+        the group are already stored.
         """
         cached = self._cache.get(space)
         if cached is None:
@@ -137,7 +140,10 @@ class Appender:
     def _append_locked(
         self, conn: Connection[Any], space: str, pushes: Sequence[Push], attempt: Attempt
     ) -> Appended:
-        """Locks the space, decides and appends the group, and saves the new state in the cache."""
+        """Locks the space, appends the accepted pushes, and caches the new state of the space.
+
+        If the transaction creates the space, but all pushes are refused, it is rolled back.
+        """
         with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
             state, lookups, clock, is_new = self._loader.lock_and_load(
                 conn, cursor, space, pushes, shorten_lock_timeout=space in self._contended
@@ -158,10 +164,10 @@ class Appender:
     def _decide(
         self, state: SpaceState, lookups: Lookups, clock: DatabaseClock, pushes: Sequence[Push]
     ) -> tuple[PushDecider, list[Receipt | Exception]]:
-        """Decides all pushes of a group in order, and returns the decider and the outcomes.
+        """Accepts or refuses each push of a group, in the order of the group.
 
-        The outcome of a push is a receipt, or the error with which the push is refused. The decider
-        contains the new events to append.
+        Returns the decider, which contains the new events to append, and the outcome of each push.
+        The outcome is a receipt, or the error with which the push is refused.
         """
         decider = PushDecider(
             state, lookups, now_ms=clock.now_ms(), salt=salts(pushes), limits=self._limits
@@ -180,8 +186,8 @@ class Appender:
     def _note_contended(self, space: str) -> None:
         """Remembers that a transaction waited too long for the lock of this space.
 
-        The next transaction then waits at most 200 ms for this lock, so that it delays other spaces
-        less.
+        The next transaction for this space then waits at most 200 ms for the lock, because other
+        spaces need its thread too.
         """
         if len(self._contended) >= CONTENDED_MAX:
             self._contended.clear()
@@ -191,7 +197,8 @@ class Appender:
     def service_event(self, space: str) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        If the caller appends no event, the transaction is rolled back.
+        The service itself makes this event, such as `token-granted`. If the caller appends no
+        event, the transaction is rolled back.
 
         Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
         connection breaks during the commit. It is then unknown whether the event was stored.

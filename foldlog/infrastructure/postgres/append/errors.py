@@ -20,7 +20,8 @@ from foldlog.infrastructure.postgres.connection.errors import (
 class Attempt:
     """Records whether one append may already have sent its commit to the database.
 
-    If the connection breaks, this decides which error `append_errors` raises.
+    If the connection breaks, `append_errors` reads this. It then raises `OutcomeUnknown` if the
+    commit may have been sent, and otherwise `StorageUnavailable`.
     """
 
     #: The commit may have been sent. If the connection breaks now, the outcome is unknown.
@@ -31,12 +32,12 @@ class Attempt:
 def append_errors(datastore: Datastore) -> Iterator[Attempt]:
     """Translates the database errors of a `with` block that runs one append.
 
-    If the connection breaks while `Attempt.may_commit` is true, the events may already be stored,
-    so it raises `OutcomeUnknown`. If the connection breaks at another time, it raises
-    `StorageUnavailable`.
+    If the connection breaks while `Attempt.may_commit` is true, the block raises `OutcomeUnknown`,
+    because the events may already be stored. If the connection breaks at another time, the block
+    raises `StorageUnavailable`.
 
-    For other temporary database errors it raises `StorageUnavailable`. All other database errors
-    are raised unchanged.
+    Other temporary database errors also become `StorageUnavailable`. All other database errors are
+    raised unchanged.
     """
     attempt = Attempt()
     try:

@@ -7,7 +7,10 @@ from typing import Any
 
 
 def evict_oldest(cache: dict[str, Any], size_max: int) -> None:
-    """Removes the oldest entries until the cache has fewer than `size_max` entries."""
+    """Removes the oldest entries until the cache has fewer than `size_max` entries.
+
+    Call it before each insertion; the cache then has at most `size_max` entries afterwards.
+    """
     while len(cache) >= size_max:
         # Another thread may change the cache between these two steps.
         with suppress(KeyError, StopIteration, RuntimeError):

@@ -1,9 +1,9 @@
 """Group commit: appends all pushes that wait for the same space in one transaction.
 
 Appends to one space run one after another, because the events of a space have one order. If each
-push had its own transaction, each push would also wait for its own flush to the disk. Therefore the
-first push is appended at once, and all pushes that arrive during its transaction form the next
-group. A push never waits for the groups of other spaces.
+push had its own transaction, it would wait until all earlier transactions are flushed to the disk.
+Therefore the first push is appended at once, and all pushes that arrive during its transaction form
+the next group. Groups of different spaces are committed at the same time, in different threads.
 
 A small number of threads, which all callers share, commits the groups. If a caller pushes to many
 spaces at once, this caller can use all threads except one, so other callers still get a thread.
@@ -44,7 +44,7 @@ class QueueFull(Exception):
 
 
 class _Waiting(NamedTuple, Generic[Request, Reply]):
-    """A queued request whose group is still to be committed, with its deadline and its caller."""
+    """A request in the queue of a key, with its future, its deadline and its caller."""
 
     request: Request
     outcome: Future[Reply]
@@ -98,9 +98,10 @@ class GroupCommit(Generic[Request, Reply]):
         """Queues a request, and returns a future for the outcome of the request.
 
         The future gets its result after the request's group was committed. If the future is
-        cancelled before this commit begins, the request is dropped. The threads are shared fairly
-        between callers, and `caller` names the caller of this request (its rate key, see
-        `domain.fairness`).
+        cancelled before this commit begins, the request is dropped.
+
+        `caller` is the rate key of the request's caller (see `domain.fairness`). The threads are
+        shared fairly between the callers.
 
         Raises `QueueFull` if the total weight of the requests that wait for this key would exceed
         `waiting_weight_max`.
@@ -159,7 +160,7 @@ class GroupCommit(Generic[Request, Reply]):
                 self._end_turn(caller, key)
 
     def _end_turn(self, caller: str, key: str) -> None:
-        """Finishes the work on a key after the commit of one of its groups.
+        """Allows the next group of a key to be committed, after one of its groups was committed.
 
         If more requests wait for this key, the key is queued again, behind the other keys.
         Otherwise the data about the key is deleted.
@@ -175,9 +176,9 @@ class GroupCommit(Generic[Request, Reply]):
             self._wakeups.put(True)
 
     def _wait_for_thread(self, caller: str, key: str) -> bool:
-        """Adds a key to the keys of a caller that wait for a free thread.
+        """Queues a key for a caller, until a thread is free to commit the next group of the key.
 
-        Returns `False` if the key waits under this caller already.
+        Returns `False` if the key is already queued for this caller, and otherwise `True`.
         """
         callers = self._callers.setdefault(key, set())
         if caller in callers:
@@ -202,10 +203,11 @@ class GroupCommit(Generic[Request, Reply]):
                 future.set_result(outcome)
 
     def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
-        """Takes the requests of the next group from a key's queue, up to the limits of a group.
+        """Removes the requests of the next group from a key's queue, and returns them.
 
-        Cancelled requests are dropped. A request whose deadline has passed gets the error
-        `StorageUnavailable`.
+        Each request is returned with its future. The number and the total weight of the requests in
+        a group are limited. A cancelled request is dropped. If the deadline of a request has
+        passed, its future gets the error `StorageUnavailable`, and the request is left out.
         """
         queue = self._queues[key]
         group: list[tuple[Request, Future[Reply]]] = []

@@ -62,7 +62,7 @@ SELECT collection, id, seq
 
 
 class LockedSpace(NamedTuple):
-    """The state of a locked space, and the other data needed to decide a group of pushes."""
+    """The state of a locked space, and the other data needed to accept or refuse pushes to it."""
 
     state: SpaceState
     lookups: Lookups
@@ -73,8 +73,8 @@ class LockedSpace(NamedTuple):
 class Loader:
     """Reads the data that is needed to accept or refuse groups of pushes.
 
-    `cached_mark(space, seq)` returns the mark of an event from memory, or `None` if the mark must
-    be read from the database.
+    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns the mark of an
+    event from memory, or `None` if the mark must be read from the database.
     """
 
     def __init__(self, limits: Limits, cached_mark: Callable[[str, int], str | None]):
@@ -91,7 +91,7 @@ class Loader:
         *,
         shorten_lock_timeout: bool = False,
     ) -> LockedSpace:
-        """Locks the space, and returns its state with all data that the pushes need.
+        """Locks the space, and returns its state and the other data needed to check the pushes.
 
         If the space is missing, it is created. If `shorten_lock_timeout` is true, the transaction
         fails after it has waited 200 ms for a lock.
@@ -113,9 +113,10 @@ class Loader:
     def _lock(
         self, conn: Connection[Any], cursor: Cursor[Any], space: str, pushes: Sequence[Push]
     ) -> tuple[SpaceState, Lookups, DatabaseClock] | None:
-        """Locks the space and reads its state in one round trip to the database.
+        """Locks the space, and reads its state in one round trip to the database.
 
-        Returns `None` if the space is missing.
+        Returns the state, the stored data to which the pushes refer, and a clock with the
+        database's time. Returns `None` if the space is missing.
         """
         changesets = [changeset for push in pushes for changeset in push.changesets]
         params = {
@@ -157,10 +158,10 @@ class Loader:
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> Mapping[Key, Record] | None:
-        """Returns the records that are needed to decide the pushes, as they are at the head.
+        """Returns the current values of the records that are needed to check the pushes.
 
-        Returns `None` if this is impossible, for example because the master table is too many
-        events behind the head.
+        The values include all events up to the head. Returns `None` if they cannot be computed, for
+        example because the master table is too many events behind the head.
         """
         keys = keys_to_load(pushes, state.schemas)
         if not keys:
@@ -171,12 +172,11 @@ class Loader:
     def erasures(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[Key, int]:
-        """Returns, for records that were erased, the seq of the last erasure of each record.
+        """Returns the seq of the last erasure of each erased record that old changesets name.
 
-        Only records that old changesets of the pushes name are looked up. A changeset is old if its
-        base is lower than `erased_seq`, the seq of the last erasure in the space. If the pushes
-        contain no old changesets, as usual, this method makes no query. The result stays valid
-        until the head moves, because each erasure appends an event.
+        A changeset is old if its base is lower than `erased_seq`, the seq of the last erasure in
+        the space. If the pushes contain no old changesets, as usual, this method makes no query.
+        The result stays valid until the head moves, because each erasure appends an event.
         """
         keys = keys_unseen(pushes, state.erased_seq)
         if not keys:
@@ -189,12 +189,13 @@ class Loader:
     def add_devices_and_get_marks(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[int, str]:
-        """Adds the counters of the pushing devices to `state`, and returns marks by seq.
+        """Adds the counter of each pushing device to `state`, and returns marks by their seq.
 
         The result contains the mark of each event that a push names in `after`. Only counters and
-        marks that are missing in memory are read from the database. The method works without a
-        lock: counters change only when the head moves, so the caller must append only if the head
-        is unchanged. Marks are constant.
+        marks that are missing in memory are read from the database.
+
+        The method takes no lock. An append may change the counters, so the caller must use the
+        result only if the head is still the same when it appends. Marks are constant.
         """
         devices = {push.device for push in pushes} - state.counters.keys()
         marks = {state.head: state.mark, 0: ""}

@@ -67,8 +67,9 @@ def records_at_head(
     The caller must hold the lock of the space. A missing record is returned as an empty record. If
     the stored records exceed `bytes_max` in total, some of them are missing in the result.
 
-    Returns `None` if the events that the master table lacks are unsuitable: they are more than
-    `guard_tail_events_max`, they exceed `bytes_max` in total, or one of them is invalid.
+    Returns `None` if the function is unable to apply the events that the master table lacks. This
+    is the case if they are more than `guard_tail_events_max` events, if they exceed `bytes_max` in
+    total, or if one of them is invalid.
     """
     collections, ids = zip(*keys, strict=True)
     params: dict[str, Any] = {

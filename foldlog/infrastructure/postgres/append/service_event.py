@@ -22,10 +22,12 @@ from .spaces import create_space, lock_space
 class ServiceEventTransaction:
     """A transaction in which the caller appends one event of the service to a space.
 
-    First call `lock`, and then `append`. Execute all other statements of the transaction with
-    `cursor`. Statements that may wait for other locks should come before `lock`, because `lock`
-    stops all other appends to the space. If the block ends without a call of `append`, the
-    transaction is rolled back.
+    The caller first calls `lock`, and then `append`. It runs all other statements of the
+    transaction with `cursor`.
+
+    Run statements that could wait for other locks before `lock`. Until `lock` is called, pushes to
+    the space are still appended; after it, they wait until the transaction ends. If the caller
+    leaves the `with` block without a call of `append`, the transaction is rolled back.
     """
 
     def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
@@ -35,11 +37,13 @@ class ServiceEventTransaction:
         self._attempt = attempt
 
     def lock(self, *, creates_space: bool = False) -> SpaceState:
-        """Locks the space, and returns its state without the devices and the schemas.
+        """Locks the space until the transaction ends, and returns the state of the space.
 
-        It also sets `envelope`, the metadata of the event to append. If the space is missing and
-        `creates_space` is true, the space is created. If it is missing and `creates_space` is
-        false, `UnknownSpace` is raised.
+        The returned state lacks the devices and the schemas. The method also sets `envelope`, the
+        metadata (seq, id, time and salt) of the event to append.
+
+        If the space is missing and `creates_space` is true, the space is created. If it is missing
+        and `creates_space` is false, `UnknownSpace` is raised.
         """
         if creates_space:
             create_space(self.cursor, self._space)
@@ -53,7 +57,7 @@ class ServiceEventTransaction:
         return self.state
 
     def append(self, entry: LogEntry) -> None:
-        """Appends the event of this transaction. Its metadata must come from `envelope`.
+        """Appends an event to the space. The caller must make the event with `envelope`.
 
         Later statements of this transaction see the event at once. Other transactions see it after
         the commit.

@@ -41,14 +41,14 @@ class DatabaseClock(NamedTuple):
 
 @dataclass(slots=True)
 class CachedSpace:
-    """The state of a space right after this process last appended to it."""
+    """The state of a space right after the last append of this process to the space."""
 
     state: SpaceState
     clock: DatabaseClock
     expires_at: float  #: on the monotonic clock
 
     def advance(self, entries: Sequence[LogEntry], counters: Mapping[str, int]) -> None:
-        """Updates the state after `entries` were appended.
+        """Updates the cached state after `entries` were appended to the space.
 
         `counters` contains the new counter of each pushing device. If the state then contains the
         counters of more than `DEVICES_MAX` devices, only the counters in `counters` are kept.

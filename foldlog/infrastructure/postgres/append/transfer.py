@@ -66,13 +66,13 @@ class Importer:
         entries: Iterable[LogEntry],
         report: Callable[[int], None] = lambda seq: None,
     ) -> int:
-        """Appends the entries that the space lacks, and returns how many entries it appended.
+        """Appends those entries of the export that the space lacks, and returns their number.
 
         After each batch it calls `report(seq)` with the seq of the last event of the batch.
 
-        Raises `ImportConflict` if the space contains another log, or if another process writes to
-        the space. Raises `InvalidExport` if the seqs of the entries are not 1, 2, 3 and so on, or
-        if two entries have the same id.
+        Raises `ImportConflict` if the space contains other events than the export, or if another
+        process writes to the space. Raises `InvalidExport` if the seqs of the entries are not 1, 2,
+        3 and so on, or if two entries have the same id.
         """
         head, mark = self._start(space, log)
         imported, expected, mark_before = 0, 1, mark

@@ -72,8 +72,8 @@ class Datastore(PostgresDatastore):
 
     `pool_size_max` is the greatest number of connections. `seconds_max` is the longest time, in
     seconds, for which code can use a connection that it took from the pool. After this time the
-    running statement fails with a lost connection, even if the database has stopped answering. With
-    `seconds_max=None` the time is unlimited.
+    running statement fails with an error that reports a lost connection, even if the database has
+    stopped answering. With `seconds_max=None` the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -110,11 +110,11 @@ class Datastore(PostgresDatastore):
         self.pool.connection_class = DeadlineConnection
 
     def check_pool(self) -> None:
-        """Replaces all connections of the pool, if the last replacement is more than a second ago.
+        """Closes all connections of the pool and opens new ones, at most once per second.
 
         Call this after an error that shows a lost connection or a read-only server, because the
-        other connections probably have the same problem. The connections are replaced without a
-        test, because the test of a lost connection waits for a timeout.
+        other connections of the pool probably have the same problem. The method replaces them
+        without a test, because a test of a lost connection would wait for a timeout.
         """
         now = time.monotonic()
         if now - self._renewed_at > RENEW_SECONDS:

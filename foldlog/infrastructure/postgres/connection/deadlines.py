@@ -2,9 +2,9 @@
 
 A database server can stop answering while its connections stay open. Examples are a suspended
 server, and a network that drops all packets. The server's statement timeout then has no effect, and
-local sockets have no TCP timeouts. So each connection that is taken from the pool has a deadline.
-After the deadline this process shuts the socket down, and the running statement fails with a lost
-connection.
+connections over Unix sockets have no TCP timeouts. So this module sets a deadline in the client.
+After the deadline the client shuts the socket down, and the running statement fails with an error
+that reports a lost connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from psycopg import Connection
 class DeadlineConnection(Connection[Any]):
     """A psycopg connection that shuts its socket down after the time `deadline`.
 
-    The statement that is running at that time fails with a lost connection.
+    A statement that is still running at this time fails with an error that reports a lost
+    connection.
     """
 
     #: a time of the monotonic clock, in seconds

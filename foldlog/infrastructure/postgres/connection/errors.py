@@ -1,4 +1,4 @@
-"""Classifies database errors, and raises `StorageUnavailable` in place of temporary ones."""
+"""Classifies database errors, and raises `StorageUnavailable` in place of temporary errors."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 def is_connection_error(exc: BaseException) -> bool:
     """Tells whether an error means that the connection to the database is lost.
 
-    If such an error happens during a COMMIT, it is unknown whether the transaction was stored. The
-    function looks at the SQLSTATE of the error. If the error has no SQLSTATE, the function looks at
-    the Python class. The class alone is not enough, because psycopg also raises `OperationalError`
-    for timeouts and for exceeded limits of the server.
+    If such an error happens during a COMMIT, the caller cannot know whether the transaction was
+    stored. The function looks at the SQLSTATE of the error. If the error has no SQLSTATE, the
+    function looks at its Python class. The class alone is not enough, because psycopg also raises
+    `OperationalError` for timeouts and for exceeded limits of the server.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False
@@ -61,10 +61,10 @@ def is_lock_timeout(exc: BaseException) -> bool:
 
 
 def needs_new_connections(exc: BaseException) -> bool:
-    """Tells whether an error means that the pool must replace its connections.
+    """Tells whether the pool should replace its connections after this database error.
 
-    This is the case if a connection is lost, or if its server only accepts reads. A new connection
-    may reach another host of the database URL, which accepts writes.
+    This is the case if a connection is lost, or if the server of the connection only accepts reads.
+    A new connection may reach another host of the database URL, which accepts writes.
     """
     return is_connection_error(exc) or _sqlstate(exc) == READ_ONLY
 
@@ -83,12 +83,12 @@ class Pool(Protocol):
 
 @contextmanager
 def translated(pool: Pool) -> Iterator[None]:
-    """Replaces a temporary database error in the `with` block by `StorageUnavailable`.
+    """Raises `StorageUnavailable` if a temporary database error happens in the `with` block.
 
-    All other errors are raised unchanged. After a lost connection, and after an error of a
-    read-only server, this function also replaces the connections of `pool`. The methods `reading`,
-    `writing`, `fetch_all` and `fetch_one` of `Datastore` already use this function. Other code must
-    use it around its database calls.
+    All other errors are raised unchanged. If the error shows a lost connection or a read-only
+    server, this function also replaces the connections of `pool`. The methods `reading`, `writing`,
+    `fetch_all` and `fetch_one` of `Datastore` already use this function. Other code must use it
+    around its database calls.
     """
     try:
         yield

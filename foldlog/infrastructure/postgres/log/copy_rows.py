@@ -1,9 +1,9 @@
 """Encodes events as rows of PostgreSQL's binary COPY format, for fast appends of many events.
 
 Each row starts with the number of its columns. Then each column follows as its length and its
-bytes. The section "Binary Format" of PostgreSQL's page about COPY describes this format. This code
-takes a fifth of the time of psycopg's own encoder, and encoding is most of the cost of a large
-append.
+bytes. The section "Binary Format" of PostgreSQL's page about COPY describes this format. The
+encoder of this module takes a fifth of the time of psycopg's own encoder, and encoding is most of
+the cost of a large append.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _LENGTH_OF_UUID = _int4(16)
 
 
 def copy_rows(space: str, entries: Sequence[LogEntry]) -> bytes:
-    """Returns the data for the statement `COPY`: a header, one row for each event, and a trailer.
+    """Returns the bytes to send after a `COPY` statement: a header, the rows, and a trailer.
 
-    Each row has its columns in the order in which the statement names them.
+    There is one row for each event. Its columns have the same order as in the `COPY` statement.
     """
     start = _int2(10) + _value(space.encode()) + _LENGTH_OF_INT8
     parts = [_HEADER]

@@ -20,7 +20,8 @@ def evidence(
 ) -> Iterator[list[Evidence]]:
     """Yields the stored events with `after < seq <= through` as lists, in the order of seq.
 
-    If events are missing in the log, the lists lack them too. The audit detects such a gap.
+    If the log has a gap, where events are missing, the function skips the gap without an error. The
+    audit that uses the lists detects the gap.
     """
     while after < through:
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=BATCH_BYTES)

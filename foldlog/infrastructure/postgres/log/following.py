@@ -36,10 +36,11 @@ SELECT space, log::text, head, mark
 
 
 class Follower:
-    """A thread that updates the tail cache when other processes append events.
+    """A thread that adds events of other processes to the tail cache of this process.
 
-    The thread calls `read_on(space)` to read the new events of a space into the cache. Only web
-    processes call `start`. Commands such as `foldlog export` work without this thread.
+    The thread calls `read_on(space)` when it learns about new events of a space that readers watch.
+    This function must read the events from the database into the cache. Only web processes start
+    the thread. Commands such as `foldlog export` do without it.
     """
 
     def __init__(self, datastore: Datastore, tails: LogTailCache, read_on: Callable[[str], None]):

@@ -1,6 +1,7 @@
 """Computes marks from stored events. A mark is a short hash of a log's history up to a seq.
 
-A reader's cursor contains a mark. The service compares it with the computed mark.
+A reader's cursor contains the mark at the last seq that the reader has received. The service
+compares this mark with the mark that it computes from its own log.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ SELECT originator_version, state, ops_hash
 
 
 def marks_of(rows: Iterable[tuple[int, bytes, bytes]]) -> dict[int, str]:
-    """Returns {seq: mark} for rows of the statement `SELECT_FOR_MARKS`.
+    """Computes the marks of events and returns {seq: mark}.
 
-    The result also contains the seq 0, whose mark is the empty string.
+    `rows` are rows of the statement `SELECT_FOR_MARKS`. The result also contains the seq 0, whose
+    mark is the empty string.
     """
     marks = {seq: proofs.mark_of(proofs.leaf_header_of(state), hash) for seq, state, hash in rows}
     return {0: "", **marks}

@@ -72,10 +72,11 @@ def select_page(columns: str, filter: str = "") -> str:
 def page_params(
     space: str, after: int, through: int, *, limit: int, bytes_max: int
 ) -> dict[str, Any]:
-    """Returns the parameters of a `select_page` statement for events with `after < seq <= through`.
+    """Returns the parameters with which a `select_page` statement reads events of a space.
 
-    The page has at most `limit` events. If their size exceeds `bytes_max` bytes, the page ends with
-    the event that exceeds this size.
+    The statement reads a page of events with `after < seq <= through`. The page has at most `limit`
+    events. If their total size exceeds `bytes_max` bytes, the page ends with the event that exceeds
+    this size.
     """
     return {
         "space": space,

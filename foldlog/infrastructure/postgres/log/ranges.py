@@ -52,7 +52,10 @@ TAIL_EVENTS = 500
 
 
 class _Page(NamedTuple):
-    """The values that one round trip to the database returns when it reads a page of the log."""
+    """The values that the database returns when `RangeReader` reads a page of the log.
+
+    All values are read in one round trip to the database.
+    """
 
     log: str
     head: int
@@ -62,9 +65,10 @@ class _Page(NamedTuple):
 
 
 class RangeReader:
-    """Reads events from the database.
+    """Reads pages of a log from the database.
 
-    If a page ends at the head of the log, the reader also stores this head in the tail cache.
+    If a page ends at the head of the log, the reader also stores this head in the tail cache
+    (`LogTailCache`).
     """
 
     def __init__(self, datastore: Datastore, limits: Limits, tails: LogTailCache):
@@ -135,9 +139,9 @@ class RangeReader:
     def read_tail(self, space: SpaceId) -> None:
         """Reads the newest events of a space from the database and adds them to the tail cache.
 
-        If the cache does not contain the space, or lacks more than `TAIL_EVENTS` events, this
-        method stores only the head in the cache. If the database has no such space, it does
-        nothing.
+        If the cache does not contain the space, or lacks more than `TAIL_EVENTS` of the newest
+        events, this method adds only the head to the cache. If the database has no such space, the
+        method does nothing.
         """
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
@@ -166,9 +170,9 @@ class RangeReader:
 def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:
     """Returns the bytes that a reader receives for an event.
 
-    If the event was skipped and is unreadable, the function returns `placeholder`. If the event is
-    a changeset of the reader's own device (`is_own`), it returns the short form of the event.
-    Otherwise it returns the stored bytes.
+    If the event was skipped and its stored bytes are unreadable, the function returns
+    `placeholder`. If the event is a changeset of the reader's own device (`is_own`), the function
+    returns the short form of the event. Otherwise it returns the stored bytes, `state`.
     """
     if placeholder is not None and not is_readable(seq, state):
         return placeholder

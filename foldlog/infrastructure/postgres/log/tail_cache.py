@@ -1,13 +1,13 @@
 """Caches the newest events of each log in memory, because most readers ask for these events.
 
-A process adds the events that it appends or reads. Stored events do not change, so cached events
-stay correct. But the cached head becomes outdated when another process appends events. A
-notification then tells this process about the append. Notifications can get lost, so the follower
-also reads the heads from the database every few seconds.
+Each process has its own cache, and adds the events that it appends or reads. Stored events do not
+change, so cached events stay correct. But the cached head becomes outdated when another process
+appends events. A notification then tells this process about the append. Notifications can get lost,
+so the follower thread also reads the heads from the database every few seconds.
 
-The cache answers for a space only if the cached head was confirmed in the last
+The cache answers queries about a space only if the cached head was confirmed in the last
 `CONFIRMED_SECONDS_MAX` seconds. The answer has the correct events, but it can lack new events whose
-notification is still on its way. If the cache cannot answer, or if the cursor of the query is
+notification is still on its way. If the cache cannot answer a query, or if the query's cursor is
 invalid, the cache returns `None`. The caller then reads from the database, and this read rejects an
 invalid cursor.
 """
@@ -65,8 +65,9 @@ class _Tail:
 
     @property
     def start(self) -> int:
-        """The seq of the event before the first cached event. It equals `head` if the cache is
-        empty.
+        """Returns the seq of the event directly before the first cached event.
+
+        If no events are cached, the returned seq equals `head`.
         """
         return self.head - len(self.entries)
 
@@ -120,7 +121,7 @@ class LogTailCache:
     # Reading
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Returns the page for a query, or `None` if the caller must read it from the database."""
+        """Returns a page of cached events, or `None` if the caller must read from the database."""
         with self._lock:
             tail = self._tails.get(space)
             if (
@@ -168,7 +169,7 @@ class LogTailCache:
         return events, last
 
     def mark_at(self, space: SpaceId, seq: int) -> str | None:
-        """Returns the mark of the log at `seq`, or `None` if this event is missing in the cache."""
+        """Returns the mark of the log at `seq`, or `None` if the cache does not know this mark."""
         with self._lock:
             tail = self._tails.get(space)
             return None if tail is None else tail.mark_at(seq)
@@ -176,11 +177,13 @@ class LogTailCache:
     # Updating
 
     def update(self, space: SpaceId, end: LogEnd) -> None:
-        """Adds the newest events of a log to the cache, and calls the functions given to `watch`.
+        """Adds the newest events of a log to the cache.
 
-        If the cache already has all these events, it only stores the time of the confirmation. If
-        the log has another id than the cached log, or if events between the cached head and `end`
-        are missing, the cached events are removed first.
+        `end` was just read from the database or written to it. If the cache already has these
+        events, the method only stores that the cached head is confirmed. Otherwise it adds the
+        events and calls the functions that `watch` has registered for the space. If the cache has a
+        log with another id, or if events between the cached head and `end` are missing, the method
+        first removes the cached events of the space.
         """
         log, head, entries, mark_before, confirmed_at = end
         assert not entries or entries[-1].seq == head
@@ -213,11 +216,11 @@ class LogTailCache:
             on_growth()
 
     def announce(self, space: SpaceId, head: int) -> bool:
-        """Tells the cache that another process has appended events up to `head`.
+        """Tells the cache that another process has appended events to a space, up to `head`.
 
-        Until these events are added, the cache returns `None` for queries about this space. The
-        method returns `True` if the caller should read the events into the cache now. This is the
-        case if they are not cached and a reader watches the space.
+        Until these events are added to the cache, the cache returns `None` for queries about this
+        space. The method returns `True` if the events are not cached and a function is registered
+        for the space with `watch`. The caller should then read the events into the cache.
         """
         with self._lock:
             tail = self._tails.get(space)
@@ -235,12 +238,14 @@ class LogTailCache:
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
         """Compares the cached head of a log with `end`, which was just read from the database.
 
-        If the heads are equal, the cached head is confirmed. If the log in the database is shorter,
-        or has another id or mark, the space is removed from the cache. If the log in the database
-        is longer, the cache returns `None` for queries until the new events are added.
+        If the heads are equal, the method stores that the cached head is confirmed. If the log in
+        the database is shorter, or has another id or mark, the method removes the space from the
+        cache. If the log in the database is longer, the cache returns `None` for queries about the
+        space until the new events are added.
 
-        Returns `True` if the caller should read new events into the cache now, because a reader
-        watches the space. The caller must pass an `end` without entries.
+        The method returns `True` if the cache lacks events and a function is registered for the
+        space with `watch`. The caller should then read the events into the cache. The caller must
+        pass an `end` without entries.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -269,9 +274,10 @@ class LogTailCache:
             self._size = 0
 
     def spaces(self) -> Collection[SpaceId]:
-        """Returns the spaces that are cached or watched.
+        """Returns the spaces that are in the cache, and the spaces that readers watch.
 
-        The follower regularly reads the heads of these spaces from the database.
+        A reader watches a space if it has registered a function with `watch`. The follower thread
+        regularly reads the heads of these spaces from the database.
         """
         with self._lock:
             return {*self._tails, *self._watchers}
@@ -289,10 +295,10 @@ class LogTailCache:
     # Waiting
 
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
-        """Registers a function that is called each time the log of a space has grown.
+        """Registers a function that is called when new events of a space are added to the cache.
 
-        The function must be safe to call from any thread. `watch` returns another function, which
-        ends the registration.
+        The function must be safe to call from any thread. `watch` returns another function. Call
+        the returned function to end the registration.
         """
         with self._lock:
             self._watchers.setdefault(space, []).append(on_growth)

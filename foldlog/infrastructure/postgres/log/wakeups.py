@@ -1,8 +1,9 @@
-"""Sends and receives PostgreSQL notifications that tell other processes that a log has grown.
+"""Sends and receives PostgreSQL notifications that tell other processes that a log has new events.
 
 The announcer sends a notification after the commit of an append. It sends the notifications of
 several spaces in one transaction, because each transaction with NOTIFY takes a global lock when it
-commits. Notifications can get lost, so the receivers also read the tables every few seconds.
+commits. Notifications can get lost, so the processes that receive them also read the database
+tables every few seconds.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class _Pending:
 
 
 class Announcer:
-    """Sends notifications about grown logs from a background thread of this process.
+    """Notifies other processes about logs that have new events, from a background thread.
 
     The thread starts with the first call of `announce`.
     """
@@ -93,7 +94,7 @@ class Announcer:
 
 
 class Wakeups:
-    """A background thread that receives the notifications of all processes about grown logs."""
+    """Receives notifications about new events from all processes, in a background thread."""
 
     def __init__(self, url: str):
         self._url = url
@@ -107,9 +108,10 @@ class Wakeups:
         return self._closing.is_set()
 
     def wait(self, timeout_seconds: float) -> dict[str, int]:
-        """Waits until at least one log has grown. Returns {space: new head} of all grown logs.
+        """Waits until at least one log has new events, and returns {space: new head} of these logs.
 
-        If `timeout_seconds` have passed, or the object is closed, it returns an empty dict.
+        If `timeout_seconds` pass without a notification, or if the object is closed, the method
+        returns an empty dict.
         """
         return self._pending.take(timeout_seconds)
 

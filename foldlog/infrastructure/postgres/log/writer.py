@@ -1,9 +1,10 @@
 """Appends events to the log of a space, and updates the tables that are derived from the events.
 
-The table `events` has the columns of the eventsourcing library's aggregate stream. Each space is
-one stream. So the unmodified recorder and mapper of that library can read the table; see
-docs/how-to/follow-with-eventsourcing.md. Foldlog does not append with the library's recorder,
-because an append must also move the head of the space and fill columns that only Foldlog has.
+The table `events` has the columns that the eventsourcing library uses for the events of an
+aggregate. Each space is one aggregate. So the unmodified recorder and mapper of that library can
+read the table; see docs/how-to/follow-with-eventsourcing.md. Foldlog does not append with the
+library's recorder, because an append must also update the head of the space and fill columns that
+only Foldlog has.
 """
 
 from __future__ import annotations
@@ -160,11 +161,12 @@ class LogBatch:
 
 
 def append_batch(conn: Connection[Any], batch: LogBatch) -> bool:
-    """Appends either all events of a batch or none. Returns `True` if they were appended.
+    """Appends either all events of a batch or none. Returns `True` if the events were appended.
 
-    It returns `False` if the log has another id, head or mark than the batch expects. It also
-    returns `False` if the log already contains an event with one of the ids. If the caller has
-    begun a transaction, the caller must commit it. Otherwise this function commits.
+    The function returns `False` if the id, the head or the mark of the log differs from what the
+    batch expects. It also returns `False` if the log already contains an event with one of the ids.
+    If the caller has begun a transaction, the caller must commit it. Otherwise this function
+    commits.
     """
     erasures, skips = erasures_of(batch.entries), skips_of(batch.entries)
     devices = devices_of(batch.entries)

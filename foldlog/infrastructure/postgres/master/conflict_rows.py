@@ -1,4 +1,4 @@
-"""Collects conflicts, and packs them as rows for the table `conflicts`, the ledger of conflicts."""
+"""Collects conflicts and converts them to rows for the table `conflicts`, the conflict ledger."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ STATEMENT_CONFLICTS = 20_000
 
 
 class ConflictRows:
-    """Collects conflicts as rows for an INSERT statement, until the rows fill one statement."""
+    """Collects conflicts, and returns them as the parameters of one INSERT statement.
+
+    Call `add` for each conflict. When `add` returns `True`, call `take` and run the statement.
+    """
 
     def __init__(self) -> None:
         self._clear()
@@ -49,8 +52,8 @@ class ConflictRows:
     def add(self, number: int, conflict: Conflict) -> bool:
         """Adds a conflict. `number` is its place among the conflicts of the same event, from 0.
 
-        Returns `True` if the collected rows fill one INSERT statement. The caller should then write
-        them.
+        Returns `True` if enough conflicts are collected for one INSERT statement. The caller should
+        then call `take` and run the statement.
         """
         document = msgspec.json.encode(conflict_document(conflict))
         self._rows.append((number, conflict, document))
@@ -58,7 +61,7 @@ class ConflictRows:
         return self._size >= STATEMENT_BYTES or len(self._rows) == STATEMENT_CONFLICTS
 
     def take(self) -> dict[str, Array]:
-        """Removes all collected rows, and returns them as parameters of `INSERT_CONFLICTS`.
+        """Removes all collected conflicts, and returns them as parameters of `INSERT_CONFLICTS`.
 
         The caller must add the parameters `space` and `generation`.
         """

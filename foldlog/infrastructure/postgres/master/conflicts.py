@@ -109,9 +109,9 @@ class ConflictReader(VersionReader):
     ) -> tuple[int, int] | None:
         """Returns the seq and number of the last conflict that a page with a slow filter may read.
 
-        Filters by field or device are slow, because they have no index. A page with such a filter
-        reads at most `page_scan_max` conflicts. Returns `None` if the rest of the ledger has fewer
-        conflicts.
+        Filters by field or device are slow, because no index supports them. So a page with such a
+        filter reads at most `page_scan_max` conflicts. If fewer conflicts are left in the ledger,
+        the method returns `None`.
         """
         return self._datastore.fetch_one(
             statement, {**params, "space": space, "scan_max": self._limits.page_scan_max}

@@ -35,10 +35,11 @@ SELECT low
 
 
 def state_at(collection: str, id: str, seq: str) -> str:
-    """Returns an SQL subquery that selects the state that a record had at a seq.
+    """Returns an SQL subquery that selects a record in the state that it had at an earlier seq.
 
     The arguments are SQL expressions for the record's collection, the record's id and the seq.
-    Examples are `%(id)s` and `f.id`.
+    Examples are `%(id)s` and `f.id`. Use the subquery in a statement in which `p` is the alias of
+    the table `projections`.
     """
     return f"""
                SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,

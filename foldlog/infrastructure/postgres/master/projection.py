@@ -103,21 +103,22 @@ RETURNING id
 
 
 class RecordsTooLarge(Exception):
-    """The records that an event touches are larger than `touched_bytes_per_event_max` in total.
+    """The records that events touch exceed `touched_bytes_per_event_max` bytes in total.
 
-    The projection of the space then halts at this event.
+    The projector then tries again with fewer events. If the records of a single event exceed the
+    limit, the projection of the space halts at this event.
     """
 
 
 class MasterProjection:
     """Folds events into one generation of the master table.
 
-    For each page of events it reads each touched record once, folds the events in memory, and
-    writes the record once. It also writes one version of the record for each event that touched it.
+    For each page of events it reads each touched record once and folds the events in memory. It
+    then writes each touched record, and one version of the record for each event that touched it.
 
-    The rows of a page are written in parts, so that few rows wait in memory. A part ends when its
-    rows fill one SQL statement. In pipeline mode PostgreSQL writes one part while this code folds
-    the events of the next part.
+    The rows of a page are written in parts, so that few rows wait in memory. A part ends when
+    enough rows for one SQL statement are collected. In pipeline mode PostgreSQL writes one part
+    while this code folds the events of the next part.
     """
 
     name = "master"
@@ -150,7 +151,7 @@ class MasterProjection:
     ) -> None:
         """Deletes a record from the given generations, with its versions, conflicts and local ids.
 
-        Before the call, the caller must lock these generations.
+        The caller must have locked these generations.
         """
         params = {
             "space": space,
@@ -189,10 +190,11 @@ class MasterProjection:
                 size, start = 0, end
 
     def _load(self, to: Generation[RecordCache], keys: set[Key]) -> dict[Key, Record]:
-        """Returns the records with the given keys, from the cache or else from the database.
+        """Returns {key: record}, from the cache if it has the record, otherwise from the database.
 
-        Keys without a record are left out. Raises `RecordsTooLarge` if the records in the database
-        exceed the limit of bytes. The caller can then try again with fewer events.
+        If a record does not exist, the result lacks its key. Raises `RecordsTooLarge` if the
+        records in the database exceed the limit of bytes. The caller can then try again with fewer
+        events.
         """
         records = to.cache.find(keys)
         missing = keys - records.keys()
@@ -240,9 +242,9 @@ class MasterProjection:
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
-    """Splits a page of events into parts. Each erasure becomes the first event of a part.
+    """Splits a page of events into parts. A new part begins at each event that erases a record.
 
-    An erasure deletes rows in the database. So the rows of all earlier events must be written
+    Such an event deletes rows in the database. So the rows of all earlier events must be written
     before it.
     """
     starts = [n for n, event in enumerate(events) if event.erased_key is not None]

@@ -68,8 +68,8 @@ def page_of(page: str, order: str) -> str:
     """Returns an SQL statement that reads a page of rows from the live generation.
 
     The statement also reads the log's id, the log's head, and the projection's position. `page` is
-    the SELECT of the page's rows. The first column of this SELECT must be the number of rows that
-    the page would have without a limit of bytes.
+    the SELECT of the page's rows. Its first column must be the number of rows that the page would
+    have without a limit of bytes. `order` is the list of columns by which the rows are sorted.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -78,8 +78,9 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
     """Returns an SQL statement that reads a page whose size in bytes is limited.
 
     `candidates` is the SELECT of the rows, and `columns` are the columns to return. `values` are
-    the large columns, whose bytes are added up. The page ends before the row that exceeds the
-    limit. It has at least one row, even if this row is too large.
+    the large columns. The size of a row is the size of its large columns. The page ends before the
+    row with which it would exceed the limit. It has at least one row, even if this row is too
+    large. `order` is the list of columns by which the rows are sorted.
     """
     page = _BOUNDED.format(
         columns=columns,
@@ -93,9 +94,9 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
 
 @dataclass(frozen=True)
 class Scope:
-    """The space from which a page is read, and the conditions for its live generation.
+    """The space from which a page is read, and the conditions that its live generation must meet.
 
-    If the generation does not meet the conditions, the read fails.
+    If the generation does not meet the conditions, the read raises an error.
     """
 
     space: SpaceId
@@ -106,7 +107,7 @@ class Scope:
 
 
 class Found(NamedTuple):
-    """The rows of one page, and the log's id, the log's head and the projection's position.
+    """The result of reading a page: its rows, the log's id and head, and the projection's position.
 
     All values are from the same moment.
     """
@@ -119,7 +120,7 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns the first `limit` rows of the page, and whether further rows follow them."""
+        """Returns the first `limit` rows, and whether there are further rows for a next page."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 
@@ -149,9 +150,10 @@ class LiveReader:
         *,
         is_bounded: bool = True,
     ) -> Found:
-        """Reads a page of up to `limit + 1` rows. If there is an extra row, another page follows.
+        """Runs a statement that reads up to `limit + 1` rows, and returns the rows.
 
-        With `is_bounded=False` the size in bytes is unlimited.
+        The extra row shows the caller that another page follows. With `is_bounded=False` the size
+        of the page in bytes is unlimited.
         """
         bytes_max = self._limits.page_bytes_max if is_bounded else None
         return self._select(
@@ -162,9 +164,9 @@ class LiveReader:
         """Runs a statement that `page_of` or `bounded` has built, and returns the rows of the page.
 
         Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if the scope
-        needs the history but the live generation has none. Raises `LogBehind` if the log has not
-        reached the seq `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq
-        but the projection has not.
+        needs the history (`needs_history`) but the live generation was filled without it. Raises
+        `LogBehind` if the log has not reached the seq `scope.at_least`. Raises `ProjectionBehind`
+        if the log has reached this seq but the projection has not.
         """
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)

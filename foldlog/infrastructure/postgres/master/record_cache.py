@@ -11,9 +11,9 @@ CACHE_BYTES = 64 * 2**20
 class RecordCache:
     """A cache of records of one generation, in their state after the event with the seq `position`.
 
-    Records of the open transaction always stay in the cache, because other connections cannot read
-    them before the commit. Committed records stay until the cache reaches its limit of bytes. The
-    records of the oldest batches are then removed first.
+    The cache always keeps records that were written in the open transaction, because other
+    connections cannot read them before the commit. It keeps committed records until it reaches its
+    limit of bytes. It then removes the records of the oldest batches first.
     """
 
     def __init__(self, position: int, *, bytes_max: int = CACHE_BYTES):
@@ -50,7 +50,7 @@ class RecordCache:
         self._older.pop(key, None)
 
     def on_commit(self) -> None:
-        """Removes the older records if the newer ones fill half of the limit of bytes.
+        """Removes older records from the cache if the newer ones fill half of its limit of bytes.
 
         The caller must call this after each commit. After a commit every connection can read the
         written records from the database, so the cache may remove them.

@@ -126,17 +126,18 @@ def select_wanted(space: str, generation: str) -> str:
     """Returns an SQL statement that reads the records with given keys.
 
     `space` and `generation` are SQL expressions. The statement has the parameters `collections` and
-    `ids`, two arrays of the same length that contain the keys. Its parameter `bytes_max` limits the
-    bytes of the large columns. The statement returns the columns `COLUMNS`, ordered by collection
-    and id.
+    `ids`, two arrays of the same length that contain the keys. It returns the columns `COLUMNS`,
+    ordered by collection and id. If the large columns of a row and of the rows before it exceed the
+    parameter `bytes_max` in total, the large columns of this row are NULL.
     """
     return _SELECT_WANTED.format(space=space, generation=generation)
 
 
 def lacks_values(row: Sequence[Any]) -> bool:
-    """Tells whether the large columns of a row of `select_wanted` are NULL.
+    """Tells whether a row was read without the values of its large columns.
 
-    This is the case if this record and the ones before it exceed `bytes_max` bytes in total.
+    `row` is a row of a `select_wanted` statement. The statement returns NULL for these columns if
+    this record and the ones before it exceed `bytes_max` bytes in total.
     """
     return row[_FIELDS] is None
 
@@ -167,10 +168,10 @@ def _ms_of(time: str) -> int | None:
 
 
 class StateRows:
-    """Collects the state of each touched record after each event, as rows for one SQL statement.
+    """Collects the states of records after each event, as parameters of one SQL statement.
 
-    `records` are the records in their state before the first of these events. `add` returns `True`
-    when the rows fill one statement.
+    Call `add` for each record that an event touches. When `add` returns `True`, call `take` and run
+    the statement `WRITE_STATES`. `records` are the records as they were before the first event.
     """
 
     def __init__(self, records: Mapping[Key, Record]):
@@ -187,8 +188,8 @@ class StateRows:
     def add(self, key: Key, record: Record) -> bool:
         """Adds the state that a record has after an event.
 
-        Returns `True` if the collected states fill one statement. The caller should then write
-        them.
+        Returns `True` if enough states are collected for one statement. The caller should then call
+        `take` and run the statement.
         """
         is_first = bool(record.created_seq) and key not in self._existing
         if is_first:
@@ -203,8 +204,8 @@ class StateRows:
     def take(self) -> dict[str, Array]:
         """Removes all collected states, and returns them as parameters of `WRITE_STATES`.
 
-        The caller must add the parameters `space` and `generation`. The rows are sorted by key. So
-        two writers lock rows in the same order, which prevents deadlocks.
+        The caller must add the parameters `space` and `generation`. The rows are sorted by the key
+        of the record. So two transactions lock rows in the same order, which prevents deadlocks.
         """
         rows: list[_State] = []
         is_last: list[bool] = []

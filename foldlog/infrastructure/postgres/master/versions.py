@@ -1,4 +1,4 @@
-"""Reads the history of one record.
+"""Reads the history of one record from the master table.
 
 The history consists of the record's versions, the events that made these versions, and the values
 that lost in conflicts.
@@ -135,11 +135,11 @@ class VersionReader(LiveReader):
     def _with_lost(
         self, select_lost: str, space: SpaceId, key: Key, rows: list[Any]
     ) -> tuple[list[Any], dict[int, list[bytes]]]:
-        """Reads the conflicts of a page of versions of one record, and may shorten the page.
+        """Reads the conflicts that belong to a page of versions of one record.
 
-        Returns the versions whose conflicts fit into the page, and {seq of a version: its
-        conflicts}. The first version stays in any case. The next page begins with the first version
-        that is left out.
+        If the conflicts exceed the size of a page, the method removes versions from the end of the
+        page, but it keeps at least the first version. The next page begins with the first removed
+        version. Returns the remaining versions, and {seq of a version: its conflicts}.
         """
         if not rows:
             return rows, {}

@@ -60,9 +60,9 @@ def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
     """Returns the header of an event. The header is a part of the event's leaf in the Merkle tree.
 
     `state` is the first part of the stored event. `hash_if_skipped` is the event's hash if the
-    event was skipped, otherwise `None`. If a skipped event is unreadable, the header is made from
-    this hash. Raises `ValueError` if an event is unreadable and was not skipped. This error halts
-    the projection.
+    event was skipped, otherwise `None`. If an event is unreadable but was skipped, the header is
+    made from this hash. If it is unreadable and `hash_if_skipped` is `None`, the function raises
+    `ValueError`, which halts the projection.
     """
     try:
         return header_of(state)
@@ -92,7 +92,7 @@ class TreeCache:
 
 
 class ProofsProjection:
-    """Appends one leaf to the Merkle tree of a log for each event.
+    """Builds the Merkle tree of a log: appends one leaf to the tree for each event of the log.
 
     The leaf consists of the event's header and the hash of the event's operations.
     """

@@ -1,6 +1,6 @@
-"""Reads the Merkle trees from PostgreSQL, and reads and stores the signed checkpoints.
+"""Reads Merkle trees from PostgreSQL, and reads and stores signed checkpoints.
 
-The class implements the domain's interface `ProofTree`.
+The class `PostgresProofTree` implements the domain's interface `ProofTree`.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ class PostgresProofTree(ProofTree):
         """Returns the spaces that need a new checkpoint.
 
         A space needs a new checkpoint if it has none, or if its Merkle tree or log id has changed
-        since the last checkpoint. A space also needs one if the signer has reported an error for
-        it. Spaces with an empty Merkle tree are left out.
+        since the last checkpoint. A space also needs one if the signer has stored an error for the
+        space. Spaces with an empty Merkle tree are left out.
         """
         with self._datastore.rows() as cursor:
             return [space for (space,) in cursor.execute(SELECT_TO_SIGN, prepare=True).fetchall()]

@@ -1,7 +1,7 @@
 """Projects batches of events to a generation that the caller has locked.
 
-If an event of a batch cannot be projected, the module tries half of the batch, then half of that,
-until it finds the event.
+If an event of a batch cannot be projected, the module tries the first half of the batch, then the
+first half of that, and so on. In this way it projects the events before the bad one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_SECONDS = 2.0
 
 
 class Halted(Exception):
-    """The projection failed at the event with the seq `seq`. `why` is the text of the error."""
+    """The event with the seq `seq` cannot be projected. `why` is the text of the error."""
 
     def __init__(self, generation: int, seq: int, why: str):
         super().__init__(f"seq {seq}: {why}")
@@ -43,7 +43,8 @@ class Halted(Exception):
 class BatchProjector:
     """Projects batches of at most `batch_events` events to a generation.
 
-    The caller must begin the transaction, lock the generation, and commit.
+    Before each call of `advance`, the caller must begin a transaction and lock the generation.
+    After the call, the caller must commit.
     """
 
     def __init__(self, projection: Projection[Any], batch_events: int):
@@ -55,10 +56,11 @@ class BatchProjector:
     def advance(self, to: Generation[Any], until: int = INTEGER_MAX) -> int:
         """Projects the events after the generation's position, and returns the new position.
 
-        It stops at the seq `until`, or earlier at a limit of events, bytes or time. If the
-        processing of a later event fails, it stops before this event. If the processing of the
-        first event fails, it raises `Halted`. If the connection is lost, it raises the database
-        error. The caller must have locked the generation.
+        The method stops at the seq `until`, or earlier if the batch reaches its limit of events,
+        bytes or time. If a later event of the batch cannot be projected, the method stops before
+        this event. If the first event cannot be projected, the method raises `Halted`. If the
+        connection is lost, the method raises the database error. The caller must have locked the
+        generation.
         """
         start, connection = to.cache.position, to.cursor.connection
         ends_at = time.monotonic() + BATCH_SECONDS
@@ -97,9 +99,9 @@ class BatchProjector:
         return position
 
     def _parts(self, to: Generation[Any], position: int, until: int) -> Iterator[None]:
-        """Reads events page by page, folds them, and writes the results in parts.
+        """Reads events page by page, folds them, and writes the resulting rows in parts.
 
-        The generator yields after each written part, and the caller may stop the iteration there.
+        The generator yields after it has written a part. The caller may stop the iteration there.
         """
         while position < until:
             limit = min(PAGE_EVENTS, until - position)

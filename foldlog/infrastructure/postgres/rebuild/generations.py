@@ -64,7 +64,7 @@ class GenerationRow(NamedTuple):
 
 
 class Generations:
-    """Manages the generations of one projection in one space. The space must exist."""
+    """Manages the generations of one projection in one space, which must exist in the database."""
 
     def __init__(self, datastore: Datastore, projection: Projection[Any], space: str):
         self._datastore = datastore
@@ -81,10 +81,10 @@ class Generations:
         return live
 
     def unfinished(self) -> tuple[int, int] | None:
-        """Returns (number, position) of the generation that an interrupted rebuild has left behind.
+        """Returns (number, position) of a generation that an interrupted rebuild did not finish.
 
-        A new rebuild can continue to fill this generation. Returns `None` if there is no such
-        generation.
+        A new rebuild can continue to fill this generation. If there is no such generation, the
+        method returns `None`.
         """
         unfinished = (g for g in self.all() if not g.is_live)
         return next(((g.number, g.position) for g in unfinished), None)
@@ -100,7 +100,7 @@ class Generations:
     def swap(self, cursor: Cursor[Any], live: int, rebuilt: int) -> None:
         """Makes the generation `rebuilt` the live one, in place of the generation `live`.
 
-        Before the call, the caller must lock both generations.
+        The caller must have locked both generations.
         """
         cursor.execute(SET_LIVE, self._params(live) | {"is_live": False})
         cursor.execute(SET_LIVE, self._params(rebuilt) | {"is_live": True})

@@ -1,8 +1,8 @@
-"""Locks generations of projections, and moves their positions.
+"""Locks generations of projections, and updates their positions.
 
-The position of a generation is the seq of the last event that was projected to it. The transaction
-that writes the projected rows also moves the position. Each event is therefore projected exactly
-once, even if a worker crashes.
+The position of a generation is the seq of the last event that was projected to it. A worker writes
+the projected rows and the new position in the same transaction. Each event is therefore projected
+exactly once, even if a worker crashes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ SELECT generation, position
 
 
 class Positions:
-    """Locks generations of one projection, and moves their positions."""
+    """Locks generations of one projection in the table `projections`, and updates their positions.
+
+    The position of a generation is the seq of the last event that was projected to it. `version` is
+    the version of the projection's code.
+    """
 
     def __init__(self, projection: str, version: int):
         self._projection = projection
@@ -58,9 +62,9 @@ class Positions:
     def lock_live(self, cursor: Cursor[Any], space: str) -> tuple[int, int, int] | None:
         """Locks the live generation of a space until the transaction ends.
 
-        Returns the generation's number, its position, and its lag in events. Returns `None` at once
-        if another worker has locked the generation, if the generation is halted, or if another
-        version of Foldlog filled it.
+        Returns the generation's number, its position, and its lag in events. Returns `None`,
+        without waiting, if another worker has locked the generation, if the generation is halted,
+        or if another version of Foldlog filled it.
         """
         params = {
             "space": space,
@@ -72,7 +76,8 @@ class Positions:
     def lock(self, cursor: Cursor[Any], space: str, generation: int) -> tuple[int, int] | None:
         """Waits until it can lock a generation, and returns the generation's number and position.
 
-        The lock lasts until the transaction ends. Returns `None` if the generation was dropped.
+        The generation stays locked until the transaction ends. Returns `None` if the generation was
+        deleted.
         """
         params = {"space": space, "projection": self._projection, "generation": generation}
         return cursor.execute(LOCK_GENERATION, params, prepare=True).fetchone()
@@ -80,9 +85,10 @@ class Positions:
     def advance(
         self, cursor: Cursor[Any], space: str, generation: int, *, expected: int, to: int
     ) -> None:
-        """Moves the position of a locked generation from `expected` to `to`.
+        """Changes the stored position of a locked generation from `expected` to `to`.
 
-        Raises `IntegrityError` if the stored position is not `expected`.
+        The position is the seq of the last event that was projected to the generation. Raises
+        `IntegrityError` if the stored position is not `expected`.
         """
         assert to > expected
         params = {

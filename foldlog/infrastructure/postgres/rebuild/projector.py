@@ -1,8 +1,8 @@
 """Runs the projector, a worker that projects new events of the logs to the live generations.
 
-Several workers can run at the same time. If an event cannot be projected, only the projection of
-its space halts. The error is then stored in the space's row of the table `projections`, and the
-projector retries the event every `RETRY_SECONDS`.
+Several workers can run at the same time. If an event cannot be projected, the projection of its
+space halts, and the other spaces continue. The projector stores the error in the space's row of the
+table `projections`, and tries the event again every `RETRY_SECONDS`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Batch(NamedTuple):
 class Projector:
     """Projects new events of all spaces to the live generations of one projection, in batches.
 
-    After each batch of a space, the other spaces with new events get their turn.
+    After one batch of a space, the projector continues with the next space that has new events.
     """
 
     def __init__(
@@ -113,11 +113,12 @@ class Projector:
         self._waiting.update(spaces)
 
     def run_round(self, wakeups: Wakeups) -> None:
-        """Projects one batch of each space that is known to have new events.
+        """Projects one batch of events for each space that is known to have new events.
 
-        Every `POLL_SECONDS` it first asks the database for spaces whose projection is behind the
-        log. During the pause after a round, it does nothing. Raises one of `DATABASE_ERRORS` if the
-        database fails.
+        Every `POLL_SECONDS` the method first asks the database which spaces have events that are
+        not projected yet. After a round that projects all events, a short pause follows. If the
+        method is called in this pause, it returns without any work. Raises one of `DATABASE_ERRORS`
+        if the database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
@@ -136,27 +137,27 @@ class Projector:
             self._resting_until = time.monotonic() + self._projection.pause_seconds
 
     def due_in(self) -> float:
-        """Returns the number of seconds until the next call of `run_round` is due."""
+        """Returns the number of seconds after which the caller should call `run_round` again."""
         due = self._resting_until if self._waiting else self._looking_at
         return max(0.0, due - time.monotonic())
 
     def reset(self) -> None:
         """Prepares the projector to continue after an outage of the database.
 
-        The method replaces the database connections. The next round then asks the database for all
-        spaces whose projection is behind the log.
+        The method replaces the database connections. The next round then asks the database which
+        spaces have events that are not projected yet.
         """
         self._datastore.check_pool()
         self._waiting.clear()
         self._looking_at = 0.0
 
     def _project_or_count(self, space: str) -> bool:
-        """Projects a batch of a space, and counts the batches in which a database error happens.
+        """Projects a batch of a space, and counts the batches that fail with a database error.
 
         If fewer than `FAILURES_MAX` batches of the space have failed, the method raises the error,
-        because the database may be down. After `FAILURES_MAX` failures, it assumes that the next
-        event of the space is the cause. It then halts the projection of the space and returns
-        `False`. Without an error, it returns `True` if events were projected.
+        because the database may be down. After `FAILURES_MAX` failures, the method assumes that the
+        next event of the space causes the errors. It then halts the projection of the space and
+        returns `False`. Without an error, it returns `True` if events were projected.
         """
         self._batch = None
         try:
@@ -177,10 +178,10 @@ class Projector:
             return False
 
     def lagging(self) -> list[str]:
-        """Returns up to `SPACES_PER_ROUND` spaces whose projection is behind the head of the log.
+        """Returns up to `SPACES_PER_ROUND` spaces with events that are not projected yet.
 
-        If there are more such spaces, the next call returns the following ones. When all were
-        returned, the next call begins with the first space again.
+        If there are more such spaces, the next call returns the following ones. After the last of
+        these spaces, the next call begins with the first one again.
         """
         params = {
             "projection": self._projection.name,
@@ -194,11 +195,11 @@ class Projector:
         return found
 
     def project_or_halt(self, space: str) -> bool:
-        """Projects a batch of the live generation of a space.
+        """Projects a batch of events to the live generation of a space.
 
-        If the processing of an event fails, the method stores the error in the database and returns
-        `False`. The projection of the space is then halted. Otherwise it returns `True` if events
-        were projected.
+        If the first event of the batch cannot be projected, the method halts the projection of the
+        space, stores the error in the database, and returns `False`. Otherwise it returns `True` if
+        events were projected, and `False` if none were.
         """
         try:
             return self.project(space)
@@ -223,11 +224,11 @@ class Projector:
         log.error("projection_stopped", space=space, seq=halted.seq, why=halted.why)
 
     def project(self, space: str) -> bool:
-        """Projects a batch of the live generation of a space, in one transaction.
+        """Projects a batch of events to the live generation of a space, in one transaction.
 
-        Returns `True` if events were projected. Returns `False` if there were none, or if the
-        generation is halted, locked by another worker, or filled by another version of Foldlog.
-        Raises `Halted` if the first event cannot be processed. Raises one of `DATABASE_ERRORS` if
+        Returns `True` if events were projected. Returns `False` if there were no new events, or if
+        the generation is halted, locked by another worker, or filled by another version of Foldlog.
+        Raises `Halted` if the first event cannot be projected. Raises one of `DATABASE_ERRORS` if
         the database fails.
         """
         with self._datastore.committed() as cursor:
@@ -259,9 +260,10 @@ class Projector:
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:
-    """Runs rounds of all projectors in this thread, one after another, until `wakeups` is closed.
+    """Runs all projectors in turn, in the calling thread, until `wakeups` is closed.
 
-    After a database error it waits `RECONNECT_SECONDS` and then continues.
+    `wakeups` tells the projectors which spaces have new events. After a database error the function
+    waits `RECONNECT_SECONDS` and then continues.
     """
     while not wakeups.closed:
         for projector in projectors:

@@ -1,7 +1,7 @@
 """Rebuilds a projection of a space: fills a new generation from the log, then makes it live.
 
-During the rebuild clients read the old generation. The position of the new generation is stored, so
-an interrupted rebuild continues from there.
+During the rebuild clients read the old generation. The database stores the seq up to which the new
+generation is filled. If a rebuild is interrupted, the next rebuild continues after this seq.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ UNLOCK = "SELECT pg_advisory_unlock(hashtext(%(projection)s), hashtext(%(space)s
 
 
 class RebuildDiffers(OperatorError):
-    """The rebuilt generation differs from the live one. The live generation stays live."""
+    """The new generation differs from the live one, so it was not made live.
+
+    Clients still read the old generation.
+    """
 
     code = "rebuild-differs"
 
@@ -62,6 +65,7 @@ class Rebuilder:
     """Rebuilds a projection, one space at a time.
 
     After each batch and at the end, it calls `report(space, position, head)` to show the progress.
+    `position` is the seq of the last projected event.
     """
 
     def __init__(
@@ -79,17 +83,17 @@ class Rebuilder:
         self._positions = self._batches.positions
 
     def rebuild(self, space: str, *, verify: bool = False, fresh: bool = False) -> Rebuilt:
-        """Rebuilds the projection of one space, and makes the new generation live.
+        """Fills a new generation of one space from the log, and makes this generation live.
 
-        With `verify=True` it first compares the new generation with the live one. If they differ,
-        it raises `RebuildDiffers` and keeps both. A later call without `verify` can then make the
-        new one live. If a rebuild was interrupted, its generation is continued. With `fresh=True`
-        this generation is dropped instead.
+        With `verify=True` the method first compares the new generation with the live one. If they
+        differ, it raises `RebuildDiffers` and keeps both generations. A later call without `verify`
+        can then make the new one live. If an earlier rebuild was interrupted, the method continues
+        to fill its generation. With `fresh=True` it deletes this generation and begins a new one.
 
-        Raises `UnknownSpace` if the space is unknown. Raises `Halted` if the projection of an event
-        fails. Raises `StorageUnavailable` for a temporary database error. Raises `OperatorError` if
-        another rebuild of the space is running, if the live generation cannot be compared, or if a
-        generation is dropped during the rebuild.
+        Raises `UnknownSpace` if the space is unknown. Raises `Halted` if an event cannot be
+        projected. Raises `StorageUnavailable` for a temporary database error. Raises
+        `OperatorError` if another rebuild of the space is running, if `verify` is set but the live
+        generation has no history to compare, or if a generation is deleted during the rebuild.
         """
         began = time.monotonic()
         with translated(self._datastore), self._lock(space):
@@ -111,11 +115,11 @@ class Rebuilder:
 
     @contextmanager
     def _lock(self, space: str) -> Iterator[None]:
-        """Holds a lock during the `with` block, so that only one rebuild of a space runs at a time.
+        """Locks a projection of a space against other rebuilds until the `with` block ends.
 
-        A second rebuild could drop the rows of the unfinished generation. The lock belongs to a
-        separate database session. If this process is killed, the session and the lock end too.
-        Raises `OperatorError` if another rebuild has the lock.
+        A second rebuild could delete the rows of the unfinished generation. The lock belongs to a
+        separate database session. If this process is killed, the session ends, and PostgreSQL
+        releases the lock. Raises `OperatorError` if another rebuild has the lock.
         """
         params = {"space": space, "projection": self._projection.name}
         with psycopg.connect(self._datastore.url, autocommit=True, **CONNECTION) as conn:

@@ -1,12 +1,12 @@
 """Grants the service's database role the privileges that the service needs.
 
 The owner of the tables runs the migrations. Web workers, projectors, the signer, rebuilds, imports
-and erasures run as a service role, which can read the log and append to it. The service role owns
-no table, so it cannot alter a table, drop it, or disable its triggers.
+and erasures use the service role, which can read the log and append to it. The service role owns no
+table, so it cannot alter a table, drop it, or disable its triggers.
 
-Call `grant` after each migration. It works in one transaction, and replaces all earlier grants. A
-test fails if a table is missing in `PRIVILEGES`. Instead of two roles, an installation can use a
-single role for all tasks. Then only the triggers and the REVOKE in the schema protect the log.
+Call `grant` after each migration. The function replaces all earlier grants in one transaction. If
+`PRIVILEGES` lacks a table, a test fails. An installation can also use a single role for all tasks.
+Then only the triggers and the REVOKE in the schema protect the log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Migrates a database to the schema that this version of Foldlog needs.
 
-An empty database gets `schema.sql`. A database of an older version gets the missing migrations,
-each in its own transaction. A test checks that both ways lead to the same schema.
+If the database is empty, the module runs `schema.sql`. If an older version of Foldlog made the
+schema, the module runs the missing migrations, each in its own transaction. A test checks that both
+ways lead to the same schema.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Rows = psycopg.Cursor[tuple[Any, ...]]
 
 
 class UnknownSchema(OperatorError):
-    """A newer version of Foldlog has migrated the database. This version is too old for it."""
+    """A newer version of Foldlog has migrated the database, so this version cannot use it."""
 
     code = "unknown-schema"
 
@@ -52,8 +53,8 @@ def migrations() -> dict[str, str]:
 def migrate(url: str, *, from_scratch: bool = True) -> list[str]:
     """Migrates the database, and returns the names of the migrations that were applied.
 
-    An empty database is built by `schema.sql`. With `from_scratch=False` it is built by running all
-    migrations.
+    If the database is empty, the function runs `schema.sql`, and returns the names of all
+    migrations. With `from_scratch=False` it runs all migrations instead.
 
     Raises `NotUTF8` if the database has another encoding than UTF8. Raises `UnknownSchema` if a
     newer version of Foldlog has migrated the database. Raises `SchemaBehind` if migrations are

@@ -122,9 +122,9 @@ class Collections:
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
-        """Returns one definition of a collection, and the list of all versions of the collection.
+        """Returns one version of a collection's definition, and the list of all its versions.
 
-        `version` selects the definition; if it is `None`, the newest one is returned. Raises
+        `version` is the number of the version; if it is `None`, the newest one is returned. Raises
         `UnknownSpace` if the space is missing. Raises `UnknownCollection` if the collection or this
         version of it is missing.
         """
@@ -150,13 +150,13 @@ class Collections:
         """Checks the stored records against a new schema, and then defines the collection with it.
 
         During the check it calls `report(checked)` with the number of records checked so far. After
-        `seconds_max` seconds the check stops early; `LimitExceeded` is then raised, unless the
-        proposal is forced or a dry run.
+        `seconds_max` seconds the check stops early. The method then raises `LimitExceeded`, unless
+        the proposal is forced or a dry run.
 
         Raises `VersionConflict` if the collection has another version than the proposal expects.
-        Raises `SchemaNotAdditive` if the new schema is stricter than the old one, and
-        `SchemaViolated` if a stored record is invalid under it. Raises `ProjectionBehind` if the
-        master table is too many events behind the head.
+        Raises `SchemaNotAdditive` if the new schema is stricter than the old one. Raises
+        `SchemaViolated` if a stored record is invalid under the new schema. Raises
+        `ProjectionBehind` if the master table is too many events behind the head.
         """
         with self._datastore.reading() as cursor:
             plan = Plan(collection, wanted, _definition(cursor, space, collection, None))
@@ -191,7 +191,7 @@ class Collections:
     def _check_unchanged(
         self, transaction: ServiceEventTransaction, space: str, plan: Plan
     ) -> None:
-        """Checks that the collection is still defined as it was when the plan was made.
+        """Checks that the collection still has the version that this request read at its start.
 
         The caller must hold the lock of the space. Raises `VersionConflict` if another request has
         defined the collection meanwhile. Raises `LimitExceeded` if the space would get too many
@@ -214,9 +214,9 @@ class Collections:
     ) -> tuple[Check, int]:
         """Checks the records in the master table against the new schema, without locks.
 
-        Returns the result of the check, and the seq up to which the check covers the events. The
-        caller must still check the records that later events have changed. After `seconds_max`
-        seconds the check stops early, and its result is marked as incomplete.
+        Returns the result of the check, and a seq: the checked records include all events up to
+        this seq. The caller must still check the records that later events have changed. After
+        `seconds_max` seconds the check stops early, and its result is marked as incomplete.
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()
@@ -250,7 +250,7 @@ class Collections:
         plan: Plan,
         position: int,
     ) -> None:
-        """Checks the records that events after the seq `position` have changed.
+        """Checks the records that were changed by events after the seq `position`.
 
         The caller must hold the lock of the space. Raises `SchemaViolated` if a record violates the
         new schema. Raises `ProjectionBehind` if the master table is too many events behind the

@@ -121,7 +121,8 @@ class Eraser:
     def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
         """Searches the whole log, and returns the selected records that can be erased.
 
-        During the search it calls `report(done, of)`: `done` of `of` events have been searched.
+        During the search it calls `report(done, of)`, where `of` is the number of events to search,
+        and `done` is how many of them have been searched.
         """
         wanted.check()
         with self._datastore.reading() as cursor:
@@ -150,8 +151,9 @@ class Eraser:
     ) -> list[Erased]:
         """Erases these records one after another, and returns the result for each record.
 
-        Before that, it searches the log for their values. During the search it calls `report(done,
-        of)`: `done` of `of` events have been searched.
+        Before that, it searches the log for the events that contain values of the records. During
+        the search it calls `report(done, of)`, where `of` is the number of events to search, and
+        `done` is how many of them have been searched.
         """
         check_reason(reason, by)
         scan = ErasureScan(keys)
@@ -174,7 +176,7 @@ class Eraser:
         reason: str,
         by: str | None,
     ) -> Erased:
-        """Erases one record.
+        """Erases one record: removes its values from the log and from the projections.
 
         `seqs` contains the seqs of the events, up to the seq `head`, that contain values of the
         record. This method itself searches the events after `head`.
@@ -203,8 +205,8 @@ class Eraser:
     def _lock_generations(self, cursor: Cursor[Any], space: SpaceId) -> list[int]:
         """Locks all generations of the master table of a space, and returns their numbers.
 
-        The locks are held until the transaction ends. Meanwhile, other erasures and the projector
-        wait.
+        Until the transaction ends, other erasures in this space wait for these locks, and so does
+        the projector, which updates the master table.
         """
         params = {"space": space, "projection": self._projection.name}
         cursor.execute(LOCK_ERASING, params)
@@ -220,7 +222,7 @@ class Eraser:
         through: int,
         seqs: Sequence[int],
     ) -> list[int]:
-        """Adds to `seqs` the seqs of newer events that contain values of the record.
+        """Returns `seqs` together with the seqs of newer events that contain values of the record.
 
         It searches the events with `after < seq <= through`. The result is sorted, with the highest
         seq first.
@@ -286,11 +288,11 @@ def vacuum(url: str, *, full: bool = False) -> None:
 def _scan(
     cursor: Cursor[Any], space: SpaceId, scan: ErasureScan, after: int, through: int
 ) -> Iterator[int]:
-    """Reads the events with `after < seq <= through` page by page, and passes each event to
-    `scan.note`.
+    """Searches the events with `after < seq <= through` for values of the records to erase.
 
-    Yields the last seq of each page. Only events that name a collection of the records to erase
-    are read.
+    The events are read page by page, and each event is passed to `scan.note`. After each page, the
+    function yields the seq of the last event that the page covers. Only events that name a
+    collection of the records to erase are read.
     """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:

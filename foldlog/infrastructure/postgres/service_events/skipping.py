@@ -46,9 +46,9 @@ class Skipper:
     def skip(self, space: SpaceId, seq: int, reason: str, by: str | None) -> Skipped:
         """Skips event `seq`: appends an `event-skipped` event, and lets the master table continue.
 
-        Raises `NotStopped` if the master table runs, or has halted at another event. Raises it too
-        if a rebuild of the table has already applied this event; try again when the rebuild has
-        ended.
+        Raises `NotStopped` if the projection to the master table is running, or if it has halted
+        before another event. Raises `NotStopped` too if a rebuild of the table has already applied
+        this event; try again when the rebuild has ended.
         """
         check_reason(reason, by)
         with self._append_service_event(space) as transaction:
