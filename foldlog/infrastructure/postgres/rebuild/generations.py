@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from psycopg import Cursor
 from psycopg.sql import SQL, Identifier
 
+from foldlog.domain.errors import OperatorError
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.projection import Projection
 
@@ -77,7 +78,9 @@ class Generations:
         return [GenerationRow(*row) for row in rows]
 
     def live(self) -> GenerationRow:
-        (live,) = (generation for generation in self.all() if generation.is_live)
+        live = next((generation for generation in self.all() if generation.is_live), None)
+        if live is None:  # a damaged database: each projection of a space has a live generation
+            raise OperatorError(f"the space {self._space!r} has no live table to compare with")
         return live
 
     def unfinished(self) -> tuple[int, int] | None:
