@@ -87,8 +87,8 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_database(command: Callable[..., R]) -> Callable[..., R]:
-    """Adds the options `--data` and `--database-url` to a command. They name the database that
-    the command uses.
+    """Decorates a command with the options `--data` and `--database-url`. The user selects with
+    these options the database that the command uses.
     """
     for option in (
         click.option(

@@ -19,8 +19,9 @@ def open_services(
 ) -> Iterator[Services]:
     """Opens the database of `--data` or `--database-url` while the `with` block runs.
 
-    The block gets the objects that work on the database (`Services`). If the database has an
-    older schema, `migrates=True` upgrades the schema first; otherwise an error is raised.
+    The block gets the objects that read and write the database, in a `Services`. If the database
+    has an older schema, the schema is upgraded first if `migrates` is true; otherwise the function
+    raises `SchemaBehind`.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url, keys=keys)

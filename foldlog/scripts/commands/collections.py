@@ -96,11 +96,11 @@ def define_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Define COLLECTION of SPACE with the JSON Schema in FILE.
+    """Define COLLECTION of SPACE with the JSON Schema (draft 2020-12) in FILE.
 
-    FILE has a schema of draft 2020-12. A new version of a schema must allow every value that
-    the version before it allowed. Exit code 1: the schema breaks this rule, or stored records
-    break the schema. The old schema stays then, unless --force was given.
+    A new version of a schema must allow every value that the previous version allowed, and the
+    stored records must be valid under it. Otherwise the old schema stays in use, and the exit
+    code is 1. With --force, the new version is stored anyway.
     """
     if not is_space(space) or not is_collection(collection):
         raise InvalidRequest(f"{space}/{collection} is not a valid space and collection")

@@ -95,8 +95,9 @@ def _print_next(demo: Demo, reader: str, device: str, writer: str) -> None:
 
 
 def _foldlog() -> list[str]:
-    """Returns the command line that started this program, without its arguments, to show it to
-    the user and to run other commands.
+    """Returns the command that started this program, as a list of strings without the arguments.
+
+    The demo shows this command to the user, and runs other `foldlog` commands with it.
     """
     script = Path(sys.argv[0])
     if script.name == "foldlog" and script.exists():

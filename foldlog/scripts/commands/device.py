@@ -55,7 +55,7 @@ def register_command(
 def list_command(space: str, data: str | None, database_url: str | None) -> None:
     """List the devices of SPACE.
 
-    The list has each device that has pushed a changeset, was registered, or was revoked.
+    Prints the devices that have pushed a changeset, and those that were registered or revoked.
     """
     with open_services(data, database_url) as parts:
         devices = parts.registry.devices(space)

@@ -1,5 +1,7 @@
-"""Implements `foldlog fork`, which gives a log a new id after events that were already signed have
-been lost.
+"""Implements `foldlog fork`, which gives a log a new id.
+
+An operator needs this command when signed events are lost, for example after restoring an older
+backup.
 """
 
 from __future__ import annotations

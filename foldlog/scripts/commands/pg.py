@@ -47,9 +47,10 @@ def pg_command(
 ) -> None:
     """Run PROGRAM of PostgreSQL on the database of the service.
 
-    PROGRAM is pg_dump, pg_restore, pg_basebackup, psql or another one. It gets the connection
-    from environment variables. Put the options of this command before PROGRAM, and the options
-    of the program after it. The exit code is that of the program.
+    PROGRAM is pg_dump, pg_restore, pg_basebackup, psql or another one. This command sets
+    environment variables that tell the program how to connect to the database. Put the options
+    of this command before PROGRAM, and the options of the program after PROGRAM. The exit code
+    is that of the program.
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)

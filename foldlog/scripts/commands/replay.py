@@ -48,9 +48,10 @@ def replay_command(
 ) -> None:
     """Print the events of SPACE as JSON lines, exactly as stored.
 
-    --fold prints records instead, tombstones included. They are computed from the events, and
-    the master table is not read: `--fold --to N` prints the records as they were right after
-    seq N. With --from, only the events from that seq on are folded.
+    With --fold, prints records instead of events. Deleted records are included, as tombstones.
+    The records are computed only from the events, instead of read from the master table.
+    Therefore `--fold --to N` prints the records as they were right after seq N. `--fold --from N`
+    ignores all events before seq N.
     """
     if is_folded and wants_conflicts:
         raise click.UsageError("give either --fold or --conflicts")
@@ -82,11 +83,14 @@ def head_of(store: EventStore, space: str) -> int:
 def fold_all(
     states: Iterable[bytes], first: int = 1, skipped: Container[int] = ()
 ) -> tuple[dict[Key, Record], list[Conflict]]:
-    """Computes records by applying stored events in order. `first` is the seq of the first
-    event in `states`. Returns the records, and the conflicts: the values that lost a merge.
+    """Computes records by applying events in the order of the log.
 
-    Events whose seq is in `skipped` are left out before they are decoded, because they may be
-    unreadable.
+    `states` are the stored bytes of the events, and `first` is the seq of the first event. Returns
+    a dict of the records by their keys, and a list of the conflicts. A conflict is a value that
+    lost against another change.
+
+    Events whose seq is in `skipped` are left out before they are decoded, because decoding them
+    may fail.
     """
     records: dict[Key, Record] = {}
     conflicts: list[Conflict] = []

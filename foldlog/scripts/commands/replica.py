@@ -60,7 +60,10 @@ def with_replica(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_obj
 @report_errors
 def open_command(opened: Callable[..., Replica], server: str | None, space: str | None) -> None:
-    """Create the replica if it is missing, and print its space."""
+    """Create the replica in FILE if FILE is missing.
+
+    Prints the space and the device id of the replica.
+    """
     with opened(server=server, space=space) as replica:
         click.echo(f"a replica of {replica.space}, as device {replica.device}")
 
@@ -128,9 +131,9 @@ def list_command(
     limit: int | None,
     deleted: bool,
 ) -> None:
-    """Print the records of COLLECTION with the given values.
+    """Print the records of COLLECTION whose fields have the given values.
 
-    Prints one record per line. Without values, prints all records.
+    Prints one JSON object per line. By default, prints all records of the collection.
     """
     for record in replica.collection(collection).query(
         _values(where), order_by=order_by, limit=limit, deleted=deleted
@@ -185,7 +188,11 @@ def status_command(replica: Replica, as_json: bool) -> None:
 @replica_command.command("unsent")
 @with_replica
 def unsent_command(replica: Replica) -> None:
-    """Print all unsent and refused changesets as JSON lines."""
+    """Print the queued changesets as JSON lines.
+
+    A queued changeset is still to be sent, or the server has refused or rejected it. The member
+    `state` of each line is "waiting", "refused" or "rejected".
+    """
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
 
@@ -213,7 +220,11 @@ def _follow(replica: Replica, show: Any) -> None:
 
 
 def _values(fields: tuple[str, ...]) -> dict[str, Any]:
-    """Parses arguments of the form `name=text` or `name:=JSON`. Returns the values by name."""
+    """Parses arguments of the form `name=text` or `name:=JSON`.
+
+    Returns a dict from field names to values. Raises `click.UsageError` if an argument has another
+    form, or if its JSON is invalid.
+    """
     values: dict[str, Any] = {}
     for field in fields:
         name, separator, text = field.partition("=")

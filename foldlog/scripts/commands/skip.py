@@ -27,10 +27,10 @@ def skip_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Skip event SEQ, at which the master table of SPACE is halted.
+    """Skip event SEQ, which cannot be applied to the master table of SPACE.
 
-    `foldlog status` shows this seq. The event stays in the log, but all tables leave out its
-    changes from now on. A skip is final.
+    The table is halted at this event, and `foldlog status` shows the seq. After the skip, the
+    event stays in the log, but all tables leave out the changes of the event. A skip is final.
     """
     with open_services(data, database_url) as parts:
         if not yes:

@@ -1,5 +1,6 @@
-"""Implements `foldlog status`, which shows the progress of projections and signatures, and which
-ones are halted.
+"""Implements `foldlog status`, which shows the progress of the projections and of the signer.
+
+The command also shows whether a projection is halted or the signer has stopped.
 """
 
 from __future__ import annotations

@@ -168,8 +168,10 @@ def revoke_command(
 def _revoke(
     registry: Registry, id: str, spaces: tuple[str, ...], *, reason: str, by: str
 ) -> list[str]:
-    """Revokes the token in the given spaces, by default in all of its spaces. Returns the
-    spaces where the token existed.
+    """Revokes the token with this id in the given spaces. If `spaces` is empty, revokes the token
+    in every space where it was granted.
+
+    Returns a list of the spaces where the token was found. Other spaces are left out.
     """
     found = []
     for space in dict.fromkeys(spaces or registry.spaces_of(id)):

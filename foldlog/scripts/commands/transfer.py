@@ -64,8 +64,8 @@ def export_command(
 ) -> None:
     """Write the log of SPACE to a file, as JSON lines.
 
-    An export contains all values of the log, and the salts that prove them: share it only with
-    authorized readers.
+    An export contains all values of the log, and the salts that are needed to check the hashes of
+    these values. Share the export only with authorized readers.
     """
     with open_services(data, database_url) as parts:
         checkpoint = _checkpoint(parts, space) if wants_archive else None
@@ -104,8 +104,9 @@ def _checkpoint(parts: Services, space: str) -> bytes | None:
 
 
 def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
-    """Yields the entries of the log up to the seq `header.head`. Raises `ErasedMeanwhile` if a
-    record was erased during the export.
+    """Yields a `LogEntry` for each event of the log up to the seq `header.head`.
+
+    Raises `ErasedMeanwhile` after the last entry if a record was erased during the export.
     """
     erasures = Erasures()
     for entry in parts.store.entries(header.space, through=header.head):
@@ -190,8 +191,11 @@ def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
 
 @contextmanager
 def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
-    """Opens the file `name` for writing, or standard output if `name` is `-`. The file is
-    written under a temporary name, and gets its real name when it is complete.
+    """Opens the file `name` for writing while the `with` block runs. If `name` is `-`, the block
+    gets standard output instead.
+
+    The file has a temporary name, which ends with `.part`, until the block has ended. If the block
+    raises an error, the file keeps the temporary name.
     """
     if name == "-":
         yield sys.stdout.buffer

@@ -43,8 +43,8 @@ class SignIn:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment variables that make the Foldlog service accept the tokens of this
-        sign-in service.
+        """Returns a dict of environment variables. A Foldlog service that is started with these
+        variables accepts the tokens of this sign-in service.
         """
         return {
             "FOLDLOG_ACCESS": "tokens",
@@ -77,8 +77,9 @@ class Device:
         self.after, self.mark = 0, ""
 
     def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
-        """Sends the changesets and receives all new events. Returns the verdicts and the
-        events.
+        """Sends the changesets and receives all new events.
+
+        Returns two lists: the verdicts on the changesets, as JSON objects, and the new events.
         """
         verdicts: list[dict[str, Any]] = []
         events: list[Event] = []

@@ -47,8 +47,8 @@ class Commit(msgspec.Struct):
         return str(uuid.uuid5(NAMESPACE, f"{self.device}/{self.counter}"))
 
     def changeset(self, base: int) -> dict[str, Any]:
-        """Returns the changeset as a JSON object of the protocol. `base` is the device's
-        cursor.
+        """Returns the changeset as a JSON object of the protocol. `base` is the seq of the last
+        event that the device has received.
         """
         made_at = datetime.fromtimestamp(self.time, UTC).isoformat().replace("+00:00", "Z")
         return {
@@ -68,8 +68,10 @@ def read_history() -> list[Commit]:
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """Makes the list of files that git would print, from the fields of all existing records of
-    the collection `files`. Returns the number of files and the hash of the list.
+    """Returns the number of files and the hash of the list of files that git would print.
+
+    The list is made from `records`. These are the fields (path, mode and blob) of all records of
+    the collection `files` that are not deleted.
     """
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)

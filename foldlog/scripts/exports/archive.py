@@ -79,8 +79,8 @@ def write_archive(
     is_compressed: bool,
     report: Callable[[int], None],
 ) -> None:
-    """Writes an archive to `file`. Calls `report` with the seq of the last written event after
-    each part.
+    """Writes an archive to `file`. After each part with events, calls `report` with the seq of the
+    last event in this part.
     """
     mode = "w|gz" if is_compressed else "w|"
     with tarfile.open(fileobj=file, mode=mode, bufsize=BLOCK_BYTES) as tar:  # type: ignore[call-overload]

@@ -41,7 +41,10 @@ _LINE = re.compile(rb'\{"salt":"([0-9a-f]*)","event":(\{.*\})\}\n?', re.DOTALL)
 
 
 def line_of(entry: LogEntry) -> bytes:
-    """Returns the export line of an event. The event has the same bytes as in the database."""
+    """Returns the bytes of one line of an export: the event, and its salt in hex.
+
+    The event has the same bytes in the line as in the database.
+    """
     return b'{"salt":"%b","event":%b}\n' % (entry.salt.hex().encode(), entry.state)
 
 
@@ -54,7 +57,8 @@ def read_header(line: bytes) -> Header:
 
 
 def evidence_of(line: bytes, number: int) -> Evidence:
-    """Parses the line of an event, and returns the stored bytes of the event with its salt.
+    """Parses the line of an event in an export. Returns an `Evidence`, which contains the stored
+    bytes of the event and the salt.
 
     `number` is the line number for error messages. Raises `InvalidExport` if the line is
     invalid.

@@ -23,8 +23,8 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """Holds the claims of all checkpoints: the root hashes that they state, by the number of
-    events that they cover.
+    """Collects the claims of all checkpoints. A claim is the root hash that a checkpoint states for
+    the first N events of a log.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,9 @@ class Claims:
         self._by_size.setdefault(checkpoint.size, []).append(Claim(checkpoint.root, source))
 
     def sizes_between(self, start: int, end: int) -> list[int]:
-        """Returns each number of events for which a checkpoint states a root, if it is greater
-        than `start` and less than `end`. The numbers are sorted.
+        """Returns a sorted list of the numbers of events for which checkpoints state a root hash.
+
+        The list contains only the numbers greater than `start` and less than `end`.
         """
         return sorted(size for size in self._by_size if start < size < end)
 
@@ -55,8 +56,8 @@ class Claims:
                 raise Wrong(f"the first {size} events have another root than {claim.source} says")
 
     def remaining(self) -> list[tuple[int, Claim]]:
-        """Returns the claims (root hashes stated by checkpoints) that were not compared
-        yet, each with its number of events.
+        """Returns the claims that are still to be compared, as a list of pairs. Each pair contains
+        the number of events that the checkpoint covers, and the claim.
         """
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
 

@@ -31,8 +31,8 @@ class DiskBackedRecords:
     """A mapping of record keys to records. It has the methods that `fold` calls when it applies
     an event to the records.
 
-    If there are more than `in_memory_max` records, they are moved to a temporary SQLite file,
-    which is deleted with this object.
+    If there are more than `in_memory_max` records, they are moved to a temporary SQLite file.
+    SQLite deletes the file when Python frees this object.
     """
 
     def __init__(self, *, in_memory_max: int = RECORDS_IN_MEMORY_MAX):

@@ -35,13 +35,13 @@ STATE_EVENTS = 100_000
 
 
 class Verification:
-    """Verifies the events from seq `first` to seq `last` of the log that `source` reads, by
-    default all events.
+    """Verifies the log that `source` reads.
 
-    `verify` runs the checks. It adds lines of text to `findings`, which say what was verified
-    and what was left out, and raises an error when a check fails.
+    `first` and `last` are the first and the last seq to verify. By default, all events are
+    verified. The method `verify` runs the checks, and raises an error when a check fails. For each
+    check that succeeded or was left out, it adds a line of text to `findings`.
 
-    The constructor raises `OperatorError` if `first` is given and the state file also has a
+    The constructor raises `OperatorError` if `first` is given although the state file contains a
     start position. It raises the same error if the source lacks the tiles of the events before
     `first`.
     """
@@ -159,9 +159,11 @@ class Verification:
     # -- the events
 
     def _batches(self, claims: Claims) -> Iterator[Batch]:
-        """Yields the events in batches. If a checkpoint covers N events, a batch ends after
-        event N, because the root hash that the checkpoint states is compared there with the
-        computed root hash.
+        """Yields the events in batches. If a checkpoint covers the first N events, a batch ends
+        after event N.
+
+        The caller then compares the root hash that it has computed from these N events with the
+        root hash in the checkpoint.
         """
         seq = self._start.seq
         for batch, tiles in self._source.batches(seq, self.through):
@@ -201,11 +203,12 @@ class Verification:
     # -- the tree
 
     def _compare_tiles(self, audit: LogAudit) -> None:
-        """Compares the source's tiles with the verified events. Raises `Wrong` if they
+        """Compares the tiles of the source with the verified events. Raises `Wrong` if they
         differ.
 
-        For an archive, checks that no tile is missing. For other sources, compares the root
-        of the tiles with the computed root.
+        The tiles of an archive were already compared while its events were read, so this method
+        only checks that no tile is missing. For other sources, the method compares the root
+        hash of the tiles with the root hash of the events.
         """
         if self._source.carries_tiles:
             if self._expected_tiles and audit.seq == self._header.head:
@@ -225,11 +228,12 @@ class Verification:
         self.findings.append("the tiles are of these events")
 
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
-        """Checks the remaining checkpoints with consistency proofs (RFC 9162). These
-        checkpoints cover more events, or fewer, than this run has read.
+        """Checks the checkpoints that were not compared while the events were read.
 
-        Raises `Wrong` if a proof fails. For an archive, this check is left out, and
-        `findings` names the checkpoints.
+        The last event of such a checkpoint is before or after the events of this run. A consistency
+        proof (RFC 9162) shows that the checkpoint belongs to the same log as these events. Raises
+        `Wrong` if a proof fails. For an archive, this check is left out, and the method adds a line
+        for each checkpoint to `findings`.
         """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:

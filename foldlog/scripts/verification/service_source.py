@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 class ServiceUnusable(OperatorError):
-    """Raised when a request to the service failed, or its answer is unexpected."""
+    """Raised when a request to the service failed, or when the response is unexpected."""
 
     code = "service-unusable"
 

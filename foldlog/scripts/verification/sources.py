@@ -47,8 +47,10 @@ class Source(ABC):
         """
 
     def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
-        """Returns the tiles of `wanted` that exist. They are tiles of the Merkle tree over the
-        first `header.head` events.
+        """Returns a mapping from the wanted tiles to their hashes, as bytes. Missing tiles are left
+        out.
+
+        The tiles belong to the Merkle tree over the first `header.head` events.
         """
         return {}
 

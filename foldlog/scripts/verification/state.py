@@ -26,7 +26,8 @@ class State(msgspec.Struct):
 
 
 def read_state(path: Path, header: Header) -> AuditCursor | None:
-    """Returns the position that is saved in the state file, or `None` if the file is missing.
+    """Returns the position (`AuditCursor`) that is saved in the state file, or `None` if the file
+    is missing.
 
     Raises `OperatorError` if the file is invalid or belongs to another log.
     """
