@@ -35,7 +35,8 @@ NO_PARAMETERS = Parameters()
 class Lines:
     """Describes a response that consists of lines, each of which is a JSON document.
 
-    `kinds` maps the name of each kind of line to its type and an example.
+    `kinds` is a dict from the name of each kind of line to a pair: the struct of the line, and an
+    example of the line.
     """
 
     about: str
@@ -76,8 +77,8 @@ class Operation:
         self._from_cache = from_cache
 
     async def __call__(self, request: Request, path: Mapping[str, str], access: Access) -> Reply:
-        """Checks that the caller has the right to the operation, reads and checks the request, and
-        then calls the view function.
+        """Checks that the caller has the right to the operation, and reads and checks the request.
+        Then calls the view function and returns its `Reply`.
 
         Raises `InvalidRequest` if the path, the query or the body is wrong. Raises the errors of
         `Access.admit` if the caller lacks access. Errors of the view function are raised unchanged.

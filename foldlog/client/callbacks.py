@@ -78,13 +78,14 @@ def refusal_of(queued: Queued) -> Refusal:
 
 @dataclass(frozen=True)
 class Loss:
-    """Describes a conflict: a field was changed twice, each time without knowledge of the other
-    change, and the merge kept only one of the two values.
+    """Describes a conflict: two concurrent changes of the same field, of which the merge kept only
+    one value. Two changes are concurrent if each was made before its device had pulled the other
+    one.
 
     Attributes:
-        number: The number of the conflict in this replica, for `Replica.conflicts(after=...)`;
-            `None` in a callback.
-        seq: The seq of the event whose merge decided the conflict.
+        number: The number of the conflict in the replica's file, for the argument `after` of
+            `Replica.conflicts`; `None` in a callback.
+        seq: The seq of the event at which the merge found the conflict.
         collection: The name of the record's collection.
         id: The id of the record.
         field: The name of the field.
@@ -106,17 +107,20 @@ class Loss:
 
     @classmethod
     def from_conflict(cls, conflict: Conflict, own: Container[str]) -> Loss:
-        """Makes a `Loss` from a conflict that the merge returned. `own` has the current and
-        earlier device ids of this replica. `is_mine` is set if one of them wrote the value that
-        lost.
+        """Returns a `Loss` for a conflict that `fold` has returned.
+
+        `own` contains the current device id and all earlier device ids of this replica. `is_mine`
+        is `True` if one of these devices wrote the value that lost.
         """
         return cls._from_document(None, conflict_document(conflict), own)
 
     @classmethod
     def from_json(cls, number: int, document: str, own: Container[str]) -> Loss:
-        """Makes a `Loss` from a conflict that was stored as JSON. `own` has the current and
-        earlier device ids of this replica. `is_mine` is set if one of them wrote the value that
-        lost.
+        """Returns a `Loss` for a conflict from the replica's file. `number` is the number of the
+        conflict there, and `document` is the conflict as JSON.
+
+        `own` contains the current device id and all earlier device ids of this replica. `is_mine`
+        is `True` if one of these devices wrote the value that lost.
         """
         return cls._from_document(number, msgspec.json.decode(document), own)
 
@@ -170,12 +174,13 @@ class Callbacks:
 
     @contextmanager
     def changes(self) -> Iterator[Callable[[float], Iterator[Change]]]:
-        """Returns a context manager that collects changes in a queue, for an app that
-        handles them in its own thread.
+        """Returns a context manager that collects `Change` objects in a queue, for an app that
+        handles the changes in its own thread.
 
-        The `with` block gets a function, here `next_changes(timeout_seconds)`. The function
-        returns an iterator of `Change` objects, which ends when no change has arrived for
-        `timeout_seconds`. The app may call the function several times.
+        The `with` block gets a function, which is named `next_changes` in the example. Each call of
+        the function returns an iterator of the collected `Change` objects. The iterator waits up to
+        `timeout_seconds` for the next change, and ends if none arrives in this time. The app may
+        call the function several times.
 
             with replica.callbacks.changes() as next_changes:
                 for change in next_changes(5.0):

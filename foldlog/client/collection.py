@@ -121,22 +121,22 @@ class Collection:
                 self._store.apply(Operation("delete", self.name, id))
 
     def create_temporary(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> Record:
-        """Creates a record that is never sent to the server, for example a search result.
-        Returns the record.
+        """Creates a temporary record, for example for a search result, and returns the record. A
+        temporary record stays on this device, and is never sent to the server.
 
-        `keep` makes the record an ordinary one, and `Replica.purge_temporary` deletes all
-        temporary records.
+        Call `keep` to make the record an ordinary record later. Call `Replica.purge_temporary` to
+        delete all temporary records.
         """
         id = self._store.new_id()
         self._store.put_temporary((self.name, id), {**(fields or {}), **more})
         return self[id]
 
     def keep(self, id: str) -> Record:
-        """Makes a temporary record an ordinary record, which the next sync sends to the
-        server. Returns the record.
+        """Makes a temporary record an ordinary record, which the next sync sends to the server.
+        Returns the record.
 
-        If the record is an ordinary one already, the method changes nothing. Raises
-        `RecordNotFound` if the record is missing.
+        If the record is an ordinary record already, the method changes nothing. Raises
+        `RecordNotFound` if the record is missing or deleted.
         """
         with self._store.changeset():
             record = self[id]
@@ -192,11 +192,11 @@ class Collection:
         )
 
     def _apply(self, op: Operation) -> Record:
-        """Adds an operation to the open changeset, or to a new one if none is open. Returns the
-        record as the app sees it after the operation.
+        """Adds an operation to the open changeset. If none is open, makes a new changeset for this
+        operation. Returns the record as the app sees it after the operation.
 
-        The returned record may be a tombstone: while the queue still has a delete of the
-        record, a put can lose the merge against this delete.
+        The returned record may be a tombstone, even after a `put`: if the queue has a `delete` of
+        the same record, the `put` can lose the merge against the `delete`.
         """
         with self._store.changeset():
             self._store.apply(op)

@@ -12,8 +12,8 @@ SYNCED, WAITING, TEMPORARY = 0, 1, 2
 
 @dataclass(frozen=True)
 class Record:
-    """Holds the values of a record at the time when the app read it. Later changes of the record
-    leave this object as it is.
+    """Contains the values of a record at the time when the app read the record. If the record
+    changes later, this object keeps the old values.
 
         milk = tasks["019a..."]
         milk["title"], milk.get("done", False), milk.sync_status
@@ -22,7 +22,8 @@ class Record:
         collection: The name of the record's collection.
         id: The id of the record, unique within the collection, 1 to 128 characters.
         fields: The values of the record, by field name.
-        is_deleted: Whether the record was deleted. This object is its tombstone then.
+        is_deleted: Whether the record was deleted. If it was, this object is the tombstone of the
+            record.
         last_modified: The time when the server received the last change (RFC 3339); `None` if this
             device has not pulled any change of the record yet.
         sync_status: `SYNCED` (0), `WAITING` (1: a change of this device is still in the queue) or

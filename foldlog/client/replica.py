@@ -144,20 +144,19 @@ class Replica:
     def changeset(
         self, *, guard: Literal["unchanged"] | None = None
     ) -> AbstractContextManager[None]:
-        """Returns a context manager that puts all changes of its `with` block into one
-        changeset.
+        """Returns a context manager that puts all changes of its `with` block into one changeset.
 
-        The server stores all changes of a changeset or refuses all of them. If the block
-        raises an exception, all of its changes are undone. If blocks are nested, all
-        changes belong to the changeset of the outer block.
+        The server stores all changes of a changeset or refuses all of them. If the block raises an
+        exception, all of its changes are undone. If blocks are nested, all changes belong to the
+        changeset of the outer block.
 
             with replica.changeset(guard="unchanged"):
                 tasks.update(milk.id, done=True)
                 tasks.delete(bread.id)
 
-        With `guard="unchanged"`, the server refuses the changeset if another device has
-        changed one of its records and this device had not pulled that change before.
-        `Replica.refused` then lists the changeset.
+        With `guard="unchanged"`, the server refuses the changeset if another device has changed a
+        record of the changeset, and if this device had not pulled the other change before it made
+        the changeset. `Replica.refused` then lists the changeset.
         """
         return self._store.changeset(guard=guard)
 
@@ -205,8 +204,8 @@ class Replica:
             self._runner.save_stream_traffic()
 
     def status(self) -> Status:
-        """Returns the status of syncing, for example the number of unsent changesets and
-        the last problem.
+        """Returns a `Status` object, which has, for example, the number of unsent changesets and
+        the problem of the last sync.
         """
         meta, queue = self._store.meta, self._store.queue
         return Status(
@@ -227,28 +226,28 @@ class Replica:
         )
 
     def refused(self) -> list[Refusal]:
-        """Returns the changesets that the server has refused or rejected, oldest first.
+        """Returns a list of `Refusal` objects: one for each changeset that the server has refused
+        (a guard or a schema failed) or rejected (malformed or over a limit), oldest first.
 
-        These changesets change no record. They stay in the file until `repair` or `drop` is
-        called for them.
+        These changesets change no record. A changeset stays in the file until the app calls
+        `repair` or `drop` with its id.
         """
         return [refusal_of(queued) for queued in self._store.queue.select("refused", "rejected")]
 
     def repair(self, id: str) -> AbstractContextManager[list[dict[str, Any]]]:
-        """Returns a context manager whose `with` block makes the changeset that replaces a
-        refused one.
+        """Returns a context manager that replaces a refused or rejected changeset with a new one.
+        `id` is the id of a `Refusal`.
 
-        The block gets the operations of the refused changeset as JSON objects. All changes
-        made in the block become one new changeset, and the refused changeset is deleted. If
-        the block raises an exception, the refused changeset stays.
+        The `with` block gets the operations of the old changeset as a list of JSON objects. All
+        changes that the block makes become one new changeset. At the end of the block, the old
+        changeset is deleted. If the block raises an exception, the old changeset stays.
 
             for refusal in replica.refused():
                 with replica.repair(refusal.id) as operations:
                     for op in operations:
                         tasks.update(op["id"], op["fields"])
 
-        `id` is the id of a `Refusal`. Raises `LookupError` if no refused changeset has this
-        id.
+        Raises `LookupError` if the file has no refused or rejected changeset with this id.
         """
         return self._repairing(id)
 
@@ -278,23 +277,22 @@ class Replica:
         return queued
 
     def conflicts(self, *, after: int = 0) -> list[Loss]:
-        """Returns the conflicts in which this device wrote one of the two values, oldest
-        first.
+        """Returns a list of `Loss` objects: one for each conflict in which this device wrote one of
+        the two values, oldest first.
 
-        `after` is the `number` of the last `Loss` that the app has handled; only later
-        conflicts are returned.
+        `after` is the `number` of the last `Loss` that the app has handled. Only conflicts with a
+        greater number are returned; 0, the default, means all.
         """
         own = self._store.meta.own_devices
         rows = self._store.conflicts.select_after(after)
         return [Loss.from_json(number, document, own) for number, document in rows]
 
     def unsent(self) -> list[dict[str, Any]]:
-        """Returns the changesets that are still to be sent, and those that the server has
-        refused or rejected, as JSON objects.
+        """Returns a list of JSON objects: one for each changeset that is still to be sent, or that
+        the server has refused or rejected.
 
-        The member `state` of each object is "waiting" (still to be sent), "refused" or
-        "rejected". An app can save the objects in another place before it deletes the file
-        of the replica.
+        The member `state` of each object is "waiting" (still to be sent), "refused" or "rejected".
+        An app can save the objects in another place before it deletes the file of the replica.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")
         return [

@@ -62,8 +62,8 @@ class Status:
 
     @property
     def lag(self) -> int:
-        """The number of events that this device still has to pull, according to the
-        server's last answer.
+        """The number of events that this device still has to pull: the difference between `head`
+        and `after`. The log may have grown since the server's last answer.
         """
         return max(0, self.head - self.after)
 

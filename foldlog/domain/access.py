@@ -89,7 +89,8 @@ class Caller(NamedTuple):
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` if the caller may not push changesets in the name of this device."""
+        """Raises `Forbidden` unless `device` is the caller's own device. Only a caller with
+        `is_any_device` may push the changesets of any device."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
@@ -270,8 +271,8 @@ def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
     """Reads the registrations and revocations of devices in these log entries. Returns one `Device`
-    for each such entry, with only the values that the event sets. Entries of other kinds are
-    skipped.
+    for each such entry, in order. In this `Device`, only the values that the event sets are filled;
+    all other values are the defaults. Entries of other kinds are skipped.
 
     Raises `ValueError` if the body of a registration or revocation is invalid. The event is then
     forged or damaged.

@@ -1,17 +1,18 @@
 """Decides whether a new schema is additive, which means that it allows all values that the old
 schema allowed.
 
-The decision compares the two schemas only; stored records are ignored. A schema counts as additive
-only if the comparison can show that it is. Each keyword of the new schema is a demand on values:
-for example, `"minimum": 1` demands at least 1. The demand is met if a keyword of the old schema
-demands at least as much, such as `"minimum": 2`. It is also met if the old schema forbids all types
-that the keyword applies to. The subschemas of properties and items are compared in the same way.
+Only the two schemas are compared; stored records are ignored. If the comparison cannot show that a
+schema is additive, the schema is treated as not additive. Each keyword of the new schema is checked
+separately. For example, `"minimum": 1` demands a number of at least 1. This demand adds no
+restriction in two cases. In the first case, a keyword of the old schema demands at least as much,
+such as `"minimum": 2`. In the second case, the old schema forbids all types that the keyword
+applies to. The subschemas of properties and items are compared in the same way.
 
 The comparison understands these keywords: types, `const` and `enum`, ranges and lengths,
 `multipleOf`, `pattern` and `format` (unchanged or removed), `required`, `dependentRequired`,
 `properties`, `patternProperties`, `additionalProperties`, `propertyNames`, items, `$ref` (also
-recursive), `allOf`, `anyOf`. For `oneOf`, `not`, `if`, `contains`, `dependentSchemas` and
-`unevaluated...` it only recognizes whether they were removed or are unchanged.
+recursive), `allOf`, `anyOf`. The keywords `oneOf`, `not`, `if`, `contains`, `dependentSchemas` and
+`unevaluated...` are accepted only if they are removed or unchanged.
 """
 
 from __future__ import annotations
@@ -89,8 +90,12 @@ _encode = msgspec.json.encode
 
 
 class _Comparison:
-    """Compares an old schema with a new one; both are valid. In all methods, `old` and `parts` are
-    parts of the old schema, and `new` is a part of the new one."""
+    """Compares an old schema with a new one. Both schemas must be valid.
+
+    In all methods, `new` is one subschema of the new schema. `old`, `olds` and `parts` are lists of
+    subschemas of the old schema that apply to the same value as `new`. The pointers `pointer` and
+    `where` lead to a place in the new schema.
+    """
 
     def __init__(self, old: Schema, new: Schema):
         self.old, self.new = old, new
@@ -165,9 +170,9 @@ class _Comparison:
         return _distinct(parts)
 
     def _listed_values(self, parts: list[Any]) -> list[Any] | None:
-        """Returns the values that `const` or `enum` of the old schema lists, except those that
-        another keyword of the old schema forbids. Returns `None` if the old schema has no `const`
-        or `enum`."""
+        """Returns the list of all values that the old schema allows, if the old schema has a
+        `const` or an `enum`. A listed value that another keyword of the old schema forbids is left
+        out. Returns `None` if the old schema has no `const` or `enum`."""
         for part in parts:
             listed = [part["const"]] if "const" in part else part.get("enum")
             if listed is not None:
@@ -224,8 +229,9 @@ class _Comparison:
         )
 
     def _is_met_directly(self, parts: list[Any], keyword: str, value: Any) -> bool:
-        """Returns whether all values that the old schema allows are sure to meet this keyword of
-        the new schema. Considers all keywords of the old schema except `anyOf` and `oneOf`."""
+        """Returns whether the old schema guarantees that its values satisfy the keyword `keyword`
+        with the value `value` of the new schema. `anyOf` and `oneOf` of the old schema are ignored
+        here; `_is_met` considers them."""
         if keyword in _MEETS:
             return any(_MEETS[keyword](part, value) for part in parts)
         if keyword == "type":
@@ -272,8 +278,9 @@ class _Comparison:
     # -- Into objects and arrays ------------------------------------------------------------------
 
     def _compare_objects(self, pointer: str, parts: list[Any], new: Schema) -> Iterator[Violation]:
-        """Yields the places where the new schema may refuse a property of an object, or a value of
-        a property, that the old schema allows."""
+        """Yields a violation for each place where the new schema may refuse an object that the old
+        schema allows. Compares only `properties`, `patternProperties` and
+        `additionalProperties`."""
         olds = [part for part in parts if OBJECT_KEYWORDS & part.keys()]
         for name, demanded in new.get("properties", {}).items():
             where = f"{pointer}/properties/{escaped(name)}"
@@ -288,8 +295,9 @@ class _Comparison:
     def _compare_pattern(
         self, where: str, olds: list[Any], pattern: str, demanded: Any
     ) -> Iterator[Violation]:
-        """Yields the places where one pattern in `patternProperties` of the new schema may refuse
-        values that the old schema allows."""
+        """Compares one member of `patternProperties` of the new schema: the properties that match
+        `pattern` must satisfy the schema `demanded`. Yields a violation for each place where the
+        old schema allows other values for these properties."""
         same = [old["patternProperties"][pattern] for old in olds if pattern in _patterns(old)]
         if same and self._implies(same, demanded):
             return
@@ -301,8 +309,9 @@ class _Comparison:
     def _compare_others(
         self, where: str, olds: list[Any], new: Schema, demanded: Any
     ) -> Iterator[Violation]:
-        """Yields the places where `additionalProperties` of the new schema may refuse values that
-        the old schema allows."""
+        """Compares `additionalProperties` of the new schema: all properties that the new schema
+        neither names nor matches by a pattern must satisfy the schema `demanded`. Yields a
+        violation for each place where the old schema allows other values for these properties."""
         patterns = _patterns(new)
         for name in sorted(_named_by(olds) - new.get("properties", {}).keys()):
             if not any(matches(pattern, name) for pattern in patterns):
@@ -317,11 +326,13 @@ class _Comparison:
         demanded: Any,
         patterns_known: frozenset[str] = frozenset(),
     ) -> Iterator[Violation]:
-        """Yields the places where the schema `demanded` may refuse values that the old schema
-        allows. Considers only the properties that are missing in `properties` of the old schema.
+        """Compares the properties that the old schema leaves unnamed: they match only
+        `patternProperties` or `additionalProperties` of the old schema. Yields a violation for each
+        place where the old schema allows a value for them that the schema `demanded` may refuse.
+        Patterns in `patterns_known` are skipped.
 
-        The result is empty if at least one schema in `olds` allows only values that `demanded`
-        allows too.
+        An object must satisfy all schemas in `olds`. One schema in `olds` that guarantees
+        `demanded` is therefore enough, and the result is then empty.
         """
         first: list[Violation] = []
         for old in olds or [{}]:
@@ -348,8 +359,11 @@ class _Comparison:
 
 
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
-    """Returns the schemas without duplicates. For a recursive schema, the comparison stops when it
-    meets the same list of schemas again. With duplicates, this list could grow each time."""
+    """Returns a list of the schemas without duplicates.
+
+    The comparison of a recursive schema stops when the same list of schemas comes again. Duplicates
+    would make the list longer at each level, so that the same list would never come again.
+    """
     return list({_encode(schema): schema for schema in schemas}.values())
 
 
@@ -387,7 +401,7 @@ def _types(schema: Schema) -> frozenset[str]:
 
 
 def types_of(parts: Iterable[Schema]) -> frozenset[str]:
-    """Returns the JSON types that all of these schemas allow."""
+    """Returns the names of the JSON types that every one of these schemas allows."""
     return TYPES.intersection(*map(_types, parts))
 
 
@@ -396,7 +410,7 @@ def _required(parts: Iterable[Schema]) -> set[str]:
 
 
 def _required_with(parts: list[Any], name: str) -> set[str]:
-    """Returns the names of the properties that an object must have if it has the property
+    """Returns the names of the properties that `parts` require in an object that has the property
     `name`."""
     depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
     return _required(parts).union(*depending)

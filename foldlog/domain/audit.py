@@ -26,8 +26,9 @@ MALFORMED_ERRORS = (
 
 
 class Evidence(NamedTuple):
-    """A stored event that the audit checks. `ops_hash` is the stored hash of the event's
-    operations. If it is given, the audit compares it with the hash that it computes."""
+    """A stored event that the audit checks. `ops_hash` is the hash of the event's operations that
+    was stored with the event. The audit computes this hash again, and compares the two hashes if
+    `ops_hash` is given."""
 
     state: bytes
     salt: bytes
@@ -62,11 +63,12 @@ class AuditCursor(msgspec.Struct):
 
     @classmethod
     def at(cls, seq: int, tiles: Mapping[Tile, bytes]) -> AuditCursor:
-        """Returns a cursor that starts an audit in the middle of a log, after event `seq`.
+        """Returns a cursor with which an audit starts in the middle of a log, after event `seq`.
 
-        `tiles` must contain the unfinished tiles of the Merkle tree over the first `seq` events.
-        They are trusted here: a wrong tile is noticed later, because the computed root is then
-        wrong too. Raises `InvalidProof` if a tile is missing or lacks hashes.
+        `tiles` maps the unfinished tiles of the Merkle tree over the first `seq` events to their
+        hashes. The hashes are trusted here. If one of them is wrong, the audit computes a wrong
+        root, and the comparison with a signed root fails. Raises `InvalidProof` if a tile is
+        missing or has too few hashes.
         """
         cut = {tile: tiles.get(tile, b"")[: tile.width(seq) * 32] for tile in edge_tiles(seq)}
         TreeBuilder(seq, cut)
@@ -80,8 +82,10 @@ class Erasures:
 
     The check is needed because an erased operation keeps its commitment, so all hashes stay right
     after any removal. A removal is allowed in two cases. In the first case, a `record-erased` event
-    of the record follows the changeset in the log. In the second case, the `record-erased` event
-    comes before the changeset, and the changeset's `base` is lower than the seq of that event.
+    of the record comes later in the log than the changeset. In the second case, the `record-erased`
+    event comes earlier, and its seq is higher than the changeset's `base`. The device had then not
+    received the erasure when it made the changeset, so the service stored the changeset without the
+    values.
     """
 
     def __init__(
@@ -93,10 +97,13 @@ class Erasures:
         )  #: the first seq that lacks values, for records that still lack an erasure
 
     def note(self, seq: int, state: bytes) -> None:
-        """Reads the next event of the log. If operations of this event were erased, and no earlier
-        `record-erased` event allows this, stores their records in `owing` until such an event of
-        each record is found. If the event itself is a `record-erased` event, stores its record in
-        `erased`."""
+        """Reads the next event of the log. `state` contains the event's stored bytes.
+
+        If the event is a `record-erased` event, the method stores its record in `erased`. If the
+        event has erased operations that still lack a `record-erased` event, the method stores their
+        records in `owing`. A record stays in `owing` until a `record-erased` event of this record
+        is read.
+        """
         if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
         event = decode_event(state)
@@ -158,8 +165,8 @@ class LogAudit:
         )
 
     def check(self, evidence: Iterable[Evidence]) -> dict[Tile, bytes]:
-        """Checks the next events of the log. Returns the tiles of the Merkle tree that have changed
-        because of these events.
+        """Checks the next events of the log. Returns a dict from each tile of the Merkle tree that
+        these events changed to its new hashes.
 
         Raises `WrongEvent` at the first wrong event. The properties `seq` and `root` then cover
         only the events before the wrong event.
@@ -188,13 +195,14 @@ class LogAudit:
 
     @property
     def is_settled(self) -> bool:
-        """Returns whether the audit has found a `record-erased` event for each value that is
-        missing in the events read so far.
+        """Returns whether every removal of values in the events read so far is explained by a
+        `record-erased` event.
 
-        If a record is erased while the audit reads the log, the property is false until the audit
-        has read the `record-erased` event. In this case, the caller must pass further events to
-        `check`. If the audit began in the middle of the log, the property is always true, because
-        the `record-erased` event may come before the start of the audit.
+        If a record is erased while the audit runs, the audit may read an event without its values
+        first, and the `record-erased` event later. The property is false in between, and the caller
+        must pass further events to `check`. If the audit began in the middle of the log, the
+        property is always true, because the `record-erased` event may come before the start of the
+        audit.
         """
         return not (self._is_from_first and self._erasures.owing)
 

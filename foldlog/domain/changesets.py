@@ -168,9 +168,11 @@ def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
 
 
 def _unreadable(text: bytes, limits: Limits) -> InvalidRequest:
-    """Returns the error for a text that is invalid JSON, with the index of the bad changeset if it
-    can be found. Raises `LimitExceeded` if the text is too large to be searched for the bad
-    changeset."""
+    """Makes the error for a text that is invalid JSON, and returns it for the caller to raise. The
+    error contains the index of the bad changeset if the index can be found.
+
+    Raises `LimitExceeded` if the text is too large for this search.
+    """
     check_searchable(text, limits)
     deep = deep_item(text)
     if deep is not None:
@@ -199,11 +201,11 @@ def _refusal(found: _Invalid, limits: Limits, **where: Any) -> InvalidChangeset 
 
 
 def _pointer(path: str) -> str:
-    """Converts a path of msgspec, such as `$[3].ops[0].fields`, to a JSON pointer, such as
-    `/3/ops/0/fields`.
+    """Converts the path in an error message of msgspec, such as `$[3].ops[0].fields`, to a JSON
+    pointer, such as `/3/ops/0/fields`.
 
-    In a path, msgspec replaces the key of a map by `[...]`. The pointer ends before the first such
-    key, because the key is unknown.
+    In such a path, msgspec writes `[...]` in place of a key of a dict. The pointer ends before the
+    first `[...]`, because the key is unknown.
     """
     known, _, _ = path.partition("[...]")
     return "".join(f"/{part}" for part in re.findall(r"[^$.\[\]`]+", known))
@@ -215,8 +217,8 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
-    """Raises `LimitExceeded` if `raw`, a body that could not be decoded, is too large to be
-    searched for the bad changeset.
+    """Raises `LimitExceeded` if `raw`, a body that could not be decoded, is larger than the server
+    is willing to search for the bad changeset.
 
     After this error, the device can send smaller pushes to find the bad changeset.
     """
@@ -422,8 +424,9 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
     """Returns whether a repeated changeset has the same content as the stored changeset with the
     same id.
 
-    The content is `ops`, `made_at` and `guard`. `base`, `counter` and the device are ignored,
-    because they may change when a device recovers. If an operation of the stored changeset was
+    Compared are `ops`, `made_at` and `guard`. `base`, `counter` and the device's id are ignored,
+    because a device that recovers from an error, such as `device-forked`, may send the same
+    changeset again with other values of these members. If an operation of the stored changeset was
     erased, the function returns true, because the erased values can no longer be compared.
     """
     if any(op.erased is not UNSET for op in stored.ops):

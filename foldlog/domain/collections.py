@@ -8,8 +8,8 @@ state after the changeset, because a keyword such as `required` concerns the who
 
 A changeset is refused only for a new violation. If the record had the same violation before, or if
 the record is deleted afterwards, the changeset is stored. For most changesets, the operations alone
-are enough to decide this (see `is_valid_alone`). The server then saves the time to read the records
-from the database.
+are enough to decide this (see `is_valid_alone`). The server saves time in these cases, because it
+skips reading the records from the database.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def is_valid_alone(self, op: Operation) -> bool:
-        """Returns whether the record is sure to be valid after this operation, whatever its state
-        was before. If the method returns false, the caller must read the record to decide."""
+        """Returns whether the operation alone shows that the record is valid after the operation,
+        in whatever state the record was before. If the method returns false, the record may be
+        valid or invalid, and the caller must read the record to decide."""
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:
@@ -80,8 +81,9 @@ class RecordSchema:
         return next((fault.violation for fault in self._values.faults(fields)), None)
 
     def new_violation(self, before: Record | None, after: Record) -> Violation | None:
-        """Returns the first violation in the record's new state `after` that its old state `before`
-        did not have, or `None`."""
+        """Returns the first violation in `after`, the new state of a record, that is missing in
+        `before`, the old state. Returns `None` if there is no such violation, or if the record is
+        deleted in its new state."""
         if not after.is_live or self.json.fits(after.fields):
             return None
         known: set[tuple[Any, ...]] = set()
@@ -115,8 +117,8 @@ def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
 def schema_refusal(
     event: Event, records: Mapping[Key, Record], schemas: Schemas
 ) -> Refusal | UnsetType:
-    """Returns the reason for refusing a changeset that violates a schema, or `UNSET` if the
-    changeset is valid. `event` contains the operations of the changeset.
+    """Checks a changeset against the schemas. Returns a `Refusal` with the first violation, or
+    `UNSET` if the changeset is valid. `event` is the event that the changeset would become.
 
     `records` must contain the current state of each record that the event touches in a defined
     collection.

@@ -102,8 +102,9 @@ class Selection(msgspec.Struct, frozen=True):
     where: Mapping[str, Any] = {}
 
     def selects(self, op: Operation) -> bool:
-        """Returns whether this operation causes its record to be selected: it contains all values
-        of `where` and edits a record of `collection`."""
+        """Returns whether this operation selects its record for erasure. This is the case if the
+        operation edits a record of `collection`, and its `fields` or its `expect` contains all
+        values of `where`. An operation that is erased already is ignored."""
         if op.collection != self.collection or op.erased is not UNSET:
             return False
         said = [values for values in (op.fields, op.expect) if isinstance(values, dict)]

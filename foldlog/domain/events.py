@@ -248,7 +248,8 @@ class Envelope(NamedTuple):
 def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
     """Makes the log entry of an event that has a body: every kind except a changeset.
 
-    The body is hashed in the same way as the only operation of a changeset.
+    The body is hashed like a single operation: `ops_hash` is computed as for a changeset whose only
+    operation is the body.
     """
     seq, id, received_at, salt = envelope
     header = _encode(_BodyHeader(seq, kind, id, format_time(received_at)))[:-1]
@@ -286,8 +287,12 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Splits the bytes of an event into the parts that its hashes cover. Raises `ValueError` if the
-    bytes differ from the stored form of an event."""
+    """Splits the stored bytes of an event into the parts that the hashes cover: the header, and the
+    bytes of each operation or of the body.
+
+    Raises `ValueError` if the bytes are not in the exact form in which the service stores an event,
+    for example because a space was added.
+    """
     found = _decode_committed(state)
     header = proofs.header_of(state)
     if found.ops is not UNSET:
@@ -306,8 +311,9 @@ def committed(state: bytes) -> Committed:
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
     """Makes the log entry of an exported event from its bytes and its salt.
 
-    Raises `ValueError` if the bytes differ from the stored form of an event, if an id in the bytes
-    is invalid, or if the salt belongs to another event.
+    Raises `ValueError` if the bytes are not in the exact form in which the service stores an event,
+    or if an id in the bytes is invalid. Raises `ValueError` too if the salt does not fit the
+    event's operations, because the salt then belongs to another event.
     """
     try:
         event, apart = _decode(state), committed(state)

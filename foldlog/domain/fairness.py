@@ -1,9 +1,9 @@
 """Shares a scarce resource among callers: a single caller can use only a part of the resource.
 
-Threads, committers, connections, open streams and bytes of request bodies are shared by this rule.
-A caller is identified by a *rate key*: the id of an authenticated caller, otherwise the client's IP
-address. The empty rate key stands for clients on a local socket; they are exempt from the bound for
-one caller.
+Such resources are threads, committers, connections, open streams and bytes of request bodies. A
+caller is identified by a *rate key*: the id of an authenticated caller, otherwise the client's IP
+address. Clients on a local socket have the empty rate key. For the empty key, only the bound for
+all callers together applies.
 
 The classes `Shares` and `FairQueue` contain no locks, so only one thread at a time may call an
 instance.
@@ -27,10 +27,11 @@ class Exceeded(Enum):
 
 
 class Shares:
-    """Counts how much of one resource each caller holds.
+    """Counts how much of one resource each caller has taken so far, minus the amounts that were
+    released.
 
-    `size` is the bound for all callers together, and `share` is the bound for each caller. 0 means
-    unlimited.
+    `size` is the maximum for all callers together, and `share` is the maximum for each caller. 0
+    means unlimited.
     """
 
     def __init__(self, size: int = 0, share: int = 0):
@@ -71,9 +72,9 @@ class FairQueue(Generic[T]):
     """Distributes waiting items to a fixed number of workers, fairly among callers. If there are
     several workers, a single caller may use all of them except one.
 
-    A free worker takes the next item of the caller that was served longest ago. If one caller has a
-    thousand waiting items, an item of another caller therefore waits until a worker is free, and
-    not until all of the thousand items are done.
+    A free worker takes the next item of the caller that was served longest ago. For example, one
+    caller has a thousand waiting items, and another caller adds one item. The next free worker then
+    takes the new item, before the rest of the thousand items.
     """
 
     def __init__(self, workers: int):

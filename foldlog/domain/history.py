@@ -82,8 +82,8 @@ def changes(before: Fields, after: Fields) -> dict[str, Change]:
 class VersionView(msgspec.Struct):
     """A version of a record, as the history of the record shows it.
 
-    `lost` lists the conflicts that were decided at this event. In some of them the values of this
-    event won, and in the others they lost.
+    `lost` lists the conflicts that were decided at this event, each as JSON. A conflict is listed
+    both if this event's value lost it and if this event's value won it.
     """
 
     seq: int
@@ -126,9 +126,12 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """Compares the states of a record at two moments, and returns the difference. Returns `None` if
-    there is no difference: the fields are equal at both moments, or the record was missing or
-    deleted at both moments."""
+    """Compares the states of a record at two moments, and returns the difference. A record that is
+    missing or deleted at a moment lacks a state there.
+
+    Returns `None` if the record lacks a state at both moments, or if its fields are equal at both
+    moments.
+    """
     was, now = _if_live(before), _if_live(after)
     either = now or was
     if either is None:
@@ -173,10 +176,11 @@ def check_moments(start: int, to: int) -> None:
 
 
 def check_cursor_moment(asked: Point, begun: int) -> int:
-    """Checks that a request for the next page, which has a cursor, names the same moment as the
-    earlier pages, or no moment. `begun` is the seq whose state the earlier pages showed.
+    """Returns `begun`, the seq whose state the earlier pages of a list showed. The next page must
+    show the same state.
 
-    Returns `begun`. Raises `InvalidRequest` if the request names another seq.
+    Raises `InvalidRequest` if the request for the next page asks for another seq. A request without
+    a seq is accepted.
     """
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor belongs to another moment")

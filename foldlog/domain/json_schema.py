@@ -87,8 +87,8 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 class Fault(NamedTuple):
-    """A violation, together with the facts that tell whether two violations are the same: the
-    place, the keyword and the name of the property."""
+    """A violation, with data for comparing it with other violations. Two faults are the same
+    violation if their `where`, `keyword` and `name` are equal."""
 
     where: tuple[str | int, ...]
     keyword: str
@@ -97,8 +97,8 @@ class Fault(NamedTuple):
 
 
 def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """Compiles a schema to a validator. A part of a schema can be compiled too, together with the
-    `$defs` of the schema. The schema must have been checked before."""
+    """Compiles a schema to a validator. `schema` may also be a subschema to which the `$defs` of
+    the whole schema were added. The caller must have checked the schema before."""
     return jsonschema_rs.Draft202012Validator(
         dict(schema),
         validate_formats=True,
@@ -271,8 +271,9 @@ def name_of(ref: str) -> str:
 
 
 def _check_circles(schema: Schema) -> None:
-    """Raises `InvalidSchema` if the schema refers to itself, so that checking one value would never
-    end. Also raises `InvalidSchema` if more than `IN_PLACE_MAX` schemas apply to one value."""
+    """Raises `InvalidSchema` if a schema leads back to itself for the same value, for example by
+    `$ref`, because a check of a value would then never end. Also raises `InvalidSchema` if more
+    than `IN_PLACE_MAX` schemas apply to the same value."""
     definitions = schema.get("$defs", {})
     under_way: set[str] = set()
 
@@ -300,11 +301,12 @@ def _check_circles(schema: Schema) -> None:
 
 
 def _check_branches(schema: Schema, levels: int) -> None:
-    """Raises `InvalidSchema` if the number of schemas that apply to a value grows with each level
-    of nesting in the value.
+    """Raises `InvalidSchema` if the schema branches too often: the number of schemas that apply to
+    one value would grow at each level of nesting, and checks would take too long.
 
-    The check goes down the levels of a value. From the set of schemas that apply at one place, it
-    computes the sets that apply to the properties and items below, until it has found all sets.
+    The function starts with the schemas that apply to the whole record. From them it computes the
+    schemas that apply to each property and item, then those that apply one level deeper, and so on.
+    It ends when a level gives no new set of schemas, or after `levels` levels.
     """
     definitions = schema.get("$defs", {})
     # A place is a set of (identity, times), because a schema may contain equal parts.
@@ -337,8 +339,9 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields one list for each property or item that a value may have. The list contains the
-    schemas inside `parts` that apply to this property or item."""
+    """Yields one list of schemas for each property or item that a value may have. `parts` are the
+    schemas that apply to the value. The list contains those of their subschemas that apply to the
+    property or item. The last list contains the subschemas for the names of properties."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)

@@ -82,8 +82,9 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
 def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
-    """Returns the entries as JSON for clients. `heads` maps the seq of each event that wrote a
-    value to the header of this event. `base` is the seq that the master table had reached when the
+    """Returns each entry of the ledger as JSON bytes for clients, with the changeset that restores
+    the losing value. `heads` maps the seq of an event to the header of this event, from which the
+    authors and times are taken. `base` is the seq that the master table had reached when the
     entries were read."""
     rendered = []
     for entry in entries:

@@ -38,9 +38,9 @@ FOLD_VERSION = 2
 class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last write of a field, or the last delete of a record: its seq, its device and its time.
 
-    An `add` or a repeated delete is merged with the write before it. If that earlier write came
-    from another device, `other` is the seq of the earlier write; otherwise `other` is 0. A device
-    has received this write completely only if it has received event `other` too.
+    The result of an `add` depends on the write before it, and the same is true for a repeated
+    delete. If that earlier write came from another device, `other` is its seq; otherwise `other` is
+    0. A device knows the result only if it has received both events, `seq` and `other`.
     """
 
     seq: int
@@ -89,8 +89,10 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
     def merged_with(self, write: Write | None) -> Write:
-        """Returns the write of this changeset, merged with the earlier `write`. This is used for an
-        `add` and for a repeated delete. The merged write has the later time of the two."""
+        """Returns the `Write` to store for an `add` or a repeated delete, whose result includes the
+        effect of the earlier `write`. The result has the later time of the two. If `write` came
+        from another device, the result's `other` is the seq of `write`; otherwise `other` stays the
+        same."""
         if write is None:
             return self.write()
         other = write.other if write.device == self.device else write.seq
@@ -210,7 +212,8 @@ def conflict_document(conflict: Conflict) -> dict[str, Any]:
 
 
 class Records(Protocol):
-    """The methods of a mapping that `fold` uses."""
+    """The type of the mapping that `fold` reads and updates. A dict from keys to records fits, and
+    so does any class with these two methods."""
 
     def get(self, key: Key, /) -> Record | None: ...
     def __setitem__(self, key: Key, record: Record, /) -> None: ...
@@ -250,9 +253,9 @@ _copy = msgspec.structs.replace
 def _tombstone(key: Key, event: Event) -> Record:
     """Returns the state of a record after its erasure: deleted, and without fields.
 
-    This state is computed from the `record-erased` event only. Earlier operations on the record are
-    erased from the log, so a later fold of the log cannot read them, but it must give the same
-    result.
+    The state is computed from the `record-erased` event only. The values in earlier operations on
+    the record are gone from the log, so a fold that starts again at the first event cannot use
+    them. The new fold must still give the same state as the first one.
     """
     return Record(
         *key,
@@ -378,7 +381,8 @@ def _create(record: Record, cause: Cause) -> bool:
 
 
 def _mark_changed(record: Record, cause: Cause) -> None:
-    """Stores in the record that this event was the last one to change the state that apps see."""
+    """Updates `seq` and `last_modified` of the record, because this event has changed the state
+    that apps see."""
     record.seq, record.last_modified = cause.seq, cause.received_at
 
 

@@ -80,8 +80,9 @@ class Span(NamedTuple):
 
 
 def inclusion_spans(index: int, size: int) -> list[Span]:
-    """Returns the spans whose hashes prove that leaf `index` is in a tree of `size` leaves, lowest
-    first (RFC 9162 section 2.1.3.1)."""
+    """Returns the spans whose hashes prove that leaf `index` is in a tree of `size` leaves (RFC
+    9162 section 2.1.3.1). The first span is the sibling of the leaf, and the last one is a child of
+    the root."""
     assert 0 <= index < size
     spans = []
     span = Span(0, size)
@@ -134,8 +135,9 @@ ReadTiles = Callable[[Sequence[Tile]], Mapping[Tile, bytes]]
 
 
 def tile_of(span: Span) -> tuple[Tile, slice]:
-    """Returns the tile that contains the hashes of a full subtree, and the slice of these hashes in
-    the tile's bytes."""
+    """Finds the stored hashes from which the root of a full subtree can be computed. `span` is the
+    range of the subtree's leaves. Returns the tile that contains these hashes, and their slice in
+    the bytes of the tile."""
     height = span.size.bit_length() - 1
     level, above = divmod(height, TILE_HEIGHT)
     index, offset = divmod(span.start >> (TILE_HEIGHT * level), TILE_WIDTH)
@@ -143,8 +145,9 @@ def tile_of(span: Span) -> tuple[Tile, slice]:
 
 
 def hashes_of(spans: Iterable[Span], read: ReadTiles) -> list[bytes]:
-    """Returns the hash of each span, computed from tiles. Calls `read` once to read all tiles that
-    are needed. Raises `InvalidProof` if a tile lacks hashes."""
+    """Returns a list with the hash of each span, in the order of `spans`. The hashes are computed
+    from tiles. The function calls `read` once, with all tiles that are needed. Raises
+    `InvalidProof` if a tile is missing or has too few hashes."""
     parts = [list(span.full()) for span in spans]
     tiles = read(sorted({tile_of(full)[0] for part in parts for full in part}))
 
@@ -200,8 +203,8 @@ class TreeBuilder:
             self._edge.append(bytearray(hashes))
 
     def append(self, hashes: Sequence[bytes]) -> dict[Tile, bytes]:
-        """Appends leaf hashes to the tree. Returns the new content of all tiles that have
-        changed."""
+        """Appends the hashes of new leaves to the tree. Returns a dict from each tile that has
+        changed to its new bytes, which are its hashes one after another."""
         changed = self._extend(0, b"".join(hashes))
         self.size += len(hashes)
         return changed
@@ -227,7 +230,7 @@ class TreeBuilder:
 
     @property
     def edge(self) -> list[bytes]:
-        """Returns the content of the unfinished tiles, in the order of `edge_tiles`."""
+        """Returns a list with the bytes of each unfinished tile, in the order of `edge_tiles`."""
         return [bytes(hashes) for hashes in self._edge if hashes]
 
     def root(self) -> bytes:

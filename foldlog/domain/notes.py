@@ -139,8 +139,9 @@ def public_key_of(private: bytes) -> bytes:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decodes base64. Returns empty bytes if the text is invalid. A text is also invalid if
-    encoding the decoded bytes again gives a different text."""
+    """Decodes base64. Returns empty bytes if the text is invalid. Only the text that an encoder
+    makes from the bytes is valid; other texts that a lenient decoder reads as the same bytes are
+    invalid."""
     try:
         decoded = b64decode(text, validate=True)
     except ValueError:
@@ -220,8 +221,8 @@ class Note:
 
 
 def signature_lines(text: str) -> list[Signature]:
-    """Decodes the signature lines of a note. Raises `InvalidNote` if a line is invalid or if there
-    are too many lines."""
+    """Decodes the signature lines of a note to a list of signatures. Raises `InvalidNote` if a line
+    is invalid, if there are no lines, or if there are too many."""
     *lines, rest = text.split("\n")
     if rest or not lines or len(lines) > SIGNATURES_MAX:
         raise InvalidNote(f"a note must have 1-{SIGNATURES_MAX} complete lines of signatures")

@@ -51,8 +51,9 @@ def erased_form(operation: bytes, commitment: bytes) -> bytes:
 
 
 def salts_of(salt: bytes, count: int) -> list[bytes | None]:
-    """Returns the salt of each operation of an event, or `None` for an erased operation. `salt` is
-    the stored salt of the event.
+    """Returns a list with the salt of each of the `count` operations of an event. The list has
+    `None` in the place of an erased operation. `salt` is the stored salt of the event, or the
+    stored salts of its operations after an erasure.
 
     Raises `ValueError` if the number of stored salts differs from `count`.
     """
@@ -66,12 +67,12 @@ def salts_of(salt: bytes, count: int) -> list[bytes | None]:
 
 
 def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
-    """Returns the commitments of an event's operations, in order. For an event with a body, the
-    body counts as its only operation.
+    """Returns a list of the commitments of an event's operations, in order. If the event has a
+    body, pass the body as the only operation.
 
-    The commitment of an erased operation is copied from the member `erased` of the operation. This
-    function cannot verify it; the caller can do so by comparing the event's leaf with the Merkle
-    tree. Raises `ValueError` if the stored salts belong to other operations.
+    The commitment of an erased operation is copied from the operation's member `erased`, and it is
+    not verified here. To verify it, compare the event's leaf with the Merkle tree. Raises
+    `ValueError` if the stored salts belong to other operations.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]
@@ -109,10 +110,10 @@ def header_of(state: bytes) -> bytes:
 
 
 def leaf_header_of(state: bytes) -> bytes:
-    """Returns the header that the leaf of an event contains. This works for any stored bytes.
+    """Returns the header that the leaf of an event contains.
 
-    If the bytes have no header, or if the header is too long for a leaf, returns a replacement that
-    is made from the SHA-256 of the bytes.
+    Stored bytes may be damaged. If they lack a header, or if the header is too long for a leaf, the
+    function returns a replacement that contains the SHA-256 of the bytes.
     """
     try:
         return header_of(state[:HEADER_BYTES_MAX])

@@ -214,11 +214,11 @@ class PushDecider:
 
     def _event(self, id: str) -> Event | None:
         """Returns the event of the changeset with this id, from the log or from this group. Returns
-        `None` if the id is new. Raises `LimitExceeded` if the stored events that must be read for
-        this group are too large together.
+        `None` if the id is new. Raises `LimitExceeded` if the events that were looked up for this
+        group exceed `looked_up_bytes_max` together.
 
-        Each call decodes the event again. Decoded events may be large and few ids are repeated, so
-        they are not kept in memory.
+        Each call decodes the event again. Decoded events are dropped, because they may be large and
+        few ids are repeated.
         """
         if id in self._lookups.known:
             state = self._lookups.known[id]
@@ -284,8 +284,8 @@ class PushDecider:
         return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
 
     def _event_to_check(self, push: Push, changeset: Changeset, seq: int, time: int) -> Event:
-        """Returns an event with the operations of a changeset that is still to be stored. With this
-        event, the operations are checked against the schemas."""
+        """Makes the event that a new changeset would become if it were stored. `schema_refusal`
+        folds this event to check the changeset against the schemas."""
         return Event(
             seq=seq,
             kind="changeset",
@@ -313,12 +313,12 @@ class PushDecider:
         records: Mapping[Key, Record],
         bytes_max: int,
     ) -> int:
-        """Adds the records that a changeset touches to its answer, and returns their size in bytes
-        as JSON.
+        """Adds the records that a changeset touches to the answer. Returns the size of these
+        records as JSON in bytes, or 0 if they were not loaded.
 
-        If the records are larger than `bytes_max` or were not loaded, they are left out of the
-        answer. If they are left out although the push has asked for the records, the method raises
-        `LimitExceeded`, and the whole push is refused.
+        The records are left out if they are larger than `bytes_max` or were not loaded. If the push
+        has asked for the records (`wants_records`), the method then raises `LimitExceeded`, and the
+        whole push is refused.
         """
         views = _views(changeset.ops, records)
         if views is None:

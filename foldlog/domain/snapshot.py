@@ -68,8 +68,8 @@ class SnapshotRecord(RecordView):
 
 
 class _Line(msgspec.Struct):
-    """The form in which a line of a snapshot is decoded, except for the first line. If the line has
-    `at`, it ends a page; otherwise it contains a record."""
+    """A decoded line of a snapshot, except for the first line. If `at` is set, the line ends a
+    page; otherwise the line contains a record."""
 
     collection: str = ""
     id: str = ""
@@ -101,7 +101,7 @@ def snapshot_view(record: Record, erased_seq: int | None = None) -> SnapshotReco
 
 
 def snapshot_header(line: bytes) -> SnapshotHeader:
-    """Decodes the first line of a snapshot."""
+    """Decodes the first line of a snapshot to a `SnapshotHeader`."""
     return _decode_header(line)
 
 

@@ -14,8 +14,8 @@ class SpaceState:
     """The state of a space at the head of its log.
 
     All members are changed in the same transaction as the head. Two states of the same log with the
-    same head and mark are therefore equal, with one exception: `counters` and `revoked` may contain
-    only a part of the devices, because only the needed ones are loaded.
+    same head and mark therefore have equal members, except `counters` and `revoked`. These two
+    contain only the devices that were needed when the state was loaded.
     """
 
     log: str  #: the id of the log

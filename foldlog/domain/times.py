@@ -19,10 +19,11 @@ _LAST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 
 
 def to_ms(at: datetime) -> int:
-    """Returns a time in ms since 1970. Digits below one millisecond are cut off.
+    """Converts a `datetime` with a time zone to ms since 1970. Fractions of a millisecond are cut
+    off.
 
-    Raises `ValueError` for a time before the year 1 or after the year 9999 in UTC, where Python's
-    calendar ends.
+    Raises `ValueError` for a time before the year 1 or after the year 9999 in UTC, because a
+    `datetime` in UTC cannot express it.
     """
     ms = (at - _EPOCH) // _MILLISECOND
     if not _FIRST_MS <= ms <= _LAST_MS:

@@ -69,7 +69,8 @@ class AddCheckpoint(NamedTuple):
 
     @classmethod
     def parse(cls, body: bytes) -> AddCheckpoint:
-        """Decodes a request. Raises `InvalidRequest` if the body is invalid."""
+        """Decodes the body of a request to an `AddCheckpoint`. Raises `InvalidRequest` if the body
+        is invalid."""
         head, blank, note = body.partition(b"\n\n")
         first, *lines = head.decode("ascii", "replace").split("\n")
         old = _OLD.fullmatch(first)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def copy_owner(path: Path) -> None:
-    """If this process is root, gives a file the same owner as its folder.
+    """Changes the owner of a file to the owner of its folder, if this process runs as root.
 
-    Root may run Foldlog on the data folder of an ordinary user. With this function, this user can
-    still read and write the folder's files afterwards.
+    Root may run Foldlog on the data folder of an ordinary user. The ordinary user must be able to
+    read and write the new files afterwards.
     """
     if os.geteuid() == 0:
         owner = path.parent.stat()

@@ -55,10 +55,10 @@ class SignInKeysUnusable(OperatorError):
 
 
 def parse_keys(text: bytes) -> list[jwt.PyJWK]:
-    """Parses a JWK set, and returns those keys that can verify signatures.
+    """Parses a JWK set, and returns a list of the keys in it that can verify signatures.
 
-    Raises `SignInKeysUnusable` if the text is not a JWK set, or if no key in it can verify
-    signatures. Raises it too if a key is private, or if a shared secret is too short.
+    Raises `SignInKeysUnusable` if the text is not a JWK set, or if the list would be empty. Raises
+    `SignInKeysUnusable` too if the set contains a private key or a shared secret that is too short.
     """
     try:
         keys = json.loads(text)["keys"]
@@ -73,9 +73,10 @@ def parse_keys(text: bytes) -> list[jwt.PyJWK]:
 
 
 def _parsed(document: Any) -> jwt.PyJWK | None:
-    """Parses one key of a JWK set. Returns `None` if the key cannot verify signatures.
+    """Parses one key of a JWK set, and returns it as a `PyJWK`.
 
-    Raises `SignInKeysUnusable` if the key is private.
+    Returns `None` if the key cannot verify signatures, for example because its algorithm is
+    unknown. Raises `SignInKeysUnusable` if the key is private.
     """
     try:
         if document.get("use", "sig") != "sig":
@@ -89,10 +90,10 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
 
 
 class Keys(ABC):
-    """Caches the keys of the sign-in service, which verify its tokens.
+    """Caches the public keys or shared secrets that verify the tokens of the sign-in service.
 
-    The keys are read again when they are older than `KEYS_SECONDS_MAX` seconds. They are read again
-    earlier if a token names an unknown key.
+    The cache reads the keys again when they are older than `KEYS_SECONDS_MAX` seconds. If a token
+    names an unknown key, the cache reads them again after `KEYS_SECONDS_MIN` seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -134,15 +135,15 @@ class Keys(ABC):
         # invented key ids would block all threads. All threads wait only for the first fetch.
         """Reads the keys of the sign-in service again, and caches them.
 
-        If the last attempt to read them was less than `wait` seconds ago, the method leaves the
+        If the last attempt to read the keys was less than `wait` seconds ago, the method leaves the
         cached keys unchanged. If the read fails, the method logs a warning and keeps the cached
         keys.
 
-        Only one thread at a time reads the keys. If another thread is reading them, the method
-        returns at once, and the caller uses the cached keys. If the caller needs a key that is
-        missing in the cache (`is_needed`), the method raises `SignInUnavailable` instead. During
-        the very first read, other threads first wait for its end, at most `FETCH_SECONDS_MAX`
-        seconds.
+        Only one thread at a time reads the keys. During the very first read, the other threads wait
+        for the end of the read, at most `FETCH_SECONDS_MAX` seconds. During later reads, the other
+        threads return at once and use the cached keys. If `is_needed` is true, the key that the
+        caller needs is missing in the cache. The method then raises `SignInUnavailable` if another
+        thread is still reading.
         """
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
@@ -185,8 +186,8 @@ class FileKeys(Keys):
 class UrlKeys(Keys):
     """Fetches the keys of the sign-in service from a URL.
 
-    If the URL answers with a redirect, this is an error, because only the configured URL is
-    trusted.
+    Only the configured URL is trusted. So a redirect makes the read fail, with an
+    `httpx.HTTPStatusError`.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic):
@@ -243,7 +244,7 @@ class Jwts:
         self._seconds_max = seconds_max
 
     def read(self, text: str) -> Claims:
-        """Verifies a token, and returns the caller's permissions, which are in its claims.
+        """Verifies a token, and returns its permissions as `Claims`.
 
         Raises `Unauthenticated` if the token is invalid. Raises `SignInUnavailable` if the keys of
         the sign-in service are unavailable.
@@ -297,10 +298,10 @@ class Jwts:
 
 
 def _find(keys: Sequence[jwt.PyJWK], kid: str | None) -> jwt.PyJWK | None:
-    """Returns the key with the id `kid`, or `None` if no key has this id.
+    """Returns the key with the id `kid`, or `None` if `keys` contains no such key.
 
-    If `kid` is `None`, it returns the key if the list contains exactly one; otherwise it returns
-    `None`.
+    A token may omit the id of its key, so `kid` may be `None`. In this case, if `keys` contains
+    exactly one key, the function returns this key. Otherwise it returns `None`.
     """
     if kid is None:
         return keys[0] if len(keys) == 1 else None

@@ -129,7 +129,8 @@ class Settings:
     def witness_folder(self) -> Path:
         """The folder in which this service, as a witness, saves checkpoints of other services.
 
-        It contains, for each of their logs, the last checkpoint that this service has cosigned.
+        For each log of another service, the folder contains the last checkpoint that this service
+        has cosigned.
         """
         return self.data / "witness"
 
@@ -226,7 +227,7 @@ def _witnessed(text: str) -> tuple[Verifier, ...]:
 
 
 def _limits(text: str) -> Limits:
-    """Parses a text of pairs `name=value`, separated by spaces, and returns the changed limits.
+    """Parses pairs `name=value`, separated by spaces, and returns the `Limits` with these values.
 
     A limit that the text omits keeps its default. Raises `ValueError` if a name is unknown, if the
     limit is fixed, or if a value is invalid.

@@ -92,10 +92,9 @@ class Backoff:
 class Supervisor:
     """Runs child processes, and restarts those that die, until a stop is requested.
 
-    Call `run` in the main thread. If `database` is given, a database server that already runs, the
-    supervisor also restarts this server when it dies. It does this in a separate thread, because a
-    recovery of the database may take minutes. At the end, the supervisor stops the database after
-    all children.
+    Call `run` in the main thread. The argument `database` is an optional database server, which
+    must already run. A separate thread restarts this server when it dies, because a recovery of the
+    database may take minutes. At the end, the supervisor stops all children, and then the database.
     """
 
     def __init__(
@@ -294,8 +293,8 @@ class _DatabaseKeeper:
     def end(self) -> None:
         """Stops the database server, and ends the thread.
 
-        The thread may be restarting the server at this moment. So this method calls `stop` again
-        and again until the thread has ended.
+        The thread may be restarting the server at this moment. So this method calls `stop` of the
+        database again and again until the thread has ended.
         """
         self._ending.set()
         self._database.stop()

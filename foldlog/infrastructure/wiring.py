@@ -90,10 +90,11 @@ class Services:
 
     @property
     def add_checkpoint(self) -> Callable[[bytes], str] | None:
-        """The function with which this service cosigns checkpoints of other services.
+        """A function that cosigns a checkpoint of another service.
 
-        It takes a request body, and returns the line with the cosignature. It is `None` if the
-        cosigning key is missing, or if the settings name no logs of other services to cosign.
+        The function takes the body of a request as bytes, and returns the line with the
+        cosignature. The property is `None` if the cosigning key is missing, or if the settings list
+        no logs of other services to cosign.
         """
         cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
         if cosigner is None or not self.settings.witnessed:
@@ -104,13 +105,13 @@ class Services:
     def ready(self) -> dict[str, str]:
         """Checks whether the service can answer requests.
 
-        The keys of the result are `database`, `writes` and `schema`. The value is `ok`, or a
-        description of the problem.
+        Returns a dict with the keys `database`, `writes` and `schema`. Each value is `ok` or a text
+        that describes the problem.
         """
         return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
-        """Reads from the database the counts for `GET /metrics`, such as the number of events."""
+        """Reads the gauges for `GET /metrics` from the database, such as the number of events."""
         return gauges(self.datastore)
 
 
@@ -118,15 +119,17 @@ class Services:
 def database(
     settings: Settings, *, migrates: bool = False, exclusive: bool = False
 ) -> Iterator[Database]:
-    """Opens the database for a `with` block. Starts the embedded server if needed.
+    """Opens the database, and yields it as a `Database` for a `with` block.
 
-    The embedded server is used if the settings contain no URL of a database.
+    If the settings contain no URL of a database, the function uses the embedded server, and starts
+    it if needed.
 
-    If the database has an older schema than this version of Foldlog needs, the schema is migrated
-    if `migrates` is true; otherwise the function raises `SchemaBehind`.
+    The schema of the database may be older than this version of Foldlog needs. With `migrates=True`
+    the function then migrates the schema. With `migrates=False` it raises `SchemaBehind`.
 
-    If `exclusive` is true and another process already runs the embedded server, the function raises
-    `DataFolderInUse`. A service uses this, because two services must not share one data folder.
+    With `exclusive=True` the function raises `DataFolderInUse` if another process already runs the
+    embedded server. `foldlog serve` sets `exclusive`, because two services must not share one data
+    folder.
     """
     if settings.database_url is not None:
         url = settings.database_url
@@ -219,11 +222,12 @@ def services(
 
 @contextmanager
 def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None], Wakeups]]:
-    """Yields a function that keeps the projections of all logs up to date, and its `wakeups`.
+    """Yields a function that keeps the projections of all logs up to date, and a `Wakeups` object.
 
-    The function runs until `wakeups.close()` is called. While it runs, `wakeups` wakes it when a
-    log has new events. During the `with` block, another thread signs the checkpoints, so that the
-    projections never wait for the disk writes of the signer.
+    The function runs until another thread or a signal handler calls `close` of the `Wakeups`
+    object. This object receives the notifications about new events, and wakes the function. During
+    the `with` block, another thread signs the checkpoints, so that the projections never wait for
+    the disk writes of the signer.
     """
     with (
         Datastore(url, pool_size_max=2, seconds_max=TURN_SECONDS_MAX) as datastore,
@@ -274,8 +278,8 @@ def rebuilder(
 ) -> Iterator[Rebuilder]:
     """Opens a rebuilder for a `with` block. A rebuilder computes one projection anew from the log.
 
-    During the work it calls `report(space, position, head)`: of the `head` events in the log of the
-    space, the first `position` events have been applied.
+    During the work the rebuilder calls `report(space, position, head)` to show the progress.
+    `position` is the seq of the last projected event. `head` is the seq of the log's last event.
     """
     with Datastore(url) as datastore:
         yield Rebuilder(datastore, projection_named(projection, limits), report=report)

@@ -1,9 +1,9 @@
 """Generates the JSON Schemas of responses from the structs that the service encodes.
 
-The function `msgspec.json.schema` marks a member with a default value as optional, because a
-decoder accepts input without this member. But an encoder writes the member into every response,
-unless the struct has the option `omit_defaults`. This module therefore marks the member as
-required.
+msgspec has such a generator too, the function `msgspec.json.schema`. It marks every member with a
+default value as optional, because a decoder accepts input without the member. But the encoder
+writes the member into every response, unless the struct has the option `omit_defaults`. This module
+therefore marks a member with a default value as required, unless the struct has this option.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _PLAIN: dict[type[inspect.Type], dict[str, Any]] = {
 
 
 class AnswerSchemas:
-    """Generates one OpenAPI component for each struct that the responses use, and keeps these
-    components in `components`."""
+    """Generates one OpenAPI component for each struct that the responses use. `components` is a
+    dict from the names of the components to their JSON Schemas."""
 
     def __init__(self) -> None:
         self.components: dict[str, dict[str, Any]] = {}
 
     def reference(self, struct: type) -> dict[str, Any]:
-        """Returns a `$ref` to the OpenAPI component that describes a struct. If `components` does
-        not have this component yet, the method generates it and adds it there."""
+        """Returns the JSON Schema `{"$ref": ...}`, which refers to the OpenAPI component of a
+        struct. If `components` lacks the component, the method generates and adds it."""
         name = shape_of(struct).name
         if name not in self.components:
             self.components[name] = self._object(struct)
@@ -106,15 +106,20 @@ class AnswerSchemas:
 
 
 def shape_of(struct: type) -> Shape:
-    """Returns the name and the description that a struct has in the OpenAPI document. They come
-    from `SHAPES` if the struct is listed there, otherwise from the class name and the docstring."""
+    """Returns a `Shape` with the name and the description of a struct in the OpenAPI document.
+
+    If the dict `SHAPES` has a shape for the struct, the function returns that shape. Otherwise it
+    makes a shape from the name and the docstring of the class.
+    """
     return SHAPES.get(struct) or Shape(struct.__name__, (struct.__doc__ or "").strip())
 
 
 def _members(struct: type) -> dict[str, Any]:
-    """Returns a dict from names of a struct's members to their descriptions for the OpenAPI
-    document. The descriptions are those that `SHAPES` has for the struct and for its base
-    classes."""
+    """Returns the descriptions of a struct's members for the OpenAPI document: a dict from the name
+    of a member to a `Meta` or a type (see `Shape`).
+
+    The dict has only the members that `SHAPES` describes for the struct or for a base class.
+    """
     members: dict[str, Any] = {}
     for base in reversed(struct.__mro__):
         if base in SHAPES:

@@ -266,10 +266,11 @@ BY_CODE: dict[str, type[FoldlogError]] = {error.code: error for error in CATALOG
 
 
 def example_of(error: type[FoldlogError], status: HTTPStatus | None = None) -> dict[str, Any]:
-    """Returns an example problem document for an error class.
+    """Returns an example of the problem document for an error class, as a dict.
 
-    If the class has two examples and the second one has the given `status`, the function returns
-    the second. Otherwise it returns the first.
+    Some errors can have two statuses, and therefore have two examples in the list. If the status of
+    the second example is `status`, the function returns the second example. In all other cases it
+    returns the first.
     """
     entry = CATALOGUE[error]
     other = entry.other_example

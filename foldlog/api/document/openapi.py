@@ -1,5 +1,5 @@
-"""Generates the OpenAPI document of the API from the routes of the Flask application and from the
-operations to which they lead."""
+"""Generates the OpenAPI document of the API. The sources are the routes of the Flask application,
+and the `Operation` object of each route."""
 
 from __future__ import annotations
 

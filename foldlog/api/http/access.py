@@ -5,8 +5,9 @@ token (RFC 6750 section 2.1). The service looks up this token among the tokens o
 path names. If the token belongs to another space, the look-up finds nothing, and the error is the
 same whether that other space exists or not.
 
-Each process caches the callers that it has looked up, for `CALLER_SECONDS_MAX` seconds. The service
-responds to a revocation only after that time, so by then every process refuses the revoked caller.
+Each process caches the callers that it has looked up, for `CALLER_SECONDS_MAX` seconds. If an admin
+sends a request to revoke a token or a device, the service waits for that time before it sends the
+response. When the admin receives the response, every process therefore refuses the revoked caller.
 Some requests read only the newest events of a log, which each process has in memory. For these
 requests a cached caller is valid for up to `IDLE_CALLER_SECONDS_MAX` seconds, as long as the log is
 unchanged: a revocation would have added an event to the log.
@@ -90,12 +91,13 @@ class Access(ABC):
 
 
 class OpenAccess(Access):
-    """Grants every right to requests from this machine, for tests and development.
+    """Allows requests from this machine to use all operations, for tests and development. Only the
+    operations for admins need a token: the admin token.
 
-    Operations that need the admin right also need the admin token. The method `admit` raises
-    `Forbidden` if a request came through a proxy, or if its `Host` header is anything else than a
-    loopback name or address. The check of `Host` also refuses web pages that reach the service by
-    DNS rebinding, because their requests have the host name of the page in this header.
+    The method `admit` raises `Forbidden` if a request came through a proxy, or if its `Host` header
+    is anything else than a loopback name or address. The check of `Host` also refuses web pages
+    that reach the service by DNS rebinding, because their requests have the host name of the page
+    in this header.
     """
 
     def __init__(self, admin_token: str | None = None):
@@ -122,10 +124,12 @@ class OpenAccess(Access):
 
 
 class Jwts(Protocol):
-    """Verifies the JSON Web Tokens (JWTs) that the app's own sign-in issues."""
+    """Verifies JSON Web Tokens (JWTs). They are issued by the sign-in service of the app that uses
+    Foldlog, and not by Foldlog."""
 
     def read(self, text: str) -> Claims:
-        """Verifies a JWT and returns its claims.
+        """Verifies a JWT. Returns its contents as `Claims`: the user, the user's spaces and rights,
+        the device and the time of expiry.
 
         Raises `Unauthenticated` if the JWT is invalid. Raises `StorageUnavailable` if the public
         keys of the sign-in cannot be read.

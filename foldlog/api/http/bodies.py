@@ -2,8 +2,8 @@
 
 The limits hold even if `Content-Length` is wrong: the body is read in pieces, and reading stops at
 the first byte beyond the limit. A piece is decompressed only up to the limit on the decompressed
-size. The bytes in memory are counted as they arrive, because the body of a slow client uses memory
-before it is complete.
+size. The bytes in memory are counted after each piece, because an incomplete body uses memory too,
+and a slow client may need a long time to complete the body.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class Cors:
     origins: tuple[str, ...] = ()
 
     def headers(self, origin: str) -> Mapping[str, str]:
-        """Returns the CORS headers for a response to a web page of the given origin.
+        """Returns the CORS headers for a response to a web page of the given origin, as a dict from
+        names to values. If no origins are configured, the dict is empty.
 
         Send these headers with error responses too, because without them the browser hides the
         error from the page.

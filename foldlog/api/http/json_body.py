@@ -160,8 +160,8 @@ _ESCAPE = re.compile(
 
 
 def _mark_half_pairs(body: bytearray) -> bytes:
-    """Replaces each escape sequence of half a surrogate pair in the body with a byte that is
-    invalid in UTF-8.
+    """Returns a copy of the body in which each escape sequence of half a surrogate pair is replaced
+    by the byte FF, which is invalid in UTF-8.
 
     A JavaScript program that cuts a string inside an emoji sends such a half, for example
     `"\\ud83d"`. JSON allows it, but msgspec refuses the whole body and reports no position. With

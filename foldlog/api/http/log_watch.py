@@ -12,8 +12,8 @@ from foldlog.domain.ports import EventStore
 
 
 class LogWatches:
-    """Holds the watches of one event loop. For each space for whose new events at least one request
-    waits, the event store has one watch."""
+    """Contains the watches of one event loop. While one or more requests wait for new events of a
+    space, there is exactly one watch of the event store for this space."""
 
     def __init__(self) -> None:
         self._spaces: dict[str, _SpaceWatch] = {}
@@ -72,11 +72,11 @@ class _SpaceWatch:
 
 
 class LogWatch:
-    """Lets one request wait for new events in the log of a space. It notices every event from its
-    creation until `close`.
+    """Lets one request wait for new events in the log of a space.
 
-    Create the watch before you read the log. If events are added while you read, the next `wait`
-    then returns at once. `disconnected` is a future that is done when the client has disconnected.
+    Create the watch before you read the log. The watch then also notices the events that are added
+    while you read the log: the next call of `wait` returns at once. Call `close` at the end.
+    `disconnected` is a future that is done when the client has disconnected.
     """
 
     def __init__(

@@ -116,7 +116,8 @@ LIMITS_OF_SIZE = {
 
 
 def statuses_of(error: type[FoldlogError]) -> tuple[HTTPStatus, ...]:
-    """Returns every HTTP status that a response with this class of error can have."""
+    """Returns a tuple of the HTTP statuses that a response with this class of error can have: one
+    status, or two for `LimitExceeded`."""
     usual = next(
         (STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF),
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -151,8 +152,12 @@ def document_of(error: FoldlogError) -> dict[str, Any]:
 
 
 def _clipped(value: Any) -> Any:
-    """Shortens long texts and long lists of errors in a problem document. Otherwise a large request
-    could get a large error response, because errors may repeat parts of the request."""
+    """Returns a copy of `value`, a member of a problem document, in which long texts and long lists
+    of errors are shortened.
+
+    Otherwise a large request could get a large error response, because errors may repeat parts of
+    the request.
+    """
     if isinstance(value, str):
         return value if len(value) <= TEXT_LENGTH_MAX else f"{value[:TEXT_LENGTH_MAX]}..."
     if isinstance(value, dict):
@@ -171,9 +176,10 @@ def _first_of(errors: list[dict[str, str]]) -> list[dict[str, str]]:
 def problem_reply(error: Exception, request: Request) -> Reply:
     """Makes the response for an error, and sets the headers that its status requires.
 
-    A `FoldlogError` becomes a problem document. Any other error is logged with its traceback; its
-    response is an `InternalError` that contains only the id of the request. If the request had an
-    invalid token, the function counts it against the limit on wrong tokens of the client's address.
+    For a `FoldlogError`, the body is the problem document of this error. Any other error is logged
+    with its traceback, and the body is the problem document of an `InternalError`, which contains
+    only the id of the request. If the token of the request is invalid, the function adds one to the
+    number of wrong tokens that came from the client's IP address.
     """
     if not isinstance(error, FoldlogError) or _is_unexpected(error):
         # The request's id leads an operator to the log line.
@@ -199,8 +205,9 @@ def problem_reply(error: Exception, request: Request) -> Reply:
 
 
 def _challenge(error: FoldlogError, has_token: bool) -> str | None:
-    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) if the token of the
-    request is missing, invalid or lacks a right. For other errors, returns `None`."""
+    """Returns the value of the `WWW-Authenticate` header (RFC 6750 section 3) if the token is
+    missing, if the token is invalid, or if the caller of the token lacks a right. For other errors,
+    returns `None`."""
     if isinstance(error, Unauthenticated):
         return INVALID_TOKEN if has_token else "Bearer"
     return INSUFFICIENT_SCOPE if has_token and type(error) is Forbidden else None

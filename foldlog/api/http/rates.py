@@ -69,9 +69,9 @@ class RateSubject:
 
 
 class Buckets:
-    """Holds one token bucket for each key. A full bucket allows `rate` times `burst_seconds`
-    requests. Each request takes one from the bucket, and the bucket gains `rate` requests per
-    second until it is full again."""
+    """Stores one token bucket for each key. A full bucket contains `rate` times `burst_seconds`
+    units. Each request takes one unit from the bucket. The bucket gains `rate` units per second
+    until it is full again."""
 
     def __init__(self, rate: int, burst_seconds: int, clock: Callable[[], float]):
         self._seconds_each = 1 / rate
@@ -81,10 +81,10 @@ class Buckets:
         self._lock = Lock()
 
     def take(self, key: str) -> float:
-        """Takes one request from the bucket of `key` and returns 0.
+        """Takes one unit from the bucket of `key` and returns 0.
 
-        If the bucket has less than one request, the method takes nothing and returns the seconds
-        until the bucket has one.
+        If the bucket contains less than one unit, the method leaves the bucket unchanged. It then
+        returns the seconds until the bucket contains one unit.
         """
         with self._lock:
             now = self._clock()
@@ -96,21 +96,23 @@ class Buckets:
         return max(0.0, missing)
 
     def missing(self, key: str) -> float:
-        """Returns the seconds until the bucket of `key` has at least one request, or 0 if it has
-        one now. The method only looks at the bucket and takes nothing."""
+        """Returns the seconds until the bucket of `key` contains at least one unit, or 0 if it
+        contains one now. The method leaves the bucket unchanged."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at.get(key, now), now) + self._seconds_each
         return max(0.0, full_at - now - self._burst_seconds)
 
     def charge(self, key: str, count: float, own: float = 0) -> float:
-        """Takes `count` requests from the bucket of `key`, even if the bucket has fewer. The bucket
-        is then in debt: new requests are refused until enough time has passed. The debt is limited
-        to the content of one full bucket, because several clients may share a key.
+        """Takes `count` units from the bucket of `key`, even if the bucket contains fewer units.
 
-        Returns the seconds that the bucket would have needed, before this call, to recover from its
-        debt. The part of the debt that the current request itself caused is left out: `own` is the
-        number of requests that the current request has already taken.
+        A bucket from which too many units were taken is in debt. New requests are then refused
+        until the bucket has gained enough units. The debt is limited to the units of one full
+        bucket, because several clients may share a key.
+
+        Returns 0 if the bucket had no debt before this call. Otherwise returns the seconds in which
+        the bucket gains the units of that debt. `own` is the number of units that the current
+        request has already taken: they are left out of that debt.
         """
         with self._lock:
             now = self._clock()

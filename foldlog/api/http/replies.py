@@ -40,6 +40,6 @@ def json_reply(value: Any, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def joined(documents: list[bytes]) -> msgspec.Raw:
-    """Joins stored JSON documents to one JSON array. The documents are copied byte by byte, without
-    decoding them."""
+    """Joins stored JSON documents to one JSON array, and returns the array as a `msgspec.Raw`. The
+    documents are copied byte by byte, without decoding them."""
     return msgspec.Raw(b"[%b]" % b",".join(documents))

@@ -1,5 +1,5 @@
-"""Defines `Request`. It gives operations the headers and the body of an HTTP request, and methods
-to wait or to call a function in a thread.
+"""Defines the class `Request`, with which an operation reads the headers and the body of an HTTP
+request, waits, and calls functions in a thread.
 
 Requests wait on the event loop, where waiting needs no thread. A call that blocks runs in a small
 pool of threads that all requests share, and uses its thread only until the call returns.
@@ -122,8 +122,8 @@ class Request:
         )
 
     async def run_change(self, function: Callable[..., T], *args: Any) -> T:
-        """Runs a function that changes data in a thread, waits until the function ends, and returns
-        its result.
+        """Runs `function(*args)` in a thread and returns its result. Use it for functions that
+        change data: once the function has begun, the method waits until the function ends.
 
         Only the wait for a thread has a time limit. If no thread is free within `RUN_SECONDS_MAX`
         seconds, the method raises `StorageUnavailable`. If the client disconnects during this wait,
@@ -135,8 +135,9 @@ class Request:
 
     async def look_up(self, function: Callable[..., T], *args: Any) -> T:
         """Runs `function(*args)` in a thread and returns its result. Use it for access checks and
-        public operations. They have threads of their own, so slow reads of other requests cannot
-        delay them."""
+        public operations. These have a separate pool of threads, so slow reads of other requests
+        cannot delay them. Raises `StorageUnavailable` as `run` does, and `Disconnected` for a
+        request with the method GET or HEAD."""
         # While a body may still arrive, its bytes must not be discarded.
         has_body = self.method not in ("GET", "HEAD")
         return await self.resources.admission.run(
@@ -153,8 +154,9 @@ class Request:
         return not self.disconnected().done() and not self.resources.log_watches.is_ending
 
     async def outcome(self, future: Future[T]) -> T:
-        """Waits on the event loop for a future that another thread completes, and returns the
-        result of the future."""
+        """Waits for a future that another thread completes, and returns the result of the future.
+        The wait is on the event loop and has no time limit. If the future has an exception, the
+        method raises this exception."""
         return await asyncio.wrap_future(future)
 
     def watch(self, store: EventStore, space: str) -> LogWatch:

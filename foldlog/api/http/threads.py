@@ -31,8 +31,9 @@ class Disconnected(ConnectionError):
 
 
 class FairThreads:
-    """A pool of threads for the requests of one event loop. If a caller has many calls, they use at
-    most all threads except one, so that a thread is left for other callers."""
+    """A pool of `size` threads for the requests of one event loop. If there are several threads,
+    the calls of a single caller use at most `size - 1` of them at a time, so that one thread is
+    left for other callers."""
 
     def __init__(self, size: int, name: str):
         self.size = size

@@ -31,8 +31,8 @@ LOOK_SECONDS = 0.01
 
 class ProjectedReads:
     """Runs reads of the master table. A request may ask for a seq that the master table must
-    include. If the master table does not include it yet, the read waits for it and is then
-    repeated."""
+    include. If the first read finds that the master table lacks this seq, the request waits until
+    the master table includes the seq, and then reads a second time."""
 
     def __init__(self, master: History, limits: Limits):
         self._master = master
@@ -46,9 +46,9 @@ class ProjectedReads:
         waits for that seq and then calls `read` again.
 
         Raises `RateLimited` if the client has too many waiting requests and open streams. Raises
-        the errors of `Access.admit` if the caller has lost access during the wait. Errors of `read`
-        are raised unchanged. If the master table does not include the seq in time, this error is
-        `ProjectionBehind`.
+        the errors of `Access.admit` if the caller has lost access during the wait. Raises
+        `ProjectionBehind` if the wait ends before the master table includes the seq. Other errors
+        of `read` are raised unchanged.
         """
         try:
             return await request.run(read)
@@ -81,11 +81,11 @@ class ProjectedReads:
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _look(self, request: Request, space: SpaceId, look: _Look) -> Projected | None:
-        """Returns the position of the space's projection, as it was read last. If this read began
-        `LOOK_SECONDS` ago or earlier, the method first reads the position from the database again.
+        """Returns the progress of the space's projection as a `Projected`.
 
-        Returns `None` if the position was never read, because the first read, by another request,
-        is still running.
+        If the latest read of the progress began less than `LOOK_SECONDS` ago, the method returns
+        the progress that `look` contains. Otherwise it reads the progress from the database.
+        Returns `None` if another request has begun the first read, and this read is still running.
         """
         now = time.monotonic()
         if now - look.began_at >= LOOK_SECONDS:

@@ -41,9 +41,10 @@ def erasure_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         device removes them at its next pull. All proofs stay valid.
 
         The request names records in `records`, or selects records by their values with `collection`
-        and `where`, or does both. `where` selects a record if a single operation in the log sets
-        all these values. If you repeat the request, the response lists the erased records again.
-        The longer the log, the longer the request takes.
+        and `where`, or does both. `where` maps fields to values: a record is selected if the log
+        has a single operation on this record that contains all values of `where`. If you repeat the
+        request, the response lists the erased records again. The longer the log, the longer the
+        request takes.
         """
         check_reason(body["reason"], body.get("by"))
         wanted = Selection(

@@ -57,8 +57,8 @@ def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery
 
 
 async def read_range(request: Request, store: EventStore, space: str, query: RangeQuery) -> Range:
-    """Reads a page of the log and returns it. If the page is not in the cache, the function reads
-    it from the store in a thread.
+    """Returns a page of the log as a `Range`. The page comes from the cache of the event store. If
+    the cache lacks the page, the function reads the page from the database in a thread.
 
     Raises `RateLimited` if other requests of the client used up a rate limit while this request
     waited for a thread.

@@ -65,9 +65,9 @@ def meta_blueprint(
     async def healthz(request: Request) -> Reply:
         """Report that the process is running.
 
-        The response does not depend on the database. If a supervisor restarts processes that fail
-        this check, it therefore does not restart them because of a broken database. Use `/readyz`
-        to check the database too.
+        The status is 200 even if the database is broken, because a restart of the process would not
+        repair the database. A supervisor can therefore restart every process that fails this check.
+        Use `/readyz` to check the database too.
         """
         return json_reply(Health("ok"))
 

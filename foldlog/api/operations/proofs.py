@@ -139,9 +139,10 @@ def proofs_blueprint(
         """Export the log with the salts of its events.
 
         The response has the format of the command `foldlog export`: a header line, and then one
-        line for each event. The last line is the event whose seq is the `head` of the header. The
-        values of an event can be verified only with the salt of the event. With an export, an
-        auditor can therefore recompute every hash of the log, while the service continues to run.
+        line for each event. The header has a member `head`, which is the seq of the event in the
+        last line. The values of an event can be verified only with the salt of the event. With an
+        export, an auditor can therefore recompute every hash of the log, while the service
+        continues to run.
         """
         lease = request.hold(DOWNLOADS)
         with lease.unless_it_fails():
@@ -270,8 +271,8 @@ def _entries(store: EventStore, space: str, after: int, through: int) -> Iterato
 def _tile_and_width(level: int, path: str, size: int) -> tuple[Tile, int]:
     """Parses the path of a tile. Returns the tile and the number of hashes that the path asks for.
 
-    Raises `NoSuchPath` if the path is invalid. Raises `BeyondTree` if a tree of `size` leaves has
-    fewer hashes in this tile.
+    Raises `NoSuchPath` if the path is invalid. Raises `BeyondTree` if, in a tree of `size` leaves,
+    the tile has fewer hashes than the path asks for.
     """
     parsed = parse_tile_path(path)
     if parsed is None:

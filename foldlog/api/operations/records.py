@@ -1,5 +1,6 @@
-"""Defines the operations that read records, conflicts, and the record ids that the service made for
-a device's own keys."""
+"""Defines the operations that read records, conflicts, and record ids. A device may use a key of
+its own for a new record; one of the operations lists the record ids that the service made from such
+keys."""
 
 from __future__ import annotations
 
@@ -101,8 +102,9 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
 
         The ledger has every value that lost against a concurrent change, together with the value
         that won. `restore` is a changeset that sets the lost value again. To use it, add `id`,
-        `counter` and `made_at` to it, and push it. `restore` is null if the lost value was a number
-        to add, and the addition was impossible, for example because the field held a text.
+        `counter` and `made_at` to it, and push it. `restore` is null for the number of an `add`
+        that was impossible: the field contained a text or another value instead of a number, or the
+        sum was too large.
 
         To read the next page, repeat the request with the `cursor` of this page. A page may be
         empty although more pages follow; on the last page `cursor` is null.
@@ -127,11 +129,11 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     ) -> Reply:
         """List the record ids that the service made for a device's own keys, by collection and key.
 
-        A device may name a new record by a key of its own, a `local_id`, and the service then makes
-        the record's id from this key. The same key always gives the same record id, so a device can
-        repeat this request at any time. To read the next page, repeat the request with the `cursor`
-        of this page. On the last page `cursor` is null. The keys of one collection may be spread
-        over several pages.
+        In a changeset, a device may give a new record a key of its own (a `local_id`) instead of an
+        id. The service then makes the record's id from this key. The same key always gives the same
+        record id, so a device can repeat this request at any time. To read the next page, repeat
+        the request with the `cursor` of this page. On the last page `cursor` is null. The keys of
+        one collection may be spread over several pages.
         """
         local_ids = partial(
             master.local_ids,

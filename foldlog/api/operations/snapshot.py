@@ -58,12 +58,12 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
     async def snapshot(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Download a snapshot of all records, and then follow the log.
 
-        The snapshot includes deleted records (tombstones). Each record has the writes that set its
-        values, because a device needs them to merge later events. The snapshot consists of pages.
-        Each page ends with a line that has a seq in `at`: the records of the page are in their
-        state at that seq. After the download, pull from the `seq` and `mark` of the header. When
-        you apply an event to a record, ignore events up to the `at` of the page that had the
-        record.
+        The snapshot includes deleted records (tombstones). Each record has its values, and in
+        `writes` the changes that set these values, because a device needs them to merge later
+        events. The snapshot consists of pages. The last line of each page has a seq in `at`, and
+        the page shows its records as they were after the event with this seq. After the download,
+        pull from the `seq` and `mark` of the header. Some of the pulled events are already part of
+        the snapshot: for each record, ignore the events up to the `at` of the record's page.
 
         If the `cursor` in the last line is null, the download is complete. Otherwise it was
         interrupted. To resume it, discard the lines after the last line with a `cursor`, and repeat

@@ -64,10 +64,13 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         """Push changesets.
 
         The service stores all new changesets of the request together. If one of them is invalid,
-        the service stores none of them and responds with an error. The response has a verdict for
-        each changeset, in the order of the request. You can repeat a push safely: a changeset that
-        is already stored gets its first verdict again, marked as a `duplicate`. The first push to a
-        new space creates the space.
+        the service stores none of them and responds with an error. Otherwise the response has a
+        verdict for each changeset, in the order of the request. The verdict is `refused` if the
+        changeset violates a schema or if one of its conditions (`guard`, `if_seq`, `expect`) is
+        false. Such a changeset is stored in the log, but it changes no record.
+
+        You can repeat a push safely: a changeset that is already stored gets its first verdict
+        again, marked as a `duplicate`. The first push to a new space creates the space.
         """
         return json_reply(await _stored(request, store, space, push_of(request, body)))
 
@@ -122,9 +125,11 @@ def sync_blueprint(store: EventStore, limits: Limits) -> Blueprint:
 
 
 async def _stored(request: Request, store: EventStore, space: str, push: Push) -> Receipt:
-    """Stores a push in the log and returns its receipt. The threads that write to the log
-    (committers) are shared fairly among callers, and the push counts for the caller of the
-    request."""
+    """Stores a push in the log, waits until it is stored, and returns its `Receipt`.
+
+    The event store shares its threads for writing fairly among callers, so the function passes the
+    caller of the request to the event store.
+    """
     return await request.outcome(store.submit(space, push, request.subject.key))
 
 

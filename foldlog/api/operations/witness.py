@@ -52,9 +52,10 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
         consistency proof from that size; an empty line; and the signed checkpoint. The response is
         the line of a cosignature.
 
-        N must be the size of the last checkpoint of this log that the witness has cosigned. If that
-        checkpoint has another size, or another root hash at the same size, the status is 409. The
-        response then has the size of that checkpoint, with the media type `text/x.tlog.size`.
+        N must be the size of the last checkpoint of this log that the witness has cosigned. If N is
+        another number, the status is 409. The status is also 409 if the new checkpoint has the same
+        size as the last one, but another root hash. The body of a response with status 409 is the
+        size of the last cosigned checkpoint, with the media type `text/x.tlog.size`.
         """
         body = bytearray()
         async for piece in pieces_of(request, NOTE_BYTES_MAX):

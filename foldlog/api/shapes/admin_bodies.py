@@ -120,7 +120,7 @@ class RevokeBody(_Signed):
 
 def erase_body(limits: Limits) -> Schema:
     class NamedRecord(Body):
-        """Names a record to erase by its collection and its id."""
+        """The collection and the id of a record to erase."""
 
         collection = collection_name(required=True)
         id = record_id(required=True)

@@ -244,8 +244,8 @@ class Keys(Struct):
 
 
 class ExportHeader(Struct):
-    """The first line of an export. It names the space and the log, and the seq of the last exported
-    event."""
+    """The first line of an export. It contains the name of the space, the id of the log, and the
+    seq of the last exported event."""
 
     foldlog: Literal["export"]
     version: Annotated[int, described(minimum=1)]

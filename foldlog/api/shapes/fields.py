@@ -26,8 +26,9 @@ MARK_PATTERN = f"^{_MARK.pattern}$"
 
 
 def about(text: str, **keywords: Any) -> dict[str, Any]:
-    """Returns the marshmallow metadata of a field, from which the OpenAPI document is generated.
-    `text` is the description of the field, and `keywords` are other keywords of JSON Schema."""
+    """Returns the marshmallow metadata of a field, a dict of JSON Schema keywords. The generator of
+    the OpenAPI document copies these keywords into the description of the field. `text` is the
+    description of the field, and `keywords` are other keywords of JSON Schema."""
     return {"description": text, **keywords}
 
 
@@ -118,8 +119,8 @@ cursor_mark = _named(
 
 
 class CommaList(fields.List[Any]):
-    """A field for a query parameter that contains several names, separated by commas, for example
-    `a,b`."""
+    """A field for a query parameter that contains several names, separated by commas. The value of
+    the field is a list of the names, for example `["a", "b"]` for `a,b`."""
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
         return super()._deserialize(value.split(","), *args, **kwargs)
@@ -143,8 +144,8 @@ class MomentField(fields.DateTime):
 
 
 class PointField(fields.String):
-    """A field for a parameter that names a moment in the log. The parameter is either a seq, or an
-    RFC 3339 time with an offset from UTC."""
+    """A field for a parameter that defines a moment in the log: either a seq, or an RFC 3339 time
+    with an offset from UTC. The value of the field is a `Point`."""
 
     _FORMS = ({"pattern": "^[0-9]{1,15}$"}, {"format": "date-time"})
 
@@ -168,9 +169,9 @@ class ChangesetsField(fields.List[Any]):
     """The member of a request body that contains the changesets of a push.
 
     The domain decodes the changesets, because its decoder is 50 times faster than marshmallow. In
-    the OpenAPI document, the field is a list of changesets. If the domain reports an error with a
-    JSON pointer that begins at the list of changesets, the field replaces it by a pointer that
-    begins at the root of the body.
+    the OpenAPI document, the field is a list of changesets. JSON pointers in the errors of the
+    domain begin at the list of changesets. The field changes these pointers, so that they begin at
+    the root of the body.
     """
 
     def __init__(self, inner: Any, limits: Limits, **kwargs: Any):
@@ -187,8 +188,8 @@ class ChangesetsField(fields.List[Any]):
         return self.read(value, str(attr), device)
 
     def read(self, raw: bytes | msgspec.Raw, attr: str, device: str) -> list[Any]:
-        """Decodes the changesets that `device` sent, and returns them. `attr` is the name of the
-        body's member that contains the changesets.
+        """Decodes the changesets that `device` sent, and returns a list of `Changeset` objects.
+        `attr` is the name of the body's member that contains the changesets.
 
         Raises `InvalidRequest` if the changesets cannot be decoded. Raises `InvalidChangeset` if
         one of them is invalid. Raises `LimitExceeded` if they exceed a limit. JSON pointers in

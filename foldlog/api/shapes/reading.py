@@ -45,8 +45,9 @@ class Parameters(Schema):
 
 
 def read_path(parts: Mapping[str, str]) -> None:
-    """Checks the ids and other parameters of a URL path. If some of them are invalid, the function
-    raises one `InvalidRequest` that lists an error for each of them."""
+    """Checks the ids and other parameters of a URL path. `parts` is a dict from the names of the
+    parameters to their texts. If one or more are invalid, the function raises one `InvalidRequest`
+    that lists an error for each invalid parameter."""
     errors = []
     for name, value in parts.items():
         try:
@@ -63,7 +64,8 @@ CACHED_QUERIES_MAX = 4_096
 
 
 def read_query(schema: Parameters, query_string: bytes) -> Mapping[str, Any]:
-    """Parses a query string, checks its parameters with `schema`, and returns their values.
+    """Parses a query string and checks its parameters with `schema`. Returns a read-only dict from
+    the names of the parameters to their values.
 
     If parameters are unknown, invalid or given twice, the function raises one `InvalidRequest` that
     lists an error for each of them.

@@ -1,5 +1,6 @@
-"""Stores conflicts in the replica's file. A conflict is a merge of two concurrent values, of which
-one was lost. Only conflicts in which this device wrote one of the two values are stored.
+"""Stores conflicts in the replica's file. In a conflict, two values of a field were written
+concurrently, and the merge kept only one of them. Only conflicts in which this device wrote one of
+the two values are stored.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Conflicts:
             db.execute("INSERT INTO conflicts (document) VALUES (?)", (document,))
 
     def select_after(self, number: int) -> list[tuple[int, str]]:
-        """Returns the number and the JSON document of each conflict whose number is greater
-        than `number`, in ascending order.
+        """Returns a list of pairs: the number of a conflict and the conflict as JSON text. The list
+        contains the conflicts whose number is greater than `number`, in ascending order.
         """
         return self._database.connection.execute(
             "SELECT number, document FROM conflicts WHERE number > ? ORDER BY number", (number,)

@@ -88,9 +88,12 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs the `with` block in a write transaction, which is rolled back if the block
-        raises an exception. If the thread has a transaction open already, the block becomes a
-        part of the open one.
+        """Runs the `with` block in a write transaction. The block gets the SQLite connection of the
+        calling thread.
+
+        The transaction is committed at the end of the block, or rolled back if the block raises an
+        exception. If the thread has a transaction open already, the block becomes a part of the
+        open transaction.
         """
         connection = self.connection
         if connection.in_transaction:
@@ -107,11 +110,11 @@ class Database:
             raise
 
     def scrub(self) -> bool:
-        """Empties SQLite's write-ahead log, which still has old versions of changed pages,
-        for example with erased values.
+        """Empties SQLite's write-ahead log, because this log may still have old versions of changed
+        pages, for example with erased values.
 
-        Returns `False` if the log cannot be emptied now, because another connection is
-        using it.
+        Returns `True` if the log is empty now. Returns `False` if another connection is using the
+        log.
         """
         connection = self.connection
         connection.execute("PRAGMA busy_timeout = 0")  # readers are not waited for
@@ -132,10 +135,11 @@ class Database:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switches the file to a write-ahead log. If another process is opening the file at the
-    same time, retries for up to 30 seconds.
+    """Sets the journal mode of the SQLite file to WAL (write-ahead log).
 
-    The retries are needed because SQLite's busy timeout has no effect on this switch.
+    If another process is opening the file at the same time, retries for up to 30 seconds. The
+    retries are needed because SQLite's busy timeout has no effect when the journal mode is changed.
+    Raises `sqlite3.OperationalError` if the file stays busy.
     """
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:

@@ -24,10 +24,11 @@ _encode = msgspec.json.encode
 
 
 def without_values(op: Operation) -> Operation:
-    """Returns a copy of the operation that is marked as erased and has no values.
+    """Returns a copy of the operation in which the values are removed and the field `erased` is
+    set. This field marks the operation as erased.
 
-    In the server's log, the field `erased` has the hash of the erased values. The device lacks
-    this hash, so the field is an empty text here.
+    In the server's log, `erased` contains the hash of the erased values. Here, `erased` is an empty
+    text, because the device does not know the hash.
     """
     return Operation(op.op, op.collection, op.id, erased="")
 
@@ -52,11 +53,11 @@ class Erasure:
         self._meta = meta
 
     def erase(self, key: Key, seq: int) -> None:
-        """Removes, from the replica's file, the values of the record `key` that are older than
-        the erasure of the record. `seq` is the seq of the event that erased the record.
+        """Removes the old values of the record `key` from the replica's file, because an operator
+        has erased the record. `seq` is the seq of the event of this erasure.
 
-        In the queue and in the sent changesets, the operations on the record lose their
-        values. The conflicts of the record are deleted.
+        The method removes the values from the operations that were made before the erasure, in the
+        queue and in the sent changesets. It also deletes the older conflicts of the record.
         """
         params = {"collection": key[0], "id": key[1], "seq": seq}
         with self._database.transaction() as db:

@@ -22,12 +22,12 @@ def json_path(name: str) -> str:
 
 
 def condition(name: str, value: Any) -> tuple[str, list[Any]]:
-    """Returns an SQL condition that is true if the field `name` has the given value, and the
-    parameters of the condition.
+    """Returns an SQL condition, and the list of its parameters. The condition is true for a record
+    in which the field `name` has the given value.
 
-    Values are compared with their JSON type: `true` differs from 1. If `value` is a list, tuple
-    or set, the field must have one of the values in it. `None` also matches a missing field.
-    Raises `ValueError` for a value of another type, such as a `dict`.
+    Values are compared with their JSON type: `true` differs from 1. If `value` is a list, tuple or
+    set, the field must have one of the values in it. `None` also matches a missing field. Raises
+    `ValueError` for a value of another type, such as a `dict`.
     """
     path = json_path(name)
     if isinstance(value, list | tuple | set | frozenset):

@@ -68,11 +68,11 @@ class LocalStore:
             raise
 
     def _bind(self, space: str | None) -> str:
-        """Returns the name of the space that the file belongs to. A new file is assigned to
-        `space`.
+        """Returns the name of the space that the file belongs to. If the file is new, saves `space`
+        in the file as this name, and gives the replica a device id.
 
-        Raises `WrongReplica` if the file belongs to another space, or if a new file gets no
-        valid name.
+        Raises `WrongReplica` if the file belongs to another space. Raises `WrongReplica` if the
+        file is new and `space` is missing or invalid.
         """
         with self.database.transaction():
             bound: str | None = self.meta.get("space")
@@ -90,9 +90,10 @@ class LocalStore:
 
     @contextmanager
     def changeset(self, *, guard: Literal["unchanged"] | None = None) -> Iterator[None]:
-        """Collects the operations that this thread makes in the `with` block in one changeset,
-        and adds the changeset to the queue at the end of the block. If this thread has a
-        changeset open already, the operations are added to the open one.
+        """Puts all operations that this thread makes in the `with` block into one changeset. At the
+        end of the block, adds the changeset to the queue and calls `on_queued`.
+
+        If this thread has a changeset open already, the operations are added to the open changeset.
         """
         thread = self._thread
         if getattr(thread, "is_open", False):
@@ -142,11 +143,10 @@ class LocalStore:
 
 
 def _checked(op: Operation) -> Operation:
-    """Checks an operation, encodes it as JSON, decodes this JSON, and returns the result. The
-    returned operation has exactly the values that the server returns later.
+    """Checks an operation, and returns a copy of the operation that was encoded as JSON and decoded
+    again. The copy therefore has the same values that the device later receives from the server.
 
-    Raises `NotARecord` if the operation is over a limit, or has a value that JSON cannot
-    express.
+    Raises `NotARecord` if the operation is over a limit, or has a value that JSON cannot express.
     """
     try:
         check_operation(op, LIMITS)

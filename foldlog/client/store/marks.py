@@ -1,8 +1,9 @@
-"""Stores marks: hashes of the server's log at the earlier cursors of this replica.
+"""Stores marks in the replica's file. A mark is the server's hash of the log up to a seq. The
+replica stores the mark at each of its earlier cursors.
 
-If the server is restored from an older backup, its log has lost the last events. The replica then
-searches for its newest mark that the log still has. Up to the seq of this mark, the replica and the
-log have the same events.
+If the server is restored from an older backup, the server has lost the last events of the log. The
+replica then finds its newest mark that is still in the server's log, because the replica and the
+server have the same events up to the seq of this mark.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ MARKS_DENSE = 100
 
 
 class Marks:
-    """Reads and writes the table of marks in the replica's file. A mark is the server's hash of
-    the log up to a seq.
+    """Reads and writes the table of marks in the replica's file. Each row has a seq and the mark at
+    this seq.
     """
 
     def __init__(self, database: Database):
@@ -32,7 +33,7 @@ class Marks:
         return None if row is None else str(row[0])
 
     def all(self) -> list[tuple[int, str]]:
-        """Returns the seq and the mark of each stored mark, ordered by seq."""
+        """Returns a list of pairs (seq, mark) of all stored marks, ordered by seq."""
         return self._database.connection.execute(
             "SELECT seq, mark FROM marks ORDER BY seq"
         ).fetchall()
@@ -44,8 +45,9 @@ class Marks:
     def thin_out(self) -> None:
         """Deletes most of the older marks if more than 200 marks are stored.
 
-        The newest 100 marks stay. Of the older ones, one mark stays for each range of 2^k
-        to 2^(k+1) events before the newest mark.
+        The newest 100 marks stay. The older marks are grouped by their distance from the newest
+        mark: group k has the distances from 2^k to 2^(k+1) events. In each group, only the oldest
+        mark stays.
         """
         with self._database.transaction() as db:
             seqs = [seq for (seq,) in db.execute("SELECT seq FROM marks ORDER BY seq").fetchall()]

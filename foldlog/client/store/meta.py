@@ -26,7 +26,9 @@ class Meta:
         return default if row is None else msgspec.json.decode(row[0])
 
     def set(self, **values: Any) -> None:
-        """Writes each argument as a named value. The value `None` deletes the name."""
+        """Saves each keyword argument as a named value. If an argument is `None`, deletes the value
+        with this name.
+        """
         with self._database.transaction() as db:
             for name, value in values.items():
                 if value is None:
@@ -50,7 +52,7 @@ class Meta:
 
     @property
     def own_devices(self) -> frozenset[str]:
-        """The current device id of this replica, and all of its earlier device ids."""
+        """The set of all device ids of this replica: the current id and the earlier ids."""
         return frozenset([self.device, *self.get("earlier_devices", [])])
 
     @property
@@ -60,5 +62,7 @@ class Meta:
 
     @property
     def mark(self) -> str:
-        """The server's mark (hash of the log) at the cursor; empty before the first sync."""
+        """The server's mark (hash of the log) at the cursor, as a text; an empty text before the
+        first sync.
+        """
         return str(self.get("mark", ""))

@@ -33,8 +33,10 @@ _SEQ_OFFSET = 2**52
 
 
 class Queued(msgspec.Struct):
-    """A changeset in the queue. `base` is the device's cursor at the time when the changeset
-    was made. `made_at` is this time in ms since 1970, by the clock of the device.
+    """A changeset in the queue.
+
+    `base` is the cursor of the device when the changeset was begun. `made_at` is the time when the
+    changeset was begun, in ms since 1970, by the clock of the device.
     """
 
     position: int
@@ -65,11 +67,11 @@ class Queued(msgspec.Struct):
         return changeset
 
     def as_event(self, device: str, time: int) -> Event:
-        """Returns the event that the server would make of this changeset if the changeset
-        arrived now.
+        """Returns an `Event` with the operations of this changeset, so that `fold` can apply the
+        changeset to records before the server has stored it.
 
-        `device` is the device id, and `time` is the time of the changeset by the server's
-        clock, in ms.
+        The seq of the event is greater than all seqs of the log. `device` is the device id, and
+        `time` is the time of the changeset by the server's clock, in ms since 1970.
         """
         return Event(
             seq=_SEQ_OFFSET + self.position,
@@ -126,8 +128,11 @@ class Queue:
             self._insert(db, queued)
 
     def put_first(self, changesets: Sequence[Queued]) -> None:
-        """Inserts changesets at the front of the queue, in the given order, to send them again.
-        Called when the server had stored these changesets and has lost them.
+        """Inserts changesets at the front of the queue, in the given order, so that they are sent
+        again.
+
+        Called after the server had stored these changesets and then lost them, for example in a
+        restore from a backup.
         """
         with self._database.transaction() as db:
             (first,) = db.execute("SELECT coalesce(min(position), 1) FROM queue").fetchone()
@@ -179,11 +184,11 @@ class Queue:
         return None if row is None else queued_from(row)
 
     def touching(self, key: Key) -> list[Queued]:
-        """Returns the queued changesets that have an operation on the record `key`, oldest
-        first.
+        """Returns a list of the queued changesets that have an operation on the record `key`,
+        oldest first.
 
-        Only the states "waiting" (still to be sent) and "stored" (stored by the server, but
-        its event is not pulled yet) are included.
+        The list only contains changesets in the states "waiting" (still to be sent) and "stored"
+        (stored by the server, but the device has not pulled the event yet).
         """
         columns = ", ".join(f"q.{name.strip()}" for name in _COLUMNS.split(","))
         rows = self._database.connection.execute(
@@ -234,8 +239,10 @@ class Queue:
             self._meta.set(counter=first + len(waiting) - 1)
 
     def cut_bases(self, seq: int) -> None:
-        """Lowers the base of each queued changeset to `seq` if its base is higher. Called when
-        the server has lost the events after `seq`, to which a higher base would refer.
+        """Sets the base of each queued changeset to `seq`, if the base is greater than `seq`.
+
+        Called when the server has lost the events after `seq`, because a greater base would refer
+        to a lost event.
         """
         with self._database.transaction() as db:
             db.execute("UPDATE queue SET base = min(base, ?)", (seq,))

@@ -29,8 +29,8 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
-    """Returns the fields that `record` would have after the operation `op`, a `put` or an
-    `add`. The object `record` stays as it is.
+    """Returns a dict of the fields that `record` would have after the operation `op`. The operation
+    is a `put` or an `add`. The object `record` stays as it is.
     """
     fields = dict(record.fields)
     for name, value in (op.fields or {}).items():

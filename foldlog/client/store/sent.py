@@ -51,8 +51,8 @@ class Sent:
         return None if row is None else _decode_ops(row[0])
 
     def pop_after(self, seq: int) -> list[Queued]:
-        """Deletes the changesets whose events have a seq greater than `seq`, and returns
-        them ordered by seq. The caller sends them again.
+        """Deletes the changesets whose events have a seq greater than `seq`. Returns a list of the
+        deleted changesets, ordered by seq. The caller sends these changesets again.
         """
         with self._database.transaction() as db:
             rows = db.execute(

@@ -26,7 +26,9 @@ _encode = msgspec.json.encode
 
 
 class _Shown(msgspec.Struct):
-    """Holds the two forms of one record: as confirmed by the server, and as shown to the app."""
+    """Contains the two forms of one record: the form that the server has confirmed, and the form
+    that the app sees. `is_waiting` is `True` if a changeset on the record is in the queue.
+    """
 
     records: dict[Key, Record]  #: the shown record by its key; empty if it does not exist
     confirmed: Record | None
@@ -46,8 +48,8 @@ class Draft(msgspec.Struct):
 
 
 class View:
-    """Computes and writes the two forms of each record: confirmed by the server, and shown to
-    the app.
+    """Computes and stores the two forms of each record: the form that the server has confirmed, and
+    the form that the app sees.
     """
 
     def __init__(self, database: Database, meta: Meta, queue: Queue):
@@ -56,11 +58,12 @@ class View:
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """Reads the stored forms of the records with the given keys. Returns two mappings by
-        key: the record as confirmed by the server, and the seq of the snapshot that the record
-        came from. Records that are missing in the file are left out.
+        """Reads the confirmed form of the records with the given keys, and returns two dicts. The
+        first dict maps each key to the record as confirmed by the server. The second dict maps each
+        key to the seq at which the server read the record for a snapshot.
 
-        The seq is 0 for a record that was computed from events only.
+        This seq is 0 for a record that was computed from events only. A dict lacks the keys for
+        which the file has no value.
         """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
@@ -77,8 +80,8 @@ class View:
     def confirm(self, records: Iterable[Record], as_of: int | None = None) -> None:
         """Stores the given records as the form that the server has confirmed.
 
-        If the records came from a snapshot, `as_of` is the seq at which the server read
-        them. If they were computed from events, `as_of` is `None`.
+        If the records came from a snapshot, `as_of` is the seq at which the server read the
+        records. If the records were computed from events, `as_of` is `None`.
         """
         with self._database.transaction() as db:
             db.executemany(
@@ -89,8 +92,9 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Computes again how the records with the given keys look to the app, and stores the
-        results in the local table of records. Returns the keys of the records that changed.
+        """Computes again the form of the given records that the app sees, and stores this form in
+        the local table of records. Returns a list of the keys of the records whose form has
+        changed.
         """
         changed = []
         with self._database.transaction() as db:
@@ -121,8 +125,9 @@ class View:
             self._write(db, op.key, shown)
 
     def _with_queue(self, key: Key) -> _Shown:
-        """Computes how a record looks to the app: reads the form that the server has confirmed,
-        and computes the form with the operations of the queue applied. Returns both forms.
+        """Returns the two forms of a record: the form that the server has confirmed, and the form
+        that the app sees. To compute the second form, applies the queued changesets to the first
+        one.
         """
         records, as_of = self.confirmed([key])
         shown = _Shown(records, records.get(key))
@@ -140,8 +145,8 @@ class View:
         return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
 
     def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
-        """Stores, in the local table of records, the form of a record that the app sees.
-        Returns the stored values of the columns `fields`, `is_deleted` and `is_there`.
+        """Stores, in the local table of records, the form of a record that the app sees. Returns a
+        tuple of the new values of the columns `fields`, `is_deleted` and `is_there`.
         """
         confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
         written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))

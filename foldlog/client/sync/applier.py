@@ -49,16 +49,16 @@ class Applier:
     def apply(
         self, answer: dict[str, Any], after: int, device: str, sent_at: int, result: SyncResult
     ) -> None:
-        """Applies the server's answer to a request that `device` sent with the cursor
-        `after`.
+        """Applies the server's answer to a sync request. `device` and `after` are the device id and
+        the cursor that were sent in the request. `sent_at` is the time of the request in ms since
+        1970.
 
-        `sent_at` is the time of the request in ms since 1970. The changed records, refused
-        changesets, conflicts and the number of events are added to `result`. If another
-        process has changed the cursor or the device id since the request, the answer is
-        ignored, and a later request gets the events again.
+        Adds the changed records, the refused changesets, the conflicts and the number of events to
+        `result`. If another process has changed the cursor or the device id since the request, the
+        answer is ignored, and a later request gets the events again.
 
-        Raises `UnknownOwnEvent` if the log has a changeset of this device that is missing
-        in this file. Raises `HistoryDiverged` if the server has lost events.
+        Raises `UnknownOwnEvent` if the log has a changeset of this device that is missing in this
+        file. Raises `HistoryDiverged` if the server has lost events.
         """
         store, meta = self._store, self._store.meta
         events = [msgspec.convert(event, Event) for event in answer["events"]]
@@ -95,8 +95,9 @@ class Applier:
     def apply_verdicts(
         self, verdicts: list[dict[str, Any]], sent_at: int, result: SyncResult
     ) -> set[Key]:
-        """Saves the server's verdicts on queued changesets. Returns the keys of the records
-        that these changesets change.
+        """Saves the server's verdicts on queued changesets. A verdict says whether the server has
+        stored or refused the changeset. Returns the set of the keys of all records in these
+        changesets.
         """
         keys: set[Key] = set()
         with self._store.database.transaction():
@@ -131,19 +132,21 @@ class Applier:
         self._store.queue.remove(queued.id)
 
     def _server_ms(self) -> int:
-        """Returns the server's clock time in its last answer that had one, in ms since 1970.
+        """Returns the time of the server's clock in ms since 1970, from the last answer that
+        contained a time. This time decides which sent changesets are old enough to be deleted.
 
-        This time decides which sent changesets are old enough to be deleted. The clock of
-        the device is used only before the first report, because that clock may jump.
+        If no answer has contained a time yet, returns the time of the device's clock. The server's
+        time is preferred because the clock of a device may jump.
         """
         return int(self._store.meta.get("server_ms") or self._store.now_ms())
 
     def _note_skipped(self, events: list[Event], after: int) -> bool:
-        """Saves which events were skipped. An event of the kind `event-skipped` in `events`
-        states that an operator has excluded an earlier event from all records.
+        """Saves the seqs of the skipped events. An operator can exclude an event from all records;
+        the log then gets a later event of the kind `event-skipped`, which contains the seq of the
+        excluded event.
 
-        Returns `True` if this device has already applied one of the newly skipped events.
-        The records of the device are wrong then, and the caller must replace them with a
+        Returns `True` if this device has already applied an event that is now skipped. The records
+        of the device are wrong in this case, and the caller must replace the records with a
         snapshot.
         """
         skips = [[e.skipped_seq, e.seq] for e in events if e.skipped_seq is not None]
@@ -154,11 +157,12 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Finds changesets that the server had stored, but that its log lacks now according to
-        the answer. Sets their state to "waiting", so that they are sent again.
+        """Finds the changesets that the server had stored and has lost since then. Sets their state
+        to "waiting", so that they are sent again. `through` and `head` are from the server's
+        answer.
 
-        This happens when the server was restored from a backup and has lost the changesets,
-        but still has all events up to the cursor of this device.
+        This happens after the server was restored from a backup, if the backup has all events up to
+        the cursor of this device, but lacks the changesets.
         """
         queue = self._store.queue
         lost = [
@@ -203,14 +207,16 @@ class Applier:
         return touched
 
     def _complete_own(self, event: Event, device: str, result: SyncResult) -> set[Key]:
-        """Updates the queue if this device made the changeset of the event: removes the
-        changeset if the server stored it, or saves that the server refused it. If the event
-        came without operations, first adds the operations from this device's copy of the
-        changeset.
+        """Updates the queue if this device made the changeset of the event. If the server stored
+        the changeset, removes the changeset from the queue. If the server refused the changeset,
+        saves the refusal in the queue.
 
-        The server leaves out the operations in events of this device, because the device
-        has them. Returns the keys of records that change in addition to the records of the
-        event. Raises `UnknownOwnEvent` if the operations are missing on this device.
+        The server leaves out the operations in events of this device, because the device has them.
+        Therefore the method first copies the operations to the event, from the queue or from the
+        sent changesets.
+
+        Returns the set of the keys of records that change in addition to the records of the event.
+        Raises `UnknownOwnEvent` if the operations are missing on this device.
         """
         queue = self._store.queue
         queued = queue.find(event.id)
@@ -234,12 +240,12 @@ class Applier:
         return set()
 
     def _own_operations(self, event: Event, queued: Queued | None) -> list[Operation]:
-        """Returns the operations of an event of this device, from the queue or from the
+        """Returns a list of the operations of an event of this device, from the queue or from the
         sent changesets.
 
-        Raises `UnknownOwnEvent` if this device lacks the changeset. Raises the same error if
-        more operations are erased on this device than the event names as erased, because the
-        server has lost an erasure then.
+        Raises `UnknownOwnEvent` if the server stored the changeset and this device lacks it. Also
+        raises this error if more operations are erased on this device than in the server's event,
+        because the server has lost an erasure in this case.
         """
         ops = self._store.sent.ops_of(event.id) if queued is None else queued.ops
         if ops is None and event.verdict == "stored":
@@ -266,11 +272,10 @@ class Applier:
 
 
 def _parts(events: list[Event]) -> Iterator[tuple[list[Event], set[Key]]]:
-    """Splits events into parts that touch at most 200 records, and yields each part with the
-    keys of its records.
+    """Splits events into parts, and yields each part with the set of the keys of its records. A
+    part has at most 200 records, so that folding needs little memory.
 
-    The parts limit the memory that folding needs. An event that alone touches more records
-    becomes a part of its own.
+    If a single event touches more than 200 records, the event becomes a part of its own.
     """
     part: list[Event] = []
     keys: set[Key] = set()

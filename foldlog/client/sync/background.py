@@ -30,12 +30,13 @@ RECONNECT_GRACE_SECONDS = 5.0
 
 
 class BackgroundSync:
-    """Runs a thread that calls `sync` whenever a sync is due. If `live` is `None`, the thread
-    only polls.
+    """Runs a thread that calls the function `sync` whenever a sync is due. If `live` is `None`, the
+    thread only polls.
 
-    `sync` may raise `FileLockTaken`, if another process is syncing. `backoff_seconds` returns
-    the wait that the server's last answer asked for. Any thread may set the event `woken` to
-    end a wait early. `now` returns the time of a monotonic clock in seconds.
+    The function `sync` may raise `FileLockTaken` if another process is syncing. The function
+    `backoff_seconds` returns the number of seconds that the server's last answer asked the client
+    to wait. The function `now` returns the time of a monotonic clock in seconds. Any thread may set
+    the event `woken` to end a wait early.
     """
 
     def __init__(
@@ -141,10 +142,11 @@ class BackgroundSync:
         return self._poll_at
 
     def _wait_until_due(self, poll_at: float) -> None:
-        """Waits until a sync is due, and applies the pages of the live channel meanwhile.
+        """Waits until a sync is due. While it waits, applies the pages of the live channel.
 
-        A sync is due at the time `poll_at`, after a local change, or if applying a page
-        failed. While the live channel is open, the next poll can be later than `poll_at`.
+        A sync is due in three cases: the time `poll_at` has come, the app has made a change, or a
+        page could not be applied. While the live channel is open, polls are rare, so the first case
+        can come later than `poll_at`.
         """
         self._poll_at = poll_at
         was_live = self.is_live
@@ -168,11 +170,10 @@ class BackgroundSync:
                 return
 
     def _poll_after_stream(self) -> float:
-        """Returns the earliest time of the next poll after a stream of the live channel has
-        ended.
+        """Returns the earliest time of the next poll, after a stream of the live channel has ended.
 
-        If a new stream is expected soon, the time is in about 5 seconds, or earlier if a
-        regular poll is due before. Otherwise it is the current time.
+        If a new stream is expected soon, returns the time in about 5 seconds, or the time of the
+        next regular poll if it is earlier. If no new stream is expected, returns the current time.
         """
         if self._live is None or not self._live.will_reconnect:
             return self._now()

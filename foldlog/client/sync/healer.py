@@ -84,11 +84,12 @@ class Healer:
         return True
 
     def _renumber(self, exc: ServerProblem) -> bool:
-        """Gives the waiting changesets new counters, beginning with the counter that the
-        server expects.
+        """Gives the waiting changesets new counters, because the server has found a gap in the
+        counters. The problem document contains the counter that the server expects, and the
+        position in the batch of the changeset that must get this counter.
 
-        Returns `False` if the problem document lacks this counter, or names a position
-        after the end of the batch.
+        Returns `False` if the document lacks the counter, or if the position is after the end of
+        the batch.
         """
         index, expected = exc.document.get("index", 0), exc.document.get("expected")
         if not isinstance(expected, int) or index >= len(self._batch.select()):
@@ -142,11 +143,10 @@ class Healer:
         result.healed.append(reason)
 
     def _last_shared_mark(self) -> tuple[int, str]:
-        """Returns the newest stored mark that the server's log also has, as its seq and the
-        mark.
+        """Returns a pair (seq, mark): the newest stored mark that the server's log also has.
+        Returns (0, "") if the server's log has none of the stored marks.
 
-        Finds the mark by a binary search, with one request for each step. If the server's
-        log has none of the stored marks, returns seq 0 and an empty mark.
+        The method uses a binary search, and sends one request for each step.
         """
         marks = self._store.marks.all()
         low, high = 0, len(marks)

@@ -75,8 +75,8 @@ class LiveChannel:
 
     @property
     def next_at(self) -> float | None:
-        """The time at which the thread that syncs should call `step`. If it is `None`, the
-        thread should wait until the event `woken` is set.
+        """The time at which the syncing thread should call `step`, by the clock `now`. `None` means
+        that the thread should wait until the event `woken` is set.
         """
         reader = self._reader
         if reader is not None:
@@ -155,8 +155,8 @@ class LiveChannel:
         return False
 
     def _retry_later(self, error: Exception | None) -> bool:
-        """Sets the time at which the next stream is opened, after `error` has ended the last
-        one. Returns `True` if a sync can repair the cause of the error.
+        """Computes and saves the time at which the next stream is opened. `error` is the error that
+        ended the last stream. Returns `True` if a sync can repair the cause of this error.
         """
         wait = self._schedule.after_failure(error)
         needs_sync = False

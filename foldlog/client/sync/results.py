@@ -30,8 +30,8 @@ class SyncResult(msgspec.Struct):
 
 
 class PageResult(Enum):
-    """The result of applying a page of the live channel: the page was applied, or the reason
-    why it was left out.
+    """States whether a page of the live channel was applied to the local store. `APPLIED` means
+    that the page was applied. The other values state why the page was left out.
     """
 
     APPLIED = "the page began at the cursor, and was applied"

@@ -90,8 +90,8 @@ class SyncRunner:
 
     @property
     def traffic(self) -> dict[str, int]:
-        """The number of requests, and of body bytes sent and received, since the replica
-        was created. The names are those of the attributes of `Traffic`.
+        """The traffic since the replica was created: the number of requests, and the bytes of their
+        bodies, sent and received. The dict has the same names as the attributes of `Traffic`.
         """
         unsaved = self.server.streamed.since(self._saved) if self.server is not None else {}
         return {

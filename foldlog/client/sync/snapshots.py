@@ -56,7 +56,7 @@ class SnapshotLoader:
         return self.is_loading and self._meta.get("snapshot")["cursor"] is not None
 
     def is_shorter(self, after: int) -> bool:
-        """Reads the header of the snapshot from the server. Returns whether the snapshot has
+        """Requests the header of the snapshot from the server. Returns `True` if the snapshot has
         fewer records than the log has events after seq `after`.
         """
         with closing(self._server.snapshot(None)) as lines:
@@ -126,18 +126,20 @@ class SnapshotLoader:
 
     @property
     def ahead(self) -> dict[str, Any] | None:
-        """The seq and the mark at which the server read the newest page of the snapshot. `None`
-        if the server read all pages at the seq of the header, or if the cursor has reached the
-        seq of the newest page.
+        """A dict with the seq and the mark at which the server read the newest page of the
+        snapshot.
+
+        `None` if the server read all pages at the seq of the header. Also `None` after the cursor
+        has reached the seq of the newest page.
         """
         ahead: dict[str, Any] | None = self._meta.get("ahead")
         return ahead
 
     def check_ahead(self, answer: dict[str, Any]) -> None:
-        """Checks that the server's answer to a pull has the same history as the newest page
-        of the snapshot.
+        """Raises `HistoryDiverged` if the answer to a pull shows that the server has lost events of
+        the loaded snapshot. The check uses the newest page of the snapshot.
 
-        Raises `HistoryDiverged` if the server's log ends before the seq of the page, or has
+        The events are lost if the server's log ends before the seq of this page, or if the log has
         another mark at this seq.
         """
         ahead = self.ahead
@@ -152,11 +154,11 @@ class SnapshotLoader:
     def _store_page(
         self, page: list[Record], end: SnapshotPageEnd, state: dict[str, Any]
     ) -> list[Key]:
-        """Saves the records of a page, and the cursor after the page, in one transaction.
+        """Saves the records of a page, and the cursor of the next page, in one transaction.
 
-        The last page is the one without a cursor. It completes the snapshot, and the method
-        returns the keys of the records that changed. For other pages, the method returns an
-        empty list.
+        If the page has no cursor, it is the last page: the method completes the snapshot and
+        returns a list of the keys of the records that changed. For other pages, the method returns
+        an empty list.
         """
         with self._database.transaction():
             self._store.view.confirm(page, as_of=end.at)

@@ -88,12 +88,11 @@ class Synchroniser:
         return result
 
     def apply_page(self, page: Page) -> PageResult:
-        """Applies a page of the live channel if it has exactly the events that a pull would
-        return now.
+        """Applies a page of the live channel if the page has exactly the events that a pull would
+        return now. Returns `APPLIED` in this case.
 
-        Any other page is left out, and the returned value names the reason. If the reason
-        is `NEEDS_SYNC`, the caller must run a sync, because only a sync can repair
-        problems.
+        If the page has other events, the method leaves out the page, and returns the reason. If the
+        reason is `NEEDS_SYNC`, the caller must run a sync, because only a sync can repair problems.
         """
         try:
             events = [msgspec.convert(event, Event) for event in page.answer["events"]]
@@ -109,12 +108,13 @@ class Synchroniser:
         return result
 
     def _check_page(self, page: Page, seqs: list[int]) -> PageResult:
-        """Checks whether a page of the live channel begins at the cursor, is complete, and
-        continues the same log. Returns `APPLIED` if the page can be applied, and otherwise the
-        reason why it cannot.
+        """Returns `APPLIED` if a page of the live channel can be applied, and otherwise the reason
+        why the page must be left out. A page can be applied if it begins at the cursor, is
+        complete, and continues the same log. `seqs` are the seqs of the events of the page.
 
-        For a pull, the server makes these checks. For the live channel, the server checks
-        the cursor only when a stream begins, and the local store may change after that.
+        In a pull, the server checks the cursor in each request. On the live channel, the server
+        checks the cursor only when a stream begins. The check is needed here because the local
+        store may change after the stream has begun.
         """
         meta, answer = self._store.meta, page.answer
         after, through = meta.after, answer["through"]
@@ -165,11 +165,11 @@ class Synchroniser:
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
 
     def _should_load_snapshot(self, missing: int) -> bool:
-        """Returns `True` if the device should load a snapshot instead of pulling the events
-        it lacks, because the snapshot has fewer records than there are such events.
+        """Returns `True` if the device should load a snapshot instead of pulling the missing
+        events. This is the case if the snapshot has fewer records than there are missing events.
 
-        `missing` is the number of these events. The server is asked for the size of the
-        snapshot at most once in a sync, and only if more than 2,000 events are missing.
+        `missing` is the number of missing events. The method requests the size of the snapshot at
+        most once in a sync, and only if more than 2,000 events are missing.
         """
         if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False

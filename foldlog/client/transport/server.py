@@ -42,10 +42,11 @@ class Server(ABC):
 
     @abstractmethod
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Sends changesets and returns new events, in one request (`POST .../sync`).
+        """Sends changesets and pulls new events, in one request (`POST .../sync`). Returns the
+        server's answer as a dict.
 
-        `body` and the answer are described in docs/reference/protocol.md. The events in the
-        answer are JSON objects.
+        `body` is the request as a dict. docs/reference/protocol.md describes the members of the
+        request and of the answer. The events in the answer are JSON objects.
         """
 
     @abstractmethod

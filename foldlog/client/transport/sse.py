@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One message of the stream, with its kind (from the line `event:`) and its content (from
-    the lines `data:`).
+    """One message of the stream. `kind` is the text of the line `event:`, and `data` contains the
+    bytes of the lines `data:`.
     """
 
     kind: str  #: the value of `event:`; empty without one

@@ -34,8 +34,8 @@ class Traffic(msgspec.Struct):
     bytes_received: int = 0
 
     def since(self, before: Traffic) -> dict[str, int]:
-        """Returns how much each count has grown since the earlier counts `before`, as a
-        mapping by the name of the count.
+        """Returns a dict from the name of each count to the difference between the count now and
+        the count in `before`. `before` contains earlier counts.
         """
         return {
             name: getattr(self, name) - getattr(before, name) for name in self.__struct_fields__
@@ -43,8 +43,8 @@ class Traffic(msgspec.Struct):
 
 
 class _Answer(TypedDict):
-    """Describes the JSON object in one message of the live channel: a page of events of the
-    log, with the seq and the mark at its end.
+    """The JSON object in one message of the live channel. The object has a page of events of the
+    log, and the seq (`through`) and the mark at the end of the page.
     """
 
     log: str
@@ -56,8 +56,11 @@ class _Answer(TypedDict):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page of events from the live channel. `answer` is the same JSON object that `device`
-    would get if it pulled events with the cursor (`after`, `mark`).
+    """A page of events from the live channel. The cursor (`after`, `mark`) is the place in the log
+    where the page begins.
+
+    `answer` is the same JSON object that the server would return if `device` pulled events with
+    this cursor.
     """
 
     device: str

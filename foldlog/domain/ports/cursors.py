@@ -24,8 +24,8 @@ class Page(msgspec.Struct, Generic[T]):
 
 
 def encode_cursor(*parts: str | int) -> str:
-    """Encodes the position at which the next page starts as a cursor: a text in base64url that
-    contains a JSON array of these parts."""
+    """Makes a cursor from `parts`, which describe the position at which the next page starts. The
+    cursor is the JSON array of the parts, encoded in base64url."""
     return urlsafe_b64encode(msgspec.json.encode(parts)).rstrip(b"=").decode()
 
 

@@ -44,8 +44,9 @@ class RangeQuery(msgspec.Struct, frozen=True):
     bytes_max: int = INTEGER_MAX
 
     def page_bytes_max(self, limits: Limits) -> int:
-        """Returns the maximum size of the page in bytes. A page ends at the latest with the event
-        that makes the page larger than this maximum."""
+        """Returns the maximum size of the page in bytes: the smaller of `bytes_max` and the
+        published limit. The event that makes the page larger than this maximum is still added to
+        the page, and then the page ends."""
         return min(self.bytes_max, limits.page_bytes_max)
 
 
@@ -102,8 +103,9 @@ class EventStore(ABC):
         """Returns a page of the log from memory, without waiting for the database. Returns `None`
         if memory lacks the page; then call `range_after`.
 
-        The page may lack events that another process has appended a moment ago. This method does
-        not compare the seq and mark in the query with the log; `range_after` does.
+        If another process has appended events a moment ago, the page may lack these events. The
+        method trusts the seq and the mark in the query. Only `range_after` compares them with the
+        log.
         """
 
     @abstractmethod
@@ -206,13 +208,14 @@ class EventStore(ABC):
         report: Progress = lambda done, of: None,
     ) -> list[Erased]:
         """Erases records: removes their values from the log and from all tables that are computed
-        from the log (see domain/erasure).
+        from the log (see domain/erasure). Returns an `Erased` for each record, including the
+        records that were erased earlier.
 
-        Each record is erased completely or not at all. The result also contains records that were
-        erased earlier. The method reads the whole log. Meanwhile `report` is called with two
-        numbers: the seq that was reached, and the last seq. The database still keeps old versions
-        of the changed rows, which contain the values. If `tidies` is true, the method also removes
-        these old versions with `VACUUM`.
+        Each record is erased completely or not at all. The method reads the whole log. Meanwhile
+        `report` is called with two numbers: the seq that was reached, and the last seq.
+
+        PostgreSQL keeps the old versions of the changed rows, with the values, until `VACUUM`
+        removes them. If `tidies` is true, the method runs `VACUUM` at the end.
 
         Raises the errors of `find_erasable` before any record is erased. After `StorageUnavailable`
         or `OutcomeUnknown`, call the method again with the same keys to continue the erasure.

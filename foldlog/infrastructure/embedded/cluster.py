@@ -48,10 +48,10 @@ include '../foldlog.conf'    # Foldlog's defaults, rewritten at every start
 
 
 def default_settings(binaries: Path) -> dict[str, str]:
-    """Returns Foldlog's defaults for PostgreSQL's settings, adapted to this machine's memory.
+    """Returns Foldlog's defaults for PostgreSQL's settings, as a dict from name to value.
 
-    The operator may override them in `postgresql.conf`. All settings that protect committed data in
-    a crash stay on.
+    The size of PostgreSQL's cache depends on this machine's memory. The operator may override all
+    defaults in `postgresql.conf`. The settings that protect committed data in a crash stay on.
     """
     memory_mb = psutil.virtual_memory().total // 2**20
     buffers_mb = max(SHARED_BUFFERS_MB_MIN, min(SHARED_BUFFERS_MB_MAX, memory_mb // 8))
@@ -68,7 +68,7 @@ def default_settings(binaries: Path) -> dict[str, str]:
 
 
 def fixed_settings(sockets: Path) -> dict[str, str]:
-    """Returns the settings of PostgreSQL that the embedded server needs to work.
+    """Returns the settings that the embedded server needs to work, as a dict from name to value.
 
     They are passed to PostgreSQL on its command line, so they override the configuration files.
     """
@@ -83,7 +83,7 @@ def fixed_settings(sockets: Path) -> dict[str, str]:
 
 
 def as_arguments(settings: Mapping[str, str]) -> list[str]:
-    """Converts settings to arguments of the program `postgres`, such as `-c name=value`."""
+    """Converts settings to a list of arguments for `postgres`, such as `["-c", "name=value"]`."""
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
@@ -104,11 +104,11 @@ def write_defaults(layout: Layout, binaries: Path) -> None:
 
 
 def has_cluster(layout: Layout) -> bool:
-    """Tells whether the data folder already contains a database cluster of the right version.
+    """Tells whether the folder `postgres/` contains a database cluster of the right version.
 
     Returns `False` if the folder is empty or missing. Raises `DataFolderUnusable` if the folder
-    contains only other files. Raises `WrongPostgresVersion` if another major version of PostgreSQL
-    has created the cluster.
+    contains files, but these files belong to another program. Raises `WrongPostgresVersion` if
+    another major version of PostgreSQL has created the cluster.
     """
     version = layout.data / "PG_VERSION"
     if not layout.data.exists() or not any(layout.data.iterdir()):

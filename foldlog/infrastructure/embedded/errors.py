@@ -3,7 +3,7 @@
 * OperatorError
   + DataFolderInUse         another process owns the folder
   + DataFolderUnusable      the folder's content or permissions prevent a start
-    - WrongPostgresVersion  ... it was made by another major version
+    - WrongPostgresVersion  another major version of PostgreSQL has created the folder
   + PostgresNotInstalled    the binaries are missing or cannot be run
   + PostgresFailed          the server ended during its start
   + PostgresTooSlow         the server was not ready within `start_timeout_seconds`

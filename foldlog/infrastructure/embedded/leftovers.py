@@ -24,11 +24,11 @@ log = structlog.get_logger(__name__)
 
 
 def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psutil.Process]:
-    """Returns the running PostgreSQL processes whose working folder is this data folder.
+    """Returns a list of the running PostgreSQL processes whose working folder is `data`.
 
-    The working folder identifies these processes reliably. The pid in an old `postmaster.pid` is
-    unreliable, because another program may have this pid now. Processes whose postmaster has died
-    are found too.
+    `data` is usually the folder `postgres/`, in which all processes of a server run. The pid in an
+    old `postmaster.pid` is less reliable, because another program may have this pid now. The search
+    by folder also finds processes whose postmaster has died.
     """
     found = []
     for process in psutil.process_iter(["name"]):
@@ -41,12 +41,12 @@ def leftovers(data: Path, programs: Container[str] = ("postgres",)) -> list[psut
 
 
 def stop_leftovers(data: Path, deadline: StartDeadline) -> None:
-    """Ends the PostgreSQL processes of an earlier server that still use this data folder.
+    """Ends the PostgreSQL processes of an earlier server that still use the folder `data`.
 
-    This must happen before a new server starts, because two servers on the same data would destroy
-    it. The caller must hold the lock of the folder; this proves that the owner of these processes
-    has died. The function first sends SIGINT, then SIGQUIT, and at last SIGKILL, with a wait after
-    each.
+    Two servers on the same data would destroy the data, so call this before a new server starts.
+    The caller must hold the lock of the data folder: this makes sure that the process that owned
+    the earlier server has died. The function first sends SIGINT, then SIGQUIT, and at last SIGKILL,
+    with a wait after each.
     """
     for signal_number, seconds in (
         (signal.SIGINT, FAST_SECONDS),

@@ -29,10 +29,10 @@ log = structlog.get_logger(__name__)
 class Postmaster:
     """One running postmaster. It ends even if this process (its parent) is killed.
 
-    A second child process, a small shell script, reads from a pipe whose other end only the parent
-    holds open. When the parent dies, this read ends, and the script sends SIGINT to the postmaster,
-    which then shuts down. If the script was killed too, the next start ends the remaining
-    processes.
+    A second child process, a small shell script, waits for the end of the parent. It reads from a
+    pipe into which only the parent can write. When the parent dies, the kernel closes the pipe, so
+    the read returns, and the script sends SIGINT to the postmaster, which then shuts down. If the
+    script was killed too, the next start ends the remaining processes.
 
     The postmaster has its own session, so Ctrl-C in the terminal reaches only the parent.
 
@@ -96,8 +96,8 @@ class Postmaster:
     def _dismiss_watcher(self) -> None:
         """Kills the script that waits for the end of the parent process.
 
-        Call this before the postmaster ends. Afterwards another process could get the postmaster's
-        pid, and the script could send its signal to that process.
+        Call this before the postmaster ends. Once the postmaster has ended, another process may get
+        its pid. If the script still ran then, it could send SIGINT to this other process.
         """
         self._watcher.kill()
         self._watcher.wait()

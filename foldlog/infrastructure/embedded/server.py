@@ -62,8 +62,8 @@ class EmbeddedPostgres:
     """Runs PostgreSQL on a data folder during a `with` block.
 
     The first process that uses the folder owns the server: it starts the server as a child process,
-    and its `stop()` stops the server. Later processes only connect to this server: their `url` is
-    the same, and their `stop()` leaves the server running. If `exclusive` is true and another
+    and its `stop()` stops the server. Later processes only connect to this server. They use the
+    same `url`, and their `stop()` leaves the server running. If `exclusive` is true and another
     process already owns the server, `start()` raises `DataFolderInUse`.
 
     `settings` contains PostgreSQL settings that override the configuration files. If the server

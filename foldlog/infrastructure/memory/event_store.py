@@ -207,7 +207,11 @@ class MemoryEventStore(MemorySpaces, EventStore):
 
 
 def _lookups(here: Space, push: Push) -> Lookups:
-    """Returns the stored data that is needed to accept or refuse a push."""
+    """Returns the stored data that is needed to accept or refuse a push.
+
+    This data consists of the events, the records, the marks and the erasures to which the push
+    refers.
+    """
     return Lookups(
         known={c.id: here.by_id[c.id].state for c in push.changesets if c.id in here.by_id},
         records={

@@ -199,15 +199,17 @@ class MemoryHistory(MemorySpaces, History):
 
 
 def _check_head(here: Space, seq: int) -> None:
-    """Raises `LogBehind` if `seq` is higher than the head of the log."""
+    """Raises `LogBehind` if `seq` is higher than the head, because the log lacks this event."""
     if seq > here.head:
         raise LogBehind(f"seq {seq} is beyond the log's head {here.head}", head=here.head)
 
 
 def _seq_of(here: Space, moment: Point) -> int:
-    """Returns the seq of the last event at or before a moment.
+    """Converts a moment, which is a seq or a time, to a seq.
 
-    The moment is a seq or a time. If both are `None`, the head of the log is returned.
+    A seq is returned unchanged. A time is converted to the seq of the last event that was received
+    until then, or to 0 if all events are later. If both members are `None`, the head of the log is
+    returned.
     """
     if moment.seq is not None:
         return moment.seq

@@ -112,7 +112,7 @@ class MemorySpaces:
     def watch(self, space: SpaceId, on_growth: Callable[[], None]) -> Callable[[], None]:
         """Registers the function `on_growth`, which is then called after each append to the space.
 
-        Returns another function; its call ends the registration.
+        Returns a function without parameters. Call the returned function to end the registration.
         """
         watchers = self._watchers.setdefault(space, [])
         watchers.append(on_growth)
@@ -148,9 +148,10 @@ class MemorySpaces:
     def _append_service_event(self, space: SpaceId) -> Iterator[ServiceEventTransaction]:
         """Opens a `with` block in which the caller may append one event of the service to a space.
 
-        The lock of all spaces is held during the block. If the caller has passed an event to
-        `append`, then at the end of the block the event is appended, the space is created if it is
-        missing, and the functions that watch the space are called.
+        During the block, this thread has the lock of all spaces. If the caller calls `append` with
+        an event, the event is added to the log when the block ends. A missing space is then
+        created, and the functions that watch the space are called. If the caller appends no event,
+        the space is unchanged.
         """
         with self._lock:
             here = self._spaces.get(space) or Space()

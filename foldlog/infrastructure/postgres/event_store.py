@@ -121,8 +121,9 @@ class PostgresEventStore(EventStore):
         """Retries the failed pushes of a group, and yields the final outcome of each push.
 
         A failed push is retried in its own transaction, if another push of the group may have
-        caused the failure. A retry starts only before the time `until` (of the monotonic clock). A
-        push whose retry would start later gets the outcome `StorageUnavailable`.
+        caused the failure. Retries stop at the time `until` (of the monotonic clock), or after the
+        first retry that ends with `StorageUnavailable` or `OutcomeUnknown`. The remaining pushes
+        get the outcome `StorageUnavailable`.
         """
         for push, outcome in zip(pushes, outcomes, strict=True):
             if not _may_succeed_alone(outcome):
@@ -191,7 +192,10 @@ class PostgresEventStore(EventStore):
         return self.tails.watch(space, on_growth)
 
     def read_tail(self, space: SpaceId) -> None:
-        """Reads the newest events of a log from the database into the cache `tails`."""
+        """Reads the newest events of a space from the database into the cache `tails`.
+
+        If the cache lacks too many of these events, only the head is cached.
+        """
         self._reader.read_tail(space)
 
     def collections(self, space: SpaceId) -> list[Version]:
@@ -255,9 +259,11 @@ def _weight(push: Push) -> int:
 
 
 def _may_succeed_alone(outcome: Receipt | Exception) -> bool:
-    """Tells whether a push that had this outcome in a group may succeed in its own transaction.
+    """Tells whether a failed push should be retried in its own transaction.
 
-    This is the case if another push of the group may have caused the failure.
+    `outcome` is the push's outcome in the group. A retry is useful if another push of the group may
+    have caused the failure: after an unexpected error, or if all pushes of the group together
+    exceed `looked_up_bytes_max`. If the push was accepted, the result is `False`.
     """
     if isinstance(outcome, LimitExceeded):
         return bool(outcome.extra["limit"] == "looked_up_bytes_max")

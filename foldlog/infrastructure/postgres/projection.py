@@ -17,9 +17,9 @@ from psycopg.generators import send
 class GenerationCache(Protocol):
     """Keeps a part of a generation's rows in memory between two batches of a projection.
 
-    The cache is valid if its `position` equals the position of the generation in the database. This
-    is true even if another worker has projected the last events, because the rows at a position
-    depend only on the events of the log.
+    The cached rows are correct as long as the `position` of the cache equals the position of the
+    generation in the database. Even another worker may have projected the last events, because the
+    rows at a position depend only on the events of the log.
     """
 
     position: int
@@ -58,7 +58,7 @@ class Generation(Generic[C]):
         return {"space": self.space, "generation": self.number}
 
     def send(self, statement: str, params: Mapping[str, Any]) -> None:
-        """Runs an SQL statement. Adds the parameters `space` and `generation` to the given ones.
+        """Runs an SQL statement with `params` and the parameters `space` and `generation`.
 
         In pipeline mode this method returns before the result arrives.
         """

@@ -131,25 +131,25 @@ class ProjectionStatus(NamedTuple):
 
 
 def status(datastore: Datastore, space: str | None = None) -> list[ProjectionStatus]:
-    """Returns the status of every generation of one space.
+    """Returns a list with the status of each generation of a space, or of all spaces (`None`).
 
-    If `space` is `None`, it returns the status of every generation of all spaces.
+    The list is sorted by space, projection and generation.
     """
     rows = datastore.fetch_all(SELECT_STATUS, {"space": space})
     return [ProjectionStatus(*row) for row in rows]
 
 
 def checkpoints(datastore: Datastore, space: str | None = None) -> list[CheckpointStatus]:
-    """Returns the checkpoint status of each space that has a signed checkpoint or a signer error.
+    """Returns a list with the `CheckpointStatus` of one space, or of all spaces (`None`).
 
-    If `space` is given, the function returns only the status of this space.
+    The list contains only spaces that have a signed checkpoint or a signer error.
     """
     rows = datastore.fetch_all(SELECT_CHECKPOINTS, {"space": space})
     return [CheckpointStatus(*row) for row in rows]
 
 
 def gauges(datastore: Datastore) -> list[Gauge]:
-    """Returns the gauges for `GET /metrics`, as totals or maxima over all spaces.
+    """Returns a list of the gauges for `GET /metrics`, which are totals or maxima over all spaces.
 
     The gauges show the numbers of spaces, events, events without a signed checkpoint, and events
     that still have to be projected. They also show how many spaces have a halted projection, how

@@ -1,8 +1,8 @@
 """Stores the keys that sign checkpoints, in one private file outside of the database.
 
-One key signs the checkpoints of all spaces. A verifier key, with which others check the signatures,
-also contains the name of a log (its origin). Therefore each log has another verifier key, although
-one key signs for all logs.
+One key pair signs the checkpoints of all spaces. Others check the signatures with a verifier key, a
+text that contains the public key and the name of one log (its origin). Therefore the verifier keys
+of two logs differ, although the same key pair signs for both logs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class KeysUnusable(OperatorError):
 
 
 class Key(msgspec.Struct, omit_defaults=True):
-    """A key pair for signatures, with both halves encoded in base64.
+    """A key pair for signatures. The private key and the public key are encoded in base64.
 
-    When a new key replaces it, its private half is deleted, and its public half is kept to verify
-    old signatures.
+    When a new key pair replaces this one, `private` is deleted. `public` is kept, because it
+    verifies old signatures.
     """
 
     public: str
@@ -49,10 +49,11 @@ class Key(msgspec.Struct, omit_defaults=True):
 
 
 class KeyRing(msgspec.Struct):
-    """The content of the key file.
+    """The content of the key file: all key pairs of this service.
 
-    The keys in `log` sign checkpoints of our logs. The keys in `witness` cosign checkpoints of
-    other services. The last key of each list is the current one; the others are old.
+    The list `log` contains the keys that sign the checkpoints of our logs. The list `witness`
+    contains the keys that cosign the checkpoints of other services. In each list, the last key is
+    the current one, and the others are old.
     """
 
     version: Literal[1] = 1
@@ -75,10 +76,10 @@ class KeyRing(msgspec.Struct):
         return _signer(self.witness, name)
 
     def verifiers(self, name: str) -> list[Verifier]:
-        """Returns the public keys that verify the signatures of one of our logs.
+        """Returns a list of the public keys that verify the signatures of one of our logs.
 
-        `name` is the name of the log. The current key is the first of the list. The old keys are
-        included, because they verify old signatures.
+        `name` is the name of the log. The current key is the first of the list. The old keys
+        follow, because they verify old signatures.
         """
         return [Verifier(name, b64decode(key.public), ED25519) for key in reversed(self.log)]
 

@@ -67,7 +67,7 @@ OnSigned = Callable[[str, str, Note], None]
 
 
 def _claimed_size(note: bytes) -> int | None:
-    """Reads the tree size from a signed note, without checking the signature.
+    """Returns the tree size that a signed note contains. The signature is left unchecked.
 
     Returns `None` if the note is invalid.
     """
@@ -112,7 +112,7 @@ class CheckpointSigner:
 
     `keys` is the folder with the key file, and `last` the folder with the last signed checkpoint of
     each log. After each publication of a checkpoint, the signer calls `on_signed(space, log,
-    note)`.
+    note)`, where `log` is the id of the log and `note` contains the checkpoint and its signature.
     """
 
     def __init__(
@@ -171,10 +171,11 @@ class CheckpointSigner:
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
     def _restored(self) -> set[str]:
-        """Returns the spaces for which an old backup of the database was probably restored.
+        """Returns the set of spaces whose database may have been restored from an old backup.
 
-        For these spaces, the checkpoint in the database has another tree size than the last signed
-        checkpoint in the file.
+        For these spaces, the published checkpoint in the database has another tree size than the
+        last signed checkpoint in the file. The sizes also differ if the service crashed after it
+        saved a checkpoint and before it published the checkpoint.
         """
         restored = set()
         for space, of_log, shown in self._tree.published():
@@ -248,7 +249,7 @@ class CheckpointSigner:
     ) -> tuple[Checkpoint, Note]:
         """Makes the next checkpoint from the current tree, and signs it.
 
-        Returns the checkpoint, and the note with its text and its signature. If the tree is
+        Returns a pair: the checkpoint, and a signed note that contains its text. If the tree is
         unchanged since the last checkpoint, the last checkpoint and its note are returned. Raises
         `LogForked` if the tree contradicts the last checkpoint.
         """
@@ -270,10 +271,12 @@ class CheckpointSigner:
         return checkpoint, Note(checkpoint.text, [signer.sign(checkpoint.text)])
 
     def _read_last(self, space: str, log: str, keys: KeyRing) -> tuple[Checkpoint, Note] | None:
-        """Reads the last signed checkpoint of a log from its file, and returns it with its note.
+        """Reads the last signed checkpoint of a log from its file.
 
-        Returns `None` if no checkpoint of this log was signed yet. Raises `LastCheckpointUnusable`
-        if the file is invalid, if its signature is invalid, or if it belongs to another log.
+        Returns a pair: the checkpoint, and the signed note that contains its text. Returns `None`
+        if the file is missing, because the log has no signed checkpoint yet. Raises
+        `LastCheckpointUnusable` if the file is invalid, if its signature is invalid, or if it
+        belongs to another log.
         """
         encoded = self._last.read(space, log)
         if encoded is None:

@@ -59,9 +59,9 @@ class Witness:
     def add_checkpoint(self, body: bytes) -> str:
         """Checks the checkpoint in a request body, saves it, and cosigns it.
 
-        Returns the text line with the cosignature. If the checkpoint is refused, it raises one of
-        the errors in `domain.witness`. If saving the checkpoint fails, it raises
-        `StorageUnavailable`.
+        Returns the text line with the cosignature. If the check refuses the checkpoint, the method
+        raises one of the errors in `domain.witness`. If the checkpoint cannot be saved, the method
+        raises `StorageUnavailable`.
         """
         asked = AddCheckpoint.parse(body)
         checkpoint = check_signed(asked, self._trusted)
@@ -248,11 +248,11 @@ class Witnesses:
         log.warning("witness_does_not_cosign", url=url, space=space, why=str(exc))
 
     def _cosignatures(self, space: str, pending: _Pending, index: int) -> list[Signature]:
-        """Sends a checkpoint to a witness, and returns the valid cosignatures in the answer.
+        """Sends a checkpoint to a witness, and returns the valid cosignatures in a list.
 
-        The request proves that the log was only extended since the tree size that the witness
-        knows. If the witness answers that it knows another tree size, the request is repeated with
-        a proof for this size.
+        The witness has stored the tree size of the last checkpoint that it cosigned. The request
+        contains a proof that the log was only extended since this size. If the witness answers that
+        it has stored another size, the request is repeated once with a proof for that size.
 
         Raises `NotCosigned` if the answer contains no valid cosignature. Raises `httpx.HTTPError`
         if the request fails.

@@ -41,8 +41,8 @@ def tune_gc() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment variables for a child process: those of this process, except the URL
-    of the database.
+    """Returns the environment variables for a child process as a dict: those of this process,
+    except the variable with the URL of the database.
 
     Without this URL, the child process starts an embedded database of its own.
     """

@@ -36,8 +36,9 @@ SWITCH_SECONDS = 0.0005
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with another shutdown. On shutdown, it first ends all streams and all
-    requests that wait for new events, and then waits until the other open requests have ended."""
+    """A uvicorn server that first ends all streams and all requests that wait for new events when
+    it shuts down. Then it waits for the other open requests, as uvicorn does. It also closes
+    connections whose client has stopped reading."""
 
     def __init__(self, config: uvicorn.Config, server: AsgiServer | None = None):
         super().__init__(config)

@@ -1,10 +1,11 @@
 """Appends a group of pushes to one space, in one transaction.
 
-The appender first tries a quick way, which takes no lock. It accepts or refuses each push with the
-state of the space that it has in its cache, and sends one SQL statement that appends the new
-events. The statement checks that the log, the head and the mark of the space still equal the cached
-ones. If another process has appended meanwhile, the statement appends no event, and the appender
-uses the slow way.
+The appender first tries a quick way, which takes no lock. It decides each push with the cached
+state of the space, and sends one SQL statement that appends the new events. The cached state
+contains the id of the log, its head (the seq of the last event), and the mark of the head (a short
+hash of that event). The statement compares these three with the database. If they differ, because
+another process has appended meanwhile, the statement changes no data, and the appender uses the
+slow way.
 
 The slow way locks the space, reads its state and all other needed data from the database, and then
 accepts or refuses the pushes. The appender also uses the slow way if the cached state is missing or
@@ -49,7 +50,8 @@ CONTENDED_MAX = 1_000
 class Appended:
     """The result of appending a group of pushes: the outcome of each push, and the appended events.
 
-    The outcome of a push is a receipt, or the error with which the push was refused.
+    `outcomes` contains one item for each push, in the order of the pushes. The item is a `Receipt`
+    if the push was accepted, and otherwise the error with which it was refused.
     """
 
     outcomes: list[Receipt | Exception]
@@ -61,10 +63,10 @@ class Appended:
 class Appender:
     """Appends pushes and service events to all spaces.
 
-    Several threads may use one appender at the same time, each for another space.
+    Several threads may use one appender at the same time, if each thread appends to another space.
 
-    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns the mark of an
-    event from memory, or `None` if the mark must be read from the database.
+    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns from memory the
+    mark (a short hash) of the event `seq`, or `None` if the mark must be read from the database.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Appender:
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
         """Accepts or refuses each push of a group, and appends the accepted changesets.
 
-        Returns the outcome of each push, and the appended events.
+        Returns an `Appended` object with the outcome of each push and the appended events.
 
         Raises `StorageUnavailable` if the database is unavailable.
 
@@ -113,9 +115,10 @@ class Appender:
     ) -> Appended | None:
         """Tries to append the group without a lock, using the cached state of the space.
 
-        Returns `None`, without appending an event, in these cases: the cached state is missing or
-        outdated, it lacks data that the group needs, a push would be refused, or all changesets of
-        the group are already stored.
+        Returns the result if the events were appended. Otherwise it returns `None`, and the log is
+        unchanged; the caller then uses the slow way. This happens if the cached state is missing or
+        outdated, or if the cache lacks data that the group needs. It also happens if a push would
+        be refused, if an id is already in the log, or if the group contains no new event.
         """
         cached = self._cache.get(space)
         if cached is None:
@@ -142,7 +145,9 @@ class Appender:
     ) -> Appended:
         """Locks the space, appends the accepted pushes, and caches the new state of the space.
 
-        If the transaction creates the space, but all pushes are refused, it is rolled back.
+        Returns the outcome of each push and the appended events. A missing space is created. If all
+        pushes are then refused, the transaction is rolled back, so the space is still missing
+        afterwards.
         """
         with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
             state, lookups, clock, is_new = self._loader.lock_and_load(
@@ -166,8 +171,9 @@ class Appender:
     ) -> tuple[PushDecider, list[Receipt | Exception]]:
         """Accepts or refuses each push of a group, in the order of the group.
 
-        Returns the decider, which contains the new events to append, and the outcome of each push.
-        The outcome is a receipt, or the error with which the push is refused.
+        Returns a pair: the `PushDecider`, whose `entries` are the new events to append, and a list
+        with one outcome for each push. The outcome is a receipt, or the error with which the push
+        is refused.
         """
         decider = PushDecider(
             state, lookups, now_ms=clock.now_ms(), salt=salts(pushes), limits=self._limits
@@ -197,8 +203,9 @@ class Appender:
     def service_event(self, space: str) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        The service itself makes this event, such as `token-granted`. If the caller appends no
-        event, the transaction is rolled back.
+        The service itself makes this event, such as `token-granted`. The `with` block gets a
+        `ServiceEventTransaction`, and its end commits the transaction. If the caller appended no
+        event, the transaction is rolled back instead.
 
         Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
         connection breaks during the commit. It is then unknown whether the event was stored.
@@ -211,21 +218,21 @@ class Appender:
 
 
 def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
-    """Appends the new events of the decider to the log, and returns whether they were appended.
+    """Appends the decider's new events to the log. Returns `True` if they were appended.
 
-    Returns `False`, without appending an event, if another process has appended events to the space
-    since its state was read.
+    Returns `False`, and leaves the log unchanged, in two cases: another process has appended events
+    to the space since the decider's state was read, or the log already contains one of the ids.
     """
     log, mark = decider.state.log, decider.state.mark
     return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
 
 
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
-    """Returns a function that returns a new random salt at each call.
+    """Returns a function without parameters that returns a new random salt (bytes) at each call.
 
-    The function can be called once for each changeset of the pushes. All salts are drawn in advance
-    by one system call. With one system call for each salt, Python could switch to another thread at
-    each of them, and the group would wait for the interpreter lock (GIL) many times.
+    The function can be called once for each changeset of the pushes. One system call makes all
+    salts in advance, because Python may switch to another thread at each system call. With a system
+    call for each salt, the group would wait many times for Python's interpreter lock (GIL).
     """
     size = proofs.SALT_BYTES
     drawn = secrets.token_bytes(size * sum(len(push.changesets) for push in pushes))

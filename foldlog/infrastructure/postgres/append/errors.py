@@ -20,8 +20,8 @@ from foldlog.infrastructure.postgres.connection.errors import (
 class Attempt:
     """Records whether one append may already have sent its commit to the database.
 
-    If the connection breaks, `append_errors` reads this. It then raises `OutcomeUnknown` if the
-    commit may have been sent, and otherwise `StorageUnavailable`.
+    If the connection breaks, `append_errors` reads `may_commit`. If it is true, `append_errors`
+    raises `OutcomeUnknown`, and otherwise `StorageUnavailable`.
     """
 
     #: The commit may have been sent. If the connection breaks now, the outcome is unknown.

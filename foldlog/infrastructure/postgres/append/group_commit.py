@@ -44,7 +44,7 @@ class QueueFull(Exception):
 
 
 class _Waiting(NamedTuple, Generic[Request, Reply]):
-    """A request in the queue of a key, with its future, its deadline and its caller."""
+    """A request in the queue of a key, with its future, its deadline and its caller's rate key."""
 
     request: Request
     outcome: Future[Reply]
@@ -160,10 +160,10 @@ class GroupCommit(Generic[Request, Reply]):
                 self._end_turn(caller, key)
 
     def _end_turn(self, caller: str, key: str) -> None:
-        """Allows the next group of a key to be committed, after one of its groups was committed.
+        """Ends the work on a group of a key, so that the next group of this key can be committed.
 
-        If more requests wait for this key, the key is queued again, behind the other keys.
-        Otherwise the data about the key is deleted.
+        If more requests wait for this key, the key is queued again, behind the other waiting keys.
+        Otherwise the queue and the weight of the key are deleted.
         """
         self._ready.done(caller)
         self._running.discard(key)
@@ -176,9 +176,11 @@ class GroupCommit(Generic[Request, Reply]):
             self._wakeups.put(True)
 
     def _wait_for_thread(self, caller: str, key: str) -> bool:
-        """Queues a key for a caller, until a thread is free to commit the next group of the key.
+        """Adds a key, for a caller, to the keys that wait for a thread.
 
-        Returns `False` if the key is already queued for this caller, and otherwise `True`.
+        A key is added once for each caller that has a waiting request for the key, because the
+        threads are shared fairly between callers. Returns `True` if the key was added, and `False`
+        if it was already added for this caller.
         """
         callers = self._callers.setdefault(key, set())
         if caller in callers:
@@ -205,9 +207,10 @@ class GroupCommit(Generic[Request, Reply]):
     def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
         """Removes the requests of the next group from a key's queue, and returns them.
 
-        Each request is returned with its future. The number and the total weight of the requests in
-        a group are limited. A cancelled request is dropped. If the deadline of a request has
-        passed, its future gets the error `StorageUnavailable`, and the request is left out.
+        The result is a list of pairs: a request and its future. The number and the total weight of
+        the requests in a group are limited. A cancelled request is dropped. If the deadline of a
+        request has passed, its future gets the error `StorageUnavailable`, and the request is left
+        out.
         """
         queue = self._queues[key]
         group: list[tuple[Request, Future[Reply]]] = []

@@ -62,7 +62,11 @@ SELECT collection, id, seq
 
 
 class LockedSpace(NamedTuple):
-    """The state of a locked space, and the other data needed to accept or refuse pushes to it."""
+    """The state of a locked space, and the other data needed to accept or refuse pushes to it.
+
+    `lookups` contains the stored events, records, marks and erasures to which the pushes refer.
+    `clock` computes the database's time.
+    """
 
     state: SpaceState
     lookups: Lookups
@@ -73,8 +77,8 @@ class LockedSpace(NamedTuple):
 class Loader:
     """Reads the data that is needed to accept or refuse groups of pushes.
 
-    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns the mark of an
-    event from memory, or `None` if the mark must be read from the database.
+    The parameter `cached_mark` is a function: `cached_mark(space, seq)` returns from memory the
+    mark (a short hash) of the event `seq`, or `None` if the mark must be read from the database.
     """
 
     def __init__(self, limits: Limits, cached_mark: Callable[[str, int], str | None]):
@@ -115,8 +119,9 @@ class Loader:
     ) -> tuple[SpaceState, Lookups, DatabaseClock] | None:
         """Locks the space, and reads its state in one round trip to the database.
 
-        Returns the state, the stored data to which the pushes refer, and a clock with the
-        database's time. Returns `None` if the space is missing.
+        Returns three values: the state, the stored events and marks to which the pushes refer, and
+        a clock set to the database's time. Returns `None` if the space is missing. The records and
+        the erasures are still missing in the result; `lock_and_load` adds them.
         """
         changesets = [changeset for push in pushes for changeset in push.changesets]
         params = {
@@ -158,10 +163,10 @@ class Loader:
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> Mapping[Key, Record] | None:
-        """Returns the current values of the records that are needed to check the pushes.
+        """Returns the records that are needed to check the pushes, as of the last event.
 
-        The values include all events up to the head. Returns `None` if they cannot be computed, for
-        example because the master table is too many events behind the head.
+        The result is a mapping from key to record. Returns `None` if the records cannot be
+        computed, for example because the master table is too many events behind the head.
         """
         keys = keys_to_load(pushes, state.schemas)
         if not keys:
@@ -172,10 +177,13 @@ class Loader:
     def erasures(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[Key, int]:
-        """Returns the seq of the last erasure of each erased record that old changesets name.
+        """Returns the erased records that are changed by old changesets of the pushes.
 
-        A changeset is old if its base is lower than `erased_seq`, the seq of the last erasure in
-        the space. If the pushes contain no old changesets, as usual, this method makes no query.
+        The result is a dict from the key of a record to the seq of its last erasure. A changeset is
+        old if its base is lower than `erased_seq`, the seq of the last erasure in the space: the
+        device may have made it before it received the erasure. Usually all changesets are newer;
+        the method then makes no query.
+
         The result stays valid until the head moves, because each erasure appends an event.
         """
         keys = keys_unseen(pushes, state.erased_seq)
@@ -189,13 +197,15 @@ class Loader:
     def add_devices_and_get_marks(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[int, str]:
-        """Adds the counter of each pushing device to `state`, and returns marks by their seq.
+        """Adds the counters of the pushing devices to `state`, and returns the needed marks.
 
-        The result contains the mark of each event that a push names in `after`. Only counters and
-        marks that are missing in memory are read from the database.
+        The result is a dict from seq to mark. It contains the mark of each event whose seq is the
+        `after` of a push. Only counters and marks that are missing in memory are read from the
+        database.
 
-        The method takes no lock. An append may change the counters, so the caller must use the
-        result only if the head is still the same when it appends. Marks are constant.
+        The method takes no lock, so another append may change the counters. The caller must
+        therefore use the result only if the head is still the same at the time of the append. Marks
+        are constant.
         """
         devices = {push.device for push in pushes} - state.counters.keys()
         marks = {state.head: state.mark, 0: ""}
@@ -225,7 +235,11 @@ class Loader:
 
 
 def _counters_of(rows: Iterable[tuple[str, int, bool]]) -> tuple[dict[str, int], set[str]]:
-    """Returns the counter of each device by its id, and the set of revoked devices."""
+    """Returns a dict from device id to counter, and the set of the ids of revoked devices.
+
+    A device's counter is the number of its last stored changeset. `rows` is the result of
+    `SELECT_COUNTERS`.
+    """
     counters: dict[str, int] = {}
     revoked: set[str] = set()
     for device, counter, is_revoked in rows:

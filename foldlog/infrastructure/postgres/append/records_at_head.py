@@ -62,10 +62,11 @@ def records_at_head(
     *,
     bytes_max: int = INTEGER_MAX,
 ) -> dict[Key, Record] | None:
-    """Returns the records with these keys, as they are after the event `head`.
+    """Returns a dict from key to record, with the records as they are after the event `head`.
 
-    The caller must hold the lock of the space. A missing record is returned as an empty record. If
-    the stored records exceed `bytes_max` in total, some of them are missing in the result.
+    The caller must hold the lock of the space. If a record does not exist, the dict contains an
+    empty `Record` for its key. If the stored records exceed `bytes_max` in total, the keys of the
+    records beyond this limit are left out.
 
     Returns `None` if the function is unable to apply the events that the master table lacks. This
     is the case if they are more than `guard_tail_events_max` events, if they exceed `bytes_max` in

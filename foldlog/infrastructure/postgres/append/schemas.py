@@ -59,10 +59,10 @@ class SchemaCache:
         self._compiled: dict[str, RecordSchema] = {}
 
     def load(self, cursor: Cursor[Any], space: str, digests: Iterable[tuple[str, str]]) -> Schemas:
-        """Returns the compiled schema of each collection of a space.
+        """Returns a dict from the name of each collection of a space to its compiled schema.
 
         `digests` contains one pair for each collection: its name and the digest of its schema.
-        Schemas that the cache lacks are read from the database, compiled and cached.
+        Schemas that are missing in the cache are read from the database, compiled and cached.
         """
         wanted = dict(digests)
         found = {d: self._compiled[d] for d in set(wanted.values()) if d in self._compiled}

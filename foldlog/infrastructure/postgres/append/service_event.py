@@ -25,9 +25,9 @@ class ServiceEventTransaction:
     The caller first calls `lock`, and then `append`. It runs all other statements of the
     transaction with `cursor`.
 
-    Run statements that could wait for other locks before `lock`. Until `lock` is called, pushes to
-    the space are still appended; after it, they wait until the transaction ends. If the caller
-    leaves the `with` block without a call of `append`, the transaction is rolled back.
+    Pushes to the space wait from the call of `lock` until the end of the transaction. Therefore run
+    all statements that may wait for other locks before `lock`. If the caller leaves the `with`
+    block without a call of `append`, the transaction is rolled back.
     """
 
     def __init__(self, cursor: Cursor[Any], space: str, attempt: Attempt):
@@ -39,8 +39,8 @@ class ServiceEventTransaction:
     def lock(self, *, creates_space: bool = False) -> SpaceState:
         """Locks the space until the transaction ends, and returns the state of the space.
 
-        The returned state lacks the devices and the schemas. The method also sets `envelope`, the
-        metadata (seq, id, time and salt) of the event to append.
+        In the returned state, the members `counters`, `revoked` and `schemas` are empty. The method
+        also sets `envelope`, the metadata (seq, id, time and salt) of the event to append.
 
         If the space is missing and `creates_space` is true, the space is created. If it is missing
         and `creates_space` is false, `UnknownSpace` is raised.

@@ -41,7 +41,10 @@ class DatabaseClock(NamedTuple):
 
 @dataclass(slots=True)
 class CachedSpace:
-    """The state of a space right after the last append of this process to the space."""
+    """The state of a space after the last append by this process, and a clock of the database.
+
+    Other processes may have appended later, so the state may be outdated.
+    """
 
     state: SpaceState
     clock: DatabaseClock

@@ -53,8 +53,9 @@ def create_space(cursor: Cursor[Any], space: str) -> bool:
 def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
     """Locks the row of a space until the transaction ends.
 
-    Returns the state of the space without the devices and the schemas, and the database's time in
-    ms since 1970. Raises `UnknownSpace` if the space is missing.
+    Returns a pair: the state of the space, and the database's time in ms since 1970. In the state,
+    the members `counters`, `revoked` and `schemas` are empty. Raises `UnknownSpace` if the space is
+    missing.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:

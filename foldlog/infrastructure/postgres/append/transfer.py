@@ -95,9 +95,10 @@ class Importer:
         return imported
 
     def _start(self, space: str, log: str) -> tuple[int, str]:
-        """Creates the space if it is missing, and returns its head and its mark.
+        """Prepares the space for the import, and returns a pair: its head and the mark of its head.
 
-        Raises `ImportConflict` if the space contains a log with another id.
+        A missing space is created. An empty space gets the log id of the export. Raises
+        `ImportConflict` if the space already contains events of a log with another id.
         """
         params = {"space": space, "log": log}
         with self._datastore.writing() as cursor:
@@ -126,7 +127,7 @@ class Importer:
 
 
 def _counters_of(entries: list[LogEntry]) -> dict[str, int]:
-    """Returns, for each device in these entries, the counter of its last changeset."""
+    """Returns a dict from each device in these entries to the counter of its last changeset."""
     counters: dict[str, int] = {}
     for entry in entries:
         counter = decode_event(entry.state).counter

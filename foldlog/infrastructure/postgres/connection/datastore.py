@@ -70,10 +70,10 @@ class _JsonAsBytes(Loader):
 class Datastore(PostgresDatastore):
     """A pool of connections to one database. The pool is opened when a connection is first needed.
 
-    `pool_size_max` is the greatest number of connections. `seconds_max` is the longest time, in
-    seconds, for which code can use a connection that it took from the pool. After this time the
-    running statement fails with an error that reports a lost connection, even if the database has
-    stopped answering. With `seconds_max=None` the time is unlimited.
+    `pool_size_max` is the greatest number of connections. Code that takes a connection from the
+    pool can use it for `seconds_max` seconds. A statement that is still running at this time fails
+    with an error that reports a lost connection. This works even if the database has stopped
+    answering. With `seconds_max=None` the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -155,8 +155,8 @@ class Datastore(PostgresDatastore):
     def rows(self) -> Iterator[Cursor[TupleRow]]:
         """Takes a connection from the pool and yields its cursor in autocommit mode, for reading.
 
-        A database error is raised as an error of psycopg or of the eventsourcing library
-        (`DATABASE_ERRORS`).
+        Database errors are raised as errors of psycopg or of the eventsourcing library
+        (`DATABASE_ERRORS`). Use `reading` to get `StorageUnavailable` for temporary errors.
         """
         with self.get_connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
             yield cursor
@@ -165,8 +165,8 @@ class Datastore(PostgresDatastore):
     def committed(self) -> Iterator[Cursor[TupleRow]]:
         """Yields a cursor in a transaction, which commits at the end of the `with` block.
 
-        A database error is raised as an error of psycopg or of the eventsourcing library
-        (`DATABASE_ERRORS`).
+        Database errors are raised as errors of psycopg or of the eventsourcing library
+        (`DATABASE_ERRORS`). Use `writing` to get `StorageUnavailable` for temporary errors.
         """
         with (
             self.get_connection() as conn,
@@ -204,7 +204,7 @@ class Datastore(PostgresDatastore):
         *,
         binary: bool = False,
     ) -> list[TupleRow]:
-        """Runs a prepared statement and returns all its rows.
+        """Runs a prepared statement, and returns all rows of its result as a list of tuples.
 
         With `binary=True` PostgreSQL sends the columns in binary format, which is faster for long
         byte strings. If a temporary database error happens, the method raises `StorageUnavailable`.
@@ -213,9 +213,10 @@ class Datastore(PostgresDatastore):
             return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
 
     def fetch_one(self, statement: str, params: Mapping[str, Any] | None = None) -> TupleRow | None:
-        """Runs a prepared statement and returns its first row, or `None` if it returns zero rows.
+        """Runs a prepared statement, and returns the first row of its result as a tuple.
 
-        If a temporary database error happens, the method raises `StorageUnavailable`.
+        Returns `None` if the result is empty. If a temporary database error happens, the method
+        raises `StorageUnavailable`.
         """
         with self.reading() as cursor:
             return cursor.execute(statement, params, prepare=True).fetchone()

@@ -21,10 +21,10 @@ from psycopg import Connection
 
 
 class DeadlineConnection(Connection[Any]):
-    """A psycopg connection that shuts its socket down after the time `deadline`.
+    """A psycopg connection that shuts its socket down when the clock reaches `deadline`.
 
-    A statement that is still running at this time fails with an error that reports a lost
-    connection.
+    `deadline` is a time of the monotonic clock, in seconds. A statement that is still running at
+    this time fails with an error that reports a lost connection.
     """
 
     #: a time of the monotonic clock, in seconds

@@ -28,12 +28,12 @@ _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
 
 
 def is_connection_error(exc: BaseException) -> bool:
-    """Tells whether an error means that the connection to the database is lost.
+    """Tells whether a database error means that the connection to the database is lost.
 
-    If such an error happens during a COMMIT, the caller cannot know whether the transaction was
-    stored. The function looks at the SQLSTATE of the error. If the error has no SQLSTATE, the
-    function looks at its Python class. The class alone is not enough, because psycopg also raises
-    `OperationalError` for timeouts and for exceeded limits of the server.
+    The function checks the SQLSTATE of the error. If the error has no SQLSTATE, the function checks
+    the Python class of the error. The class alone is not enough, because psycopg also raises
+    `OperationalError` for timeouts and for exceeded limits of the server. If the connection is lost
+    during a COMMIT, the result of the COMMIT is unknown.
     """
     if not isinstance(exc, DATABASE_ERRORS):
         return False

@@ -38,9 +38,10 @@ SELECT space, log::text, head, mark
 class Follower:
     """A thread that adds events of other processes to the tail cache of this process.
 
-    The thread calls `read_on(space)` when it learns about new events of a space that readers watch.
-    This function must read the events from the database into the cache. Only web processes start
-    the thread. Commands such as `foldlog export` do without it.
+    When other processes have added events to a space that readers watch, the thread calls
+    `read_on(space)`. The function `read_on` must read the new events from the database into the
+    cache. Only web processes start the thread. Commands such as `foldlog export` run without the
+    thread.
     """
 
     def __init__(self, datastore: Datastore, tails: LogTailCache, read_on: Callable[[str], None]):

@@ -72,11 +72,11 @@ def select_page(columns: str, filter: str = "") -> str:
 def page_params(
     space: str, after: int, through: int, *, limit: int, bytes_max: int
 ) -> dict[str, Any]:
-    """Returns the parameters with which a `select_page` statement reads events of a space.
+    """Returns a dict with the parameters of a `select_page` statement.
 
-    The statement reads a page of events with `after < seq <= through`. The page has at most `limit`
-    events. If their total size exceeds `bytes_max` bytes, the page ends with the event that exceeds
-    this size.
+    With these parameters, the statement reads a page of events of a space with
+    `after < seq <= through`. The page has at most `limit` events. If the events are larger than
+    `bytes_max` bytes in total, the page ends with the first event that exceeds this size.
     """
     return {
         "space": space,

@@ -139,9 +139,9 @@ class RangeReader:
     def read_tail(self, space: SpaceId) -> None:
         """Reads the newest events of a space from the database and adds them to the tail cache.
 
-        If the cache does not contain the space, or lacks more than `TAIL_EVENTS` of the newest
-        events, this method adds only the head to the cache. If the database has no such space, the
-        method does nothing.
+        The method adds at most `TAIL_EVENTS` events. If the cache lacks more events than this, or
+        does not contain the space, the method adds only the head to the cache. If the database has
+        no such space, the method leaves the cache unchanged.
         """
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
@@ -168,11 +168,12 @@ class RangeReader:
 
 
 def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:
-    """Returns the bytes that a reader receives for an event.
+    """Returns the bytes that a reader receives for an event. `state` is the stored event.
 
-    If the event was skipped and its stored bytes are unreadable, the function returns
-    `placeholder`. If the event is a changeset of the reader's own device (`is_own`), the function
-    returns the short form of the event. Otherwise it returns the stored bytes, `state`.
+    For most events the result is `state`. If the event is a changeset of the reader's own device
+    (`is_own`), the result is shorter (see `short_form`), because the device already has the
+    operations. A skipped event has a `placeholder`. If a skipped event is unreadable, the result is
+    this placeholder.
     """
     if placeholder is not None and not is_readable(seq, state):
         return placeholder

@@ -121,7 +121,10 @@ class LogTailCache:
     # Reading
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range | None:
-        """Returns a page of cached events, or `None` if the caller must read from the database."""
+        """Returns a page of the cached events after the seq `query.after`, as a `Range`.
+
+        Returns `None` if the caller must read the page from the database.
+        """
         with self._lock:
             tail = self._tails.get(space)
             if (
@@ -177,13 +180,15 @@ class LogTailCache:
     # Updating
 
     def update(self, space: SpaceId, end: LogEnd) -> None:
-        """Adds the newest events of a log to the cache.
+        """Adds the newest events of a log, `end.entries`, to the cache.
 
-        `end` was just read from the database or written to it. If the cache already has these
-        events, the method only stores that the cached head is confirmed. Otherwise it adds the
-        events and calls the functions that `watch` has registered for the space. If the cache has a
-        log with another id, or if events between the cached head and `end` are missing, the method
-        first removes the cached events of the space.
+        `end` was just read from the database or written to the database. If the cache already has
+        these events, the method only updates the time at which the cached head was confirmed.
+        Otherwise it adds the events, and then calls the functions that `watch` has registered for
+        the space.
+
+        In two cases the method first removes the cached events of the space: if the cached log has
+        another id, or if events between the cached head and `end.entries` are missing.
         """
         log, head, entries, mark_before, confirmed_at = end
         assert not entries or entries[-1].seq == head
@@ -238,14 +243,13 @@ class LogTailCache:
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
         """Compares the cached head of a log with `end`, which was just read from the database.
 
-        If the heads are equal, the method stores that the cached head is confirmed. If the log in
-        the database is shorter, or has another id or mark, the method removes the space from the
-        cache. If the log in the database is longer, the cache returns `None` for queries about the
-        space until the new events are added.
+        `end.entries` must be empty. If the heads are equal, the method updates the time at which
+        the cached head was confirmed. If the log in the database is shorter, or has another id or
+        mark, the method removes the space from the cache. If the log in the database is longer, the
+        cache returns `None` for queries about the space until the new events are added.
 
-        The method returns `True` if the cache lacks events and a function is registered for the
-        space with `watch`. The caller should then read the events into the cache. The caller must
-        pass an `end` without entries.
+        The result is `True` if the cache lacks events and a function is registered for the space
+        with `watch`. The caller should then read the events into the cache.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -283,7 +287,7 @@ class LogTailCache:
             return {*self._tails, *self._watchers}
 
     def head_and_mark(self, space: SpaceId) -> tuple[int, str] | None:
-        """Returns the seq and the mark of the last cached event of a space.
+        """Returns (head, mark) of a cached log: the seq and the mark of its last event.
 
         Returns `None` if the cache does not contain the space. The log in the database may already
         have newer events.

@@ -163,10 +163,10 @@ class LogBatch:
 def append_batch(conn: Connection[Any], batch: LogBatch) -> bool:
     """Appends either all events of a batch or none. Returns `True` if the events were appended.
 
-    The function returns `False` if the id, the head or the mark of the log differs from what the
-    batch expects. It also returns `False` if the log already contains an event with one of the ids.
-    If the caller has begun a transaction, the caller must commit it. Otherwise this function
-    commits.
+    The function returns `False` if the log has another id, head or mark than the batch expects. It
+    also returns `False` if the log already contains an event with the same id as an event of the
+    batch. If the caller has begun a transaction, the caller must commit the transaction. Otherwise
+    this function commits.
     """
     erasures, skips = erasures_of(batch.entries), skips_of(batch.entries)
     devices = devices_of(batch.entries)

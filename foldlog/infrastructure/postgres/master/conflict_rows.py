@@ -34,9 +34,10 @@ STATEMENT_CONFLICTS = 20_000
 
 
 class ConflictRows:
-    """Collects conflicts, and returns them as the parameters of one INSERT statement.
+    """Collects conflicts, and returns them as the parameters of INSERT statements.
 
-    Call `add` for each conflict. When `add` returns `True`, call `take` and run the statement.
+    Call `add` for each conflict. When `add` returns `True`, call `take`, and run the statement
+    `INSERT_CONFLICTS` with the result. After the last conflict, do the same for the rest.
     """
 
     def __init__(self) -> None:

@@ -67,9 +67,10 @@ SELECT position, stopped_at IS NOT NULL
 def page_of(page: str, order: str) -> str:
     """Returns an SQL statement that reads a page of rows from the live generation.
 
-    The statement also reads the log's id, the log's head, and the projection's position. `page` is
-    the SELECT of the page's rows. Its first column must be the number of rows that the page would
-    have without a limit of bytes. `order` is the list of columns by which the rows are sorted.
+    `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
+    number of rows before the limit of bytes removes some of them. `order` lists the columns by
+    which the rows are sorted. The statement returns four more columns before those of `page`: the
+    log's id, the log's head, the projection's position, and whether the generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -77,10 +78,12 @@ def page_of(page: str, order: str) -> str:
 def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) -> str:
     """Returns an SQL statement that reads a page whose size in bytes is limited.
 
-    `candidates` is the SELECT of the rows, and `columns` are the columns to return. `values` are
-    the large columns. The size of a row is the size of its large columns. The page ends before the
-    row with which it would exceed the limit. It has at least one row, even if this row is too
-    large. `order` is the list of columns by which the rows are sorted.
+    `candidates` is an SQL query that selects the rows before the limit of bytes is applied.
+    `columns` lists the columns to return. `values` lists the large columns. Only their bytes are
+    counted as the size of a row. `order` lists the columns by which the rows are sorted.
+
+    The page contains the first rows whose total size is at most the parameter `bytes_max`. If the
+    first row alone is larger, the page contains only this row.
     """
     page = _BOUNDED.format(
         columns=columns,
@@ -120,7 +123,7 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns the first `limit` rows, and whether there are further rows for a next page."""
+        """Returns the first `limit` rows, and `True` if further rows follow on a next page."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 
@@ -150,7 +153,7 @@ class LiveReader:
         *,
         is_bounded: bool = True,
     ) -> Found:
-        """Runs a statement that reads up to `limit + 1` rows, and returns the rows.
+        """Runs a statement that reads up to `limit + 1` rows, and returns a `Found` with the rows.
 
         The extra row shows the caller that another page follows. With `is_bounded=False` the size
         of the page in bytes is unlimited.
@@ -161,12 +164,13 @@ class LiveReader:
         )
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
-        """Runs a statement that `page_of` or `bounded` has built, and returns the rows of the page.
+        """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
 
-        Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if the scope
-        needs the history (`needs_history`) but the live generation was filled without it. Raises
-        `LogBehind` if the log has not reached the seq `scope.at_least`. Raises `ProjectionBehind`
-        if the log has reached this seq but the projection has not.
+        Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if
+        `scope.needs_history` is set, but the live generation lacks the history or was filled by
+        another version of Foldlog. Raises `LogBehind` if the log has not reached the seq
+        `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq but the
+        projection has not.
         """
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)

@@ -50,10 +50,11 @@ class RecordCache:
         self._older.pop(key, None)
 
     def on_commit(self) -> None:
-        """Removes older records from the cache if the newer ones fill half of its limit of bytes.
+        """Removes the older records if the newer records exceed half of the limit in bytes.
 
-        The caller must call this after each commit. After a commit every connection can read the
-        written records from the database, so the cache may remove them.
+        The newer records then become the older ones. The caller must call this method after each
+        commit. After a commit every connection can read the written records from the database, so
+        the cache may remove them.
         """
         self._bytes += self.bytes_uncommitted
         self.bytes_uncommitted = 0

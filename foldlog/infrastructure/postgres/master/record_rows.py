@@ -127,8 +127,10 @@ def select_wanted(space: str, generation: str) -> str:
 
     `space` and `generation` are SQL expressions. The statement has the parameters `collections` and
     `ids`, two arrays of the same length that contain the keys. It returns the columns `COLUMNS`,
-    ordered by collection and id. If the large columns of a row and of the rows before it exceed the
-    parameter `bytes_max` in total, the large columns of this row are NULL.
+    ordered by collection and id.
+
+    The statement adds up the sizes of the large columns, row by row. When the sum exceeds the
+    parameter `bytes_max`, the large columns of this row and of all later rows are NULL.
     """
     return _SELECT_WANTED.format(space=space, generation=generation)
 
@@ -136,8 +138,8 @@ def select_wanted(space: str, generation: str) -> str:
 def lacks_values(row: Sequence[Any]) -> bool:
     """Tells whether a row was read without the values of its large columns.
 
-    `row` is a row of a `select_wanted` statement. The statement returns NULL for these columns if
-    this record and the ones before it exceed `bytes_max` bytes in total.
+    `row` is a row of a `select_wanted` statement. The statement returns NULL for the large columns
+    after it has read `bytes_max` bytes.
     """
     return row[_FIELDS] is None
 
@@ -168,10 +170,11 @@ def _ms_of(time: str) -> int | None:
 
 
 class StateRows:
-    """Collects the states of records after each event, as parameters of one SQL statement.
+    """Collects the states of records after each event, as parameters of SQL statements.
 
-    Call `add` for each record that an event touches. When `add` returns `True`, call `take` and run
-    the statement `WRITE_STATES`. `records` are the records as they were before the first event.
+    The argument `records` contains the records as they were before the first event. Call `add` for
+    each record that an event touches. When `add` returns `True`, call `take`, and run the statement
+    `WRITE_STATES` with the result. After the last event, do the same for the rest.
     """
 
     def __init__(self, records: Mapping[Key, Record]):

@@ -137,9 +137,10 @@ class VersionReader(LiveReader):
     ) -> tuple[list[Any], dict[int, list[bytes]]]:
         """Reads the conflicts that belong to a page of versions of one record.
 
-        If the conflicts exceed the size of a page, the method removes versions from the end of the
-        page, but it keeps at least the first version. The next page begins with the first removed
-        version. Returns the remaining versions, and {seq of a version: its conflicts}.
+        Returns the rows of the versions, and a dict from the seq of a version to a list of its
+        conflicts. If the conflicts exceed the size limit of a page, the method removes versions
+        from the end of the page. It always keeps the first version. The next page begins with the
+        first version that was removed.
         """
         if not rows:
             return rows, {}

@@ -59,10 +59,10 @@ def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
 def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
     """Returns the header of an event. The header is a part of the event's leaf in the Merkle tree.
 
-    `state` is the first part of the stored event. `hash_if_skipped` is the event's hash if the
-    event was skipped, otherwise `None`. If an event is unreadable but was skipped, the header is
-    made from this hash. If it is unreadable and `hash_if_skipped` is `None`, the function raises
-    `ValueError`, which halts the projection.
+    `state` is the first part of the stored event, from which the header is read. If the event was
+    skipped, `hash_if_skipped` is the hash of the stored event. Otherwise it is `None`. If a skipped
+    event is unreadable, the header is made from the hash. If any other event is unreadable, the
+    function raises `ValueError`, which halts the projection.
     """
     try:
         return header_of(state)

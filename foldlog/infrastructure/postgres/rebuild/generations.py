@@ -65,7 +65,7 @@ class GenerationRow(NamedTuple):
 
 
 class Generations:
-    """Manages the generations of one projection in one space, which must exist in the database."""
+    """Manages the generations of one projection in one space. The space must already exist."""
 
     def __init__(self, datastore: Datastore, projection: Projection[Any], space: str):
         self._datastore = datastore
@@ -109,10 +109,10 @@ class Generations:
         cursor.execute(SET_LIVE, self._params(rebuilt) | {"is_live": True})
 
     def drop_others(self, *, keep_unfinished: bool) -> None:
-        """Deletes all generations except the live one, with their rows.
+        """Deletes all generations except the live one, and deletes their rows.
 
-        With `keep_unfinished=True` it also keeps a generation that is newer than the live one, if
-        this version of Foldlog can continue to fill it.
+        With `keep_unfinished=True` the method also keeps newer generations that a rebuild with this
+        version of Foldlog can continue to fill.
         """
         live = self.live().number
         for generation in self.all():

@@ -115,10 +115,10 @@ class Projector:
     def run_round(self, wakeups: Wakeups) -> None:
         """Projects one batch of events for each space that is known to have new events.
 
-        Every `POLL_SECONDS` the method first asks the database which spaces have events that are
-        not projected yet. After a round that projects all events, a short pause follows. If the
-        method is called in this pause, it returns without any work. Raises one of `DATABASE_ERRORS`
-        if the database fails.
+        Every `POLL_SECONDS` the method first asks the database for the spaces with events that are
+        not projected yet. When all known spaces are done, the projector pauses for
+        `projection.pause_seconds`. During this pause, a call of the method returns at once. Raises
+        one of `DATABASE_ERRORS` if the database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
@@ -152,12 +152,13 @@ class Projector:
         self._looking_at = 0.0
 
     def _project_or_count(self, space: str) -> bool:
-        """Projects a batch of a space, and counts the batches that fail with a database error.
+        """Projects a batch of events of a space. Returns `True` if events were projected.
 
-        If fewer than `FAILURES_MAX` batches of the space have failed, the method raises the error,
-        because the database may be down. After `FAILURES_MAX` failures, the method assumes that the
-        next event of the space causes the errors. It then halts the projection of the space and
-        returns `False`. Without an error, it returns `True` if events were projected.
+        If the batch fails with a database error, the method counts the failure for this space.
+        After fewer than `FAILURES_MAX` failures it raises the error, because the database may be
+        down. After `FAILURES_MAX` failures it assumes that the next event of the space causes the
+        errors. It then halts the projection of the space and returns `False`. The count is deleted
+        when the batch that failed has been projected.
         """
         self._batch = None
         try:
@@ -178,10 +179,11 @@ class Projector:
             return False
 
     def lagging(self) -> list[str]:
-        """Returns up to `SPACES_PER_ROUND` spaces with events that are not projected yet.
+        """Returns a list of spaces with events that are not projected yet.
 
-        If there are more such spaces, the next call returns the following ones. After the last of
-        these spaces, the next call begins with the first one again.
+        The list has at most `SPACES_PER_ROUND` spaces, in alphabetical order. After a full list,
+        the next call continues with the spaces that follow. After a shorter list, the next call
+        begins again with the first space.
         """
         params = {
             "projection": self._projection.name,

@@ -65,7 +65,7 @@ class Rebuilder:
     """Rebuilds a projection, one space at a time.
 
     After each batch and at the end, it calls `report(space, position, head)` to show the progress.
-    `position` is the seq of the last projected event.
+    `position` is the seq of the last projected event. `head` is the seq of the log's last event.
     """
 
     def __init__(
@@ -87,13 +87,14 @@ class Rebuilder:
 
         With `verify=True` the method first compares the new generation with the live one. If they
         differ, it raises `RebuildDiffers` and keeps both generations. A later call without `verify`
-        can then make the new one live. If an earlier rebuild was interrupted, the method continues
-        to fill its generation. With `fresh=True` it deletes this generation and begins a new one.
+        can then make the new one live. If an earlier rebuild was interrupted, its generation is
+        still unfinished. By default, the method continues to fill the unfinished generation. With
+        `fresh=True` it deletes the unfinished generation and begins a new one.
 
         Raises `UnknownSpace` if the space is unknown. Raises `Halted` if an event cannot be
         projected. Raises `StorageUnavailable` for a temporary database error. Raises
-        `OperatorError` if another rebuild of the space is running, if `verify` is set but the live
-        generation has no history to compare, or if a generation is deleted during the rebuild.
+        `OperatorError` in three cases: another rebuild of the space is running, a generation is
+        deleted during the rebuild, or `verify` is set but the live generation has no history.
         """
         began = time.monotonic()
         with translated(self._datastore), self._lock(space):

@@ -110,9 +110,9 @@ class Collections:
         self._limits = limits
 
     def current(self, space: str) -> list[Version]:
-        """Returns the newest version of each collection of a space.
+        """Returns a list with the newest version of each collection of a space.
 
-        Raises `UnknownSpace` if the space is missing.
+        The versions lack the schemas. Raises `UnknownSpace` if the space is missing.
         """
         with self._datastore.reading() as cursor:
             select_head(cursor, space)  # raises `UnknownSpace`
@@ -122,11 +122,13 @@ class Collections:
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
-        """Returns one version of a collection's definition, and the list of all its versions.
+        """Returns a pair: one version of a collection with its schema, and a list of all versions.
 
-        `version` is the number of the version; if it is `None`, the newest one is returned. Raises
-        `UnknownSpace` if the space is missing. Raises `UnknownCollection` if the collection or this
-        version of it is missing.
+        The items of the list lack the schemas. `version` is the number of the version; if it is
+        `None`, the newest one is returned.
+
+        Raises `UnknownSpace` if the space is missing. Raises `UnknownCollection` if the collection
+        or this version of it is missing.
         """
         params = {"space": space, "collection": collection}
         with self._datastore.reading() as cursor:
@@ -149,13 +151,17 @@ class Collections:
     ) -> Outcome:
         """Checks the stored records against a new schema, and then defines the collection with it.
 
-        During the check it calls `report(checked)` with the number of records checked so far. After
-        `seconds_max` seconds the check stops early. The method then raises `LimitExceeded`, unless
-        the proposal is forced or a dry run.
+        Returns an `Outcome` with the new version and the result of the check. A dry run
+        (`wanted.is_dry_run`) ends after the check and leaves the collection unchanged. A forced
+        proposal (`wanted.force`) defines the collection even if stored records are invalid.
 
-        Raises `VersionConflict` if the collection has another version than the proposal expects.
-        Raises `SchemaNotAdditive` if the new schema is stricter than the old one. Raises
-        `SchemaViolated` if a stored record is invalid under the new schema. Raises
+        During the check, the method calls `report(checked)` with the number of records checked so
+        far. After `seconds_max` seconds the check stops early. The method then raises
+        `LimitExceeded`, except for a dry run or a forced proposal.
+
+        Raises `VersionConflict` if the current version of the collection differs from the version
+        that the proposal expects. Raises `SchemaNotAdditive` if the new schema is stricter than the
+        old one. Raises `SchemaViolated` if a stored record is invalid under the new schema. Raises
         `ProjectionBehind` if the master table is too many events behind the head.
         """
         with self._datastore.reading() as cursor:
@@ -214,9 +220,10 @@ class Collections:
     ) -> tuple[Check, int]:
         """Checks the records in the master table against the new schema, without locks.
 
-        Returns the result of the check, and a seq: the checked records include all events up to
-        this seq. The caller must still check the records that later events have changed. After
-        `seconds_max` seconds the check stops early, and its result is marked as incomplete.
+        Returns a pair: the result of the check, and the seq of the last event that the master table
+        had applied at the start of the check. The caller must still check the records that later
+        events have changed. After `seconds_max` seconds the check stops early, and its result is
+        marked as incomplete.
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()

@@ -119,10 +119,14 @@ class Eraser:
         self._projection = MasterProjection()
 
     def find(self, space: SpaceId, wanted: Selection, report: Progress) -> list[Erasable]:
-        """Searches the whole log, and returns the selected records that can be erased.
+        """Searches the whole log for the records that `wanted` selects, and returns a list of them.
 
-        During the search it calls `report(done, of)`, where `of` is the number of events to search,
-        and `done` is how many of them have been searched.
+        Each `Erasable` in the list contains the key of a record and the number of events with its
+        values. During the search the method passes two numbers to `report`: the events searched so
+        far, and all events to search. If `wanted` selects records by their values, the log is
+        searched twice, so the second number is twice the head.
+
+        Raises `UnknownRecord` if `wanted` contains the key of a record that the log lacks.
         """
         wanted.check()
         with self._datastore.reading() as cursor:
@@ -149,11 +153,14 @@ class Eraser:
         by: str | None,
         report: Progress,
     ) -> list[Erased]:
-        """Erases these records one after another, and returns the result for each record.
+        """Erases these records one after another, and returns a list with a result for each.
 
-        Before that, it searches the log for the events that contain values of the records. During
-        the search it calls `report(done, of)`, where `of` is the number of events to search, and
-        `done` is how many of them have been searched.
+        Each `Erased` in the list contains the seq of the `record-erased` event, and the number of
+        events from which values were removed. Before the first erasure, the method searches the log
+        for the events that contain values of the records. During the search it passes two numbers
+        to `report`: the events searched so far, and all events to search.
+
+        Raises `UnknownRecord`, before any erasure, if the log lacks one of the records.
         """
         check_reason(reason, by)
         scan = ErasureScan(keys)
@@ -178,8 +185,9 @@ class Eraser:
     ) -> Erased:
         """Erases one record: removes its values from the log and from the projections.
 
-        `seqs` contains the seqs of the events, up to the seq `head`, that contain values of the
-        record. This method itself searches the events after `head`.
+        `seqs` is the result of the earlier search: the seqs of the events up to `head` that contain
+        values of the record. Events after `head` are searched by this method. Returns the seq of
+        the `record-erased` event, and the number of events from which values were removed.
         """
         params = {"space": space, "collection": key[0], "id": key[1]}
         with self._append_service_event(space) as transaction:
@@ -243,7 +251,11 @@ class Eraser:
 
 
 def _erase_in(cursor: Cursor[Any], space: SpaceId, key: Key, seqs: Sequence[int]) -> int:
-    """Removes the record's values from these events, and returns how many events it changed."""
+    """Removes the record's values from the events with these seqs.
+
+    Returns the number of changed events. An event whose values were already removed stays
+    unchanged.
+    """
     count, through = 0, max(seqs)
     params = {"seqs": sorted(seqs)}
     for _, rows in _pages(cursor, SELECT_CHOSEN, space, 0, through, through, params):
@@ -290,9 +302,9 @@ def _scan(
 ) -> Iterator[int]:
     """Searches the events with `after < seq <= through` for values of the records to erase.
 
-    The events are read page by page, and each event is passed to `scan.note`. After each page, the
-    function yields the seq of the last event that the page covers. Only events that name a
-    collection of the records to erase are read.
+    The results are collected in `scan`: the function passes each event to `scan.note`. It reads,
+    page by page, only events with operations on the collections of these records. After each page
+    it yields the seq up to which the log has been searched.
     """
     for reached, rows in _named(cursor, space, after, through, scan.collections):
         for seq, state in rows:
@@ -303,7 +315,7 @@ def _scan(
 def _named(
     cursor: Cursor[Any], space: SpaceId, after: int, through: int, collections: list[str]
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Reads the events with `after < seq <= through` that name one of these collections.
+    """Reads the events with `after < seq <= through` that contain operations on these collections.
 
     It yields them page by page. Each page is a pair: the last seq that the page covers, and the
     rows.
