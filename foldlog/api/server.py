@@ -1,8 +1,9 @@
 """Defines the ASGI application that receives every HTTP request of the service.
 
-Flask declares the routes. `AsgiServer` finds the operation for a request, runs it, and sends the
-response. Requests wait on the event loop, where waiting needs no thread. `AsgiServer` runs under
-any ASGI server that provides `raw_path`; `foldlog serve` uses uvicorn.
+Flask is used only to declare the routes. `AsgiServer` finds the operation for each request, runs
+the operation, and sends the response. A request that waits, for example for its body or for new
+events, waits on the event loop and occupies no thread. `AsgiServer` runs under any ASGI server that
+provides `raw_path`; `foldlog serve` uses uvicorn.
 
 ASGI 3: https://asgi.readthedocs.io/en/latest/specs/www.html
 """

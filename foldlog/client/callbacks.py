@@ -44,8 +44,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Describes a changeset that the server refused or rejected, and that therefore changes no
-    record.
+    """Describes a changeset that the server did not accept, and that therefore changes no record.
 
     `Replica.repair` replaces the changeset with a new one, and `Replica.drop` deletes it.
 
@@ -156,7 +155,7 @@ class Callbacks:
 
     def on_refusal(self, callback: Callable[[Refusal], None]) -> Callable[[Refusal], None]:
         """Adds a function that is called with a `Refusal` for each changeset that the
-        server has refused or rejected.
+        server did not accept.
         """
         return self._add("refusal", callback)
 

@@ -235,8 +235,8 @@ class Replica:
         return [refusal_of(queued) for queued in self._store.queue.select("refused", "rejected")]
 
     def repair(self, id: str) -> AbstractContextManager[list[dict[str, Any]]]:
-        """Returns a context manager that replaces a refused or rejected changeset with a new one.
-        `id` is the id of a `Refusal`.
+        """Returns a context manager that replaces a changeset that the server did not accept with
+        a new one. `id` is the id of a `Refusal`.
 
         The `with` block gets the operations of the old changeset as a list of JSON objects. All
         changes that the block makes become one new changeset. At the end of the block, the old
@@ -247,7 +247,7 @@ class Replica:
                     for op in operations:
                         tasks.update(op["id"], op["fields"])
 
-        Raises `LookupError` if the file has no refused or rejected changeset with this id.
+        Raises `LookupError` if this device has no such changeset.
         """
         return self._repairing(id)
 
@@ -259,12 +259,11 @@ class Replica:
             self._store.queue.remove(id)
 
     def drop(self, id: str) -> None:
-        """Deletes a refused or rejected changeset from the file of this device. `id` is the
-        id of a `Refusal`.
+        """Deletes a changeset that the server did not accept from the file of this device. `id` is
+        the id of a `Refusal`.
 
-        Only the copy on this device is deleted: the server's log keeps a changeset that the
-        server refused because of a guard or a schema. Raises `LookupError` if no refused
-        changeset has this id.
+        The server's log is unchanged: it still contains a changeset with the state "refused" (see
+        `Refusal.state`). Raises `LookupError` if this device has no such changeset.
         """
         with self._store.database.transaction():
             self._find_refused(id)
@@ -289,9 +288,10 @@ class Replica:
 
     def unsent(self) -> list[dict[str, Any]]:
         """Returns a list of JSON objects: one for each changeset that is still to be sent, or that
-        the server has refused or rejected.
+        the server did not accept.
 
-        The member `state` of each object is "waiting" (still to be sent), "refused" or "rejected".
+        The member `state` of each object is "waiting" (still to be sent), or "refused" or
+        "rejected" as in `Refusal.state`.
         An app can save the objects in another place before it deletes the file of the replica.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")

@@ -1,7 +1,7 @@
 """Stores the queue of this device's changesets. A changeset stays in the queue until the device has
-pulled the event that the server made of it.
+pulled the event that the server created from this changeset.
 
-A changeset that the server has refused or rejected stays until the app repairs or drops it.
+A changeset that the server did not accept stays in the queue until the app repairs or drops it.
 """
 
 from __future__ import annotations

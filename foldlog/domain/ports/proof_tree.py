@@ -41,7 +41,8 @@ class ConsistencyProof(NamedTuple):
 
 
 class ProofTree(ABC):
-    """Reads the Merkle tree over each log, which is stored as tiles, and its signed checkpoints.
+    """Reads the Merkle tree of each log, and the signed checkpoints of the tree. The tree is stored
+    as tiles.
 
     New events appear in the tree after a short delay.
     """

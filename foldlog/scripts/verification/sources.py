@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 
 
 class Source(ABC):
-    """The interface to a log, with everything that is verified: events, head, checkpoint, keys,
-    tiles and records.
+    """The interface through which `foldlog verify` reads a log. It provides all data that is
+    verified: events, head, checkpoint, keys, tiles and records.
     """
 
     header: Header

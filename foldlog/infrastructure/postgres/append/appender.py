@@ -221,7 +221,8 @@ def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
     """Appends the decider's new events to the log. Returns `True` if they were appended.
 
     Returns `False`, and leaves the log unchanged, in two cases: another process has appended events
-    to the space since the decider's state was read, or the log already contains one of the ids.
+    to the space since the decider's state was read, or the log already contains an event with the
+    same id as one of the new events.
     """
     log, mark = decider.state.log, decider.state.mark
     return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
