@@ -7,9 +7,9 @@ state after the changeset, because a keyword such as `required` concerns the who
 `put` may write only a part of it. The second check runs while the space is locked.
 
 A changeset is refused only for a new violation. It is stored if the record had the same violation
-before it, and it is stored if the record is deleted once the changeset has been applied. For most changesets, the operations alone
-are enough to decide this (see `is_valid_alone`). The server saves time in these cases, because it
-skips reading the records from the database.
+before it, and it is stored if the record is deleted once the changeset has been applied. For most
+changesets, the operations alone are enough to decide this (see `is_valid_alone`). The server saves
+time in these cases, because it skips reading the records from the database.
 """
 
 from __future__ import annotations
