@@ -33,8 +33,8 @@ class Change:
     Attributes:
         collection: The name of the record's collection.
         id: The id of the record.
-        record: The record after the change; a tombstone if it was deleted; `None` if the record is
-            missing on this device now.
+        record: The record after the change. If the change deleted the record, a tombstone, whose
+            `is_deleted` is `True`. `None` if the record is missing on this device now.
     """
 
     collection: str
@@ -78,8 +78,8 @@ def refusal_of(queued: Queued) -> Refusal:
 @dataclass(frozen=True)
 class Loss:
     """Describes a conflict: two concurrent changes of the same field, of which the merge kept only
-    one value. Two changes are concurrent if each was made before its device had pulled the other
-    one.
+    one value. Two changes of two devices are concurrent if each device made its change before it
+    pulled the change of the other device.
 
     Attributes:
         number: The number of the conflict in the replica's file, for the argument `after` of

@@ -169,13 +169,12 @@ class Collection:
         offset: int = 0,
         deleted: bool = False,
     ) -> list[Record]:
-        """Returns the records whose fields have the values given in `where`, by default all
-        records.
+        """Returns a list of the records whose fields have the values given in `where`, by
+        default all records.
 
-        If the value in `where` is a list or a tuple, the field must have one of the values
-        in it.
-        `None` also matches a missing field. Values are compared with their JSON type:
-        `True` differs from 1.
+        `where` maps field names to values. If a value is a list or a tuple, the field must
+        have one of the values in the list. The value `None` matches a field that is `None`
+        and a missing field. Values are compared with their JSON type: `True` differs from 1.
 
             tasks.query({"done": False, "list": ["home", "work"]}, order_by="-due", limit=10)
 

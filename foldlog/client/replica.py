@@ -112,7 +112,7 @@ class Replica:
 
     @property
     def device(self) -> str:
-        """The id of this device in its space, a UUID.
+        """The id of this device in the space of the replica, a UUID as text.
 
         The replica takes a new id when it finds that another copy of its file uses the old
         id. This happens if the file was copied to another device, or was restored from an
@@ -154,9 +154,9 @@ class Replica:
                 tasks.update(milk.id, done=True)
                 tasks.delete(bread.id)
 
-        With `guard="unchanged"`, the server refuses the changeset if another device has changed a
-        record of the changeset, and if this device had not pulled the other change before it made
-        the changeset. `Replica.refused` then lists the changeset.
+        With `guard="unchanged"`, the server refuses the changeset if another device has changed one
+        of the same records after the last event that this device had pulled when the block began.
+        `Replica.refused` then lists the changeset.
         """
         return self._store.changeset(guard=guard)
 
@@ -164,8 +164,8 @@ class Replica:
         """Sends all queued changesets and receives all new events, then returns a
         `SyncResult`.
 
-        The result has, for example, the number of `pushed` changesets and of `pulled`
-        events. If another thread or process is syncing this file, the method returns at
+        The result contains, for example, the number of changesets sent (`pushed`) and the
+        number of events received (`pulled`). If another thread or process is syncing this file, the method returns at
         once with an empty result.
 
         Raises `ServerProblem` if the server answers with an error, and `Unreachable` if the
@@ -262,8 +262,9 @@ class Replica:
         """Deletes a changeset that the server did not accept from the file of this device. `id` is
         the id of a `Refusal`.
 
-        The server's log is unchanged: it still contains a changeset with the state "refused" (see
-        `Refusal.state`). Raises `LookupError` if this device has no such changeset.
+        The method leaves the server's log as it is. The log contains changesets with the state
+        "refused", but no changesets with the state "rejected" (see `Refusal.state`). Raises
+        `LookupError` if this device has no such changeset.
         """
         with self._store.database.transaction():
             self._find_refused(id)
@@ -290,9 +291,8 @@ class Replica:
         """Returns a list of JSON objects: one for each changeset that is still to be sent, or that
         the server did not accept.
 
-        The member `state` of each object is "waiting" (still to be sent), or "refused" or
-        "rejected" as in `Refusal.state`.
-        An app can save the objects in another place before it deletes the file of the replica.
+        The member `state` of each object is "waiting", "refused" or "rejected". A waiting changeset
+        is still to be sent; `Refusal.state` describes the two other states. An app can save the objects in another place before it deletes the file of the replica.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")
         return [

@@ -26,7 +26,8 @@ class Status:
         unsent: The number of changesets that are still to be sent.
         unacknowledged: The number of changesets that the server has stored, and whose events this
             device has not pulled yet.
-        refused: The refused changesets, to be handled by `Replica.repair` or `Replica.drop`.
+        refused: A list of the changesets that the server has refused or rejected (see `Refusal`).
+            The app handles each one with `Replica.repair` or `Replica.drop`.
         after: The cursor: the seq of the last event that this device has applied.
         head: The seq of the last event of the log, from the server's last answer.
         last_sync_ms: The time of the last successful sync in ms since 1970, by the clock of this

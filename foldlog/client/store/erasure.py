@@ -4,8 +4,8 @@ replica's file.
 An operator can erase a record on the server. When the device receives this erasure, `fold` removes
 the values from the record, and this module removes the other copies of the values. A queued
 changeset stays in the queue and keeps its id and its counter, but its operation on the erased
-record loses the values. The device may send this changeset a second time; the server then
-recognises it by its id, although its values differ.
+record loses the values. If the device sends this changeset a second time, the server recognises the
+changeset by its id.
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ class LocalStore:
             raise
 
     def _bind(self, space: str | None) -> str:
-        """Returns the name of the space that the file belongs to. If the file is new, saves `space`
-        in the file as this name, and gives the replica a device id.
+        """Returns the name of the space that the file belongs to. If the file is new, first saves
+        the name `space` and a new device id in the file.
 
-        Raises `WrongReplica` if the file belongs to another space. Raises `WrongReplica` if the
+        Raises `WrongReplica` in two cases: the file belongs to another space than `space`, or the
         file is new and `space` is missing or invalid.
         """
         with self.database.transaction():

@@ -1,9 +1,9 @@
 """Stores marks in the replica's file. A mark is the server's hash of the log up to a seq. The
 replica stores the mark at each of its earlier cursors.
 
-If the server is restored from an older backup, the server has lost the last events of the log. The
-replica then finds its newest mark that is still in the server's log, because the replica and the
-server have the same events up to the seq of this mark.
+If the server is restored from an older backup, the last events of the log are lost. The replica
+then finds the newest stored mark that the server's log also has. Up to the seq of this mark, the
+replica and the server have the same events.
 """
 
 from __future__ import annotations

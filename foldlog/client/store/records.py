@@ -43,8 +43,10 @@ def changed_fields(record: Record, op: Operation) -> dict[str, Any]:
 
 
 class Records:
-    """Reads the records that an app sees. They have the values that the server has confirmed,
-    changed by the changesets that are still in the queue. Also writes temporary records.
+    """Reads the records in the form that the app sees, and writes temporary records.
+
+    The app sees the values that the server has confirmed, with the changes of the queued changesets
+    applied to them.
     """
 
     def __init__(self, database: Database):

@@ -58,12 +58,13 @@ class View:
         self._queue = queue
 
     def confirmed(self, keys: Iterable[Key]) -> tuple[dict[Key, Record], dict[Key, int]]:
-        """Reads the confirmed form of the records with the given keys, and returns two dicts. The
-        first dict maps each key to the record as confirmed by the server. The second dict maps each
-        key to the seq at which the server read the record for a snapshot.
+        """Reads the given records from the file, and returns two dicts. The first dict maps the key
+        of a record to the record as confirmed by the server. The second dict maps the key to the
+        seq at which the server read the record for a snapshot, or to 0 if the record came from
+        events only.
 
-        This seq is 0 for a record that was computed from events only. A dict lacks the keys for
-        which the file has no value.
+        Both dicts leave out the records that are missing in the file. The first dict also leaves
+        out records that the server has not confirmed yet.
         """
         records: dict[Key, Record] = {}
         as_of: dict[Key, int] = {}
@@ -92,9 +93,10 @@ class View:
             )
 
     def refresh(self, keys: Iterable[Key]) -> list[Key]:
-        """Computes again the form of the given records that the app sees, and stores this form in
-        the local table of records. Returns a list of the keys of the records whose form has
-        changed.
+        """Updates the given records in the local table, after their confirmed form or the queue has
+        changed. For each record, computes the form that the app sees, and stores this form.
+
+        Returns a list of the keys of the records that look different to the app now.
         """
         changed = []
         with self._database.transaction() as db:
@@ -110,8 +112,8 @@ class View:
         return changed
 
     def add(self, draft: Draft, op: Operation) -> None:
-        """Adds the operation `op` to an open changeset (`draft`). Stores the record in the form
-        that the app sees after the operation.
+        """Adds the operation `op` to an open changeset (`draft`). Also applies the operation to the
+        record, and stores the new values in the local table, where the app reads them.
         """
         shown = draft.shown.get(op.key)
         if shown is None:
@@ -126,8 +128,8 @@ class View:
 
     def _with_queue(self, key: Key) -> _Shown:
         """Returns the two forms of a record: the form that the server has confirmed, and the form
-        that the app sees. To compute the second form, applies the queued changesets to the first
-        one.
+        that the app sees. Computes the form that the app sees by applying the queued changesets to
+        the confirmed form.
         """
         records, as_of = self.confirmed([key])
         shown = _Shown(records, records.get(key))
@@ -145,8 +147,9 @@ class View:
         return queued.as_event(self._meta.device, max(0, queued.made_at + skew))
 
     def _write(self, db: sqlite3.Connection, key: Key, shown: _Shown) -> tuple[str, int, int]:
-        """Stores, in the local table of records, the form of a record that the app sees. Returns a
-        tuple of the new values of the columns `fields`, `is_deleted` and `is_there`.
+        """Stores a record in the local table, in the form that the app sees. Returns a tuple of the
+        new values of the columns `fields` (JSON text), `is_deleted` (0 or 1) and `is_there` (0 or
+        1).
         """
         confirmed, record = shown.confirmed, shown.records.get(key) or Record(*key)
         written = (_encode(record.fields).decode(), int(record.is_deleted), int(record.exists))

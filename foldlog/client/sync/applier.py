@@ -157,12 +157,12 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Finds the changesets that the server had stored and has lost since then. Sets their state
-        to "waiting", so that they are sent again. `through` and `head` are from the server's
-        answer.
+        """Finds the changesets in the queue that the server had stored and has lost since then. Sets
+        the state of these changesets to "waiting", so that they are sent again.
 
-        This happens after the server was restored from a backup, if the backup has all events up to
-        the cursor of this device, but lacks the changesets.
+        A changeset is lost if the seq of its event is greater than `head`, the last seq of the log.
+        It is also lost if the seq is at most `through`, the last seq in the answer, and the event
+        did not arrive. The cause is a restore of the server from a backup.
         """
         queue = self._store.queue
         lost = [
@@ -211,12 +211,13 @@ class Applier:
         the changeset, removes the changeset from the queue. If the server refused the changeset,
         saves the refusal in the queue.
 
-        The server leaves out the operations in events of this device, because the device has them.
-        Therefore the method first copies the operations to the event, from the queue or from the
+        If this device made the event, the event arrives without its operations, because the device
+        has them. The method first copies the operations to the event, from the queue or from the
         sent changesets.
 
-        Returns the set of the keys of records that change in addition to the records of the event.
-        Raises `UnknownOwnEvent` if the operations are missing on this device.
+        Returns a set of record keys: after a refusal, the keys of all records in the changeset;
+        otherwise, the keys of the erased records in the changeset. Raises `UnknownOwnEvent` if
+        `_own_operations` raises it.
         """
         queue = self._store.queue
         queued = queue.find(event.id)
@@ -243,9 +244,9 @@ class Applier:
         """Returns a list of the operations of an event of this device, from the queue or from the
         sent changesets.
 
-        Raises `UnknownOwnEvent` if the server stored the changeset and this device lacks it. Also
-        raises this error if more operations are erased on this device than in the server's event,
-        because the server has lost an erasure in this case.
+        Raises `UnknownOwnEvent` in two cases, if the server stored the changeset. In the first
+        case, this device lacks the changeset. In the second case, more operations are erased on
+        this device than in the server's event: the server has lost an erasure.
         """
         ops = self._store.sent.ops_of(event.id) if queued is None else queued.ops
         if ops is None and event.verdict == "stored":

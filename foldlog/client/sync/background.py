@@ -144,9 +144,9 @@ class BackgroundSync:
     def _wait_until_due(self, poll_at: float) -> None:
         """Waits until a sync is due. While it waits, applies the pages of the live channel.
 
-        A sync is due in three cases: the time `poll_at` has come, the app has made a change, or a
-        page could not be applied. While the live channel is open, polls are rare, so the first case
-        can come later than `poll_at`.
+        A sync is due in three cases: the time of the next poll has come, the app has made a change,
+        or a page could not be applied. The next poll is at the time `poll_at`, or later if the live
+        channel is open, because the channel makes most polls unnecessary.
         """
         self._poll_at = poll_at
         was_live = self.is_live
@@ -172,8 +172,8 @@ class BackgroundSync:
     def _poll_after_stream(self) -> float:
         """Returns the earliest time of the next poll, after a stream of the live channel has ended.
 
-        If a new stream is expected soon, returns the time in about 5 seconds, or the time of the
-        next regular poll if it is earlier. If no new stream is expected, returns the current time.
+        If the channel will open a new stream, the poll waits about 5 seconds for the stream, but
+        not longer than until the next regular poll. Otherwise, the method returns the current time.
         """
         if self._live is None or not self._live.will_reconnect:
             return self._now()

@@ -1,5 +1,5 @@
-"""Chooses the changesets of one request, and reduces their number if the server refuses a request
-as too large.
+"""Chooses the changesets of one request, and reduces their number if the server answers that a
+request is too large.
 """
 
 from __future__ import annotations

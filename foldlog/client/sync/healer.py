@@ -1,8 +1,8 @@
-"""Repairs the local store of a device after the server has refused a request.
+"""Repairs the local store of a device after the server has answered a request with an error.
 
-The server refuses a request in three cases: the device was cloned or restored from a copy, the
-server was restored from a backup, or the request has a changeset that the server can never store.
-After the repair, the sync sends a new request.
+A repair is possible for three causes of an error: the device was cloned or restored from a copy,
+the server was restored from a backup, or the request has a changeset that the server can never
+store. After the repair, the sync sends a new request.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .snapshots import SnapshotLoader
 
 
 class Healer:
-    """Repairs the local store after the server has refused a request. `batch` is the object
-    that chose the changesets of the request.
+    """Repairs the local store after the server has answered a request with an error. `batch` is
+    the object that chose the changesets of the request.
     """
 
     def __init__(

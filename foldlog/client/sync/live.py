@@ -68,7 +68,7 @@ class LiveChannel:
     def is_live(self) -> bool:
         """Whether a stream is open and has sent at least one page or heartbeat.
 
-        When a stream ends, this stays `True` until `step` has handled the end.
+        After a stream has ended, the value is still `True` until `step` has handled the end.
         """
         reader = self._reader
         return reader is not None and reader.is_live

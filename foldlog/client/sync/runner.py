@@ -90,8 +90,8 @@ class SyncRunner:
 
     @property
     def traffic(self) -> dict[str, int]:
-        """The traffic since the replica was created: the number of requests, and the bytes of their
-        bodies, sent and received. The dict has the same names as the attributes of `Traffic`.
+        """A dict of the traffic counts since the replica was created: the number of requests, and
+        the bytes of their bodies, sent and received. The keys are the attribute names of `Traffic`.
         """
         unsaved = self.server.streamed.since(self._saved) if self.server is not None else {}
         return {

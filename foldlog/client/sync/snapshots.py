@@ -127,10 +127,10 @@ class SnapshotLoader:
     @property
     def ahead(self) -> dict[str, Any] | None:
         """A dict with the seq and the mark at which the server read the newest page of the
-        snapshot.
+        snapshot. This seq can be greater than the seq in the snapshot's header.
 
-        `None` if the server read all pages at the seq of the header. Also `None` after the cursor
-        has reached the seq of the newest page.
+        The value is `None` if the two seqs are equal, or after the cursor has reached the seq of
+        the newest page.
         """
         ahead: dict[str, Any] | None = self._meta.get("ahead")
         return ahead
@@ -205,7 +205,9 @@ class SnapshotLoader:
 
 
 def _header(lines: Iterator[bytes]) -> SnapshotHeader:
-    """Reads the first line of a snapshot. Raises `Unreachable` if the answer is empty."""
+    """Reads the first line of a snapshot, and returns it as a `SnapshotHeader`. Raises
+    `Unreachable` if the answer is empty.
+    """
     for line in lines:
         return snapshot_header(line)
     raise Unreachable("the download of the snapshot was interrupted")
