@@ -165,8 +165,8 @@ class Replica:
         `SyncResult`.
 
         The result contains, for example, the number of changesets sent (`pushed`) and the
-        number of events received (`pulled`). If another thread or process is syncing this file, the method returns at
-        once with an empty result.
+        number of events received (`pulled`). If another thread or process is syncing this file, the
+        method returns at once with an empty result.
 
         Raises `ServerProblem` if the server answers with an error, and `Unreachable` if the
         server gives no answer. Changesets that the server has not confirmed stay in the
@@ -292,7 +292,8 @@ class Replica:
         the server did not accept.
 
         The member `state` of each object is "waiting", "refused" or "rejected". A waiting changeset
-        is still to be sent; `Refusal.state` describes the two other states. An app can save the objects in another place before it deletes the file of the replica.
+        is still to be sent; `Refusal.state` describes the two other states. An app can save the
+        objects in another place before it deletes the file of the replica.
         """
         queued = self._store.queue.select("waiting", "refused", "rejected")
         return [

@@ -157,8 +157,8 @@ class Applier:
         return any(seq <= after for seq, _ in new)
 
     def _requeue_lost(self, through: int, head: int) -> None:
-        """Finds the changesets in the queue that the server had stored and has lost since then. Sets
-        the state of these changesets to "waiting", so that they are sent again.
+        """Finds the changesets in the queue that the server had stored and has lost since then.
+        Sets the state of these changesets to "waiting", so that they are sent again.
 
         A changeset is lost if the seq of its event is greater than `head`, the last seq of the log.
         It is also lost if the seq is at most `through`, the last seq in the answer, and the event
