@@ -199,8 +199,9 @@ def services(
 ) -> Iterator[Services]:
     """Creates all parts of the service, and yields them as a `Services` for a `with` block.
 
-    At the end of the block, the function closes the parts. The parts share one pool of database connections. `seconds_max` limits how long a part may use a
-    connection, in seconds. Processes that answer requests set this limit; commands run without it.
+    At the end of the block, the function closes the parts. The parts share one pool of database
+    connections. `seconds_max` limits how long a part may use a connection, in seconds. Processes
+    that answer requests set this limit; commands run without it.
     """
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:

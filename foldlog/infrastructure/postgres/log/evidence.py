@@ -20,8 +20,8 @@ def evidence(
 ) -> Iterator[list[Evidence]]:
     """Yields the stored events with `after < seq <= through` as lists of `Evidence` objects.
 
-    The objects are in the order of seq. If the log has a gap, where events are missing, the function
-    skips the gap without an error. The audit that uses the lists detects the gap.
+    The objects are in the order of seq. If the log has a gap, where events are missing, the
+    function skips the gap without an error. The audit that uses the lists detects the gap.
     """
     while after < through:
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=BATCH_BYTES)

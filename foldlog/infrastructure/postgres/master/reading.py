@@ -123,7 +123,8 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns a tuple: a list of the first `limit` rows, and whether a next page has more rows."""
+        """Returns a tuple: a list of the first `limit` rows, and whether a next page has more
+        rows."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 
