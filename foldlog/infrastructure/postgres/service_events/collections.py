@@ -153,8 +153,8 @@ class Collections:
     ) -> Outcome:
         """Checks the stored records against a new schema, and then defines the collection with it.
 
-        Returns an `Outcome` with the number of the new version and the result of the check. A dry run
-        (`wanted.is_dry_run`) ends after the check and leaves the collection unchanged. A forced
+        Returns an `Outcome` with the number of the new version and the result of the check. A dry
+        run (`wanted.is_dry_run`) ends after the check and leaves the collection unchanged. A forced
         proposal (`wanted.force`) defines the collection even if stored records are invalid.
 
         If the newest version already has this schema, the collection is left unchanged, and the
