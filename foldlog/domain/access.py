@@ -56,8 +56,11 @@ class Right(Enum):
 
 
 class Role(Enum):
-    """The role of a token, which decides its rights. Only a token with the role `device` can write,
-    so that the log names the device that made each change."""
+    """The role of a token. The role decides the rights of the token.
+
+    Only a token with the role `device` can write, because each change in the log must have a device
+    as its author.
+    """
 
     DEVICE = "device"
     READER = "reader"
@@ -89,8 +92,9 @@ class Caller(NamedTuple):
             raise Forbidden(f"this needs the right `{right.value}`")
 
     def check_writes_as(self, device: str) -> None:
-        """Raises `Forbidden` unless `device` is the caller's own device. Only a caller with
-        `is_any_device` may push the changesets of any device."""
+        """Raises `Forbidden` if the caller may not push changesets of this device. A caller may
+        push the changesets of its own device. A caller with `is_any_device` may push those of all
+        devices."""
         if not self.is_any_device and device != self.device:
             raise Forbidden("this token may not write as this device")
 
@@ -154,8 +158,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry in a list of tokens. It describes a token without its secret. All times are in ms
-    since 1970."""
+    """A granted token, without its secret: its space, role and device, and when it was granted and
+    revoked. Lists of tokens contain this class. All times are in ms since 1970."""
 
     id: str
     space: str
@@ -270,9 +274,11 @@ def access_entry(envelope: Envelope, body: msgspec.Struct) -> LogEntry:
 
 
 def devices_of(entries: Iterable[LogEntry]) -> list[Device]:
-    """Reads the registrations and revocations of devices in these log entries. Returns one `Device`
-    for each such entry, in order. In this `Device`, only the values that the event sets are filled;
-    all other values are the defaults. Entries of other kinds are skipped.
+    """Returns a list with one `Device` for each log entry that records the registration or the
+    revocation of a device, in order. Entries of other kinds are skipped.
+
+    Each `Device` contains only the values from its own event, such as `revoked_at`; its other
+    members have their defaults. To combine two of them, use `Device.after`.
 
     Raises `ValueError` if the body of a registration or revocation is invalid. The event is then
     forged or damaged.

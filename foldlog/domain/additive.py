@@ -2,11 +2,12 @@
 schema allowed.
 
 Only the two schemas are compared; stored records are ignored. If the comparison cannot show that a
-schema is additive, the schema is treated as not additive. Each keyword of the new schema is checked
-separately. For example, `"minimum": 1` demands a number of at least 1. This demand adds no
-restriction in two cases. In the first case, a keyword of the old schema demands at least as much,
-such as `"minimum": 2`. In the second case, the old schema forbids all types that the keyword
-applies to. The subschemas of properties and items are compared in the same way.
+schema is additive, the schema is treated as not additive.
+
+Each keyword of the new schema is checked separately. For example, the new schema has `"minimum":
+1`. This keyword is additive if the old schema has a keyword that is at least as strict, such as
+`"minimum": 2`. It is also additive if the old schema forbids numbers, because `minimum` applies to
+numbers only. The subschemas of properties and items are compared in the same way.
 
 The comparison understands these keywords: types, `const` and `enum`, ranges and lengths,
 `multipleOf`, `pattern` and `format` (unchanged or removed), `required`, `dependentRequired`,
@@ -92,9 +93,9 @@ _encode = msgspec.json.encode
 class _Comparison:
     """Compares an old schema with a new one. Both schemas must be valid.
 
-    In all methods, `new` is one subschema of the new schema. `old`, `olds` and `parts` are lists of
-    subschemas of the old schema that apply to the same value as `new`. The pointers `pointer` and
-    `where` lead to a place in the new schema.
+    The methods use these names. `new` is one subschema of the new schema. `old`, `olds` and `parts`
+    are lists of those subschemas of the old schema that apply to the same value as `new`. `pointer`
+    and `where` are JSON pointers to a place in the new schema.
     """
 
     def __init__(self, old: Schema, new: Schema):
@@ -229,9 +230,11 @@ class _Comparison:
         )
 
     def _is_met_directly(self, parts: list[Any], keyword: str, value: Any) -> bool:
-        """Returns whether the old schema guarantees that its values satisfy the keyword `keyword`
-        with the value `value` of the new schema. `anyOf` and `oneOf` of the old schema are ignored
-        here; `_is_met` considers them."""
+        """Returns whether every value that the old schema allows also satisfies one keyword of the
+        new schema. `value` is the value of this keyword in the new schema.
+
+        `anyOf` and `oneOf` of the old schema are ignored here; `_is_met` considers them.
+        """
         if keyword in _MEETS:
             return any(_MEETS[keyword](part, value) for part in parts)
         if keyword == "type":
@@ -326,13 +329,13 @@ class _Comparison:
         demanded: Any,
         patterns_known: frozenset[str] = frozenset(),
     ) -> Iterator[Violation]:
-        """Compares the properties that the old schema leaves unnamed: they match only
-        `patternProperties` or `additionalProperties` of the old schema. Yields a violation for each
-        place where the old schema allows a value for them that the schema `demanded` may refuse.
-        Patterns in `patterns_known` are skipped.
+        """Compares the properties whose names are missing in `properties` of the old schema. In the
+        old schema, only `patternProperties` and `additionalProperties` apply to them. Yields a
+        violation for each place where the old schema allows a value for such a property that the
+        schema `demanded` may refuse. Patterns in `patterns_known` are skipped.
 
-        An object must satisfy all schemas in `olds`. One schema in `olds` that guarantees
-        `demanded` is therefore enough, and the result is then empty.
+        If one of the schemas in `olds` allows only values that `demanded` allows, the method yields
+        nothing, because each object must satisfy all schemas in `olds`.
         """
         first: list[Violation] = []
         for old in olds or [{}]:
@@ -361,8 +364,9 @@ class _Comparison:
 def _distinct(schemas: Iterable[Any]) -> list[Any]:
     """Returns a list of the schemas without duplicates.
 
-    The comparison of a recursive schema stops when the same list of schemas comes again. Duplicates
-    would make the list longer at each level, so that the same list would never come again.
+    The comparison of a recursive schema stops when it meets a list of schemas that it is already
+    comparing. With duplicates, the list would become longer at each level of the recursion, and the
+    comparison would never stop.
     """
     return list({_encode(schema): schema for schema in schemas}.values())
 
@@ -401,7 +405,8 @@ def _types(schema: Schema) -> frozenset[str]:
 
 
 def types_of(parts: Iterable[Schema]) -> frozenset[str]:
-    """Returns the names of the JSON types that every one of these schemas allows."""
+    """Returns the set of the JSON types that all of these schemas allow, as names such as
+    `string`."""
     return TYPES.intersection(*map(_types, parts))
 
 
@@ -410,8 +415,8 @@ def _required(parts: Iterable[Schema]) -> set[str]:
 
 
 def _required_with(parts: list[Any], name: str) -> set[str]:
-    """Returns the names of the properties that `parts` require in an object that has the property
-    `name`."""
+    """Returns the set of the names of all properties that an object with the property `name` must
+    have. These are the names from `required` and `dependentRequired` in the schemas `parts`."""
     depending = (part.get("dependentRequired", {}).get(name, ()) for part in parts)
     return _required(parts).union(*depending)
 

@@ -77,15 +77,16 @@ class AuditCursor(msgspec.Struct):
 
 
 class Erasures:
-    """Tracks which values were removed from a log, and checks that a `record-erased` event allows
-    each removal.
+    """Checks that each value that was removed from a log was removed by an erasure, which the log
+    records as a `record-erased` event.
 
-    The check is needed because an erased operation keeps its commitment, so all hashes stay right
-    after any removal. A removal is allowed in two cases. In the first case, a `record-erased` event
-    of the record comes later in the log than the changeset. In the second case, the `record-erased`
-    event comes earlier, and its seq is higher than the changeset's `base`. The device had then not
-    received the erasure when it made the changeset, so the service stored the changeset without the
-    values.
+    The hashes alone cannot show this: an erased operation keeps its commitment, so all hashes stay
+    right after any removal. A removal from a changeset is allowed in two cases:
+
+    * A `record-erased` event of the record comes after the changeset.
+    * A `record-erased` event of the record comes before the changeset, and its seq is higher than
+      the changeset's `base`. The device made the changeset before it received the erasure, so the
+      service removed the values before it stored the changeset.
     """
 
     def __init__(
@@ -99,10 +100,9 @@ class Erasures:
     def note(self, seq: int, state: bytes) -> None:
         """Reads the next event of the log. `state` contains the event's stored bytes.
 
-        If the event is a `record-erased` event, the method stores its record in `erased`. If the
-        event has erased operations that still lack a `record-erased` event, the method stores their
-        records in `owing`. A record stays in `owing` until a `record-erased` event of this record
-        is read.
+        If the event is a `record-erased` event, the method adds the record to `erased` and removes
+        it from `owing`. If the event has erased operations for which no matching `record-erased`
+        event was read so far, the method adds their records to `owing`.
         """
         if b'erased"' not in state:  # it lacks `"erased":` and `"kind":"record-erased"`
             return
@@ -195,14 +195,15 @@ class LogAudit:
 
     @property
     def is_settled(self) -> bool:
-        """Returns whether every removal of values in the events read so far is explained by a
-        `record-erased` event.
+        """Returns whether the audit has read a matching `record-erased` event for every removal of
+        values that it has found so far.
 
-        If a record is erased while the audit runs, the audit may read an event without its values
-        first, and the `record-erased` event later. The property is false in between, and the caller
-        must pass further events to `check`. If the audit began in the middle of the log, the
-        property is always true, because the `record-erased` event may come before the start of the
-        audit.
+        The property can be false for a short time if a record is erased while the audit runs: the
+        audit has read the changeset without its values, but not yet the `record-erased` event. The
+        caller must then pass further events to `check`.
+
+        If the audit began in the middle of the log, the property is always true, because the
+        `record-erased` event may come before the start of the audit.
         """
         return not (self._is_from_first and self._erasures.owing)
 

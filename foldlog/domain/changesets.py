@@ -217,8 +217,9 @@ _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{},]', re.DOTALL)
 
 
 def check_searchable(raw: bytes | bytearray, limits: Limits) -> None:
-    """Raises `LimitExceeded` if `raw`, a body that could not be decoded, is larger than the server
-    is willing to search for the bad changeset.
+    """Raises `LimitExceeded` if `raw` is larger than `unreadable_bytes_max`. `raw` is a body that
+    could not be decoded. The server searches only smaller bodies for the bad changeset, because the
+    search is slow.
 
     After this error, the device can send smaller pushes to find the bad changeset.
     """
@@ -440,8 +441,8 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
 
 
 def local_ids(ops: Iterable[Operation]) -> LocalIds:
-    """Returns the ids of the records that these operations name by a `local_id`, in the form
-    {collection: {local id: id}}."""
+    """Returns the local ids in these operations and the ids computed from them, as a dict
+    {collection: {local id: id}}. Operations without a `local_id` are skipped."""
     found: LocalIds = {}
     for op in ops:
         if op.local_id is not UNSET:

@@ -6,10 +6,11 @@ even if the value loses the merge. Second, each record that a changeset touches 
 state after the changeset, because a keyword such as `required` concerns the whole record and a
 `put` may write only a part of it. The second check runs while the space is locked.
 
-A changeset is refused only for a new violation. It is stored if the record had the same violation
-before it, and it is stored if the record is deleted once the changeset has been applied. For most
-changesets, the operations alone are enough to decide this (see `is_valid_alone`). The server saves
-time in these cases, because it skips reading the records from the database.
+A changeset is refused only if it causes a new violation. If the record already had the same
+violation before the changeset, the changeset is stored. If the record is deleted after the
+changeset, the changeset is stored too. For most changesets, the operations alone are enough to
+decide this (see `is_valid_alone`). The server then saves time, because it need not read the records
+from the database.
 """
 
 from __future__ import annotations
@@ -61,9 +62,12 @@ class RecordSchema:
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
     def is_valid_alone(self, op: Operation) -> bool:
-        """Returns whether the operation alone shows that the record is valid after the operation,
-        in whatever state the record was before. If the method returns false, the record may be
-        valid or invalid, and the caller must read the record to decide."""
+        """Returns true if the record is certainly valid after this operation, whatever its state
+        was before. The method looks only at the operation.
+
+        If the method returns false, the record may be valid or invalid. The caller must then read
+        the record to decide.
+        """
         if op.op == "delete":
             return True
         if op.op == "add" or not self._is_fieldwise:

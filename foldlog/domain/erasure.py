@@ -42,8 +42,8 @@ def record_erased_entry(envelope: Envelope, key: Key, *, reason: str, by: str | 
 
 
 def erasures_of(entries: Iterable[LogEntry]) -> dict[Key, int]:
-    """Returns the keys of the records that are erased by `record-erased` events among these log
-    entries. Each key is mapped to the seq of the last `record-erased` event of the record."""
+    """Returns a dict from the key of each record that one of these log entries erases, to the seq
+    of the last `record-erased` event of the record. Entries of other kinds are skipped."""
     found: dict[Key, int] = {}
     for entry in entries:
         if entry.kind == RECORD_ERASED:
@@ -92,9 +92,10 @@ def erased_entry(entry: LogEntry, keys: Collection[Key]) -> LogEntry:
 class Selection(msgspec.Struct, frozen=True):
     """Selects the records to erase, either by their keys, or by values that they have or once had.
 
-    `where` maps names of fields to values. It selects every record of `collection` for which the
-    log has an operation that contains all of these values, either in `fields` or in `expect`. This
-    includes operations whose values were overwritten later, lost a conflict, or were refused.
+    `where` is a dict from names of fields to values. A record of `collection` is selected if one of
+    its operations in the log contains all of these values, either in `fields` or in `expect`. The
+    values may have been overwritten later or may have lost a conflict, and the changeset of the
+    operation may have been refused.
     """
 
     keys: tuple[Key, ...] = ()

@@ -287,8 +287,9 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Splits the stored bytes of an event into the parts that the hashes cover: the header, and the
-    bytes of each operation or of the body.
+    """Splits the stored bytes of an event, and returns the parts that the hashes cover as a
+    `Committed`. `operations` in the result contains the bytes of each operation, or the body as the
+    only item.
 
     Raises `ValueError` if the bytes are not in the exact form in which the service stores an event,
     for example because a space was added.
@@ -346,12 +347,13 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
 
 
 def short_form(state: bytes) -> bytes:
-    """Returns the short form of a changeset's event: the header, and the ids of the records that
-    the device named by a `local_id`. The short form is sent to the device that made the changeset.
+    """Returns the bytes of the short form of a changeset's event, which is sent only to the device
+    that made the changeset. As this device already has the operations, the short form leaves them
+    out.
 
-    This device already has the operations, so the short form is enough as an acknowledgement. The
-    member `erased` lists the operations that were erased, because the device may not know of the
-    erasure yet.
+    The short form is a JSON object with the members of the event's header. If operations have a
+    `local_id`, the member `ids` contains their computed ids. If operations were erased, the member
+    `erased` contains their positions, because the device may not know of the erasure yet.
     """
     header = proofs.header_of(state)
     if b'"local_id":' not in state and b'"erased":' not in state:

@@ -17,8 +17,8 @@ from .values import ABSENT, same
 
 
 def stale(changeset: Changeset, device: str, records: Mapping[Key, Record]) -> Refusal | UnsetType:
-    """Returns the reason for refusing a changeset if the condition of one of its guards is false.
-    Otherwise returns `UNSET`.
+    """Checks the guards of a changeset. Returns a `Refusal` with the code `stale` if the condition
+    of a guard is false. Returns `UNSET` if all conditions are true.
 
     `records` must contain each record that a guard checks, in its state before the changeset.
     """

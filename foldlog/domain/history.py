@@ -52,8 +52,8 @@ HEAD_BYTES_MAX = 1_024
 
 
 def head_of(state: bytes) -> EventHead:
-    """Decodes the header of an event. `state` contains the stored bytes of the event, or at least
-    the first `HEAD_BYTES_MAX` of them."""
+    """Decodes the header of an event and returns it as an `EventHead`. `state` contains the stored
+    bytes of the event, or at least the first `HEAD_BYTES_MAX` of them."""
     return _decode_head(header_of(state) + b"}")
 
 
@@ -66,8 +66,9 @@ class Change(msgspec.Struct, rename={"from_": "from"}):
 
 
 def changes(before: Fields, after: Fields) -> dict[str, Change]:
-    """Returns the fields whose values differ, each with its old and new value. The fields of
-    `before` come first, in their order. The fields that are only in `after` come next."""
+    """Returns a dict from the name of each field whose value differs to a `Change` with the old and
+    the new value. The fields of `before` come first, in their order. The fields that are only in
+    `after` come next."""
     found = {}
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name, ABSENT), after.get(name, ABSENT)
@@ -82,8 +83,8 @@ def changes(before: Fields, after: Fields) -> dict[str, Change]:
 class VersionView(msgspec.Struct):
     """A version of a record, as the history of the record shows it.
 
-    `lost` lists the conflicts that were decided at this event, each as JSON. A conflict is listed
-    both if this event's value lost it and if this event's value won it.
+    `lost` lists all conflicts that were decided at this event, each as JSON. In some of them the
+    value of this event lost, in others it won.
     """
 
     seq: int
@@ -126,11 +127,11 @@ _decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:
-    """Compares the states of a record at two moments, and returns the difference. A record that is
-    missing or deleted at a moment lacks a state there.
+    """Compares the states of a record at two moments, and returns a `Difference`. A deleted record
+    is treated like a missing one.
 
-    Returns `None` if the record lacks a state at both moments, or if its fields are equal at both
-    moments.
+    Returns `None` if the record is missing at both moments. Also returns `None` if it is live at
+    both moments and its fields are equal.
     """
     was, now = _if_live(before), _if_live(after)
     either = now or was
@@ -176,11 +177,10 @@ def check_moments(start: int, to: int) -> None:
 
 
 def check_cursor_moment(asked: Point, begun: int) -> int:
-    """Returns `begun`, the seq whose state the earlier pages of a list showed. The next page must
-    show the same state.
+    """Checks that the request for the next page of a list asks for the same moment as the earlier
+    pages. `begun` is the seq of this moment. `asked` may also lack a seq. Returns `begun`.
 
-    Raises `InvalidRequest` if the request for the next page asks for another seq. A request without
-    a seq is accepted.
+    Raises `InvalidRequest` if `asked` has another seq.
     """
     if asked.seq not in (None, begun):
         raise InvalidRequest("this cursor belongs to another moment")

@@ -301,8 +301,9 @@ def _check_circles(schema: Schema) -> None:
 
 
 def _check_branches(schema: Schema, levels: int) -> None:
-    """Raises `InvalidSchema` if the schema branches too often: the number of schemas that apply to
-    one value would grow at each level of nesting, and checks would take too long.
+    """Raises `InvalidSchema` if more than `IN_PLACE_MAX` subschemas may apply to one nested value,
+    or if there are too many different sets of such subschemas. A check of a deeply nested value
+    would then take too long.
 
     The function starts with the schemas that apply to the whole record. From them it computes the
     schemas that apply to each property and item, then those that apply one level deeper, and so on.
@@ -339,9 +340,10 @@ def _check_branches(schema: Schema, levels: int) -> None:
 
 
 def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields one list of schemas for each property or item that a value may have. `parts` are the
-    schemas that apply to the value. The list contains those of their subschemas that apply to the
-    property or item. The last list contains the subschemas for the names of properties."""
+    """Yields a list of subschemas for each kind of property and item that a value may have. `parts`
+    are the schemas that apply to the value. The list for a property or item contains all subschemas
+    of `parts` that apply to it. The last list contains the subschemas that apply to the names of
+    the properties."""
     named = {name for part in parts for name in part.get("properties", ())}
     for name in named:
         by_name = partial(matches, name=name)

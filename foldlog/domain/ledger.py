@@ -82,10 +82,12 @@ def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:
 def render_ledger(
     entries: Iterable[LedgerEntry], heads: Mapping[int, EventHead], base: int
 ) -> list[bytes]:
-    """Returns each entry of the ledger as JSON bytes for clients, with the changeset that restores
-    the losing value. `heads` maps the seq of an event to the header of this event, from which the
-    authors and times are taken. `base` is the seq that the master table had reached when the
-    entries were read."""
+    """Returns a list of JSON bytes for clients, one item for each entry of the ledger. Each item
+    contains the conflict and the changeset that restores the losing value.
+
+    `heads` is a dict from the seq of an event to its header, which contains the changeset's id and
+    times. `base` is the seq that the master table had reached when the entries were read.
+    """
     rendered = []
     for entry in entries:
         for side in (entry.lost, entry.won):

@@ -13,8 +13,8 @@ from .merge import Key, Record
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """The stored data that is needed to decide the pushes of a group. The infrastructure layer
-    loads it before `PushDecider` decides the group."""
+    """The stored data that `PushDecider` needs to accept or refuse each push of a group. The
+    infrastructure layer loads the data before it calls `PushDecider`."""
 
     #: The stored events of the pushed changeset ids. `None` marks an event that exceeds the bytes
     #: that may be loaded.

@@ -38,9 +38,10 @@ FOLD_VERSION = 2
 class Write(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last write of a field, or the last delete of a record: its seq, its device and its time.
 
-    The result of an `add` depends on the write before it, and the same is true for a repeated
-    delete. If that earlier write came from another device, `other` is its seq; otherwise `other` is
-    0. A device knows the result only if it has received both events, `seq` and `other`.
+    The result of an `add` also depends on the write before it, and a repeated delete also depends
+    on the delete before it. If the earlier event came from another device, `other` is its seq;
+    otherwise `other` is 0. A device knows the result only if it has received both events, `seq` and
+    `other`.
     """
 
     seq: int
@@ -89,10 +90,13 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
         return (write.seq <= self.base or write.device == self.device) and write.other <= self.base
 
     def merged_with(self, write: Write | None) -> Write:
-        """Returns the `Write` to store for an `add` or a repeated delete, whose result includes the
-        effect of the earlier `write`. The result has the later time of the two. If `write` came
-        from another device, the result's `other` is the seq of `write`; otherwise `other` stays the
-        same."""
+        """Returns the `Write` to store for an `add` or a repeated delete, whose result also depends
+        on the earlier write or delete `write`.
+
+        The new `Write` has the seq and device of this changeset, and the later of the two times. If
+        `write` came from another device, the new `other` is the seq of `write`; otherwise it is the
+        `other` of `write`. If `write` is `None`, the new `Write` describes this changeset only.
+        """
         if write is None:
             return self.write()
         other = write.other if write.device == self.device else write.seq
@@ -355,11 +359,12 @@ def _values(op: Operation) -> Iterable[tuple[str, Any]]:
 def _loses_to_delete(
     record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]
 ) -> bool:
-    """Returns whether the operation loses against a delete of the record, because its device had
-    not received the delete when it made the operation. Adds the lost values to `conflicts`.
+    """Returns true if an earlier delete of the record wins over this operation. The delete wins if
+    the device that made the operation had not received the delete at that time. The function then
+    adds a conflict to `conflicts` for each value that the operation writes.
 
-    This function is for a delete that comes earlier in the log than the operation. `_delete`
-    handles the other order.
+    Here the delete comes before the operation in the log. `_delete` handles the case that the
+    delete comes after it.
     """
     if record.deleted is None or cause.has_seen(record.deleted):
         return False

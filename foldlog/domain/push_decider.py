@@ -214,8 +214,11 @@ class PushDecider:
 
     def _event(self, id: str) -> Event | None:
         """Returns the event of the changeset with this id, from the log or from this group. Returns
-        `None` if the id is new. Raises `LimitExceeded` if the events that were looked up for this
-        group exceed `looked_up_bytes_max` together.
+        `None` if the id is new.
+
+        Raises `LimitExceeded` if the event was too large to be loaded. Also raises `LimitExceeded`
+        if the events that were decoded before for this group already have `looked_up_bytes_max`
+        bytes in total.
 
         Each call decodes the event again. Decoded events are dropped, because they may be large and
         few ids are repeated.
@@ -316,9 +319,9 @@ class PushDecider:
         """Adds the records that a changeset touches to the answer. Returns the size of these
         records as JSON in bytes, or 0 if they were not loaded.
 
-        The records are left out if they are larger than `bytes_max` or were not loaded. If the push
-        has asked for the records (`wants_records`), the method then raises `LimitExceeded`, and the
-        whole push is refused.
+        If the records are larger than `bytes_max` or were not loaded, they cannot be added. If the
+        push has asked for the records (`wants_records`), the method then raises `LimitExceeded`,
+        and the whole push is refused. Otherwise the answer is sent without the records.
         """
         views = _views(changeset.ops, records)
         if views is None:
@@ -361,8 +364,8 @@ def _answer_again(event: Event, changeset: Changeset) -> Answer:
 
 
 def _views(ops: Iterable[Operation], records: Mapping[Key, Record]) -> list[RecordView] | None:
-    """Returns the records that these operations touch and that exist. Returns `None` if one of the
-    touched records was not loaded."""
+    """Returns a list with a `RecordView` of each record that these operations touch, without
+    records that were never created. Returns `None` if one of the touched records was not loaded."""
     keys = dict.fromkeys(op.key for op in ops)
     if any(key not in records for key in keys):
         return None

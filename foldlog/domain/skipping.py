@@ -54,7 +54,8 @@ def is_readable(seq: int, state: bytes) -> bool:
 
 
 def skips_of(entries: Iterable[LogEntry]) -> list[Skipped]:
-    """Returns the events that these log entries tell every fold to skip."""
+    """Returns a list with a `Skipped` for each `event-skipped` event among these log entries.
+    Entries of other kinds are ignored."""
     found = []
     for entry in entries:
         if entry.kind == EVENT_SKIPPED:

@@ -68,8 +68,8 @@ class SnapshotRecord(RecordView):
 
 
 class _Line(msgspec.Struct):
-    """A decoded line of a snapshot, except for the first line. If `at` is set, the line ends a
-    page; otherwise the line contains a record."""
+    """Any line of a snapshot after the header, decoded. If `at` is set, the line ends a page, and
+    `at`, `mark` and `cursor` are its members. Otherwise the line is a record."""
 
     collection: str = ""
     id: str = ""

@@ -37,9 +37,13 @@ class OverLimit(ValueError):
 
 
 def check_value(value: Any, nesting_max: int) -> None:
-    """Checks that all JSON readers read this decoded JSON value in the same way. Raises `OverLimit`
-    for an integer beyond ±(2^53-1), and for a value that is nested more than `nesting_max` levels
-    deep. Raises `ValueError` for an infinite number, NaN, or a type that JSON lacks."""
+    """Checks a decoded JSON value. A valid value is one that every JSON reader decodes to the same
+    value.
+
+    Raises `OverLimit` for an integer beyond ±(2^53-1), and for a value that is nested more than
+    `nesting_max` levels deep. Raises `ValueError` for an infinite number, NaN, or a type that JSON
+    lacks.
+    """
     kind = type(value)
     if kind in type_of_plain:
         return

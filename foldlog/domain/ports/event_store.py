@@ -45,8 +45,8 @@ class RangeQuery(msgspec.Struct, frozen=True):
 
     def page_bytes_max(self, limits: Limits) -> int:
         """Returns the maximum size of the page in bytes: the smaller of `bytes_max` and the
-        published limit. The event that makes the page larger than this maximum is still added to
-        the page, and then the page ends."""
+        published limit. A page contains at least one event. The last event of a page may make the
+        page larger than this maximum."""
         return min(self.bytes_max, limits.page_bytes_max)
 
 
@@ -170,8 +170,8 @@ class EventStore(ABC):
         seconds_max: float | None = None,
         report: Callable[[int], None] = lambda checked: None,
     ) -> Outcome:
-        """Defines a collection, or gives it a new schema. Creates the space if it is missing. If
-        the collection already has this schema, the call has no effect.
+        """Defines a collection, or gives it a new schema. Creates the space if it is missing.
+        Returns an `Outcome`. If the collection already has this schema, the call has no effect.
 
         The stored records are checked, unless the current schema shows that all of them are valid.
         The check takes `seconds_max` seconds at most. During the check, `report` is called with the
@@ -189,11 +189,13 @@ class EventStore(ABC):
     def find_erasable(
         self, space: SpaceId, wanted: Selection, *, report: Progress = lambda done, of: None
     ) -> list[Erasable]:
-        """Returns the records that `wanted` selects. This reads the whole log. Meanwhile `report`
-        is called with two numbers: the seq that was reached, and the last seq.
+        """Returns a list with an `Erasable` for each record that `wanted` selects. The method reads
+        the whole log. Meanwhile `report` is called with two numbers: the seq that was reached, and
+        the last seq.
 
         Raises `UnknownSpace` if the space is missing. Raises `InvalidRequest` if the selection is
-        invalid. Raises `UnknownRecord` if `wanted` contains a key of a record that the log lacks.
+        invalid. Raises `UnknownRecord` if `wanted` contains the key of a record that has no
+        operation in the log.
         """
 
     @abstractmethod

@@ -262,8 +262,8 @@ class MasterTable(History):
 
     @abstractmethod
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
-        """Returns all records for a new device, including the tombstones of deleted records (see
-        domain/snapshot).
+        """Returns a `Snapshot` for a new device: a header, and an iterator over pages with all
+        records, including the tombstones of deleted records (see domain/snapshot).
 
         The first page is read before this method returns. Each further page is read when the
         iterator is asked for it. Between two pages, no locks or connections are held. This method

@@ -75,10 +75,12 @@ class Registry(ABC):
 
     @abstractmethod
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
-        """Grants the token `FIRST_TOKEN` for every space, and returns it. Returns `None` if an
-        admin token for every space was ever granted before.
+        """Grants a token for every space, with the id `FIRST_TOKEN`. `digest` is the digest of its
+        secret. Returns the granted `Token`. If an admin token for every space was ever granted
+        before, the method grants no token and returns `None`.
 
-        If several processes call this method at the same time, only one of them receives the token.
+        If several processes call this method at the same time, only one of them gets the `Token`,
+        and the others get `None`.
         """
 
     @abstractmethod
