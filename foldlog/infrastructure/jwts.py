@@ -92,8 +92,9 @@ def _parsed(document: Any) -> jwt.PyJWK | None:
 class Keys(ABC):
     """Caches the public keys or shared secrets that verify the tokens of the sign-in service.
 
-    The cache reads the keys again when they are older than `KEYS_SECONDS_MAX` seconds. If a token
-    names an unknown key, the cache reads them again after `KEYS_SECONDS_MIN` seconds.
+    When a token is verified, the keys are read again if the last attempt to read them was at least
+    `KEYS_SECONDS_MAX` seconds ago. If the token's key is missing in the cache, `KEYS_SECONDS_MIN`
+    seconds are enough.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -141,9 +142,9 @@ class Keys(ABC):
 
         Only one thread at a time reads the keys. During the very first read, the other threads wait
         for the end of the read, at most `FETCH_SECONDS_MAX` seconds. During later reads, the other
-        threads return at once and use the cached keys. If `is_needed` is true, the key that the
-        caller needs is missing in the cache. The method then raises `SignInUnavailable` if another
-        thread is still reading.
+        threads return at once and use the cached keys. The caller sets `is_needed` to true if its
+        key is missing in the cache. In this case, the other threads raise `SignInUnavailable`
+        instead of returning.
         """
         is_first = self._tried_at == float("-inf")
         if not self._lock.acquire(timeout=FETCH_SECONDS_MAX if is_first else 0):
@@ -186,8 +187,8 @@ class FileKeys(Keys):
 class UrlKeys(Keys):
     """Fetches the keys of the sign-in service from a URL.
 
-    Only the configured URL is trusted. So a redirect makes the read fail, with an
-    `httpx.HTTPStatusError`.
+    The class follows no redirects, because only the configured URL is trusted. If the URL answers
+    with a redirect, `_read` raises `httpx.HTTPStatusError`.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic):
@@ -269,8 +270,8 @@ class Jwts:
     def _claims(self, claims: Mapping[str, Any]) -> Claims:
         """Checks the claims of a verified token, and converts them to the caller's permissions.
 
-        If a claim is invalid, it raises `ValueError`, `TypeError` or `OverflowError`, which `read`
-        turns into `Unauthenticated`.
+        If a claim is invalid, this method raises `ValueError`, `TypeError` or `OverflowError`. The
+        method `read` catches these errors and raises `Unauthenticated`.
         """
         spaces = claims.get(f"{self._prefix}space", [])
         spaces = [spaces] if isinstance(spaces, str) else spaces

@@ -51,8 +51,8 @@ class Database(Protocol):
 class Child:
     """A child process that the supervisor keeps running.
 
-    At its start, the child's program should call `exit_with_parent()`, so it ends if the supervisor
-    dies.
+    The program of the child should call `exit_with_parent()` when it starts. The child then ends if
+    the supervisor dies.
     """
 
     name: str
@@ -153,7 +153,7 @@ class Supervisor:
         return 0
 
     def _is_stop_requested(self, seconds: float) -> bool:
-        """Waits at most `seconds` for a stop request, and returns whether a request came."""
+        """Waits for a stop request, at most `seconds`. Returns `True` if a request has arrived."""
         try:
             self._stop_requests.get(timeout=seconds)
         except queue.Empty:

@@ -63,9 +63,10 @@ class Services:
     settings: Settings
 
     def verifiers(self, space: str) -> list[Verifier]:
-        """Returns the public keys that verify the signed checkpoints of a space.
+        """Returns a list of `Verifier` objects, which verify the signed checkpoints of a space.
 
-        The first key is the current one. The others are old keys, which verify older checkpoints.
+        Each object contains one public key. The first key is the current one. The other keys are
+        old, and verify older checkpoints.
         """
         origin = origin_of(self.settings.origin, space, self.tree.tree(space).log)
         return read_keys(self.settings.keys_folder).verifiers(origin)
@@ -111,7 +112,10 @@ class Services:
         return readiness(self.datastore)
 
     def gauges(self) -> list[Gauge]:
-        """Reads the gauges for `GET /metrics` from the database, such as the number of events."""
+        """Reads the gauges for `GET /metrics` from the database, and returns them as a list.
+
+        One of the gauges is the number of events.
+        """
         return gauges(self.datastore)
 
 
@@ -193,10 +197,11 @@ def _ensure_schema(url: str, migrates: bool) -> list[str]:
 def services(
     url: str, settings: Settings, *, seconds_max: float | None = None
 ) -> Iterator[Services]:
-    """Creates all parts of the service for a `with` block, and closes them at its end.
+    """Creates all parts of the service, and yields them as a `Services` for a `with` block.
 
-    The parts share one pool of database connections. `seconds_max` limits how long a part may use a
-    connection, in seconds. Processes that answer requests set this limit; commands run without it.
+    At the end of the block, the function closes the parts. The parts share one pool of database
+    connections. `seconds_max` limits how long a part may use a connection, in seconds. Processes
+    that answer requests set this limit; commands run without it.
     """
     pool_size_max = settings.pool_size_max
     with Datastore(url, pool_size_max=pool_size_max, seconds_max=seconds_max) as datastore:

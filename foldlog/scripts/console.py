@@ -128,8 +128,8 @@ REASON = click.option("--reason", required=True, help=REASON_HELP)
 
 
 class Report(Protocol):
-    """A function that receives the progress of a task: the number of units done, and the total
-    number if it has changed.
+    """A function that a task calls to report progress. The first argument is the number of units
+    done. The second, optional argument is a new total number of units.
     """
 
     def __call__(self, completed: int, of: int | None = ..., /) -> None: ...

@@ -39,8 +39,9 @@ GC_THRESHOLD = 50_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of the rebuild of one space. If the rebuild succeeded, `rebuilt` is set;
-    otherwise `differs` or `failed` has the reason why the live table was kept.
+    """The result of the rebuild of one space. `rebuilt` is set if the rebuild succeeded. Otherwise
+    the live table was kept, and one of two texts gives the reason. `differs` is set if the new
+    table differs from the live table; `failed` is set if an error ended the rebuild.
     """
 
     space: str

@@ -87,7 +87,7 @@ def account_for(data: Path) -> Account:
     user `foldlog` runs PostgreSQL.
 
     The owner of `data` has priority over `foldlog` for two reasons: root may work on the folder of
-    an ordinary user, and the user `foldlog` may have another number in another container.
+    an ordinary user, and the user `foldlog` may have another user id in another container.
     """
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), is_other=False)

@@ -131,8 +131,8 @@ def postmaster_pid(data: Path) -> int | None:
 def reports_ready(data: Path, pid: int) -> bool:
     """Tells whether the postmaster with this pid accepts connections.
 
-    It reads this from the file `postmaster.pid`. This is better than trying to connect, because
-    during a recovery PostgreSQL writes a line to its log for each attempt.
+    The function reads the status of the postmaster from the file `postmaster.pid`. An attempt to
+    connect would be worse, because during a recovery PostgreSQL logs a line for each attempt.
     """
     lines = _pid_lines(data)
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"

@@ -230,8 +230,8 @@ def _lookups(here: Space, push: Push) -> Lookups:
 def _check_records(here: Space, plan: Plan) -> Check:
     """Checks all live records of a collection against its new schema, `plan.wanted.schema`.
 
-    The result contains how many records were checked, how many violate the schema, and the first of
-    these.
+    Returns a `Check`: the number of checked records, the number of records that violate the schema,
+    and a list of the first violating records.
     """
     schema, check = RecordSchema(plan.wanted.schema), Check()
     for key in sorted(here.records):

@@ -47,9 +47,9 @@ _encode = msgspec.json.encode
 class Step(msgspec.Struct):
     """The effect of one event on the records.
 
-    It contains the header of the event, and the conflicts that the event has caused. It also
-    contains each record that the event names: once as it was before the event, and once as it is
-    after it.
+    `head` is the header of the event. `touched` maps the key of each record that the event contains
+    to a pair: the record before the event, and the record after the event. `conflicts` is a list of
+    the conflicts that the event has caused.
     """
 
     head: EventHead
@@ -208,8 +208,8 @@ def _seq_of(here: Space, moment: Point) -> int:
     """Converts a moment, which is a seq or a time, to a seq.
 
     A seq is returned unchanged. A time is converted to the seq of the last event that was received
-    until then, or to 0 if all events are later. If both members are `None`, the head of the log is
-    returned.
+    until then, or to 0 if all events are later. If `moment.seq` and `moment.time` are both `None`,
+    the head of the log is returned.
     """
     if moment.seq is not None:
         return moment.seq

@@ -73,7 +73,7 @@ class MemoryRegistry(MemorySpaces, Registry):
     def _insert(
         self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None, now_ms: int
     ) -> Token:
-        """Creates and stores a token. It appends no event to the log."""
+        """Creates, stores and returns a token. The log is left unchanged."""
         members = {name: getattr(grant, name) for name in Grant.__struct_fields__}
         token = Token(id=id, space=space, granted_at=now_ms, granted_by=by, **members)
         self._tokens[space, id] = token

@@ -1,7 +1,7 @@
 """Stores all spaces in memory.
 
-The classes that implement the ports (interfaces) in memory inherit this module's `MemorySpaces`, so
-they share the same data.
+`MemorySpaces` is the base class of all classes that implement a port (interface) in memory. The
+class `MemoryStore` inherits all of these classes, so in a `MemoryStore` they use the same data.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from psycopg.generators import send
 class GenerationCache(Protocol):
     """Keeps a part of a generation's rows in memory between two batches of a projection.
 
-    The cached rows are correct as long as the `position` of the cache equals the position of the
-    generation in the database. Even another worker may have projected the last events, because the
-    rows at a position depend only on the events of the log.
+    The cached rows are correct if the `position` of the cache equals the position that the database
+    stores for the generation. This is true even if another worker has projected the last events,
+    because the rows at a position depend only on the events of the log.
     """
 
     position: int
@@ -28,7 +28,8 @@ class GenerationCache(Protocol):
     def reset(self, position: int) -> None:
         """Empties the cache, and sets the position of the cache to `position`.
 
-        `position` must be the position of the generation in the database.
+        The caller must pass the position that the database stores for the generation, which is the
+        seq of the last event that was projected to it.
         """
 
     def on_commit(self) -> None:

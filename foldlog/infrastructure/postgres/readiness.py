@@ -16,7 +16,7 @@ SELECT_IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 
 
 def readiness(datastore: Datastore) -> dict[str, str]:
-    """Returns the results of three checks under the keys `database`, `writes` and `schema`.
+    """Runs three checks, and returns a dict with the keys `database`, `writes` and `schema`.
 
     Each value is `ok` or an English text that describes the problem. If the database cannot be
     reached, the values of `writes` and `schema` are `unknown`.

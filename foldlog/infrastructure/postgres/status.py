@@ -78,7 +78,8 @@ SELECT count(c.alarm), max(s.head - c.size)
 class CheckpointStatus(NamedTuple):
     """The last signed checkpoint of a space, and the error of the signer, if there is one.
 
-    `size` is the number of signed events. `alarm` is the code of the error.
+    `size` is the number of signed events. `alarm` is the code of the signer's error, or `None`.
+    `alarm_detail` is the text of this error.
     """
 
     space: str

@@ -45,7 +45,7 @@ class SigningStopped(OperatorError):
 
 
 class LogShrunk(SigningStopped):
-    """The log contains fewer events than were already signed in its last checkpoint."""
+    """The log contains fewer events than the tree of its last signed checkpoint."""
 
     code = "log-shrunk"
 

@@ -250,9 +250,10 @@ class Witnesses:
     def _cosignatures(self, space: str, pending: _Pending, index: int) -> list[Signature]:
         """Sends a checkpoint to a witness, and returns the valid cosignatures in a list.
 
-        The witness has stored the tree size of the last checkpoint that it cosigned. The request
-        contains a proof that the log was only extended since this size. If the witness answers that
-        it has stored another size, the request is repeated once with a proof for that size.
+        The request contains a consistency proof. It proves that the tree of the checkpoint extends
+        the tree of the last checkpoint that this witness cosigned. The size of that older tree is
+        known from the earlier answers of the witness. If the witness answers that it has stored
+        another size, the request is repeated once with a proof for that size.
 
         Raises `NotCosigned` if the answer contains no valid cosignature. Raises `httpx.HTTPError`
         if the request fails.

@@ -23,8 +23,8 @@ def fork_command(space: str, yes: bool, data: str | None, database_url: str | No
 
     Use this command after restoring an older backup, if the signer stops with log-shrunk or
     log-forked. The new id also changes the origin in checkpoints, so auditors see a new log
-    from now on. Events, devices and records stay. The last checkpoint of the old log stays on
-    the disk. Prints the new id.
+    from now on. Events, devices and records stay. The file with the last checkpoint of the old
+    log also stays, in the folder `checkpoints`. Prints the new id.
     """
     if not yes:
         click.confirm(f"Auditors of {space} must start over. Declare the fork?", abort=True)

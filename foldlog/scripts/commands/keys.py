@@ -22,7 +22,7 @@ def keys_command() -> None:
     """Manage the keys that sign checkpoints.
 
     The keys are files in the folder FOLDLOG_KEYS, by default `keys` in the data folder. The
-    database has none of them, so keep a copy of keys.json in a safe place.
+    database does not contain the keys, so keep a copy of keys.json in a safe place.
     """
 
 

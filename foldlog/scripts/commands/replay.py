@@ -86,8 +86,8 @@ def fold_all(
     """Computes records by applying events in the order of the log.
 
     `states` are the stored bytes of the events, and `first` is the seq of the first event. Returns
-    a dict of the records by their keys, and a list of the conflicts. A conflict is a value that
-    lost against another change.
+    a dict from keys (collection and id) to records, and a list of conflicts. Each `Conflict`
+    contains two values that were written to one field: the value that lost and the value that won.
 
     Events whose seq is in `skipped` are left out before they are decoded, because decoding them
     may fail.

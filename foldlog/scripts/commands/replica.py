@@ -170,7 +170,9 @@ def watch_command(replica: Replica) -> None:
 @AS_JSON
 @with_replica
 def status_command(replica: Replica, as_json: bool) -> None:
-    """Show the state of syncing. Exit code 1: the last sync failed, or a changeset was refused."""
+    """Show the progress and the problems of syncing. Exit code 1: the last sync failed, or the
+    queue contains a refused or rejected changeset.
+    """
     status = replica.status()
     known = {**asdict(status), "lag": status.lag, "why_not": status.why_not}
     if as_json:
@@ -190,8 +192,9 @@ def status_command(replica: Replica, as_json: bool) -> None:
 def unsent_command(replica: Replica) -> None:
     """Print the queued changesets as JSON lines.
 
-    A queued changeset is still to be sent, or the server has refused or rejected it. The member
-    `state` of each line is "waiting", "refused" or "rejected".
+    The member `state` of each line is "waiting" if the changeset is still to be sent. It is
+    "refused" if a guard or a schema failed on the server. It is "rejected" if the changeset is
+    malformed or over a limit.
     """
     for changeset in replica.unsent():
         click.echo(json.dumps(changeset))
@@ -201,7 +204,7 @@ def unsent_command(replica: Replica) -> None:
 @click.argument("id")
 @with_replica
 def drop_command(replica: Replica, id: str) -> None:
-    """Delete the refused changeset ID from the queue."""
+    """Delete the changeset ID, which the server has refused or rejected, from the queue."""
     try:
         replica.drop(id)
     except LookupError as exc:

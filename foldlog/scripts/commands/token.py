@@ -171,7 +171,8 @@ def _revoke(
     """Revokes the token with this id in the given spaces. If `spaces` is empty, revokes the token
     in every space where it was granted.
 
-    Returns a list of the spaces where the token was found. Other spaces are left out.
+    Returns a list of the spaces in which the token was revoked. A given space that has no such
+    token is skipped, and is missing from the list.
     """
     found = []
     for space in dict.fromkeys(spaces or registry.spaces_of(id)):

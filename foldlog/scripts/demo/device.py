@@ -79,7 +79,8 @@ class Device:
     def sync(self, *changesets: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Event]]:
         """Sends the changesets and receives all new events.
 
-        Returns two lists: the verdicts on the changesets, as JSON objects, and the new events.
+        Returns a list of verdicts and a list of the new events. A verdict is the server's answer
+        to one changeset, as a JSON object.
         """
         verdicts: list[dict[str, Any]] = []
         events: list[Event] = []

@@ -1,8 +1,8 @@
 """Reads the input of the demo: the history of a public git repository, converted to changesets.
 
 Each author of commits is a device, and each file is a record of the collection `files`. For some
-commits, the input also has the number and a hash of the files that git lists. The demo compares the
-records with them.
+commits, the input also contains a `Tree`: the number of files in the repository after the commit,
+and a hash of the list of these files. The demo compares the records with the `Tree`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NAMESPACE = uuid.UUID("7a1f6d5e-0d3c-5c39-9a40-6f6c64656d6f")
 
 
 class Tree(msgspec.Struct):
-    """Describes git's list of files at a commit, by the number of files and the SHA-256 hash of
-    the list.
+    """The number of files in the repository after a commit, and the SHA-256 hash (in hex) of the
+    list of these files. Two equal `Tree` objects mean that the files are equal.
     """
 
     files: int
@@ -32,8 +32,9 @@ class Tree(msgspec.Struct):
 
 
 class Commit(msgspec.Struct):
-    """A git commit, which the demo pushes as one changeset of its author's device. `tree`
-    describes git's list of files after the commit, if it is known.
+    """A commit of the git repository. The demo pushes the commit as one changeset. `device` is the
+    id of the device that represents the author of the commit. `tree` summarizes the files after
+    the commit, as git listed them; most commits have `None`.
     """
 
     device: str
@@ -68,10 +69,10 @@ def read_history() -> list[Commit]:
 
 
 def tree_of(records: Iterable[dict[str, Any]]) -> Tree:
-    """Returns the number of files and the hash of the list of files that git would print.
+    """Returns the `Tree` of the files in `records`, to compare it with the `Tree` of a commit.
 
-    The list is made from `records`. These are the fields (path, mode and blob) of all records of
-    the collection `files` that are not deleted.
+    `records` contains the fields (path, mode and blob) of each live record of the collection
+    `files`. The hashed list has one line with these three values for each file, sorted by path.
     """
     lines = sorted((r["path"], f"{r['path']}\t{r['mode']}\t{r['blob']}\n") for r in records)
     text = "".join(line for _, line in lines)

@@ -28,8 +28,8 @@ MOMENTS_MIN = 20
 
 @dataclass
 class Demo:
-    """Runs the steps of the demo. The attributes hold the connection to the service, the
-    history to replay, and the results so far.
+    """Runs the steps of the demo: each step is a method. The attributes are the connection to the
+    service, the commits to replay, and the results of the steps so far.
     """
 
     command: list[str]  #: how to run `foldlog`
@@ -61,14 +61,15 @@ class Demo:
         return done.stdout
 
     def new_token(self, *grant: str) -> str:
-        """Runs `foldlog token new` with the options `grant`, and returns the token."""
+        """Runs `foldlog token new` with the given command line options, and returns the token."""
         return self.run("token", "new", *grant, "--name", "demo").decode().strip()
 
     def replay(self) -> None:
-        """Pushes each commit as a changeset of its author's device. Before each push, the
-        device pulls all earlier changes.
+        """Pushes each commit as one changeset. The device that represents the author of the commit
+        first pulls all earlier events, and then pushes the changeset.
 
-        Checks that each changeset became one event, in order.
+        Checks that each changeset became one event, and that the events are in the order of the
+        commits.
         """
         count = spaced(len(self.commits))
         out.print(f"\n1. {count} commits of a git repository, pushed by their authors' devices")
@@ -164,8 +165,9 @@ class Demo:
         )
 
     def check_moments(self) -> None:
-        """Computes the records at earlier events with `foldlog replay --fold`, and compares
-        them with git's files at those commits.
+        """Checks that the service can restore the records of the past. For each commit that has a
+        `Tree`, computes the records right after the event of the commit with `foldlog replay
+        --fold --to SEQ`, and compares these records with the `Tree`.
         """
         moments = [(self.seqs[c.id], c.tree) for c in self.commits if c.tree is not None]
         out.print(f"\n5. {len(moments)} moments of the past: foldlog replay --fold --to SEQ")

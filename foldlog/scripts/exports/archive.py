@@ -5,7 +5,7 @@ it.
     log.json                   {"foldlog":"export","version":1,"space":"...","log":"...","head":N}
     keys.txt                   the public keys (vkeys), one per line, the current one first
     checkpoint                 the last signed checkpoint, if there is one
-    events/000000000001.jsonl  events with their salts, as in `foldlog export`; thousands per part
+    events/000000000001.jsonl  events with their salts, as in `foldlog export`; up to 4,000 per file
     tile/0/000                 the tiles of the tree, each after the last event that it covers
 
 The archive is written and read from the beginning to the end. Parts with events and tiles

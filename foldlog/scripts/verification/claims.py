@@ -66,8 +66,8 @@ def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str
     """Parses a checkpoint and checks its signature, and that it belongs to the log with the id
     `log`. Returns the checkpoint.
 
-    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. The
-    error message calls the checkpoint `name`.
+    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. `name`
+    is a phrase for the checkpoint at the start of the error message, such as "the checkpoint".
     """
     try:
         checkpoint, _ = open_checkpoint(note, keys)

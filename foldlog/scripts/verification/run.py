@@ -41,9 +41,9 @@ class Verification:
     verified. The method `verify` runs the checks, and raises an error when a check fails. For each
     check that succeeded or was left out, it adds a line of text to `findings`.
 
-    The constructor raises `OperatorError` if `first` is given although the state file contains a
-    start position. It raises the same error if the source lacks the tiles of the events before
-    `first`.
+    The constructor raises `OperatorError` if `first` is given and `state_file` also contains a
+    start position, because only one start is possible. It raises the same error if the source
+    lacks the tiles of the events before `first`.
     """
 
     def __init__(
@@ -230,10 +230,11 @@ class Verification:
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
         """Checks the checkpoints that were not compared while the events were read.
 
-        The last event of such a checkpoint is before or after the events of this run. A consistency
-        proof (RFC 9162) shows that the checkpoint belongs to the same log as these events. Raises
-        `Wrong` if a proof fails. For an archive, this check is left out, and the method adds a line
-        for each checkpoint to `findings`.
+        Such a checkpoint ends before the first event of this run, or after the last one, so this
+        run has not computed the root hash at the end of the checkpoint. Instead, a consistency
+        proof (RFC 9162) shows that the checkpoint belongs to the same log as the verified events.
+        Raises `Wrong` if a proof fails. For an archive, this check is left out, and the method
+        adds a line to `findings` for each checkpoint that was not checked.
         """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:
@@ -249,12 +250,13 @@ class Verification:
     # -- the master table
 
     def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
-        """Returns the records computed from the events, without the changes of the events that
-        an operator has skipped.
+        """Returns a mapping of the records that result from the events, without the changes of the
+        events that an operator has skipped.
 
-        If the log has skipped events, which is known only after the first pass, the events
-        are read and folded again without them. Raises `WrongEvent` if an event that was not
-        skipped cannot be folded.
+        The first reading of the log finds out which events were skipped. If there are any, the
+        method reads all events a second time, and folds them without the skipped ones. Raises
+        `WrongEvent` if another event cannot be folded, and `Wrong` if the second reading returns
+        other events.
         """
         if folded.to_skip:
             seqs = ", ".join(map(str, sorted(folded.to_skip)))

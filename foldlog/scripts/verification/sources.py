@@ -47,8 +47,8 @@ class Source(ABC):
         """
 
     def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
-        """Returns a mapping from the wanted tiles to their hashes, as bytes. Missing tiles are left
-        out.
+        """Returns a mapping from each wanted tile to the bytes of the tile, which are the joined
+        hashes of 32 bytes each. Missing tiles are left out.
 
         The tiles belong to the Merkle tree over the first `header.head` events.
         """

@@ -61,7 +61,7 @@ class Appended:
 
 
 class Appender:
-    """Appends pushes and service events to all spaces.
+    """Appends pushes and service events. Each call appends to one space.
 
     Several threads may use one appender at the same time, if each thread appends to another space.
 
@@ -192,8 +192,8 @@ class Appender:
     def _note_contended(self, space: str) -> None:
         """Remembers that a transaction waited too long for the lock of this space.
 
-        The next transaction for this space then waits at most 200 ms for the lock, because other
-        spaces need its thread too.
+        The next transaction for this space then waits at most 200 ms for the lock. A longer wait
+        would block a thread that the pushes to other spaces need too.
         """
         if len(self._contended) >= CONTENDED_MAX:
             self._contended.clear()
@@ -203,9 +203,10 @@ class Appender:
     def service_event(self, space: str) -> Iterator[ServiceEventTransaction]:
         """Opens a transaction in which the caller may append one event of the service.
 
-        The service itself makes this event, such as `token-granted`. The `with` block gets a
-        `ServiceEventTransaction`, and its end commits the transaction. If the caller appended no
-        event, the transaction is rolled back instead.
+        An event of the service is an event that the service itself makes, such as `token-granted`.
+        Use this method in a `with` statement, which gets a `ServiceEventTransaction`. At the end of
+        the block, the transaction is committed if the caller has appended an event, and otherwise
+        rolled back.
 
         Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
         connection breaks during the commit. It is then unknown whether the event was stored.
@@ -218,11 +219,11 @@ class Appender:
 
 
 def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
-    """Appends the decider's new events to the log. Returns `True` if they were appended.
+    """Appends the new events in `decider.entries` to the log. Returns `True` after a success.
 
     Returns `False`, and leaves the log unchanged, in two cases: another process has appended events
-    to the space since the decider's state was read, or the log already contains an event with the
-    same id as one of the new events.
+    to the space since `decider.state` was read, or the log already contains an event with the same
+    id as one of the new events.
     """
     log, mark = decider.state.log, decider.state.mark
     return append_batch(conn, LogBatch(space, log, mark, decider.entries, decider.counters))
@@ -231,9 +232,9 @@ def _write(conn: Connection[Any], space: str, decider: PushDecider) -> bool:
 def salts(pushes: Sequence[Push]) -> Callable[[], bytes]:
     """Returns a function without parameters that returns a new random salt (bytes) at each call.
 
-    The function can be called once for each changeset of the pushes. One system call makes all
-    salts in advance, because Python may switch to another thread at each system call. With a system
-    call for each salt, the group would wait many times for Python's interpreter lock (GIL).
+    There is one salt for each changeset of the pushes, and one system call makes all of them in
+    advance. This is faster than one system call for each salt, because this thread may have to wait
+    for Python's interpreter lock (GIL) after each system call.
     """
     size = proofs.SALT_BYTES
     drawn = secrets.token_bytes(size * sum(len(push.changesets) for push in pushes))

@@ -37,14 +37,18 @@ CLOSE_POLL_SECONDS = 0.005
 
 
 class QueueFull(Exception):
-    """Too many requests already wait for this key, so a new request is rejected.
+    """Raised when a new request is rejected, because too many requests with its key already wait.
 
-    The limit is `waiting_weight_max`, the largest total weight of the waiting requests of one key.
+    `waiting_weight_max` limits the total weight of the waiting requests of one key. The function
+    `weigh`, a parameter of `GroupCommit`, returns the weight of a request.
     """
 
 
 class _Waiting(NamedTuple, Generic[Request, Reply]):
-    """A request in the queue of a key, with its future, its deadline and its caller's rate key."""
+    """A request in the queue of a key, with the future for its outcome, and with its deadline.
+
+    `caller` is the rate key of the caller that has sent the request (see `domain.fairness`).
+    """
 
     request: Request
     outcome: Future[Reply]
@@ -176,11 +180,11 @@ class GroupCommit(Generic[Request, Reply]):
             self._wakeups.put(True)
 
     def _wait_for_thread(self, caller: str, key: str) -> bool:
-        """Adds a key, for a caller, to the keys that wait for a thread.
+        """Adds the pair of a caller and a key to the queue of pairs that wait for a thread.
 
-        A key is added once for each caller that has a waiting request for the key, because the
-        threads are shared fairly between callers. Returns `True` if the key was added, and `False`
-        if it was already added for this caller.
+        Several callers can have waiting requests with the same key. The queue then contains one
+        pair for each of these callers, because the threads are shared fairly between callers.
+        Returns `True` if the pair was added, and `False` if the queue already contained it.
         """
         callers = self._callers.setdefault(key, set())
         if caller in callers:

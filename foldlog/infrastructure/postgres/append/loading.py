@@ -65,7 +65,7 @@ class LockedSpace(NamedTuple):
     """The state of a locked space, and the other data needed to accept or refuse pushes to it.
 
     `lookups` contains the stored events, records, marks and erasures to which the pushes refer.
-    `clock` computes the database's time.
+    `clock` is set to the database's time, and computes the time later without a query.
     """
 
     state: SpaceState
@@ -184,7 +184,8 @@ class Loader:
         device may have made it before it received the erasure. Usually all changesets are newer;
         the method then makes no query.
 
-        The result stays valid until the head moves, because each erasure appends an event.
+        The result is valid as long as the head of the log is unchanged, because each erasure
+        appends an event.
         """
         keys = keys_unseen(pushes, state.erased_seq)
         if not keys:
@@ -197,9 +198,10 @@ class Loader:
     def add_devices_and_get_marks(
         self, conn: Connection[Any], space: str, state: SpaceState, pushes: Sequence[Push]
     ) -> dict[int, str]:
-        """Adds the counters of the pushing devices to `state`, and returns the needed marks.
+        """Reads the counters of the pushing devices, and the marks to which the pushes refer.
 
-        The result is a dict from seq to mark. It contains the mark of each event whose seq is the
+        The counters are added to `state`, and so are the ids of the revoked devices. The marks are
+        returned as a dict from seq to mark. It contains the mark of each event whose seq is the
         `after` of a push. Only counters and marks that are missing in memory are read from the
         database.
 

@@ -1,7 +1,8 @@
 """Computes the current values of records, including the newest events of the log.
 
-The master table may lack the newest events. So this module reads the records from the master table,
-and applies the events to them that the table lacks.
+The master table is updated after the commit of an append, so it may lack the newest events. This
+module reads the records from the master table, reads the missing events from the log, and applies
+these events to the records.
 """
 
 from __future__ import annotations

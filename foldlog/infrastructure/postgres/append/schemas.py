@@ -1,7 +1,7 @@
 """Reads and writes the schemas of collections. Pushed records must match these schemas.
 
-The schemas are in the table `collections`. This table always contains the definitions of all
-events: a `collection-defined` event and its row in the table are written in the same transaction.
+The schemas are in the table `collections`. This table contains a row for each `collection-defined`
+event in the log, because the event and its row are written in the same transaction.
 """
 
 from __future__ import annotations

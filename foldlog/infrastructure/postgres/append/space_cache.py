@@ -41,7 +41,9 @@ class DatabaseClock(NamedTuple):
 
 @dataclass(slots=True)
 class CachedSpace:
-    """The state of a space after the last append by this process, and a clock of the database.
+    """The state of a space after the last append by this process, and a clock.
+
+    The clock computes the database's time without a query.
 
     Other processes may have appended later, so the state may be outdated.
     """

@@ -38,7 +38,10 @@ SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 
 
 def create_space(cursor: Cursor[Any], space: str) -> bool:
-    """Creates a space with its projections, or returns `False` if the space exists already."""
+    """Creates a space with its projections, and returns `True`.
+
+    Returns `False`, and leaves the database unchanged, if the space already exists.
+    """
     if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
         return False
     params = {

@@ -71,9 +71,9 @@ class Datastore(PostgresDatastore):
     """A pool of connections to one database. The pool is opened when a connection is first needed.
 
     `pool_size_max` is the greatest number of connections. Code that takes a connection from the
-    pool can use it for `seconds_max` seconds. A statement that is still running at this time fails
-    with an error that reports a lost connection. This works even if the database has stopped
-    answering. With `seconds_max=None` the time is unlimited.
+    pool can use the connection for `seconds_max` seconds. If a statement is still running when this
+    time ends, the statement fails with an error that reports a lost connection. The limit works
+    even if the database has stopped answering. With `seconds_max=None` the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):

@@ -18,10 +18,10 @@ SELECT_EVIDENCE = select_page("originator_version, state, salt, ops_hash")
 def evidence(
     datastore: Datastore, space: str, *, after: int, through: int
 ) -> Iterator[list[Evidence]]:
-    """Yields the stored events with `after < seq <= through` as lists, in the order of seq.
+    """Yields the stored events with `after < seq <= through` as lists of `Evidence` objects.
 
-    If the log has a gap, where events are missing, the function skips the gap without an error. The
-    audit that uses the lists detects the gap.
+    The objects are in the order of seq. If the log has a gap, where events are missing, the
+    function skips the gap without an error. The audit that uses the lists detects the gap.
     """
     while after < through:
         params = page_params(space, after, through, limit=BATCH_EVENTS, bytes_max=BATCH_BYTES)

@@ -75,8 +75,8 @@ def page_params(
     """Returns a dict with the parameters of a `select_page` statement.
 
     With these parameters, the statement reads a page of events of a space with
-    `after < seq <= through`. The page has at most `limit` events. If the events are larger than
-    `bytes_max` bytes in total, the page ends with the first event that exceeds this size.
+    `after < seq <= through`. The page has at most `limit` events. If the total size of the events
+    exceeds `bytes_max` bytes, the page ends with the event at which the total exceeds this limit.
     """
     return {
         "space": space,

@@ -172,8 +172,8 @@ def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None
 
     For most events the result is `state`. If the event is a changeset of the reader's own device
     (`is_own`), the result is shorter (see `short_form`), because the device already has the
-    operations. A skipped event has a `placeholder`. If a skipped event is unreadable, the result is
-    this placeholder.
+    operations. `placeholder` is `None` unless an operator has skipped the event. If the skipped
+    event is unreadable, the result is `placeholder`: a JSON event of the kind `skipped`.
     """
     if placeholder is not None and not is_readable(seq, state):
         return placeholder

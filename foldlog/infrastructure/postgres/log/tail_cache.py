@@ -243,13 +243,14 @@ class LogTailCache:
     def confirm(self, space: SpaceId, end: LogEnd) -> bool:
         """Compares the cached head of a log with `end`, which was just read from the database.
 
-        `end.entries` must be empty. If the heads are equal, the method updates the time at which
-        the cached head was confirmed. If the log in the database is shorter, or has another id or
-        mark, the method removes the space from the cache. If the log in the database is longer, the
-        cache returns `None` for queries about the space until the new events are added.
+        `end.entries` must be empty. If the log in the database is shorter than the cached log, or
+        has another id or mark, the method removes the space from the cache. If both logs are equal,
+        the method updates the time at which the cached head was confirmed. If the log in the
+        database is longer, the cache returns `None` for queries about the space until the new
+        events are added.
 
-        The result is `True` if the cache lacks events and a function is registered for the space
-        with `watch`. The caller should then read the events into the cache.
+        Returns `True` if the cache lacks events and a function is registered for the space with
+        `watch`. The caller should then read the events into the cache.
         """
         log, head, _, mark, confirmed_at = end
         with self._lock:
@@ -278,7 +279,7 @@ class LogTailCache:
             self._size = 0
 
     def spaces(self) -> Collection[SpaceId]:
-        """Returns the spaces that are in the cache, and the spaces that readers watch.
+        """Returns a set of the spaces that are in the cache or that readers watch.
 
         A reader watches a space if it has registered a function with `watch`. The follower thread
         regularly reads the heads of these spaces from the database.

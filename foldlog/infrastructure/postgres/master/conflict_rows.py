@@ -37,7 +37,8 @@ class ConflictRows:
     """Collects conflicts, and returns them as the parameters of INSERT statements.
 
     Call `add` for each conflict. When `add` returns `True`, call `take`, and run the statement
-    `INSERT_CONFLICTS` with the result. After the last conflict, do the same for the rest.
+    `INSERT_CONFLICTS` with the result. After the last conflict, call `take` and run the statement
+    again if `len` shows that conflicts are left.
     """
 
     def __init__(self) -> None:

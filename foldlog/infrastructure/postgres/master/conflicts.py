@@ -107,11 +107,11 @@ class ConflictReader(VersionReader):
     def _scan_end(
         self, statement: str, space: SpaceId, params: dict[str, Any]
     ) -> tuple[int, int] | None:
-        """Returns (seq, number) of the conflict at which a page with a slow filter must end.
+        """Returns (seq, number) of the last conflict that the search for one page may read.
 
-        Filters by field or device are slow, because they have no index. So a page with such a
-        filter is limited to the next `page_scan_max` conflicts of the ledger, which are searched
-        for matches. If the ledger has fewer further conflicts, the method returns `None`.
+        Filters by field or device are slow, because the database has no index for them. So the
+        search for a page reads at most the next `page_scan_max` conflicts of the ledger. If the
+        ledger has fewer conflicts after the cursor, the method returns `None`.
         """
         return self._datastore.fetch_one(
             statement, {**params, "space": space, "scan_max": self._limits.page_scan_max}

@@ -68,7 +68,7 @@ def page_of(page: str, order: str) -> str:
     """Returns an SQL statement that reads a page of rows from the live generation.
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
-    number of rows before the limit of bytes removes some of them. `order` lists the columns by
+    number of rows that the page would have without a limit of bytes. `order` lists the columns by
     which the rows are sorted. The statement returns four more columns before those of `page`: the
     log's id, the log's head, the projection's position, and whether the generation has the history.
     """
@@ -97,9 +97,9 @@ def bounded(columns: str, values: tuple[str, ...], candidates: str, order: str) 
 
 @dataclass(frozen=True)
 class Scope:
-    """The space from which a page is read, and the conditions that its live generation must meet.
+    """The space from which a page is read, and two conditions for the live generation of the space.
 
-    If the generation does not meet the conditions, the read raises an error.
+    If the live generation does not meet a condition, the read raises an error.
     """
 
     space: SpaceId
@@ -123,7 +123,8 @@ class Found(NamedTuple):
     rows: list[Any]
 
     def cut(self, limit: int) -> tuple[list[Any], bool]:
-        """Returns the first `limit` rows, and `True` if further rows follow on a next page."""
+        """Returns a tuple: a list of the first `limit` rows, and whether a next page has more
+        rows."""
         rows = self.rows[:limit]
         return rows, self.candidates > len(rows)
 

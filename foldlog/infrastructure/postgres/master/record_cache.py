@@ -50,11 +50,11 @@ class RecordCache:
         self._older.pop(key, None)
 
     def on_commit(self) -> None:
-        """Removes the older records if the newer records exceed half of the limit in bytes.
+        """Removes the older half of the cache if the newer half exceeds half of the limit in bytes.
 
-        The newer records then become the older ones. The caller must call this method after each
-        commit. After a commit every connection can read the written records from the database, so
-        the cache may remove them.
+        After the removal, the newer half becomes the older half, and a new, empty half begins. The
+        caller must call this method after each commit. After a commit every connection can read the
+        written records from the database, so the cache may remove them.
         """
         self._bytes += self.bytes_uncommitted
         self.bytes_uncommitted = 0

@@ -174,7 +174,8 @@ class StateRows:
 
     The argument `records` contains the records as they were before the first event. Call `add` for
     each record that an event touches. When `add` returns `True`, call `take`, and run the statement
-    `WRITE_STATES` with the result. After the last event, do the same for the rest.
+    `WRITE_STATES` with the result. After the last event, call `take` and run the statement again if
+    `len` shows that states are left.
     """
 
     def __init__(self, records: Mapping[Key, Record]):

@@ -46,9 +46,10 @@ RETURNING level
 
 
 def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
-    """Returns the parameters `levels` and `numbers` for a statement that reads or writes tiles.
+    """Returns a dict with the parameters `levels` and `numbers`, which identify the given tiles.
 
-    The caller must add the parameters `space` and `generation`.
+    The dict is for a statement that reads or writes tiles. The caller must add the other parameters
+    of the statement, such as `space` and `generation`.
     """
     return {
         "levels": integer_array(tile.level for tile in tiles),
@@ -59,10 +60,11 @@ def tile_params(tiles: Sequence[Tile]) -> dict[str, Any]:
 def _header(state: bytes, hash_if_skipped: bytes | None) -> bytes:
     """Returns the header of an event. The header is a part of the event's leaf in the Merkle tree.
 
-    `state` is the first part of the stored event, from which the header is read. If the event was
-    skipped, `hash_if_skipped` is the hash of the stored event. Otherwise it is `None`. If a skipped
-    event is unreadable, the header is made from the hash. If any other event is unreadable, the
-    function raises `ValueError`, which halts the projection.
+    `state` is the first part of the stored event, from which the function reads the header.
+    `hash_if_skipped` is `None` unless an operator has skipped the event. For a skipped event, it is
+    the hash of the stored event. If a skipped event is unreadable, the function makes the header
+    from this hash. If any other event is unreadable, the function raises `ValueError`, which halts
+    the projection.
     """
     try:
         return header_of(state)

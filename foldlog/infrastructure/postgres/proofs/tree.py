@@ -155,7 +155,7 @@ class PostgresProofTree(ProofTree):
     # For the signer, which handles the database's errors itself.
 
     def to_sign(self) -> list[SpaceId]:
-        """Returns the spaces that need a new checkpoint.
+        """Returns a list of the spaces that need a new checkpoint.
 
         A space needs a new checkpoint if it has none, or if its Merkle tree or log id has changed
         since the last checkpoint. A space also needs one if the signer has stored an error for the

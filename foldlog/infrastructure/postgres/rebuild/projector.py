@@ -115,10 +115,10 @@ class Projector:
     def run_round(self, wakeups: Wakeups) -> None:
         """Projects one batch of events for each space that is known to have new events.
 
-        Every `POLL_SECONDS` the method first asks the database for the spaces with events that are
-        not projected yet. When all known spaces are done, the projector pauses for
-        `projection.pause_seconds`. During this pause, a call of the method returns at once. Raises
-        one of `DATABASE_ERRORS` if the database fails.
+        At most once in `POLL_SECONDS`, the method first asks the database for the spaces
+        with events that are not projected yet. When all known spaces are done, the projector pauses
+        for `projection.pause_seconds`. A call during this pause has no effect. Raises one of
+        `DATABASE_ERRORS` if the database fails.
         """
         now = time.monotonic()
         if now < self._resting_until:
@@ -154,11 +154,11 @@ class Projector:
     def _project_or_count(self, space: str) -> bool:
         """Projects a batch of events of a space. Returns `True` if events were projected.
 
-        If the batch fails with a database error, the method counts the failure for this space.
-        After fewer than `FAILURES_MAX` failures it raises the error, because the database may be
-        down. After `FAILURES_MAX` failures it assumes that the next event of the space causes the
-        errors. It then halts the projection of the space and returns `False`. The count is deleted
-        when the batch that failed has been projected.
+        If the batch fails with a database error, the method counts the failure for this space. If
+        the count is below `FAILURES_MAX`, the method raises the error, because the database may be
+        down. When the count reaches `FAILURES_MAX`, the method assumes that the next event of the
+        space causes the errors. It then halts the projection of the space and returns `False`. When
+        all events of the failed batch are projected, the count starts again from 0.
         """
         self._batch = None
         try:

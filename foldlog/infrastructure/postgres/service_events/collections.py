@@ -98,8 +98,8 @@ _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 class Collections:
     """Defines collections in any space, and reads their definitions.
 
-    `append_service_event(space)` opens a transaction for one event; it is a method of the event
-    store.
+    The parameter `append_service_event` is the method of the event store with the same name. It
+    opens a transaction in which one event can be appended to a space.
     """
 
     def __init__(
@@ -110,9 +110,10 @@ class Collections:
         self._limits = limits
 
     def current(self, space: str) -> list[Version]:
-        """Returns a list with the newest version of each collection of a space.
+        """Returns a list with the newest `Version` of each collection of a space.
 
-        The versions lack the schemas. Raises `UnknownSpace` if the space is missing.
+        A `Version` describes one version of a definition, but lacks the schema. Raises
+        `UnknownSpace` if the space is missing.
         """
         with self._datastore.reading() as cursor:
             select_head(cursor, space)  # raises `UnknownSpace`
@@ -122,10 +123,11 @@ class Collections:
     def definition(
         self, space: str, collection: str, version: int | None
     ) -> tuple[Definition, list[Version]]:
-        """Returns a pair: one version of a collection with its schema, and a list of all versions.
+        """Returns a pair: one `Definition` of a collection, and a list of all its versions.
 
-        The items of the list lack the schemas. `version` is the number of the version; if it is
-        `None`, the newest one is returned.
+        The `Definition` contains the schema. The items of the list are of the type `Version`, which
+        describes a version without the schema. The parameter `version` is the number of the wanted
+        definition; if `version` is `None`, the newest definition is returned.
 
         Raises `UnknownSpace` if the space is missing. Raises `UnknownCollection` if the collection
         or this version of it is missing.
@@ -151,13 +153,17 @@ class Collections:
     ) -> Outcome:
         """Checks the stored records against a new schema, and then defines the collection with it.
 
-        Returns an `Outcome` with the new version and the result of the check. A dry run
-        (`wanted.is_dry_run`) ends after the check and leaves the collection unchanged. A forced
+        Returns an `Outcome` with the number of the new version and the result of the check. A dry
+        run (`wanted.is_dry_run`) ends after the check and leaves the collection unchanged. A forced
         proposal (`wanted.force`) defines the collection even if stored records are invalid.
 
+        If the newest version already has this schema, the collection is left unchanged, and the
+        `Outcome` contains the number of the newest version.
+
         During the check, the method calls `report(checked)` with the number of records checked so
-        far. After `seconds_max` seconds the check stops early. The method then raises
-        `LimitExceeded`, except for a dry run or a forced proposal.
+        far. After `seconds_max` seconds the check stops early. A dry run then returns the
+        incomplete result, a forced proposal still defines the collection, and otherwise the method
+        raises `LimitExceeded`.
 
         Raises `VersionConflict` if the current version of the collection differs from the version
         that the proposal expects. Raises `SchemaNotAdditive` if the new schema is stricter than the

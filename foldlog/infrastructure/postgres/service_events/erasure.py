@@ -102,8 +102,8 @@ assert ERASE_EVENTS >= TAIL_EVENTS_MAX
 class Eraser:
     """Finds the records that can be erased, and erases records.
 
-    `append_service_event(space)` opens a transaction for one event; it is a method of the event
-    store.
+    The parameter `append_service_event` is the method of the event store with the same name. It
+    opens a transaction in which one event can be appended to a space.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Stores the devices and the tokens of each space in PostgreSQL.
 
-Devices are also written by each append or import of events that name a device (see log/writer.py).
-Tokens are written only by this module, so an import of a log never gives anyone access.
+Each append or import of events that contain the id of a device also updates the table of devices
+(see log/writer.py). Only this module writes tokens, so the import of a log never gives access.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ Decide = Callable[[Device], msgspec.Struct | None]
 class PostgresRegistry(Registry):
     """Stores the devices and the access tokens of all spaces in PostgreSQL.
 
-    `append_service_event(space)` opens a transaction for one event; it is a method of the event
-    store.
+    The parameter `append_service_event` is the method of the event store with the same name. It
+    opens a transaction in which one event can be appended to a space.
     """
 
     def __init__(self, datastore: Datastore, append_service_event: OpenServiceEvent):

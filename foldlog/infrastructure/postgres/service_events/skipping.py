@@ -1,8 +1,9 @@
-"""Skips an event that the master table cannot apply, so the table can continue after it.
+"""Skips an event that cannot be applied to the master table.
 
-The master table halts before such an event. To skip it, this module appends an `event-skipped`
-event. Each append or import of an `event-skipped` event also writes a row to the table `skipped`
-(see log/writer.py). All projections then handle the skipped event as an event without operations.
+The updates of the master table halt before such an event. To skip the event, this module appends an
+`event-skipped` event, and the updates continue with the next event. Each append or import of an
+`event-skipped` event also writes a row to the table `skipped` (see log/writer.py). All projections
+then handle the skipped event as an event without operations.
 """
 
 from __future__ import annotations
@@ -34,21 +35,27 @@ RETURNING generation
 
 
 class Skipper:
-    """Skips an event that the master table cannot apply and before which it has halted.
+    """Skips an event that cannot be applied to the master table.
 
-    `append_service_event(space)` opens a transaction for one event; it is a method of the event
-    store.
+    The updates of the master table then continue with the next event.
+
+
+    The parameter `append_service_event` is the method of the event store with the same name. It
+    opens a transaction in which one event can be appended to a space.
     """
 
     def __init__(self, append_service_event: OpenServiceEvent):
         self._append_service_event = append_service_event
 
     def skip(self, space: SpaceId, seq: int, reason: str, by: str | None) -> Skipped:
-        """Skips event `seq`: appends an `event-skipped` event, and lets the master table continue.
+        """Skips event `seq`, so that the updates of the master table continue after this event.
 
-        Raises `NotStopped` if the projection to the master table is running, or if it has halted
-        before another event. Raises `NotStopped` too if a rebuild of the table has already applied
-        this event; try again when the rebuild has ended.
+        Appends an `event-skipped` event, and returns a `Skipped` object with the seqs of both
+        events.
+
+        Raises `NotStopped` if the projection that updates the master table is running, or if it has
+        halted before another event. Raises `NotStopped` too if a rebuild of the table has already
+        applied this event; try again when the rebuild has ended.
         """
         check_reason(reason, by)
         with self._append_service_event(space) as transaction:
