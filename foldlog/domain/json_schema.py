@@ -7,6 +7,8 @@ guarantees:
 * `$ref` always leads to `$defs` of the same schema, so other schemas are never loaded;
 * patterns are matched in linear time;
 * a schema that would apply itself endlessly to one value, or branch too often, is refused;
+* a check has a budget of steps, which are counted before it runs (`schema_steps`), and memory does
+  not grow with the number of violations;
 * the text about a violation contains parts of the schema only, because this text is stored with
   the refusal for ever, and values of records must be erasable.
 
@@ -30,53 +32,49 @@ import msgspec
 from .errors import MESSAGE_LENGTH_MAX, InvalidSchema, LimitExceeded
 from .json_pointers import escaped
 from .limits import Limits
+from .schema_keywords import (
+    ANNOTATIONS,
+    BY_FIELD,
+    FORMATS,
+    KEYWORDS,
+    ONE_SCHEMA,
+    REF,
+    SCHEMA_LIST,
+    SCHEMA_MAP,
+    Schema,
+    compiled,
+    in_place,
+    name_of,
+)
+from .schema_steps import StepCounter, Steps, TooManySteps
 from .values import check_value
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-#: keywords that accept all values
-ANNOTATIONS = words(
-    "$schema $comment $defs title description default examples deprecated readOnly writeOnly"
-)
-#: keywords whose value is one schema, a list of schemas, or a map of schemas
-ONE_SCHEMA = words(
-    "additionalProperties propertyNames items contains not if then else "
-    "unevaluatedItems unevaluatedProperties"
-)
-SCHEMA_LIST = words("allOf anyOf oneOf prefixItems")
-SCHEMA_MAP = words("properties patternProperties dependentSchemas $defs")
-#: all other keywords
-OTHER_KEYWORDS = words(
-    "$ref type enum const required pattern format minimum maximum exclusiveMinimum "
-    "exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems minContains "
-    "maxContains minProperties maxProperties dependentRequired"
-)
-KEYWORDS = ANNOTATIONS | ONE_SCHEMA | SCHEMA_LIST | SCHEMA_MAP | OTHER_KEYWORDS
-#: keywords whose schemas apply to the same value as the schema that contains them
-IN_PLACE = words("allOf anyOf oneOf not if then else dependentSchemas")
-FORMATS = words(
-    "date-time date time duration email uuid uri uri-reference hostname ipv4 ipv6 json-pointer"
-)
-
-REF = "#/$defs/"
 _NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # these characters stay as they are in a reference
 #: schemas that may apply to one value
 IN_PLACE_MAX = 1_000
 #: sets of schemas that may apply at different places of a value
 PLACES_MAX = 5_000
-#: of a compiled pattern; a larger one would take too much memory
-PATTERN_BYTES_MAX = 2**20
 #: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
 VALUE_LENGTH_SHOWN_MAX = 100
+NOT_ALLOWED = "has a field that the schema does not allow"
 
-Schema = Mapping[str, Any]
+#: steps of the search for violations: of each check, and of each byte of a schema to compile
+SEARCH_STEPS = 60
+COMPILING_STEPS = 4
+#: The search checks the halves of longer lists and objects before their members.
+TOGETHER_MAX = 16
+#: keywords that are checked together with another one
+TOGETHER: Mapping[str, tuple[str, ...]] = {"contains": ("contains", "minContains", "maxContains")}
+WITH_OTHERS = frozenset({"then", "else", "minContains", "maxContains"})
+
 _encode = msgspec.json.encode
+
+
+Place = tuple[str | int, ...]  #: of a value in a record
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -90,22 +88,10 @@ class Fault(NamedTuple):
     """A violation, with data for comparing it with other violations. Two faults are the same
     violation if their `where`, `keyword` and `name` are equal."""
 
-    where: tuple[str | int, ...]
+    where: Place
     keyword: str
     name: str  #: of the missing property, or of the additional one
     violation: Violation
-
-
-def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """Compiles a schema to a validator. `schema` may also be a subschema to which the `$defs` of
-    the whole schema were added. The caller must have checked the schema before."""
-    return jsonschema_rs.Draft202012Validator(
-        dict(schema),
-        validate_formats=True,
-        ignore_unknown_formats=False,
-        pattern_options=jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES_MAX),
-        offline=True,
-    )
 
 
 class JsonSchema:
@@ -144,46 +130,232 @@ class JsonSchema:
             for name in part.get(member, ())
         )
 
-    def fits(self, value: Any) -> bool:
+    @cached_property
+    def counter(self) -> StepCounter:
+        """Counts the steps of checks against this schema."""
+        return StepCounter(self.schema)
+
+    def fits(self, value: Any, steps: Steps | None = None) -> bool:
+        """Returns whether the value is valid. Spends the steps of the check first, and raises
+        `TooManySteps` if too few are left. The default are the steps of one changeset."""
+        steps = steps or Steps()
+        steps.spend_counted(partial(self.counter.count, value))
         return self._validator.is_valid(value)
 
-    def faults(self, value: Any) -> Iterator[Fault]:
-        """Yields the violations in a value, at most `VIOLATIONS_MAX`. Their texts contain only
-        parts of the schema, and no values."""
-        if self.fits(value):  # the usual case, ten times as fast
-            return
-        for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
-            where = tuple(error.instance_path)
-            path = "".join(
-                f"/{part if isinstance(part, int) else self._shown_name(part)}" for part in where
-            )
-            violation = Violation(path, self._reason(error))
-            for name in _names_of(error.kind):
-                yield Fault(where, error.kind.name, name, violation)
+    def faults(self, value: Any, steps: Steps | None = None) -> Iterator[Fault]:
+        """Yields the violations in an invalid value, at most `VIOLATIONS_MAX`. Their texts contain
+        only parts of the schema, and no values.
+
+        The search ends early if `steps` are used up. If it has found no violation in a part of the
+        value that is invalid, it yields one that stands for the whole part.
+        """
+        return islice(
+            _Search(self, steps or Steps()).faults(self.schema, value, ()), VIOLATIONS_MAX
+        )
+
+    def fault(self, where: Place, keyword: str, reason: str, name: str = "") -> Fault:
+        path = "".join(
+            f"/{part if isinstance(part, int) else self._shown_name(part)}" for part in where
+        )
+        return Fault(where, keyword, name, Violation(path, reason))
 
     def _shown_name(self, name: str) -> str:
         return escaped(name) if name in self._names else "*"
 
-    def _reason(self, error: jsonschema_rs.ValidationError) -> str:
-        keyword = error.kind.name
-        if keyword == "required":
-            return f"lacks {error.kind.property}"  # type: ignore[attr-defined]
-        if keyword in ("additionalProperties", "unevaluatedProperties", "falseSchema"):
-            return "has a field that the schema does not allow"
-        value: Any = self.schema
+
+class _Search:
+    """Searches an invalid value for its violations, within a budget of steps.
+
+    The search only asks the validator whether a part of the value fits a part of the schema, and
+    goes into the parts that do not fit. So it needs little memory for any number of violations.
+    """
+
+    def __init__(self, schema: JsonSchema, steps: Steps):
+        self._fault = schema.fault
+        self._counter = schema.counter
+        self._steps = steps
+        self._definitions = schema.schema.get("$defs", {})
+        #: The parts of the whole value were counted together, when the whole value was checked.
+        self._is_counted = True
+        self._compiled: dict[tuple[int, Any], jsonschema_rs.Validator] = {}
+        self._texts: dict[tuple[int, str], str] = {}
+
+    def faults(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of the subschema `part` in an invalid value. `where` is the place
+        of the value in the record."""
+        found = False
         try:
-            for part in error.schema_path:
-                value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return f"does not fit {keyword}"
-        text = _encode(value).decode()
-        if len(text) > VALUE_LENGTH_SHOWN_MAX:
-            text = text[:VALUE_LENGTH_SHOWN_MAX] + "..."
-        return f"does not fit {keyword} {text}"
+            for fault in self._faults(part, value, where):
+                found = True
+                yield fault
+        except TooManySteps:
+            pass
+        if not found:
+            yield self._fault(where, "", "does not fit the schema")
+
+    def _faults(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        if not isinstance(part, dict):
+            yield self._fault(where, "falseSchema", NOT_ALLOWED)
+            return
+        for keyword, demand in part.items():
+            if keyword in ANNOTATIONS or keyword in WITH_OTHERS or keyword not in KEYWORDS:
+                continue
+            if keyword in BY_FIELD:
+                if keyword == next(name for name in part if name in BY_FIELD):
+                    yield from self._members(part, value, where)
+            elif keyword in ("prefixItems", "items"):
+                if keyword == next(name for name in part if name in ("prefixItems", "items")):
+                    yield from self._items(part, value, where)
+            elif keyword in _FOLLOWED:
+                yield from _FOLLOWED[keyword](self, part, value, where)
+            elif keyword.startswith("unevaluated"):
+                # It depends on all other members of the schema, and on all members of the value.
+                if not self._fits(part, value):
+                    reason = NOT_ALLOWED if demand is False else self._misfit(part, keyword)
+                    members = sorted(value) if isinstance(value, dict) else len(value)
+                    yield self._fault(where, keyword, reason, repr(members))
+            else:
+                alone = {k: part[k] for k in TOGETHER.get(keyword, (keyword,)) if k in part}
+                if not self._fits_some(part, alone, value):
+                    yield self._fault(where, keyword, self._misfit(part, keyword))
+
+    def _below(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        if not self._fits(part, value):
+            was_counted, self._is_counted = self._is_counted, False
+            yield from self.faults(part, value, where)
+            self._is_counted = was_counted
+
+    def _reference(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        yield from self._below(self._definitions[name_of(part["$ref"])], value, where)
+
+    def _all_of(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for branch in part["allOf"]:
+            yield from self._below(branch, value, where)
+
+    def _if(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        branch = "then" if self._fits(part["if"], value) else "else"
+        yield from self._below(part.get(branch, True), value, where)
+
+    def _dependent(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for name, branch in part["dependentSchemas"].items():
+            if isinstance(value, dict) and name in value:
+                yield from self._below(branch, value, where)
+
+    def _dependent_names(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for name, required in part["dependentRequired"].items():
+            if isinstance(value, dict) and name in value:
+                yield from self._required({"required": required}, value, where)
+
+    def _required(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        self._steps.spend(len(part["required"]))
+        if isinstance(value, dict):
+            for name in part["required"]:
+                if name not in value:
+                    yield self._fault(where, "required", f"lacks {name}", name)
+
+    def _members(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of `properties`, `patternProperties` and `additionalProperties`,
+        which apply to each member of an object separately."""
+        if not isinstance(value, dict):
+            return
+        if len(value) > TOGETHER_MAX:
+            self._is_counted = False  # each half is checked several times
+            fields = {keyword: part[keyword] for keyword in BY_FIELD if keyword in part}
+            for half in _halves(list(value.items())):
+                members = dict(half)
+                if not self._fits_some(part, fields, members):
+                    yield from self._members(part, members, where)
+            return
+        for name, item in value.items():
+            self._steps.spend(SEARCH_STEPS * (1 + len(part.get("patternProperties", ()))))
+            by_name = partial(matches, name=name)
+            named = list(_schemas_of_named(part, by_name, name))
+            for below in named:
+                yield from self._below(below, item, (*where, name))
+            others = part.get("additionalProperties", True)
+            if others is False and not named:
+                yield self._fault(where, "additionalProperties", NOT_ALLOWED, name)
+            elif not named:
+                yield from self._below(others, item, (*where, name))
+
+    def _items(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of `prefixItems` and `items`."""
+        if not isinstance(value, list):
+            return
+        first = part.get("prefixItems", [])
+        for index, (branch, item) in enumerate(zip(first, value, strict=False)):
+            yield from self._below(branch, item, (*where, index))
+        if "items" in part:
+            yield from self._slice(part, value[len(first) :], where, len(first))
+
+    def _slice(self, part: Schema, items: list[Any], where: Place, first: int) -> Iterator[Fault]:
+        """Yields the violations of `items` in consecutive items of a list. `first` is the index of
+        the first one."""
+        below = part["items"]
+        if len(items) > TOGETHER_MAX:
+            for half in _halves(items):
+                if not self._fit_items(part, half):
+                    yield from self._slice(part, half, where, first)
+                first += len(half)
+            return
+        for index, item in enumerate(items, first):
+            yield from self._below(below, item, (*where, index))
+
+    def _fits(self, part: Any, value: Any) -> bool:
+        return part is True or self._fits_some(part, part, value)
+
+    def _fits_some(self, part: Any, some: Any, value: Any) -> bool:
+        """Returns whether the value fits `some` of the keywords of the subschema `part`. Spends the
+        steps of the check first."""
+        self._steps.spend(SEARCH_STEPS)
+        if not self._is_counted:
+            self._steps.spend_counted(partial(self._counter.count_of, part, value))
+        return some is not False and self._validator(part, some).is_valid(value)
+
+    def _fit_items(self, part: Schema, items: list[Any]) -> bool:
+        """Returns whether all of these items fit the keyword `items` of `part`."""
+        self._steps.spend(SEARCH_STEPS)
+        self._steps.spend_counted(partial(self._counter.count_items, part["items"], items))
+        return self._validator(part, {"items": part["items"]}).is_valid(items)
+
+    def _validator(self, part: Schema, some: Schema) -> jsonschema_rs.Validator:
+        """Compiles some keywords of the subschema `part`, once for this search."""
+        key = id(part), tuple(some)
+        found = self._compiled.get(key)
+        if found is None:
+            text = _encode(some)
+            size = len(text)
+            if b'"$ref"' in text and "$defs" not in some:
+                some = {**some, "$defs": self._definitions}
+                size += len(_encode(self._definitions))
+            self._steps.spend(COMPILING_STEPS * size)
+            found = self._compiled[key] = compiled(some)
+        return found
+
+    def _misfit(self, part: Schema, keyword: str) -> str:
+        key = id(part), keyword
+        if key not in self._texts:
+            text = _encode(part[keyword]).decode()
+            if len(text) > VALUE_LENGTH_SHOWN_MAX:
+                text = text[:VALUE_LENGTH_SHOWN_MAX] + "..."
+            self._texts[key] = f"does not fit {keyword} {text}"
+        return self._texts[key]
 
 
-def _names_of(kind: Any) -> list[str]:
-    return list(map(str, getattr(kind, "unexpected", [getattr(kind, "property", "")])))
+#: how the search goes on below each of these keywords; it looks at all others from outside
+_FOLLOWED: Mapping[str, Callable[[_Search, Schema, Any, Place], Iterator[Fault]]] = {
+    "$ref": _Search._reference,
+    "allOf": _Search._all_of,
+    "if": _Search._if,
+    "dependentSchemas": _Search._dependent,
+    "dependentRequired": _Search._dependent_names,
+    "required": _Search._required,
+}
+
+
+def _halves(members: list[Any]) -> tuple[list[Any], list[Any]]:
+    middle = len(members) // 2
+    return members[:middle], members[middle:]
 
 
 def _subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
@@ -264,10 +436,6 @@ def _check_part(pointer: str, part: Schema, definitions: Mapping[str, Any]) -> N
             raise InvalidSchema(
                 f"a format must be one of {', '.join(sorted(FORMATS))}", pointer=where
             )
-
-
-def name_of(ref: str) -> str:
-    return ref.removeprefix(REF)
 
 
 def _check_circles(schema: Schema) -> None:
@@ -364,13 +532,19 @@ def _matches_all(pattern: str) -> bool:
     return True
 
 
-def _schemas_of_property(
+def _schemas_of_named(
     part: Schema, is_matched: Callable[[str], bool], name: str | None = None
 ) -> Iterator[Any]:
     patterns: Mapping[str, Any] = part.get("patternProperties", {})
-    found = [below for pattern, below in patterns.items() if is_matched(pattern)]
+    yield from (below for pattern, below in patterns.items() if is_matched(pattern))
     if name in part.get("properties", {}):
-        found.append(part["properties"][name])
+        yield part["properties"][name]
+
+
+def _schemas_of_property(
+    part: Schema, is_matched: Callable[[str], bool], name: str | None = None
+) -> Iterator[Any]:
+    found = list(_schemas_of_named(part, is_matched, name))
     yield from found
     if not found and "additionalProperties" in part:
         yield part["additionalProperties"]
@@ -390,16 +564,3 @@ def _schemas_of_item(part: Schema, index: int) -> Iterator[Any]:
 @lru_cache(maxsize=1_024)
 def matches(pattern: str, name: str) -> bool:
     return compiled({"pattern": pattern}).is_valid(name)
-
-
-def in_place(part: Schema) -> Iterable[Any]:
-    """Yields the schemas inside a schema that apply to the same value as the schema itself, such as
-    those in `allOf`."""
-    for member in part.keys() & IN_PLACE:
-        value = part[member]
-        if member in SCHEMA_LIST:
-            yield from value
-        elif member in SCHEMA_MAP:
-            yield from value.values()
-        else:
-            yield value

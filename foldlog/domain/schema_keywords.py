@@ -1,0 +1,80 @@
+"""Lists the keywords of JSON Schema (draft 2020-12) by what they contain, and compiles schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jsonschema_rs
+
+Schema = Mapping[str, Any]
+
+#: of a compiled pattern; a larger one would take too much memory
+PATTERN_BYTES_MAX = 2**20
+#: of the states of one pattern that the engine remembers
+PATTERN_CACHE_BYTES_MAX = 2**17
+
+#: the beginning of each reference
+REF = "#/$defs/"
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: keywords that accept all values
+ANNOTATIONS = words(
+    "$schema $comment $defs title description default examples deprecated readOnly writeOnly"
+)
+#: keywords whose value is one schema, a list of schemas, or a map of schemas
+ONE_SCHEMA = words(
+    "additionalProperties propertyNames items contains not if then else "
+    "unevaluatedItems unevaluatedProperties"
+)
+SCHEMA_LIST = words("allOf anyOf oneOf prefixItems")
+SCHEMA_MAP = words("properties patternProperties dependentSchemas $defs")
+#: all other keywords
+OTHER_KEYWORDS = words(
+    "$ref type enum const required pattern format minimum maximum exclusiveMinimum "
+    "exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems minContains "
+    "maxContains minProperties maxProperties dependentRequired"
+)
+KEYWORDS = ANNOTATIONS | ONE_SCHEMA | SCHEMA_LIST | SCHEMA_MAP | OTHER_KEYWORDS
+#: keywords whose schemas apply to the same value as the schema that contains them
+IN_PLACE = words("allOf anyOf oneOf not if then else dependentSchemas")
+#: keywords that apply to each member of an object separately
+BY_FIELD = words("properties patternProperties additionalProperties")
+FORMATS = words(
+    "date-time date time duration email uuid uri uri-reference hostname ipv4 ipv6 json-pointer"
+)
+
+
+def name_of(ref: str) -> str:
+    return ref.removeprefix(REF)
+
+
+def in_place(part: Schema) -> Iterable[Any]:
+    """Yields the schemas inside a schema that apply to the same value as the schema itself, such as
+    those in `allOf`."""
+    for member in part.keys() & IN_PLACE:
+        value = part[member]
+        if member in SCHEMA_LIST:
+            yield from value
+        elif member in SCHEMA_MAP:
+            yield from value.values()
+        else:
+            yield value
+
+
+def compiled(schema: Schema) -> jsonschema_rs.Validator:
+    """Compiles a schema to a validator. `schema` may also be a subschema to which the `$defs` of
+    the whole schema were added. The caller must have checked the schema before."""
+    return jsonschema_rs.Draft202012Validator(
+        dict(schema),
+        validate_formats=True,
+        ignore_unknown_formats=False,
+        pattern_options=jsonschema_rs.RegexOptions(
+            size_limit=PATTERN_BYTES_MAX, dfa_size_limit=PATTERN_CACHE_BYTES_MAX
+        ),
+        offline=True,
+    )
