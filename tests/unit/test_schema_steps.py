@@ -52,7 +52,7 @@ def test_a_push_has_a_budget_too():
     store = MemoryStore()
     schema = {"properties": {"a": {"items": consts(90)}}, "anyOf": [True]}
     store.define("s", "tasks", Proposal(JsonSchema.checked(schema, LIMITS)))
-    made = [changeset(put(f"r{n}", a=["v80"] * 3_000)) for n in range(12)]
+    made = [changeset(put(f"r{n}", a=["v80"] * 1_200)) for n in range(15)]
     with pytest.raises(LimitExceeded) as refused:
         store.push("s", push_of(*made))
     assert refused.value.extra["limit"] == "schema_steps_per_push_max"
