@@ -6,14 +6,14 @@ backup.
 
 from __future__ import annotations
 
-from foldlog.domain.errors import UnknownSpace
-
 from .connection.datastore import Datastore
+from .log.heads import absent
 
 SET_NEW_LOG = """
 UPDATE spaces
    SET log = gen_random_uuid()
  WHERE space = %(space)s
+   AND NOT importing
 RETURNING log::text
 """
 
@@ -21,10 +21,11 @@ RETURNING log::text
 def fork_log(datastore: Datastore, space: str) -> str:
     """Gives the log of a space a new random id, and returns the new id.
 
-    Raises `UnknownSpace` if the database has no such space.
+    Raises `UnknownSpace` if the database has no such space, and `SpaceImporting` if the space is
+    being imported.
     """
     with datastore.committed() as cursor:
         row = cursor.execute(SET_NEW_LOG, {"space": space}).fetchone()
-    if row is None:
-        raise UnknownSpace(space)
+        if row is None:
+            raise absent(cursor, space)
     return str(row[0])

@@ -6,9 +6,10 @@ from typing import Any
 
 from psycopg import Cursor
 
-from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.errors import SpaceImporting
 from foldlog.domain.space_state import SpaceState
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
+from foldlog.infrastructure.postgres.log.heads import absent, is_importing
 from foldlog.infrastructure.postgres.projections import VERSIONS
 
 CREATE_SPACE = """
@@ -29,6 +30,7 @@ LOCK_SPACE = """
 SELECT log::text, head, mark, received_at_ms, erased_seq
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
    FOR UPDATE
 """
 
@@ -40,17 +42,26 @@ SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 def create_space(cursor: Cursor[Any], space: str) -> bool:
     """Creates a space with its projections, and returns `True`.
 
-    Returns `False`, and leaves the database unchanged, if the space already exists.
+    Returns `False`, and leaves the database unchanged, if the space already exists. Raises
+    `SpaceImporting` if the space is being imported.
     """
     if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
+        if is_importing(cursor, space):
+            raise SpaceImporting(space)
         return False
+    create_projections(cursor, space)
+    return True
+
+
+def create_projections(cursor: Cursor[Any], space: str) -> None:
+    """Makes the projections of a new space, or of a space whose import is whole. From then on the
+    projectors and the signer work on the space."""
     params = {
         "space": space,
         "projections": text_array(VERSIONS),
         "versions": integer_array(VERSIONS.values()),
     }
     cursor.execute(CREATE_PROJECTIONS, params)
-    return True
 
 
 def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
@@ -58,10 +69,10 @@ def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
 
     Returns a pair: the state of the space, and the database's time in ms since 1970. In the state,
     the members `counters`, `revoked` and `schemas` are empty. Raises `UnknownSpace` if the space is
-    missing.
+    missing, and `SpaceImporting` if the space is being imported.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:
-        raise UnknownSpace(space)
+        raise absent(cursor, space)
     (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
     return SpaceState(*row), now_ms

@@ -10,7 +10,6 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from foldlog.domain import proofs
-from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.events import LogEntry, short_form
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.ports import Range, RangeQuery, SpaceId
@@ -19,6 +18,7 @@ from foldlog.domain.skipping import is_readable
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 
+from .heads import absent
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import IN_PLACE_OF_SKIPPED, page_params, select_page
 from .tail_cache import LogEnd, LogTailCache
@@ -27,6 +27,7 @@ SELECT_SPACE = """
 SELECT log::text, head, mark
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
 """
 
 _PAGE_COLUMNS = f"""originator_version, state, ops_hash,
@@ -131,7 +132,7 @@ class RangeReader:
             of_page.execute(statement, params, prepare=True)
             found = of_space.fetchone()
             if found is None:
-                raise UnknownSpace(space)
+                raise absent(conn.cursor(row_factory=tuple_row), space)
             marks = {} if of_cursor is None else marks_of(of_cursor.fetchall())
             log, head, mark = found
             return _Page(log, head, mark, marks.get(query.after), of_page.fetchall())
