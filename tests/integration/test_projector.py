@@ -258,7 +258,7 @@ def test_smaller_batches_find_the_event_that_breaks_the_connection(database, sto
         while master_status(datastore, "a")[0].stopped_at is None:
             with suppress(OperationalError):
                 worker._project_or_count("a")
-    assert sizes == [20, 20, 15, 5, 1, 1, 1]
+    assert sizes == [20, 20, 15, 5, 1, 1, 1, 1]
     [line] = master_status(stores.datastore, "a")
     assert (line.position, line.stopped_at) == (17, 18)
 

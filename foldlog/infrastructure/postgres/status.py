@@ -22,7 +22,9 @@ SELECT s.space,
        p.stopped_at,
        p.stopped_why,
        p.fold_version,
-       p.has_history
+       p.has_history,
+       p.failing_why,
+       p.failing_since::text
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
@@ -93,7 +95,9 @@ class CheckpointStatus(NamedTuple):
 class ProjectionStatus(NamedTuple):
     """The state of one generation of a projection in one space.
 
-    If an event could not be projected, `stopped_at` is its seq and `stopped_why` is the error.
+    If an event could not be projected, `stopped_at` is its seq and `stopped_why` is the error. If a
+    fault of the database lasts, such as a full disk, `failing_why` is the fault and `failing_since`
+    its time. The projection continues by itself when the fault has ended.
     """
 
     space: str
@@ -107,6 +111,8 @@ class ProjectionStatus(NamedTuple):
     stopped_why: str | None
     fold_version: int
     has_history: bool
+    failing_why: str | None
+    failing_since: str | None
 
     @property
     def is_foreign(self) -> bool:

@@ -279,6 +279,8 @@ CREATE TABLE projections (
     stopped_why    text,
     stopped_until  timestamptz,       -- the time of the next attempt
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
+    failing_why    text,              -- a lasting fault of the database, which no event has caused
+    failing_since  timestamptz,
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
