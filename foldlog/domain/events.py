@@ -287,12 +287,13 @@ class Committed(NamedTuple):
 
 
 def committed(state: bytes) -> Committed:
-    """Splits the stored bytes of an event, and returns the parts that the hashes cover as a
-    `Committed`. `operations` in the result contains the bytes of each operation, or the body as the
-    only item.
+    """Splits the stored bytes of an event into the parts that the hashes cover.
+
+    Returns a `Committed`. If the event is a changeset, `operations` contains the bytes of each
+    operation. If the event is an event of the service, `operations` contains its body only.
 
     Raises `ValueError` if the bytes are not in the exact form in which the service stores an event,
-    for example because a space was added.
+    for example because a blank was added.
     """
     found = _decode_committed(state)
     header = proofs.header_of(state)

@@ -258,7 +258,8 @@ class MasterTable(History):
     @abstractmethod
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
         """Returns a page that contains one record, or its tombstone if the record is deleted.
-        Raises `UnknownRecord` if the record never existed, and the errors of `page`."""
+        Raises `UnknownRecord` if the record never existed. It also raises the errors of the
+        method `page`."""
 
     @abstractmethod
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:

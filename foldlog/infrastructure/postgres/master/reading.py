@@ -1,6 +1,6 @@
 """Reads pages from the live generation of the master table.
 
-A page has a greatest number of rows and a greatest size in bytes. Each page is read by one SQL
+The number of rows and the number of bytes of a page are limited. Each page is read by one SQL
 statement. The file docs/reference/statements.sql shows each of these statements in full.
 """
 
