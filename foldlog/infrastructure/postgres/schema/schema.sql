@@ -286,6 +286,10 @@ CREATE TABLE projections (
 
 CREATE UNIQUE INDEX projections_one_live ON projections (space, projection) WHERE is_live;
 
+-- For the alarms of all spaces. Both are almost empty.
+CREATE INDEX projections_alarms ON projections (space)
+    WHERE stopped_at IS NOT NULL OR failing_why IS NOT NULL;
+
 -- The master table: the fold of the log, with a row for each record that an event has touched.
 CREATE TABLE records (
     space             text    COLLATE "C" NOT NULL,
@@ -383,6 +387,8 @@ CREATE TABLE checkpoints (
     alarm_detail text,
     alarm_since  timestamptz
 );
+
+CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;
 
 -- The migrations that were applied to this database.
 CREATE TABLE schema_migrations (
