@@ -1,4 +1,5 @@
-"""Reads the log to verify from a file: an archive for auditors, or an export as JSON lines."""
+"""Reads a log from a file, so that the log can be verified. The file is an archive for auditors, or
+an export as JSON lines."""
 
 from __future__ import annotations
 
