@@ -75,10 +75,12 @@ def export_command(
     these values. Share the export only with authorized readers.
     """
     with open_services(data, database_url) as parts:
+        # The checkpoint comes before the head, because the log may grow in between.
+        note = _checkpoint(parts, space) if wants_archive else None
         page = parts.store.range_after(space, RangeQuery(0, 1))
         header = Header(version=1, space=space, log=page.log, head=page.head)
         if wants_archive:
-            checkpoint, header = _signed(parts, header)
+            checkpoint, header = _signed(parts, header, note)
             _export_archive(parts, header, checkpoint, output)
         else:
             _export_lines(parts, header, output)
@@ -96,7 +98,7 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
             report(header.head)
 
 
-def _signed(parts: Services, header: Header) -> tuple[bytes | None, Header]:
+def _signed(parts: Services, header: Header, note: bytes | None) -> tuple[bytes | None, Header]:
     """Returns the last checkpoint, and the header of an archive that ends at this checkpoint.
 
     If a key is there, waits up to `SIGN_SECONDS_MAX` seconds until the signer has signed all events
@@ -106,11 +108,11 @@ def _signed(parts: Services, header: Header) -> tuple[bytes | None, Header]:
     is_signed_here = bool(parts.verifiers(header.space))
     deadline = time.monotonic() + SIGN_SECONDS_MAX
     while True:
-        note = _checkpoint(parts, header.space)
         size = 0 if note is None else Checkpoint.parse(Note.parse(note).text).size
         if size >= header.head or not is_signed_here or time.monotonic() > deadline:
             break
         time.sleep(SIGN_POLL_SECONDS)
+        note = _checkpoint(parts, header.space)
     if note is None:
         err.print("[yellow]no checkpoint is signed yet:[/yellow] the archive has none")
         return None, header

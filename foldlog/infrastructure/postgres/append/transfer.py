@@ -28,9 +28,11 @@ from .spaces import create_projections
 
 BATCH_EVENTS = 500
 
+# The condition keeps the statement away from the trigger, which runs before ON CONFLICT.
 CREATE_IMPORTING = """
 INSERT INTO spaces (space, log, importing)
-VALUES (%(space)s, %(log)s, true)
+SELECT %(space)s, %(log)s, true
+ WHERE NOT EXISTS (SELECT FROM spaces WHERE space = %(space)s)
     ON CONFLICT (space) DO NOTHING
 """
 
