@@ -193,6 +193,7 @@ class RangeReader:
         try:
             entries = list(self.entries(space, after=start, through=head))
         except LogIncomplete:
+            self._tails.wake(space)  # each waiting reader learns of the alarm
             return
         self._tails.update(space, LogEnd(log, head, entries, mark_before, now))
 

@@ -328,6 +328,13 @@ class LogTailCache:
 
         return unwatch
 
+    def wake(self, space: SpaceId) -> None:
+        """Calls the registered functions of a space, so that its readers use the database."""
+        with self._lock:
+            watchers = list(self._watchers.get(space, ()))
+        for on_growth in watchers:
+            on_growth()
+
     def _evict(self) -> None:
         while self._size > self._bytes_max and len(self._tails) > 1:
             self._drop(next(iter(self._tails)))
