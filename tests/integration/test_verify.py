@@ -34,7 +34,7 @@ from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.scripts.exports import archive as archive_module
 from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
-from foldlog.scripts.verification import folded as folded_module
+from foldlog.scripts.verification import master as master_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
@@ -180,7 +180,7 @@ def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
     with served(audited) as url:
         told = audited.verify(*(("s", "--url", url) if over_http else ()))
 
-    assert "442 events" in told and "skipped, as an event says: seq 441" in told
+    assert "442 events" in told and "skipped, as events say: seq 441" in told
     assert "the master table is the fold of these events" in told
 
 
@@ -190,7 +190,7 @@ def test_an_event_that_cannot_be_folded_is_an_error(audited, monkeypatch):
             raise KeyError("riddle")
         return fold(records, event)
 
-    monkeypatch.setattr(folded_module, "fold", fold_but)
+    monkeypatch.setattr(master_module, "fold", fold_but)
     assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 
@@ -267,7 +267,7 @@ def change(audited, statement: str) -> None:
         ("UPDATE events SET ops_hash = set_byte(ops_hash, 3, 255 - get_byte(ops_hash, 3)) "
          "WHERE originator_version = 99", "seq 99: the leaf commits"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"base\":0', "
-         "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "first 440 events have another"),
+         "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "seq 300: it is another event"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '2026-', "
          "'2025-'), 'UTF8') WHERE originator_version = 300", "seq 300: received at 2025"),
         ("DELETE FROM events WHERE originator_version = 77", "seq 77: the log continues with 78"),
@@ -281,9 +281,9 @@ def change(audited, statement: str) -> None:
          "CASE originator_version WHEN 10050 THEN 51 ELSE 50 END "
          "WHERE originator_version > 10000", "seq 50: the log continues with 51"),
         ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
-         "WHERE number = 1", "the tiles have another root"),
-        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "the master table has"),
-        ("DELETE FROM records WHERE id = '7'", "the master table lacks"),
+         "WHERE number = 1 AND level = 0", "tile 0/1 is wrong at seq 260"),
+        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "records tasks/7: fields is"),
+        ("DELETE FROM records WHERE id = '7'", "records tasks/7 is missing"),
         ("UPDATE spaces SET log = gen_random_uuid(); "
          "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
     ],
@@ -380,12 +380,12 @@ def test_a_damaged_export_cannot_be_read(audited):
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Errors are found, too, when most records are in the file."""
     few = partial(DiskBackedRecords, in_memory_max=3)
-    monkeypatch.setattr(folded_module, "DiskBackedRecords", few)
+    monkeypatch.setattr(master_module, "DiskBackedRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
     change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
-    assert "the master table has" in audited.verify(code=1)
+    assert "records tasks/7: fields is" in audited.verify(code=1)
     change(audited, "DELETE FROM records WHERE id = '7'")
-    assert "the master table lacks ('tasks', '7')" in audited.verify(code=1)
+    assert "records tasks/7 is missing" in audited.verify(code=1)
 
 
 def test_records_in_the_file_fold_like_those_in_memory(audited):
