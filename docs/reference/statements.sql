@@ -204,7 +204,10 @@ SELECT
        );
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['all']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -239,7 +242,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['collection']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -275,7 +281,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['record']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -433,7 +442,10 @@ SELECT originator_version, CASE WHEN originator_version = ANY (ARRAY(
        );
 
 -- foldlog.infrastructure.postgres.master.diff.SELECT_DIFFERENT
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -502,7 +514,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY place_seq, collection, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_AS_OF
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -550,7 +565,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, first_seq, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_ONE_AS_OF
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -640,7 +658,10 @@ SELECT collection,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.snapshots.SELECT_SNAPSHOT
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -681,7 +702,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LIVE
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -716,7 +740,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_CHANGED
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -750,7 +777,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_ONE
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -767,7 +797,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LOCAL_IDS
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -785,7 +818,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, local_id;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['oldest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -839,7 +875,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY version ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['newest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -893,7 +932,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY version DESC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['oldest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -927,7 +969,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq ASC, number ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['newest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live

@@ -24,6 +24,12 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+# The whole form of an erased operation: a commitment in a field of another one is none.
+ERASED = re.compile(
+    rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
+    re.DOTALL,
+)
+
 
 def sha256(data):
     return hashlib.sha256(data).digest()
@@ -61,6 +67,7 @@ def take_apart(state):
     found = re.search(rb',"(ops|body)":', state)
     check(found and state.endswith(b"}"), "this is no event")
     header, rest = state[: found.start()], state[found.end() : -1].decode()
+    check((found[1] == b"ops") == is_changeset(header), "a changeset has ops, other events a body")
     if found[1] == b"body":
         return header, [rest.encode()]
     parts, place = [], 1
@@ -72,6 +79,10 @@ def take_apart(state):
     return header, [part.encode() for part in parts]
 
 
+def is_changeset(header):
+    return b',"kind":"changeset",' in header
+
+
 def leaf_of(seq, line, erased, owing):
     """The hash of the leaf that an event is; nothing that was stored is believed.
 
@@ -81,12 +92,13 @@ def leaf_of(seq, line, erased, owing):
     found = re.fullmatch(rb'\{"salt":"([0-9a-f]+)","event":(\{"seq":(\d+),.*)\}', line, re.DOTALL)
     check(found and int(found[3]) == seq, f"seq {seq} is missing, or in another place")
     salt, (header, operations) = bytes.fromhex(found[1].decode()), take_apart(found[2])
+    check(len(salt) == 32 or is_changeset(header), f"the body of seq {seq} has no salt")
     commitments = b""
     for i, operation in enumerate(operations):
         own_salt = salt[1 + 32 * i : 33 + 32 * i]  # if some are erased: a byte, a salt for each
         if len(salt) == 32:
             own_salt = hmac.digest(salt, i.to_bytes(4, "big"), "sha256")
-        stated = re.search(rb',"erased":"([0-9a-f]{64})"\}$', operation)
+        stated = ERASED.fullmatch(operation)
         if stated and own_salt == bytes(32):
             commitments += bytes.fromhex(stated[1].decode())
             if erased.get(record_of(operation), 0) <= json.loads(header + b"}")["base"]:

@@ -36,7 +36,7 @@ from .postgres.rebuild.rebuild import Rebuilder
 from .postgres.schema.grants import grant
 from .postgres.schema.migrate import SchemaBehind, migrate, pending
 from .postgres.service_events.registry import PostgresRegistry
-from .postgres.status import gauges
+from .postgres.status import alarms, gauges
 from .settings import Settings
 from .signing.keys import read_keys
 from .signing.signer import CheckpointSigner
@@ -110,6 +110,10 @@ class Services:
         that describes the problem.
         """
         return readiness(self.datastore)
+
+    def alarms(self) -> dict[str, int]:
+        """Returns {alarm: the number of spaces that have it}, for `GET /readyz`."""
+        return alarms(self.datastore)
 
     def gauges(self) -> list[Gauge]:
         """Reads the gauges for `GET /metrics` from the database, and returns them as a list.

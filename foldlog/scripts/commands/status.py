@@ -33,8 +33,8 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a
-    rebuild, or the signer has stopped.
+    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted, fails or
+    needs a rebuild, or the signer has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
@@ -50,7 +50,10 @@ def status_command(
         out.print(_projection_table(lines))
         if signed:
             out.print(_checkpoint_table(signed))
-    has_stopped = any(line.stopped_at is not None or line.needs_rebuild for line in lines)
+    has_stopped = any(
+        line.stopped_at is not None or line.failing_why is not None or line.needs_rebuild
+        for line in lines
+    )
     if has_stopped or any(checkpoint.alarm for checkpoint in signed):
         sys.exit(EXIT_NO)
 
@@ -78,6 +81,8 @@ def _projection_table(lines: list[ProjectionStatus]) -> Table:
         if line.needs_rebuild:
             why = "made by another merge rule" if line.is_foreign else "live, without its history"
             state = f"[red]{why}: run foldlog rebuild[/red]"
+        if line.failing_why is not None:
+            state = f"[red]failing: {escape(line.failing_why)}[/red]"
         if line.stopped_at is not None:
             state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(

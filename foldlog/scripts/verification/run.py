@@ -314,9 +314,8 @@ def _decoded(first: int, events: Sequence[Evidence]) -> list[Event]:
 
 
 def _mark_of(evidence: Evidence) -> str:
-    operations = committed(evidence.state).operations
     header = proofs.leaf_header_of(evidence.state)
-    return proofs.mark_of(header, proofs.ops_hash(evidence.salt, operations))
+    return proofs.mark_of(header, committed(evidence.state).ops_hash(evidence.salt))
 
 
 def _contradiction(claims: Claims, suspect: Suspect | None) -> Exception:

@@ -287,13 +287,17 @@ class Snapshot:
 
         The pair contains the values of the first `key_columns` columns, and the other columns.
         """
+        # psycopg's own cursors of the server would be closed by Python's garbage collector, while
+        # another statement runs. This one ends with the transaction.
         self._streams += 1
-        with self._conn.cursor(f"audit_{self._streams}", row_factory=tuple_row) as cursor:
-            cursor.itersize = STREAM_ROWS
-            cursor.execute(statement, {"space": self.space, **(params or {})})
-            names = [column.name for column in cursor.description or ()][key_columns:]
-            for row in cursor:
-                yield row[:key_columns], dict(zip(names, row[key_columns:], strict=True))
+        name = f"audit_{self._streams}"
+        with self._conn.cursor(row_factory=tuple_row) as cursor:
+            declare = f"DECLARE {name} NO SCROLL CURSOR FOR {statement}"
+            cursor.execute(declare, {"space": self.space, **(params or {})})
+            while rows := cursor.execute(f"FETCH {STREAM_ROWS} FROM {name}").fetchall():
+                names = [column.name for column in cursor.description or ()][key_columns:]
+                for row in rows:
+                    yield row[:key_columns], dict(zip(names, row[key_columns:], strict=True))
 
     def fetch(self, statement: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Runs a statement with `params` and the parameter `space`, and returns all rows."""

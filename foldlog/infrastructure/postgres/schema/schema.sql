@@ -279,10 +279,16 @@ CREATE TABLE projections (
     stopped_why    text,
     stopped_until  timestamptz,       -- the time of the next attempt
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
+    failing_why    text,              -- a lasting fault of the database, which no event has caused
+    failing_since  timestamptz,
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
 CREATE UNIQUE INDEX projections_one_live ON projections (space, projection) WHERE is_live;
+
+-- For the alarms of all spaces. Both are almost empty.
+CREATE INDEX projections_alarms ON projections (space)
+    WHERE stopped_at IS NOT NULL OR failing_why IS NOT NULL;
 
 -- The master table: the fold of the log, with a row for each record that an event has touched.
 CREATE TABLE records (
@@ -381,6 +387,8 @@ CREATE TABLE checkpoints (
     alarm_detail text,
     alarm_since  timestamptz
 );
+
+CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;
 
 -- The migrations that were applied to this database.
 CREATE TABLE schema_migrations (
