@@ -15,7 +15,7 @@ from foldlog.infrastructure.postgres.audit.snapshot import (
     StoredGeneration,
     snapshot,
 )
-from foldlog.infrastructure.postgres.projections import VERSIONS
+from foldlog.infrastructure.postgres.projections import VERSIONS, projection_named
 from foldlog.infrastructure.postgres.status import status
 from foldlog.infrastructure.wiring import Services
 from foldlog.scripts.exports.lines import Header
@@ -110,9 +110,18 @@ class RowsCheck(Check):
         pass
 
     def finish(self) -> Iterator[str]:
+        for generation in self._stored.generations():
+            if generation.projection not in VERSIONS:
+                self.note(f"projections: {generation.projection!r} is unknown")
         for projection in VERSIONS:
-            for generation in self._stored.generations(projection):
+            generations = self._stored.generations(projection)
+            for generation in generations:
                 self._check_generation(generation)
+            known = [generation.number for generation in generations]
+            for table in projection_named(projection).tables:
+                stray = self._stored.stray_generation(table, known)
+                if stray is not None:
+                    self.note(f"{table} has rows of generation {stray}, which does not exist")
         self._check_checkpoint()
         last = self._stored.last_seq()
         if last != self._head:

@@ -25,6 +25,7 @@ BATCH_EVENTS = 1_000
 BATCH_BYTES = 8 * 2**20
 #: Rows that a stream reads at a time. Larger values come as hashes, so rows are small.
 STREAM_ROWS = 1_000
+GENERATION_MIN, GENERATION_MAX = -(2**31), 2**31 - 1
 
 # The other pages of the log trust `spaces.event_bytes_max`, which this statement has to prove.
 SELECT_EVIDENCE = """
@@ -181,6 +182,17 @@ SELECT level, count(*), max(number)
  ORDER BY level
 """
 
+# The primary key finds the rows before, between and after the known generations.
+SELECT_STRAY = """
+SELECT t.generation
+  FROM {table} t
+  JOIN unnest(%(afters)s::integer[], %(befores)s::integer[]) AS gap (after, before)
+    ON t.generation > gap.after AND t.generation < gap.before
+ WHERE t.space = %(space)s
+ ORDER BY t.generation
+ LIMIT 1
+"""
+
 SELECT_ERASURE_SEQS = """
 SELECT collection, id, seq
   FROM erasures
@@ -252,10 +264,10 @@ class Snapshot:
         found = self._all(SELECT_CHECKPOINT)
         return StoredCheckpoint(*found[0]) if found else None
 
-    def generations(self, projection: str) -> list[StoredGeneration]:
-        """Returns the generations of one projection, the oldest first."""
+    def generations(self, projection: str | None = None) -> list[StoredGeneration]:
+        """Returns the generations of one projection or of all, the oldest first."""
         found = [StoredGeneration(*row) for row in self._all(SELECT_GENERATIONS)]
-        return [generation for generation in found if generation.projection == projection]
+        return [g for g in found if projection in (None, g.projection)]
 
     def rows(self, table: str) -> Iterator[tuple[RowKey, Row]]:
         """Yields the keys and rows of a table of `SELECT_ROWS`, in the order of the keys."""
@@ -275,6 +287,12 @@ class Snapshot:
         params = {"generation": generation, **tile_params(wanted)}
         rows = self._all(SELECT_TILES, params, binary=True)
         return {Tile(level, number): hashes for level, number, hashes in rows}
+
+    def stray_generation(self, table: str, known: Sequence[int]) -> int | None:
+        """Returns the first generation that has rows in a table without being one of `known`."""
+        params = {"afters": [GENERATION_MIN, *known], "befores": [*known, GENERATION_MAX]}
+        found = self._all(SELECT_STRAY.format(table=table), params)
+        return int(found[0][0]) if found else None
 
     def tile_counts(self, generation: int) -> list[tuple[int, int, int]]:
         """Returns the number of tiles and the highest number of a tile, for each level."""
