@@ -61,35 +61,67 @@ SELECT coalesce(sum(octet_length(state)), 0)
    AND originator_version <= %(head)s
    AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%');
 
--- foldlog.infrastructure.postgres.log.evidence.SELECT_EVIDENCE
-SELECT originator_version, state, salt, ops_hash
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(after)s
-   AND originator_version <= %(through)s
- ORDER BY originator_version
- LIMIT (
-       SELECT CASE
-              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
-              ELSE (
-                   SELECT count(*)
-                     FROM (
-                          SELECT sum(octet_length(state)) OVER (
-                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-                                 ) - octet_length(state) AS bytes_before
-                            FROM events
-                           WHERE originator_id = %(space)s
-                             AND originator_version > %(after)s
-                             AND originator_version <= %(through)s
-                           ORDER BY originator_version
-                           LIMIT %(limit)s
-                          ) measured
-                    WHERE bytes_before <= %(bytes_max)s
-                   )
-              END
-         FROM spaces
-        WHERE space = %(space)s
-       );
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_RECORDS
+SELECT collection,
+       id,
+       CASE WHEN octet_length(fields::text) <= 1000
+            THEN fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
+       END AS fields,
+       is_deleted,
+       seq,
+       created_seq,
+       (extract(epoch FROM last_modified) * 1000)::float8 AS last_modified,
+       CASE WHEN octet_length(writes::text) <= 1000
+            THEN writes::text
+            ELSE 'sha256:' || encode(sha256(convert_to(writes::text, 'UTF8')), 'hex')
+       END AS writes,
+       deleted::text,
+       touched_seq,
+       touched_by::text,
+       touched_seq_other
+  FROM records
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY collection, id;
+
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_VERSIONS
+SELECT collection,
+       id,
+       seq,
+       CASE WHEN octet_length(fields::text) <= 1000
+            THEN fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
+       END AS fields,
+       is_deleted,
+       state_seq,
+       created_seq,
+       (extract(epoch FROM last_modified) * 1000)::float8 AS last_modified,
+       is_first
+  FROM versions
+  JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
+       AS wanted (collection, id, seq)
+ USING (collection, id, seq)
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY collection, id, seq;
+
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_CONFLICTS
+SELECT seq,
+       number,
+       collection,
+       id,
+       CASE WHEN octet_length(document::text) <= 1000
+            THEN document::text
+            ELSE 'sha256:' || encode(sha256(convert_to(document::text, 'UTF8')), 'hex')
+       END AS document,
+       encode(field, 'hex') AS field,
+       lost_by::text,
+       won_by::text
+  FROM conflicts
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.log.ranges.SELECT_PAGE
 SELECT originator_version, state, ops_hash,

@@ -210,7 +210,9 @@ def test_an_import_keeps_an_existing_log(stores, run, tmp_path):
     before = pull_all(stores, "t")
     assert "import-conflict" in run("import", file, "--space", "t", "--unsigned", code=3).stderr
     stores.push("s", push_of(changeset()))
-    assert "import-conflict" in run("import", file, "--unsigned", code=3).stderr  # the export is older
+    assert (
+        "import-conflict" in run("import", file, "--unsigned", code=3).stderr
+    )  # the export is older
     assert pull_all(stores, "t") == before
 
 

@@ -7,6 +7,7 @@ from foldlog.domain.errors import (
     FoldlogError,
     HistoryUnavailable,
     LogBehind,
+    LogIncomplete,
     OutcomeUnknown,
     ProjectionBehind,
     SpaceImporting,
@@ -25,4 +26,5 @@ WRITE_PROBLEMS: Problems = (
     SpaceImporting,
     StorageUnavailable,
     OutcomeUnknown,
+    LogIncomplete,
 )

@@ -12,7 +12,9 @@ from foldlog.scripts.exports.archive import Archive, read_archive
 from foldlog.scripts.exports.bounded import ExportFile, open_export
 from foldlog.scripts.exports.lines import batches_of, evidence_of, read_header
 
-from .sources import Batch, Source
+from .checks import Check
+from .sources import Batch, Scope, Source
+from .tiles import CarriedTilesCheck
 
 
 class ArchiveSource(Source):
@@ -37,6 +39,9 @@ class ArchiveSource(Source):
             wanted = batch[max(0, after - start) : max(0, through - start)]
             yield Batch(wanted, {} if part.tile is None else dict([part.tile]))
 
+    def checks(self, scope: Scope) -> list[Check]:
+        return [CarriedTilesCheck(self.header.head)]
+
 
 class LinesSource(Source):
     """Reads the log from an export as JSON lines, which has events and salts but no checkpoint."""
@@ -53,6 +58,9 @@ class LinesSource(Source):
         # Reading to the end of a gzip file also checks its checksum.
         if through >= self.header.head and next(self._events, None) is not None:
             _check_end(self.header.head + 1, self.header.head)
+
+    def checks(self, scope: Scope) -> list[Check]:
+        return []
 
 
 def _check_end(seq: int, head: int) -> None:

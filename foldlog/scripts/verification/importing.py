@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import msgspec
 
@@ -14,11 +14,11 @@ from foldlog.domain.erasure import erasures_of
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.events import LogEntry, decode_event, restored_entry
 from foldlog.domain.json_schema import compiled
-from foldlog.domain.merkle import Tile
 from foldlog.domain.skipping import skips_of
 from foldlog.infrastructure.postgres.append.transfer import ImportedSpace, InvalidExport
 
-from .sources import Batch, Source
+from .checks import Check
+from .sources import Batch, Scope, Source
 
 #: Of an event with a body: the largest schema, with all the rest.
 BODY_EVENT_BYTES_MAX = 256 * 2**10
@@ -56,8 +56,8 @@ class Importing(Source):
                 f"the export ends at seq {seq}, but should end at {self.header.head}"
             )
 
-    def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
-        return self._source.tiles(wanted)
+    def checks(self, scope: Scope) -> list[Check]:
+        return self._source.checks(scope)
 
 
 def _entry(evidence: Evidence, number: int) -> LogEntry:
