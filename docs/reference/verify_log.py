@@ -18,6 +18,7 @@ import json
 import re
 import sys
 import tarfile
+import zlib
 from base64 import b64decode
 from pathlib import Path
 
@@ -131,7 +132,24 @@ def root_of(tree):
     return root
 
 
+def differing_leaf(leaves, path, tile):
+    """The first seq whose leaf is not the one in this tile of level 0, or None."""
+    first = 256 * int(re.sub(r"\.p/\d+$", "", path).replace("x", "").replace("/", ""))
+    for place in range(len(tile) // 32):
+        leaf = leaves.pop(first + place + 1, None)
+        if leaf is not None and leaf != tile[32 * place : 32 * place + 32]:
+            return first + place + 1
+    return None
+
+
 def main():
+    try:
+        verify()
+    except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, zlib.error) as exc:
+        sys.exit(f"WRONG: this is no readable archive of a log: {str(exc)!a}")
+
+
+def verify():
     ask = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     ask.add_argument("archive")
     ask.add_argument("--key", action="append", required=True, help="a public key of the log's")
@@ -139,10 +157,12 @@ def main():
     ask.add_argument("--save", type=Path, help="where to keep this one")
     given = ask.parse_args()
     claims, proven, tree, seq, note, erased, owing = [], 0, [], 0, None, {}, set()
+    leaves, differs, unproven = {}, [], []
     if given.checkpoint:
         claims.append(open_checkpoint(given.checkpoint.read_bytes(), given.key))
     with tarfile.open(given.archive, "r|*") as tar:
         for member in tar:
+            check(member.isfile(), "this is no archive of a log")
             data = tar.extractfile(member).read()
             if member.name == "checkpoint":
                 note = data
@@ -150,10 +170,19 @@ def main():
             elif member.name.startswith("events/"):
                 for line in data.removesuffix(b"\n").split(b"\n"):
                     seq += 1
-                    add(tree, leaf_of(seq, line, erased, owing))
+                    leaves[seq] = leaf_of(seq, line, erased, owing)
+                    add(tree, leaves[seq])
                     for _, _, root in (claim for claim in claims if claim[1] == seq):
-                        check(root_of(tree) == root, f"the first {seq} events are not those signed")
                         proven += 1
+                        if root_of(tree) != root:
+                            unproven.append(seq)
+            elif member.name.startswith("tile/0/"):
+                found = differing_leaf(leaves, member.name.removeprefix("tile/0/"), data)
+                differs += [found] if found else []
+    if unproven:
+        named = f"; seq {min(differs)} is the first that differs from its tile" if differs else ""
+        check(False, f"the first {unproven[0]} events are not those signed{named}")
+    check(not differs, f"a tile has another leaf at seq {min(differs, default=0)}")
     check(note, "the archive has no checkpoint")
     origin, signed, _ = claims[-1]
     check(claims[0][0] == origin, "the kept checkpoint is of another log")

@@ -39,10 +39,12 @@ class WrongEvent(Exception):
     """Raised at the first event that fails the audit. `seq` is the seq of this event, and `why` is
     the reason."""
 
-    def __init__(self, seq: int, why: str):
+    def __init__(self, seq: int, why: str, tiles: Mapping[Tile, bytes] | None = None):
         super().__init__(f"seq {seq}: {why}")
         self.seq = seq
         self.why = why
+        #: the tiles that the right events of the same batch changed
+        self.tiles = tiles or {}
 
 
 class AuditCursor(msgspec.Struct):
@@ -186,9 +188,9 @@ class LogAudit:
                     raise ValueError("the leaf commits to other operations")
                 self._erasures.note(parts.seq, state)
             except MALFORMED_ERRORS as exc:
-                self._builder.append(leaves)
+                tiles = self._builder.append(leaves)
                 why = str(exc) or "its salt has a wrong length"
-                raise WrongEvent(expected, why) from exc
+                raise WrongEvent(expected, why, tiles) from exc
             self._received_at = parts.received_at
             leaves.append(proofs.leaf_hash(proofs.leaf_of(parts.header, hash)))
         return self._builder.append(leaves)

@@ -60,6 +60,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     ids: LocalIds | UnsetType = UNSET
     #: only in the short form: the indexes of erased operations, from 0
     erased: list[int] | UnsetType = UNSET
+    form: int = 1  #: the version of the stored form of its kind
 
     @property
     def is_stored_changeset(self) -> bool:

@@ -18,6 +18,8 @@ SALT_BYTES = 32
 SALTS_TAG = b"\x01"
 NO_SALT = bytes(SALT_BYTES)
 MARK_LENGTH = 16  #: the hex digits of a leaf hash that a cursor carries
+#: the bytes that `erased_form` adds: `,"erased":"<64 hex digits>"`
+ERASED_MEMBER_BYTES = 76
 #: An entry bundle of C2SP tlog-tiles has 16 bits for the length of an entry.
 LEAF_BYTES_MAX = 65_535
 #: the header is followed by `,"ops_hash":"<hex>"}`

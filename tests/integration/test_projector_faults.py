@@ -36,15 +36,16 @@ RAISE = """
 CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE SQLSTATE '{state}'; END $$;
 CREATE TRIGGER fault BEFORE UPDATE ON projections
-    FOR EACH ROW WHEN (NEW.space = 'a' AND NEW.position > OLD.position) EXECUTE FUNCTION fault()
+    FOR EACH ROW WHEN (NEW.space = '{space}' AND NEW.position > OLD.position)
+    EXECUTE FUNCTION fault()
 """
 
 
 @contextmanager
-def fault(url: str, state: str):
-    """During the block, each batch of the space `a` fails with this SQLSTATE."""
+def fault(url: str, state: str, *, space: str = "a"):
+    """During the block, each batch of this space fails with this SQLSTATE."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(RAISE.format(state=state).encode())
+        conn.execute(RAISE.format(state=state, space=space).encode())
         yield
         conn.execute("DROP FUNCTION fault CASCADE")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from foldlog.domain.errors import HistoryUnavailable, LogBehind, ProjectionBehind, UnknownSpace
 from foldlog.domain.limits import LIMITS, Limits
@@ -20,7 +21,10 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 
 # Every page is one statement and so one snapshot. Its rows are the state at `position`.
 _PAGE = """
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -69,8 +73,9 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns four more columns before those of `page`: the
-    log's id, the log's head, the projection's position, and whether the generation has the history.
+    which the rows are sorted. The statement returns five more columns before those of `page`: the
+    log's id, the log's head, the projection's position, the seq at which the projection stands
+    still (or `NULL`), and whether the generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -118,6 +123,8 @@ class Found(NamedTuple):
     log: str
     head: int
     position: int
+    #: the seq of the event at which the projection stands still, or `UNSET` while it goes on
+    halted_at: int | UnsetType
     #: the number of rows before the limit of bytes cut some off
     candidates: int
     rows: list[Any]
@@ -177,7 +184,7 @@ class LiveReader:
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
             raise UnknownSpace(scope.space)
-        log, head, position, has_history = rows[0][:4]
+        log, head, position, halted_at, has_history = rows[0][:5]
         at_least = scope.at_least
         if scope.needs_history and not has_history:
             raise HistoryUnavailable()
@@ -189,11 +196,19 @@ class LiveReader:
                 awaited=at_least,
                 projected=position,
                 head=head,
+                **({} if halted_at is None else {"halted_at": halted_at}),
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[4] is not None]
-        candidates = present[0][4] if present else 0
-        return Found(log, head, position, candidates, [row[5:] for row in present])
+        present = [row for row in rows if row[5] is not None]
+        candidates = present[0][5] if present else 0
+        return Found(
+            log=log,
+            head=head,
+            position=position,
+            halted_at=UNSET if halted_at is None else halted_at,
+            candidates=candidates,
+            rows=[row[6:] for row in present],
+        )
 
 
 def view_of_row(row: Any) -> RecordView:
