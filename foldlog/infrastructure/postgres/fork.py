@@ -59,9 +59,7 @@ END_SIGNING_ALARM = """
 UPDATE checkpoints
    SET alarm = NULL,
        alarm_detail = NULL,
-       alarm_since = NULL,
-       alarm_by = NULL,
-       signer = NULL
+       alarm_since = NULL
  WHERE space = %(space)s
 RETURNING space
 """
