@@ -67,7 +67,7 @@ def test_granting_makes_the_space_and_says_so_in_its_log(grant, store, space, to
 
 
 def test_no_event_has_the_token(store, space):
-    """The log has the digest of a token, by which it proves the token's row, and never the token."""
+    """The log has the digest of a token, which proves the token's row. It never has the token."""
     token, digest = a_token()
     store.grant(space, new_id(), digest, Grant(role=Role.READER), "ada")
     states = b"".join(entry.state for entry in store.entries(space, through=10))
