@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from foldlog.domain.errors import UnknownRecord, UnknownSpace
+from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.history import Point, check_cursor_moment
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import AsOfPage, AsOfQuery, SpaceId, decode_cursor, encode_cursor
@@ -19,6 +19,7 @@ WITH RECURSIVE halving (low, high) AS (
 SELECT 0::bigint, head
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
  UNION ALL
 SELECT CASE WHEN e.received_at_ms <= %(time)s THEN e.originator_version ELSE low END,
        CASE WHEN e.received_at_ms <= %(time)s THEN high ELSE e.originator_version - 1 END
@@ -114,6 +115,7 @@ class MomentReader(LiveReader):
             [_encode(view_of_row(row)) for row in rows],
             last and encode_cursor(as_of, last[0], last[7], last[1]),
             as_of,
+            halted_at=found.halted_at,
         )
 
     def record_as_of(
@@ -126,7 +128,10 @@ class MomentReader(LiveReader):
         if not found.rows:
             raise UnknownRecord(f"there was no record {key[0]}/{key[1]} at {as_of}, nor before")
         documents = [_encode(view_of_row(row)) for row in found.rows]
-        return AsOfPage(found.log, found.head, found.position, documents, None, as_of)
+        return AsOfPage(
+            *(found.log, found.head, found.position, documents, None, as_of),
+            halted_at=found.halted_at,
+        )
 
     def _seq_of(self, space: SpaceId, moment: Point) -> int:
         if moment.seq is not None:
@@ -134,5 +139,5 @@ class MomentReader(LiveReader):
         statement = SELECT_HEAD if moment.time is None else SELECT_SEQ_AT
         found = self._datastore.fetch_one(statement, {"space": space, "time": moment.time})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return int(found[0])

@@ -1,6 +1,6 @@
 """Reads pages from the live generation of the master table.
 
-A page has a greatest number of rows and a greatest size in bytes. Each page is read by one SQL
+The number of rows and the number of bytes of a page are limited. Each page is read by one SQL
 statement. The file docs/reference/statements.sql shows each of these statements in full.
 """
 
@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from foldlog.domain.errors import HistoryUnavailable, LogBehind, ProjectionBehind, UnknownSpace
+from foldlog.domain.errors import FoldlogError, HistoryUnavailable, LogBehind, ProjectionBehind
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.heads import absent
 
 # Every page is one statement and so one snapshot. Its rows are the state at `position`.
 _PAGE = """
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -69,8 +74,9 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns four more columns before those of `page`: the
-    log's id, the log's head, the projection's position, and whether the generation has the history.
+    which the rows are sorted. The statement returns five more columns before those of `page`: the
+    log's id, the log's head, the projection's position, the seq at which the projection stands
+    still (or `NULL`), and whether the generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -118,6 +124,8 @@ class Found(NamedTuple):
     log: str
     head: int
     position: int
+    #: the seq of the event at which the projection stands still, or `UNSET` while it goes on
+    halted_at: int | UnsetType
     #: the number of rows before the limit of bytes cut some off
     candidates: int
     rows: list[Any]
@@ -142,8 +150,12 @@ class LiveReader:
     def position(self, space: SpaceId) -> Projected:
         found = self._datastore.fetch_one(SELECT_POSITION, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return Projected(*found)
+
+    def _absent(self, space: SpaceId) -> FoldlogError:
+        with self._datastore.reading() as cursor:
+            return absent(cursor, space)
 
     def _page(
         self,
@@ -167,7 +179,8 @@ class LiveReader:
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
         """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
 
-        Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if
+        Raises `UnknownSpace` if the space is unknown, and `SpaceImporting` if the space is being
+        imported: it gets its projections when it is whole. Raises `HistoryUnavailable` if
         `scope.needs_history` is set, but the live generation lacks the history or was filled by
         another version of Foldlog. Raises `LogBehind` if the log has not reached the seq
         `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq but the
@@ -176,8 +189,8 @@ class LiveReader:
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
-            raise UnknownSpace(scope.space)
-        log, head, position, has_history = rows[0][:4]
+            raise self._absent(scope.space)
+        log, head, position, halted_at, has_history = rows[0][:5]
         at_least = scope.at_least
         if scope.needs_history and not has_history:
             raise HistoryUnavailable()
@@ -189,11 +202,19 @@ class LiveReader:
                 awaited=at_least,
                 projected=position,
                 head=head,
+                **({} if halted_at is None else {"halted_at": halted_at}),
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[4] is not None]
-        candidates = present[0][4] if present else 0
-        return Found(log, head, position, candidates, [row[5:] for row in present])
+        present = [row for row in rows if row[5] is not None]
+        candidates = present[0][5] if present else 0
+        return Found(
+            log=log,
+            head=head,
+            position=position,
+            halted_at=UNSET if halted_at is None else halted_at,
+            candidates=candidates,
+            rows=[row[6:] for row in present],
+        )
 
 
 def view_of_row(row: Any) -> RecordView:
