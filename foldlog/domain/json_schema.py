@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,14 +36,12 @@ from .schema_keywords import (
     BY_FIELD,
     FORMATS,
     KEYWORDS,
-    ONE_SCHEMA,
     REF,
-    SCHEMA_LIST,
-    SCHEMA_MAP,
     Schema,
     compiled,
     in_place,
     name_of,
+    subschemas,
 )
 from .schema_steps import StepCounter, Steps, TooManySteps
 from .values import check_value
@@ -55,8 +52,6 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # these characters stay as they are in a reference
 #: schemas that may apply to one value
 IN_PLACE_MAX = 1_000
-#: sets of schemas that may apply at different places of a value
-PLACES_MAX = 5_000
 #: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
 VALUE_LENGTH_SHOWN_MAX = 100
@@ -125,7 +120,7 @@ class JsonSchema:
         erasable."""
         return frozenset(
             name
-            for _, part in _subschemas("", self.schema)
+            for _, part in subschemas("", self.schema)
             for member in ("properties", "dependentSchemas", "dependentRequired", "required")
             for name in part.get(member, ())
         )
@@ -358,27 +353,6 @@ def _halves(members: list[Any]) -> tuple[list[Any], list[Any]]:
     return members[:middle], members[middle:]
 
 
-def _subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
-    """Yields the schema itself and all schemas inside it, each with its JSON pointer.
-
-    Schemas that are just `true` or `false` are left out. The schema must be valid by the
-    meta-schema.
-    """
-    if not isinstance(schema, dict):
-        return
-    yield pointer, schema
-    for member, value in schema.items():
-        below = f"{pointer}/{escaped(member)}"
-        if member in ONE_SCHEMA:
-            yield from _subschemas(below, value)
-        elif member in SCHEMA_LIST:
-            for index, item in enumerate(value):
-                yield from _subschemas(f"{below}/{index}", item)
-        elif member in SCHEMA_MAP:
-            for name, item in value.items():
-                yield from _subschemas(f"{below}/{escaped(name)}", item)
-
-
 def _check(schema: Any, limits: Limits) -> None:
     if not isinstance(schema, dict):
         raise InvalidSchema("a collection's schema must be an object", pointer="")
@@ -391,7 +365,7 @@ def _check(schema: Any, limits: Limits) -> None:
     if schema.get("$schema", DIALECT) != DIALECT:
         raise InvalidSchema(f"the dialect must be {DIALECT}", pointer="/$schema")
     _check_by_meta_schema({name: value for name, value in schema.items() if name != "$schema"})
-    for pointer, part in _subschemas("", schema):
+    for pointer, part in subschemas("", schema):
         _check_part(pointer, part, schema.get("$defs", {}))
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
@@ -404,7 +378,7 @@ def _check(schema: Any, limits: Limits) -> None:
         compiled(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise _invalid(exc) from exc
-    _check_branches(schema, limits.nesting_max + 1)
+    _check_branches(schema)
 
 
 def _check_by_meta_schema(schema: Schema) -> None:
@@ -461,75 +435,20 @@ def _check_circles(schema: Schema) -> None:
         weight = 1 + sum(map(weigh, in_place(part)))
         return weight + (weight_of(name_of(part["$ref"])) if "$ref" in part else 0)
 
-    for pointer, part in _subschemas("", schema):
+    for pointer, part in subschemas("", schema):
         if weigh(part) > IN_PLACE_MAX:
             raise InvalidSchema(
                 f"more than {IN_PLACE_MAX} schemas apply to one value", pointer=pointer
             )
 
 
-def _check_branches(schema: Schema, levels: int) -> None:
+def _check_branches(schema: Schema) -> None:
     """Raises `InvalidSchema` if more than `IN_PLACE_MAX` subschemas may apply to one nested value,
     or if there are too many different sets of such subschemas. A check of a deeply nested value
-    would then take too long.
-
-    The function starts with the schemas that apply to the whole record. From them it computes the
-    schemas that apply to each property and item, then those that apply one level deeper, and so on.
-    It ends when a level gives no new set of schemas, or after `levels` levels.
-    """
-    definitions = schema.get("$defs", {})
-    # A place is a set of (identity, times), because a schema may contain equal parts.
-    parts: dict[int, Any] = {}  # by identity
-
-    def applied(part: Any) -> Iterator[Schema]:
-        if isinstance(part, dict):
-            yield part
-            for below in in_place(part):
-                yield from applied(below)
-            if "$ref" in part:
-                yield from applied(definitions[name_of(part["$ref"])])
-
-    def counted(found: Iterable[Any]) -> frozenset[tuple[int, int]]:
-        found = list(found)
-        parts.update((id(part), part) for part in found)
-        return frozenset(Counter(map(id, found)).items())
-
-    places = {counted([schema])}
-    seen = set(places)
-    for _ in range(levels):
-        below = set()
-        for place in places:
-            here = [part for key, times in place for part in [*applied(parts[key])] * times]
-            if len(here) > IN_PLACE_MAX or len(seen) > PLACES_MAX:
-                raise InvalidSchema("branches too often at each level of a value", pointer="")
-            below |= {counted(found) for found in _child_schemas(here)}
-        places = below - seen
-        seen |= places
-
-
-def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields a list of subschemas for each kind of property and item that a value may have. `parts`
-    are the schemas that apply to the value. The list for a property or item contains all subschemas
-    of `parts` that apply to it. The last list contains the subschemas that apply to the names of
-    the properties."""
-    named = {name for part in parts for name in part.get("properties", ())}
-    for name in named:
-        by_name = partial(matches, name=name)
-        yield [below for part in parts for below in _schemas_of_property(part, by_name, name)]
-    for any_other in (_matches_none, _matches_all):
-        yield [below for part in parts for below in _schemas_of_property(part, any_other)]
-    length = max((len(part.get("prefixItems", ())) for part in parts), default=0)
-    for index in range(length + 1):
-        yield [below for part in parts for below in _schemas_of_item(part, index)]
-    yield [part["propertyNames"] for part in parts if "propertyNames" in part]
-
-
-def _matches_none(pattern: str) -> bool:
-    return False
-
-
-def _matches_all(pattern: str) -> bool:
-    return True
+    would then take too long."""
+    counter = StepCounter(schema)
+    if not counter.is_whole or counter.parts_max > IN_PLACE_MAX:
+        raise InvalidSchema("branches too often at each level of a value", pointer="")
 
 
 def _schemas_of_named(
@@ -539,26 +458,6 @@ def _schemas_of_named(
     yield from (below for pattern, below in patterns.items() if is_matched(pattern))
     if name in part.get("properties", {}):
         yield part["properties"][name]
-
-
-def _schemas_of_property(
-    part: Schema, is_matched: Callable[[str], bool], name: str | None = None
-) -> Iterator[Any]:
-    found = list(_schemas_of_named(part, is_matched, name))
-    yield from found
-    if not found and "additionalProperties" in part:
-        yield part["additionalProperties"]
-    if "unevaluatedProperties" in part:
-        yield part["unevaluatedProperties"]
-
-
-def _schemas_of_item(part: Schema, index: int) -> Iterator[Any]:
-    first = part.get("prefixItems", ())
-    if index < len(first):
-        yield first[index]
-    elif "items" in part:
-        yield part["items"]
-    yield from (part[k] for k in ("contains", "unevaluatedItems") if k in part)
 
 
 @lru_cache(maxsize=1_024)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
+
+from .json_pointers import escaped
 
 Schema = Mapping[str, Any]
 
@@ -64,6 +66,27 @@ def in_place(part: Schema) -> Iterable[Any]:
             yield from value.values()
         else:
             yield value
+
+
+def subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
+    """Yields the schema itself and all schemas inside it, each with its JSON pointer.
+
+    Schemas that are just `true` or `false` are left out. The schema must be valid by the
+    meta-schema.
+    """
+    if not isinstance(schema, dict):
+        return
+    yield pointer, schema
+    for member, value in schema.items():
+        below = f"{pointer}/{escaped(member)}"
+        if member in ONE_SCHEMA:
+            yield from subschemas(below, value)
+        elif member in SCHEMA_LIST:
+            for index, item in enumerate(value):
+                yield from subschemas(f"{below}/{index}", item)
+        elif member in SCHEMA_MAP:
+            for name, item in value.items():
+                yield from subschemas(f"{below}/{escaped(name)}", item)
 
 
 def compiled(schema: Schema) -> jsonschema_rs.Validator:

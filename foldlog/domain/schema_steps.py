@@ -25,10 +25,14 @@ import jsonschema_rs
 
 from .limits import LIMITS
 from .pattern_size import pattern_size
-from .schema_keywords import BY_FIELD, compiled, in_place, name_of
+from .schema_keywords import BY_FIELD, compiled, in_place, name_of, subschemas
 
-#: subschemas in the remembered places of one schema; beyond this, all places are forgotten
+#: subschemas in all places of one schema together, without the places that a device may choose
 PLACED_MAX = 20_000
+#: further places that are remembered; beyond this, all of them are forgotten
+CHOSEN_MAX = 500
+#: making a place takes this for each of its subschemas, and this for each of the place above
+MAKING_STEPS, MAKING_STEPS_ABOVE = 40, 6
 #: A keyword `unevaluated...` checks the subschemas beside it again. Nested ones multiply.
 UNEVALUATED_FACTOR = 4
 #: counting itself takes time too: of one object or list, and of one member
@@ -66,6 +70,9 @@ EQUAL = {
 CHARACTER_STEPS = 1 / 8
 SMALL_PATTERN = 6
 PART_STEPS = 0.4
+
+
+_Name = tuple[tuple[int, int], ...]  #: of a place: (identity of a subschema, how often it applies)
 
 
 class TooManySteps(Exception):
@@ -107,14 +114,45 @@ class Steps:
 
 class StepCounter:
     """Counts the steps of checking values against one schema. The schema must have been checked.
-    Several threads may use one counter at the same time."""
+    Several threads may use one counter at the same time.
+
+    The places that follow from the schema alone are made in advance. The names in a value may lead
+    to others, because each set of patterns that a name matches is a place. A value may so make many
+    places, and each visit of such a place costs the steps of making it, whether or not it is
+    remembered.
+    """
 
     def __init__(self, schema: Mapping[str, Any]):
         self._definitions = schema.get("$defs", {})
-        self._places: dict[tuple[tuple[int, int], ...], Place] = {}
-        self._placed = 0
         self._weights: dict[int, _Weights] = {}  # by identity; the schema keeps the parts alive
         self._schema = schema
+        self._chosen: dict[_Name, Place] = {}
+        self._places: dict[_Name, Place] = {}
+        self._placed = 0
+        self._is_made = False
+        #: the most subschemas at one place
+        self.parts_max = 0
+        #: whether all places of the schema were made in advance
+        self.is_whole = self._make([schema])
+        self._make(part for _, part in subschemas("", schema))  # the search counts them alone
+        self._is_made = True
+
+    def _make(self, roots: Iterable[Any]) -> bool:
+        """Makes the places below these subschemas, level by level. Returns whether it made all of
+        them: it ends at `PLACED_MAX`."""
+        waiting = [self.place([(root, 1)]) for root in roots]
+        for _ in range(LIMITS.nesting_max + 1):
+            below: list[Place] = []
+            for place in waiting:
+                for roots_below in place.below():
+                    before = len(self._places)
+                    found = self.place(roots_below)
+                    if len(self._places) > before:
+                        below.append(found)
+                    if self._placed > PLACED_MAX:
+                        return False
+            waiting = below
+        return True
 
     def count(self, value: Any, most: int) -> int:
         """Returns how many steps a check of `value` needs. Raises `TooManySteps`, and stops
@@ -138,14 +176,18 @@ class StepCounter:
             times[key] = times.get(key, 0) + often
             parts[key] = part
         name = tuple(sorted(times.items()))
-        found = self._places.get(name)
+        found = self._places.get(name) or self._chosen.get(name)
         if found is None:
-            if self._placed > PLACED_MAX:
-                self._places.clear()
-                self._placed = 0
-            found = Place(self, [(parts[key], often) for key, often in name])
-            self._placed += len(found.parts) + 1
-            self._places[name] = found
+            is_chosen = self._is_made or self._placed > PLACED_MAX
+            found = Place(self, [(parts[key], often) for key, often in name], is_chosen)
+            if is_chosen:
+                if len(self._chosen) >= CHOSEN_MAX:
+                    self._chosen.clear()
+                self._chosen[name] = found
+            else:
+                self._placed += len(found.parts) + 1
+                self.parts_max = max(self.parts_max, sum(often for _, often in found.parts))
+                self._places[name] = found
         return found
 
     def applied(self, roots: Iterable[tuple[Any, int]]) -> dict[int, tuple[Any, int]]:
@@ -186,7 +228,7 @@ class StepCounter:
 class Place:
     """The subschemas that apply at one place of a value, and what a value costs there."""
 
-    def __init__(self, counter: StepCounter, roots: list[tuple[Any, int]]):
+    def __init__(self, counter: StepCounter, roots: list[tuple[Any, int]], is_chosen: bool):
         self._counter = counter
         self.parts = list(counter.applied(roots).values())
         #: steps by the type of a value, without its members and characters
@@ -212,6 +254,11 @@ class Place:
             self.by_unique += often * weights.by_unique
             self.patterns += [(often * steps, pattern) for steps, pattern in weights.patterns]
             prefixes = max(prefixes, len(part.get("prefixItems", ())))
+        if len(self.patterns) > 1:
+            self.by_member += MAKING_STEPS_ABOVE * len(self.parts)
+        if is_chosen:
+            for kind in self.by_type:
+                self.by_type[kind] += MAKING_STEPS * (1 + len(self.parts))
         self.by_type[dict] += CONTAINER_STEPS
         self.by_type[list] += CONTAINER_STEPS
         self.by_character += 1 / 64
@@ -243,6 +290,8 @@ class Place:
         matched = tuple([pattern.is_valid(name) for _, pattern in self.patterns])
         found = self._others.get(matched)
         if found is None:
+            if len(self._others) >= CHOSEN_MAX:
+                self._others.clear()
             found = self._others[matched] = self._place_of(name, matched)
             if not self.patterns:
                 self.others = found
@@ -251,17 +300,36 @@ class Place:
     def _place_of(self, name: str, matched: tuple[bool, ...]) -> Place:
         return self._counter.place(self._schemas_of(name, iter(matched)))
 
-    def _schemas_of(self, name: str, matched: Iterator[bool]) -> Iterator[tuple[Any, int]]:
+    def _schemas_of(
+        self, name: str, matched: Iterator[bool], is_named: bool = True
+    ) -> Iterator[tuple[Any, int]]:
         for part, often in self.parts:
             patterns = part.get("patternProperties", {})
             below = [schema for schema in patterns.values() if next(matched)]
-            if name in part.get("properties", ()):
+            if is_named and name in part.get("properties", ()):
                 below.append(part["properties"][name])
             if not below and "additionalProperties" in part:
                 below.append(part["additionalProperties"])
             if "unevaluatedProperties" in part:
                 below.append(part["unevaluatedProperties"])
             yield from ((schema, often) for schema in below)
+
+    def below(self) -> Iterator[Iterable[tuple[Any, int]]]:
+        """Yields the roots of the places below this one: of the named properties, of a name that
+        matches no pattern, one, or all of them, of the items, and of the names."""
+        count = len(self.patterns)
+        for name in self.members:
+            matched = [pattern.is_valid(name) for _, pattern in self.patterns]
+            yield self._schemas_of(name, iter(matched))
+        # A name of `properties` has its own place, so any other name stands for all others.
+        for index in range(count):
+            yield self._schemas_of("", (n == index for n in range(count)), is_named=False)
+        for all_match in (False, True):
+            yield self._schemas_of("", (all_match for _ in range(count)), is_named=False)
+        for index in range(self.prefixes + 1):
+            yield self._schemas_of_item(index)
+        if self.has_names:
+            yield self._schemas_of_names()
 
     def item(self, index: int) -> Place:
         """Returns the place of an item. All items from `prefixes` on have the same place."""
@@ -288,13 +356,13 @@ class Place:
     def names(self) -> Place:
         """Returns the place of the names of properties, which `propertyNames` checks."""
         if self._names is None:
-            found = [
-                (part["propertyNames"], often)
-                for part, often in self.parts
-                if "propertyNames" in part
-            ]
-            self._names = self._counter.place(found)
+            self._names = self._counter.place(self._schemas_of_names())
         return self._names
+
+    def _schemas_of_names(self) -> Iterator[tuple[Any, int]]:
+        for part, often in self.parts:
+            if "propertyNames" in part:
+                yield part["propertyNames"], often
 
 
 class _Walk:
