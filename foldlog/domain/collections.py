@@ -134,11 +134,14 @@ class RecordSchema:
             return is_fresh
         return False
 
-    def violation(self, fields: Mapping[str, Any]) -> Violation | None:
+    def violation(
+        self, fields: Mapping[str, Any], budget: Budget | None = None
+    ) -> Violation | None:
         """Returns the first violation in a record with these fields, or `None`. A record whose
-        check needs more steps than a changeset may is a violation too."""
+        check needs more steps than `budget` has left is a violation too. The default is the budget
+        of one changeset."""
         try:
-            return _first_violation(self.json, fields, Budget())
+            return _first_violation(self.json, fields, budget or Budget())
         except TooManySteps:
             return Violation("", TOO_MANY_STEPS)
 

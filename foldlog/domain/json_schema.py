@@ -41,6 +41,8 @@ from .schema_keywords import (
     compiled,
     in_place,
     name_of,
+    pattern_bytes,
+    patterns_of,
     subschemas,
 )
 from .schema_steps import StepCounter, Steps, TooManySteps
@@ -54,12 +56,15 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # these characters stay as the
 IN_PLACE_MAX = 1_000
 #: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
+#: memory of all compiled patterns of a new schema together
+PATTERNS_BYTES_MAX = 4 * 2**20
 VALUE_LENGTH_SHOWN_MAX = 100
 NOT_ALLOWED = "has a field that the schema does not allow"
 
 #: steps of the search for violations: of each check, and of each byte of a schema to compile
 SEARCH_STEPS = 60
 COMPILING_STEPS = 4
+PATTERN_BYTES_PER_STEP = 5
 #: The search checks the halves of longer lists and objects before their members.
 TOGETHER_MAX = 16
 #: keywords that are checked together with another one
@@ -324,6 +329,8 @@ class _Search:
                 some = {**some, "$defs": self._definitions}
                 size += len(_encode(self._definitions))
             self._steps.spend(COMPILING_STEPS * size)
+            patterns = (p for _, below in subschemas("", some) for p in patterns_of(below))
+            self._steps.spend(sum(map(pattern_bytes, patterns)) // PATTERN_BYTES_PER_STEP)
             found = self._compiled[key] = compiled(some)
         return found
 
@@ -374,6 +381,7 @@ def _check(schema: Any, limits: Limits) -> None:
             pointer="/type",
         )
     _check_circles(schema)
+    _check_patterns(schema)
     try:
         compiled(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
@@ -442,6 +450,17 @@ def _check_circles(schema: Schema) -> None:
             )
 
 
+def _check_patterns(schema: Schema) -> None:
+    """Raises `InvalidSchema` if the patterns of a schema together take more memory than
+    `PATTERNS_BYTES_MAX`."""
+    left = PATTERNS_BYTES_MAX
+    for pointer, part in subschemas("", schema):
+        for pattern in patterns_of(part):
+            left -= pattern_bytes(pattern)
+            if left < 0:
+                raise InvalidSchema("the patterns take too much memory together", pointer=pointer)
+
+
 def _check_branches(schema: Schema) -> None:
     """Raises `InvalidSchema` if more than `IN_PLACE_MAX` subschemas may apply to one nested value,
     or if there are too many different sets of such subschemas. A check of a deeply nested value
@@ -460,6 +479,11 @@ def _schemas_of_named(
         yield part["properties"][name]
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=4_096)
 def matches(pattern: str, name: str) -> bool:
-    return compiled({"pattern": pattern}).is_valid(name)
+    return _matcher(pattern).is_valid(name)
+
+
+@lru_cache(maxsize=1_024)
+def _matcher(pattern: str) -> jsonschema_rs.Validator:
+    return compiled({"pattern": pattern})

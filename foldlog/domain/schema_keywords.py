@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
@@ -101,3 +102,29 @@ def compiled(schema: Schema) -> jsonschema_rs.Validator:
         ),
         offline=True,
     )
+
+
+def patterns_of(part: Schema) -> Iterable[str]:
+    """Yields the patterns of one schema, without those of the schemas inside it."""
+    if "pattern" in part:
+        yield part["pattern"]
+    yield from part.get("patternProperties", ())
+
+
+@lru_cache(maxsize=4_096)
+def pattern_bytes(pattern: str) -> int:
+    """Returns the memory that a compiled pattern takes, in bytes, rounded up to a power of two;
+    more than `PATTERN_BYTES_MAX` if it cannot be compiled within this."""
+    size = 1
+    while size <= PATTERN_BYTES_MAX and not _fits_in(pattern, size):
+        size = size * 2 if size >= 1024 else 1024
+    return 0 if size == 1 else size
+
+
+def _fits_in(pattern: str, size: int) -> bool:
+    options = jsonschema_rs.RegexOptions(size_limit=size)
+    try:
+        jsonschema_rs.Draft202012Validator({"pattern": pattern}, pattern_options=options)
+    except (jsonschema_rs.ValidationError, ValueError):
+        return False
+    return True

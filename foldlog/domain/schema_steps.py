@@ -407,7 +407,11 @@ class _Walk:
             self._visit_names(place, value)
         members = place.members
         for name, item in value.items():
-            below = members.get(name, place.others) or place.member(name)
+            below = members.get(name, place.others)
+            if below is None:
+                if self.left < 0:  # making places takes long
+                    raise TooManySteps
+                below = place.member(name)
             kind = type(item)
             if kind is dict:
                 self._visit_object(below, item)
