@@ -97,12 +97,13 @@ class Verification:
                 self._save_state(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
+        if self.through == self._header.head and claims.contradicted is None:
+            self._check_erasures(audit)
         self._finish(checks, claims)
         self._prove_remaining(audit, claims)
-        count = spaced(audit.seq - self._start.seq)
-        self.findings.insert(0, f"{count} events, each with its hashes, to seq {audit.seq}")
+        count = spaced(self.through - self._start.seq)
+        self.findings.insert(0, f"{count} events, each with its hashes, to seq {self.through}")
         if self.through == self._header.head:
-            self._check_erasures(audit)
             self._check_unsigned(audit, covered)
         self._save_state(audit)
 
@@ -175,7 +176,7 @@ class Verification:
     def _check_unsigned(self, audit: LogAudit, covered: int) -> None:
         """Tells how many events follow the last checkpoint. Raises `Wrong` if the first of them is
         older than the limit, because a signer would have signed it."""
-        count = audit.seq - covered
+        count = self.through - covered
         is_signed_log = bool(covered or self._keys or self._source.vkeys)
         if not count or not is_signed_log:
             return
