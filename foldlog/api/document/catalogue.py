@@ -33,6 +33,7 @@ from foldlog.domain.errors import (
     LimitExceeded,
     LogBehind,
     LogChanged,
+    LogIncomplete,
     NoCheckpoint,
     NoKeys,
     NotFound,
@@ -43,6 +44,7 @@ from foldlog.domain.errors import (
     SchemaNotAdditive,
     SchemaViolated,
     SignInUnavailable,
+    SpaceImporting,
     StorageUnavailable,
     Unauthenticated,
     UnknownCollection,
@@ -234,9 +236,19 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         "Send the same request again. Changesets that were stored are answered as duplicates.",
         OutcomeUnknown(),
     ),
+    LogIncomplete: Entry(
+        "Keep the queue, and try again after `Retry-After` seconds. An operator must restore the "
+        "missing events: `foldlog status` names them. Other spaces are not affected.",
+        LogIncomplete("the log of 'home' is incomplete: missing: seq 300"),
+    ),
     ProjectionBehind: Entry(
         "Try again after `Retry-After` seconds: the master table is catching up.",
         ProjectionBehind(head=42, projected=41),
+    ),
+    SpaceImporting: Entry(
+        "An operator is importing the log of this space. Try again after `Retry-After` seconds; "
+        "the space opens when the import is whole.",
+        SpaceImporting("family-list"),
     ),
     HistoryUnavailable: Entry(
         "An operator must run `foldlog rebuild` for this space, once after an upgrade. All "

@@ -9,6 +9,7 @@ from foldlog.domain.ports import Gauge
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 
+from .log.alarms import Holes, find_holes
 from .projections import VERSIONS
 
 SELECT_STATUS = """
@@ -35,7 +36,8 @@ SELECT s.space,
 SELECT_HEADS = """
 SELECT space, head
   FROM spaces
- WHERE %(spaces)s::text[] IS NULL OR space = ANY(%(spaces)s::text[])
+ WHERE NOT importing
+   AND (%(spaces)s::text[] IS NULL OR space = ANY(%(spaces)s::text[]))
  ORDER BY head DESC, space
 """
 
@@ -69,6 +71,14 @@ SELECT s.space, s.head, coalesce(c.size, 0), c.signed_at::text, c.alarm, c.alarm
  ORDER BY s.space
 """
 
+SELECT_INCOMPLETE = """
+SELECT space, alarm, alarm_since::text
+  FROM spaces
+ WHERE alarm IS NOT NULL
+   AND (%(space)s::text IS NULL OR space = %(space)s)
+ ORDER BY space
+"""
+
 SELECT_SIGNING = """
 SELECT count(c.alarm), max(s.head - c.size)
   FROM spaces s
@@ -94,13 +104,17 @@ SELECT alarm, count(DISTINCT space)
        SELECT 'signing-stopped', space
          FROM checkpoints
         WHERE alarm IS NOT NULL
+        UNION ALL
+       SELECT 'log-incomplete', space
+         FROM spaces
+        WHERE alarm IS NOT NULL
        ) alarms
  GROUP BY alarm
  ORDER BY alarm
 """
 
 #: the codes of all alarms; each is about one space, and needs an operator
-ALARMS = ("projection-failing", "projection-halted", "signing-stopped")
+ALARMS = ("log-incomplete", "projection-failing", "projection-halted", "signing-stopped")
 
 
 class CheckpointStatus(NamedTuple):
@@ -116,6 +130,19 @@ class CheckpointStatus(NamedTuple):
     signed_at: str | None
     alarm: str | None
     alarm_detail: str | None
+
+
+class IncompleteLog(NamedTuple):
+    """The alarm of a space whose log has missing events.
+
+    `alarm` describes the hole that raised the alarm, and `since` is the time of the alarm. `holes`
+    has all holes that the log has at present.
+    """
+
+    space: str
+    alarm: str
+    since: str
+    holes: Holes
 
 
 class ProjectionStatus(NamedTuple):
@@ -179,6 +206,19 @@ def checkpoints(datastore: Datastore, space: str | None = None) -> list[Checkpoi
     """
     rows = datastore.fetch_all(SELECT_CHECKPOINTS, {"space": space})
     return [CheckpointStatus(*row) for row in rows]
+
+
+def incomplete_logs(datastore: Datastore, space: str | None = None) -> list[IncompleteLog]:
+    """Returns the alarm of one space, or the alarms of all spaces (`None`), as a list.
+
+    The function counts the events of these logs, which takes a second for millions of events.
+    """
+    with datastore.reading() as cursor:
+        rows = cursor.execute(SELECT_INCOMPLETE, {"space": space}).fetchall()
+        return [
+            IncompleteLog(name, alarm, since, find_holes(cursor, name))
+            for name, alarm, since in rows
+        ]
 
 
 def alarms(datastore: Datastore) -> dict[str, int]:

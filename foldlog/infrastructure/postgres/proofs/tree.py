@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from foldlog.domain.errors import NoCheckpoint, UnknownSpace
+from foldlog.domain.errors import FoldlogError, NoCheckpoint
 from foldlog.domain.merkle import Tile
 from foldlog.domain.ports import ProofTree, SpaceId, TreeHead
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.alarms import LogAlarms
+from foldlog.infrastructure.postgres.log.heads import absent
 
 from .projection import tile_params
 
@@ -44,6 +46,7 @@ SELECT s.space, c.note
   LEFT JOIN checkpoints c
     ON c.space = s.space AND c.log = s.log
  WHERE s.space = %(space)s
+   AND NOT s.importing
 """
 
 # This statement covers all spaces of a shard.
@@ -100,13 +103,14 @@ SELECT s.space
    AND (c.space IS NULL
         OR c.alarm IS NOT NULL
         OR c.log <> s.log
-        OR c.size <> p.position)
+        OR c.size <> p.position
+        OR c.size > s.head)
  ORDER BY s.space
 """
 
 # The signer runs this once after a start, and after an outage of the database.
 SELECT_HEADS = """
-SELECT s.log::text, s.head, p.position
+SELECT s.log::text, s.head, p.position, s.alarm
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
@@ -117,21 +121,30 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtex
 
 
 class Heads(NamedTuple):
-    """The id and the head of a log, and the number of events in the Merkle tree over this log."""
+    """The id and the head of a log, and the number of events in the Merkle tree over this log.
+
+    `alarm` names the events that are missing in the log; usually it is `None`.
+    """
 
     log: str
     head: int
     size: int
+    alarm: str | None
 
 
 class PostgresProofTree(ProofTree):
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
+        self._alarms = LogAlarms(datastore)
+
+    def _absent(self, space: SpaceId) -> FoldlogError:
+        with self._datastore.reading() as cursor:
+            return absent(cursor, space)
 
     def tree(self, space: SpaceId) -> TreeHead:
         found = self._datastore.fetch_one(SELECT_TREE, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return TreeHead(*found)
 
     def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
@@ -142,7 +155,7 @@ class PostgresProofTree(ProofTree):
     def checkpoint(self, space: SpaceId) -> bytes:
         found = self._datastore.fetch_one(SELECT_NOTE, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         if found[1] is None:
             raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
         return bytes(found[1])
@@ -177,8 +190,15 @@ class PostgresProofTree(ProofTree):
         with self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_HEADS, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return Heads(*found)
+
+    def check_whole(self, space: SpaceId, *, after: int, size: int) -> None:
+        """Counts the events of a tree of `size` events after the seq `after`.
+
+        Raises `LogIncomplete` if events are missing in the log.
+        """
+        self._alarms.look(space, after=after, events=size - after)
 
     @contextmanager
     def signing(self, space: SpaceId) -> Iterator[bool]:
