@@ -264,7 +264,7 @@ def is_harmless(statement: str) -> bool:
     return any(statement.startswith(start) for start in HARMLESS)
 
 
-@pytest.mark.parametrize(("rows", "changes"), [(1, 1)])
+@pytest.mark.parametrize(("rows", "changes"), [(1, 1), pytest.param(5, 9, marks=pytest.mark.slow)])
 @pytest.mark.seconds(40)
 def test_every_column_is_compared(rich, rows, changes):
     """A change of any column of any table is found, or the column is listed."""
@@ -277,7 +277,7 @@ def test_every_column_is_compared(rich, rows, changes):
     assert not silent, "\n".join(silent)
 
 
-@pytest.mark.parametrize("rows", [1])
+@pytest.mark.parametrize("rows", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.seconds(40)
 def test_every_row_is_missed_and_every_further_row_is_noticed(rich, rows):
     """Rows of every table are deleted, and inserted once more under another key."""

@@ -82,6 +82,16 @@ def _claimed_size(note: bytes) -> int | None:
         return None
 
 
+def _has_current_signature(note: bytes, keys: KeyRing) -> bool:
+    """Returns whether a checkpoint names a signature of the current key. The signature itself is
+    left unchecked."""
+    try:
+        current, *_ = keys.verifiers(Checkpoint.of(note).origin)
+        return any(signature.is_of(current) for signature in Note.parse(note).signatures)
+    except InvalidNote:
+        return False
+
+
 class LastSigned:
     """Stores the last signed checkpoint of each log, in one file for each log.
 
@@ -137,6 +147,7 @@ class CheckpointSigner:
         self._retry_at: dict[str, float] = {}  #: by space whose signing stopped
         #: True at the start and after a failed connection, because a backup may have been restored.
         self._may_be_restored = True
+        self._public = ""  #: the public key that signed all published checkpoints
         self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
@@ -163,33 +174,37 @@ class CheckpointSigner:
         keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
             return 0
+        public = keys.log[-1].public
         began = time.monotonic()
         found = self._tree.to_sign()
         now = time.monotonic()
         due = set(found)
-        if self._may_be_restored:
-            # A restored log looks completely signed until it grows again.
-            due |= self._restored()
-            self._may_be_restored = False
+        if self._may_be_restored or public != self._public:
+            # A restored log looks completely signed until it grows again. A quiet one would keep
+            # the signature of an old key.
+            due |= self._to_sign_again(keys)
+            self._may_be_restored, self._public = False, public
         wanted = PAUSE_PER_SEARCH * (now - began)
         self._pause = min(max(PAUSE_SECONDS, wanted), PAUSE_SECONDS_MAX)
         ready = sorted(space for space in due if self._retry_at.get(space, now) <= now)
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
-    def _restored(self) -> set[str]:
-        """Returns the set of spaces whose database may have been restored from an old backup.
+    def _to_sign_again(self, keys: KeyRing) -> set[str]:
+        """Returns the set of spaces whose published checkpoint must be replaced.
 
-        For these spaces, the published checkpoint in the database has another tree size than the
-        last signed checkpoint in the file. The sizes also differ if the service crashed after it
-        saved a checkpoint and before it published the checkpoint.
+        For these spaces, the checkpoint has no signature of the current key, or another tree size
+        than the last signed checkpoint in the file. The sizes differ if an old backup of the
+        database was restored. They also differ if the service crashed after it saved a checkpoint
+        and before it published the checkpoint.
         """
-        restored = set()
+        found = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)
             # Signing checks the file itself; here only its size is compared.
-            if note is not None and _claimed_size(note) != _claimed_size(shown):
-                restored.add(space)
-        return restored
+            is_restored = note is not None and _claimed_size(note) != _claimed_size(shown)
+            if is_restored or not _has_current_signature(shown, keys):
+                found.add(space)
+        return found
 
     def _sign_or_stop(self, space: str, keys: KeyRing) -> bool:
         """Signs a checkpoint of one space, and returns whether it was published.
@@ -269,8 +284,8 @@ class CheckpointSigner:
         """Makes the next checkpoint from the current tree, and signs it.
 
         Returns a pair: the checkpoint, and a signed note that contains its text. If the tree is
-        unchanged since the last checkpoint, the last checkpoint and its note are returned. Raises
-        `LogForked` if the tree contradicts the last checkpoint.
+        unchanged since the last checkpoint, and the current key has signed it, the last checkpoint
+        and its note are returned. Raises `LogForked` if the tree contradicts the last checkpoint.
         """
         old = Checkpoint(origin, 0, merkle.EMPTY_ROOT) if last is None else last[0]
         proof = self._tree.consistency(space, old.size, heads.size)
@@ -283,7 +298,8 @@ class CheckpointSigner:
                 f"{space!r} does not begin with the {old.size} events that were signed: {exc}"
             ) from exc
         checkpoint = Checkpoint(origin, heads.size, proof.new_root)
-        if last is not None and last[0] == checkpoint:
+        is_same = last is not None and last[0] == checkpoint
+        if last is not None and is_same and _has_current_signature(last[1].encoded, keys):
             return last
         signer = keys.signer(origin)
         assert signer is not None, "sign_all has checked it"
