@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import time
 from threading import Event, Thread
 
@@ -266,6 +268,17 @@ def test_without_a_key_nothing_is_signed(stores, tmp_path):
     )
     assert signer.sign_all() == 0
     assert stores.proofs.inclusion("s", 3).size == 6
+
+
+def test_a_service_without_a_key_says_so_at_its_start(stores, tmp_path):
+    """The signer runs in the projector, so this process tells that it signs nothing."""
+    command = [sys.executable, "-m", "foldlog", "projector", "--data", str(tmp_path),
+               "--database-url", stores.datastore.url]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.terminate()
+    assert first.startswith("nothing is signed: there is no key in")
 
 
 @pytest.mark.parametrize(
