@@ -184,6 +184,7 @@ def test_a_restored_dump_is_signed_by_no_second_folder(databases, services, take
     assert one.sign() == 0
 
 
+@pytest.mark.slow
 def test_the_folder_that_knows_more_stops_the_other_one(databases, services):
     """The other folder was called lost, so it has no mark, and the dump names it. The alarm of the
     one that signed on stands, and stops the one that the database names."""
@@ -264,6 +265,7 @@ def test_the_refusal_is_visible_and_ends_by_a_takeover(databases, services):
     assert (one.sign(), other.sign(), refused(stores)) == (0, 1, {theirs})
 
 
+@pytest.mark.slow
 def test_three_services_sign_one_after_another(databases, services):
     stores = databases.new()
     all_of_them = [services(name).start(stores) for name in ("one", "two", "three")]
@@ -324,6 +326,7 @@ def test_a_folder_that_forgot_needs_a_decision(databases, services, age, tmp_pat
     assert one.sign() == 0 and "another-folder" in one.run("status", code=1)
 
 
+@pytest.mark.slow
 def test_a_dump_in_a_new_database_is_not_signed_beside_the_old_one(databases, services):
     """The old service goes on. The copy of its database names its folder."""
     stores = databases.new()
@@ -358,6 +361,7 @@ def test_an_unsigned_log_in_a_dump_is_signed_by_one_folder(databases, services):
     assert alarm_of(restored, "new") == "log-forked"
 
 
+@pytest.mark.slow
 def test_spaces_that_are_made_and_renamed(databases, services):
     """A new log has a new id. A log under another name has another origin, so it is another log."""
     stores = databases.new()
@@ -383,6 +387,7 @@ def test_spaces_that_are_made_and_renamed(databases, services):
     assert one.sign() == 1 and alarm_of(renamed, "moved") is None
 
 
+@pytest.mark.slow
 def test_a_key_that_was_rotated_between(databases, services):
     """The folder's last checkpoint has a signature of the old key, which stays listed."""
     stores = databases.new()
@@ -426,6 +431,7 @@ def test_two_keys_are_told(databases, services, tmp_path, shares_folder):
         assert one.sign() == 0
 
 
+@pytest.mark.slow
 def test_two_services_that_start_at_once(databases, services, monkeypatch):
     """On a new database one of them begins, and goes on alone."""
     monkeypatch.setattr(signer_module, "PAUSE_SECONDS", 0.01)
@@ -521,6 +527,7 @@ def test_a_damaged_id_is_an_alarm(databases, services):
     assert alarm_of(stores) is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_takeover_is_repeated(databases, services, monkeypatch):
     """Nobody signs until it is complete."""
     stores = databases.new()
@@ -543,6 +550,7 @@ def test_an_interrupted_takeover_is_repeated(databases, services, monkeypatch):
     assert (one.sign(), other.sign()) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_takeover_waits_for_a_running_signature(databases, services):
     """The old service is still signing. Its checkpoint is then one of those that are compared."""
     stores = databases.new()

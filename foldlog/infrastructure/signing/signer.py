@@ -9,8 +9,8 @@ The signer continues with this space when the log contains all signed events aga
 continues when an admin declares a fork, which gives the log a new id and so a new origin.
 
 The checkpoints of one folder sign the logs of a database. The signer of another folder signs
-nothing. It only compares the logs with its own checkpoints, because they may prove that a backup was
-restored.
+nothing. It only compares the logs with its own checkpoints, because they may prove that a backup
+was restored.
 """
 
 from __future__ import annotations
