@@ -1,9 +1,9 @@
 """Gives the folder of a signer or a witness a random id, which stands in the folder itself.
 
 The folder contains the last checkpoint of each log. The database names the one folder that may
-sign. Therefore a second service, which knows nothing of these checkpoints, never signs a fork. When
-another folder takes over, this is also written into the old folder: a restored database may name the
-old folder again.
+sign. Therefore a second service, which lacks these checkpoints, never signs a fork. When another
+folder takes over, this is also written into the old folder: a restored database may name the old
+folder again.
 """
 
 from __future__ import annotations
