@@ -373,7 +373,7 @@ def test_a_worker_with_a_cache_of_before_a_restore_serves_the_restored_log(urls,
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_an_export_that_meets_a_hole_never_looks_whole(urls, service, encoding, monkeypatch):
-    """The status 200 was sent before. The last line has the problem, and the response breaks off."""
+    """The status 200 was sent. The last line has the problem, and the answer breaks off."""
     monkeypatch.setattr("foldlog.api.operations.proofs.PIECE_BYTES", 1)
     monkeypatch.setattr("foldlog.infrastructure.postgres.log.ranges.ENTRIES_BATCH", 3)
     url = f"{service.here.base_url}/v1/spaces/s/export"
