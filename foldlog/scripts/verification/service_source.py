@@ -39,6 +39,19 @@ class Keys(msgspec.Struct):
     keys: list[str]
 
 
+class Problem(msgspec.Struct):
+    """The fault that a service has met after it began to answer."""
+
+    code: str
+    detail: str
+
+
+class Broken(msgspec.Struct):
+    """The last line of an export that breaks off."""
+
+    problem: Problem
+
+
 class RecordsPage(msgspec.Struct):
     """A page of records, and the cursor of the next one."""
 
@@ -67,7 +80,7 @@ class ServiceSource(Source):
         with self._lines(after) as lines:
             if read_header(next(lines, b"")).log != self.header.log:
                 raise ServiceUnusable("the log was replaced by another one during the verification")
-            events = (evidence_of(line, number) for number, line in enumerate(lines, 2))
+            events = (_event(line, number) for number, line in enumerate(lines, 2))
             yield from map(Batch, batches_of(islice(events, max(0, through - after))))
 
     def checks(self, scope: Scope) -> list[Check]:
@@ -140,6 +153,14 @@ def _decoded(body: bytes, type: type[T]) -> T:
         return msgspec.json.decode(body, type=type)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise ServiceUnusable(f"an answer is malformed: {exc}") from exc
+
+
+def _event(line: bytes, number: int) -> Evidence:
+    """Parses the line of an event. Raises `ServiceUnusable` if the line has a problem instead."""
+    if line.startswith(b'{"problem":'):
+        problem = _decoded(line, Broken).problem
+        raise ServiceUnusable(f"export: {problem.code}: {problem.detail}"[:300])
+    return evidence_of(line, number)
 
 
 @contextmanager
