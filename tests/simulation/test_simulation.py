@@ -13,7 +13,6 @@ from unittest.mock import patch
 import pytest
 
 from foldlog.client.sync import applier
-
 from tests.examples import PROFILE
 
 from .world import World
