@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from foldlog.client.sync import applier
+from tests.conftest import fast_folder
 from tests.examples import PROFILE
 
 from .world import World
@@ -24,7 +25,7 @@ SEEDS_A_TEST = {"quick": 3, "ci": 10}[PROFILE]
 def run(seed: int, *, over_http: bool = False) -> None:
     at_once = (1, 3, applier.RECORDS_AT_ONCE)[seed % 3]
     with (
-        tempfile.TemporaryDirectory(prefix="foldlog-") as folder,
+        tempfile.TemporaryDirectory(prefix="foldlog-", dir=fast_folder()) as folder,
         patch.object(applier, "RECORDS_AT_ONCE", at_once),
     ):
         try:
