@@ -112,9 +112,9 @@ def test_json_keeps_its_meaning(hostile):
     """The escapes are those of JSON, so a program reads what was stored, also through a pipe."""
     for words in (["replay", "s"], ["replay", "s", "--fold"], ["collections", "s", "--json"]):
         ran = bombs.run(FOLDLOG, *words, "--database-url", hostile)
+        assert ran.code == 0, ran.err
         assert_clean(ran.out)
         lines = [json.loads(line) for line in ran.out.splitlines()]
-        assert HOSTILE in str([*map(_texts, lines)][-1]) or words[0] == "replay"
         assert any(HOSTILE in text for line in lines for text in _texts(line))
 
 
