@@ -49,9 +49,9 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Says if nothing is signed, because there is no key, and lists unfinished imports. Shows all spaces unless SPACE is given.
-    Exit code 1: a projection is halted, fails or needs a rebuild, or a signer or a witness has
-    stopped.
+    Says if nothing is signed, because there is no key, and lists unfinished imports. Shows all
+    spaces unless SPACE is given. Exit code 1: a projection is halted, fails or needs a rebuild, or
+    a signer or a witness has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
