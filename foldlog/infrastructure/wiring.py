@@ -34,7 +34,7 @@ from .postgres.proofs.tree import PostgresProofTree
 from .postgres.readiness import readiness
 from .postgres.rebuild.projector import Projector, follow
 from .postgres.rebuild.rebuild import Rebuilder
-from .postgres.schema.grants import grant
+from .postgres.schema.grants import grant, regrant
 from .postgres.schema.migrate import SchemaBehind, migrate, pending
 from .postgres.service_events.registry import PostgresRegistry
 from .postgres.status import alarms, gauges
@@ -189,7 +189,10 @@ def _ensure_schema(url: str, migrates: bool) -> list[str]:
     """
     try:
         if migrates:
-            return migrate(url)
+            migrated = migrate(url)
+            if migrated:
+                regrant(url)
+            return migrated
         with psycopg.connect(url, **CONNECTION) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
                 raise SchemaBehind(f"the database lacks {', '.join(missing)}: run foldlog migrate")
