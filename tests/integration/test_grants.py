@@ -23,6 +23,7 @@ from foldlog.infrastructure.postgres.schema.grants import (
     VACUUMED,
     UnfitRole,
     grant,
+    regrant,
 )
 from foldlog.infrastructure.postgres.schema.migrate import SchemaBehind, migrate
 from foldlog.infrastructure.postgres.service_events.erasure import vacuum
@@ -67,6 +68,14 @@ def other_role(database_urls):
         conn.execute(SQL("DROP ROLE {}").format(Identifier(OTHER_ROLE)))
 
 
+#: These statements take a database back to the schema before the migration.
+UNDO_0014 = [
+    "DROP FUNCTION pass_granted_token_alone CASCADE",
+    "DROP FUNCTION refuse_access CASCADE",
+    "DROP INDEX projections_alarms, checkpoints_alarms",
+    "ALTER TABLE projections DROP COLUMN failing_why, DROP COLUMN failing_since",
+]
+
 SELECT_GRANTS = """
 SELECT c.relname, acl.privilege_type
   FROM pg_class c
@@ -91,14 +100,14 @@ SELECT p.proname || '()', acl.privilege_type
 """
 
 
-def grants(url: str) -> dict[str, set[str]]:
-    """Returns {table, table.column or function(): privileges of the service} from the catalogue.
+def grants(url: str, role: str = SERVICE_ROLE) -> dict[str, set[str]]:
+    """Returns {table, table.column or function(): privileges of the role} from the catalogue.
 
     The privileges of PUBLIC count as well.
     """
     found: dict[str, set[str]] = {}
     with psycopg.connect(url) as conn:
-        for name, privilege in conn.execute(SELECT_GRANTS, {"role": SERVICE_ROLE}):
+        for name, privilege in conn.execute(SELECT_GRANTS, {"role": role}):
             found.setdefault(name, set()).add(privilege)
     return found
 
@@ -321,6 +330,37 @@ def test_another_server_grants_to_a_role_that_is_named(other_role):
         assert stores.erase("s", [("tasks", "r")], reason="asked to")[0].events == 1
     with psycopg.connect(url) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
         conn.execute("DELETE FROM events")
+
+
+def test_a_migration_replaces_the_grants_of_older_databases(other_role):
+    """Older versions granted UPDATE on whole tables. The role needs no second `--grant-to`."""
+    owner, _ = other_role
+    grant(owner, OTHER_ROLE)
+    to = Identifier(OTHER_ROLE)
+    with psycopg.connect(owner) as conn:
+        for table in ("tokens", "devices", "projections", "spaces"):
+            conn.execute(SQL("GRANT UPDATE ON {} TO {}").format(Identifier(table), to))
+    assert regrant(owner) == sorted([OTHER_ROLE, SERVICE_ROLE])
+    url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
+    with psycopg.connect(url, autocommit=True) as conn:
+        for change in ("tokens SET role", "devices SET device", "projections SET fold_version"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(f"UPDATE {change} = NULL")
+    assert grants(owner, OTHER_ROLE) == grants(owner)
+
+
+def test_foldlog_migrate_also_replaces_the_grants(other_role):
+    """Each migration may add a table, so the roles get their privileges on it at once."""
+    owner, _ = other_role
+    grant(owner, OTHER_ROLE)
+    to = Identifier(OTHER_ROLE)
+    with psycopg.connect(owner) as conn:
+        conn.execute(SQL("GRANT UPDATE ON tokens TO {}").format(to))
+        conn.execute("DELETE FROM schema_migrations WHERE name = '0014_roles'")
+        for undo in UNDO_0014:
+            conn.execute(undo)
+    assert "0014_roles" in migrate_command(owner).output
+    assert grants(owner, OTHER_ROLE) == grants(owner)
 
 
 def test_a_role_with_more_privileges_is_refused(other_role):

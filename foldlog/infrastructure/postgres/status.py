@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from foldlog.domain.access import Role
 from foldlog.domain.ports import Gauge
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -115,6 +116,16 @@ SELECT alarm, count(DISTINCT space)
 
 #: the codes of all alarms; each is about one space, and needs an operator
 ALARMS = ("log-incomplete", "projection-failing", "projection-halted", "signing-stopped")
+
+
+SELECT_EVERY_SPACE_TOKENS = """
+SELECT role, count(*)
+  FROM tokens
+ WHERE space = ''
+   AND revoked_at_ms IS NULL
+ GROUP BY role
+ ORDER BY role
+"""
 
 
 class CheckpointStatus(NamedTuple):
@@ -235,7 +246,7 @@ def gauges(datastore: Datastore) -> list[Gauge]:
     The gauges show the numbers of spaces, events, events without a signed checkpoint, and events
     that still have to be projected. They also show how many spaces have a halted projection, how
     many have a signer error, and how many need a rebuild. A gauge for each of `ALARMS` shows how
-    many spaces have this alarm.
+    many spaces have this alarm. A gauge for each role shows the tokens for every space.
     """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)
@@ -244,6 +255,16 @@ def gauges(datastore: Datastore) -> list[Gauge]:
     found = [
         Gauge("foldlog_alarms", "Spaces with this alarm.", now.get(alarm, 0), {"alarm": alarm})
         for alarm in ALARMS
+    ]
+    every_space: dict[str, int] = dict(datastore.fetch_all(SELECT_EVERY_SPACE_TOKENS))
+    found += [
+        Gauge(
+            "foldlog_every_space_tokens",
+            "Tokens for every space that are not revoked.",
+            every_space.get(role.value, 0),
+            {"role": role.value},
+        )
+        for role in (Role.READER, Role.AUDITOR, Role.ADMIN)
     ]
     is_first = True
     for projection, count, events, lag, lag_max, stopped, stale in rows:
