@@ -35,7 +35,7 @@ CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
-DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens, removed_imports, witnessed;
+DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens, removed_imports;
 ALTER TABLE devices
     DROP COLUMN name,
     DROP COLUMN registered_at_ms,

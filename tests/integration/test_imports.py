@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from foldlog.domain.errors import SpaceImporting, UnknownSpace
 from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.transfer import ImportConflict, Importer, NotImporting
-from foldlog.infrastructure.signing.keys import make_keys, read_keys
-from foldlog.infrastructure.signing.signer import CheckpointSigner
+from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts.main import cli
 from tests.conftest import as_service
 from tests.helpers import changeset, pull_all, push_of, put
+from tests.signing import SignedSpace
 
 EVENTS = 300
 
@@ -34,24 +34,10 @@ def signed(stores, database, cluster, tmp_path, monkeypatch):
     return signed
 
 
-class Signed:
+class Signed(SignedSpace):
     def __init__(self, stores, folder, url):
-        self.stores, self.folder, self.url = stores, folder, url
-
-    def sign(self):
-        self.stores.project()
-        self.stores.grow_trees()
-        CheckpointSigner(
-            self.stores.proofs,
-            keys=self.folder / "keys",
-            last=self.folder / "checkpoints",
-            origin="foldlog.local",
-        ).sign_all()
-
-    @property
-    def vkey(self):
-        log = self.stores.proofs.tree("s").log
-        return read_keys(self.folder / "keys").verifiers(f"foldlog.local/spaces/s/{log}")[0].vkey
+        super().__init__(stores, folder)
+        self.url = url
 
     def run(self, *words, code=0):
         result = CliRunner().invoke(cli, [*words, "--database-url", self.url])

@@ -48,7 +48,8 @@ SET_NEW_LOG = """
 UPDATE spaces
    SET log = gen_random_uuid(),
        head = %(head)s,
-       mark = %(mark)s
+       mark = %(mark)s,
+       received_at_ms = %(received_at_ms)s
  WHERE space = %(space)s
    AND NOT importing
 RETURNING log::text
@@ -59,9 +60,7 @@ END_SIGNING_ALARM = """
 UPDATE checkpoints
    SET alarm = NULL,
        alarm_detail = NULL,
-       alarm_since = NULL,
-       alarm_by = NULL,
-       signer = NULL
+       alarm_since = NULL
  WHERE space = %(space)s
 RETURNING space
 """
@@ -102,6 +101,10 @@ def fork_log(datastore: Datastore, space: str) -> Forked:
         holes = find_holes(cursor, space)
         lost = _replace_missing(cursor, space, holes.last)
         params |= {"head": holes.last, "mark": mark_at(cursor.connection, space, holes.last)}
+        [(received_at,)] = cursor.execute(
+            SELECT_TIME, {"space": space, "seq": holes.last}
+        ).fetchall()
+        params["received_at_ms"] = received_at
         [(log,)] = cursor.execute(SET_NEW_LOG, params).fetchall()
         cursor.execute(END_SIGNING_ALARM, params)
     return Forked(log, holes.last, lost, bool(holes.missing))

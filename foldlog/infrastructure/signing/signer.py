@@ -77,7 +77,7 @@ def _claimed_size(note: bytes) -> int | None:
     Returns `None` if the note is invalid.
     """
     try:
-        return Checkpoint.parse(Note.parse(note).text).size
+        return Checkpoint.of(note).size
     except InvalidNote:
         return None
 
@@ -302,7 +302,7 @@ class CheckpointSigner:
             return None
         where = self._last.path(space, log)
         try:
-            checkpoint = Checkpoint.parse(Note.parse(encoded).text)
+            checkpoint = Checkpoint.of(encoded)
             # Only the log and our key must match, because the service may have been renamed since.
             found, note = open_checkpoint(encoded, keys.verifiers(checkpoint.origin))
         except InvalidNote as exc:

@@ -23,7 +23,7 @@ from foldlog.domain.audit import Erasures, WrongEvent
 from foldlog.domain.errors import InvalidRequest, NoCheckpoint, OperatorError
 from foldlog.domain.events import LogEntry
 from foldlog.domain.names import check_reason, is_space
-from foldlog.domain.notes import Checkpoint, InvalidNote, Note, Verifier
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier
 from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 from foldlog.infrastructure.wiring import Services
@@ -109,7 +109,7 @@ def _signed(parts: Services, header: Header, note: bytes | None) -> tuple[bytes 
     is_signed_here = bool(parts.verifiers(header.space))
     deadline = time.monotonic() + SIGN_SECONDS_MAX
     while True:
-        size = 0 if note is None else Checkpoint.parse(Note.parse(note).text).size
+        size = 0 if note is None else Checkpoint.of(note).size
         if size >= header.head or not is_signed_here or time.monotonic() > deadline:
             break
         time.sleep(SIGN_POLL_SECONDS)

@@ -127,12 +127,12 @@ class RangeReader:
                 end = through if is_full else head
                 if len(rows) != end - query.after:
                     raise SuspectedHole(query.after, end)
-            elif not is_full:
-                # The page also covers the events that the filter left out.
-                through = max(through, min(query.after + self._limits.page_scan_max, head))
-                mark = None
-            if query.collections is not None and through > query.after:
-                mark = _check_scanned(conn, space, query.after, through)
+            else:
+                if not is_full:
+                    # The page also covers the events that the filter left out.
+                    through = max(through, min(query.after + self._limits.page_scan_max, head))
+                if through > query.after:
+                    mark = _check_scanned(conn, space, query.after, through)
             if through == head:
                 mark = head_mark
                 self._tails.update(space, LogEnd(log, head, [], mark, now))

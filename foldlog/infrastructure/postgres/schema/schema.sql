@@ -595,17 +595,7 @@ CREATE TABLE checkpoints (
     signed_at    timestamptz,
     alarm        text,                        -- the code of that error
     alarm_detail text,
-    alarm_since  timestamptz,
-    signer       uuid,                        -- the checkpoint folder that may sign the log
-    alarm_by     uuid                         -- the checkpoint folder that raised the alarm
-);
-
--- The last checkpoint of each foreign log that this service has cosigned as a witness.
-CREATE TABLE witnessed (
-    origin     text   COLLATE "C" PRIMARY KEY,
-    folder     uuid   NOT NULL,  -- the witness folder that cosigned it
-    size       bigint NOT NULL,
-    checkpoint text   NOT NULL
+    alarm_since  timestamptz
 );
 
 CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;
