@@ -71,7 +71,7 @@ def other_role(database_urls):
 #: These statements take a database back to the schema before the migration.
 UNDO_0014 = [
     "DROP FUNCTION pass_granted_token_alone CASCADE",
-    "DROP FUNCTION refuse_access CASCADE",
+    "DROP FUNCTION refuse_access, keep_events_below_head CASCADE",
     "DROP INDEX projections_alarms, checkpoints_alarms",
     "ALTER TABLE projections DROP COLUMN failing_why, DROP COLUMN failing_since",
 ]
@@ -371,7 +371,71 @@ def test_a_role_with_more_privileges_is_refused(other_role):
     with pytest.raises(UnfitRole, match="could change the log"):
         grant(owner, OTHER_ROLE)
     assert "unfit-role" in migrate_command(owner, "--grant-to", "postgres", code=3).stderr
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(SQL("REVOKE foldlog FROM {}").format(Identifier(OTHER_ROLE)))
     assert "no role 'nobody'" in migrate_command(owner, "--grant-to", "nobody", code=3).stderr
+
+
+STRONGER = [
+    "ALTER ROLE {role} CREATEROLE",
+    "GRANT pg_write_all_data TO {role}",
+    "GRANT pg_execute_server_program TO {role}",
+]
+EXCESSIVE = {
+    "GRANT CREATE ON DATABASE {database} TO PUBLIC": "CREATE on database",
+    "GRANT CREATE ON SCHEMA public TO test_group": "CREATE on schema public",
+    "GRANT TEMPORARY ON DATABASE {database} TO test_group": "TEMPORARY on database",
+    "GRANT UPDATE ON tokens TO test_group": r"UPDATE \(device\) on tokens",
+    "GRANT UPDATE (role) ON tokens TO test_group": r"UPDATE \(role\) on tokens",
+    "GRANT DELETE ON tokens TO test_group": "DELETE on tokens",
+    "GRANT INSERT ON schema_migrations TO test_group": r"INSERT \(name\) on schema_migrations",
+    "GRANT TRIGGER ON events TO test_group": "TRIGGER on events",
+}
+
+
+@pytest.fixture
+def member(other_role):
+    """The owner's and the superuser's URL. The other role is a member of a group."""
+    owner, superuser = other_role
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute("CREATE ROLE test_group")
+        conn.execute(SQL("GRANT test_group TO {}").format(Identifier(OTHER_ROLE)))
+    yield owner, superuser
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute("DROP OWNED BY test_group")
+        conn.execute("DROP ROLE test_group")
+
+
+@pytest.mark.parametrize("statement", STRONGER)
+def test_a_role_with_a_stronger_attribute_is_refused(other_role, statement):
+    """Such a role could give itself what the grants leave out."""
+    owner, superuser = other_role
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(statement.format(role=OTHER_ROLE).encode())
+    with pytest.raises(UnfitRole, match="could change the log"):
+        grant(owner, OTHER_ROLE)
+
+
+@pytest.mark.parametrize("statement", EXCESSIVE)
+def test_privileges_by_another_way_are_refused(member, statement):
+    """By PUBLIC, or by a group. The error names them, and nothing is granted."""
+    owner, superuser = member
+    database = psycopg.conninfo.conninfo_to_dict(owner)["dbname"]
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(statement.format(database=database).encode())
+    with pytest.raises(UnfitRole, match=EXCESSIVE[statement]):
+        grant(owner, OTHER_ROLE)
+    assert grants(owner, OTHER_ROLE) == {}
+
+
+def test_grants_to_public_are_revoked(member):
+    """A default privilege of the server, or an old schema `public`, may have made them."""
+    owner, _ = member
+    with psycopg.connect(owner) as conn:
+        conn.execute("GRANT ALL ON tokens, events, schema_migrations TO PUBLIC")
+        conn.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    grant(owner, OTHER_ROLE)
+    assert grants(owner, OTHER_ROLE) == grants(owner)
 
 
 def test_the_service_does_not_migrate(cluster, database, monkeypatch):

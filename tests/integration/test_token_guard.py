@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import uuid
 
@@ -39,14 +40,19 @@ def service(cluster, database, stores):
         yield conn
 
 
+def refused():
+    """Expects the refusal of a token without its event, which comes at the commit."""
+    return pytest.raises(psycopg.errors.InsufficientPrivilege, match="its event alone")
+
+
 def insert(conn, **row) -> None:
     names, marks = ", ".join(row), ", ".join(f"%({name})s" for name in row)
     conn.execute(f"INSERT INTO tokens ({names}) VALUES ({marks})", row)
 
 
 def test_a_token_without_its_event_is_refused(service):
-    """The refusal comes at the commit, because a grant writes its event after the row."""
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="its event alone"):
+    """Inserted alone, so that the statement is the transaction."""
+    with refused():
         insert(service, **FORGED)
     assert service.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
 
@@ -76,7 +82,80 @@ def test_a_token_is_what_its_event_says(stores, service, monkeypatch, changed, e
     assert service.execute("SELECT head FROM spaces").fetchone() == before
 
 
-@pytest.mark.parametrize("expires_at", [None, 4_000_000_000_000, 4_000_000_000_007])
+def forge_event(conn, seq: int, topic: str = "token-granted/1", **body: str) -> None:
+    """Appends an event past the service. The service's role may append any event."""
+    header = {"seq": seq, "kind": topic.partition("/")[0], "id": str(uuid.uuid4())}
+    state = json.dumps(header | {"body": body}).encode()
+    conn.execute(
+        "INSERT INTO events (originator_id, originator_version, topic, state, event_id, "
+        "received_at_ms, salt, ops_hash) VALUES ('s', %s, %s, %s, %s, 1, %s, %s)",
+        (seq, topic, state, header["id"], bytes(32), bytes(32)),
+    )
+    conn.execute("UPDATE spaces SET head = %s WHERE space = 's'", (seq,))
+
+
+def forged_body(**more: str) -> dict[str, str]:
+    return {"token": FORGED["token"], "role": "admin", "digest": DIGEST.hex()} | more
+
+
+def test_a_forged_event_stays_in_the_log(service):
+    """A grant needs its event, and the event is there for every reader of the log."""
+    with service.transaction():
+        forge_event(service, 2, **forged_body())
+        insert(service, **FORGED)
+    for hidden in (
+        "DELETE FROM events WHERE originator_version = 2",
+        "UPDATE events SET topic = 'note/1' WHERE originator_version = 2",
+        "UPDATE spaces SET head = 1",
+        "UPDATE spaces SET head = 0, mark = ''",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            service.execute(hidden)
+
+
+def test_the_event_cannot_be_taken_back_after_the_check(service):
+    """An early check of the constraint counts only if the event stays."""
+    with refused(), service.transaction():
+        insert(service, **FORGED)
+        with service.transaction(force_rollback=True):
+            forge_event(service, 2, **forged_body())
+            service.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    assert service.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"topic": "device-registered/1", **forged_body()},
+        forged_body(role="reader"),
+        forged_body(token=str(uuid.UUID(int=8))),
+        {},
+    ],
+)
+def test_another_event_is_not_enough(service, event):
+    with refused(), service.transaction():
+        forge_event(service, 2, **event)
+        insert(service, **FORGED)
+
+
+def test_a_removed_import_leaves_no_token_behind(service):
+    """Its events go, so a token of it would later be an admin of a new space without an event."""
+    with refused(), service.transaction():
+        service.execute("INSERT INTO spaces (space, importing) VALUES ('t', true)")
+        service.execute(
+            "INSERT INTO events SELECT 't', originator_version, topic, state, event_id, device,"
+            " received_at_ms, collections, salt, ops_hash FROM events"
+        )
+        service.execute("UPDATE spaces SET head = 1 WHERE space = 't'")
+        service.execute(
+            "INSERT INTO tokens (space, token, digest, role, granted_at_ms) "
+            "SELECT 't', token, digest, role, 1 FROM tokens"
+        )
+
+
+@pytest.mark.parametrize(
+    "expires_at", [None, 4_000_000_000_000, 4_000_000_000_007, 253_402_300_799_999]
+)
 def test_grants_of_the_service_pass(stores, service, expires_at):
     """With and without a device, an expiry and a name with letters of all kinds."""
     granted(stores, Role.DEVICE, device=A, expires_at=expires_at)

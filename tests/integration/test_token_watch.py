@@ -6,21 +6,38 @@ import secrets
 import uuid
 
 import psycopg
+import pytest
 import structlog
+from click.testing import CliRunner
 
 from foldlog.domain.access import EVERY_SPACE, Grant, Role
+from foldlog.infrastructure.postgres.service_events import token_watch
 from foldlog.infrastructure.postgres.service_events.token_watch import WATCH_SECONDS, TokenWatch
 from foldlog.infrastructure.postgres.status import gauges
+from foldlog.scripts.main import cli
 from tests.conftest import as_service
+from tests.helpers import changeset, push_of, put
 
 
-def told(watch: TokenWatch) -> list[tuple[str, str, str]]:
-    with structlog.testing.capture_logs() as lines:
+@pytest.fixture
+def told(monkeypatch):
+    """A function that lets a watch look, and returns its log lines: (level, role, id) of each."""
+    capture = structlog.testing.LogCapture()
+    # A logger of its own, because the level of the service's logger depends on earlier tests.
+    logger = structlog.wrap_logger(
+        None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    monkeypatch.setattr(token_watch, "log", logger)
+
+    def look(watch: TokenWatch) -> list[tuple[str, str, str]]:
+        capture.entries.clear()
         watch.look()
-    return [(line["log_level"], line["role"], line["token"]) for line in lines]
+        return [(line["log_level"], line["role"], line["token"]) for line in capture.entries]
+
+    return look
 
 
-def test_each_token_for_every_space_is_told_once(cluster, database, stores, datastore):
+def test_each_token_for_every_space_is_told_once(cluster, database, stores, datastore, told):
     """Also one that the service's role inserts past the service and revokes at once."""
     first = str(uuid.uuid4())
     registry = stores.registry
@@ -56,3 +73,20 @@ def test_the_metrics_count_the_tokens_for_every_space(stores, datastore):
 def counted(datastore) -> dict[str, float]:
     found = [one for one in gauges(datastore) if one.name == "foldlog_every_space_tokens"]
     return {gauge.labels["role"]: gauge.value for gauge in found}
+
+
+def test_status_shows_the_tokens_for_every_space(database, stores):
+    """Without a space, because these tokens are those of no space."""
+    grant = Grant(role=Role.ADMIN)
+    stores.registry.grant(EVERY_SPACE, str(uuid.uuid4()), secrets.token_bytes(32), grant, None)
+    stores.push("s", push_of(changeset(put())))
+    stores.project()
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, ["status", *arguments, "--database-url", database])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "tokens for every space: 0 reader, 0 auditor, 1 admin" in run()
+    assert '{"every_space_tokens": {"reader": 0, "auditor": 0, "admin": 1}}' in run("--json")
+    assert "every" not in run("s") + run("s", "--json")

@@ -240,6 +240,16 @@ def alarms(datastore: Datastore) -> dict[str, int]:
     return dict(datastore.fetch_all(SELECT_ALARMS))
 
 
+def every_space_tokens(datastore: Datastore) -> dict[str, int]:
+    """Returns {role: the number of tokens for every space that are not revoked}.
+
+    No log has an event about such a token. The dict has the roles reader, auditor and admin.
+    """
+    counts: dict[str, int] = dict(datastore.fetch_all(SELECT_EVERY_SPACE_TOKENS))
+    roles = (Role.READER, Role.AUDITOR, Role.ADMIN)
+    return {role.value: counts.get(role.value, 0) for role in roles} | counts
+
+
 def gauges(datastore: Datastore) -> list[Gauge]:
     """Returns a list of the gauges for `GET /metrics`, which are totals or maxima over all spaces.
 
@@ -256,15 +266,14 @@ def gauges(datastore: Datastore) -> list[Gauge]:
         Gauge("foldlog_alarms", "Spaces with this alarm.", now.get(alarm, 0), {"alarm": alarm})
         for alarm in ALARMS
     ]
-    every_space: dict[str, int] = dict(datastore.fetch_all(SELECT_EVERY_SPACE_TOKENS))
     found += [
         Gauge(
             "foldlog_every_space_tokens",
             "Tokens for every space that are not revoked.",
-            every_space.get(role.value, 0),
-            {"role": role.value},
+            count,
+            {"role": role},
         )
-        for role in (Role.READER, Role.AUDITOR, Role.ADMIN)
+        for role, count in every_space_tokens(datastore).items()
     ]
     is_first = True
     for projection, count, events, lag, lag_max, stopped, stale in rows:

@@ -18,6 +18,7 @@ from foldlog.infrastructure.postgres.status import (
     IncompleteLog,
     ProjectionStatus,
     checkpoints,
+    every_space_tokens,
     incomplete_logs,
     status,
 )
@@ -33,15 +34,16 @@ from foldlog.scripts.services import open_services
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Show the lag of each projection, and the last checkpoint.
+    """Show the lag of each projection, the last checkpoint, and the tokens for every space.
 
-    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted, fails or
-    needs a rebuild, or the signer has stopped.
+    Shows all spaces unless SPACE is given, then without those tokens. Exit code 1: a projection
+    is halted, fails or needs a rebuild, or the signer has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
         incomplete = incomplete_logs(parts.datastore, space)
+        tokens = every_space_tokens(parts.datastore) if space is None else {}
     if space is not None and not lines:
         raise UnknownSpace(space)
     if as_json:
@@ -51,12 +53,17 @@ def status_command(
             click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
         for one in incomplete:
             click.echo(json.dumps({"incomplete": {**one._asdict(), "holes": one.holes._asdict()}}))
+        if any(tokens.values()):
+            click.echo(json.dumps({"every_space_tokens": tokens}))
     else:
         out.print(_projection_table(lines))
         if signed:
             out.print(_checkpoint_table(signed))
         for one in incomplete:
             out.print(_incomplete_line(one), soft_wrap=True)
+        if any(tokens.values()):
+            counts = ", ".join(f"{count} {role}" for role, count in tokens.items())
+            out.print(f"tokens for every space: {counts} (foldlog token list)")
     has_stopped = bool(incomplete) or any(
         line.stopped_at is not None or line.failing_why is not None or line.needs_rebuild
         for line in lines

@@ -27,18 +27,19 @@ _UPDATE = "SELECT, INSERT, UPDATE ({values})"
 #: for projections, because a rebuild deletes the rows of the old generation
 _REBUILD = "SELECT, INSERT, UPDATE ({values}), DELETE"
 #: A token can be granted, with its event, and revoked. The triggers of the table check it too.
-_TOKENS = """
-SELECT,
-INSERT (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms),
-UPDATE (revoked_at_ms, revoked_by, revoked_reason)
-"""
+_TOKENS = (
+    "SELECT, "
+    "INSERT (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms), "
+    "UPDATE (revoked_at_ms, revoked_by, revoked_reason)"
+)
 #: A generation keeps the version that it was made by, and whether it has the history.
-_PROJECTIONS = """
-SELECT,
-INSERT (space, projection, generation, is_live, fold_version),
-UPDATE (position, is_live, stopped_at, stopped_why, stopped_until, failing_why, failing_since),
-DELETE
-"""
+_PROJECTIONS = (
+    "SELECT, "
+    "INSERT (space, projection, generation, is_live, fold_version), "
+    "UPDATE (position, is_live, stopped_at, stopped_why, stopped_until, failing_why, "
+    "failing_since), "
+    "DELETE"
+)
 
 #: table -> the privileges of the service; columns where only columns change
 PRIVILEGES: Mapping[str, str] = {
@@ -69,6 +70,9 @@ MAINTAIN_SINCE = 17_00_00
 #: `erase_operations` against the log's events, and `remove_import` deletes only a space that is
 #: being imported, so the service may call them.
 FUNCTIONS = ("erase_operations", "remove_import")
+
+#: how many of the privileges in excess an error names
+EXCESS_SHOWN = 5
 
 SELECT_SCHEMA = "SELECT current_database(), current_schema()"
 
@@ -101,12 +105,61 @@ SELECT r.rolname
  ORDER BY r.rolname
 """
 
+# Membership counts also without inheritance, because of SET ROLE.
 SELECT_TOO_STRONG = """
-SELECT s.rolsuper OR pg_has_role(s.oid, c.relowner, 'MEMBER')
+SELECT s.rolsuper
+       OR s.rolcreaterole
+       OR bool_or(pg_has_role(s.oid, stronger.oid, 'MEMBER'))
   FROM pg_roles s
   JOIN pg_class c
     ON c.oid = 'events'::regclass
+  JOIN pg_namespace n
+    ON n.oid = c.relnamespace
+  JOIN pg_database d
+    ON d.datname = current_database()
+  JOIN pg_roles stronger
+    ON stronger.oid IN (c.relowner, n.nspowner, d.datdba)
+    OR stronger.rolname IN ('pg_write_all_data', 'pg_write_server_files',
+                            'pg_execute_server_program')
  WHERE s.rolname = %(role)s
+ GROUP BY s.oid, s.rolsuper, s.rolcreaterole
+"""
+
+# All that a role may do beyond its own grants: by a grant to PUBLIC, or to a role of which it is a
+# member.
+SELECT_EXCESS = """
+SELECT privilege || ' on schema ' || current_schema()
+  FROM unnest(ARRAY['CREATE']) AS privilege
+ WHERE has_schema_privilege(%(role)s, current_schema(), privilege)
+ UNION ALL
+SELECT privilege || ' on database ' || current_database()
+  FROM unnest(ARRAY['CREATE', 'TEMPORARY']) AS privilege
+ WHERE has_database_privilege(%(role)s, current_database(), privilege)
+ UNION ALL
+SELECT privilege || ' on ' || c.relname
+  FROM pg_class c
+ CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER', 'REFERENCES']) AS privilege
+ WHERE c.oid = ANY(%(tables)s::regclass[])
+   AND has_table_privilege(%(role)s, c.oid, privilege)
+   AND NOT EXISTS (SELECT
+                     FROM aclexplode(c.relacl) own
+                    WHERE own.grantee = %(role)s::regrole
+                      AND own.privilege_type = privilege)
+ UNION ALL
+SELECT privilege || ' (' || a.attname || ') on ' || c.relname
+  FROM pg_class c
+  JOIN pg_attribute a
+    ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE']) AS privilege
+ WHERE c.oid = ANY(%(tables)s::regclass[])
+   AND has_column_privilege(%(role)s, c.oid, a.attnum, privilege)
+   AND NOT EXISTS (SELECT
+                     FROM (SELECT * FROM aclexplode(c.relacl)
+                            UNION ALL
+                           SELECT * FROM aclexplode(a.attacl)) own
+                    WHERE own.grantee = %(role)s::regrole
+                      AND own.privilege_type = privilege)
+ ORDER BY 1
 """
 
 
@@ -119,12 +172,13 @@ class UnfitRole(OperatorError):
 def grant(url: str, role: str) -> None:
     """Grants a role the privileges that the service needs, and revokes its other table privileges.
 
-    `url` must connect as the owner of the tables. Raises `UnfitRole` if the role does not exist, is
-    a superuser, or is a member of the owner's role.
+    `url` must connect as the owner of the tables. Raises `UnfitRole` if the role does not exist,
+    may act as a stronger role, or has further privileges by other roles. It then changes nothing.
     """
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
         _check(cursor, role)
         _grant(cursor, role)
+        _check_excess(cursor, role)
 
 
 def regrant(url: str) -> list[str]:
@@ -143,7 +197,10 @@ def regrant(url: str) -> list[str]:
 def _grant(cursor: psycopg.Cursor[Any], role: str) -> None:
     to = Identifier(role)
     database, schema = cursor.execute(SELECT_SCHEMA).fetchone() or ("", "")
+    cursor.execute(SQL("REVOKE ALL ON SCHEMA {} FROM {}").format(Identifier(schema), to))
     cursor.execute(SQL("GRANT USAGE ON SCHEMA {} TO {}").format(Identifier(schema), to))
+    # A function of the role could get between a trigger and the function that the trigger calls.
+    cursor.execute(SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC").format(Identifier(schema)))
     # A temporary table would hide the service's table of the same name.
     cursor.execute(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(database)))
     for table, privileges in PRIVILEGES.items():
@@ -151,7 +208,7 @@ def _grant(cursor: psycopg.Cursor[Any], role: str) -> None:
         names = [name for (name,) in cursor.execute(SELECT_VALUES, {"table": table}).fetchall()]
         values = SQL(", ").join(map(Identifier, names))
         # This also revokes the privileges on columns.
-        cursor.execute(SQL("REVOKE ALL ON {} FROM {}").format(on, to))
+        cursor.execute(SQL("REVOKE ALL ON {} FROM PUBLIC, {}").format(on, to))
         granted = SQL(privileges).format(values=values)
         cursor.execute(SQL("GRANT {} ON {} TO {}").format(granted, on, to))
         if table in VACUUMED and cursor.connection.info.server_version >= MAINTAIN_SINCE:
@@ -170,6 +227,15 @@ def _check(cursor: psycopg.Cursor[Any], role: str) -> None:
         raise UnfitRole(f"there is no role {role!r}: CREATE ROLE {role} LOGIN PASSWORD '...'")
     if found != (False,):
         raise UnfitRole(
-            f"the role {role!r} is a superuser, or may act as the owner of the tables: it could "
-            "change the log. The service needs a role of its own"
+            f"the role {role!r} is a superuser, may create roles, or may act as the owner of the "
+            "tables: it could change the log. The service needs a role of its own"
+        )
+
+
+def _check_excess(cursor: psycopg.Cursor[Any], role: str) -> None:
+    params = {"role": role, "tables": list(PRIVILEGES)}
+    if excess := [what for (what,) in cursor.execute(SELECT_EXCESS, params).fetchall()]:
+        raise UnfitRole(
+            f"the role {role!r} has more privileges than the service needs, from PUBLIC or from "
+            f"another role: {', '.join(excess[:EXCESS_SHOWN])}. Revoke them there"
         )

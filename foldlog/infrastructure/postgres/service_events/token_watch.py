@@ -40,6 +40,8 @@ class TokenWatch:
                 self.look()
             except DATABASE_ERRORS as exc:
                 log.warning("token_watch_waits_for_the_database", error=str(exc))
+            except Exception:  # the thread must go on, because its end would go unnoticed
+                log.exception("token_watch_failed")
             if closing.wait(WATCH_SECONDS):
                 return
 
