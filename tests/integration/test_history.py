@@ -29,7 +29,7 @@ DOWNGRADE = """
 DROP TRIGGER events_are_append_only ON events;
 DROP TRIGGER spaces_are_never_truncated ON spaces;
 DROP FUNCTION pass_erasure_alone, pass_import_alone, guard_space, refuse_access CASCADE;
-DROP FUNCTION pass_granted_token_alone CASCADE;
+DROP FUNCTION pass_granted_token_alone, keep_events_below_head CASCADE;
 DROP FUNCTION erase_operations, remove_import;
 CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
