@@ -58,6 +58,7 @@ PRIVILEGES: Mapping[str, str] = {
     "local_ids": "SELECT, INSERT, DELETE",
     "tiles": _REBUILD,
     "checkpoints": _UPDATE,
+    "signers": _UPDATE,
     "schema_migrations": "SELECT",
 }
 
