@@ -343,7 +343,7 @@ def test_a_migration_replaces_the_grants_of_older_databases(other_role):
     assert regrant(owner) == sorted([OTHER_ROLE, SERVICE_ROLE])
     url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
     with psycopg.connect(url, autocommit=True) as conn:
-        for change in ("tokens SET role", "devices SET device", "projections SET fold_version"):
+        for change in ("tokens SET role", "devices SET device", "projections SET generation"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 conn.execute(f"UPDATE {change} = NULL")
     assert grants(owner, OTHER_ROLE) == grants(owner)

@@ -32,12 +32,12 @@ _TOKENS = (
     "INSERT (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms), "
     "UPDATE (revoked_at_ms, revoked_by, revoked_reason)"
 )
-#: A generation keeps the version that it was made by, and whether it has the history.
+#: A generation keeps whether it has the history. Before its rows go, its version becomes 0.
 _PROJECTIONS = (
     "SELECT, "
     "INSERT (space, projection, generation, is_live, fold_version), "
-    "UPDATE (position, is_live, stopped_at, stopped_why, stopped_until, failing_why, "
-    "failing_since), "
+    "UPDATE (position, is_live, fold_version, stopped_at, stopped_why, stopped_until, "
+    "failing_why, failing_since), "
     "DELETE"
 )
 
