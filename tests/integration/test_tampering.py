@@ -51,13 +51,14 @@ UNPROVEN = {
     "checkpoints.alarm": "the signer's own alarm",
     "checkpoints.alarm_detail": "the text of the alarm",
     "checkpoints.alarm_since": "the time of the alarm",
+    "checkpoints.alarm_raised_by": "the folder of that signer",
 }
 #: The beginnings of statements that leave a right database behind, each with the reason.
 HARMLESS = {
     "DELETE FROM tokens": "a token without its row gives no access, as after an import; it is told",
 }
 #: Tables that describe the database instead of a space.
-OF_THE_DATABASE = {"schema_migrations"}
+OF_THE_DATABASE = {"schema_migrations", "signers"}
 SPACE_COLUMN = {"events": "originator_id"}
 
 SELECT_TABLES = """
