@@ -70,7 +70,8 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         the request with that `cursor`. Keep the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
-        wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
+        wanted = {name: query[name] for name in ("cursor", "at_least") if name in query}
+        wanted["bytes_max"] = query.get("bytes", limits.page_bytes_max)
         with lease.unless_it_fails():
             found = await projected(request, space, partial(master.snapshot, space, **wanted))
         return Reply(_pieces(space, found, lease), MEDIA_TYPE)
