@@ -23,7 +23,7 @@ class Proxy:
             the request.
         up, down: The bytes that have passed so far.
         cuts: How often the link was cut.
-        heads: The head of each connection's first request.
+        heads: The head of each request.
     """
 
     def __init__(self, target: str):
@@ -66,20 +66,7 @@ class Proxy:
             first = client.recv(PIECE)
             while first and b"\r\n\r\n" not in first:
                 first += client.recv(PIECE)
-            self.heads.append(first.partition(b"\r\n\r\n")[0])
-            answer = self.respond(first) if first else b""
-            if answer is not None:
-                with self._lock:
-                    self.up += len(first)
-                    self.down += len(answer)
-                client.sendall(answer)
-                client.shutdown(socket.SHUT_WR)
-                client.settimeout(0.5)
-                with suppress(OSError):
-                    while client.recv(PIECE):
-                        pass
-                client.close()
-                self._open.discard(client)
+            if not first or self._responds(first, client):
                 return
             service = socket.create_connection(self._target)
             self._open.add(service)
@@ -93,6 +80,25 @@ class Proxy:
                 self._pump(client, service, pair, "up", len(first))
             down.join()
 
+    def _responds(self, piece: bytes, client: socket.socket) -> bool:
+        """Answers a request in place of the service, if `respond` says so."""
+        self.heads.append(piece.partition(b"\r\n\r\n")[0])
+        answer = self.respond(piece)
+        if answer is None:
+            return False
+        with self._lock:
+            self.up += len(piece)
+            self.down += len(answer)
+        client.sendall(answer)
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(0.5)
+        with suppress(OSError):
+            while client.recv(PIECE):
+                pass
+        client.close()
+        self._open.discard(client)
+        return True
+
     def _pump(
         self,
         source: socket.socket,
@@ -103,6 +109,8 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while piece := source.recv(PIECE):
+                if piece.startswith((b"GET ", b"POST ")) and self._responds(piece, source):
+                    break
                 if not self._passes(piece, way, pair, passed):
                     return
                 passed += len(piece)

@@ -366,9 +366,10 @@ def test_a_new_token_of_the_function_works_at_once(link, device, monkeypatch):
     monkeypatch.setattr(background, "TOKEN_CHECK_SECONDS_MIN", 0.05)
     current = ["old"]
     link.respond = gate({b"new"})
-    a = device("a", token=lambda: current[0], keep_syncing=True)
+    a = device("a", token=lambda: current[0])
     a.collection("tasks").put("x", n=1)
-    until(lambda: a.status().problem is not None)
+    a.start()
+    until(lambda: a.status().next_try_seconds)
     requests = len(link.heads)
     time.sleep(0.3)  # the app is asked, the server is not
     assert len(link.heads) == requests

@@ -4,6 +4,7 @@ an answer of another server, `ConnectionBroke` for half an answer, `Unreachable`
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from foldlog.client.errors import ConnectionBroke, NotFoldlog, ServerProblem, Un
 
 _decode = msgspec.json.decode
 _CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+#: how the HTTP client words an answer that is no HTTP, or that redirects to no URL
+_NO_HTTP = re.compile("illegal|location header", re.IGNORECASE)
 #: no answer makes a client wait longer
 SECONDS_MAX = 24 * 3_600.0
 #: the most of an error's body that is read: a problem document is far shorter
@@ -38,6 +41,8 @@ def translated() -> Iterator[None]:
             ) from exc
         raise Unreachable(_words(exc)) from exc
     except httpx.HTTPError as exc:
+        if isinstance(exc, httpx.RemoteProtocolError) and _NO_HTTP.search(str(exc)):
+            raise not_foldlog() from exc
         timed_out = isinstance(exc, httpx.TimeoutException)
         raise ConnectionBroke(_words(exc), timed_out=timed_out) from exc
 
