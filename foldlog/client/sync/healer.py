@@ -185,13 +185,13 @@ class Healer:
 
 def _reason(exc: ServerProblem, rejected: Queued) -> dict[str, str]:
     """Returns the reason of a rejection, for `Refusal`. A proxy gives none, so this device does."""
-    if exc.status != 413:
+    if exc.status != 413 or exc.problem != "unknown":
         return {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
     detail = (
         f"the changeset has about {rejected.size} bytes, and the server, or a proxy before it, "
         "refuses requests of this size"
     )
-    return {"code": "limit-exceeded", "detail": str(exc.document.get("detail", detail))}
+    return {"code": "limit-exceeded", "detail": detail}
 
 
 def _has_erased(queued: Queued) -> bool:

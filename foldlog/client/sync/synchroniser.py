@@ -163,7 +163,6 @@ class Synchroniser:
             body["changesets"] = [queued.to_wire() for queued in batch]
         answer = self._server.sync(body)
         _check_page(answer, after)
-        self._pace.note_answer()
         if self._should_load_snapshot(answer["head"] - after):
             with self._store.database.transaction():
                 touched = self._applier.apply_verdicts(answer["verdicts"], sent_at, result)
@@ -171,6 +170,7 @@ class Synchroniser:
                 self._snapshots.begin()
             return True
         self._applier.apply(answer, after, device, sent_at, result)
+        self._pace.note_answer()  # only now, because a repeated answer is no progress
         result.pushed += len(batch)
         self._batch.grow()
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
