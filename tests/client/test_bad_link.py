@@ -85,24 +85,17 @@ def wire_bytes(link, action) -> int:
 # Connections that break.
 
 
-@pytest.mark.parametrize("each", [300, 6_000, 20_000], ids=["small", "middle", "large"])
+@pytest.mark.parametrize("each", [2_000, 10_000])
 def test_much_passes_over_a_link_that_is_cut_all_the_time(link, device, each):
-    """Up and down complete in one call each, at less than 1.5 times the bytes of a good link."""
-    count = {300: 300_000, 6_000: 1_500_000, 20_000: 1_500_000}[each]
-    fill(device("good"), count, each, seed=1)
-    good = wire_bytes(link, device("good").sync) + wire_bytes(link, device("good2").sync)
-    link.cut_after = 64 * 1024
-    fill(device("a"), count, each, seed=2)
-    bad = wire_bytes(link, device("a").sync)
-    assert device("a").status().unsent == 0
-    link.cut_after = 64 * 1024
-    bad += wire_bytes(link, device("b").sync)
-    assert link.cuts > 3
-    assert {id for id in ids_of(device("b")) if id.startswith("2-")} == {
-        id for id in ids_of(device("a")) if id.startswith("2-")
-    }
-    # "a" and "b" also load the records of "good".
-    assert bad < 1.5 * 2 * good
+    """Up and down complete in one call each, with less than 1.5 times the bytes of the content."""
+    a, b = device("a"), device("b")
+    fill(a, 1_000_000, each)
+    link.cut_after = 128 * 1024
+    up = wire_bytes(link, a.sync)
+    down = wire_bytes(link, b.sync)
+    assert (a.status().unsent, a.status().lag, link.cuts > 5) == (0, 0, True)
+    assert ids_of(b) == ids_of(a)
+    assert max(up, down) < 1.5 * 1_000_000
 
 
 @pytest.mark.parametrize("way", ["cut_up_after", "cut_down_after"])
