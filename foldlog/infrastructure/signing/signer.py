@@ -31,7 +31,7 @@ from foldlog.domain.errors import (
     NotFound,
     Unavailable,
 )
-from foldlog.domain.notes import Checkpoint, Note, origin_of
+from foldlog.domain.notes import Checkpoint, InvalidNote, Note, origin_of
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
 from foldlog.infrastructure.postgres.log.alarms import incomplete
 from foldlog.infrastructure.postgres.proofs.tree import Heads, PostgresProofTree
@@ -92,6 +92,7 @@ class CheckpointSigner:
         self._retry_at: dict[str, float] = {}  #: by space whose signing stopped
         #: True at the start and after a failed connection, because a backup may have been restored.
         self._may_be_restored = True
+        self._public = ""  #: the public key that signed all published checkpoints
         self._pause = PAUSE_SECONDS
 
     def run(self, closing: Event) -> None:
@@ -119,14 +120,16 @@ class CheckpointSigner:
         keys = read_keys(self._keys)  # each time, because an operator may rotate them
         if keys.signer("") is None:
             return 0
+        public = keys.log[-1].public
         began = time.monotonic()
         found = self._tree.to_sign()
         now = time.monotonic()
         due = set(found)
-        if self._may_be_restored:
-            # A restored log looks completely signed until it grows again.
-            due |= self._restored()
-            self._may_be_restored = False
+        if self._may_be_restored or public != self._public:
+            # A restored log looks completely signed until it grows again. A quiet one would keep
+            # the signature of an old key.
+            due |= self._to_sign_again(keys)
+            self._may_be_restored, self._public = False, public
         wanted = PAUSE_PER_SEARCH * (now - began)
         self._pause = min(max(PAUSE_SECONDS, wanted), PAUSE_SECONDS_MAX)
         ready = sorted(space for space in due if self._retry_at.get(space, now) <= now)
@@ -145,20 +148,22 @@ class CheckpointSigner:
         look = self.sign if signs else self.compare
         return sum(self._look_or_stop(look, space, keys, folder.folder) for space in ready)
 
-    def _restored(self) -> set[str]:
-        """Returns the set of spaces whose database may have been restored from an old backup.
+    def _to_sign_again(self, keys: KeyRing) -> set[str]:
+        """Returns the set of spaces whose published checkpoint must be replaced.
 
-        For these spaces, the published checkpoint in the database has another tree size than the
-        last signed checkpoint in the file. The sizes also differ if the service crashed after it
-        saved a checkpoint and before it published the checkpoint.
+        For these spaces, the checkpoint has no signature of the current key, or another tree size
+        than the last signed checkpoint in the file. The sizes differ if an old backup of the
+        database was restored. They also differ if the service crashed after it saved a checkpoint
+        and before it published the checkpoint.
         """
-        restored = set()
+        found = set()
         for space, of_log, shown in self._tree.published():
             note = self._last.read(space, of_log)
             # Signing checks the file itself; here only its size is compared.
-            if note is not None and claimed_size(note) != claimed_size(shown):
-                restored.add(space)
-        return restored
+            is_restored = note is not None and claimed_size(note) != claimed_size(shown)
+            if is_restored or not _has_current_signature(shown, keys):
+                found.add(space)
+        return found
 
     def _agrees(self) -> bool:
         """Tells whether this folder may be the one that has signed the logs of the database so far.
@@ -288,9 +293,20 @@ def _is_of_another(heads: Heads, folder: str) -> bool:
     return heads.alarm is not None and heads.alarm_by not in (None, folder)
 
 
+def _has_current_signature(note: bytes, keys: KeyRing) -> bool:
+    """Returns whether a checkpoint names a signature of the current key. The signature itself is
+    left unchecked."""
+    try:
+        current, *_ = keys.verifiers(Checkpoint.of(note).origin)
+        return any(signature.is_of(current) for signature in Note.parse(note).signatures)
+    except InvalidNote:
+        return False
+
+
 def _next(checkpoint: Checkpoint, last: tuple[Checkpoint, Note] | None, keys: KeyRing) -> Note:
-    """Signs the next checkpoint, or returns the note of the last one if both are equal."""
-    if last is not None and last[0] == checkpoint:
+    """Signs the next checkpoint. Returns the note of the last one if both are equal, and the
+    current key has signed the last one."""
+    if last is not None and last[0] == checkpoint and _has_current_signature(last[1].encoded, keys):
         return last[1]
     signer = keys.signer(checkpoint.origin)
     assert signer is not None, "sign_all has checked it"

@@ -23,6 +23,8 @@ from foldlog.infrastructure.postgres.status import (
     incomplete_logs,
     status,
 )
+from foldlog.infrastructure.signing.keys import why_unsigned
+from foldlog.infrastructure.wiring import Services
 from foldlog.scripts.console import AS_JSON, EXIT_NO, out, report_errors, spaced, with_database
 from foldlog.scripts.services import open_services
 
@@ -37,19 +39,22 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted, fails or
-    needs a rebuild, or a signer or a witness has stopped.
+    Says if nothing is signed, because there is no key. Shows all spaces unless SPACE is given.
+    Exit code 1: a projection is halted, fails or needs a rebuild, or a signer or a witness has
+    stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
         incomplete = incomplete_logs(parts.datastore, space)
         signers = stored_signers(parts.datastore)
+        unsigned_why = _unsigned_why(parts, lines, signed)
     if space is not None and not lines:
         raise UnknownSpace(space)
     if as_json:
         for line in lines:
-            click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
+            more = {"lag": line.lag, "unsigned_why": unsigned_why}
+            click.echo(json.dumps(line._asdict() | more))
         for checkpoint in signed:
             click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
         for signer in signers:
@@ -62,6 +67,8 @@ def status_command(
             out.print(_checkpoint_table(signed))
         for one in incomplete:
             out.print(_incomplete_line(one), soft_wrap=True)
+        if unsigned_why is not None:
+            out.print(f"[yellow]nothing is signed:[/yellow] {escape(unsigned_why)}", soft_wrap=True)
         for told in _signer_lines(signers):
             out.print(told, soft_wrap=True, highlight=False)
     has_stopped = bool(incomplete) or any(
@@ -71,6 +78,17 @@ def status_command(
     has_stopped = has_stopped or any(signer.refused_why for signer in signers)
     if has_stopped or any(checkpoint.alarm for checkpoint in signed):
         sys.exit(EXIT_NO)
+
+
+def _unsigned_why(
+    parts: Services, lines: list[ProjectionStatus], signed: list[CheckpointStatus]
+) -> str | None:
+    """Returns the reason why events stay unsigned. Returns `None` if there is a key, or if all
+    events are signed: this machine may be another one than that of the signer."""
+    sizes = {line.space: line.size for line in signed}
+    if lines and all(sizes.get(line.space, 0) >= line.head for line in lines):
+        return None
+    return why_unsigned(parts.settings.keys_folder)
 
 
 def _incomplete_line(log: IncompleteLog) -> str:
