@@ -442,7 +442,7 @@ def test_a_bad_url_leaves_the_file_alone(tmp_path):
         "https://me:pass@h": "password",
         "https://h/?token=pass": "`?`",
     }.items():
-        with pytest.raises(foldlog.BadArgument, match="URL|server") as raised:
+        with pytest.raises(foldlog.BadArgument, match=r"URL|server") as raised:
             foldlog.open(path, server=url)
         assert words in str(raised.value)
         assert ":pass" not in str(raised.value) and "=pass" not in str(raised.value)
