@@ -12,6 +12,7 @@
   + ServerProblem      the server answered with an error, which has a code and a status
   + IncompletePage     the server's page lacks events, or makes no progress
   + Unreachable        the server gave no answer: it may or may not have stored the request
+    - ConnectionBroke  the connection broke in the middle of a request or an answer
     - NotFoldlog       another server answered, for example a Wi-Fi sign-in page
 """
 
@@ -134,12 +135,14 @@ class NotFoldlog(Unreachable):
 
 
 class ConnectionBroke(Unreachable):
-    """Raised inside the library when a connection broke in the middle of a request or an answer. A
-    smaller request may pass. Apps get this error as `Unreachable`.
+    """Raised when a connection broke in the middle of a request or an answer, and smaller requests
+    broke too.
 
     Attributes:
         timed_out: Whether the connection was silent for too long, instead of ending.
     """
+
+    code = "connection-broke"
 
     def __init__(self, message: str, *, timed_out: bool = False):
         self.timed_out = timed_out

@@ -85,7 +85,7 @@ def wire_bytes(link, action) -> int:
 # Connections that break.
 
 
-@pytest.mark.parametrize("each", [2_000, 10_000])
+@pytest.mark.parametrize("each", [8_000, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_much_passes_over_a_link_that_is_cut_all_the_time(link, device, each):
     """Up and down complete in one call each, with less than 1.5 times the bytes of the content."""
     a, b = device("a"), device("b")
@@ -128,6 +128,7 @@ def test_a_snapshot_goes_on_where_it_broke(link, device, monkeypatch):
     assert any(b"GET /v1/spaces/home/snapshot" in head and b"bytes=" in head for head in link.heads)
 
 
+@pytest.mark.slow
 def test_the_size_grows_again_on_a_good_link(link, device):
     a = device("a")
     link.cut_after = 20_000
@@ -180,6 +181,7 @@ def test_an_older_service_that_refuses_bytes_gets_a_number_of_events(device, lin
     assert min(body.get("limit", 500) for body in asked[1:]) < 100
 
 
+@pytest.mark.slow
 def test_the_background_thread_completes_on_a_bad_link(link, device):
     """The live channel too, whose messages are as large as the link carries."""
     link.cut_after = 50_000

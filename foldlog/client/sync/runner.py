@@ -7,7 +7,13 @@ from contextlib import suppress
 import msgspec
 
 from foldlog.client.callbacks import Callbacks, Change, Loss, refusal_of
-from foldlog.client.errors import ClientError, FileUnusable, ServerProblem
+from foldlog.client.errors import (
+    ClientError,
+    ConnectionBroke,
+    FileUnusable,
+    ServerProblem,
+    Unreachable,
+)
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.transport.server import Server
 from foldlog.client.transport.stream import Page, Stream, Traffic
@@ -165,6 +171,8 @@ def _problem_of(exc: Exception) -> dict[str, str]:
     """
     if isinstance(exc, ServerProblem):
         return {"code": exc.problem, "detail": str(exc)}
+    if isinstance(exc, ConnectionBroke):
+        return {"code": Unreachable.code, "detail": str(exc)}  # apps know this code
     if isinstance(exc, ClientError):
         return {"code": exc.code, "detail": str(exc)}
     return {"code": ClientError.code, "detail": f"syncing failed with {type(exc).__name__}"}
