@@ -71,7 +71,8 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         """
         lease = request.hold(DOWNLOADS)
         wanted = {name: query[name] for name in ("cursor", "at_least") if name in query}
-        wanted["bytes_max"] = query.get("bytes", limits.page_bytes_max)
+        if "bytes" in query:
+            wanted["bytes_max"] = query["bytes"]
         with lease.unless_it_fails():
             found = await projected(request, space, partial(master.snapshot, space, **wanted))
         return Reply(_pieces(space, found, lease), MEDIA_TYPE)
