@@ -70,7 +70,7 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         the request with that `cursor`. Keep the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
-        wanted = {name: query[name] for name in ("cursor", "at_least") if name in query}
+        wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
         if "bytes" in query:
             wanted["bytes_max"] = query["bytes"]
         with lease.unless_it_fails():
