@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from foldlog.domain.errors import FoldlogError, HistoryUnavailable, LogBehind, ProjectionBehind
-from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
@@ -163,18 +163,17 @@ class LiveReader:
         scope: Scope,
         params: dict[str, Any],
         limit: int,
+        bytes_max: int = INTEGER_MAX,
         *,
         is_bounded: bool = True,
     ) -> Found:
         """Runs a statement that reads up to `limit + 1` rows, and returns a `Found` with the rows.
 
-        The extra row shows the caller that another page follows. With `is_bounded=False` the size
-        of the page in bytes is unlimited.
+        The extra row shows the caller that another page follows. The page has at most `bytes_max`
+        bytes, and `page_bytes_max`. With `is_bounded=False` its size is unlimited.
         """
-        bytes_max = self._limits.page_bytes_max if is_bounded else None
-        return self._select(
-            statement, scope, {**params, "limit": limit + 1, "bytes_max": bytes_max}
-        )
+        most = min(bytes_max, self._limits.page_bytes_max) if is_bounded else None
+        return self._select(statement, scope, {**params, "limit": limit + 1, "bytes_max": most})
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
         """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
