@@ -32,6 +32,8 @@ ORIGIN = "FOLDLOG_ORIGIN"
 KEYS = "FOLDLOG_KEYS"
 ADMIN_TOKEN_LENGTH_MIN = 16
 DEFAULT_PORT = 3653  # FOLD on a telephone
+#: A smaller limit would stop workers that do their usual work.
+WEB_MEMORY_BYTES_MIN = 256 * 2**20
 #: Error messages hide the values of these variables.
 SECRET = {DATABASE_URL, ADMIN_TOKEN}
 
@@ -60,6 +62,8 @@ class Settings:
     port: int
     #: number of processes that answer requests
     web_workers: int
+    #: limit of the memory of one web worker; 0 means no limit
+    web_memory_bytes_max: int
     #: number of processes that update the projections
     projectors: int
     #: database connections of one process
@@ -259,6 +263,13 @@ def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(map(ip_network, text.split()))
 
 
+def _memory(text: str) -> int:
+    found = int(text)
+    if found != 0 and found < WEB_MEMORY_BYTES_MIN:
+        raise ValueError(f"must be 0, which means no limit, or at least {WEB_MEMORY_BYTES_MIN}")
+    return found
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -279,6 +290,7 @@ VARIABLES: Mapping[str, tuple[str, str | None, Callable[[str], Any]]] = {
     "host": ("FOLDLOG_HOST", "127.0.0.1", str),
     "port": ("FOLDLOG_PORT", str(DEFAULT_PORT), _port),
     "web_workers": ("FOLDLOG_WEB_WORKERS", _default_workers(), _count),
+    "web_memory_bytes_max": ("FOLDLOG_WEB_MEMORY_BYTES_MAX", str(2 * 2**30), _memory),
     "projectors": ("FOLDLOG_PROJECTORS", "1", _count),
     "pool_size_max": ("FOLDLOG_POOL_SIZE_MAX", "16", _count),
     "log_format": ("FOLDLOG_LOG_FORMAT", "json", _log_format),

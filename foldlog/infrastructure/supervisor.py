@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -59,6 +60,9 @@ class Child:
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  #: added to ours
     fds: Sequence[int] = ()  #: file descriptors that it inherits
+    #: The supervisor kills the child when its resident memory exceeds this number of bytes; 0 means
+    #: no limit. The check needs Linux, because it reads `/proc`.
+    memory_bytes_max: int = 0
     stop_timeout_seconds: float = STOP_TIMEOUT_SECONDS
 
 
@@ -235,15 +239,36 @@ class _Process:
         log.info("started", name=self.child.name, pid=self._process.pid)
 
     def restart_if_dead(self) -> None:
-        """Restarts the child if it has died and the delay before the restart has passed."""
+        """Restarts the child if it has died and the delay before the restart has passed.
+
+        A child whose memory exceeds its limit is killed first.
+        """
         now = time.monotonic()
-        if self.is_running():
+        if self.is_running() and self._exceeds_its_memory():
+            self._was_ever_stable = True  # it has come up, so the supervisor must not give up
+            self._schedule_restart(-signal.SIGKILL)
+        elif self.is_running():
             if now - self._started_at > self._backoff.stable_seconds:
                 self._was_ever_stable, self._deaths = True, 0
         elif self._process is not None:
             self._schedule_restart(self._process.returncode)
         elif now >= self._restart_at:
             self._restart()
+
+    def _exceeds_its_memory(self) -> bool:
+        """Tells whether the child uses more memory than `memory_bytes_max`, and logs it."""
+        assert self._process is not None
+        limit = self.child.memory_bytes_max
+        resident = _resident_bytes(self._process.pid) if limit else 0
+        if resident > limit:
+            log.error(
+                "a process exceeds its memory",
+                name=self.child.name,
+                pid=self._process.pid,
+                memory_bytes=resident,
+                memory_bytes_max=limit,
+            )
+        return resident > limit
 
     def _schedule_restart(self, code: int | None) -> None:
         self._deaths += 1
@@ -273,6 +298,18 @@ class _Process:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+
+def _resident_bytes(pid: int) -> int:
+    """Returns the resident memory of a process in bytes (proc(5), the second field of `statm`).
+
+    Returns 0 if the process has ended, or if this system has no `/proc`.
+    """
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class _DatabaseKeeper:

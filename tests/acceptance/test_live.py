@@ -840,7 +840,7 @@ def test_trailers_are_not_kept(live, space):
 class Service:
     """`foldlog serve --workers 2`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **settings: str):
         self.port = reserve_port()
         self.log = folder / "service.log"
         command = [sys.executable, "-m", "foldlog", "serve", "--workers", "2"]
@@ -849,7 +849,7 @@ class Service:
                 [*command, "--data", str(folder / "data"), "--port", str(self.port)],
                 stdout=file,
                 stderr=file,
-                env=environment(),
+                env=environment() | settings,
             )
         until(lambda: is_ready(f"http://127.0.0.1:{self.port}") and len(self.workers()) == 2, 60)
 
@@ -875,6 +875,44 @@ def of_worker(worker: psutil.Process, streams: list[Stream]) -> list[Stream]:
     """Which of these connections the kernel gave to this worker."""
     ports = {c.raddr.port for c in worker.net_connections() if c.raddr}
     return [stream for stream in streams if stream.sock.getsockname()[1] in ports]
+
+
+@pytest.mark.seconds(10)
+def test_a_worker_that_exceeds_its_memory_dies_alone(data_folder):
+    """The supervisor replaces it. The requests at the other worker go on, and no push is lost."""
+    service = Service(
+        data_folder,
+        FOLDLOG_WEB_MEMORY_BYTES_MAX=str(256 * MIB),
+        FOLDLOG_LIMITS=f"bodies_bytes_max={2**31 - 1} bodies_bytes_per_caller_max=0",
+    )
+    try:
+        space = Space(service.port)
+        space.push(changeset())
+        victim, other = service.workers()
+        streams = [space.stream("after=1") for _ in range(24)]
+        kept = of_worker(other, streams)
+        greedy = [Connection(service.port) for _ in range(80)]
+        until(lambda: len(of_worker(victim, greedy) + of_worker(other, greedy)) == len(greedy))
+        head = request_of(
+            f"/v1/spaces/{space.name}/changesets",
+            {"Content-Type": "application/json", "Content-Length": str(8 * MIB)},
+            "POST",
+        )
+        with suppress(OSError):
+            for client in of_worker(victim, greedy):
+                client.send(head + b" " * (8 * MIB - 1))
+        until(lambda: victim not in service.workers(), 20)
+        assert b"a process exceeds its memory" in service.log.read_bytes()
+
+        until(lambda: len(service.workers()) == 2 and victim not in service.workers(), 20)
+        assert other in service.workers()
+        space.http = Space(service.port, space.name).http
+        until(lambda: space.push(changeset())["head"] == 2)
+        assert [stream.seqs(1) for stream in kept] == [[2]] * len(kept)
+    finally:
+        Connection.close_all()
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(60)
 
 
 @pytest.mark.seconds(10)

@@ -145,6 +145,33 @@ def test_a_child_that_never_comes_up_ends_it_all(parent: Callable[..., Parent]) 
     assert not any(is_alive(pid) for _, pid in family.notes("starts"))
 
 
+def test_a_child_that_exceeds_its_memory_is_started_again(tmp_path: Path) -> None:
+    """It counts as a child that came up, so the supervisor keeps on. A child within stays."""
+    script = "import os, time; open({name!r}, 'a').write('.'); kept = b'x' * {size}; time.sleep(60)"
+    children = [
+        Child(
+            name=name,
+            argv=[sys.executable, "-c", script.format(name=str(tmp_path / name), size=size)],
+            memory_bytes_max=100 * 2**20,
+        )
+        for name, size in [("greedy", 200 * 2**20), ("modest", 2**20)]
+    ]
+    supervisor = Supervisor(children, backoff=QUICK)
+
+    def starts(name: str) -> int:
+        return len((tmp_path / name).read_text()) if (tmp_path / name).exists() else 0
+
+    def stop_after_some_lives() -> None:
+        wait_until(lambda: starts("greedy") > QUICK.first_deaths_max + 1)
+        supervisor.request_stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop_after_some_lives)
+        assert supervisor.run() == 0
+        stopping.result()
+    assert starts("modest") == 1
+
+
 def test_a_stubborn_child_is_killed_at_its_deadline(parent: Callable[..., Parent]) -> None:
     """A hanging child delays the stop only up to its deadline, and the others end cleanly."""
     family = parent("good:good", "stubborn:stubborn", stop_timeout_seconds=0.3)

@@ -217,6 +217,16 @@ def test_how_far_away_the_end_of_a_jwt_may_be_is_a_setting():
             read_settings({"FOLDLOG_JWT_SECONDS_MAX": text})
 
 
+@pytest.mark.parametrize("text", ["1", "-1", "268435455", "2 GiB", "1e9"])
+def test_a_useless_memory_limit_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSettings, match="FOLDLOG_WEB_MEMORY_BYTES_MAX"):
+        read_settings({"FOLDLOG_WEB_MEMORY_BYTES_MAX": text})
+
+
+def test_the_memory_of_a_worker_may_be_unlimited() -> None:
+    assert read_settings({"FOLDLOG_WEB_MEMORY_BYTES_MAX": "0"}).web_memory_bytes_max == 0
+
+
 def test_keys_of_a_sign_in_come_by_https_and_for_an_audience():
     ours = {"FOLDLOG_JWT_AUDIENCE": "foldlog"}
     for keys in ("https://id.example/jwks", "http://localhost:1/jwks", "keys.json"):

@@ -143,6 +143,7 @@ def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child
             argv=[*foldlog, "web", "--fd", str(listening.fileno())],
             env=env,
             fds=[listening.fileno()],
+            memory_bytes_max=settings.web_memory_bytes_max,
             stop_timeout_seconds=WEB_STOP_SECONDS,
         )
         for number, listening in enumerate(sockets, start=1)
