@@ -11,16 +11,27 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from foldlog.domain.errors import HistoryUnavailable, LogBehind, ProjectionBehind, UnknownSpace
+from foldlog.domain.errors import (
+    HistoryUnavailable,
+    LogBehind,
+    ProjectionBehind,
+    StorageUnavailable,
+    UnknownSpace,
+)
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.values import ValuesMoved
+
+from .assembly import Columns, Completer, Source, states_completer
 
 # Every page is one statement and so one snapshot. Its rows are the state at `position`.
 _PAGE = """
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position, p.generation,
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -51,8 +62,12 @@ _BOUNDED = """
 """
 
 AFTER_ALL_NAMES = "~"  # sorts after all names of collections: letters, digits and - _ .
-#: the columns of a record as readers see it
-VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq"
+#: the columns of a record as readers see it, and what these leave out
+VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq, apart"
+#: completes rows that begin with `VIEW`
+complete_views = states_completer(Columns(fields=2, apart=7))
+#: attempts of a read whose records are erased meanwhile
+ATTEMPTS = 5
 
 SELECT_POSITION = """
 SELECT position, stopped_at IS NOT NULL
@@ -69,8 +84,9 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns four more columns before those of `page`: the
-    log's id, the log's head, the projection's position, and whether the generation has the history.
+    which the rows are sorted. The statement returns five more columns before those of `page`: the
+    log's id, the log's head, the projection's position, the generation's number, and whether the
+    generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -118,6 +134,7 @@ class Found(NamedTuple):
     log: str
     head: int
     position: int
+    generation: int
     #: the number of rows before the limit of bytes cut some off
     candidates: int
     rows: list[Any]
@@ -152,17 +169,26 @@ class LiveReader:
         params: dict[str, Any],
         limit: int,
         *,
-        is_bounded: bool = True,
+        complete: Completer | None = None,
     ) -> Found:
         """Runs a statement that reads up to `limit + 1` rows, and returns a `Found` with the rows.
 
-        The extra row shows the caller that another page follows. With `is_bounded=False` the size
-        of the page in bytes is unlimited.
+        The extra row shows the caller that another page follows. `complete` puts the values in that
+        the rows leave out, and may cut the page where they exceed the limit of bytes.
         """
-        bytes_max = self._limits.page_bytes_max if is_bounded else None
-        return self._select(
-            statement, scope, {**params, "limit": limit + 1, "bytes_max": bytes_max}
-        )
+        bytes_max = self._limits.page_bytes_max
+        params = {**params, "limit": limit + 1, "bytes_max": bytes_max}
+        for _ in range(ATTEMPTS):
+            found = self._select(statement, scope, params)
+            if complete is None or not found.rows:
+                return found
+            try:
+                source = Source(self._datastore, scope.space, found.generation)
+                rows = complete(source, found.rows, bytes_max)
+            except ValuesMoved:
+                continue
+            return found._replace(rows=rows)
+        raise StorageUnavailable("records are erased while they are read")
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
         """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
@@ -177,7 +203,7 @@ class LiveReader:
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
             raise UnknownSpace(scope.space)
-        log, head, position, has_history = rows[0][:4]
+        log, head, position, generation, has_history = rows[0][:5]
         at_least = scope.at_least
         if scope.needs_history and not has_history:
             raise HistoryUnavailable()
@@ -191,9 +217,9 @@ class LiveReader:
                 head=head,
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[4] is not None]
-        candidates = present[0][4] if present else 0
-        return Found(log, head, position, candidates, [row[5:] for row in present])
+        present = [row for row in rows if row[5] is not None]
+        candidates = present[0][5] if present else 0
+        return Found(log, head, position, generation, candidates, [row[6:] for row in present])
 
 
 def view_of_row(row: Any) -> RecordView:

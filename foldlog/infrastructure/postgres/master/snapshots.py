@@ -16,6 +16,7 @@ from foldlog.domain.snapshot import SnapshotHeader, SnapshotRecord
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.log.marks import mark_at
 
+from .assembly import Columns, states_completer
 from .reading import VIEW, Found, LiveReader, Scope, bounded
 
 SELECT_SNAPSHOT = bounded(
@@ -41,6 +42,8 @@ SELECT_SNAPSHOT = bounded(
     """,
     order="collection, id",
 )
+
+_complete = states_completer(Columns(fields=2, apart=7, writes=8))
 
 COUNT_SNAPSHOT = """
 SELECT count(*)
@@ -76,10 +79,14 @@ class SnapshotReader(LiveReader):
     ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
         params = {"after_collection": start.collection, "after_id": start.id}
-        found = self._page(SELECT_SNAPSHOT, Scope(space, at_least), params, limit)
+        found = self._page(
+            SELECT_SNAPSHOT, Scope(space, at_least), params, limit, complete=_complete
+        )
         start.check(found.log, found.head, self._mark(space, min(start.at, found.head)))
         if found.position < start.at:  # a page must be at least as new as the one before it
-            found = self._page(SELECT_SNAPSHOT, Scope(space, start.at), params, limit)
+            found = self._page(
+                SELECT_SNAPSHOT, Scope(space, start.at), params, limit, complete=_complete
+            )
         rows, more = found.cut(limit)
         mark = self._mark(space, found.position)
         last = SnapshotCursor(found.log, found.position, mark, *rows[-1][:2]) if more else None
@@ -92,7 +99,7 @@ class SnapshotReader(LiveReader):
 
 
 def _snapshot_document(row: Any) -> bytes:
-    collection, id, fields, is_deleted, last_modified, seq, created_seq, *rest = row
+    collection, id, fields, is_deleted, last_modified, seq, created_seq, _, *rest = row
     writes, deleted, erased_seq = rest
     return msgspec.json.encode(
         SnapshotRecord(

@@ -279,6 +279,7 @@ CREATE TABLE projections (
     stopped_why    text,
     stopped_until  timestamptz,       -- the time of the next attempt
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
+    has_older_rows boolean NOT NULL DEFAULT false,  -- whether an older version of the code began it
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
@@ -300,6 +301,7 @@ CREATE TABLE records (
     touched_seq       bigint  NOT NULL,  -- for the guard `unchanged`
     touched_by        uuid,
     touched_seq_other bigint  NOT NULL,
+    apart             json,              -- fields that are in the log or in versions; mostly NULL
     PRIMARY KEY (space, generation, collection, id)
 ) WITH (fillfactor = 90);
 
@@ -307,7 +309,8 @@ CREATE INDEX records_by_seq ON records (space, generation, seq, collection, id)
     WHERE created_seq > 0;
 
 -- All states of all records: one row for each event that touched the record, also if all its values
--- lost. The last row up to a seq is the record right after that seq.
+-- lost. The last row up to a seq is the record right after that seq. Of a large record a row has only
+-- the fields that changed, and `apart` names the versions that have the others.
 CREATE TABLE versions (
     space         text    COLLATE "C" NOT NULL,
     generation    integer NOT NULL,
@@ -320,6 +323,8 @@ CREATE TABLE versions (
     created_seq   bigint  NOT NULL,
     last_modified timestamptz NOT NULL,
     is_first      boolean NOT NULL,  -- whether this event created the record
+    apart         json,              -- fields that are in the log or in earlier versions
+    writes        json,              -- only of a record that is stored in parts
     PRIMARY KEY (space, generation, collection, id, seq)
 );
 
