@@ -184,7 +184,7 @@ class Oracle:
         if not row.made_at:
             return
         mine = [_stamp(event)]
-        for name, value in row.fields.items():
+        for name, value in sorted(row.fields.items()):
             if not _has_seen(event, row.writes[name]):
                 lost = (value, row.writes[name])
                 self._lose(event, op, name, "delete", lost, (NOTHING, mine))

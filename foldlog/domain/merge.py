@@ -383,8 +383,8 @@ def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflic
     if not record.exists:
         return
     won = Side(ABSENT, cause.seq, cause.device)
-    for name, value in record.fields.items():
-        write = record.writes[name]
+    for name in sorted(record.fields):  # a record that is read from its parts has another order
+        value, write = record.fields[name], record.writes[name]
         if not cause.has_seen(write):
             lost = _side_of(value, write)
             conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
