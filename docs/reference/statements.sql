@@ -61,35 +61,67 @@ SELECT coalesce(sum(octet_length(state)), 0)
    AND originator_version <= %(head)s
    AND (collections && %(collections)s::text[] OR topic LIKE 'record-erased/%%');
 
--- foldlog.infrastructure.postgres.log.evidence.SELECT_EVIDENCE
-SELECT originator_version, state, salt, ops_hash
-  FROM events
- WHERE originator_id = %(space)s
-   AND originator_version > %(after)s
-   AND originator_version <= %(through)s
- ORDER BY originator_version
- LIMIT (
-       SELECT CASE
-              WHEN event_bytes_max * %(limit)s::bigint <= %(bytes_max)s THEN %(limit)s::bigint
-              ELSE (
-                   SELECT count(*)
-                     FROM (
-                          SELECT sum(octet_length(state)) OVER (
-                                     ORDER BY originator_version ROWS UNBOUNDED PRECEDING
-                                 ) - octet_length(state) AS bytes_before
-                            FROM events
-                           WHERE originator_id = %(space)s
-                             AND originator_version > %(after)s
-                             AND originator_version <= %(through)s
-                           ORDER BY originator_version
-                           LIMIT %(limit)s
-                          ) measured
-                    WHERE bytes_before <= %(bytes_max)s
-                   )
-              END
-         FROM spaces
-        WHERE space = %(space)s
-       );
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_RECORDS
+SELECT collection,
+       id,
+       CASE WHEN octet_length(fields::text) <= 1000
+            THEN fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
+       END AS fields,
+       is_deleted,
+       seq,
+       created_seq,
+       (extract(epoch FROM last_modified) * 1000)::float8 AS last_modified,
+       CASE WHEN octet_length(writes::text) <= 1000
+            THEN writes::text
+            ELSE 'sha256:' || encode(sha256(convert_to(writes::text, 'UTF8')), 'hex')
+       END AS writes,
+       deleted::text,
+       touched_seq,
+       touched_by::text,
+       touched_seq_other
+  FROM records
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY collection, id;
+
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_VERSIONS
+SELECT collection,
+       id,
+       seq,
+       CASE WHEN octet_length(fields::text) <= 1000
+            THEN fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
+       END AS fields,
+       is_deleted,
+       state_seq,
+       created_seq,
+       (extract(epoch FROM last_modified) * 1000)::float8 AS last_modified,
+       is_first
+  FROM versions
+  JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
+       AS wanted (collection, id, seq)
+ USING (collection, id, seq)
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY collection, id, seq;
+
+-- foldlog.infrastructure.postgres.audit.master_rows.SELECT_CONFLICTS
+SELECT seq,
+       number,
+       collection,
+       id,
+       CASE WHEN octet_length(document::text) <= 1000
+            THEN document::text
+            ELSE 'sha256:' || encode(sha256(convert_to(document::text, 'UTF8')), 'hex')
+       END AS document,
+       encode(field, 'hex') AS field,
+       lost_by::text,
+       won_by::text
+  FROM conflicts
+ WHERE space = %(space)s
+   AND generation = %(generation)s
+ ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.log.ranges.SELECT_PAGE
 SELECT originator_version, state, ops_hash,
@@ -204,7 +236,10 @@ SELECT
        );
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['all']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -239,7 +274,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['collection']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -275,7 +313,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['record']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -433,7 +474,10 @@ SELECT originator_version, CASE WHEN originator_version = ANY (ARRAY(
        );
 
 -- foldlog.infrastructure.postgres.master.diff.SELECT_DIFFERENT
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -502,7 +546,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY place_seq, collection, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_AS_OF
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -550,7 +597,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, first_seq, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_ONE_AS_OF
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -640,7 +690,10 @@ SELECT collection,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.snapshots.SELECT_SNAPSHOT
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -681,7 +734,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LIVE
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -716,7 +772,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_CHANGED
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -750,7 +809,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq, collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_ONE
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -767,7 +829,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LOCAL_IDS
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -785,7 +850,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY collection, local_id;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['oldest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -839,7 +907,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY version ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['newest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -893,7 +964,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY version DESC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['oldest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
@@ -927,7 +1001,10 @@ SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fol
  ORDER BY seq ASC, number ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['newest']
-SELECT s.log::text, s.head, p.position, p.has_history AND p.fold_version = %(fold_version)s, page.*
+SELECT s.log::text, s.head, p.position,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live

@@ -18,11 +18,18 @@ import json
 import re
 import sys
 import tarfile
+import zlib
 from base64 import b64decode
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+# The whole form of an erased operation: a commitment in a field of another one is none.
+ERASED = re.compile(
+    rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
+    re.DOTALL,
+)
 
 
 def sha256(data):
@@ -61,6 +68,7 @@ def take_apart(state):
     found = re.search(rb',"(ops|body)":', state)
     check(found and state.endswith(b"}"), "this is no event")
     header, rest = state[: found.start()], state[found.end() : -1].decode()
+    check((found[1] == b"ops") == is_changeset(header), "a changeset has ops, other events a body")
     if found[1] == b"body":
         return header, [rest.encode()]
     parts, place = [], 1
@@ -72,6 +80,10 @@ def take_apart(state):
     return header, [part.encode() for part in parts]
 
 
+def is_changeset(header):
+    return b',"kind":"changeset",' in header
+
+
 def leaf_of(seq, line, erased, owing):
     """The hash of the leaf that an event is; nothing that was stored is believed.
 
@@ -81,12 +93,13 @@ def leaf_of(seq, line, erased, owing):
     found = re.fullmatch(rb'\{"salt":"([0-9a-f]+)","event":(\{"seq":(\d+),.*)\}', line, re.DOTALL)
     check(found and int(found[3]) == seq, f"seq {seq} is missing, or in another place")
     salt, (header, operations) = bytes.fromhex(found[1].decode()), take_apart(found[2])
+    check(len(salt) == 32 or is_changeset(header), f"the body of seq {seq} has no salt")
     commitments = b""
     for i, operation in enumerate(operations):
         own_salt = salt[1 + 32 * i : 33 + 32 * i]  # if some are erased: a byte, a salt for each
         if len(salt) == 32:
             own_salt = hmac.digest(salt, i.to_bytes(4, "big"), "sha256")
-        stated = re.search(rb',"erased":"([0-9a-f]{64})"\}$', operation)
+        stated = ERASED.fullmatch(operation)
         if stated and own_salt == bytes(32):
             commitments += bytes.fromhex(stated[1].decode())
             if erased.get(record_of(operation), 0) <= json.loads(header + b"}")["base"]:
@@ -119,7 +132,24 @@ def root_of(tree):
     return root
 
 
+def differing_leaf(leaves, path, tile):
+    """The first seq whose leaf is not the one in this tile of level 0, or None."""
+    first = 256 * int(re.sub(r"\.p/\d+$", "", path).replace("x", "").replace("/", ""))
+    for place in range(len(tile) // 32):
+        leaf = leaves.pop(first + place + 1, None)
+        if leaf is not None and leaf != tile[32 * place : 32 * place + 32]:
+            return first + place + 1
+    return None
+
+
 def main():
+    try:
+        verify()
+    except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, zlib.error) as exc:
+        sys.exit(f"WRONG: this is no readable archive of a log: {str(exc)!a}")
+
+
+def verify():
     ask = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     ask.add_argument("archive")
     ask.add_argument("--key", action="append", required=True, help="a public key of the log's")
@@ -127,10 +157,12 @@ def main():
     ask.add_argument("--save", type=Path, help="where to keep this one")
     given = ask.parse_args()
     claims, proven, tree, seq, note, erased, owing = [], 0, [], 0, None, {}, set()
+    leaves, differs, unproven = {}, [], []
     if given.checkpoint:
         claims.append(open_checkpoint(given.checkpoint.read_bytes(), given.key))
     with tarfile.open(given.archive, "r|*") as tar:
         for member in tar:
+            check(member.isfile(), "this is no archive of a log")
             data = tar.extractfile(member).read()
             if member.name == "checkpoint":
                 note = data
@@ -138,10 +170,19 @@ def main():
             elif member.name.startswith("events/"):
                 for line in data.removesuffix(b"\n").split(b"\n"):
                     seq += 1
-                    add(tree, leaf_of(seq, line, erased, owing))
+                    leaves[seq] = leaf_of(seq, line, erased, owing)
+                    add(tree, leaves[seq])
                     for _, _, root in (claim for claim in claims if claim[1] == seq):
-                        check(root_of(tree) == root, f"the first {seq} events are not those signed")
                         proven += 1
+                        if root_of(tree) != root:
+                            unproven.append(seq)
+            elif member.name.startswith("tile/0/"):
+                found = differing_leaf(leaves, member.name.removeprefix("tile/0/"), data)
+                differs += [found] if found else []
+    if unproven:
+        named = f"; seq {min(differs)} is the first that differs from its tile" if differs else ""
+        check(False, f"the first {unproven[0]} events are not those signed{named}")
+    check(not differs, f"a tile has another leaf at seq {min(differs, default=0)}")
     check(note, "the archive has no checkpoint")
     origin, signed, _ = claims[-1]
     check(claims[0][0] == origin, "the kept checkpoint is of another log")

@@ -91,6 +91,7 @@ def create_app(
     store: EventStore,
     master: MasterTable,
     ready: Callable[[], dict[str, str]],
+    alarms: Callable[[], dict[str, int]] = dict,
     gauges: Callable[[], Iterable[Gauge]] = tuple,
     limits: Limits = LIMITS,
     access: Access,
@@ -108,6 +109,8 @@ def create_app(
     - `access` decides which operations a caller may use.
     - `ready` is a function that returns, for each service that Foldlog needs, the name of that
       service and either `ok` or an error message.
+    - `alarms` is a function that returns {alarm: the number of spaces that have it}. An alarm needs
+      an operator, but leaves the service ready.
     - `gauges` is a function that returns the values for monitoring.
     - `registry` grants and revokes tokens. If it is `None`, the application has no routes for
       tokens and devices.
@@ -137,5 +140,5 @@ def create_app(
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))
     if add_checkpoint is not None:
         app.register_blueprint(witness_blueprint(add_checkpoint))
-    app.register_blueprint(meta_blueprint(app, ready, gauges, limits))
+    app.register_blueprint(meta_blueprint(app, ready, alarms, gauges, limits))
     return app

@@ -4,7 +4,8 @@ tokens and devices.
 The service shows the secret of a token once and stores only the SHA-256 digest of the secret. A
 token has one role, which is valid in the spaces that the token was granted for. A device is
 registered and revoked in each space separately. Each grant, revocation and registration is an event
-in the log of the space. Secrets are left out of these events.
+in the log of the space. Secrets are left out of these events; a grant has the digest, so that an
+auditor can see whether the stored digest is the one that was granted.
 """
 
 from __future__ import annotations
@@ -251,6 +252,8 @@ class TokenGranted(msgspec.Struct, omit_defaults=True):
     name: str | None = None
     expires_at: str | None = None
     by: str | None = None
+    #: the SHA-256 digest of the secret, in hex; missing in events of older versions
+    digest: str | None = None
 
 
 class TokenRevoked(msgspec.Struct, omit_defaults=True):

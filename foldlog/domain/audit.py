@@ -39,10 +39,12 @@ class WrongEvent(Exception):
     """Raised at the first event that fails the audit. `seq` is the seq of this event, and `why` is
     the reason."""
 
-    def __init__(self, seq: int, why: str):
+    def __init__(self, seq: int, why: str, tiles: Mapping[Tile, bytes] | None = None):
         super().__init__(f"seq {seq}: {why}")
         self.seq = seq
         self.why = why
+        #: the tiles that the right events of the same batch changed
+        self.tiles = tiles or {}
 
 
 class AuditCursor(msgspec.Struct):
@@ -174,23 +176,23 @@ class LogAudit:
         leaves: list[bytes] = []
         for expected, (state, salt, stored) in enumerate(evidence, self.seq + 1):
             try:
-                seq, received_at, header, operations = committed(state)
-                if seq != expected:
+                parts = committed(state)
+                if parts.seq != expected:
                     raise ValueError(
-                        f"the log continues with {seq}: events are missing or out of order"
+                        f"the log continues with {parts.seq}: events are missing or out of order"
                     )
-                if received_at < self._received_at:
-                    raise ValueError(f"received at {received_at}, before {self._received_at}")
-                hash = proofs.ops_hash(salt, operations)
+                if parts.received_at < self._received_at:
+                    raise ValueError(f"received at {parts.received_at}, before {self._received_at}")
+                hash = parts.ops_hash(salt)
                 if stored is not None and hash != stored:
                     raise ValueError("the leaf commits to other operations")
-                self._erasures.note(seq, state)
+                self._erasures.note(parts.seq, state)
             except MALFORMED_ERRORS as exc:
-                self._builder.append(leaves)
+                tiles = self._builder.append(leaves)
                 why = str(exc) or "its salt has a wrong length"
-                raise WrongEvent(expected, why) from exc
-            self._received_at = received_at
-            leaves.append(proofs.leaf_hash(proofs.leaf_of(header, hash)))
+                raise WrongEvent(expected, why, tiles) from exc
+            self._received_at = parts.received_at
+            leaves.append(proofs.leaf_hash(proofs.leaf_of(parts.header, hash)))
         return self._builder.append(leaves)
 
     @property

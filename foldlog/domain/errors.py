@@ -29,6 +29,7 @@ which never changes.
     - DeviceRevoked           the device was revoked
   + Unavailable               the service cannot answer now: try again later
     - StorageUnavailable      the database is unreachable; the request was refused
+    - LogIncomplete           events are missing in the log: an operator must restore them
     - OutcomeUnknown          the answer to the commit was lost: send the same request again
     - ProjectionBehind        the master table has yet to reach the seq of the request
     - HistoryUnavailable      the master table lacks its history: rebuild it first
@@ -299,6 +300,18 @@ class StorageUnavailable(Unavailable):
     """The database is unreachable; nothing was stored."""
 
     code = "storage-unavailable"
+
+
+class LogIncomplete(Unavailable):
+    """Events are missing in the log of this space; nothing was stored.
+
+    Raised if the seqs of the stored events have a hole, or if the head of the log is not the seq of
+    its last event. The space then refuses appends, and its log is not signed. The alarm ends when
+    `foldlog verify` finds the log complete, or by `foldlog fork`.
+    """
+
+    code = "log-incomplete"
+    retry_after_seconds = 60
 
 
 class OutcomeUnknown(Unavailable):

@@ -60,6 +60,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     ids: LocalIds | UnsetType = UNSET
     #: only in the short form: the indexes of erased operations, from 0
     erased: list[int] | UnsetType = UNSET
+    form: int = 1  #: the version of the stored form of its kind
 
     @property
     def is_stored_changeset(self) -> bool:
@@ -280,6 +281,7 @@ def body_entry(envelope: Envelope, kind: str, body: Any) -> LogEntry:
 
 class _Committed(msgspec.Struct):
     seq: int
+    kind: str
     received_at: str
     ops: list[msgspec.Raw] | UnsetType = UNSET
     body: msgspec.Raw | UnsetType = UNSET
@@ -295,15 +297,31 @@ class Committed(NamedTuple):
     received_at: str
     header: bytes
     operations: list[bytes]
+    has_body: bool
+
+    def ops_hash(self, salt: bytes) -> bytes:
+        """Computes the hash of the operations or the body, as 32 bytes. `salt` is the stored salt
+        of the event, or the stored salts of its operations after an erasure.
+
+        Raises `ValueError` if the salt does not fit. Only operations are erased, so the salt of a
+        body always has 32 bytes. Otherwise a forged body with the commitment of the real one
+        would pass as erased.
+        """
+        if self.has_body and len(salt) != proofs.SALT_BYTES:
+            raise ValueError("a body needs a salt of 32 bytes")
+        return proofs.ops_hash(salt, self.operations)
 
 
 def committed(state: bytes) -> Committed:
-    """Splits the stored bytes of an event, and returns the parts that the hashes cover as a
-    `Committed`. `operations` in the result contains the bytes of each operation, or the body as the
-    only item.
+    """Splits the stored bytes of an event into the parts that the hashes cover.
+
+    Returns a `Committed`. If the event is a changeset, `operations` contains the bytes of each
+    operation. If the event is an event of the service, `operations` contains its body only.
 
     Raises `ValueError` if the bytes are not in the exact form in which the service stores an event,
-    for example because a space was added.
+    for example because a blank was added. Raises `ValueError` too if a changeset has a body, or if
+    an event of another kind has operations: the leaf covers the kind, but not the name of the last
+    key, so a changeset with its operation renamed to a body would pass and change no record.
     """
     found = _decode_committed(state)
     header = proofs.header_of(state)
@@ -317,7 +335,10 @@ def committed(state: bytes) -> Committed:
         raise ValueError("an event must have ops or a body")
     if len(header) + len(end) != len(state) or not state.endswith(end):
         raise ValueError("an event must end with its ops or its body, without spaces")
-    return Committed(found.seq, found.received_at, header, operations)
+    has_body = found.ops is UNSET
+    if has_body == (found.kind == "changeset"):
+        raise ValueError("a changeset must end with its ops, any other event with its body")
+    return Committed(found.seq, found.received_at, header, operations, has_body)
 
 
 def restored_entry(state: bytes, salt: bytes) -> LogEntry:
@@ -331,29 +352,26 @@ def restored_entry(state: bytes, salt: bytes) -> LogEntry:
         event, apart = _decode(state), committed(state)
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ValueError(f"not an event: {exc}") from exc
-    has_ops = event.body is UNSET
     if not is_uuid(event.id) or not (event.device is UNSET or is_uuid(event.device)):
         raise ValueError("the ids of an event and of a device must be UUIDs in lower case")
     for op in event.ops:
         # Fewer checks than for a push, because limits may have differed when the event was stored.
         if op.id is UNSET or not is_record_id(op.id) or not is_collection(op.collection):
             raise ValueError("an operation must name a record by its collection and id")
-    if has_ops:
+    if not apart.has_body:
         are_erased = [own is None for own in proofs.salts_of(salt, len(apart.operations))]
         if are_erased != [op.erased is not UNSET for op in event.ops]:
             raise ValueError("every operation needs a salt, unless it is erased")
-    elif len(salt) != proofs.SALT_BYTES:
-        raise ValueError("a body needs a salt of 32 bytes")
     return LogEntry(
         seq=event.seq,
         kind=event.kind,
         event_id=event.id,
         device=None if event.device is UNSET else event.device,
         received_at=parse_time(event.received_at),
-        collections=sorted({op.collection for op in event.ops}) if has_ops else None,
+        collections=None if apart.has_body else sorted({op.collection for op in event.ops}),
         state=state,
         salt=salt,
-        ops_hash=proofs.ops_hash(salt, apart.operations),
+        ops_hash=apart.ops_hash(salt),
     )
 
 

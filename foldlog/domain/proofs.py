@@ -18,13 +18,20 @@ SALT_BYTES = 32
 SALTS_TAG = b"\x01"
 NO_SALT = bytes(SALT_BYTES)
 MARK_LENGTH = 16  #: the hex digits of a leaf hash that a cursor carries
+#: the bytes that `erased_form` adds: `,"erased":"<64 hex digits>"`
+ERASED_MEMBER_BYTES = 76
 #: An entry bundle of C2SP tlog-tiles has 16 bits for the length of an entry.
 LEAF_BYTES_MAX = 65_535
 #: the header is followed by `,"ops_hash":"<hex>"}`
 HEADER_BYTES_MAX = LEAF_BYTES_MAX - 78
 
 _LAST_KEY = re.compile(rb',"(?:ops|body)":')
-_ERASED = re.compile(rb',"erased":"([0-9a-f]{64})"\}\Z')
+#: The whole form of an erased operation. A commitment elsewhere, for example in a field, must not
+#: pass as erased: the values beside it would be forged, and no hash would cover them.
+_ERASED = re.compile(
+    rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
+    re.DOTALL,
+)
 
 
 def derived_salt(salt: bytes, index: int) -> bytes:
@@ -72,7 +79,8 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
 
     The commitment of an erased operation is copied from the operation's member `erased`, and it is
     not verified here. To verify it, compare the event's leaf with the Merkle tree. Raises
-    `ValueError` if the stored salts belong to other operations.
+    `ValueError` if the stored salts belong to other operations, or if an operation without a salt
+    has another form than an erased operation.
     """
     if len(salt) == SALT_BYTES:
         return [commitment(salt, index, op) for index, op in enumerate(operations)]
@@ -84,7 +92,7 @@ def commitments(salt: bytes, operations: Iterable[bytes]) -> list[bytes]:
 
 
 def _stated(operation: bytes) -> bytes:
-    found = _ERASED.search(operation)
+    found = _ERASED.fullmatch(operation)
     if found is None:
         raise ValueError("an operation without a salt must be erased and state its commitment")
     return bytes.fromhex(found[1].decode())

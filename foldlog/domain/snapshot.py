@@ -44,6 +44,8 @@ class SnapshotHeader(msgspec.Struct):
     seq: int
     mark: str
     records: int
+    #: the seq of the event at which the server's projection stands still, if it does
+    halted_at: int | UnsetType = UNSET
 
 
 class SnapshotPageEnd(msgspec.Struct):

@@ -26,6 +26,7 @@ from .postgres.append.transfer import Importer
 from .postgres.connection.datastore import CONNECTION, Datastore
 from .postgres.event_store import PostgresEventStore
 from .postgres.log.following import Follower
+from .postgres.log.patrol import Patrol
 from .postgres.log.wakeups import Announcer, Wakeups
 from .postgres.master.table import PostgresMasterTable
 from .postgres.projections import VERSIONS, projection_named
@@ -36,7 +37,7 @@ from .postgres.rebuild.rebuild import Rebuilder
 from .postgres.schema.grants import grant
 from .postgres.schema.migrate import SchemaBehind, migrate, pending
 from .postgres.service_events.registry import PostgresRegistry
-from .postgres.status import gauges
+from .postgres.status import alarms, gauges
 from .settings import Settings
 from .signing.keys import read_keys
 from .signing.signer import CheckpointSigner
@@ -110,6 +111,10 @@ class Services:
         that describes the problem.
         """
         return readiness(self.datastore)
+
+    def alarms(self) -> dict[str, int]:
+        """Returns {alarm: the number of spaces that have it}, for `GET /readyz`."""
+        return alarms(self.datastore)
 
     def gauges(self) -> list[Gauge]:
         """Reads the gauges for `GET /metrics` from the database, and returns them as a list.
@@ -250,7 +255,8 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 def _signing(url: str, settings: Settings) -> Iterator[None]:
     """Runs the checkpoint signer in a background thread during the `with` block.
 
-    If witnesses are configured, a second thread requests cosignatures from them.
+    Another thread looks for missing events in all logs. If witnesses are configured, a further
+    thread requests cosignatures from them.
     """
     closing = Event()
     with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
@@ -263,7 +269,8 @@ def _signing(url: str, settings: Settings) -> Iterator[None]:
             origin=settings.origin,
             on_signed=witnesses.submit if settings.witnesses else None,
         )
-        loops = [signer.run, *([witnesses.run] if settings.witnesses else [])]
+        patrol = Patrol(datastore)
+        loops = [signer.run, patrol.run, *([witnesses.run] if settings.witnesses else [])]
         threads = [Thread(target=run, args=(closing,), daemon=True) for run in loops]
         for thread in threads:
             thread.start()
@@ -277,7 +284,11 @@ def _signing(url: str, settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def rebuilder(
-    url: str, projection: str, limits: Limits, *, report: Callable[[str, int, int], None]
+    url: str,
+    projection: str,
+    limits: Limits,
+    *,
+    report: Callable[[str, int, int], None] = lambda space, position, head: None,
 ) -> Iterator[Rebuilder]:
     """Opens a rebuilder for a `with` block. A rebuilder computes one projection anew from the log.
 

@@ -27,12 +27,12 @@ def test_a_living_process_says_so(http):
 
 def test_a_ready_service_shows_its_checks(http):
     """
-    The response lists the checks for an operator.
+    The response lists the checks and the alarms for an operator.
     """
     answer = http.get("/readyz")
 
     assert answer.status_code == 200
-    assert answer.json == {"status": "ready", "checks": {"database": "ok"}}
+    assert answer.json == {"status": "ready", "checks": {"database": "ok"}, "alarms": {}}
 
 
 def test_a_service_that_is_not_ready_says_what_is_wrong(app_with):

@@ -245,6 +245,31 @@ def test_finding_by_a_value(store, space):
     assert store.find_erasable(space, truth) == []
 
 
+def test_finding_by_a_value_that_only_a_guard_names(store, space):
+    """A value may stand in the log in `expect` alone: a device named it, and no `fields` have it.
+    Erasing by the value removes these operations too, stored and refused."""
+    store.push(space, push_of(changeset(put("r", n=1), put("s", n=1), delete("t"))))
+    for op in (
+        {**put("r", n=2), "expect": {"mail": "secret", "n": 1}},
+        {**delete("s"), "expect": {"n": 1, "mail": "secret"}},
+        {**put("q"), "expect": {"mail": "other"}},
+        {**put("m", mail="secret")},
+        {**put("r", "notes"), "expect": {"mail": "secret"}},
+    ):
+        store.push(space, push_of(changeset(op, base=1)))
+    wanted = Selection(collection="tasks", where={"mail": "secret"})
+    found = store.find_erasable(space, wanted)
+    assert [(one.id, one.events) for one in found] == [("m", 1), ("r", 2), ("s", 2)]
+    both = Selection(collection="tasks", where={"mail": "secret", "n": 1})
+    assert [one.id for one in store.find_erasable(space, both)] == ["r", "s"]
+
+    erase(store, space, *(one.key for one in found))
+
+    left = [state for state in pull_all(store, space) if b"secret" in state]
+    assert [msgspec.json.decode(state)["ops"][0]["collection"] for state in left] == ["notes"]
+    assert store.find_erasable(space, wanted) == []
+
+
 def test_several_at_once(store, space):
     store.push(space, push_of(changeset(put("a", x=1), put("b", x=1), put("c", x=1))))
     erased = erase(store, space, ("tasks", "b"), ("tasks", "a"))

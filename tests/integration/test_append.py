@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from threading import Event
 
 import psycopg
@@ -16,6 +17,7 @@ from foldlog.domain.errors import (
     DeviceForked,
     IdReused,
     LimitExceeded,
+    LogBehind,
     OutcomeUnknown,
     ProjectionBehind,
     StorageUnavailable,
@@ -25,8 +27,10 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.domain.push_decider import PushDecider
+from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres import event_store
 from foldlog.infrastructure.postgres.append.appender import Appender
+from foldlog.infrastructure.postgres.append.space_cache import DatabaseClock
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from tests.helpers import A, B, C, changeset, new_id, pull_all, push_of, put
@@ -165,6 +169,43 @@ def test_time_never_goes_back(database, datastore, stores):
     # Another store, as in another process, because the first one has cached the earlier time.
     (verdict,) = PostgresEventStore(datastore).push("s", push_of(changeset())).verdicts
     assert verdict.received_at == "2100-01-01T00:00:00.000Z"
+
+
+def test_time_never_goes_back_on_the_quick_way(datastore, stores):
+    """The quick way takes the time from a clock in this process. If that clock is set back, the
+    next event keeps the time of the one before, in the answer, in the log and in the space."""
+    store = PostgresEventStore(datastore)
+    store.push("s", push_of(changeset()))
+    looks, cached = looks_of(store), store._appender._cache.get("s")
+    cached.clock = DatabaseClock.set_to(4102444800000)  # the year 2100
+    sent_at = datetime(2100, 1, 1, tzinfo=UTC)
+    ahead = store.push("s", push_of(changeset(), sent_at=sent_at)).verdicts[0].received_at
+    assert ahead.startswith("2100-01-01T00:00:0")
+    for clock in (DatabaseClock.set_to(4102444800000 - 3_600_000), DatabaseClock.set_to(0)):
+        cached.clock = clock
+        (verdict,) = store.push("s", push_of(changeset())).verdicts
+        assert verdict.received_at == ahead and verdict.time <= parse_time(ahead)
+    assert not looks, "each push took the quick way"
+    times = [decode_event(state).received_at for state in pull_all(store, "s")]
+    assert times == sorted(times) and times[1:] == [ahead] * 3
+    # The slow way of another process continues from there.
+    (verdict,) = PostgresEventStore(datastore).push("s", push_of(changeset())).verdicts
+    assert verdict.received_at == ahead
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["slow", "quick"])
+def test_a_base_within_the_group_is_refused(datastore, stores, is_cached):
+    """The seqs of a group are given together, so no device knows one of them as its base."""
+    appender = Appender(datastore, Limits())
+    if is_cached:
+        appender.append("s", [push_of(changeset())])
+    else:
+        stores.push("s", push_of(changeset()))
+    pushes = [push_of(changeset(base=base), device=device) for base, device in ((1, A), (2, B))]
+    stored, refused = appender.append("s", pushes).outcomes
+    assert stored.verdicts[0].seq == 2
+    assert isinstance(refused, LogBehind) and refused.extra["head"] == 1
+    assert len(pull_all(stores, "s")) == 2
 
 
 def test_guards_wait_for_no_projection_for_ever(database, datastore, stores):

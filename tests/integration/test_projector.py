@@ -6,7 +6,7 @@ import random
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
 from types import SimpleNamespace
@@ -17,7 +17,9 @@ from eventsourcing.persistence import OperationalError
 from msgspec.json import decode, encode
 
 from foldlog.domain.merge import conflict_document, view_of
+from foldlog.domain.merkle import TreeBuilder
 from foldlog.domain.ports import RecordsQuery
+from foldlog.domain.proofs import leaf_hash
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.wakeups import Announcer, Wakeups
@@ -26,6 +28,7 @@ from foldlog.infrastructure.postgres.master import projection as master_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.master.record_cache import RecordCache
 from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
+from foldlog.infrastructure.postgres.projections import projection_named
 from foldlog.infrastructure.postgres.rebuild import batches
 from foldlog.infrastructure.postgres.rebuild import projector as projector_module
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
@@ -148,6 +151,67 @@ def test_a_crash_in_a_batch_leaves_all_or_nothing_of_it(datastore, stores, monke
     assert_equals_fresh_fold(stores, "s", head)
 
 
+@pytest.mark.parametrize("page_events", [1, 4, 1_000])
+@pytest.mark.parametrize("projection", ["master", "proofs"])
+def test_what_was_rolled_back_is_forgotten(datastore, stores, monkeypatch, projection, page_events):
+    """An attempt fails after its rows were written. Its records and tiles leave the memory with its
+    savepoint, in the same transaction and in the next one: otherwise an event counts twice."""
+    head = random_history(stores, "s", seed=3)
+    monkeypatch.setattr(batches, "PAGE_EVENTS", page_events)
+    projector = Projector(datastore, projection_named(projection), batch_events=16)
+    advance, failures = projector.positions.advance, []
+
+    def fails_at_first(cursor, space, number, *, expected, to):
+        if failures.count(expected) < 2 and to > expected + 1:
+            failures.append(expected)
+            raise ValueError("a fault of ours")
+        advance(cursor, space, number, expected=expected, to=to)
+
+    monkeypatch.setattr(projector.positions, "advance", fails_at_first)
+    while projector.project("s"):
+        pass
+
+    assert failures and projector.lagging() == []
+    if projection == "master":
+        assert_equals_fresh_fold(stores, "s", head)
+    else:
+        builder = TreeBuilder()
+        builder.append([leaf_hash(entry.leaf) for entry in stores.entries("s", through=head)])
+        assert stores.proofs.consistency("s", 1, head).new_root == builder.root()
+
+
+@pytest.mark.parametrize("fails_at", ["write", "commit"])
+def test_a_failed_transaction_is_forgotten(datastore, stores, monkeypatch, fails_at):
+    """The projector keeps the records of a space for its next batch, but never those of a
+    transaction that the database has undone."""
+    stores.push("s", push_of(*(changeset(add(n=1), add("other", n=1)) for _ in range(4))))
+    projector = Projector(datastore, MasterProjection(), batch_events=4)
+    projector.project("s")
+    head = stores.push("s", push_of(*(changeset(add(n=1)) for _ in range(8)))).head
+    committed = datastore.committed
+
+    @contextmanager
+    def undone():
+        with committed() as cursor:
+            yield cursor
+            raise OperationalError("the connection broke during the commit")
+
+    def fails(*_, **__):
+        raise psycopg.OperationalError("the connection broke")
+
+    with monkeypatch.context() as patch:
+        if fails_at == "commit":
+            patch.setattr(datastore, "committed", undone)
+        else:
+            patch.setattr(projector.positions, "advance", fails)
+        for _ in range(2):
+            with pytest.raises((OperationalError, psycopg.OperationalError)):
+                projector.project("s")
+    while projector.project("s"):
+        pass
+    assert_equals_fresh_fold(stores, "s", head)
+
+
 def test_an_event_is_never_applied_twice(datastore, stores):
     """A worker with an outdated position gets an error when it moves the position."""
     stores.push("s", push_of(changeset(add(n=1)), changeset(add(n=1))))
@@ -180,7 +244,9 @@ def test_an_unreadable_event_halts_its_space_alone(database, stores):
 
     lines = {line.space: line for line in master_status(stores.datastore)}
     of_all_or_master = [
-        gauge for gauge in gauges(stores.datastore) if gauge.labels.get("projection") != "proofs"
+        gauge
+        for gauge in gauges(stores.datastore)
+        if gauge.labels.get("projection", "master") == "master" and "alarm" not in gauge.labels
     ]
     assert {gauge.name: gauge.value for gauge in of_all_or_master} == {
         "foldlog_spaces": 2,
@@ -266,7 +332,7 @@ def test_smaller_batches_find_the_event_that_breaks_the_connection(database, sto
         while master_status(datastore, "a")[0].stopped_at is None:
             with suppress(OperationalError):
                 worker._project_or_count("a")
-    assert sizes == [20, 20, 15, 5, 1, 1, 1]
+    assert sizes == [20, 20, 15, 5, 1, 1, 1, 1]
     [line] = master_status(stores.datastore, "a")
     assert (line.position, line.stopped_at) == (17, 18)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import subprocess
+import sys
 import tarfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from threading import Event
 
 import psycopg
 import pytest
@@ -23,18 +29,20 @@ from foldlog.api.server import AsgiServer
 from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
+from foldlog.domain.merkle import Tile
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from foldlog.infrastructure.postgres.log import ranges as log_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.projector import Projector
+from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.scripts.exports import archive as archive_module
 from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
-from foldlog.scripts.verification import folded as folded_module
+from foldlog.scripts.verification import master as master_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
@@ -180,7 +188,7 @@ def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
     with served(audited) as url:
         told = audited.verify(*(("s", "--url", url) if over_http else ()))
 
-    assert "442 events" in told and "skipped, as an event says: seq 441" in told
+    assert "442 events" in told and "skipped, as events say: seq 441" in told
     assert "the master table is the fold of these events" in told
 
 
@@ -190,7 +198,7 @@ def test_an_event_that_cannot_be_folded_is_an_error(audited, monkeypatch):
             raise KeyError("riddle")
         return fold(records, event)
 
-    monkeypatch.setattr(folded_module, "fold", fold_but)
+    monkeypatch.setattr(master_module, "fold", fold_but)
     assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 
@@ -267,7 +275,7 @@ def change(audited, statement: str) -> None:
         ("UPDATE events SET ops_hash = set_byte(ops_hash, 3, 255 - get_byte(ops_hash, 3)) "
          "WHERE originator_version = 99", "seq 99: the leaf commits"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '\"base\":0', "
-         "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "first 440 events have another"),
+         "'\"base\":1'), 'UTF8') WHERE originator_version = 300", "seq 300: it is another event"),
         ("UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), '2026-', "
          "'2025-'), 'UTF8') WHERE originator_version = 300", "seq 300: received at 2025"),
         ("DELETE FROM events WHERE originator_version = 77", "seq 77: the log continues with 78"),
@@ -281,9 +289,9 @@ def change(audited, statement: str) -> None:
          "CASE originator_version WHEN 10050 THEN 51 ELSE 50 END "
          "WHERE originator_version > 10000", "seq 50: the log continues with 51"),
         ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
-         "WHERE number = 1", "the tiles have another root"),
-        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "the master table has"),
-        ("DELETE FROM records WHERE id = '7'", "the master table lacks"),
+         "WHERE number = 1 AND level = 0", "tile 0/1 is wrong at seq 260"),
+        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "records tasks/7: fields is"),
+        ("DELETE FROM records WHERE id = '7'", "records tasks/7 is missing"),
         ("UPDATE spaces SET log = gen_random_uuid(); "
          "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
     ],
@@ -380,12 +388,12 @@ def test_a_damaged_export_cannot_be_read(audited):
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Errors are found, too, when most records are in the file."""
     few = partial(DiskBackedRecords, in_memory_max=3)
-    monkeypatch.setattr(folded_module, "DiskBackedRecords", few)
+    monkeypatch.setattr(master_module, "DiskBackedRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
     change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
-    assert "the master table has" in audited.verify(code=1)
+    assert "records tasks/7: fields is" in audited.verify(code=1)
     change(audited, "DELETE FROM records WHERE id = '7'")
-    assert "the master table lacks ('tasks', '7')" in audited.verify(code=1)
+    assert "records tasks/7 is missing" in audited.verify(code=1)
 
 
 def test_records_in_the_file_fold_like_those_in_memory(audited):
@@ -423,3 +431,108 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     pieces = list(proofs_module._lines(audited.stores.log, header, 0, Lease()))
     assert b"".join(pieces[1:]) == b"".join(line_of(entry) for entry in whole)
     assert max(map(len, pieces)) < 2_000 + largest + 200
+
+
+SMALL = str(Path(__file__).parents[2] / "docs/reference/verify_log.py")
+
+
+def small(audited, file: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SMALL, file, "--key", audited.vkey],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("seq", [7, 300, 439])
+@pytest.mark.parametrize("source", ["database", "service", "archive", "small"])
+def test_a_changed_header_is_named(audited, seq, source):
+    """The tiles still have the old leaf, so the first wrong seq is known from each source."""
+    change(audited, "UPDATE events SET state = convert_to(replace(convert_from(state, 'UTF8'), "
+           f"'-11-23T', '-11-22T'), 'UTF8') WHERE originator_version = {seq}")  # fmt: skip
+    if source == "database":
+        told = audited.verify(code=1)
+    elif source == "service":
+        with served(audited) as url:
+            told = audited.verify("s", "--url", url, code=1)
+    else:
+        file = archive_with_the_tiles_of_before(audited)
+        if source == "archive":
+            told = audited.verify("--file", file, code=1)
+        else:
+            result = small(audited, file)
+            assert result.returncode == 1
+            told = result.stderr
+    assert f"seq {seq}" in " ".join(told.split()), told
+
+
+def archive_with_the_tiles_of_before(audited) -> str:
+    """An export makes the tiles anew; this one has those of the database."""
+    parts = members(audited.archive("log.tar"))
+    for n, (name, data) in enumerate(parts):
+        if name.startswith("tile/"):
+            level, number = name.split("/")[1:3]
+            tile = Tile(int(level), int(number.removesuffix(".p")))
+            found = audited.stores.proofs.tiles("s", [tile])[tile]
+            assert len(found) == len(data)
+            parts[n] = (name, found)
+    return rewritten(str(audited.folder / "before.tar"), parts)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\xff" * 700, b'{"a":1}\n', b"log\n" * 9, b"\x1f\x8b\x08\0\0\0", None]
+)
+def test_the_small_verifier_says_a_sentence_for_other_files(audited, content):
+    """Empty, binary, JSON, text, a truncated gzip, a folder, and a missing file."""
+    file = audited.folder / "other.tar"
+    if content is not None:
+        file.write_bytes(content)
+    for path in (file, audited.folder, audited.folder / "missing"):
+        result = small(audited, str(path))
+        assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+        assert result.stderr.startswith("WRONG: "), result.stderr
+
+
+def test_lines_need_a_checkpoint(audited):
+    """With a key, an export without its checkpoint is wrong; with it, every change is found."""
+    lines = audited.folder / "log.jsonl"
+    audited.run("export", "s", "-o", str(lines), "--database-url", audited.stores.datastore.url)
+    key = ("--key", audited.vkey)
+    assert "not signed" in audited.run("verify", "--file", str(lines), *key, code=1)
+    (audited.folder / "now").write_bytes(audited.stores.proofs.checkpoint("s"))
+    signed = (*key, "--checkpoint", str(audited.folder / "now"))
+    assert "440 events" in audited.run("verify", "--file", str(lines), *signed)
+    lines.write_bytes(lines.read_bytes().replace(b'"base":0', b'"base":1', 1))
+    audited.run("verify", "--file", str(lines), *signed, code=1)
+
+
+def test_a_tail_that_is_not_signed_yet(audited):
+    """It is told, and it is wrong when it is older than the limit."""
+    audited.stores.push("s", push_of(changeset(put("new"))))
+    audited.stores.project()
+    assert "1 events not signed yet, from seq 441" in audited.verify()
+    assert "not signed" in audited.verify("--unsigned-max", "0", code=1)
+
+
+def test_a_healthy_log_under_load_is_never_wrong(audited):
+    """Pushes, projections, erasures and a rebuild run while the log is verified again and again."""
+    ends, stores = Event(), audited.stores
+
+    def load():
+        for n in itertools.count():
+            if ends.is_set():
+                return
+            stores.push("s", push_of(*[changeset(put(f"l{n % 7}", n=n)) for _ in range(5)]))
+            if n % 3 == 0:
+                stores.project()
+                stores.grow_trees()
+            if n % 10 == 9:
+                stores.erase("s", [("tasks", f"l{n % 7}")], reason="r")
+            if n % 15 == 14:
+                Rebuilder(stores.datastore, MasterProjection()).rebuild("s")
+
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(load)
+        try:
+            for _ in range(6):
+                assert "wrong" not in audited.verify("--unsigned-max", "1000")
+        finally:
+            ends.set()
+        running.result()

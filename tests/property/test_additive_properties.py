@@ -196,7 +196,7 @@ def checked(schema):
         assume(False)
 
 
-@examples(500)
+@examples(200)
 @given(pairs())
 def test_valid_documents_stay_valid(pair):
     """Checks all small documents instead of a sample."""
@@ -207,7 +207,7 @@ def test_valid_documents_stay_valid(pair):
         assert not old.fits(value) or new.fits(value), value
 
 
-@examples(100)
+@examples(50)
 @given(pairs())
 def test_another_comparison_agrees(pair):
     """The validator has its own comparison, which proves less."""
@@ -226,7 +226,7 @@ def canonical_of(schema):
     )
 
 
-@examples(100)
+@examples(50)
 @given(st.builds(dict, schemas.filter(is_map)))
 def test_a_schema_is_additive_to_itself(part):
     schema = checked({"allOf": [part], "$defs": {"one": True, "two": {"items": True}}})

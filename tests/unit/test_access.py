@@ -412,6 +412,46 @@ def test_after_a_revocation_was_answered_nobody_remembers(world):
         world.admit(token)
 
 
+@pytest.mark.parametrize("seconds", [0.4, 0.9, 5.0])
+def test_a_slow_look_up_is_as_old_as_its_question(world, monkeypatch, seconds):
+    """The registry answers late, and a revocation comes meanwhile. `forget` waits only for look-ups
+    that began before the revocation, so a caller is cached from the question, not the answer."""
+    token, id = world.grant("reader")
+    find = world.store.token
+
+    def slow(space, digest):
+        found = find(space, digest)
+        world.store.revoke_token("s", id, reason="gone")
+        world.now += seconds
+        return found
+
+    monkeypatch.setattr(world.store, "token", slow)
+    asked_at = world.now
+    world.admit(token)
+    monkeypatch.undo()
+    world.now = max(world.now, asked_at + CALLER_SECONDS_MAX)
+    for from_cache in (True, False):
+        with pytest.raises(Unauthenticated):
+            world.admit(token, from_cache=from_cache)
+
+
+def test_a_revocation_during_the_look_up_is_newer_than_the_caller(world, monkeypatch):
+    """A stream that sends the revocation asks for a look-up after it, at once."""
+    token, id = world.grant("reader")
+    find = world.store.token
+
+    def slow(space, digest):
+        found = find(space, digest)
+        world.store.revoke_token("s", id, reason="gone")
+        return found
+
+    monkeypatch.setattr(world.store, "token", slow)
+    world.admit(token)
+    monkeypatch.undo()
+    with pytest.raises(Unauthenticated):
+        world.admit(token, since=world.store.cached_head("s"))
+
+
 def test_a_revoked_device_is_told_so(world):
     token, _ = world.grant("device", device=A)
     world.store.revoke_device("s", A, reason="gone")

@@ -374,6 +374,19 @@ def test_a_base_beyond_the_head_is_of_another_log():
     log.push(push_of(changeset(base=1)))
 
 
+def test_a_base_within_the_group_is_of_another_log():
+    """Pushes that are committed together get their seqs together, so no device can have seen one of
+    them. A base that names one comes from another history."""
+    log = Log(push_of(changeset()))
+    one, other = push_of(changeset(base=1), device=A), push_of(changeset(base=2), device=B)
+    decider = log.lock(one, other)
+    decider.take(one)
+    with pytest.raises(LogBehind) as refused:
+        decider.take(other)
+    assert refused.value.extra == {"index": 0, "log": "log", "head": 1}
+    assert (len(decider.entries), decider.head) == (1, 2)
+
+
 def test_the_cursor():
     """Every `after` on a log of two events: without a mark, with the right mark and with
     another.

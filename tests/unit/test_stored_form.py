@@ -143,6 +143,10 @@ ACCESS = [
         _ACCESS % (b"token-granted", _TOKEN + b',"role":"reader"'),
     ),
     (
+        TokenGranted("0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f", "reader", digest="ab" * 32),
+        _ACCESS % (b"token-granted", _TOKEN + b',"role":"reader","digest":"' + b"ab" * 32 + b'"'),
+    ),
+    (
         TokenRevoked("0198a3c2-9d20-4f6b-8c11-5a4b3c2d1e0f", "lost", "ada"),
         _ACCESS % (b"token-revoked", _TOKEN + b',"reason":"lost","by":"ada"'),
     ),

@@ -60,7 +60,11 @@ def entries(first: int, last: int, device: str = A) -> list[LogEntry]:
     ]
 
 
-def cache(tails, found, mark_before="", at=100.0):
+def cache(tails, found, mark_before=None, at=100.0):
+    """Adds events, by default as the next ones of the cached log."""
+    if mark_before is None:
+        head, mark = tails.head_and_mark("s") or (0, "")
+        mark_before = mark if head == found[0].seq - 1 else ""
     tails.update("s", LogEnd(LOG, found[-1].seq, found, mark_before, at))
 
 
@@ -226,3 +230,20 @@ def test_pages_are_the_stores_own():
                 except FoldlogError:
                     pytest.fail("the store refuses this cursor")
     assert answered > 80
+
+
+def test_a_restored_history_replaces_the_cached_one(tails):
+    """Another process goes on from an older backup. Its events never follow those of before."""
+    before, after = entries(1, 5), entries(4, 7)
+    cache(tails, before)
+    cache(tails, after[2:], mark_before=after[1].mark)  # seq 6 and 7 of the restored log
+    assert tails.range_after("s", RangeQuery(3, 9)) is None
+    assert seqs(tails.range_after("s", RangeQuery(5, 9, mark=after[1].mark))) == [6, 7]
+
+
+def test_a_newer_read_of_a_shorter_log_replaces_the_cache(tails):
+    found = entries(1, 5)
+    cache(tails, found)
+    tails.update("s", LogEnd(LOG, 3, [], found[2].mark, 101.0))
+    assert tails.range_after("s", RangeQuery(4, 9)) is None
+    assert tails.range_after("s", RangeQuery(3, 9)) == Range(LOG, 3, [], 3, found[2].mark)

@@ -33,6 +33,7 @@ from foldlog.domain.errors import (
     LimitExceeded,
     LogBehind,
     LogChanged,
+    LogIncomplete,
     NoCheckpoint,
     NoKeys,
     NotFound,
@@ -233,6 +234,11 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     OutcomeUnknown: Entry(
         "Send the same request again. Changesets that were stored are answered as duplicates.",
         OutcomeUnknown(),
+    ),
+    LogIncomplete: Entry(
+        "Keep the queue, and try again after `Retry-After` seconds. An operator must restore the "
+        "missing events: `foldlog status` names them. Other spaces are not affected.",
+        LogIncomplete("the log of 'home' is incomplete: missing: seq 300"),
     ),
     ProjectionBehind: Entry(
         "Try again after `Retry-After` seconds: the master table is catching up.",

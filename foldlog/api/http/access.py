@@ -73,9 +73,11 @@ class Access(ABC):
         """Returns the caller of the request if the caller has `right` in `space`.
 
         For a path that names no space, pass `EVERY_SPACE`. Pass `from_cache=True` only if the
-        response is either an empty list or contains every event up to the head of the log; the
-        method then accepts a cached caller for longer. If `since` is the seq of an event, the
-        method accepts a cached caller only if the caller was looked up after that event.
+        response is either an empty list or contains every event up to the head of the log. In
+        that case a cached caller is accepted for up to `IDLE_CALLER_SECONDS_MAX` seconds while the
+        log is unchanged, because a revocation would have added an event to the log. If `since` is
+        the seq of an event, the method accepts a cached caller only if the caller was looked up
+        after that event.
 
         Raises `Unauthenticated` if the token is missing or invalid. Raises `DeviceRevoked` if the
         token is a JWT of a device that was revoked. Raises `Forbidden` if the caller lacks the

@@ -21,16 +21,13 @@ from foldlog.api.shapes import answers, examples
 from foldlog.api.shapes.queries import events_query, stream_query
 from foldlog.api.shapes.reading import read_last_event_id
 from foldlog.domain.access import Right, is_revocation
-from foldlog.domain.errors import (
-    LogBehind,
-    LogChanged,
-)
+from foldlog.domain.errors import LogBehind, LogChanged, LogIncomplete
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import EventStore, Range, RangeQuery
 
 from .problems import READ_PROBLEMS, Problems
 
-PROBLEMS: Problems = (*READ_PROBLEMS, LogBehind, LogChanged)
+PROBLEMS: Problems = (*READ_PROBLEMS, LogBehind, LogChanged, LogIncomplete)
 STREAM = Lines(
     "Server-Sent Events. The `data` of each message is a page of the log.",
     {"data of a message": (answers.Range, examples.RANGE)},

@@ -105,6 +105,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
                 page.to,
                 joined(page.differences),
                 page.cursor,
+                halted_at=page.halted_at,
             )
         )
 
@@ -126,5 +127,8 @@ def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -
 
 def _history_reply(page: HistoryPage) -> Reply:
     return json_reply(
-        answers.HistoryPage(page.log, page.head, page.projected, joined(page.versions), page.cursor)
+        answers.HistoryPage(
+            *(page.log, page.head, page.projected, joined(page.versions), page.cursor),
+            halted_at=page.halted_at,
+        )
     )

@@ -39,6 +39,7 @@ DOCUMENT_HEADERS = {"Cache-Control": "public, max-age=300"}
 def meta_blueprint(
     app: Flask,
     ready: Callable[[], dict[str, str]],
+    alarms: Callable[[], dict[str, int]],
     gauges: Callable[[], Iterable[Gauge]],
     limits: Limits,
 ) -> Blueprint:
@@ -75,20 +76,25 @@ def meta_blueprint(
     @operation(
         Right.PUBLIC,
         answer=Readiness,
-        example={"status": "ready", "checks": {"database": "ok"}},
+        example={
+            "status": "ready",
+            "checks": {"database": "ok"},
+            "alarms": {"projection-halted": 1},
+        },
         problems=(NotReady,),
     )
     def readyz() -> Reply:
         """Report whether the service can handle requests.
 
         The service checks everything that it needs, for example the database connection. The
-        response has the result of each check.
+        response has the result of each check. An alarm is about one space, for example a halted
+        projection. It needs an operator, but the service handles requests, so the status is 200.
         """
         checks = ready()
         broken = sorted(name for name, found in checks.items() if found != "ok")
         if broken:
             raise NotReady(f"not ready: {', '.join(broken)}", checks=checks)
-        return json_reply(Readiness("ready", checks))
+        return json_reply(Readiness("ready", checks, alarms()))
 
     @bp.get("/metrics")
     @operation(Right.READ, media_type=CONTENT_TYPE_PLAIN_0_0_4, problems=(StorageUnavailable,))

@@ -7,6 +7,7 @@ from foldlog.domain.errors import (
     FoldlogError,
     HistoryUnavailable,
     LogBehind,
+    LogIncomplete,
     OutcomeUnknown,
     ProjectionBehind,
     StorageUnavailable,
@@ -19,4 +20,9 @@ READ_PROBLEMS: Problems = (UnknownSpace, StorageUnavailable)
 #: Problems of reads that wait for the master table.
 PROJECTED_PROBLEMS: Problems = (*READ_PROBLEMS, LogBehind, ProjectionBehind)
 HISTORY_PROBLEMS: Problems = (*PROJECTED_PROBLEMS, HistoryUnavailable)
-WRITE_PROBLEMS: Problems = (UnsupportedMediaType, StorageUnavailable, OutcomeUnknown)
+WRITE_PROBLEMS: Problems = (
+    UnsupportedMediaType,
+    StorageUnavailable,
+    OutcomeUnknown,
+    LogIncomplete,
+)

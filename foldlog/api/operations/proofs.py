@@ -35,6 +35,7 @@ from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, c
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     BeyondTree,
+    LogIncomplete,
     NoCheckpoint,
     NoKeys,
     StorageUnavailable,
@@ -117,7 +118,11 @@ def proofs_blueprint(
         return _octets(hashes[: width * HASH_BYTES])
 
     @bp.get("/v1/spaces/<space>/tile/entries/<path:tile>")
-    @operation(Right.READ, media_type=OCTETS, problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree))
+    @operation(
+        Right.READ,
+        media_type=OCTETS,
+        problems=(*READ_PROBLEMS, NoSuchPath, BeyondTree, LogIncomplete),
+    )
     def entries(space: str, tile: str) -> Reply:
         """Read a bundle of leaves of the Merkle tree.
 
@@ -133,7 +138,11 @@ def proofs_blueprint(
 
     @bp.get("/v1/spaces/<space>/export")
     @operation(
-        Right.AUDIT, query=ExportQuery(), answer=EXPORT, media_type=NDJSON, problems=READ_PROBLEMS
+        Right.AUDIT,
+        query=ExportQuery(),
+        answer=EXPORT,
+        media_type=NDJSON,
+        problems=(*READ_PROBLEMS, LogIncomplete),
     )
     async def export(request: Request, space: str, query: Mapping[str, Any]) -> Reply:
         """Export the log with the salts of its events.
@@ -207,7 +216,7 @@ def proofs_blueprint(
         query=SizeQuery(),
         answer=EventProof,
         example=examples.EVENT_PROOF,
-        problems=(*READ_PROBLEMS, BeyondTree),
+        problems=(*READ_PROBLEMS, BeyondTree, LogIncomplete),
     )
     def event(space: str, seq: str, query: Mapping[str, Any]) -> Reply:
         """Prove an event, including all its values.

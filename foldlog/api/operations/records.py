@@ -86,7 +86,10 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         page = await projected(request, space, one)
         record = msgspec.Raw(page.records[0])
         return json_reply(
-            answers.RecordAnswer(page.log, page.head, page.projected, record, _as_of(page))
+            answers.RecordAnswer(
+                *(page.log, page.head, page.projected, record, _as_of(page)),
+                halted_at=page.halted_at,
+            )
         )
 
     @bp.get("/v1/spaces/<space>/conflicts")
@@ -112,7 +115,8 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         page = await projected(request, space, partial(_conflicts, master, space, query))
         return json_reply(
             answers.ConflictsPage(
-                page.log, page.head, page.projected, joined(page.conflicts), page.cursor
+                *(page.log, page.head, page.projected, joined(page.conflicts), page.cursor),
+                halted_at=page.halted_at,
             )
         )
 
@@ -202,5 +206,6 @@ def _as_of(page: RecordsPage) -> int | UnsetType:
 
 def _records_answer(page: RecordsPage) -> answers.RecordsPage:
     return answers.RecordsPage(
-        page.log, page.head, page.projected, joined(page.records), page.cursor, _as_of(page)
+        *(page.log, page.head, page.projected, joined(page.records), page.cursor, _as_of(page)),
+        halted_at=page.halted_at,
     )

@@ -23,6 +23,7 @@ from foldlog.domain.push_decider import Answer
 from .described import (
     CURSOR,
     DEVICE,
+    HALTED_AT,
     HEAD,
     LOG,
     PROJECTED,
@@ -40,8 +41,12 @@ class _OfLog(Struct):
     head: Annotated[int, HEAD]
 
 
-class _Projected(_OfLog):
+class _Read(_OfLog):
     projected: Annotated[int, PROJECTED]
+
+
+class _Projected(_Read, kw_only=True):
+    halted_at: Annotated[int, HALTED_AT] | UnsetType = UNSET
 
 
 class Range(_OfLog):
@@ -269,10 +274,13 @@ class Health(Struct):
 
 class Readiness(Struct):
     """The response of `/readyz` if the service can handle requests. It has the result of each
-    check."""
+    check, and the number of spaces with an alarm."""
 
     status: Literal["ready"]
     checks: Annotated[dict[str, str], described("{name: `ok`}")]
+    alarms: Annotated[
+        dict[str, int], described("{alarm: the number of spaces that have it}; usually empty.")
+    ]
 
 
 class Wrong(Struct, kw_only=True):

@@ -49,6 +49,10 @@ class Shape(NamedTuple):
 LOG = uuid_meta("The id of this log. A different id means that history forked.")
 HEAD = described("The seq of the last event of the log.")
 PROJECTED = described("The seq at which this response is true.")
+HALTED_AT = described(
+    "Only if the projection stands still: the seq of the event that the service cannot process. "
+    "Later events are missing in this response, until an operator has repaired the cause."
+)
 CURSOR = described("The cursor of the next page; null at the end.")
 LOCAL_IDS = described("{collection: {the device's own key: the record's id}}")
 DEVICE = uuid_meta()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ..changesets import Key, LocalIds
 from ..errors import LogBehind, LogChanged
@@ -33,7 +34,14 @@ class RecordsQuery(msgspec.Struct, frozen=True):
     at_least: int = 0
 
 
-class RecordsPage(msgspec.Struct):
+class ProjectedPage(msgspec.Struct, kw_only=True):
+    """A page that is read from the master table. If the projection stands still, `halted_at` is the
+    seq of the event that it cannot fold."""
+
+    halted_at: int | UnsetType = UNSET
+
+
+class RecordsPage(ProjectedPage):
     """A page of records. `records` contains one JSON document per record, as bytes. The page shows
     the state at seq `projected`."""
 
@@ -44,7 +52,7 @@ class RecordsPage(msgspec.Struct):
     cursor: str | None
 
 
-class ConflictsPage(msgspec.Struct):
+class ConflictsPage(ProjectedPage):
     """A page of the conflict ledger. `conflicts` contains one JSON document per conflict, as bytes.
     The page shows the state at seq `projected`."""
 
@@ -159,7 +167,7 @@ class HistoryQuery(msgspec.Struct, frozen=True):
     at_least: int = 0
 
 
-class HistoryPage(msgspec.Struct):
+class HistoryPage(ProjectedPage):
     """A page of the versions of one record. `versions` contains a `VersionView` as JSON for each
     version."""
 
@@ -185,7 +193,7 @@ class DiffQuery(msgspec.Struct, frozen=True):
     at_least: int = 0
 
 
-class DiffPage(msgspec.Struct):
+class DiffPage(ProjectedPage):
     """A page of the differences between two moments. `differences` contains a `Difference` as JSON
     for each record, ordered by the last event that touched the record."""
 
@@ -258,7 +266,8 @@ class MasterTable(History):
     @abstractmethod
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
         """Returns a page that contains one record, or its tombstone if the record is deleted.
-        Raises `UnknownRecord` if the record never existed, and the errors of `page`."""
+        Raises `UnknownRecord` if the record never existed. It also raises the errors of the
+        method `page`."""
 
     @abstractmethod
     def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:

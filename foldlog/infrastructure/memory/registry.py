@@ -66,7 +66,9 @@ class MemoryRegistry(MemorySpaces, Registry):
                 self._check_not_revoked(space, grant.device)
             token = self._insert(space, id, digest, grant, by, envelope.received_at)
             expires_at = None if grant.expires_at is None else format_time(grant.expires_at)
-            body = TokenGranted(id, grant.role.value, grant.device, grant.name, expires_at, by)
+            body = TokenGranted(
+                id, grant.role.value, grant.device, grant.name, expires_at, by, digest.hex()
+            )
             transaction.append(access_entry(envelope, body))
         return token
 

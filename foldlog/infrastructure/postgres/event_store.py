@@ -27,6 +27,7 @@ from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, Que
 from foldlog.infrastructure.postgres.append.service_event import ServiceEventTransaction
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
+from foldlog.infrastructure.postgres.log.alarms import LogAlarms, SuspectedHole
 from foldlog.infrastructure.postgres.log.ranges import RangeReader
 from foldlog.infrastructure.postgres.log.tail_cache import LogEnd, LogTailCache
 from foldlog.infrastructure.postgres.service_events.collections import Collections
@@ -55,7 +56,8 @@ class PostgresEventStore(EventStore):
 
     After each commit that appends events to a space, it calls `on_append(space, head)`. The creator
     of the store passes this function, to notify processes that wait for new events. The attribute
-    `tails` caches the newest events of each log.
+    `tails` caches the newest events of each log. The attribute `alarms` has the alarms of logs with
+    missing events.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class PostgresEventStore(EventStore):
         self._limits = limits
         self._on_append = on_append
         self.tails = LogTailCache(limits=limits)
-        self._reader = RangeReader(datastore, limits, self.tails)
+        self.alarms = LogAlarms(datastore)
+        self._reader = RangeReader(datastore, limits, self.tails, self.alarms)
         self._appender = Appender(datastore, limits, self.tails.mark_at)
         self._collections = Collections(datastore, self.append_service_event, limits)
         self._eraser = Eraser(datastore, self.append_service_event)
@@ -141,7 +144,10 @@ class PostgresEventStore(EventStore):
 
         After the commit it notifies the readers that wait for new events of this space.
         """
-        appended = self._appender.append(space, pushes)
+        try:
+            appended = self._appender.append(space, pushes)
+        except SuspectedHole as hole:
+            self.alarms.confirm_or_retry(space, hole)
         if appended.entries:
             self._announce(space, appended.log, appended.mark_before, appended.entries)
         return appended.outcomes
@@ -167,11 +173,15 @@ class PostgresEventStore(EventStore):
 
         After the commit, readers that wait for new events of this space are notified.
 
-        Raises `StorageUnavailable` if the database is unavailable. Raises `OutcomeUnknown` if the
-        connection breaks during the commit. It is then unknown whether the event was stored.
+        Raises `LogIncomplete` if events are missing in the log. Raises `StorageUnavailable` if the
+        database is unavailable. Raises `OutcomeUnknown` if the connection breaks during the commit.
+        It is then unknown whether the event was stored.
         """
-        with self._appender.service_event(space) as transaction:
-            yield transaction
+        try:
+            with self._appender.service_event(space) as transaction:
+                yield transaction
+        except SuspectedHole as hole:
+            self.alarms.confirm_or_retry(space, hole)
         if transaction.entry is not None:
             state = transaction.state
             self._announce(space, state.log, state.mark, [transaction.entry])

@@ -9,6 +9,7 @@ from foldlog.domain.ports import Gauge
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 
+from .log.alarms import Holes, find_holes
 from .projections import VERSIONS
 
 SELECT_STATUS = """
@@ -22,7 +23,9 @@ SELECT s.space,
        p.stopped_at,
        p.stopped_why,
        p.fold_version,
-       p.has_history
+       p.has_history,
+       p.failing_why,
+       p.failing_since::text
   FROM spaces s
   JOIN projections p
     ON p.space = s.space
@@ -67,12 +70,50 @@ SELECT s.space, s.head, coalesce(c.size, 0), c.signed_at::text, c.alarm, c.alarm
  ORDER BY s.space
 """
 
+SELECT_INCOMPLETE = """
+SELECT space, alarm, alarm_since::text
+  FROM spaces
+ WHERE alarm IS NOT NULL
+   AND (%(space)s::text IS NULL OR space = %(space)s)
+ ORDER BY space
+"""
+
 SELECT_SIGNING = """
 SELECT count(c.alarm), max(s.head - c.size)
   FROM spaces s
   JOIN checkpoints c
     ON c.space = s.space
 """
+
+
+# Each part reads few rows by a partial index, because `GET /readyz` is public and asks often.
+SELECT_ALARMS = """
+SELECT alarm, count(DISTINCT space)
+  FROM (
+       SELECT 'projection-halted' AS alarm, space
+         FROM projections
+        WHERE is_live
+          AND stopped_at IS NOT NULL
+        UNION ALL
+       SELECT 'projection-failing', space
+         FROM projections
+        WHERE is_live
+          AND failing_why IS NOT NULL
+        UNION ALL
+       SELECT 'signing-stopped', space
+         FROM checkpoints
+        WHERE alarm IS NOT NULL
+        UNION ALL
+       SELECT 'log-incomplete', space
+         FROM spaces
+        WHERE alarm IS NOT NULL
+       ) alarms
+ GROUP BY alarm
+ ORDER BY alarm
+"""
+
+#: the codes of all alarms; each is about one space, and needs an operator
+ALARMS = ("log-incomplete", "projection-failing", "projection-halted", "signing-stopped")
 
 
 class CheckpointStatus(NamedTuple):
@@ -90,10 +131,25 @@ class CheckpointStatus(NamedTuple):
     alarm_detail: str | None
 
 
+class IncompleteLog(NamedTuple):
+    """The alarm of a space whose log has missing events.
+
+    `alarm` describes the hole that raised the alarm, and `since` is the time of the alarm. `holes`
+    has all holes that the log has at present.
+    """
+
+    space: str
+    alarm: str
+    since: str
+    holes: Holes
+
+
 class ProjectionStatus(NamedTuple):
     """The state of one generation of a projection in one space.
 
-    If an event could not be projected, `stopped_at` is its seq and `stopped_why` is the error.
+    If an event could not be projected, `stopped_at` is its seq and `stopped_why` is the error. If a
+    fault of the database lasts, such as a full disk, `failing_why` is the fault and `failing_since`
+    its time. The projection continues by itself when the fault has ended.
     """
 
     space: str
@@ -107,6 +163,8 @@ class ProjectionStatus(NamedTuple):
     stopped_why: str | None
     fold_version: int
     has_history: bool
+    failing_why: str | None
+    failing_since: str | None
 
     @property
     def is_foreign(self) -> bool:
@@ -149,24 +207,56 @@ def checkpoints(datastore: Datastore, space: str | None = None) -> list[Checkpoi
     return [CheckpointStatus(*row) for row in rows]
 
 
+def incomplete_logs(datastore: Datastore, space: str | None = None) -> list[IncompleteLog]:
+    """Returns the alarm of one space, or the alarms of all spaces (`None`), as a list.
+
+    The function counts the events of these logs, which takes a second for millions of events.
+    """
+    with datastore.reading() as cursor:
+        rows = cursor.execute(SELECT_INCOMPLETE, {"space": space}).fetchall()
+        return [
+            IncompleteLog(name, alarm, since, find_holes(cursor, name))
+            for name, alarm, since in rows
+        ]
+
+
+def alarms(datastore: Datastore) -> dict[str, int]:
+    """Returns {alarm: the number of spaces that have it}, without the alarms that no space has.
+
+    The alarms are those of `ALARMS`. `foldlog status` names the spaces and the reasons.
+    """
+    return dict(datastore.fetch_all(SELECT_ALARMS))
+
+
 def gauges(datastore: Datastore) -> list[Gauge]:
     """Returns a list of the gauges for `GET /metrics`, which are totals or maxima over all spaces.
 
     The gauges show the numbers of spaces, events, events without a signed checkpoint, and events
     that still have to be projected. They also show how many spaces have a halted projection, how
-    many have a signer error, and how many need a rebuild.
+    many have a signer error, and how many need a rebuild. A gauge for each of `ALARMS` shows how
+    many spaces have this alarm.
     """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)
-    alarms, unsigned = datastore.fetch_one(SELECT_SIGNING) or (0, 0)
-    found: list[Gauge] = []
+    signing_stopped, unsigned = datastore.fetch_one(SELECT_SIGNING) or (0, 0)
+    now = alarms(datastore)
+    found = [
+        Gauge("foldlog_alarms", "Spaces with this alarm.", now.get(alarm, 0), {"alarm": alarm})
+        for alarm in ALARMS
+    ]
+    is_first = True
     for projection, count, events, lag, lag_max, stopped, stale in rows:
         labels = {"projection": projection}
-        if not found:
+        if is_first:
+            is_first = False
             found += [
                 Gauge("foldlog_spaces", "Spaces.", count),
                 Gauge("foldlog_events", "Events of all spaces.", float(events)),
-                Gauge("foldlog_signing_stopped_spaces", "Spaces whose signer has stopped.", alarms),
+                Gauge(
+                    "foldlog_signing_stopped_spaces",
+                    "Spaces whose signer has stopped.",
+                    signing_stopped,
+                ),
                 Gauge(
                     "foldlog_unsigned_events_max",
                     "Events after the last checkpoint, in the space with the most of them.",

@@ -19,10 +19,11 @@ from threading import Event
 import structlog
 
 from foldlog.domain import merkle
-from foldlog.domain.errors import NotFound, OperatorError, Unavailable
+from foldlog.domain.errors import FoldlogError, LogIncomplete, NotFound, OperatorError, Unavailable
 from foldlog.domain.notes import Checkpoint, InvalidNote, Note, open_checkpoint, origin_of
 from foldlog.infrastructure.files import make_folder, sync_folder, write_new
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
+from foldlog.infrastructure.postgres.log.alarms import incomplete
 from foldlog.infrastructure.postgres.proofs.tree import Heads, PostgresProofTree
 
 from .keys import KeyRing, KeysUnusable, read_keys
@@ -35,6 +36,8 @@ PAUSE_SECONDS = 1.0
 PAUSE_PER_SEARCH = 20
 #: A space whose signing has stopped is tried again after this time.
 RETRY_SECONDS = 30.0
+#: A checkpoint is signed after this many of the last events, at least, were counted.
+COUNTED_EVENTS = 20_000
 MODE = 0o600
 
 
@@ -200,8 +203,8 @@ class CheckpointSigner:
             # A rebuild has just removed the tree, or the space was deleted.
             log.warning("signing_waits_for_the_tree", space=space, why=str(exc))
             return False
-        except (SigningStopped, merkle.InvalidProof, OSError) as exc:
-            code = exc.code if isinstance(exc, SigningStopped) else SigningStopped.code
+        except (SigningStopped, LogIncomplete, merkle.InvalidProof, OSError) as exc:
+            code = exc.code if isinstance(exc, FoldlogError) else SigningStopped.code
             self._retry_at[space] = time.monotonic() + RETRY_SECONDS
             log.error("signing_stopped", space=space, code=code, why=str(exc))
             self._tree.alarm(space, code, str(exc))
@@ -215,7 +218,8 @@ class CheckpointSigner:
         already signed.
 
         Raises `LogShrunk` if the log has fewer events than were signed. Raises `LogForked` if
-        signed events have changed. Raises `LastCheckpointUnusable` if the file of the last
+        signed events have changed, and `LogIncomplete` if events are missing. Raises
+        `LastCheckpointUnusable` if the file of the last
         checkpoint is unreadable or invalid.
         """
         with self._tree.signing(space) as is_ours:
@@ -224,13 +228,15 @@ class CheckpointSigner:
             heads = self._tree.heads(space)
             origin = origin_of(self._origin, space, heads.log)
             last = self._read_last(space, heads.log, keys)
-            if last is not None and last[0].size > heads.size:
-                if last[0].size > heads.head:
-                    raise LogShrunk(
-                        f"{space!r} has {heads.head} events; {last[0].size} were signed. Was an "
-                        "older backup restored?"
-                    )
+            size = 0 if last is None else last[0].size
+            if size > heads.head:
+                raise LogShrunk(
+                    f"{space!r} has {heads.head} events; {size} were signed. Was an older backup "
+                    "restored?"
+                )
+            if size > heads.size:
                 return False  # the projector still has to extend the tree
+            self._check_whole(space, heads, size)
             checkpoint, note = self._next(space, heads, origin, last, keys)
             if last is None or note.encoded != last[1].encoded:
                 self._last.write(space, heads.log, note.encoded)
@@ -238,6 +244,16 @@ class CheckpointSigner:
         if self._on_signed is not None:
             self._on_signed(space, heads.log, note)
         return True
+
+    def _check_whole(self, space: str, heads: Heads, signed: int) -> None:
+        """Counts the events that a checkpoint is about to sign, and some that were signed before.
+
+        Raises `LogIncomplete` if events are missing in the log.
+        """
+        if heads.alarm is not None:
+            raise incomplete(space, heads.alarm)
+        after = min(signed, max(0, heads.size - COUNTED_EVENTS))
+        self._tree.check_whole(space, after=after, size=heads.size)
 
     def _next(
         self,

@@ -15,8 +15,10 @@ from rich.table import Table
 from foldlog.domain.errors import UnknownSpace
 from foldlog.infrastructure.postgres.status import (
     CheckpointStatus,
+    IncompleteLog,
     ProjectionStatus,
     checkpoints,
+    incomplete_logs,
     status,
 )
 from foldlog.scripts.console import AS_JSON, EXIT_NO, out, report_errors, spaced, with_database
@@ -33,12 +35,13 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted or needs a
-    rebuild, or the signer has stopped.
+    Shows all spaces unless SPACE is given. Exit code 1: a projection is halted, fails or
+    needs a rebuild, or the signer has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
+        incomplete = incomplete_logs(parts.datastore, space)
     if space is not None and not lines:
         raise UnknownSpace(space)
     if as_json:
@@ -46,13 +49,25 @@ def status_command(
             click.echo(json.dumps({**line._asdict(), "lag": line.lag}))
         for checkpoint in signed:
             click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
+        for one in incomplete:
+            click.echo(json.dumps({"incomplete": {**one._asdict(), "holes": one.holes._asdict()}}))
     else:
         out.print(_projection_table(lines))
         if signed:
             out.print(_checkpoint_table(signed))
-    has_stopped = any(line.stopped_at is not None or line.needs_rebuild for line in lines)
+        for one in incomplete:
+            out.print(_incomplete_line(one), soft_wrap=True)
+    has_stopped = bool(incomplete) or any(
+        line.stopped_at is not None or line.failing_why is not None or line.needs_rebuild
+        for line in lines
+    )
     if has_stopped or any(checkpoint.alarm for checkpoint in signed):
         sys.exit(EXIT_NO)
+
+
+def _incomplete_line(log: IncompleteLog) -> str:
+    state = str(log.holes) or f"complete again ({log.alarm}): run foldlog verify"
+    return f"[red]log-incomplete: {log.space}: {escape(state)}[/red], since {log.since}"
 
 
 def _checkpoint_table(signed: list[CheckpointStatus]) -> Table:
@@ -78,6 +93,8 @@ def _projection_table(lines: list[ProjectionStatus]) -> Table:
         if line.needs_rebuild:
             why = "made by another merge rule" if line.is_foreign else "live, without its history"
             state = f"[red]{why}: run foldlog rebuild[/red]"
+        if line.failing_why is not None:
+            state = f"[red]failing: {escape(line.failing_why)}[/red]"
         if line.stopped_at is not None:
             state = f"[red]stopped at {line.stopped_at}: {escape(line.stopped_why or '')}[/red]"
         table.add_row(

@@ -26,9 +26,9 @@ from foldlog.scripts.console import (
 from foldlog.scripts.server.process import tune_gc
 from foldlog.scripts.services import open_services
 from foldlog.scripts.verification.claims import Wrong
-from foldlog.scripts.verification.database_source import DatabaseSource
+from foldlog.scripts.verification.database_source import database_source
 from foldlog.scripts.verification.file_sources import file_source
-from foldlog.scripts.verification.run import Verification
+from foldlog.scripts.verification.run import UNSIGNED_SECONDS_MAX, Verification
 from foldlog.scripts.verification.service_source import service_source
 from foldlog.scripts.verification.sources import Source
 
@@ -59,6 +59,15 @@ from foldlog.scripts.verification.sources import Source
 @click.option("--from", "first", type=click.IntRange(min=1), help="First seq. [default: 1]")
 @click.option("--to", "last", type=click.IntRange(min=1), help="Last seq. [default: the head]")
 @click.option(
+    "--unsigned-max",
+    "unsigned_seconds_max",
+    type=click.FloatRange(min=0),
+    default=UNSIGNED_SECONDS_MAX,
+    show_default=True,
+    metavar="SECONDS",
+    help="Allow events after the last checkpoint, if the first is no older than this.",
+)
+@click.option(
     "--fold/--no-fold",
     "wants_fold",
     default=True,
@@ -77,6 +86,7 @@ def verify_command(
     state: str | None,
     first: int | None,
     last: int | None,
+    unsigned_seconds_max: float,
     wants_fold: bool,
     data: str | None,
     database_url: str | None,
@@ -90,6 +100,8 @@ def verify_command(
     A run from seq 1 checks every event. A run with --from takes the hashes of the earlier
     events from the tiles, and the signed root then proves these hashes. A run with --state
     continues where the last run ended, and trusts the result of that run.
+
+    A run over all events of a database that finds no fault ends the alarm log-incomplete.
 
     Exit code 1: a check failed; standard error names the first wrong seq.
     """
@@ -107,6 +119,7 @@ def verify_command(
             first=first,
             last=last,
             wants_fold=wants_fold,
+            unsigned_seconds_max=unsigned_seconds_max,
         )
         try:
             with progress(f"verifying {source.header.space}", verification.through) as report:
@@ -119,6 +132,10 @@ def verify_command(
             write_new(Path(save), source.checkpoint.decode(), 0o644)
         for line in verification.findings:
             click.echo(line)
+    if space is not None and url is None and first in (None, 1) and last is None and state is None:
+        with open_services(data, database_url) as parts:
+            if parts.store.alarms.end(space):
+                click.echo("the alarm log-incomplete is over: no event is missing")
 
 
 @contextmanager
@@ -139,8 +156,8 @@ def _open_source(
         with service_source(url, space, token) as source:
             yield source
         return
-    with open_services(data, database_url) as parts:
-        yield DatabaseSource(parts, space)
+    with open_services(data, database_url) as parts, database_source(parts, space) as source:
+        yield source
 
 
 def _verifier(text: str) -> Verifier:

@@ -35,6 +35,7 @@ def application(url: str, settings: Settings) -> Iterator[AsgiServer]:
             store=parts.store,
             master=parts.master,
             ready=parts.ready,
+            alarms=parts.alarms,
             gauges=parts.gauges,
             access=_access(parts, settings),
             registry=parts.registry,

@@ -29,6 +29,9 @@ class Claims:
 
     def __init__(self) -> None:
         self._by_size: dict[int, list[Claim]] = {}
+        self.proven = 0  #: the largest number of events whose root was confirmed
+        #: the first claim that another root contradicts, with its number of events
+        self.contradicted: tuple[int, Claim] | None = None
 
     def add(self, checkpoint: Checkpoint, source: str, *, head: int) -> None:
         """Adds the root hash that a checkpoint states. `source` names the checkpoint in error
@@ -49,11 +52,14 @@ class Claims:
         """Compares the root hashes that checkpoints state for the first `size` events with
         the computed root. Removes the claims that were compared.
 
-        Raises `Wrong` if a checkpoint states another root.
+        The first claim with another root is kept in `contradicted`. It is not raised at once,
+        because the rest of the log may show which event was changed.
         """
         for claim in self._by_size.pop(size, ()):
-            if claim.root != root:
-                raise Wrong(f"the first {size} events have another root than {claim.source} says")
+            if claim.root == root:
+                self.proven = max(self.proven, size)
+            elif self.contradicted is None:
+                self.contradicted = size, claim
 
     def remaining(self) -> list[tuple[int, Claim]]:
         """Returns the claims that are still to be compared, as a list of pairs. Each pair contains

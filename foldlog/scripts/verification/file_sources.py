@@ -1,4 +1,5 @@
-"""Reads the log to verify from a file: an archive for auditors, or an export as JSON lines."""
+"""Reads a log from a file, so that the log can be verified. The file is an archive for auditors, or
+an export as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 from foldlog.scripts.exports.archive import Archive, is_archive, read_archive
 from foldlog.scripts.exports.lines import evidence_of, read_header
 
-from .sources import BATCH_EVENTS, Batch, Source
+from .checks import Check
+from .sources import BATCH_EVENTS, Batch, Scope, Source
+from .tiles import CarriedTilesCheck
 
 
 class ArchiveSource(Source):
@@ -37,6 +40,9 @@ class ArchiveSource(Source):
             wanted = batch[max(0, after - start) : max(0, through - start)]
             yield Batch(wanted, {} if part.tile is None else dict([part.tile]))
 
+    def checks(self, scope: Scope) -> list[Check]:
+        return [CarriedTilesCheck(self.header.head)]
+
 
 class LinesSource(Source):
     """Reads the log from an export as JSON lines, which has events and salts but no checkpoint."""
@@ -54,6 +60,9 @@ class LinesSource(Source):
         # Reading to the end of a gzip file also checks its checksum.
         if through >= self.header.head and next(self._events, None) is not None:
             raise InvalidExport(f"there are events after seq {self.header.head}, the last one")
+
+    def checks(self, scope: Scope) -> list[Check]:
+        return []
 
 
 @contextmanager

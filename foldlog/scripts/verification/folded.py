@@ -35,6 +35,7 @@ class Folded:
         """
         for state, _, _ in events:
             self._seq += 1
+            self.records.add_bytes(len(state))
             try:
                 event = decode_event(state)
                 if event.skipped_seq is not None:

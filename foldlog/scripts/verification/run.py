@@ -1,37 +1,38 @@
-"""Verifies a log: its hashes, checkpoints and tiles, and the master table made from it."""
+"""Verifies a log: its hashes, checkpoints and tiles, and all that is kept beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from foldlog.domain.audit import AuditCursor, LogAudit, WrongEvent
+from foldlog.domain import proofs
+from foldlog.domain.audit import MALFORMED_ERRORS, AuditCursor, Evidence, LogAudit, WrongEvent
 from foldlog.domain.errors import OperatorError
+from foldlog.domain.events import Event, committed, decode_event
 from foldlog.domain.limits import INTEGER_MAX
-from foldlog.domain.merge import Record, view_of
 from foldlog.domain.merkle import (
-    TILE_WIDTH,
     InvalidProof,
-    Tile,
     check_consistency,
     consistency_proof,
     edge_tiles,
-    root_of,
 )
 from foldlog.domain.notes import Checkpoint, Verifier
+from foldlog.domain.times import parse_time
 from foldlog.scripts.console import err, spaced
 
+from .checks import Audited, Check
 from .claims import Claims, Wrong, checked_checkpoint
-from .disk_backed import DiskBackedRecords
-from .folded import Folded
-from .sources import Batch, Source
+from .sources import Batch, Scope, Source
 from .state import read_state, write_state
+from .tables import TablesCheck
+from .tiles import AnyTilesCheck, Suspect
 
 #: The state file is written after this many events, for a run that is interrupted.
 STATE_EVENTS = 100_000
+#: A signer signs each second, so an event that stays unsigned for this time is a fault.
+UNSIGNED_SECONDS_MAX = 900
 
 
 class Verification:
@@ -40,6 +41,8 @@ class Verification:
     `first` and `last` are the first and the last seq to verify. By default, all events are
     verified. The method `verify` runs the checks, and raises an error when a check fails. For each
     check that succeeded or was left out, it adds a line of text to `findings`.
+
+    An event after the last checkpoint may be `unsigned_seconds_max` seconds old.
 
     The constructor raises `OperatorError` if `first` is given and `state_file` also contains a
     start position, because only one start is possible. It raises the same error if the source
@@ -56,50 +59,52 @@ class Verification:
         first: int | None = None,
         last: int | None = None,
         wants_fold: bool = True,
+        unsigned_seconds_max: float = UNSIGNED_SECONDS_MAX,
     ):
         self._source = source
         self._header = source.header
         self._keys = keys
         self._kept_file = kept_file
         self._state_file = state_file
+        self._unsigned_seconds_max = unsigned_seconds_max
         self.through = min(last or self._header.head, self._header.head)
         self._start = self._find_start(first)
-        is_complete = self._start.seq == 0 and last is None
-        self._compares_fold = wants_fold and is_complete and source.has_records
+        self._is_whole = self._start.seq == 0 and last is None
+        self._wants_fold = wants_fold
         self.signed: Checkpoint | None = None
         self.findings: list[str] = []
-        #: computed tiles, still to be compared with the archive's
-        self._expected_tiles: dict[Tile, bytes] = {}
+        #: the mark of the last verified event, and when the first unsigned one was received
+        self._mark = ""
+        self._unsigned_since: str | None = None
 
     def verify(self, report: Callable[[int], None]) -> None:
         """Runs all checks. Calls `report` with the last verified seq after each batch of
         events.
 
-        Raises `Wrong` if a checkpoint, a tile or the master table differs, and `WrongEvent`
-        if an event is invalid.
+        Raises `Wrong` if a checkpoint, a tile or another check differs, and `WrongEvent` if an
+        event is invalid.
         """
-        claims = self._claims()
-        audit, folded = LogAudit(self._start), Folded()
+        claims, covered = self._claims()
+        scope = Scope(self.through, self._is_whole, self._wants_fold, covered)
+        checks = self._source.checks(scope)
+        audit = LogAudit(self._start)
         claims.compare(audit.seq, audit.root)
         for batch in self._batches(claims):
-            self._check_batch(audit, batch)
+            self._check_batch(audit, batch, checks, covered)
             claims.compare(audit.seq, audit.root)
-            if self._compares_fold:
-                folded.add(batch.events)
             report(audit.seq)
-            if audit.seq % STATE_EVENTS < len(batch.events):
+            if audit.seq % STATE_EVENTS < len(batch.events) and claims.contradicted is None:
                 self._save_state(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
-        self._compare_tiles(audit)
+        self._finish(checks, claims)
         self._prove_remaining(audit, claims)
         count = spaced(audit.seq - self._start.seq)
         self.findings.insert(0, f"{count} events, each with its hashes, to seq {audit.seq}")
         if self.through == self._header.head:
             self._check_erasures(audit)
+            self._check_unsigned(audit, covered)
         self._save_state(audit)
-        if self._compares_fold:
-            self._compare_records(self._without_skipped(folded, audit), at_least=audit.seq)
 
     # -- the start
 
@@ -112,8 +117,10 @@ class Verification:
                 return saved
         if first is None or first == 1:
             return AuditCursor()
+        head = self._header.head
         try:
-            return AuditCursor.at(first - 1, self._source.tiles(edge_tiles(first - 1)))
+            tiles = self._source.tiles(edge_tiles(first - 1), head)
+            return AuditCursor.at(first - 1, tiles)
         except InvalidProof as exc:
             raise OperatorError(f"the tiles do not reach seq {first}: {exc}") from exc
 
@@ -123,24 +130,31 @@ class Verification:
 
     # -- the claims
 
-    def _claims(self) -> Claims:
+    def _claims(self) -> tuple[Claims, int]:
+        """Returns the claims of all checkpoints, and the number of events that they cover."""
         claims = Claims()
         self.signed = self._signed_checkpoint()
+        covered = 0
         if self.signed is not None:
             claims.add(self.signed, "the signed checkpoint", head=self._header.head)
+            covered = self.signed.size
         if self._kept_file is not None:
             kept = self._open(self._kept_file.read_bytes(), "the kept checkpoint")
             claims.add(kept, "the kept checkpoint", head=self._header.head)
+            covered = max(covered, kept.size)
             self.findings.append(
                 f"begins with the {spaced(kept.size)} events of the kept checkpoint"
             )
-        return claims
+        return claims, covered
 
     def _signed_checkpoint(self) -> Checkpoint | None:
         note = self._source.checkpoint
         if note is None:
-            if self._keys and self._source.may_be_signed:
-                raise Wrong("it is not signed: there is no checkpoint")
+            if self._keys and (self._source.may_be_signed or self._kept_file is None):
+                raise Wrong(
+                    "it is not signed: there is no checkpoint. Give one that you saved with "
+                    "--checkpoint FILE"
+                )
             self.findings.append("not signed: there is no checkpoint")
             return None
         if not self._keys:
@@ -154,7 +168,26 @@ class Verification:
 
     def _open(self, note: bytes, name: str) -> Checkpoint:
         keys = self._keys or [Verifier.parse(vkey) for vkey in self._source.vkeys]
+        if not keys:
+            raise OperatorError(f"give the key that signed {name}: --key VKEY")
         return checked_checkpoint(note, keys, name, log=self._header.log)
+
+    def _check_unsigned(self, audit: LogAudit, covered: int) -> None:
+        """Tells how many events follow the last checkpoint. Raises `Wrong` if the first of them is
+        older than the limit, because a signer would have signed it."""
+        count = audit.seq - covered
+        is_signed_log = bool(covered or self._keys or self._source.vkeys)
+        if not count or not is_signed_log:
+            return
+        since = self._unsigned_since or self._start.received_at
+        seconds = time.time() - parse_time(since) / 1000 if since else 0.0
+        if seconds > self._unsigned_seconds_max:
+            raise Wrong(
+                f"{spaced(count)} events after seq {covered} are not signed, the first for "
+                f"{spaced(int(seconds))} seconds (allowed: --unsigned-max "
+                f"{self._unsigned_seconds_max:g})"
+            )
+        self.findings.append(f"{spaced(count)} events not signed yet, from seq {covered + 1}")
 
     # -- the events
 
@@ -166,26 +199,51 @@ class Verification:
         root hash in the checkpoint.
         """
         seq = self._start.seq
-        for batch, tiles in self._source.batches(seq, self.through):
+        for batch, tiles, columns in self._source.batches(seq, self.through):
             start = 0
             for size in claims.sizes_between(seq, seq + len(batch)):
-                yield Batch(batch[start : size - seq])
-                start = size - seq
-            yield Batch(batch[start:], tiles)
+                end = size - seq
+                yield Batch(batch[start:end], {}, columns[start:end])
+                start = end
+            yield Batch(batch[start:], tiles, columns[start:])
             seq += len(batch)
 
-    def _check_batch(self, audit: LogAudit, batch: Batch) -> None:
-        computed = audit.check(batch.events)
-        if not self._source.carries_tiles:
-            return
-        self._expected_tiles |= computed
-        for tile, hashes in batch.tiles.items():
-            expected = self._expected_tiles.get(tile)
-            if expected is None or len(expected) != len(hashes):
-                continue
-            if self._expected_tiles.pop(tile) != hashes:
-                first = tile.number * TILE_WIDTH ** (tile.level + 1) + 1
-                raise Wrong(f"tile {tile.level}/{tile.number}, from seq {first}, is another one")
+    def _check_batch(
+        self, audit: LogAudit, batch: Batch, checks: Sequence[Check], covered: int
+    ) -> None:
+        first = audit.seq + 1
+        wants_events = bool(batch.columns) or any(check.wants_events for check in checks)
+        try:
+            tiles = audit.check(batch.events)
+            events = _decoded(first, batch.events) if wants_events else []
+            audited = Audited(
+                first, audit.seq, events, batch.events, tiles, batch.columns, batch.tiles
+            )
+            for check in checks:
+                check.add(audited)
+        except WrongEvent as exc:
+            self._explain(exc, first, checks)
+        if batch.events:
+            self._mark = _mark_of(batch.events[-1])
+        if first <= covered + 1 <= audit.seq:
+            self._unsigned_since = decode_event(batch.events[covered + 1 - first].state).received_at
+
+    def _explain(self, exc: WrongEvent, first: int, checks: Sequence[Check]) -> None:
+        """Raises the error of the first wrong event: `exc`, or an earlier one that a tile shows."""
+        right = Audited(first, exc.seq - 1, [], [], exc.tiles, [], {})
+        suspects = []
+        for check in checks:
+            if isinstance(check, AnyTilesCheck):
+                check.add(right)
+                check.compare_all()
+                if check.suspect is not None and check.suspect.seq < exc.seq:
+                    suspects.append(check.suspect)
+        if suspects:
+            seq, tile = min(suspects)
+            raise WrongEvent(
+                seq, f"the event and its hash in tile {tile.level}/{tile.number} differ; then {exc}"
+            ) from exc
+        raise exc
 
     def _check_erasures(self, audit: LogAudit) -> None:
         """Checks that each erased value is covered by a `record-erased` event.
@@ -200,32 +258,27 @@ class Verification:
                     break
         audit.check_erasures()
 
-    # -- the tree
+    # -- the results
 
-    def _compare_tiles(self, audit: LogAudit) -> None:
-        """Compares the tiles of the source with the verified events. Raises `Wrong` if they
-        differ.
-
-        The tiles of an archive were already compared while its events were read, so this method
-        only checks that no tile is missing. For other sources, the method compares the root
-        hash of the tiles with the root hash of the events.
-        """
-        if self._source.carries_tiles:
-            if self._expected_tiles and audit.seq == self._header.head:
-                level, number = min(self._expected_tiles)
-                raise Wrong(f"tile {level}/{number} is missing, or of another size")
-        else:
-            try:
-                root = root_of(audit.seq, self._source.tiles)
-            except InvalidProof:
-                self.findings.append("there are no tiles, or they have not come so far yet")
-                return
-            if root != audit.root:
-                raise Wrong(
-                    f"the tiles have another root at {audit.seq}: "
-                    "run foldlog rebuild --projection proofs"
-                )
-        self.findings.append("the tiles are of these events")
+    def _finish(self, checks: Sequence[Check], claims: Claims) -> None:
+        """Runs the last part of each check, and raises the first thing that is wrong."""
+        for check in checks:
+            if isinstance(check, TablesCheck):
+                check.set_mark(self._mark)
+            self.findings += check.finish()
+        suspects = [
+            check.suspect
+            for check in checks
+            if isinstance(check, AnyTilesCheck) and check.suspect is not None
+        ]
+        suspect = min(suspects, default=None)
+        if claims.contradicted is not None:
+            raise _contradiction(claims, suspect)
+        if suspect is not None:
+            raise Wrong(_suspicion(suspect, claims))
+        for check in checks:
+            if check.wrong is not None:
+                raise Wrong(check.wrong)
 
     def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
         """Checks the checkpoints that were not compared while the events were read.
@@ -242,56 +295,48 @@ class Verification:
                 continue
             (old, old_root), (new, new_root) = sorted([(size, claim.root), (audit.seq, audit.root)])
             try:
-                proof = consistency_proof(old, new, self._source.tiles)
+                read = partial(self._source.tiles, size=new)
+                proof = consistency_proof(old, new, read)
                 check_consistency(old, old_root, new, new_root, proof)
             except InvalidProof as exc:
                 raise Wrong(f"{claim.source} of {size} events is not of this log: {exc}") from exc
 
-    # -- the master table
 
-    def _without_skipped(self, folded: Folded, audit: LogAudit) -> DiskBackedRecords:
-        """Returns a mapping of the records that result from the events, without the changes of the
-        events that an operator has skipped.
-
-        The first reading of the log finds out which events were skipped. If there are any, the
-        method reads all events a second time, and folds them without the skipped ones. Raises
-        `WrongEvent` if another event cannot be folded, and `Wrong` if the second reading returns
-        other events.
-        """
-        if folded.to_skip:
-            seqs = ", ".join(map(str, sorted(folded.to_skip)))
-            self.findings.append(f"skipped, as an event says: seq {seqs}")
-            # The events are read again, so their root must be the same again.
-            folded, again = Folded(folded.to_skip), LogAudit()
-            for batch in self._source.batches(0, self.through):
-                again.check(batch.events)
-                folded.add(batch.events)
-            if again.root != audit.root:
-                raise Wrong("the second reading of the log returned other events")
-        if folded.failed is not None:
-            raise folded.failed
-        return folded.records
-
-    def _compare_records(self, records: DiskBackedRecords, at_least: int) -> None:
-        """Compares the records computed from the events with the records of the master table.
-        Raises `Wrong` if they differ.
-
-        A record that was changed by an event after the last verified one is left out.
-        """
-        count = 0
-        for record in self._source.records(at_least):
-            key = (record["collection"], record["id"])
-            folded = records.pop(key)
-            count += 1
-            if record["seq"] > self.through:
-                continue  # a later event has changed it
-            if folded is None or _as_json(folded) != record:
-                raise Wrong(f"the master table has {key} otherwise than the events make it")
-        for missing in records:
-            if missing.exists:
-                raise Wrong(f"the master table lacks {(missing.collection, missing.id)}")
-        self.findings.append(f"the master table is the fold of these events: {count} records")
+def _decoded(first: int, events: Sequence[Evidence]) -> list[Event]:
+    """Decodes the events. Raises `WrongEvent` at the first one that is unreadable."""
+    decoded = []
+    for seq, (state, _, _) in enumerate(events, first):
+        try:
+            decoded.append(decode_event(state))
+        except MALFORMED_ERRORS as exc:
+            raise WrongEvent(seq, f"it is not readable: {exc}") from exc
+    return decoded
 
 
-def _as_json(record: Record) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(view_of(record)))
+def _mark_of(evidence: Evidence) -> str:
+    header = proofs.leaf_header_of(evidence.state)
+    return proofs.mark_of(header, committed(evidence.state).ops_hash(evidence.salt))
+
+
+def _contradiction(claims: Claims, suspect: Suspect | None) -> Exception:
+    assert claims.contradicted is not None
+    size, claim = claims.contradicted
+    why = f"the first {size} events have another root than {claim.source} says"
+    if suspect is not None and suspect.seq <= size:
+        tile = suspect.tile
+        return WrongEvent(
+            suspect.seq,
+            f"it is another event than the one in tile {tile.level}/{tile.number}; {why}",
+        )
+    after = f"; the first wrong event is after seq {claims.proven}" if claims.proven else ""
+    return Wrong(f"{why}{after}. The tiles agree with the events, or there are none")
+
+
+def _suspicion(suspect: Suspect, claims: Claims) -> str:
+    seq, (level, number) = suspect
+    if seq <= claims.proven:
+        return f"tile {level}/{number} is wrong at seq {seq}; the events are those that were signed"
+    return (
+        f"seq {seq}: the event and its hash in tile {level}/{number} differ; no checkpoint covers "
+        "them, so either may have been changed"
+    )

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
+from foldlog.domain.audit import Evidence
 from foldlog.domain.errors import OperatorError
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merkle import TILE_WIDTH, Tile
 from foldlog.domain.notes import tile_path
-from foldlog.scripts.exports.lines import evidence_of, read_header
+from foldlog.scripts.exports.lines import Header, evidence_of, read_header
 
-from .sources import BATCH_EVENTS, RECORDS_PER_PAGE, Batch, Source
+from .checks import Check
+from .records import RecordsCheck
+from .sources import BATCH_EVENTS, RECORDS_PER_PAGE, Batch, Scope, Source
+from .tiles import TilesCheck
 
 TIMEOUT_SECONDS = 60.0
 
@@ -33,16 +38,13 @@ class ServiceSource(Source):
     All methods raise `ServiceUnusable` if a request fails.
     """
 
-    has_records = True
-
     def __init__(self, http: httpx.Client, space: str):
         self._http = http
         self._prefix = f"/v1/spaces/{quote(space, safe='')}"
         # The checkpoint comes before the head, because the log may grow in between.
         checkpoint = self._get("checkpoint", may_be_missing=True)
         self.checkpoint = None if checkpoint is None else checkpoint.content
-        with self._lines(after=INTEGER_MAX) as lines:
-            self.header = read_header(next(lines, b""))
+        self.header = self._header_now()
         keys = self._get("keys", may_be_missing=True)
         self.vkeys = [] if keys is None else list(keys.json()["keys"])
 
@@ -55,10 +57,29 @@ class ServiceSource(Source):
             while batch := list(islice(wanted, BATCH_EVENTS)):
                 yield Batch(batch)
 
-    def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
+    def checks(self, scope: Scope) -> list[Check]:
+        # The service has tiles to its last checkpoint at least.
+        read = partial(self.tiles, size=scope.signed_size)
+        checks: list[Check] = [TilesCheck(scope.signed_size, read)]
+        if scope.is_whole and scope.wants_fold:
+            checks.append(RecordsCheck(self, scope.through))
+        return checks
+
+    def evidence(self, through: int) -> Iterator[list[Evidence]]:
+        for batch in self.batches(0, through):
+            yield batch.events
+
+    def head_now(self) -> int:
+        return self._header_now().head
+
+    def _header_now(self) -> Header:
+        with self._lines(after=INTEGER_MAX) as lines:
+            return read_header(next(lines, b""))
+
+    def tiles(self, wanted: Sequence[Tile], size: int) -> Mapping[Tile, bytes]:
         found = {}
         for tile in wanted:
-            width = tile.width(self.header.head)
+            width = tile.width(size)
             path = tile_path(tile.number, None if width == TILE_WIDTH else width)
             response = self._get(f"tile/{tile.level}/{path}", may_be_missing=True)
             if response is not None:

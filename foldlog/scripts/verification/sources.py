@@ -6,28 +6,43 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from foldlog.domain.audit import Evidence
+from foldlog.domain.derived import Row
 from foldlog.domain.merkle import Tile
 from foldlog.scripts.exports.lines import Header
+
+from .checks import Check
 
 BATCH_EVENTS = 1_000
 RECORDS_PER_PAGE = 1_000
 
 
 class Batch(NamedTuple):
-    """Some events in the order of the log. For an archive, also the tiles that follow these
-    events.
+    """Some events in the order of the log.
+
+    For an archive, `tiles` are the tiles that follow these events. For a database, `columns` are
+    the other columns of each event's row.
     """
 
     events: list[Evidence]
-    tiles: dict[Tile, bytes] = {}
+    tiles: Mapping[Tile, bytes] = {}
+    columns: Sequence[Row] = ()
+
+
+class Scope(NamedTuple):
+    """The part of the log that a run verifies, and what it compares beside the events."""
+
+    through: int  #: the last seq
+    is_whole: bool  #: from the first event to the last one
+    wants_fold: bool  #: compare the master table, if the source has one
+    signed_size: int  #: the number of events that a valid checkpoint covers, or 0
 
 
 class Source(ABC):
     """The interface through which `foldlog verify` reads a log. It provides all data that is
-    verified: events, head, checkpoint, keys, tiles and records.
+    verified: events, head, checkpoint, keys and tiles, and the checks of what is kept beside them.
     """
 
     header: Header
@@ -37,8 +52,6 @@ class Source(ABC):
     carries_tiles = False
     #: the source includes the checkpoint, if one was signed
     may_be_signed = True
-    #: the source has a master table
-    has_records = False
 
     @abstractmethod
     def batches(self, after: int, through: int) -> Iterator[Batch]:
@@ -46,17 +59,16 @@ class Source(ABC):
         greater than `header.head`.
         """
 
-    def tiles(self, wanted: Sequence[Tile]) -> Mapping[Tile, bytes]:
+    @abstractmethod
+    def checks(self, scope: Scope) -> list[Check]:
+        """Returns the checks of what this source keeps beside the events, in the order in which
+        their results are told.
+        """
+
+    def tiles(self, wanted: Sequence[Tile], size: int) -> Mapping[Tile, bytes]:
         """Returns a mapping from each wanted tile to the bytes of the tile, which are the joined
         hashes of 32 bytes each. Missing tiles are left out.
 
-        The tiles belong to the Merkle tree over the first `header.head` events.
+        The tiles belong to the Merkle tree over the first `size` events.
         """
         return {}
-
-    def records(self, at_least: int) -> Iterator[dict[str, Any]]:
-        """Yields all records of the master table as JSON objects, tombstones included.
-
-        The records include the changes of all events up to seq `at_least`.
-        """
-        return iter(())

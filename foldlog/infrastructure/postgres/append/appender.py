@@ -91,6 +91,9 @@ class Appender:
         Raises `OutcomeUnknown` if the connection breaks during the commit. It is then unknown
         whether the pushes were stored.
 
+        Raises `LogIncomplete` if events are missing in the log. Raises `SuspectedHole` if they seem
+        to be missing; the caller must then look again.
+
         Other database errors are raised unchanged. Such an error may be caused by invalid data in a
         single push of the group.
         """

@@ -16,12 +16,13 @@ from foldlog.domain.merge import Key, Record
 from foldlog.domain.space_state import SpaceState
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array, uuid_array
+from foldlog.infrastructure.postgres.log.alarms import SuspectedHole
 from foldlog.infrastructure.postgres.log.marks import SELECT_FOR_MARKS, marks_of
 
 from .records_at_head import records_at_head
 from .schemas import SELECT_DIGESTS, SchemaCache
 from .space_cache import DatabaseClock
-from .spaces import LOCK_SPACE, SELECT_NOW, create_space
+from .spaces import LOCK_SPACE, SELECT_LAST, SELECT_NOW, check_whole, create_space
 
 # A thread that waits for the lock of one space delays all other spaces. The appender uses this
 # timeout for a space whose lock timed out before, until it gets the lock again.
@@ -122,22 +123,27 @@ class Loader:
         Returns three values: the state, the stored events and marks to which the pushes refer, and
         a clock set to the database's time. Returns `None` if the space is missing. The records and
         the erasures are still missing in the result; `lock_and_load` adds them.
+
+        Raises `LogIncomplete` if the space has an alarm. Raises `SuspectedHole` if the head is not
+        the seq of the last event, or if an event is missing at the cursor of a push.
         """
         changesets = [changeset for push in pushes for changeset in push.changesets]
+        seqs = {push.after for push in pushes if push.after}
         params = {
             "space": space,
             "ids": uuid_array({changeset.id for changeset in changesets}),
             "devices": uuid_array({push.device for push in pushes}),
-            "seqs": bigint_array({push.after for push in pushes if push.after}),
+            "seqs": bigint_array(seqs),
             "bytes_max": self._limits.looked_up_bytes_max,
         }
         # The pipeline sends all statements at once. Each one sees the data that is committed when
         # it starts, so the statements after the first see the data under the lock.
         with conn.pipeline():
-            locked, now, known, counters, marks, digests = [
+            locked, last, now, known, counters, marks, digests = [
                 conn.cursor(row_factory=tuple_row).execute(statement, params, prepare=True)
                 for statement in (
                     LOCK_SPACE,
+                    SELECT_LAST,
                     SELECT_NOW,
                     SELECT_KNOWN,
                     SELECT_COUNTERS,
@@ -150,15 +156,20 @@ class Loader:
         row = locked.fetchone()
         if row is None:
             return None
+        log, head, mark, received_at, erased_seq, alarm = row
+        check_whole(space, alarm, head=head, last=last.fetchone())
+        mark_of = marks_of(marks.fetchall())
+        for seq in seqs:
+            if seq <= head and seq not in mark_of:
+                raise SuspectedHole(seq - 1, seq)
         counter_of, revoked = _counters_of(counters.fetchall())
         schemas = self._schemas.load(cursor, space, digests.fetchall())
         events = {
             id: None if state is None else UPCASTER.upcast(topic, state)
             for id, topic, state in known.fetchall()
         }
-        log, head, mark, received_at, erased_seq = row
         state = SpaceState(log, head, mark, received_at, erased_seq, counter_of, revoked, schemas)
-        return state, Lookups(known=events, marks=marks_of(marks.fetchall())), clock
+        return state, Lookups(known=events, marks=mark_of), clock
 
     def _records(
         self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from psycopg import Cursor
+from psycopg.rows import TupleRow
 
 from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.space_state import SpaceState
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
+from foldlog.infrastructure.postgres.log.alarms import SuspectedHole, incomplete
 from foldlog.infrastructure.postgres.projections import VERSIONS
 
 CREATE_SPACE = """
@@ -26,10 +28,18 @@ RETURNING generation
 """
 
 LOCK_SPACE = """
-SELECT log::text, head, mark, received_at_ms, erased_seq
+SELECT log::text, head, mark, received_at_ms, erased_seq, alarm
   FROM spaces
  WHERE space = %(space)s
    FOR UPDATE
+"""
+
+# This is a statement of its own, because it must see all events that were committed before the
+# lock.
+SELECT_LAST = """
+SELECT coalesce(max(originator_version), 0)
+  FROM events
+ WHERE originator_id = %(space)s
 """
 
 # This is a statement of its own, because one statement would read the clock before it has waited
@@ -58,10 +68,25 @@ def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
 
     Returns a pair: the state of the space, and the database's time in ms since 1970. In the state,
     the members `counters`, `revoked` and `schemas` are empty. Raises `UnknownSpace` if the space is
-    missing.
+    missing, and the errors of `check_whole`.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:
         raise UnknownSpace(space)
+    *row, alarm = row
+    last = cursor.execute(SELECT_LAST, {"space": space}, prepare=True).fetchone()
+    check_whole(space, alarm, head=row[1], last=last)
     (now_ms,) = cursor.execute(SELECT_NOW, prepare=True).fetchone() or (0,)
     return SpaceState(*row), now_ms
+
+
+def check_whole(space: str, alarm: str | None, *, head: int, last: TupleRow | None) -> None:
+    """Checks that events may be appended to a locked space. `last` is the row of `SELECT_LAST`.
+
+    Raises `LogIncomplete` if the space has an alarm. Raises `SuspectedHole` if the head is not the
+    seq of the last event.
+    """
+    if alarm is not None:
+        raise incomplete(space, alarm)
+    if last != (head,):
+        raise SuspectedHole(head - 1, head)

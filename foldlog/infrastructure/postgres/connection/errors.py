@@ -25,6 +25,10 @@ LOCK_TIMEOUT = "55P03"
 #: read-only server after a failover. Except for `_BROKEN`, the server has refused the statement, so
 #: the database has stored none of its changes.
 _TEMPORARY = (*_BROKEN, "40", "53", "55", "57", "58", READ_ONLY)
+#: SQLSTATE prefixes of errors that come from the data of a statement: wrong numbers of values, data
+#: exceptions, violated constraints, and limits of PostgreSQL such as the size of an index row. Any
+#: other error says something about the server: its disk, memory, locks, indexes or settings.
+_OF_THE_DATA = ("21", "22", "23", "54")
 
 
 def is_connection_error(exc: BaseException) -> bool:
@@ -54,6 +58,20 @@ def is_temporary(exc: BaseException) -> bool:
     """
     state = _sqlstate(exc)
     return is_connection_error(exc) or (state is not None and state.startswith(_TEMPORARY))
+
+
+def is_fault_of_the_database(exc: BaseException) -> bool:
+    """Tells whether an error has another cause than the data that the statement has processed.
+
+    Examples are a lost connection, a full disk, missing memory, a timeout, a deadlock, a read-only
+    server, an I/O error, a corrupted table or index (`XX001`, `XX002`), and a missing privilege. A
+    `MemoryError` or `OSError` of this process is such a fault, too. After the repair of the fault,
+    the same data can be processed.
+    """
+    if isinstance(exc, (MemoryError, OSError)) or is_connection_error(exc):
+        return True
+    state = _sqlstate(exc)
+    return state is not None and not state.startswith(_OF_THE_DATA)
 
 
 def is_lock_timeout(exc: BaseException) -> bool:

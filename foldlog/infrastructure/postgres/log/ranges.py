@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from foldlog.domain import proofs
-from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.errors import LogIncomplete, UnknownSpace
 from foldlog.domain.events import LogEntry, short_form
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.ports import Range, RangeQuery, SpaceId
@@ -19,6 +19,7 @@ from foldlog.domain.skipping import is_readable
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 
+from .alarms import LogAlarms, SuspectedHole
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import IN_PLACE_OF_SKIPPED, page_params, select_page
 from .tail_cache import LogEnd, LogTailCache
@@ -27,6 +28,15 @@ SELECT_SPACE = """
 SELECT log::text, head, mark
   FROM spaces
  WHERE space = %(space)s
+"""
+
+# A filter leaves events out, so its page cannot show that an event is missing.
+COUNT_SCANNED = """
+SELECT count(*)
+  FROM events
+ WHERE originator_id = %(space)s
+   AND originator_version > %(after)s
+   AND originator_version <= %(through)s
 """
 
 _PAGE_COLUMNS = f"""originator_version, state, ops_hash,
@@ -71,28 +81,56 @@ class RangeReader:
     (`LogTailCache`).
     """
 
-    def __init__(self, datastore: Datastore, limits: Limits, tails: LogTailCache):
+    def __init__(
+        self, datastore: Datastore, limits: Limits, tails: LogTailCache, alarms: LogAlarms
+    ):
         self._datastore = datastore
         self._limits = limits
         self._tails = tails
+        self._alarms = alarms
 
     def range_after(self, space: SpaceId, query: RangeQuery) -> Range:
+        """Returns a page of the log, which is checked to be complete.
+
+        Raises `LogBehind` or `LogChanged` if the cursor of the query is not of this log. Raises
+        `LogIncomplete` if events of the page are missing in the log.
+        """
+        try:
+            return self._range_after(space, query)
+        except SuspectedHole as hole:
+            self._alarms.confirm(space, hole)
+        try:
+            return self._range_after(space, query)  # the first look was outdated
+        except SuspectedHole as hole:
+            self._alarms.confirm_or_retry(space, hole)
+
+    def _range_after(self, space: SpaceId, query: RangeQuery) -> Range:
         now = time.monotonic()
         with translated(self._datastore), self._datastore.get_connection() as conn:
             log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
+            if query.mark and mark_at_cursor is None and query.after <= head:
+                raise SuspectedHole(query.after - 1, query.after)
             check_cursor(log, head, query.after, query.mark, mark_at_cursor)
             size = sum(len(state) for _, state, *_ in rows)
             is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
-            while rows and rows[-1][0] > head:
-                rows.pop()  # appended after the head was read
+            if rows and rows[-1][0] > head:
+                _check_head_has_moved(conn, space, rows[-1][0])
+                rows = [row for row in rows if row[0] <= head]
+                is_full = False  # the page reaches the head
             through, mark = query.after, query.mark
             if rows:
                 through, state, ops_hash, *_ = rows[-1]
                 mark = proofs.mark_of(proofs.leaf_header_of(state), ops_hash)
-            if query.collections is not None and not is_full:
+            if query.collections is None:
+                end = through if is_full else head
+                if len(rows) != end - query.after:
+                    raise SuspectedHole(query.after, end)
+            elif not is_full:
                 # The page also covers the events that the filter left out.
                 through = max(through, min(query.after + self._limits.page_scan_max, head))
                 mark = None
+            if query.collections is not None and through > query.after:
+                mark = _check_scanned(conn, space, query.after, through)
             if through == head:
                 mark = head_mark
                 self._tails.update(space, LogEnd(log, head, [], mark, now))
@@ -141,7 +179,8 @@ class RangeReader:
 
         The method adds at most `TAIL_EVENTS` events. If the cache lacks more events than this, or
         does not contain the space, the method adds only the head to the cache. If the database has
-        no such space, the method leaves the cache unchanged.
+        no such space, the method leaves the cache unchanged. It does so too if events are missing
+        in the log; it then raises the alarm, and the readers use the database.
         """
         now = time.monotonic()
         found = self._datastore.fetch_one(SELECT_SPACE, {"space": space})
@@ -151,20 +190,56 @@ class RangeReader:
         start, mark_before = self._tails.head_and_mark(space) or (head, mark)
         if not head - TAIL_EVENTS <= start < head:
             start, mark_before = head, mark  # readers further behind use the database
-        entries = list(self.entries(space, after=start, through=head))
+        try:
+            entries = list(self.entries(space, after=start, through=head))
+        except LogIncomplete:
+            self._tails.wake(space)  # each waiting reader learns of the alarm
+            return
         self._tails.update(space, LogEnd(log, head, entries, mark_before, now))
 
     def entries(self, space: SpaceId, *, after: int, through: int) -> Iterator[LogEntry]:
+        """Yields the stored events with `after < seq <= through`, without a hole.
+
+        Raises `LogIncomplete` if one of them is missing in the log.
+        """
         while after < through:
             params = page_params(
                 space, after, through, limit=ENTRIES_BATCH, bytes_max=ENTRIES_BYTES
             )
             rows = self._datastore.fetch_all(SELECT_ENTRIES, params)
             if not rows:
-                return
+                self._alarms.confirm(space, SuspectedHole(after, through))
+                return  # `through` is beyond the head
+            if rows[-1][0] - after != len(rows):
+                self._alarms.confirm_or_retry(space, SuspectedHole(after, rows[-1][0]))
             for row in rows:
                 yield LogEntry(*row)
             after = rows[-1][0]
+
+
+def _check_head_has_moved(conn: Connection[Any], space: SpaceId, seq: int) -> None:
+    """Checks that the event `seq`, which is beyond the head that was read before, is new.
+
+    Raises `SuspectedHole` if the head of the log is still lower than this seq.
+    """
+    cursor = conn.cursor(row_factory=tuple_row)
+    found = cursor.execute(SELECT_SPACE, {"space": space}, prepare=True).fetchone()
+    if found is None or found[1] < seq:
+        raise SuspectedHole(seq - 1, seq)
+
+
+def _check_scanned(conn: Connection[Any], space: SpaceId, after: int, through: int) -> str:
+    """Checks that no event is missing in the range that a filter has scanned.
+
+    Returns the mark at `through`. Raises `SuspectedHole` if events are missing.
+    """
+    params = {"space": space, "after": after, "through": through, "seqs": [through]}
+    with conn.pipeline():
+        counted = conn.cursor(row_factory=tuple_row).execute(COUNT_SCANNED, params, prepare=True)
+        last = conn.cursor(row_factory=tuple_row).execute(SELECT_FOR_MARKS, params, prepare=True)
+    if counted.fetchone() != (through - after,):
+        raise SuspectedHole(after, through)
+    return marks_of(last.fetchall())[through]
 
 
 def _form(seq: int, state: bytes, is_own: bool | None, placeholder: bytes | None) -> bytes:

@@ -187,23 +187,27 @@ class LogTailCache:
         Otherwise it adds the events, and then calls the functions that `watch` has registered for
         the space.
 
-        In two cases the method first removes the cached events of the space: if the cached log has
-        another id, or if events between the cached head and `end.entries` are missing.
+        In three cases the method first removes the cached events of the space: if the cached log
+        has another id, if events between the cached head and `end.entries` are missing, or if the
+        cached log has another history, because the database was restored from a backup.
         """
         log, head, entries, mark_before, confirmed_at = end
-        assert not entries or entries[-1].seq == head
+        start = head - len(entries)
+        assert not entries or (entries[0].seq, entries[-1].seq) == (start + 1, head)
         with self._lock:
             tail = self._tails.get(space)
             if tail is not None and tail.log == log and tail.head >= head:
-                tail.confirmed_at = max(tail.confirmed_at, confirmed_at)
-                return
-            if tail is not None and (tail.log != log or tail.head < head - len(entries)):
-                self._drop(space)  # events are missing between the cached end and this one
+                if confirmed_at <= tail.confirmed_at:
+                    return  # the log has grown after the read
+                if (tail.head, tail.mark) == (head, entries[-1].mark if entries else mark_before):
+                    tail.confirmed_at = confirmed_at
+                    return
+            if tail is not None and not self._continues(tail, end):
+                self._drop(space)
                 if tail.log == log:
                     self._announced[space] = tail.announced_head
                 tail = None
             if tail is None:
-                start = head - len(entries)
                 tail = _Tail(log, start, mark_before, mark_before, confirmed_at)
                 tail.announced_head = self._announced.pop(space, 0)
                 self._tails[space] = tail
@@ -219,6 +223,13 @@ class LogTailCache:
             watchers = list(self._watchers.get(space, ()))
         for on_growth in watchers:
             on_growth()
+
+    @staticmethod
+    def _continues(tail: _Tail, end: LogEnd) -> bool:
+        """Tells whether `end` adds to a cached log without a hole and without another history."""
+        start = end.head - len(end.entries)
+        is_next = start <= tail.head < end.head
+        return tail.log == end.log and is_next and tail.mark_at(start) in (None, end.mark_before)
 
     def announce(self, space: SpaceId, head: int) -> bool:
         """Tells the cache that another process has appended events to a space, up to `head`.
@@ -316,6 +327,13 @@ class LogTailCache:
                     del self._watchers[space]
 
         return unwatch
+
+    def wake(self, space: SpaceId) -> None:
+        """Calls the registered functions of a space, so that its readers use the database."""
+        with self._lock:
+            watchers = list(self._watchers.get(space, ()))
+        for on_growth in watchers:
+            on_growth()
 
     def _evict(self) -> None:
         while self._size > self._bytes_max and len(self._tails) > 1:

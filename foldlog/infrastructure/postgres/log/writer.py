@@ -35,7 +35,8 @@ from .copy_rows import COPY, copy_rows
 # One statement is one round trip, and it also commits. The statement moves the
 # head only if the log still ends where the batch begins and each id is new. If `moved` is empty,
 # the other parts insert zero rows. The row lock on the space makes seq order the commit order.
-# tests/integration/test_nothing_is_skipped.py fails without the condition on the head.
+# tests/integration/test_nothing_is_skipped.py fails without the condition on the head. The
+# condition on the last event keeps an append from building on a log whose end is missing.
 # `collections` is sent as one text for each event, because an array of arrays must be rectangular.
 APPEND = """
 WITH moved AS (
@@ -48,6 +49,10 @@ UPDATE spaces
    AND head = %(expected)s
    AND log = %(log)s
    AND mark = %(mark_before)s
+   AND alarm IS NULL
+   AND coalesce((SELECT max(originator_version)
+                   FROM events
+                  WHERE originator_id = %(space)s), 0) = %(expected)s
    AND NOT EXISTS (
            SELECT FROM events
             WHERE originator_id = %(space)s
@@ -93,6 +98,10 @@ UPDATE spaces
    AND head = %(expected)s
    AND log = %(log)s
    AND mark = %(mark_before)s
+   AND alarm IS NULL
+   AND coalesce((SELECT max(originator_version)
+                   FROM events
+                  WHERE originator_id = %(space)s), 0) = %(expected)s
    AND NOT EXISTS (
            SELECT FROM events
             WHERE originator_id = %(space)s
@@ -163,10 +172,10 @@ class LogBatch:
 def append_batch(conn: Connection[Any], batch: LogBatch) -> bool:
     """Appends either all events of a batch or none. Returns `True` if the events were appended.
 
-    The function returns `False` if the log has another id, head or mark than the batch expects. It
-    also returns `False` if the log already contains an event with the same id as an event of the
-    batch. If the caller has begun a transaction, the caller must commit the transaction. Otherwise
-    this function commits.
+    The function returns `False` if the log has another id, head or mark than the batch expects, or
+    if events are missing at its end. It also returns `False` if the log already contains an event
+    with the same id as an event of the batch. If the caller has begun a transaction, the caller
+    must commit the transaction. Otherwise this function commits.
     """
     erasures, skips = erasures_of(batch.entries), skips_of(batch.entries)
     devices = devices_of(batch.entries)

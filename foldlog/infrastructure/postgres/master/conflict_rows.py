@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from foldlog.domain.merge import Conflict, conflict_document
+from foldlog.domain.merge import Conflict
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.connection.arrays import (
     Array,
@@ -70,7 +70,7 @@ class ConflictRows:
         Returns `True` if enough conflicts are collected for one INSERT statement. The caller should
         then call `take` and run the statement.
         """
-        document = _document(conflict)
+        document = stored_document(conflict)
         self._rows.append((number, conflict, document))
         self._size += len(document)
         return self._size >= STATEMENT_BYTES or len(self._rows) == STATEMENT_CONFLICTS
@@ -94,7 +94,8 @@ class ConflictRows:
         }
 
 
-def _document(conflict: Conflict) -> bytes:
+def stored_document(conflict: Conflict) -> bytes:
+    """Returns the column `document` of a conflict."""
     document = conflict_document(conflict)
     for side in (document["lost"], document["won"]):
         value = side.get("value")

@@ -103,6 +103,7 @@ class ConflictReader(VersionReader):
             found.position,
             render_ledger(entries, heads, base=found.position),
             encode_cursor(*last) if last else None,
+            halted_at=found.halted_at,
         )
 
     def _scan_end(

@@ -106,6 +106,7 @@ class DiffReader(MomentReader):
             cursor.to,
             differences,
             encode_cursor(*cursor) if cursor.seq <= cursor.to else None,
+            halted_at=found.halted_at,
         )
 
     def _cursor(self, space: SpaceId, query: DiffQuery) -> DiffCursor:

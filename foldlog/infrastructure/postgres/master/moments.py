@@ -123,6 +123,7 @@ class MomentReader(LiveReader):
             [_encode(view_of_row(row)) for row in rows],
             last and encode_cursor(as_of, last[0], last[8], last[1]),
             as_of,
+            halted_at=found.halted_at,
         )
 
     def record_as_of(
@@ -135,7 +136,10 @@ class MomentReader(LiveReader):
         if not found.rows:
             raise UnknownRecord(f"there was no record {key[0]}/{key[1]} at {as_of}, nor before")
         documents = [_encode(view_of_row(row)) for row in found.rows]
-        return AsOfPage(found.log, found.head, found.position, documents, None, as_of)
+        return AsOfPage(
+            *(found.log, found.head, found.position, documents, None, as_of),
+            halted_at=found.halted_at,
+        )
 
     def _seq_of(self, space: SpaceId, moment: Point) -> int:
         if moment.seq is not None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from psycopg import Cursor
 
@@ -22,7 +21,6 @@ from foldlog.domain.merge import (
     Key,
     cause_of,
     fold_record,
-    tombstone,
 )
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array, uuid_array
@@ -33,7 +31,7 @@ from .conflict_rows import INSERT_CONFLICTS, ConflictRows
 from .record_cache import CACHE_BYTES, RecordCache
 from .record_reader import RecordReader
 from .record_rows import WRITE_STATES, StateRows
-from .stored_form import StoredRecord, keep_in_log, pack
+from .stored_form import StoredRecord, keep_in_log, pack, stored_tombstone
 
 SELECT_EVENTS = select_page(
     f"""originator_version,
@@ -183,7 +181,7 @@ class MasterProjection:
     ) -> None:
         erased = event.erased_key
         if erased is not None:
-            record = msgspec.convert(tombstone(erased, event), StoredRecord, from_attributes=True)
+            record = stored_tombstone(erased, event)
             writer.add(erased, StoredRecord(*erased), record, ())
         if not event.is_stored_changeset:
             return

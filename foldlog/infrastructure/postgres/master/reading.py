@@ -1,6 +1,6 @@
 """Reads pages from the live generation of the master table.
 
-A page has a greatest number of rows and a greatest size in bytes. Each page is read by one SQL
+The number of rows and the number of bytes of a page are limited. Each page is read by one SQL
 statement. The file docs/reference/statements.sql shows each of these statements in full.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from foldlog.domain.errors import (
     HistoryUnavailable,
@@ -30,6 +31,7 @@ from .assembly import Columns, Completer, Source, states_completer
 # Every page is one statement and so one snapshot. Its rows are the state at `position`.
 _PAGE = """
 SELECT s.log::text, s.head, p.position, p.generation,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
@@ -84,9 +86,9 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns five more columns before those of `page`: the
-    log's id, the log's head, the projection's position, the generation's number, and whether the
-    generation has the history.
+    which the rows are sorted. The statement returns six more columns before those of `page`: the
+    log's id, the log's head, the projection's position, the generation's number, the seq at which
+    the projection stands still (or `NULL`), and whether the generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -135,6 +137,8 @@ class Found(NamedTuple):
     head: int
     position: int
     generation: int
+    #: the seq of the event at which the projection stands still, or `UNSET` while it goes on
+    halted_at: int | UnsetType
     #: the number of rows before the limit of bytes cut some off
     candidates: int
     rows: list[Any]
@@ -203,7 +207,7 @@ class LiveReader:
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
             raise UnknownSpace(scope.space)
-        log, head, position, generation, has_history = rows[0][:5]
+        log, head, position, generation, halted_at, has_history = rows[0][:6]
         at_least = scope.at_least
         if scope.needs_history and not has_history:
             raise HistoryUnavailable()
@@ -215,11 +219,20 @@ class LiveReader:
                 awaited=at_least,
                 projected=position,
                 head=head,
+                **({} if halted_at is None else {"halted_at": halted_at}),
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[5] is not None]
-        candidates = present[0][5] if present else 0
-        return Found(log, head, position, generation, candidates, [row[6:] for row in present])
+        present = [row for row in rows if row[6] is not None]
+        candidates = present[0][6] if present else 0
+        return Found(
+            log=log,
+            head=head,
+            position=position,
+            generation=generation,
+            halted_at=UNSET if halted_at is None else halted_at,
+            candidates=candidates,
+            rows=[row[7:] for row in present],
+        )
 
 
 def view_of_row(row: Any) -> RecordView:

@@ -65,7 +65,10 @@ class SnapshotReader(LiveReader):
         params = {"space": space, "after_collection": start.collection, "after_id": start.id}
         counted = self._datastore.fetch_one(COUNT_SNAPSHOT, params)
         assert counted is not None
-        header = SnapshotHeader(found.log, page.at, page.mark, records=counted[0])
+        header = SnapshotHeader(
+            *(found.log, page.at, page.mark, counted[0]),
+            halted_at=found.halted_at,
+        )
         return Snapshot(header, self._snapshot_pages(space, page))
 
     def _snapshot_pages(self, space: SpaceId, page: SnapshotPage) -> Iterator[SnapshotPage]:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from foldlog.domain.changesets import Operation
-from foldlog.domain.merge import PackedWrites, Record, pack_writes, unpack_writes
+from foldlog.domain.changesets import Key, Operation
+from foldlog.domain.events import Event
+from foldlog.domain.merge import PackedWrites, Record, pack_writes, tombstone, unpack_writes
 from foldlog.domain.values import ABSENT, LoggedValue, size_of
 
 #: A value of at least this size, as `size_of` counts it, stays in the log.
@@ -161,6 +162,20 @@ def _in_parts(
     # Rows wait to be written. They must not keep the record in memory.
     light = msgspec.structs.replace(record, fields={}, writes={})
     return Version(light, is_first, fields, apart, writes, live_apart)
+
+
+def live_columns(record: StoredRecord) -> tuple[bytes, bytes, bytes | None]:
+    """Returns the columns `fields`, `writes` and `apart` of a record's row in `records`."""
+    if record.parts:
+        return b"{}", b"[]", _encode(Apart(parts=[(p.seq, p.size) for p in record.parts]))
+    logged = _logged(record.fields)
+    apart = _encode(Apart(logged)) if logged else None
+    return _encode(record.fields), _encode(pack_writes(record.writes)), apart
+
+
+def stored_tombstone(key: Key, event: Event) -> StoredRecord:
+    """Returns the state of a record after its erasure."""
+    return msgspec.convert(tombstone(key, event), StoredRecord, from_attributes=True)
 
 
 def _changes(record: Record, values: set[str], writes: set[str]) -> tuple[bytes, bytes]:

@@ -212,4 +212,6 @@ def _changed_cursor(cursor: str) -> tuple[int, int, str, str]:
 
 def _records_page(found: Found, rows: list[Any], cursor: str | None) -> RecordsPage:
     documents = [msgspec.json.encode(view_of_row(row)) for row in rows]
-    return RecordsPage(found.log, found.head, found.position, documents, cursor)
+    return RecordsPage(
+        found.log, found.head, found.position, documents, cursor, halted_at=found.halted_at
+    )

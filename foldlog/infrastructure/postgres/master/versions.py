@@ -140,6 +140,7 @@ class VersionReader(LiveReader):
             found.position,
             list(map(_encode, versions)),
             encode_cursor(rows[-1][0]) if found.candidates > len(rows) else None,
+            halted_at=found.halted_at,
         )
 
     def _with_lost(

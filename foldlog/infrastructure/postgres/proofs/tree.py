@@ -13,6 +13,7 @@ from foldlog.domain.errors import NoCheckpoint, UnknownSpace
 from foldlog.domain.merkle import Tile
 from foldlog.domain.ports import ProofTree, SpaceId, TreeHead
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.alarms import LogAlarms
 
 from .projection import tile_params
 
@@ -100,13 +101,14 @@ SELECT s.space
    AND (c.space IS NULL
         OR c.alarm IS NOT NULL
         OR c.log <> s.log
-        OR c.size <> p.position)
+        OR c.size <> p.position
+        OR c.size > s.head)
  ORDER BY s.space
 """
 
 # The signer runs this once after a start, and after an outage of the database.
 SELECT_HEADS = """
-SELECT s.log::text, s.head, p.position
+SELECT s.log::text, s.head, p.position, s.alarm
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
@@ -117,16 +119,21 @@ TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtex
 
 
 class Heads(NamedTuple):
-    """The id and the head of a log, and the number of events in the Merkle tree over this log."""
+    """The id and the head of a log, and the number of events in the Merkle tree over this log.
+
+    `alarm` names the events that are missing in the log; usually it is `None`.
+    """
 
     log: str
     head: int
     size: int
+    alarm: str | None
 
 
 class PostgresProofTree(ProofTree):
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
+        self._alarms = LogAlarms(datastore)
 
     def tree(self, space: SpaceId) -> TreeHead:
         found = self._datastore.fetch_one(SELECT_TREE, {"space": space})
@@ -179,6 +186,13 @@ class PostgresProofTree(ProofTree):
         if found is None:
             raise UnknownSpace(space)
         return Heads(*found)
+
+    def check_whole(self, space: SpaceId, *, after: int, size: int) -> None:
+        """Counts the events of a tree of `size` events after the seq `after`.
+
+        Raises `LogIncomplete` if events are missing in the log.
+        """
+        self._alarms.look(space, after=after, events=size - after)
 
     @contextmanager
     def signing(self, space: SpaceId) -> Iterator[bool]:

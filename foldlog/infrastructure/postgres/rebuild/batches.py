@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from foldlog.domain.limits import INTEGER_MAX
-from foldlog.infrastructure.postgres.connection.errors import is_connection_error
+from foldlog.infrastructure.postgres.connection.errors import is_fault_of_the_database
 from foldlog.infrastructure.postgres.log.pages import page_params
 from foldlog.infrastructure.postgres.projection import Generation, Projection
 
@@ -58,9 +58,9 @@ class BatchProjector:
 
         The method stops at the seq `until`, or earlier if the batch reaches its limit of events,
         bytes or time. If a later event of the batch cannot be projected, the method stops before
-        this event. If the first event cannot be projected, the method raises `Halted`. If the
-        connection is lost, the method raises the database error. The caller must have locked the
-        generation.
+        this event. If the first event cannot be projected, the method raises `Halted`. A fault of
+        the database or of the machine, such as a full disk, says nothing about the events: the
+        method raises it unchanged. The caller must have locked the generation.
         """
         start, connection = to.cache.position, to.cursor.connection
         ends_at = time.monotonic() + BATCH_SECONDS
@@ -74,7 +74,7 @@ class BatchProjector:
                     position = self._apply(to, start, until, ends_at)
                 break
             except Exception as exc:
-                if is_connection_error(exc):
+                if is_fault_of_the_database(exc):
                     raise
                 until = min(until, max(self._read_to, start + 1))  # the log may end before it
                 if until <= start + 1:

@@ -14,7 +14,9 @@ from psycopg import Cursor
 
 ADVANCE = """
 UPDATE projections
-   SET position = %(position)s, stopped_at = NULL, stopped_why = NULL, stopped_until = NULL
+   SET position = %(position)s,
+       stopped_at = NULL, stopped_why = NULL, stopped_until = NULL,
+       failing_why = NULL, failing_since = NULL
  WHERE space = %(space)s
    AND projection = %(projection)s
    AND generation = %(generation)s

@@ -3,6 +3,10 @@
 Several workers can run at the same time. If an event cannot be projected, the projection of its
 space halts, and the other spaces continue. The projector stores the error in the space's row of the
 table `projections`, and tries the event again every `RETRY_SECONDS`.
+
+A fault of the database, such as a full disk, is never the fault of an event. The space pauses for
+`FAULT_SECONDS`, so that its projection is up to date within seconds after the fault has ended. If
+the fault lasts, the projector stores it in `failing_why` of the same row.
 """
 
 from __future__ import annotations
@@ -10,13 +14,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 import structlog
 
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
+from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, is_connection_error
 from foldlog.infrastructure.postgres.log.wakeups import Wakeups
 from foldlog.infrastructure.postgres.projection import Generation, GenerationCache, Projection
 
@@ -31,8 +35,13 @@ CACHE_BYTES = 16 * 2**20
 CACHED_SPACES = 4
 #: how long a halted space pauses before the next attempt
 RETRY_SECONDS = 30
-#: After this many broken connections in the batches of a space, its next event counts as the cause.
-FAILURES_MAX = 4
+#: After this many broken connections in a row in the batches of a space, its next event counts as
+#: the cause. The last two batches are single events.
+FAILURES_MAX = 5
+#: how long a space pauses after a fault of the database that leaves the connection usable
+FAULT_SECONDS = 1.0
+#: From this many faults in a row on, the projector stores the fault for status and alarms.
+FAULTS_TOLD = 3
 #: Each failure divides the size of the space's batches by this number, down to a single event.
 SHRINK_FACTOR = 16
 #: the longest delay after a lost notification
@@ -60,13 +69,30 @@ RECORD_HALT = """
 UPDATE projections
    SET stopped_at = %(seq)s,
        stopped_why = %(why)s,
-       stopped_until = now() + %(seconds)s * interval '1 second'
+       stopped_until = now() + %(seconds)s * interval '1 second',
+       failing_why = NULL,
+       failing_since = NULL
  WHERE space = %(space)s
    AND projection = %(projection)s
    AND generation = %(generation)s
    AND position = %(seq)s - 1  -- unless another worker has passed the event since
 RETURNING generation
 """
+
+RECORD_FAULT = """
+UPDATE projections
+   SET failing_why = %(why)s,
+       failing_since = coalesce(failing_since, now())
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+   AND position = %(seq)s - 1  -- unless another worker has passed the event since
+   AND failing_why IS DISTINCT FROM %(why)s
+RETURNING generation
+"""
+
+#: errors of a batch that can be faults of the database or of this machine
+_FAULTS = (*DATABASE_ERRORS, MemoryError, OSError)
 
 
 class _Batch(NamedTuple):
@@ -96,6 +122,8 @@ class Projector:
         self._batch: _Batch | None = None  #: the last batch that was begun
         #: for spaces that fail: the number of failures, and the batch that failed last
         self._failures: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()  #: how many of the last failures broke a connection
+        self._paused_until: dict[str, float] = {}  #: for spaces with a fault of the database
         self._failed: dict[str, _Batch] = {}
         #: for spaces far behind: the generation, and its cache for the next batch
         self._caches: dict[str, tuple[int, GenerationCache]] = {}
@@ -131,8 +159,9 @@ class Projector:
         for space in sorted(self._waiting, key=lambda space: (self._failures[space], space)):
             if wakeups.closed:
                 return
-            if not self._project_or_count(space):
-                self._waiting.discard(space)
+            is_paused = time.monotonic() < self._paused_until.get(space, 0.0)
+            if is_paused or not self._project_or_count(space):
+                self._waiting.discard(space)  # the next look-up finds a paused space again
         if not self._waiting:
             self._resting_until = time.monotonic() + self._projection.pause_seconds
 
@@ -154,29 +183,54 @@ class Projector:
     def _project_or_count(self, space: str) -> bool:
         """Projects a batch of events of a space. Returns `True` if events were projected.
 
-        If the batch fails with a database error, the method counts the failure for this space. If
-        the count is below `FAILURES_MAX`, the method raises the error, because the database may be
-        down. When the count reaches `FAILURES_MAX`, the method assumes that the next event of the
-        space causes the errors. It then halts the projection of the space and returns `False`. When
-        all events of the failed batch are projected, the count starts again from 0.
+        Each failure of the batch makes the next batch of the space smaller, because the size of the
+        batch may be the cause. When all events of the failed batch are projected, the batches
+        have their full size again.
+
+        If the batch breaks its connection, the method raises the error, because the database may be
+        down. After `FAILURES_MAX` broken connections in a row, the method assumes that the next
+        event of the space breaks them. It then halts the projection of the space and returns
+        `False`. After any other fault of the database, the method pauses the space for
+        `FAULT_SECONDS` and returns `False`. Such a fault never halts the projection.
         """
         self._batch = None
         try:
             return self.project_or_halt(space)
-        except DATABASE_ERRORS as exc:
+        except _FAULTS as exc:
             if self._batch is None:
                 raise
             self._failed[space] = failed = self._batch
-            self._failures[space] += 1
-            if self._failures[space] < FAILURES_MAX:
+            # The limit keeps the size of a batch at one event.
+            self._failures[space] = min(self._failures[space] + 1, FAILURES_MAX - 1)
+            if not is_connection_error(exc):
+                self._pause(space, failed, exc)
+                return False
+            self._broken[space] += 1
+            if self._broken[space] < FAILURES_MAX:
                 raise
-            # The last batch was one event, and the next one will be, too.
-            self._failures[space] = FAILURES_MAX - 1
             self._datastore.check_pool()
             # This write raises if the database is away. If it succeeds, the event is the cause.
-            why = f"{type(exc).__name__}: {exc}"
-            self._record_halt(space, Halted(failed.generation, failed.first, why))
+            self._record_halt(space, Halted(failed.generation, failed.first, _why(exc)))
             return False
+
+    def _pause(self, space: str, failed: _Batch, exc: Exception) -> None:
+        """Pauses a space after a fault of the database, and stores the fault if it lasts."""
+        why = _why(exc)
+        self._broken[space] = 0
+        self._paused_until[space] = time.monotonic() + FAULT_SECONDS
+        log.warning("projection_waits", space=space, seq=failed.first, why=why)
+        if self._failures[space] < FAULTS_TOLD:
+            return
+        params = {
+            "space": space,
+            "projection": self._projection.name,
+            "generation": failed.generation,
+            "seq": failed.first,
+            "why": why,
+        }
+        # The same fault may refuse this write. The log line has told it then.
+        with suppress(*DATABASE_ERRORS), self._datastore.committed() as cursor:
+            cursor.execute(RECORD_FAULT, params)
 
     def lagging(self) -> list[str]:
         """Returns a list of spaces with events that are not projected yet.
@@ -210,6 +264,7 @@ class Projector:
             # The retry tries the event alone, instead of bisecting to it again.
             self._failed[space] = _Batch(exc.generation, exc.seq, exc.seq)
             self._failures[space] = FAILURES_MAX - 1
+            self._broken[space] = 0
             return False
 
     def _record_halt(self, space: str, halted: Halted) -> None:
@@ -249,7 +304,8 @@ class Projector:
                 reached = self._batches.advance(to, until=position + events)
         cache.on_commit()
         if space in self._failed and reached >= self._failed[space].last:
-            del self._failed[space], self._failures[space]
+            for of_space in (self._failed, self._failures, self._broken, self._paused_until):
+                of_space.pop(space, None)
         if reached - position < lag and len(self._caches) < CACHED_SPACES:
             self._caches[space] = number, cache
         return reached > position
@@ -259,6 +315,11 @@ class Projector:
         if cache is None or (of, cache.position) != (number, position):
             cache = self._projection.new_cache(position, bytes_max=CACHE_BYTES)
         return cache
+
+
+def _why(exc: Exception) -> str:
+    """Returns the text of an error as `foldlog status` shows it, with the error's class."""
+    return f"{type(exc).__name__}: {str(exc).strip()}"
 
 
 def follow(projectors: Sequence[Projector], wakeups: Wakeups) -> None:

@@ -41,6 +41,7 @@ PRIVILEGES: Mapping[str, str] = {
     "local_ids": "SELECT, INSERT, DELETE",
     "tiles": _REBUILD,
     "checkpoints": _UPDATE,
+    "witnessed": _UPDATE,
     "schema_migrations": "SELECT",
 }
 

@@ -13,8 +13,12 @@ CREATE TABLE spaces (
     mark            text   NOT NULL DEFAULT '',                -- its mark
     received_at_ms  bigint NOT NULL DEFAULT 0,                 -- its time; never decreases
     event_bytes_max bigint NOT NULL DEFAULT 0,                 -- the largest `state` so far
-    erased_seq      bigint NOT NULL DEFAULT 0                  -- seq of the last `record-erased`
+    erased_seq      bigint NOT NULL DEFAULT 0,                 -- seq of the last `record-erased`
+    alarm           text,                                      -- the events that are missing in the log
+    alarm_since     timestamptz                                -- an alarm refuses appends and signatures
 );
+
+CREATE INDEX spaces_alarm ON spaces (space) WHERE alarm IS NOT NULL;
 
 -- The log. The first four columns and the key are the aggregate stream of the eventsourcing library.
 -- The service looks up events by the others. `state` is the event's JSON as readers receive it.
@@ -280,10 +284,16 @@ CREATE TABLE projections (
     stopped_until  timestamptz,       -- the time of the next attempt
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
     has_older_rows boolean NOT NULL DEFAULT false,  -- whether an older version of the code began it
+    failing_why    text,              -- a lasting fault of the database, which no event has caused
+    failing_since  timestamptz,
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
 CREATE UNIQUE INDEX projections_one_live ON projections (space, projection) WHERE is_live;
+
+-- For the alarms of all spaces. Both are almost empty.
+CREATE INDEX projections_alarms ON projections (space)
+    WHERE stopped_at IS NOT NULL OR failing_why IS NOT NULL;
 
 -- The master table: the fold of the log, with a row for each record that an event has touched.
 CREATE TABLE records (
@@ -384,8 +394,20 @@ CREATE TABLE checkpoints (
     signed_at    timestamptz,
     alarm        text,                        -- the code of that error
     alarm_detail text,
-    alarm_since  timestamptz
+    alarm_since  timestamptz,
+    signer       uuid,                        -- the checkpoint folder that may sign the log
+    alarm_by     uuid                         -- the checkpoint folder that raised the alarm
 );
+
+-- The last checkpoint of each foreign log that this service has cosigned as a witness.
+CREATE TABLE witnessed (
+    origin     text   COLLATE "C" PRIMARY KEY,
+    folder     uuid   NOT NULL,  -- the witness folder that cosigned it
+    size       bigint NOT NULL,
+    checkpoint text   NOT NULL
+);
+
+CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;
 
 -- The migrations that were applied to this database.
 CREATE TABLE schema_migrations (

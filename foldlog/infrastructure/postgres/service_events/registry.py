@@ -183,7 +183,9 @@ class PostgresRegistry(Registry):
             token = _new_token(space, id, grant, by, envelope.received_at)
             cursor.execute(INSERT_TOKEN, _row(token, digest))
             expires_at = None if grant.expires_at is None else format_time(grant.expires_at)
-            body = TokenGranted(id, grant.role.value, grant.device, grant.name, expires_at, by)
+            body = TokenGranted(
+                id, grant.role.value, grant.device, grant.name, expires_at, by, digest.hex()
+            )
             transaction.append(access_entry(envelope, body))
         return token
 
