@@ -27,15 +27,13 @@ from foldlog.api.http.resources import Resources
 from foldlog.api.operations import proofs as proofs_module
 from foldlog.api.server import AsgiServer
 from foldlog.domain.events import decode_event
-from foldlog.domain.limits import Limits
-from foldlog.domain.merge import fold
+from foldlog.domain.merge import fold_record
 from foldlog.domain.merkle import Tile
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from foldlog.infrastructure.postgres.log import ranges as log_module
-from foldlog.infrastructure.postgres.master.projection import MasterProjection
-from foldlog.infrastructure.postgres.rebuild.projector import Projector
+from foldlog.infrastructure.postgres.master import projection as projection_module
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.infrastructure.signing.signer import CheckpointSigner
@@ -175,13 +173,22 @@ def test_changes_during_a_verification_are_allowed(audited, meanwhile, work, ove
         assert "440 events" in audited.verify(*(("s", "--url", url) if over_http else ()))
 
 
+def failing_at(seq: int):
+    def fold_but(was, ops, cause, conflicts):
+        if cause.seq == seq:
+            raise KeyError("riddle")
+        return fold_record(was, ops, cause, conflicts)
+
+    return fold_but
+
+
 @pytest.mark.parametrize("over_http", [False, True])
-def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
+def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http, monkeypatch):
     """The master table lacks a skipped event, and the output names it."""
     audited.stores.push("s", push_of(changeset(put("7", n=-1), put("8", n=-1))))
-    limits = Limits(touched_bytes_per_event_max=1)
-    audited.stores.projector = Projector(audited.stores.datastore, MasterProjection(limits))
-    audited.stores.project()
+    with monkeypatch.context() as patch:
+        patch.setattr(projection_module, "fold_record", failing_at(441))
+        audited.stores.project()
     audited.stores.skip("s", 441, reason="too much")
     audited.sign()
 
@@ -193,12 +200,7 @@ def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
 
 
 def test_an_event_that_cannot_be_folded_is_an_error(audited, monkeypatch):
-    def fold_but(records, event):
-        if event.seq == 48:
-            raise KeyError("riddle")
-        return fold(records, event)
-
-    monkeypatch.setattr(master_module, "fold", fold_but)
+    monkeypatch.setattr(master_module, "fold_record", failing_at(48))
     assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from foldlog.domain.merge import Conflict
+from foldlog.domain.merge import Conflict, conflict_document
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.connection.arrays import (
     Array,
