@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow coverage lint audit docs fuzz install clean lock
+.PHONY: demo test slow mutants coverage lint audit docs fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -16,6 +16,13 @@ test: install
 # The long variants of tests.
 slow: install
 	$(BIN)/pytest -n auto -m "slow and not soak"
+
+# Changes one place of the code at a time, and expects that a test fails: a few mutants of the modules
+# that decide what is proven and erased. tests/mutation/run.py mutates any module.
+MUTANTS ?= domain/proofs domain/audit domain/erasure
+mutants: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	$(BIN)/python tests/mutation/run.py $(MUTANTS) --seed 16 --sample 4
 
 # Lines and branches that the whole suite runs, in the service's processes too.
 # Writes build/coverage/report.txt and build/coverage/index.html.

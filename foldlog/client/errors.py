@@ -6,6 +6,7 @@
   + NotARecord         a value cannot be stored or sent
   + WrongReplica       the file belongs to another space, or is not a replica
   + ServerProblem      the server answered with an error, which has a code and a status
+  + IncompletePage     the server's page lacks events, or makes no progress
   + Unreachable        the server gave no answer: it may or may not have stored the request
 """
 
@@ -52,6 +53,16 @@ class WrongReplica(ClientError):
     """
 
     code = "wrong-replica"
+
+
+class IncompletePage(ClientError):
+    """Raised when a page of the server lacks events, or has `more` without progress.
+
+    The replica applies no event of the page. The changesets stay in the queue. The cause is a fault
+    of the service: events are missing in its log.
+    """
+
+    code = "incomplete-page"
 
 
 class Unreachable(ClientError):

@@ -83,7 +83,6 @@ class Derived:
         self.received_at_ms = 0
         self.erased_seq = 0
         self.event_bytes_min = 0  #: the largest event, without what an erasure may have added
-        self.has_erased = False  #: whether values were erased, so that an event was larger once
 
     def add(self, event: Event, size: int) -> None:
         """Adds the next event of the log. `size` is the number of its bytes.
@@ -108,9 +107,7 @@ class Derived:
 
     def _add_changeset(self, event: Event, size: int) -> None:
         erased = sum(op.erased is not UNSET for op in event.ops)
-        if erased:
-            self.has_erased = True
-            size -= erased * ERASED_MEMBER_BYTES
+        size -= erased * ERASED_MEMBER_BYTES
         self.event_bytes_min = max(self.event_bytes_min, size)
         if event.device is not UNSET and event.counter is not UNSET:
             self._update_device(event.device, {"counter": event.counter})

@@ -31,6 +31,7 @@ which never changes.
     - StorageUnavailable      the database is unreachable; the request was refused
     - LogIncomplete           events are missing in the log: an operator must restore them
     - OutcomeUnknown          the answer to the commit was lost: send the same request again
+    - SpaceImporting          the space is being imported, and hidden until it is whole
     - ProjectionBehind        the master table has yet to reach the seq of the request
     - HistoryUnavailable      the master table lacks its history: rebuild it first
     - RateLimited             the caller exceeds a published rate or quota
@@ -318,6 +319,19 @@ class OutcomeUnknown(Unavailable):
     """The answer to the commit was lost: the push may be stored. Send the same push again."""
 
     code = "outcome-unknown"
+
+
+class SpaceImporting(Unavailable):
+    """This space is being imported, and cannot be read or written until the import is whole.
+
+    Raised by every operation on a space whose log is only partly imported so far.
+    """
+
+    code = "space-importing"
+    retry_after_seconds = 10
+
+    def __init__(self, space: str):
+        super().__init__(f"the space {space!r} is being imported: it opens when it is whole")
 
 
 class ProjectionBehind(Unavailable):

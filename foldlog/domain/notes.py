@@ -253,6 +253,12 @@ class Checkpoint:
         return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode()}\n"
 
     @classmethod
+    def of(cls, encoded: bytes) -> Checkpoint:
+        """Decodes the checkpoint in a signed note. The signatures are left unchecked. Raises
+        `InvalidNote` if the note or its text is invalid."""
+        return cls.parse(Note.parse(encoded).text)
+
+    @classmethod
     def parse(cls, text: str) -> Checkpoint:
         """Decodes the text of a checkpoint. Lines after the third are ignored, although the
         signatures cover them. Raises `InvalidNote` if the text is invalid."""

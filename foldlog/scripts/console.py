@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import click
 from rich.console import Console
@@ -28,6 +28,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.names import is_printable
@@ -39,8 +40,21 @@ EXIT_FAILED = 3
 P = ParamSpec("P")
 R = TypeVar("R")
 
-out = Console()
-err = Console(stderr=True)
+
+class SafeConsole(Console):
+    """A console that never sends control characters of a text to the terminal.
+
+    Many texts come from others: names of devices, ids in a file to import, messages of a database.
+    Rich passes the escape character through, so such a text could move the cursor, hide output, or
+    change what the user sees. This class and `say` are the two ways to print.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+out = SafeConsole()
+err = SafeConsole(stderr=True)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
@@ -151,7 +165,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Report]:
         console=err,
         transient=not err.is_terminal,
     ) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(escape(printable(description)), total=total)
 
         def advance(completed: int, of: int | None = total) -> None:
             bar.update(task, completed=completed, total=of)
@@ -167,12 +181,20 @@ def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> No
         click.echo("\t".join(printable(" ".join((cell or "-").split())) for cell in row))
 
 
+def say(text: str) -> None:
+    """Prints a line of a result to standard output, safe for a terminal."""
+    click.echo(printable(text))
+
+
 def printable(text: str) -> str:
     """Returns the text with control characters escaped (`\\x1b`), so that it is safe to print
-    on a terminal.
+    on a terminal. Newlines and tabs stay.
     """
+    if is_printable(text):
+        return text
     return "".join(
-        char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
+        char if char in "\n\t" or is_printable(char) else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "skip": "commands.skip",
     "export": "commands.transfer",
     "import": "commands.transfer",
+    "remove-import": "commands.transfer",
     "collections": "commands.collections",
     "define": "commands.collections",
     "migrate": "commands.migrate",
@@ -54,7 +55,7 @@ class _LazyGroup(click.Group):
                 f"{cmd_name} needs the service's packages ({exc.name} is missing): "
                 "pip install 'foldlog[server]'"
             ) from exc
-        command: Any = getattr(module, f"{cmd_name}_command")
+        command: Any = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

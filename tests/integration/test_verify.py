@@ -36,7 +36,6 @@ from foldlog.infrastructure.postgres.log import ranges as log_module
 from foldlog.infrastructure.postgres.master import projection as projection_module
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
-from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.scripts.exports import archive as archive_module
 from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
@@ -45,6 +44,7 @@ from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
+from tests.signing import SignedSpace
 
 KEPT = 40
 
@@ -64,24 +64,10 @@ def audited(stores, database, tmp_path, monkeypatch):
     return audited
 
 
-class Audited:
+class Audited(SignedSpace):
     def __init__(self, stores, owner_url, folder):
-        self.stores, self.owner_url, self.folder = stores, owner_url, folder
-
-    def sign(self) -> None:
-        self.stores.project()
-        self.stores.grow_trees()
-        CheckpointSigner(
-            self.stores.proofs,
-            keys=self.folder / "keys",
-            last=self.folder / "checkpoints",
-            origin="foldlog.local",
-        ).sign_all()
-
-    @property
-    def vkey(self) -> str:
-        log = self.stores.proofs.tree("s").log
-        return read_keys(self.folder / "keys").verifiers(f"foldlog.local/spaces/s/{log}")[0].vkey
+        super().__init__(stores, folder)
+        self.owner_url = owner_url
 
     def run(self, *words: str, code: int = 0) -> str:
         result = CliRunner().invoke(cli, list(words))

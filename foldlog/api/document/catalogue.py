@@ -44,6 +44,7 @@ from foldlog.domain.errors import (
     SchemaNotAdditive,
     SchemaViolated,
     SignInUnavailable,
+    SpaceImporting,
     StorageUnavailable,
     Unauthenticated,
     UnknownCollection,
@@ -243,6 +244,11 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     ProjectionBehind: Entry(
         "Try again after `Retry-After` seconds: the master table is catching up.",
         ProjectionBehind(head=42, projected=41),
+    ),
+    SpaceImporting: Entry(
+        "An operator is importing the log of this space. Try again after `Retry-After` seconds; "
+        "the space opens when the import is whole.",
+        SpaceImporting("family-list"),
     ),
     HistoryUnavailable: Entry(
         "An operator must run `foldlog rebuild` for this space, once after an upgrade. All "

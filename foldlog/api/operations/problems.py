@@ -10,18 +10,20 @@ from foldlog.domain.errors import (
     LogIncomplete,
     OutcomeUnknown,
     ProjectionBehind,
+    SpaceImporting,
     StorageUnavailable,
     UnknownSpace,
 )
 
 Problems = tuple[type[FoldlogError], ...]
 
-READ_PROBLEMS: Problems = (UnknownSpace, StorageUnavailable)
+READ_PROBLEMS: Problems = (UnknownSpace, SpaceImporting, StorageUnavailable)
 #: Problems of reads that wait for the master table.
 PROJECTED_PROBLEMS: Problems = (*READ_PROBLEMS, LogBehind, ProjectionBehind)
 HISTORY_PROBLEMS: Problems = (*PROJECTED_PROBLEMS, HistoryUnavailable)
 WRITE_PROBLEMS: Problems = (
     UnsupportedMediaType,
+    SpaceImporting,
     StorageUnavailable,
     OutcomeUnknown,
     LogIncomplete,

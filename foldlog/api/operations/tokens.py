@@ -24,6 +24,7 @@ from foldlog.domain.access import TOKEN_BYTES, Caller, Grant, Right, Role, Token
 from foldlog.domain.errors import (
     DeviceRevoked,
     Forbidden,
+    SpaceImporting,
     StorageUnavailable,
     UnknownSpace,
     UnknownToken,
@@ -80,7 +81,7 @@ def tokens_blueprint(registry: Registry, access: Access, limits: Limits) -> Blue
         query=tokens_query(limits),
         answer=answers.Tokens,
         example=examples.TOKENS,
-        problems=(StorageUnavailable,),
+        problems=(SpaceImporting, StorageUnavailable),
     )
     def tokens(space: str, query: Mapping[str, Any]) -> Reply:
         """List the tokens of this space, in the order of their grants.

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from threading import Event, Thread
 
-from foldlog.client.errors import ServerProblem, Unreachable
+from foldlog.client.errors import IncompletePage, ServerProblem, Unreachable
 
 from .file_lock import FileLockTaken
 from .live import LiveChannel
@@ -120,7 +120,7 @@ class BackgroundSync:
             self._safety_poll_at = self._now()
             return self._schedule.jittered(POLL_SECONDS_MIN)
         except Exception as exc:
-            if not isinstance(exc, ServerProblem | Unreachable):
+            if not isinstance(exc, ServerProblem | IncompletePage | Unreachable):
                 # For example a full disk. The thread survives, and syncs when the disk has space.
                 log.exception("syncing failed")
             self._allow_stream_from(None)

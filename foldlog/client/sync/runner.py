@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from foldlog.client.callbacks import Callbacks, Change, Loss, refusal_of
-from foldlog.client.errors import ClientError, ServerProblem, Unreachable
+from foldlog.client.errors import ClientError, IncompletePage, ServerProblem, Unreachable
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.transport.server import Server
 from foldlog.client.transport.stream import Page, Stream, Traffic
@@ -54,7 +54,7 @@ class SyncRunner:
         problem: dict[str, Any] | None = None
         try:
             return synchroniser.run()
-        except (ServerProblem, Unreachable) as exc:
+        except (ServerProblem, IncompletePage, Unreachable) as exc:
             code = exc.problem if isinstance(exc, ServerProblem) else exc.code
             problem = {"code": code, "detail": str(exc)}
             raise

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from foldlog.client.errors import ServerProblem
+from foldlog.client.errors import IncompletePage, ServerProblem
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.transport.server import Server
 from foldlog.client.transport.stream import Page
@@ -58,8 +58,9 @@ class Synchroniser:
         """Sends all waiting changesets and pulls all new events. Returns the result of the
         sync.
 
-        Raises `ServerProblem` if the server answers with an error that cannot be repaired, and
-        `Unreachable` if the server gives no answer. The changes made by earlier requests stay
+        Raises `ServerProblem` if the server answers with an error that cannot be repaired,
+        `IncompletePage` if events are missing in an answer, and `Unreachable` if the server gives
+        no answer. The changes made by earlier requests stay
         in the local store, and the attribute `result` describes them.
         """
         try:
@@ -153,6 +154,7 @@ class Synchroniser:
         if batch:
             body["changesets"] = [queued.to_wire() for queued in batch]
         answer = self._server.sync(body)
+        _check_page(answer, after)
         if self._should_load_snapshot(answer["head"] - after):
             with self._store.database.transaction():
                 touched = self._applier.apply_verdicts(answer["verdicts"], sent_at, result)
@@ -178,3 +180,16 @@ class Synchroniser:
             return self._snapshots.is_shorter(self._store.meta.after)
         except ServerProblem:
             return False  # the master table may be behind, and the events still come
+
+
+def _check_page(answer: dict[str, Any], after: int) -> None:
+    """Checks that an answer has every event after the seq `after`, because no filter was asked for.
+
+    Raises `IncompletePage` if events are missing, or if `more` is true without progress.
+    """
+    seqs = [event["seq"] for event in answer["events"]]
+    through = answer["through"]
+    if seqs != list(range(after + 1, after + 1 + len(seqs))) or through != after + len(seqs):
+        raise IncompletePage(f"the events after {after}, up to {through}, are incomplete")
+    if answer["more"] and not seqs:
+        raise IncompletePage(f"there are more events after {after}, but none came")

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg import Cursor
 
-from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.events import Envelope, LogEntry, body_entry
 from foldlog.domain.proofs import SALT_BYTES
 
 from .connection.datastore import Datastore
 from .log.alarms import RANGES_MAX, find_holes
 from .log.copy_rows import COPY, copy_rows
+from .log.heads import absent
 from .log.marks import mark_at
 
 EVENT_LOST = "event-lost"
@@ -33,6 +33,7 @@ LOCK_LOG = """
 SELECT head
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
    FOR UPDATE
 """
 
@@ -47,8 +48,10 @@ SET_NEW_LOG = """
 UPDATE spaces
    SET log = gen_random_uuid(),
        head = %(head)s,
-       mark = %(mark)s
+       mark = %(mark)s,
+       received_at_ms = %(received_at_ms)s
  WHERE space = %(space)s
+   AND NOT importing
 RETURNING log::text
 """
 
@@ -57,9 +60,7 @@ END_SIGNING_ALARM = """
 UPDATE checkpoints
    SET alarm = NULL,
        alarm_detail = NULL,
-       alarm_since = NULL,
-       alarm_by = NULL,
-       signer = NULL
+       alarm_since = NULL
  WHERE space = %(space)s
 RETURNING space
 """
@@ -96,10 +97,14 @@ def fork_log(datastore: Datastore, space: str) -> Forked:
         params: dict[str, Any] = {"space": space}
         found = cursor.execute(LOCK_LOG, params).fetchone()
         if found is None:
-            raise UnknownSpace(space)
+            raise absent(cursor, space)
         holes = find_holes(cursor, space)
         lost = _replace_missing(cursor, space, holes.last)
         params |= {"head": holes.last, "mark": mark_at(cursor.connection, space, holes.last)}
+        [(received_at,)] = cursor.execute(
+            SELECT_TIME, {"space": space, "seq": holes.last}
+        ).fetchall()
+        params["received_at_ms"] = received_at
         [(log,)] = cursor.execute(SET_NEW_LOG, params).fetchall()
         cursor.execute(END_SIGNING_ALARM, params)
     return Forked(log, holes.last, lost, bool(holes.missing))

@@ -36,7 +36,8 @@ SELECT s.space,
 SELECT_HEADS = """
 SELECT space, head
   FROM spaces
- WHERE %(spaces)s::text[] IS NULL OR space = ANY(%(spaces)s::text[])
+ WHERE NOT importing
+   AND (%(spaces)s::text[] IS NULL OR space = ANY(%(spaces)s::text[]))
  ORDER BY head DESC, space
 """
 

@@ -34,6 +34,8 @@ log = structlog.get_logger("foldlog.signer")
 PAUSE_SECONDS = 1.0
 #: The pause is this many times as long as the search for unsigned spaces, which reads all spaces.
 PAUSE_PER_SEARCH = 20
+#: A search that waited for a lock must not keep checkpoints away for long.
+PAUSE_SECONDS_MAX = 10.0
 #: A space whose signing has stopped is tried again after this time.
 RETRY_SECONDS = 30.0
 #: A checkpoint is signed after this many of the last events, at least, were counted.
@@ -75,7 +77,7 @@ def _claimed_size(note: bytes) -> int | None:
     Returns `None` if the note is invalid.
     """
     try:
-        return Checkpoint.parse(Note.parse(note).text).size
+        return Checkpoint.of(note).size
     except InvalidNote:
         return None
 
@@ -169,7 +171,8 @@ class CheckpointSigner:
             # A restored log looks completely signed until it grows again.
             due |= self._restored()
             self._may_be_restored = False
-        self._pause = max(PAUSE_SECONDS, PAUSE_PER_SEARCH * (now - began))
+        wanted = PAUSE_PER_SEARCH * (now - began)
+        self._pause = min(max(PAUSE_SECONDS, wanted), PAUSE_SECONDS_MAX)
         ready = sorted(space for space in due if self._retry_at.get(space, now) <= now)
         return sum(self._sign_or_stop(space, keys) for space in ready)
 
@@ -299,7 +302,7 @@ class CheckpointSigner:
             return None
         where = self._last.path(space, log)
         try:
-            checkpoint = Checkpoint.parse(Note.parse(encoded).text)
+            checkpoint = Checkpoint.of(encoded)
             # Only the log and our key must match, because the service may have been renamed since.
             found, note = open_checkpoint(encoded, keys.verifiers(checkpoint.origin))
         except InvalidNote as exc:

@@ -25,6 +25,7 @@ from foldlog.scripts.console import (
     out,
     progress,
     report_errors,
+    say,
     spaced,
     with_database,
 )
@@ -145,19 +146,19 @@ def _read(text: bytes) -> object:
 
 def _print_problems(reasons: list[Violation], check: Check | None) -> None:
     for reason in reasons:
-        click.echo(f"not additive: {reason.path or '/'} {reason.reason}")
+        say(f"not additive: {reason.path or '/'} {reason.reason}")
     if check is None:
         return
     for found in check.first:
-        click.echo(f"does not fit: {found.id} at {found.path or '/'}: {found.reason}")
+        say(f"does not fit: {found.id} at {found.path or '/'}: {found.reason}")
     if check.violating > len(check.first):
-        click.echo(f"... and {spaced(check.violating - len(check.first))} more")
+        say(f"... and {spaced(check.violating - len(check.first))} more")
     err.print(f"{spaced(check.violating)} of {spaced(check.checked)} stored records do not fit")
 
 
 def _print_outcome(outcome: Outcome) -> None:
     name = f"{outcome.collection}, version {outcome.version}"
     if outcome.seq is None:
-        click.echo(f"{name}: not stored, a dry run")
+        say(f"{name}: not stored, a dry run")
     else:
-        click.echo(f"{name}: seq {outcome.seq}")
+        say(f"{name}: seq {outcome.seq}")

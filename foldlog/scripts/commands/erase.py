@@ -23,6 +23,7 @@ from foldlog.scripts.console import (
     err,
     progress,
     report_errors,
+    say,
     spaced,
     with_database,
 )
@@ -153,4 +154,4 @@ def _lines(file: TextIO | None) -> list[str]:
 
 def _list(found: list[Erasable]) -> None:
     for one in found:
-        click.echo(f"{one.collection}\t{one.id}\t{one.events}")
+        say(f"{one.collection}\t{one.id}\t{one.events}")

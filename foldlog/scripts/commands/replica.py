@@ -16,7 +16,7 @@ from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.record import Record
 from foldlog.client.replica import Replica
 from foldlog.client.replica import open as open_replica
-from foldlog.scripts.console import AS_JSON, EXIT_FAILED, EXIT_NO, err, progress, report_errors
+from foldlog.scripts.console import AS_JSON, EXIT_FAILED, EXIT_NO, err, progress, report_errors, say
 
 WATCH_SECONDS = 0.5
 
@@ -65,7 +65,7 @@ def open_command(opened: Callable[..., Replica], server: str | None, space: str 
     Prints the space and the device id of the replica.
     """
     with opened(server=server, space=space) as replica:
-        click.echo(f"a replica of {replica.space}, as device {replica.device}")
+        say(f"a replica of {replica.space}, as device {replica.device}")
 
 
 @replica_command.command("put")
@@ -180,9 +180,9 @@ def status_command(replica: Replica, as_json: bool) -> None:
     else:
         for name, value in known.items():
             if value not in (None, []) and name not in ("problem", "refused"):
-                click.echo(f"{name:>18}  {value}")
+                say(f"{name:>18}  {value}")
         for refusal in status.refused:
-            click.echo(f"{refusal.state:>18}  {refusal.id}: {refusal.code}, {refusal.detail}")
+            say(f"{refusal.state:>18}  {refusal.id}: {refusal.code}, {refusal.detail}")
     if status.problem or status.refused:
         sys.exit(EXIT_NO)
 
@@ -244,7 +244,8 @@ def _values(fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _print(record: Record) -> None:
-    click.echo(json.dumps({**asdict(record), "fields": dict(record.fields)}, ensure_ascii=False))
+    shown = {**asdict(record), "fields": dict(record.fields)}
+    say(json.dumps(shown, ensure_ascii=False))
 
 
 def _print_change(change: Change) -> None:

@@ -8,9 +8,10 @@ auditors).
 from __future__ import annotations
 
 import gzip
+import math
 import sys
-import zlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,22 +19,29 @@ from typing import BinaryIO, cast
 import click
 import msgspec
 
-from foldlog.domain.access import devices_of
-from foldlog.domain.audit import Erasures, Evidence
-from foldlog.domain.erasure import erasures_of
+from foldlog.domain.audit import Erasures, WrongEvent
 from foldlog.domain.errors import InvalidRequest, NoCheckpoint, OperatorError
-from foldlog.domain.events import LogEntry, restored_entry
-from foldlog.domain.names import is_space
+from foldlog.domain.events import LogEntry
+from foldlog.domain.names import check_reason, is_space
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier
 from foldlog.domain.ports import RangeQuery
-from foldlog.domain.skipping import skips_of
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 from foldlog.infrastructure.wiring import Services
-from foldlog.scripts.console import err, progress, report_errors, spaced, with_database
-from foldlog.scripts.exports.archive import is_archive, read_archive, write_archive
-from foldlog.scripts.exports.lines import Header, evidence_of, line_of, read_header
+from foldlog.scripts.console import BY, YES, err, progress, report_errors, spaced, with_database
+from foldlog.scripts.exports.archive import write_archive
+from foldlog.scripts.exports.lines import Header, line_of
 from foldlog.scripts.services import open_services
+from foldlog.scripts.verification.claims import Wrong, checked_checkpoint, read_note
+from foldlog.scripts.verification.file_sources import file_source
+from foldlog.scripts.verification.importing import Importing
+from foldlog.scripts.verification.run import Verification
+from foldlog.scripts.verification.sources import Source
+
+from .verify import KEYS, verifier_of
 
 LINES_PER_REPORT = 500
+#: The signer signs once a second. An export waits longer, because the signer may be busy.
+SIGN_SECONDS_MAX, SIGN_POLL_SECONDS = 10.0, 0.1
 
 
 class ErasedMeanwhile(OperatorError):
@@ -68,10 +76,12 @@ def export_command(
     these values. Share the export only with authorized readers.
     """
     with open_services(data, database_url) as parts:
-        checkpoint = _checkpoint(parts, space) if wants_archive else None
+        # The checkpoint comes before the head, because the log may grow in between.
+        note = _checkpoint(parts, space) if wants_archive else None
         page = parts.store.range_after(space, RangeQuery(0, 1))
         header = Header(version=1, space=space, log=page.log, head=page.head)
         if wants_archive:
+            checkpoint, header = _signed(parts, header, note)
             _export_archive(parts, header, checkpoint, output)
         else:
             _export_lines(parts, header, output)
@@ -89,31 +99,60 @@ def _export_lines(parts: Services, header: Header, output: str) -> None:
             report(header.head)
 
 
-def _checkpoint(parts: Services, space: str) -> bytes | None:
-    """Returns the last checkpoint. If no checkpoint is signed yet, prints a warning and returns
-    `None`.
+def _signed(parts: Services, header: Header, note: bytes | None) -> tuple[bytes | None, Header]:
+    """Returns the last checkpoint, and the header of an archive that ends at this checkpoint.
 
-    Call this function before reading the head. The log may grow between the two calls, and the
-    checkpoint must not be newer than the head.
+    If a key is there, waits up to `SIGN_SECONDS_MAX` seconds until the signer has signed all events
+    of the given header. If no checkpoint is signed yet, prints a warning, and returns `None` and
+    the same header.
     """
+    is_signed_here = bool(parts.verifiers(header.space))
+    deadline = time.monotonic() + SIGN_SECONDS_MAX
+    while True:
+        size = 0 if note is None else Checkpoint.of(note).size
+        if size >= header.head or not is_signed_here or time.monotonic() > deadline:
+            break
+        time.sleep(SIGN_POLL_SECONDS)
+        note = _checkpoint(parts, header.space)
+    if note is None:
+        err.print("[yellow]no checkpoint is signed yet:[/yellow] the archive has none")
+        return None, header
+    if size < header.head:
+        err.print(
+            f"[yellow]the archive ends at its checkpoint, seq {spaced(size)}:[/yellow] "
+            f"{spaced(header.head - size)} events are not signed yet"
+        )
+    return note, msgspec.structs.replace(header, head=size)
+
+
+def _checkpoint(parts: Services, space: str) -> bytes | None:
     try:
         return parts.tree.checkpoint(space)
     except NoCheckpoint:
-        err.print("[yellow]no checkpoint is signed yet:[/yellow] the archive has none")
         return None
 
 
 def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
     """Yields a `LogEntry` for each event of the log up to the seq `header.head`.
 
-    Raises `ErasedMeanwhile` after the last entry if a record was erased during the export.
+    After the last entry, raises `ErasedMeanwhile` if a record was erased during the export. Prints
+    a warning if values are missing that no event has erased: an export is evidence, so it has
+    such a log as it is.
     """
     erasures = Erasures()
     for entry in parts.store.entries(header.space, through=header.head):
         erasures.note(entry.seq, entry.state)
         yield entry
-    if erasures.owing:
-        raise ErasedMeanwhile
+    if not erasures.owing:
+        return
+    head = parts.store.range_after(header.space, RangeQuery(0, 1)).head
+    for entry in parts.store.entries(header.space, after=header.head, through=head):
+        erasures.note(entry.seq, entry.state)
+        if not erasures.owing:
+            raise ErasedMeanwhile
+    err.print(
+        "[yellow]values are missing that no event has erased:[/yellow] foldlog verify names them"
+    )
 
 
 def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, output: str) -> None:
@@ -135,58 +174,141 @@ def _export_archive(parts: Services, header: Header, checkpoint: bytes | None, o
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--space", help="Name the new space. [default: the exported name]")
+@KEYS
+@click.option(
+    "--checkpoint",
+    "kept",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Compare with a checkpoint that you saved earlier.",
+)
+@click.option(
+    "--unsigned",
+    "accepts_unsigned",
+    is_flag=True,
+    help="Accept events that no checkpoint covers. Without it, they are refused.",
+)
 @with_database
 @report_errors
 def import_command(
-    file: str, space: str | None, data: str | None, database_url: str | None
+    file: str,
+    space: str | None,
+    keys: tuple[str, ...],
+    kept: str | None,
+    accepts_unsigned: bool,
+    data: str | None,
+    database_url: str | None,
 ) -> None:
     """Copy an exported log into an empty or new space.
 
-    The new log is equal byte for byte. FILE is an archive if its name ends with .tar, .tar.gz
-    or .tgz; - is standard input.
+    The new log is equal byte for byte. FILE is an archive or an export as JSON lines; both may be
+    gzipped. - is standard input.
 
-    If the import was interrupted, run the same command again: it resumes.
+    The import checks everything that `foldlog verify --file` checks. The space stays hidden until
+    the whole log has passed, and a refused file leaves nothing behind. If the import was
+    interrupted, run the same command again: it resumes. `foldlog remove-import` gives it up.
     """
-    with _reader(file, decompress=not is_archive(file)) as source:
-        if is_archive(file):
-            archive = read_archive(source)
-            header = archive.header
-            evidence = (found for part in archive.parts for found in part.events)
-        else:
-            header = read_header(source.readline())
-            evidence = (evidence_of(line, number) for number, line in enumerate(source, 2))
-        name = space or header.space
+    verifiers = [verifier_of(text) for text in keys]
+    with file_source(file) as source:
+        name = space or source.header.space
         if not is_space(name):
             raise InvalidRequest(f"{name!r} is not a valid space name")
-        with (
-            open_services(data, database_url, migrates=True) as parts,
-            progress(f"importing {name}", header.head) as report,
-        ):
-            entries = _entries(evidence, header.head)
-            imported = parts.importer.run(name, header.log, entries, report)
+        kept_file = None if kept is None else Path(kept)
+        covered = _covered(source, verifiers, kept_file)
+        if covered < source.header.head and not accepts_unsigned:
+            raise InvalidExport(_why_unsigned(covered, source.header.head))
+        if source.checkpoint is not None and not verifiers:
+            err.print(
+                "[yellow]the archive vouches for itself:[/yellow] its signature is checked with "
+                "the keys that it brings. Give the key that you know with --key"
+            )
+        with open_services(data, database_url, migrates=True) as parts:
+            imported = _import(parts, name, source, verifiers, kept_file)
     err.print(f"imported {spaced(imported)} events into {name}")
 
 
-def _entries(evidence: Iterable[Evidence], head: int) -> Iterator[LogEntry]:
-    """Converts the events of an export to log entries and yields them.
+def _covered(source: Source, verifiers: list[Verifier], kept: Path | None) -> int:
+    """Returns the number of events that a valid checkpoint covers: the one of the export, or the
+    kept one. Returns 0 if there is none.
 
-    Raises `InvalidExport` if an event is invalid, or if the file is damaged or ends too early.
+    Raises `InvalidExport` if a checkpoint is wrong, or belongs to another log or space.
     """
-    seq = 0
+    header, sizes = source.header, [0]
+    notes = [("the checkpoint", source.checkpoint)]
+    if kept is not None:
+        notes.append(("the kept checkpoint", read_note(kept)))
     try:
-        for number, (state, salt, _) in enumerate(evidence, 2):
-            try:
-                entry = restored_entry(state, salt)
-                # The import derives these from an entry, so check them before it stores the entry.
-                devices_of([entry]), erasures_of([entry]), skips_of([entry])
-            except (ValueError, msgspec.MsgspecError) as exc:
-                raise InvalidExport(f"line {number}: {exc}") from exc
-            seq = entry.seq
-            yield entry
-    except (EOFError, OSError, zlib.error) as exc:
-        raise InvalidExport(f"the file is truncated or damaged after seq {seq}: {exc}") from exc
-    if seq != head:
-        raise InvalidExport(f"the export ends at seq {seq}, but should end at {head}")
+        keys = verifiers or [Verifier.parse(vkey) for vkey in source.vkeys]
+        for what, note in notes:
+            if note is not None:
+                found = checked_checkpoint(note, keys, what, log=header.log)
+                if not found.origin.endswith(f"/spaces/{header.space}/{header.log}"):
+                    raise Wrong(f"{what} is of {found.origin}, not of the space {header.space}")
+                sizes.append(found.size)
+    except (Wrong, InvalidNote) as exc:
+        raise InvalidExport(str(exc)) from exc
+    return max(sizes)
+
+
+def _why_unsigned(covered: int, head: int) -> str:
+    if covered:
+        return (
+            f"the {head - covered} events after seq {covered} are not signed: the checkpoint ends "
+            "there. Give --unsigned to import them all the same"
+        )
+    return (
+        "it is not signed: there is no checkpoint. Export an archive, or give a checkpoint that "
+        "you saved with --checkpoint, or import it as it is with --unsigned"
+    )
+
+
+def _import(
+    parts: Services, name: str, source: Source, verifiers: list[Verifier], kept: Path | None
+) -> int:
+    """Verifies and stores all events of a source. Returns the number of stored events.
+
+    Raises `InvalidExport` at the first thing that is wrong.
+    """
+    header = source.header
+    with (
+        parts.importer.into(name, header.log) as imported,
+        progress(f"importing {name}", header.head) as report,
+    ):
+        verification = Verification(
+            Importing(source, imported),
+            keys=verifiers,
+            kept_file=kept,
+            wants_fold=False,
+            unsigned_seconds_max=math.inf,  # `_covered` was checked before
+        )
+        try:
+            verification.verify(report)
+        except (Wrong, WrongEvent, InvalidNote) as exc:
+            raise InvalidExport(str(exc)) from exc
+        imported.finish()
+    return imported.stored
+
+
+@click.command("remove-import")
+@click.argument("space")
+@BY
+@YES
+@with_database
+@report_errors
+def remove_import_command(
+    space: str, by: str, yes: bool, data: str | None, database_url: str | None
+) -> None:
+    """Remove the unfinished import of SPACE.
+
+    The events of the import are deleted, and the name is free again. A space that is whole is never
+    removed. The table `removed_imports` keeps a line about it.
+    """
+    if not yes:
+        click.confirm(f"Remove the unfinished import of {space}?", abort=True, err=True)
+    check_reason("-", by)
+    with open_services(data, database_url) as parts:
+        removed = parts.importer.remove(space, f"removed by {by}")
+    err.print(f"removed the import of {space}, {spaced(removed)} events")
 
 
 @contextmanager
@@ -207,14 +329,3 @@ def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
     with cast(BinaryIO, gzip.open(part, "wb") if is_gzip else part.open("wb")) as file:
         yield file
     part.replace(path)
-
-
-@contextmanager
-def _reader(name: str, *, decompress: bool = True) -> Iterator[BinaryIO]:
-    if name == "-":
-        yield sys.stdin.buffer
-        return
-    path = Path(name)
-    is_gzip = decompress and path.suffix == ".gz"
-    with cast(BinaryIO, gzip.open(path) if is_gzip else path.open("rb")) as file:
-        yield file

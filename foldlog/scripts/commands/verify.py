@@ -21,6 +21,7 @@ from foldlog.scripts.console import (
     progress,
     quiet_logs,
     report_errors,
+    say,
     with_database,
 )
 from foldlog.scripts.server.process import tune_gc
@@ -32,6 +33,14 @@ from foldlog.scripts.verification.run import UNSIGNED_SECONDS_MAX, Verification
 from foldlog.scripts.verification.service_source import service_source
 from foldlog.scripts.verification.sources import Source
 
+KEYS = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="VKEY",
+    help="Require a signature by this key; can be repeated. [default: the log's own keys]",
+)
+
 
 @click.command("verify")
 @click.argument("space", required=False)
@@ -42,13 +51,7 @@ from foldlog.scripts.verification.sources import Source
     help="Access token for --url, of the role auditor. [env: FOLDLOG_TOKEN]",
 )
 @click.option("--file", metavar="FILE", help="Verify an archive or an export.")
-@click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    metavar="VKEY",
-    help="Require a signature by this key; can be repeated. [default: the log's own keys]",
-)
+@KEYS
 @click.option(
     "--checkpoint", "kept", metavar="FILE", help="Compare with a checkpoint that you saved earlier."
 )
@@ -109,7 +112,7 @@ def verify_command(
         raise click.UsageError("name a SPACE (of the database, or of --url), or a --file")
     quiet_logs()
     tune_gc()
-    verifiers = [_verifier(text) for text in keys]
+    verifiers = [verifier_of(text) for text in keys]
     with _open_source(space, url, token, file, data, database_url) as source:
         verification = Verification(
             source,
@@ -131,11 +134,11 @@ def verify_command(
             assert source.checkpoint is not None
             write_new(Path(save), source.checkpoint.decode(), 0o644)
         for line in verification.findings:
-            click.echo(line)
+            say(line)
     if space is not None and url is None and first in (None, 1) and last is None and state is None:
         with open_services(data, database_url) as parts:
             if parts.store.alarms.end(space):
-                click.echo("the alarm log-incomplete is over: no event is missing")
+                say("the alarm log-incomplete is over: no event is missing")
 
 
 @contextmanager
@@ -160,7 +163,8 @@ def _open_source(
         yield source
 
 
-def _verifier(text: str) -> Verifier:
+def verifier_of(text: str) -> Verifier:
+    """Parses the value of --key. Raises `UsageError` if the value is not a vkey."""
     try:
         return Verifier.parse(text)
     except InvalidNote as exc:

@@ -23,18 +23,34 @@ import msgspec
 
 from foldlog.domain.audit import Evidence
 from foldlog.domain.events import LogEntry
-from foldlog.domain.merkle import TILE_BYTES, Tile, TreeBuilder
-from foldlog.domain.notes import parse_level, parse_tile_path, tile_path
+from foldlog.domain.merkle import TILE_BYTES, TILE_WIDTH, Tile, TreeBuilder, edge_tiles
+from foldlog.domain.notes import NOTE_BYTES_MAX, tile_path
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
-from .lines import Header, evidence_of, line_of, read_header
+from .bounded import ExportFile
+from .lines import (
+    HEADER_BYTES_MAX,
+    Header,
+    batches_of,
+    evidence_of,
+    line_of,
+    read_header,
+)
+from .tar import Member, TarReader
 
 PART_EVENTS = 4_000
 PART_BYTES = 8 * 2**20
 #: Limit for a part that is read, because a single event may be larger than a part.
 PART_BYTES_READ_MAX = 64 * 2**20
 BLOCK_BYTES = 2**18
+#: the files at the beginning, in their order, with their limits
+FRONT_BYTES_MAX = {
+    "README.txt": 64 * 2**10,
+    "log.json": HEADER_BYTES_MAX,
+    "keys.txt": 64 * 2**10,
+    "checkpoint": NOTE_BYTES_MAX,
+}
 
 README = """\
 The log of the space {space!r} (id {log}): {head} events, exported by Foldlog.
@@ -127,26 +143,24 @@ def _parts(entries: Iterable[LogEntry]) -> Iterator[list[LogEntry]]:
         yield part
 
 
-def is_archive(name: str) -> bool:
-    """Returns whether the file name is that of an archive: it ends with .tar, .tar.gz or .tgz."""
-    return name.endswith((".tar", ".tar.gz", ".tgz"))
-
-
-def read_archive(file: IO[bytes]) -> Archive:
+def read_archive(file: ExportFile) -> Archive:
     """Reads the files at the beginning of an archive. The events and tiles are read later, when
     the caller iterates over `parts`.
+
+    An archive may be hostile, so it must have exactly the form that `write_archive` makes: the
+    known files, each once and in order, as ordinary files with short names. The size of each file
+    is checked before the file is read.
 
     Raises `InvalidExport` if the archive is invalid, truncated or damaged. The iteration over
     `parts` can raise the same error.
     """
-    members = _members(file)
+    members = TarReader(file)
     front: dict[str, bytes] = {}
-    rest: list[tuple[str, bytes]] = []
-    for name, data in members:
-        if "/" in name:
-            rest.append((name, data))
-            break
-        front[name] = data
+    member = members.next()
+    for name, bytes_max in FRONT_BYTES_MAX.items():
+        if member is not None and member.name == name:
+            front[name] = members.read(bytes_max)
+            member = members.next()
     if "log.json" not in front:
         raise InvalidExport("log.json is missing: this is not an archive of a log")
     header = read_header(front["log.json"])
@@ -155,45 +169,49 @@ def read_archive(file: IO[bytes]) -> Archive:
         header,
         [vkey for vkey in vkeys if vkey],
         front.get("checkpoint"),
-        _read_parts([*rest], members),
+        _read_parts(members, member),
     )
 
 
-def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES) as tar:
-            for member in tar:
-                if member.size > PART_BYTES_READ_MAX or not member.isfile():
-                    raise InvalidExport(f"{member.name} does not belong in an archive")
-                found = tar.extractfile(member)
-                assert found is not None
-                yield member.name, found.read()
-    except (tarfile.TarError, EOFError, OSError) as exc:
-        raise InvalidExport(f"the archive is truncated or damaged: {exc}") from exc
+def _read_parts(members: TarReader, member: Member | None) -> Iterator[Part]:
+    """Yields the events and tiles of an archive. `member` is the first file with events.
+
+    A tile may be missing, because the verification names it better. It may not come twice, or at
+    another place.
+    """
+    count, is_at_end = 0, False
+    due: dict[str, Tile] = {}  # the tiles that may come now, in order
+    while member is not None:
+        if member.name == f"events/{count + 1:012}.jsonl" and not is_at_end:
+            start = count
+            members.check_size(PART_BYTES_READ_MAX)
+            for events in batches_of(_events(members, start)):
+                count += len(events)
+                yield Part(events)
+            if count == start:
+                raise InvalidExport(f"{member.name} is empty")
+            due = {_name(tile): tile for tile in _filled(start, count)}
+        else:
+            if member.name not in due and not is_at_end:
+                is_at_end = True
+                due = {_name(tile, tile.width(count)): tile for tile in edge_tiles(count)}
+            if member.name not in due:
+                raise InvalidExport(f"{member.name} does not belong in an archive, or not here")
+            while (name := next(iter(due))) != member.name:
+                del due[name]
+            yield Part([], (due.pop(name), members.read(TILE_BYTES)))
+        member = members.next()
 
 
-def _read_parts(
-    first: list[tuple[str, bytes]], rest: Iterator[tuple[str, bytes]]
-) -> Iterator[Part]:
-    number = 1
-    for members in (first, rest):
-        for name, data in members:
-            folder, _, path = name.partition("/")
-            if folder == "events":
-                found = []
-                for line in data.removesuffix(b"\n").split(b"\n"):
-                    number += 1
-                    found.append(evidence_of(line, number))
-                yield Part(found)
-            elif folder == "tile":
-                yield Part([], (_tile(path), data))
-            else:
-                raise InvalidExport(f"{name} does not belong in an archive")
+def _events(members: TarReader, seq: int) -> Iterator[Evidence]:
+    # The header of an export as lines is line 1, so the line of an event is its seq and 1.
+    for number, line in enumerate(members.lines(), seq + 2):
+        yield evidence_of(line, number)
 
 
-def _tile(path: str) -> Tile:
-    level, _, rest = path.partition("/")
-    number, parsed = parse_level(level), parse_tile_path(rest)
-    if number is None or parsed is None:
-        raise InvalidExport(f"tile/{path} is not a path of a tile")
-    return Tile(number, parsed[0])
+def _filled(start: int, end: int) -> Iterator[Tile]:
+    """Yields the tiles that become full when a tree grows from `start` to `end` leaves."""
+    width, level = TILE_WIDTH, 0
+    while end // width:
+        yield from (Tile(level, number) for number in range(start // width, end // width))
+        width, level = width * TILE_WIDTH, level + 1

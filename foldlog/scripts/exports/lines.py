@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
 
 import msgspec
 
 from foldlog.domain.audit import Evidence
 from foldlog.domain.events import LogEntry
+from foldlog.domain.limits import INTEGER_MAX
+from foldlog.domain.names import is_space, is_uuid
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
+
+#: A batch of events ends when it has so many events, or so many bytes.
+BATCH_EVENTS, BATCH_BYTES = 1_000, 4 * 2**20
+HEADER_BYTES_MAX = 4 * 2**10
+#: The number of `,`, `[` and `{` in a line: an upper bound for its values, and so for the memory
+#: that decoding takes. It is twice the default limit of a whole push.
+VALUES_PER_LINE_MAX = 1_000_000
 
 
 class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
@@ -25,7 +35,7 @@ class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
     version: Literal[1]
     space: str
     log: str
-    head: int
+    head: Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
 
 class Line(msgspec.Struct):
@@ -49,20 +59,31 @@ def line_of(entry: LogEntry) -> bytes:
 
 
 def read_header(line: bytes) -> Header:
-    """Parses the first line of an export. Raises `InvalidExport` if the line is not a header."""
+    """Parses the first line of an export, and returns it as a `Header`.
+
+    Raises `InvalidExport` if the line is longer than 4 KB, is not a header, or has an invalid name
+    of a space or an invalid id of a log.
+    """
+    if len(line) > HEADER_BYTES_MAX:
+        raise InvalidExport("line 1 is not the header of an export: it is too long")
     try:
-        return msgspec.json.decode(line, type=Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        header = msgspec.json.decode(line, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidExport(f"line 1 is not the header of an export: {exc}") from exc
+    if not is_uuid(header.log) or not is_space(header.space):
+        raise InvalidExport("line 1 has an invalid id of a log, or an invalid name of a space")
+    return header
 
 
 def evidence_of(line: bytes, number: int) -> Evidence:
     """Parses the line of an event in an export. Returns an `Evidence`, which contains the stored
     bytes of the event and the salt.
 
-    `number` is the line number for error messages. Raises `InvalidExport` if the line is
-    invalid.
+    `number` is the line number for error messages. Raises `InvalidExport` if the line is invalid,
+    or has more than `VALUES_PER_LINE_MAX` values.
     """
+    if sum(map(line.count, (b",", b"[", b"{"))) > VALUES_PER_LINE_MAX:
+        raise InvalidExport(f"line {number} has more than {VALUES_PER_LINE_MAX} values")
     ours = _LINE.fullmatch(line)
     try:
         if ours is not None:
@@ -70,5 +91,22 @@ def evidence_of(line: bytes, number: int) -> Evidence:
             return Evidence(ours[2], unhexlify(ours[1]))
         found = _decode_line(line)
         return Evidence(bytes(found.event), bytes.fromhex(found.salt))
-    except (ValueError, msgspec.MsgspecError) as exc:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as exc:
         raise InvalidExport(f"line {number}: {exc}") from exc
+
+
+def batches_of(events: Iterable[Evidence]) -> Iterator[list[Evidence]]:
+    """Joins events to batches of at most `BATCH_EVENTS` events, and yields the batches.
+
+    A batch also ends when its events have `BATCH_BYTES` bytes, so it never fills the memory.
+    """
+    batch: list[Evidence] = []
+    size = 0
+    for event in events:
+        batch.append(event)
+        size += len(event.state) + len(event.salt)
+        if len(batch) == BATCH_EVENTS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

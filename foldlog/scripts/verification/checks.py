@@ -47,8 +47,8 @@ class Check(ABC):
 
     @abstractmethod
     def finish(self) -> Iterator[str]:
-        """Compares what has to wait for the last event. Yields a line for each thing that was
-        compared or left out."""
+        """Makes the comparisons that need all events. Yields a line for each comparison that was
+        made or left out."""
 
     def note(self, difference: str | None) -> bool:
         """Keeps the first difference. Returns whether there is one."""

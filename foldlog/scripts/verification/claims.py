@@ -4,9 +4,17 @@ roots.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
-from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier, log_of, open_checkpoint
+from foldlog.domain.notes import (
+    NOTE_BYTES_MAX,
+    Checkpoint,
+    InvalidNote,
+    Verifier,
+    log_of,
+    open_checkpoint,
+)
 
 
 class Wrong(Exception):
@@ -66,6 +74,13 @@ class Claims:
         the number of events that the checkpoint covers, and the claim.
         """
         return [(size, claim) for size, claims in self._by_size.items() for claim in claims]
+
+
+def read_note(path: Path) -> bytes:
+    """Returns the content of a file with a checkpoint. Reads at most one byte more than a note can
+    have, because the file may be another one."""
+    with path.open("rb") as file:
+        return file.read(NOTE_BYTES_MAX + 1)
 
 
 def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:

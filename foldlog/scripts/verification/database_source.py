@@ -9,7 +9,7 @@ from functools import partial
 
 from foldlog.domain.errors import UnknownSpace
 from foldlog.domain.merkle import Tile
-from foldlog.domain.notes import Checkpoint, InvalidNote, Note
+from foldlog.domain.notes import Checkpoint, InvalidNote
 from foldlog.infrastructure.postgres.audit.snapshot import (
     Snapshot,
     StoredGeneration,
@@ -151,11 +151,11 @@ class RowsCheck(Check):
         found = self._stored.checkpoint()
         if found is None:
             return
-        size = None if found.note is None else 0
-        with suppress(InvalidNote):
-            if found.note is not None:
-                size = Checkpoint.parse(Note.parse(found.note).text).size
-        if found.size != (size or 0):
+        size = 0
+        if found.note is not None:
+            with suppress(InvalidNote):
+                size = Checkpoint.of(found.note).size
+        if found.size != size:
             self.note(f"checkpoints: size is {found.size}, but the note has {size}")
 
 

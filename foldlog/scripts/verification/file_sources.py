@@ -3,19 +3,17 @@ an export as JSON lines."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
-from foldlog.scripts.exports.archive import Archive, is_archive, read_archive
-from foldlog.scripts.exports.lines import evidence_of, read_header
+from foldlog.scripts.exports.archive import Archive, read_archive
+from foldlog.scripts.exports.bounded import ExportFile, open_export
+from foldlog.scripts.exports.lines import batches_of, evidence_of, read_header
 
 from .checks import Check
-from .sources import BATCH_EVENTS, Batch, Scope, Source
+from .sources import Batch, Scope, Source
 from .tiles import CarriedTilesCheck
 
 
@@ -37,6 +35,7 @@ class ArchiveSource(Source):
         for part in self._archive.parts:
             batch = part.events
             start, seq = seq, seq + len(batch)
+            _check_end(seq, self.header.head)
             wanted = batch[max(0, after - start) : max(0, through - start)]
             yield Batch(wanted, {} if part.tile is None else dict([part.tile]))
 
@@ -49,33 +48,32 @@ class LinesSource(Source):
 
     may_be_signed = False
 
-    def __init__(self, lines: Iterator[bytes]):
+    def __init__(self, file: ExportFile):
+        lines = file.lines()
         self.header = read_header(next(lines, b""))
         self._events = (evidence_of(line, number) for number, line in enumerate(lines, 2))
 
     def batches(self, after: int, through: int) -> Iterator[Batch]:
-        wanted = islice(self._events, after, through)
-        while batch := list(islice(wanted, BATCH_EVENTS)):
-            yield Batch(batch)
+        yield from map(Batch, batches_of(islice(self._events, after, through)))
         # Reading to the end of a gzip file also checks its checksum.
         if through >= self.header.head and next(self._events, None) is not None:
-            raise InvalidExport(f"there are events after seq {self.header.head}, the last one")
+            _check_end(self.header.head + 1, self.header.head)
 
     def checks(self, scope: Scope) -> list[Check]:
         return []
 
 
+def _check_end(seq: int, head: int) -> None:
+    if seq > head:
+        raise InvalidExport(f"there are events after seq {head}, the last one")
+
+
 @contextmanager
 def file_source(name: str) -> Iterator[Source]:
-    """Opens an archive or an export by its file name, while the `with` block runs. An export
-    may be gzipped.
+    """Opens an archive or an export while the `with` block runs. Both may be gzipped, and `-` is
+    standard input.
 
     Raises `InvalidExport` if the file is invalid, truncated or damaged.
     """
-    path = Path(name)
-    is_tar = is_archive(name)
-    with gzip.open(path) if path.suffix == ".gz" and not is_tar else path.open("rb") as file:
-        try:
-            yield ArchiveSource(read_archive(file)) if is_tar else LinesSource(iter(file))  # type: ignore[arg-type]
-        except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
-            raise InvalidExport(f"the file is truncated or damaged: {exc}") from exc
+    with open_export(name) as (file, is_archive):
+        yield ArchiveSource(read_archive(file)) if is_archive else LinesSource(file)

@@ -40,8 +40,7 @@ class MasterCheck(Check):
     """Compares every generation of the master table with a fold of the events up to its position.
 
     `skipped` are the seqs of the events that every fold leaves out, and `through` is the last seq
-    of the log. The check must get the log from
-    the first event on.
+    of the log. The check must get the log from the first event on.
     """
 
     wants_events = True

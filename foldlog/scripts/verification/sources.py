@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """The part of the log that a run verifies, and what it compares beside the events."""
+    """The part of the log that a run verifies, and whether the run also folds the events."""
 
     through: int  #: the last seq
     is_whole: bool  #: from the first event to the last one

@@ -7,10 +7,11 @@ from typing import Any
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from foldlog.domain.errors import UnknownSpace
+from foldlog.domain.errors import SpaceImporting
 from foldlog.domain.space_state import SpaceState
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.log.alarms import SuspectedHole, incomplete
+from foldlog.infrastructure.postgres.log.heads import absent, is_importing
 from foldlog.infrastructure.postgres.projections import VERSIONS
 
 CREATE_SPACE = """
@@ -31,6 +32,7 @@ LOCK_SPACE = """
 SELECT log::text, head, mark, received_at_ms, erased_seq, alarm
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
    FOR UPDATE
 """
 
@@ -50,17 +52,26 @@ SELECT_NOW = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 def create_space(cursor: Cursor[Any], space: str) -> bool:
     """Creates a space with its projections, and returns `True`.
 
-    Returns `False`, and leaves the database unchanged, if the space already exists.
+    Returns `False`, and leaves the database unchanged, if the space already exists. Raises
+    `SpaceImporting` if the space is being imported.
     """
     if cursor.execute(CREATE_SPACE, {"space": space}).fetchone() is None:
+        if is_importing(cursor, space):
+            raise SpaceImporting(space)
         return False
+    create_projections(cursor, space)
+    return True
+
+
+def create_projections(cursor: Cursor[Any], space: str) -> None:
+    """Makes the projections of a new space, or of a space whose import is whole. From then on the
+    projectors and the signer work on the space."""
     params = {
         "space": space,
         "projections": text_array(VERSIONS),
         "versions": integer_array(VERSIONS.values()),
     }
     cursor.execute(CREATE_PROJECTIONS, params)
-    return True
 
 
 def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
@@ -68,11 +79,12 @@ def lock_space(cursor: Cursor[Any], space: str) -> tuple[SpaceState, int]:
 
     Returns a pair: the state of the space, and the database's time in ms since 1970. In the state,
     the members `counters`, `revoked` and `schemas` are empty. Raises `UnknownSpace` if the space is
-    missing, and the errors of `check_whole`.
+    missing, and `SpaceImporting` if the space is being imported. Raises the errors of
+    `check_whole`.
     """
     row = cursor.execute(LOCK_SPACE, {"space": space}, prepare=True).fetchone()
     if row is None:
-        raise UnknownSpace(space)
+        raise absent(cursor, space)
     *row, alarm = row
     last = cursor.execute(SELECT_LAST, {"space": space}, prepare=True).fetchone()
     check_whole(space, alarm, head=row[1], last=last)

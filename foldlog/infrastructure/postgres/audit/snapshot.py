@@ -18,6 +18,7 @@ from psycopg.rows import dict_row, tuple_row
 from foldlog.domain.audit import Evidence
 from foldlog.domain.derived import Row, RowKey
 from foldlog.domain.merkle import Tile
+from foldlog.infrastructure.postgres.append.loading import SELECT_ERASURES
 from foldlog.infrastructure.postgres.connection.datastore import CONNECTION
 from foldlog.infrastructure.postgres.proofs.projection import SELECT_TILES, tile_params
 
@@ -194,15 +195,6 @@ SELECT t.generation
  LIMIT 1
 """
 
-SELECT_ERASURE_SEQS = """
-SELECT collection, id, seq
-  FROM erasures
-  JOIN unnest(%(collections)s::text[], %(ids)s::text[]) AS wanted (collection, id)
- USING (collection, id)
- WHERE space = %(space)s
- ORDER BY collection, id
-"""
-
 
 class StoredGeneration(NamedTuple):
     """A row of the table `projections`."""
@@ -282,7 +274,7 @@ class Snapshot:
     def erasure_seqs(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Returns the seq of the last erasure of each of these records that was erased."""
         params = {"collections": [key[0] for key in keys], "ids": [key[1] for key in keys]}
-        rows = self._all(SELECT_ERASURE_SEQS, params)
+        rows = self._all(SELECT_ERASURES, params)
         return {(collection, id): seq for collection, id, seq in rows}
 
     def tiles(self, generation: int, wanted: Sequence[Tile]) -> dict[Tile, bytes]:

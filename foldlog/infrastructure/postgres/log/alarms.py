@@ -107,7 +107,7 @@ class SuspectedHole(Exception):
 
 
 class Holes(NamedTuple):
-    """What is wrong with the seqs of a log.
+    """The missing seqs of a log, and its last seq if the head is wrong.
 
     `missing` contains the first and the last seq of each gap up to the head. `last` is the seq of
     the last event, which differs from `head` if the head is wrong. `is_known` tells whether the

@@ -31,6 +31,7 @@ SELECT_HEADS = """
 SELECT space, log::text, head, mark
   FROM spaces
  WHERE space = ANY(%(spaces)s::text[])
+   AND NOT importing
  ORDER BY space
 """
 

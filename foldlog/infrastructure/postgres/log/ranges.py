@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import tuple_row
 
 from foldlog.domain import proofs
-from foldlog.domain.errors import LogIncomplete, UnknownSpace
+from foldlog.domain.errors import LogIncomplete
 from foldlog.domain.events import LogEntry, short_form
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.ports import Range, RangeQuery, SpaceId
@@ -20,6 +20,7 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 
 from .alarms import LogAlarms, SuspectedHole
+from .heads import absent
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import IN_PLACE_OF_SKIPPED, page_params, select_page
 from .tail_cache import LogEnd, LogTailCache
@@ -28,6 +29,7 @@ SELECT_SPACE = """
 SELECT log::text, head, mark
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
 """
 
 # A filter leaves events out, so its page cannot show that an event is missing.
@@ -125,12 +127,12 @@ class RangeReader:
                 end = through if is_full else head
                 if len(rows) != end - query.after:
                     raise SuspectedHole(query.after, end)
-            elif not is_full:
-                # The page also covers the events that the filter left out.
-                through = max(through, min(query.after + self._limits.page_scan_max, head))
-                mark = None
-            if query.collections is not None and through > query.after:
-                mark = _check_scanned(conn, space, query.after, through)
+            else:
+                if not is_full:
+                    # The page also covers the events that the filter left out.
+                    through = max(through, min(query.after + self._limits.page_scan_max, head))
+                if through > query.after:
+                    mark = _check_scanned(conn, space, query.after, through)
             if through == head:
                 mark = head_mark
                 self._tails.update(space, LogEnd(log, head, [], mark, now))
@@ -169,7 +171,7 @@ class RangeReader:
             of_page.execute(statement, params, prepare=True)
             found = of_space.fetchone()
             if found is None:
-                raise UnknownSpace(space)
+                raise absent(conn.cursor(row_factory=tuple_row), space)
             marks = {} if of_cursor is None else marks_of(of_cursor.fetchall())
             log, head, mark = found
             return _Page(log, head, mark, marks.get(query.after), of_page.fetchall())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from foldlog.domain.errors import UnknownRecord, UnknownSpace
+from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.history import Point, check_cursor_moment
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import AsOfPage, AsOfQuery, SpaceId, decode_cursor, encode_cursor
@@ -28,6 +28,7 @@ WITH RECURSIVE halving (low, high) AS (
 SELECT 0::bigint, head
   FROM spaces
  WHERE space = %(space)s
+   AND NOT importing
  UNION ALL
 SELECT CASE WHEN e.received_at_ms <= %(time)s THEN e.originator_version ELSE low END,
        CASE WHEN e.received_at_ms <= %(time)s THEN high ELSE e.originator_version - 1 END
@@ -147,5 +148,5 @@ class MomentReader(LiveReader):
         statement = SELECT_HEAD if moment.time is None else SELECT_SEQ_AT
         found = self._datastore.fetch_one(statement, {"space": space, "time": moment.time})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return int(found[0])

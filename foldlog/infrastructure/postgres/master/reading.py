@@ -13,17 +13,18 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from foldlog.domain.errors import (
+    FoldlogError,
     HistoryUnavailable,
     LogBehind,
     ProjectionBehind,
     StorageUnavailable,
-    UnknownSpace,
 )
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.heads import absent
 from foldlog.infrastructure.postgres.log.values import ValuesMoved
 
 from .assembly import Columns, Completer, Source, states_completer
@@ -163,8 +164,12 @@ class LiveReader:
     def position(self, space: SpaceId) -> Projected:
         found = self._datastore.fetch_one(SELECT_POSITION, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return Projected(*found)
+
+    def _absent(self, space: SpaceId) -> FoldlogError:
+        with self._datastore.reading() as cursor:
+            return absent(cursor, space)
 
     def _page(
         self,
@@ -197,7 +202,8 @@ class LiveReader:
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
         """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
 
-        Raises `UnknownSpace` if the space is unknown. Raises `HistoryUnavailable` if
+        Raises `UnknownSpace` if the space is unknown, and `SpaceImporting` if the space is being
+        imported: it gets its projections when it is whole. Raises `HistoryUnavailable` if
         `scope.needs_history` is set, but the live generation lacks the history or was filled by
         another version of Foldlog. Raises `LogBehind` if the log has not reached the seq
         `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq but the
@@ -206,7 +212,7 @@ class LiveReader:
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
-            raise UnknownSpace(scope.space)
+            raise self._absent(scope.space)
         log, head, position, generation, halted_at, has_history = rows[0][:6]
         at_least = scope.at_least
         if scope.needs_history and not has_history:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from foldlog.domain.errors import NoCheckpoint, UnknownSpace
+from foldlog.domain.errors import FoldlogError, NoCheckpoint
 from foldlog.domain.merkle import Tile
 from foldlog.domain.ports import ProofTree, SpaceId, TreeHead
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.alarms import LogAlarms
+from foldlog.infrastructure.postgres.log.heads import absent
 
 from .projection import tile_params
 
@@ -45,6 +46,7 @@ SELECT s.space, c.note
   LEFT JOIN checkpoints c
     ON c.space = s.space AND c.log = s.log
  WHERE s.space = %(space)s
+   AND NOT s.importing
 """
 
 # This statement covers all spaces of a shard.
@@ -135,10 +137,14 @@ class PostgresProofTree(ProofTree):
         self._datastore = datastore
         self._alarms = LogAlarms(datastore)
 
+    def _absent(self, space: SpaceId) -> FoldlogError:
+        with self._datastore.reading() as cursor:
+            return absent(cursor, space)
+
     def tree(self, space: SpaceId) -> TreeHead:
         found = self._datastore.fetch_one(SELECT_TREE, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return TreeHead(*found)
 
     def tiles(self, space: SpaceId, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
@@ -149,7 +155,7 @@ class PostgresProofTree(ProofTree):
     def checkpoint(self, space: SpaceId) -> bytes:
         found = self._datastore.fetch_one(SELECT_NOTE, {"space": space})
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         if found[1] is None:
             raise NoCheckpoint(f"no checkpoint of {space!r} was signed yet")
         return bytes(found[1])
@@ -184,7 +190,7 @@ class PostgresProofTree(ProofTree):
         with self._datastore.rows() as cursor:
             found = cursor.execute(SELECT_HEADS, {"space": space}, prepare=True).fetchone()
         if found is None:
-            raise UnknownSpace(space)
+            raise self._absent(space)
         return Heads(*found)
 
     def check_whole(self, space: SpaceId, *, after: int, size: int) -> None:

@@ -12,9 +12,9 @@ the fault lasts, the projector stores it in `failing_why` of the same row.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import structlog
@@ -101,6 +101,17 @@ class _Batch(NamedTuple):
     last: int  #: the seq that the batch should reach
 
 
+@dataclass
+class _Failing:
+    """The failures of a space, until its failed batch is projected."""
+
+    batch: _Batch  #: the batch that failed last
+    #: the number of failures; the limit keeps the size of a batch at one event
+    failures: int = 0
+    broken: int = 0  #: how many of the last failures broke a connection
+    paused_until: float = 0.0  #: after a fault of the database that leaves the connection usable
+
+
 class Projector:
     """Projects new events of all spaces to the live generations of one projection, in batches.
 
@@ -120,11 +131,7 @@ class Projector:
         self._batches = BatchProjector(projection, batch_events)
         self.positions = self._batches.positions
         self._batch: _Batch | None = None  #: the last batch that was begun
-        #: for spaces that fail: the number of failures, and the batch that failed last
-        self._failures: Counter[str] = Counter()
-        self._broken: Counter[str] = Counter()  #: how many of the last failures broke a connection
-        self._paused_until: dict[str, float] = {}  #: for spaces with a fault of the database
-        self._failed: dict[str, _Batch] = {}
+        self._failing: dict[str, _Failing] = {}
         #: for spaces far behind: the generation, and its cache for the next batch
         self._caches: dict[str, tuple[int, GenerationCache]] = {}
         self._waiting: set[str] = set()
@@ -156,10 +163,11 @@ class Projector:
             self._looking_at = now + POLL_SECONDS
         # One batch of each space keeps a long log from delaying the others. Spaces that have failed
         # come last, because another failure, perhaps a slow one, ends the round.
-        for space in sorted(self._waiting, key=lambda space: (self._failures[space], space)):
+        for space in sorted(self._waiting, key=lambda space: (self._failures(space), space)):
             if wakeups.closed:
                 return
-            is_paused = time.monotonic() < self._paused_until.get(space, 0.0)
+            failing = self._failing.get(space)
+            is_paused = failing is not None and time.monotonic() < failing.paused_until
             if is_paused or not self._project_or_count(space):
                 self._waiting.discard(space)  # the next look-up finds a paused space again
         if not self._waiting:
@@ -199,27 +207,31 @@ class Projector:
         except _FAULTS as exc:
             if self._batch is None:
                 raise
-            self._failed[space] = failed = self._batch
-            # The limit keeps the size of a batch at one event.
-            self._failures[space] = min(self._failures[space] + 1, FAILURES_MAX - 1)
+            failing = self._failing.setdefault(space, _Failing(self._batch))
+            failing.batch = failed = self._batch
+            failing.failures = min(failing.failures + 1, FAILURES_MAX - 1)
             if not is_connection_error(exc):
-                self._pause(space, failed, exc)
+                self._pause(space, failing, exc)
                 return False
-            self._broken[space] += 1
-            if self._broken[space] < FAILURES_MAX:
+            failing.broken += 1
+            if failing.broken < FAILURES_MAX:
                 raise
             self._datastore.check_pool()
             # This write raises if the database is away. If it succeeds, the event is the cause.
             self._record_halt(space, Halted(failed.generation, failed.first, _why(exc)))
             return False
 
-    def _pause(self, space: str, failed: _Batch, exc: Exception) -> None:
+    def _failures(self, space: str) -> int:
+        failing = self._failing.get(space)
+        return 0 if failing is None else failing.failures
+
+    def _pause(self, space: str, failing: _Failing, exc: Exception) -> None:
         """Pauses a space after a fault of the database, and stores the fault if it lasts."""
-        why = _why(exc)
-        self._broken[space] = 0
-        self._paused_until[space] = time.monotonic() + FAULT_SECONDS
+        why, failed = _why(exc), failing.batch
+        failing.broken = 0
+        failing.paused_until = time.monotonic() + FAULT_SECONDS
         log.warning("projection_waits", space=space, seq=failed.first, why=why)
-        if self._failures[space] < FAULTS_TOLD:
+        if failing.failures < FAULTS_TOLD:
             return
         params = {
             "space": space,
@@ -262,9 +274,8 @@ class Projector:
         except Halted as exc:
             self._record_halt(space, exc)
             # The retry tries the event alone, instead of bisecting to it again.
-            self._failed[space] = _Batch(exc.generation, exc.seq, exc.seq)
-            self._failures[space] = FAILURES_MAX - 1
-            self._broken[space] = 0
+            batch = _Batch(exc.generation, exc.seq, exc.seq)
+            self._failing[space] = _Failing(batch, failures=FAILURES_MAX - 1)
             return False
 
     def _record_halt(self, space: str, halted: Halted) -> None:
@@ -293,7 +304,7 @@ class Projector:
             if locked is None:
                 return False
             number, position, lag = locked
-            events = max(1, self._batch_events // SHRINK_FACTOR ** self._failures[space])
+            events = max(1, self._batch_events // SHRINK_FACTOR ** self._failures(space))
             self._batch = _Batch(number, position + 1, position + min(lag, events))
             cache = self._take_cache(space, number, position)
             # With more than one page to do, a second connection reads the next page while this one
@@ -303,9 +314,9 @@ class Projector:
                 to: Generation[Any] = Generation(space, number, cursor, reader, cache)
                 reached = self._batches.advance(to, until=position + events)
         cache.on_commit()
-        if space in self._failed and reached >= self._failed[space].last:
-            for of_space in (self._failed, self._failures, self._broken, self._paused_until):
-                of_space.pop(space, None)
+        failing = self._failing.get(space)
+        if failing is not None and reached >= failing.batch.last:
+            del self._failing[space]
         if reached - position < lag and len(self._caches) < CACHED_SPACES:
             self._caches[space] = number, cache
         return reached > position

@@ -34,6 +34,7 @@ PRIVILEGES: Mapping[str, str] = {
     "devices": _UPDATE,
     "tokens": _UPDATE,
     "collections": _APPEND,
+    "removed_imports": "SELECT",
     "projections": _REBUILD,
     "records": _REBUILD,
     "versions": "SELECT, INSERT, DELETE",
@@ -41,7 +42,6 @@ PRIVILEGES: Mapping[str, str] = {
     "local_ids": "SELECT, INSERT, DELETE",
     "tiles": _REBUILD,
     "checkpoints": _UPDATE,
-    "witnessed": _UPDATE,
     "schema_migrations": "SELECT",
 }
 
@@ -51,8 +51,9 @@ VACUUMED = ("events", *MasterProjection.tables)
 MAINTAIN_SINCE = 17_00_00
 
 #: Functions that are revoked from PUBLIC. The trigger on the log checks each call of
-#: `erase_operations` against the log's events, so the service may call it.
-FUNCTIONS = ("erase_operations",)
+#: `erase_operations` against the log's events, and `remove_import` deletes only a space that is
+#: being imported, so the service may call them.
+FUNCTIONS = ("erase_operations", "remove_import")
 
 SELECT_SCHEMA = "SELECT current_database(), current_schema()"
 

@@ -14,6 +14,7 @@ CREATE TABLE spaces (
     received_at_ms  bigint NOT NULL DEFAULT 0,                 -- its time; never decreases
     event_bytes_max bigint NOT NULL DEFAULT 0,                 -- the largest `state` so far
     erased_seq      bigint NOT NULL DEFAULT 0,                 -- seq of the last `record-erased`
+    importing       boolean NOT NULL DEFAULT false,            -- hidden until its import is whole
     alarm           text,                                      -- the events that are missing in the log
     alarm_since     timestamptz                                -- an alarm refuses appends and signatures
 );
@@ -57,8 +58,34 @@ END
 $$;
 
 CREATE TRIGGER events_are_append_only
-    BEFORE DELETE OR TRUNCATE ON events
+    BEFORE TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- A DELETE of events passes only for a space that is being imported. The lock keeps the mark until
+-- the transaction ends, so the import cannot finish meanwhile.
+CREATE FUNCTION pass_import_alone() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_LEVEL = 'STATEMENT' THEN
+        PERFORM FROM spaces WHERE importing;
+    ELSE
+        PERFORM FROM spaces WHERE space = OLD.originator_id AND importing FOR SHARE;
+    END IF;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the log is append-only: % on % refused', TG_OP, TG_TABLE_NAME
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN OLD;
+END
+$$;
+
+-- The first trigger also refuses a DELETE without rows, as long as no space is being imported.
+CREATE TRIGGER events_are_deleted_by_no_one
+    BEFORE DELETE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION pass_import_alone();
+
+CREATE TRIGGER events_go_with_their_import
+    BEFORE DELETE ON events
+    FOR EACH ROW EXECUTE FUNCTION pass_import_alone();
 
 -- An UPDATE of the log passes only if this function proves that it is an erasure. The header and the
 -- remaining operations keep their bytes. Each erased operation leaves its commitment, and a later
@@ -181,10 +208,12 @@ CREATE TRIGGER events_change_by_erasure
 
 -- ALWAYS: the triggers also run if a session has set session_replication_role.
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_deleted_by_no_one;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_go_with_their_import;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_change_by_erasure;
 
 REVOKE UPDATE, DELETE, TRUNCATE ON events FROM PUBLIC, CURRENT_USER;
-GRANT UPDATE (state, salt) ON events TO CURRENT_USER;
+GRANT UPDATE (state, salt), DELETE ON events TO CURRENT_USER;
 
 -- The function for erasures. Only the owner and granted roles may call it.
 CREATE FUNCTION erase_operations(space text, seqs bigint[], states bytea[], salts bytea[])
@@ -268,6 +297,106 @@ CREATE TABLE collections (
     is_forced  boolean NOT NULL,
     PRIMARY KEY (space, collection, version)
 );
+
+-- Imports that were removed before they were whole. Rows are written by `remove_import` alone.
+CREATE TABLE removed_imports (
+    space      text        COLLATE "C" NOT NULL,
+    removed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    log        uuid        NOT NULL,
+    head       bigint      NOT NULL,  -- the number of removed events
+    why        text        NOT NULL,
+    removed_by text        NOT NULL DEFAULT session_user,
+    PRIMARY KEY (space, removed_at)
+);
+
+CREATE TRIGGER removed_imports_are_append_only
+    BEFORE UPDATE OR DELETE OR TRUNCATE ON removed_imports
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+ALTER TABLE removed_imports ENABLE ALWAYS TRIGGER removed_imports_are_append_only;
+
+-- The mark of an import is set only by the INSERT of a space without events. Afterwards it can only
+-- be cleared. The row of a space never gets another name, and never goes while it has events.
+CREATE FUNCTION guard_space() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE'
+       OR EXISTS (SELECT
+                    FROM events
+                   WHERE originator_id = CASE TG_OP WHEN 'INSERT' THEN NEW.space ELSE OLD.space END)
+       OR TG_OP = 'DELETE' AND NOT OLD.importing
+       OR TG_OP = 'INSERT' AND NEW.head <> 0 THEN
+        RAISE EXCEPTION 'the log is append-only: % on spaces refused: only a new space is importing',
+                        TG_OP
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN CASE TG_OP WHEN 'INSERT' THEN NEW ELSE OLD END;
+END
+$$;
+
+CREATE TRIGGER spaces_begin_their_import
+    BEFORE INSERT ON spaces
+    FOR EACH ROW WHEN (NEW.importing) EXECUTE FUNCTION guard_space();
+
+CREATE TRIGGER spaces_keep_their_name_and_mark
+    BEFORE UPDATE ON spaces
+    FOR EACH ROW WHEN (NEW.space <> OLD.space OR NEW.importing AND NOT OLD.importing)
+    EXECUTE FUNCTION guard_space();
+
+CREATE TRIGGER spaces_go_with_their_import
+    BEFORE DELETE ON spaces
+    FOR EACH ROW EXECUTE FUNCTION guard_space();
+
+CREATE TRIGGER spaces_are_never_truncated
+    BEFORE TRUNCATE ON spaces
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+ALTER TABLE spaces ENABLE ALWAYS TRIGGER spaces_begin_their_import;
+ALTER TABLE spaces ENABLE ALWAYS TRIGGER spaces_keep_their_name_and_mark;
+ALTER TABLE spaces ENABLE ALWAYS TRIGGER spaces_go_with_their_import;
+ALTER TABLE spaces ENABLE ALWAYS TRIGGER spaces_are_never_truncated;
+
+-- Removes an import that is unfinished, and returns the number of its events. Returns NULL, and
+-- changes nothing, for any other space. The row lock makes this function and the end of the import
+-- wait for each other. Only the owner and granted roles may call it.
+CREATE FUNCTION remove_import(wanted text, why text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    marked record;
+BEGIN
+    SELECT log, head
+      INTO marked
+      FROM spaces
+     WHERE space = wanted
+       AND importing
+       FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM events WHERE originator_id = wanted;
+    DELETE FROM erasures WHERE space = wanted;
+    DELETE FROM skipped WHERE space = wanted;
+    DELETE FROM devices WHERE space = wanted;
+    DELETE FROM collections WHERE space = wanted;
+    DELETE FROM spaces WHERE space = wanted;
+    INSERT INTO removed_imports (space, log, head, why)
+    VALUES (wanted, marked.log, marked.head, why);
+    RETURN marked.head;
+END
+$$;
+
+REVOKE ALL ON FUNCTION remove_import FROM PUBLIC;
+
+-- The functions find the tables of this schema only, whatever the caller's search_path is.
+DO $$
+DECLARE
+    guard text;
+BEGIN
+    FOREACH guard IN ARRAY ARRAY['guard_space()', 'pass_import_alone()', 'remove_import(text, text)'] LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
+                       guard, current_schema());
+    END LOOP;
+END
+$$;
 
 -- The position of each projection of each space. It moves in the transaction of the projected rows,
 -- so each event is applied exactly once. Readers use the live generation. A rebuild fills a second
@@ -394,17 +523,7 @@ CREATE TABLE checkpoints (
     signed_at    timestamptz,
     alarm        text,                        -- the code of that error
     alarm_detail text,
-    alarm_since  timestamptz,
-    signer       uuid,                        -- the checkpoint folder that may sign the log
-    alarm_by     uuid                         -- the checkpoint folder that raised the alarm
-);
-
--- The last checkpoint of each foreign log that this service has cosigned as a witness.
-CREATE TABLE witnessed (
-    origin     text   COLLATE "C" PRIMARY KEY,
-    folder     uuid   NOT NULL,  -- the witness folder that cosigned it
-    size       bigint NOT NULL,
-    checkpoint text   NOT NULL
+    alarm_since  timestamptz
 );
 
 CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;

@@ -30,13 +30,13 @@ from foldlog.domain.access import (
     check_name,
     devices_of,
 )
-from foldlog.domain.errors import DeviceRevoked, UnknownSpace, UnknownToken
+from foldlog.domain.errors import DeviceRevoked, SpaceImporting, UnknownSpace, UnknownToken
 from foldlog.domain.names import check_reason, is_uuid
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from foldlog.domain.times import format_time
 from foldlog.infrastructure.postgres.append.service_event import OpenServiceEvent
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.log.heads import select_head
+from foldlog.infrastructure.postgres.log.heads import is_importing, select_head
 
 # A token of the space precedes one of every space, because it is narrower.
 SELECT_BY_DIGEST = """
@@ -228,7 +228,10 @@ class PostgresRegistry(Registry):
             "after_token": after[1],
             "limit": limit + 1,
         }
-        found = list(map(_token, self._datastore.fetch_all(SELECT_TOKENS, params)))
+        with self._datastore.reading() as rows:
+            if is_importing(rows, space):
+                raise SpaceImporting(space)
+            found = list(map(_token, rows.execute(SELECT_TOKENS, params, prepare=True).fetchall()))
         page = found[:limit]
         more = len(found) > limit
         return Page(page, encode_cursor(page[-1].granted_at, page[-1].id) if more else None)

@@ -1,0 +1,75 @@
+"""Stores the events of an export while they are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from foldlog.domain.access import devices_of
+from foldlog.domain.audit import Evidence
+from foldlog.domain.collections import KIND as COLLECTION_DEFINED
+from foldlog.domain.collections import definition_of
+from foldlog.domain.erasure import erasures_of
+from foldlog.domain.errors import FoldlogError
+from foldlog.domain.events import LogEntry, decode_event, restored_entry
+from foldlog.domain.json_schema import compiled
+from foldlog.domain.skipping import skips_of
+from foldlog.infrastructure.postgres.append.transfer import ImportedSpace, InvalidExport
+
+from .checks import Check
+from .sources import Batch, Scope, Source
+
+#: Of an event with a body: the largest schema, with all the rest.
+BODY_EVENT_BYTES_MAX = 256 * 2**10
+
+
+class Importing(Source):
+    """A source that stores each batch of another source after the batch was verified.
+
+    The verification asks for the next batch only if everything in the last one was right.
+    Therefore the last batch is stored at that moment.
+    """
+
+    def __init__(self, source: Source, space: ImportedSpace):
+        self._source = source
+        self._space = space
+        self.header = source.header
+        self.checkpoint = source.checkpoint
+        self.vkeys = source.vkeys
+        self.carries_tiles = source.carries_tiles
+        self.may_be_signed = source.may_be_signed
+
+    def batches(self, after: int, through: int) -> Iterator[Batch]:
+        seq = after
+        for batch in self._source.batches(after, through):
+            entries = [_entry(found, number) for number, found in enumerate(batch.events, seq + 2)]
+            for entry in entries:
+                if entry.seq != seq + 1:
+                    raise InvalidExport(f"after seq {seq} comes {entry.seq}")
+                seq += 1
+            yield batch
+            if entries:
+                self._space.add(entries)
+        if seq != self.header.head:
+            raise InvalidExport(
+                f"the export ends at seq {seq}, but should end at {self.header.head}"
+            )
+
+    def checks(self, scope: Scope) -> list[Check]:
+        return self._source.checks(scope)
+
+
+def _entry(evidence: Evidence, number: int) -> LogEntry:
+    """Returns the log entry of an exported event. Raises `InvalidExport` if a table that follows
+    from the events cannot follow from this one."""
+    try:
+        entry = restored_entry(evidence.state, evidence.salt)
+        if entry.collections is None and len(entry.state) > BODY_EVENT_BYTES_MAX:
+            raise ValueError(f"the event has more than {BODY_EVENT_BYTES_MAX} bytes")
+        devices_of([entry]), erasures_of([entry]), skips_of([entry])
+        if entry.kind == COLLECTION_DEFINED:
+            compiled(definition_of(decode_event(entry.state)).schema)
+    except (ValueError, FoldlogError, msgspec.MsgspecError) as exc:
+        raise InvalidExport(f"line {number}: {exc}") from exc
+    return entry
