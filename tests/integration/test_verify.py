@@ -27,13 +27,14 @@ from foldlog.api.http.resources import Resources
 from foldlog.api.operations import proofs as proofs_module
 from foldlog.api.server import AsgiServer
 from foldlog.domain.events import decode_event
-from foldlog.domain.merge import fold_record
+from foldlog.domain.merge import fold, fold_record
 from foldlog.domain.merkle import Tile
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from foldlog.infrastructure.postgres.log import ranges as log_module
 from foldlog.infrastructure.postgres.master import projection as projection_module
+from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.scripts.exports import archive as archive_module
@@ -41,6 +42,7 @@ from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
 from foldlog.scripts.verification import master as master_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
+from foldlog.scripts.verification.stored_records import StoredRecords
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
@@ -375,8 +377,8 @@ def test_a_damaged_export_cannot_be_read(audited):
 
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Errors are found, too, when most records are in the file."""
-    few = partial(DiskBackedRecords, in_memory_max=3)
-    monkeypatch.setattr(master_module, "DiskBackedRecords", few)
+    few = partial(StoredRecords, in_memory_max=3)
+    monkeypatch.setattr(master_module, "StoredRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
     change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
     assert "records tasks/7: fields is" in audited.verify(code=1)

@@ -11,7 +11,7 @@ from foldlog.domain.merge import Key, Record
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.master.stored_form import Part, Place, StoredRecord
 
-from .disk_backed import DiskBacked
+from .disk_backed import IN_MEMORY_MAX, DiskBacked
 
 
 class _Kept(msgspec.Struct):
@@ -36,8 +36,8 @@ class StoredRecords:
     """A mapping of record keys to records in their stored form. Most are in a temporary file if
     there are many."""
 
-    def __init__(self) -> None:
-        self._kept = DiskBacked[Key, _Kept](2, _Kept)
+    def __init__(self, *, in_memory_max: int = IN_MEMORY_MAX) -> None:
+        self._kept = DiskBacked[Key, _Kept](2, _Kept, in_memory_max=in_memory_max)
 
     def get(self, key: Key) -> StoredRecord | None:
         kept = self._kept.get(key)
