@@ -26,6 +26,7 @@ from foldlog.api.http.rates import Lease
 from foldlog.api.http.resources import Resources
 from foldlog.api.operations import proofs as proofs_module
 from foldlog.api.server import AsgiServer
+from foldlog.domain.erasure import erase_keys
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import fold, fold_record
 from foldlog.domain.merkle import Tile
@@ -526,3 +527,15 @@ def test_a_healthy_log_under_load_is_never_wrong(audited):
         finally:
             ends.set()
         running.result()
+
+
+def test_values_that_no_event_erased_are_evidence(audited):
+    """The log can still be exported. `verify` calls the database and the file wrong."""
+    entry = next(iter(audited.stores.entries("s", after=99, through=100)))
+    state, salt = erase_keys(entry.state, entry.salt, set(decode_event(entry.state).keys))
+    with psycopg.connect(audited.owner_url) as conn:
+        conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        conn.execute("UPDATE events SET state = %s, salt = %s WHERE originator_version = 100",
+                     [state, salt])  # fmt: skip
+    assert "no event erased it" in audited.verify(code=1)
+    assert "no event erased it" in audited.verify("--file", audited.archive(), code=1)

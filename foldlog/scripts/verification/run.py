@@ -97,12 +97,14 @@ class Verification:
                 self._save_state(audit)
         if audit.seq < self.through:
             raise WrongEvent(audit.seq + 1, f"the events end here, of {self.through}")
-        self._finish(checks, claims)
-        self._prove_remaining(audit, claims)
-        count = spaced(audit.seq - self._start.seq)
-        self.findings.insert(0, f"{count} events, each with its hashes, to seq {audit.seq}")
-        if self.through == self._header.head:
+        root = audit.root
+        if self.through == self._header.head and claims.contradicted is None:
             self._check_erasures(audit)
+        self._finish(checks, claims)
+        self._prove_remaining(claims, root)
+        count = spaced(self.through - self._start.seq)
+        self.findings.insert(0, f"{count} events, each with its hashes, to seq {self.through}")
+        if self.through == self._header.head:
             self._check_unsigned(audit, covered)
         self._save_state(audit)
 
@@ -175,7 +177,7 @@ class Verification:
     def _check_unsigned(self, audit: LogAudit, covered: int) -> None:
         """Tells how many events follow the last checkpoint. Raises `Wrong` if the first of them is
         older than the limit, because a signer would have signed it."""
-        count = audit.seq - covered
+        count = self.through - covered
         is_signed_log = bool(covered or self._keys or self._source.vkeys)
         if not count or not is_signed_log:
             return
@@ -280,20 +282,20 @@ class Verification:
             if check.wrong is not None:
                 raise Wrong(check.wrong)
 
-    def _prove_remaining(self, audit: LogAudit, claims: Claims) -> None:
+    def _prove_remaining(self, claims: Claims, root: bytes) -> None:
         """Checks the checkpoints that were not compared while the events were read.
 
         Such a checkpoint ends before the first event of this run, or after the last one, so this
         run has not computed the root hash at the end of the checkpoint. Instead, a consistency
         proof (RFC 9162) shows that the checkpoint belongs to the same log as the verified events.
-        Raises `Wrong` if a proof fails. For an archive, this check is left out, and the method
+        `root` is the root hash at the last event of this run. Raises `Wrong` if a proof fails. For an archive, this check is left out, and the method
         adds a line to `findings` for each checkpoint that was not checked.
         """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:
                 self.findings.append(f"not compared with {claim.source}, of {spaced(size)} events")
                 continue
-            (old, old_root), (new, new_root) = sorted([(size, claim.root), (audit.seq, audit.root)])
+            (old, old_root), (new, new_root) = sorted([(size, claim.root), (self.through, root)])
             try:
                 read = partial(self._source.tiles, size=new)
                 proof = consistency_proof(old, new, read)

@@ -47,6 +47,17 @@ UPDATE projections
 RETURNING generation
 """
 
+# Nothing continues or compares a generation of version 0.
+MARK_DROPPED = """
+UPDATE projections
+   SET fold_version = 0
+ WHERE space = %(space)s
+   AND projection = %(projection)s
+   AND generation = %(generation)s
+   AND NOT is_live
+RETURNING generation
+"""
+
 DELETE_ROWS = """
 DELETE FROM {table}
  WHERE space = %(space)s
@@ -124,7 +135,9 @@ class Generations:
 
     def _drop(self, number: int) -> None:
         # The rows are deleted first. If this is interrupted, the generation is still listed, and
-        # the next rebuild drops it.
+        # the next rebuild drops it. The mark tells a verification that its rows are incomplete.
+        with self._datastore.committed() as cursor:
+            cursor.execute(MARK_DROPPED, self._params(number))
         for table in self._projection.tables:
             statement = SQL(DELETE_ROWS).format(table=Identifier(table))
             with self._datastore.committed() as cursor:
