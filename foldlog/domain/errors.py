@@ -30,6 +30,7 @@ which never changes.
   + Unavailable               the service cannot answer now: try again later
     - StorageUnavailable      the database is unreachable; the request was refused
     - LogIncomplete           events are missing in the log: an operator must restore them
+    - AnotherFolder           another folder of this witness cosigns: an operator must decide
     - OutcomeUnknown          the answer to the commit was lost: send the same request again
     - SpaceImporting          the space is being imported, and hidden until it is whole
     - ProjectionBehind        the master table has yet to reach the seq of the request
@@ -312,6 +313,17 @@ class LogIncomplete(Unavailable):
     """
 
     code = "log-incomplete"
+    retry_after_seconds = 60
+
+
+class AnotherFolder(Unavailable):
+    """Another folder cosigns for this witness, so this one would not notice a fork.
+
+    Raised by a witness whose folder lacks the last cosigned checkpoints. An operator must run
+    `foldlog keys takeover --witness`, or stop this witness.
+    """
+
+    code = "another-folder"
     retry_after_seconds = 60
 
 

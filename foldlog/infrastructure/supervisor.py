@@ -323,6 +323,11 @@ class _DatabaseKeeper:
         self._database.maintain()
 
 
+def is_child() -> bool:
+    """Returns whether a supervisor started this process."""
+    return PARENT_PIPE in os.environ
+
+
 def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     """Makes this child process end when its parent process dies.
 
@@ -330,7 +335,7 @@ def exit_with_parent(grace_seconds: float = ORPHAN_GRACE_SECONDS) -> None:
     `grace_seconds`, it exits at once, with status 1. If this process was started by hand, outside
     of the supervisor, the function has no effect.
     """
-    if PARENT_PIPE not in os.environ:
+    if not is_child():
         return
     fd = int(os.environ[PARENT_PIPE])
 

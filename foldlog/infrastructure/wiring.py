@@ -7,7 +7,7 @@ the database; calling its functions does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Thread
@@ -30,6 +30,7 @@ from .postgres.log.patrol import Patrol
 from .postgres.log.wakeups import Announcer, Wakeups
 from .postgres.master.table import PostgresMasterTable
 from .postgres.projections import VERSIONS, projection_named
+from .postgres.proofs.signers import Signers
 from .postgres.proofs.tree import PostgresProofTree
 from .postgres.readiness import readiness
 from .postgres.rebuild.projector import Projector, follow
@@ -39,6 +40,7 @@ from .postgres.schema.migrate import SchemaBehind, migrate, pending
 from .postgres.service_events.registry import PostgresRegistry
 from .postgres.status import alarms, gauges
 from .settings import Settings
+from .signing.folders import FolderUnusable
 from .signing.keys import read_keys
 from .signing.signer import CheckpointSigner
 from .signing.witness import Witness, Witnesses
@@ -101,8 +103,11 @@ class Services:
         cosigner = read_keys(self.settings.keys_folder).cosigner(self.settings.witness_name)
         if cosigner is None or not self.settings.witnessed:
             return None
-        folder = self.settings.witness_folder
-        return Witness(folder, cosigner, self.settings.witnessed).add_checkpoint
+        signers = Signers(self.datastore, "witness")
+        witness = Witness(self.settings.witness_folder, cosigner, self.settings.witnessed, signers)
+        with suppress(StorageUnavailable, FolderUnusable):  # each request checks it again
+            witness.may_cosign()
+        return witness.add_checkpoint
 
     def ready(self) -> dict[str, str]:
         """Checks whether the service can answer requests.

@@ -17,6 +17,7 @@ from foldlog.domain.access import Grant, Role
 from foldlog.domain.errors import DeviceRevoked, UnknownSpace
 from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.transfer import Importer
+from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts import console
 from foldlog.scripts.main import cli
 from foldlog.scripts.rebuild_workers import Task, rebuild_many
@@ -280,6 +281,20 @@ def test_status_shows_lag_and_halted_projections(stores, run, database):
     with stores.datastore.committed() as cursor:
         cursor.execute("UPDATE projections SET stopped_at = 3, stopped_why = 'why'")
     assert "stopped at 3" in run("status", code=1).stdout
+
+
+def test_status_says_that_nothing_is_signed(stores, run, tmp_path, monkeypatch):
+    """A database without a key, or with an unusable one, says so until a key is made."""
+    monkeypatch.setenv("FOLDLOG_KEYS", str(tmp_path / "keys"))
+    assert "nothing is signed: there is no key in" in run("status").stdout
+    random_history(stores, "s", seed=6, pushes=10)
+    assert "nothing is signed: there is no key in" in run("status").stdout
+    lines = map(json.loads, run("status", "s", "--json").stdout.splitlines())
+    assert all("foldlog keys new" in line["unsigned_why"] for line in lines)
+    make_keys(tmp_path / "keys")
+    assert "nothing is signed" not in run("status").stdout
+    (tmp_path / "keys" / "keys.json").write_text("{")
+    assert "nothing is signed" in run("status").stdout
 
 
 def test_rebuild_as_a_command(stores, run):

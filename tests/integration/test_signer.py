@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import time
 from threading import Event, Thread
 
@@ -211,6 +213,52 @@ def test_a_rotated_key_signs_and_the_old_one_verifies(stores, sign, keys):
     assert open_checkpoint(before, ring.verifiers(origin))[0].size == 6
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_rotated_key_signs_the_heads_of_quiet_spaces(
+    stores, keys, tmp_path, monkeypatch, restarts
+):
+    """A space without new events gets a signature of the new key, once, also after a restart."""
+    monkeypatch.setattr(signer_module, "RETRY_SECONDS", 0)
+
+    def signer():
+        return CheckpointSigner(stores.proofs, keys=keys, last=tmp_path / "last", origin=ORIGIN)
+
+    for space in ("s", "t"):
+        push(stores, 6, space)
+    stores.grow_trees()
+    running = signer()
+    assert (running.sign_all(), running.sign_all()) == (2, 0)
+    rotate_keys(keys)
+    running = signer() if restarts else running
+    assert (running.sign_all(), running.sign_all()) == (2, 0)
+    for space in ("s", "t"):
+        checkpoint, note = published(stores, keys, space)
+        new, old = read_keys(keys).verifiers(checkpoint.origin)
+        assert checkpoint.size == 6 and note.verified_by([new, old]) == [new]
+
+
+def test_a_rotation_that_was_killed_halfway_is_finished(stores, sign, keys, monkeypatch):
+    """The file has the new signature; the next start publishes it."""
+    push(stores, 6)
+    sign(stores)
+    rotate_keys(keys)
+
+    class Killed(BaseException):
+        """Simulates a kill: it is a BaseException, so the code under test lets it pass."""
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.proofs, "publish", dies)
+        with pytest.raises(Killed):
+            sign(stores)
+    assert sign(stores) == 1
+    checkpoint, note = published(stores, keys)
+    (new, _) = read_keys(keys).verifiers(checkpoint.origin)
+    assert note.verified_by([new]) == [new]
+
+
 def test_without_a_key_nothing_is_signed(stores, tmp_path):
     """Tiles and proofs work without a key."""
     push(stores, 6)
@@ -220,6 +268,17 @@ def test_without_a_key_nothing_is_signed(stores, tmp_path):
     )
     assert signer.sign_all() == 0
     assert stores.proofs.inclusion("s", 3).size == 6
+
+
+def test_a_service_without_a_key_says_so_at_its_start(stores, tmp_path):
+    """The signer runs in the projector, so this process tells that it signs nothing."""
+    command = [sys.executable, "-m", "foldlog", "projector", "--data", str(tmp_path),
+               "--database-url", stores.datastore.url]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.terminate()
+    assert first.startswith("nothing is signed: there is no key in")
 
 
 @pytest.mark.parametrize(

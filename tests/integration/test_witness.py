@@ -24,6 +24,7 @@ from foldlog.domain.ports import RangeQuery
 from foldlog.domain.witness import AddCheckpoint
 from foldlog.infrastructure.postgres.append.transfer import Importer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.proofs.signers import Signers
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.infrastructure.signing.signer import CheckpointSigner
 from foldlog.infrastructure.signing.witness import Witness, Witnesses
@@ -42,7 +43,8 @@ class Party:
         self.trusted: list[Verifier] = []
         cosigner = self.keys.cosigner(f"{name}/witness")
         self.verifier = cosigner.verifier(COSIGNATURE)
-        witness = Witness(folder / "witness", cosigner, self.trusted)
+        signers = Signers(stores.datastore, "witness")
+        witness = Witness(folder / "witness", cosigner, self.trusted, signers)
         app = create_app(
             store=stores.log,
             master=stores.master,

@@ -19,6 +19,7 @@ from foldlog.api.http.problems import (
 )
 from foldlog.api.shapes.examples import CHANGESET_ID, DEVICE, LOG, TOKEN_ID
 from foldlog.domain.errors import (
+    AnotherFolder,
     BeyondTree,
     CounterGap,
     DeviceForked,
@@ -231,6 +232,11 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
     StorageUnavailable: Entry(
         "Try again after `Retry-After` seconds. The service stored no changes; keep the queue.",
         StorageUnavailable(),
+    ),
+    AnotherFolder: Entry(
+        "Ask another witness. The operator of this one must run `foldlog keys takeover --witness`, "
+        "or stop the services that lack the folder of the witness.",
+        AnotherFolder(),
     ),
     OutcomeUnknown: Entry(
         "Send the same request again. Changesets that were stored are answered as duplicates.",

@@ -12,7 +12,7 @@ from foldlog.api.http.replies import Reply
 from foldlog.api.http.requests import Request
 from foldlog.api.operation import operation
 from foldlog.domain.access import Right
-from foldlog.domain.errors import LimitExceeded, StorageUnavailable
+from foldlog.domain.errors import AnotherFolder, LimitExceeded, StorageUnavailable
 from foldlog.domain.notes import NOTE_BYTES_MAX
 from foldlog.domain.witness import (
     InconsistentCheckpoint,
@@ -43,6 +43,7 @@ def witness_blueprint(add_checkpoint: Callable[[bytes], str]) -> Blueprint:
             UntrustedCheckpoint,
             InconsistentCheckpoint,
             StorageUnavailable,
+            AnotherFolder,
         ),
     )
     async def add_checkpoint_of_a_log(request: Request) -> Reply:

@@ -60,7 +60,8 @@ END_SIGNING_ALARM = """
 UPDATE checkpoints
    SET alarm = NULL,
        alarm_detail = NULL,
-       alarm_since = NULL
+       alarm_since = NULL,
+       alarm_raised_by = NULL
  WHERE space = %(space)s
 RETURNING space
 """

@@ -63,7 +63,13 @@ SELECT p.projection,
 
 
 SELECT_CHECKPOINTS = """
-SELECT s.space, s.head, coalesce(c.size, 0), c.signed_at::text, c.alarm, c.alarm_detail
+SELECT s.space,
+       s.head,
+       coalesce(c.size, 0),
+       c.signed_at::text,
+       c.alarm,
+       c.alarm_detail,
+       c.alarm_raised_by::text
   FROM spaces s
   JOIN checkpoints c
     ON c.space = s.space
@@ -105,6 +111,10 @@ SELECT alarm, count(DISTINCT space)
          FROM checkpoints
         WHERE alarm IS NOT NULL
         UNION ALL
+       SELECT 'another-folder', folder::text
+         FROM signers
+        WHERE refused_why IS NOT NULL
+        UNION ALL
        SELECT 'log-incomplete', space
          FROM spaces
         WHERE alarm IS NOT NULL
@@ -113,15 +123,22 @@ SELECT alarm, count(DISTINCT space)
  ORDER BY alarm
 """
 
-#: the codes of all alarms; each is about one space, and needs an operator
-ALARMS = ("log-incomplete", "projection-failing", "projection-halted", "signing-stopped")
+#: The codes of all alarms, which need an operator. Each is about one space, except
+#: `another-folder`, which is about one folder that may not sign.
+ALARMS = (
+    "another-folder",
+    "log-incomplete",
+    "projection-failing",
+    "projection-halted",
+    "signing-stopped",
+)
 
 
 class CheckpointStatus(NamedTuple):
     """The last signed checkpoint of a space, and the error of the signer, if there is one.
 
     `size` is the number of signed events. `alarm` is the code of the signer's error, or `None`.
-    `alarm_detail` is the text of this error.
+    `alarm_detail` is the text of this error, and `alarm_raised_by` the id of the signer's folder.
     """
 
     space: str
@@ -130,6 +147,7 @@ class CheckpointStatus(NamedTuple):
     signed_at: str | None
     alarm: str | None
     alarm_detail: str | None
+    alarm_raised_by: str | None
 
 
 class IncompleteLog(NamedTuple):
@@ -224,7 +242,8 @@ def incomplete_logs(datastore: Datastore, space: str | None = None) -> list[Inco
 def alarms(datastore: Datastore) -> dict[str, int]:
     """Returns {alarm: the number of spaces that have it}, without the alarms that no space has.
 
-    The alarms are those of `ALARMS`. `foldlog status` names the spaces and the reasons.
+    The alarms are those of `ALARMS`; of `another-folder` the folders are counted. `foldlog status`
+    names the spaces and the reasons.
     """
     return dict(datastore.fetch_all(SELECT_ALARMS))
 
@@ -242,7 +261,12 @@ def gauges(datastore: Datastore) -> list[Gauge]:
     signing_stopped, unsigned = datastore.fetch_one(SELECT_SIGNING) or (0, 0)
     now = alarms(datastore)
     found = [
-        Gauge("foldlog_alarms", "Spaces with this alarm.", now.get(alarm, 0), {"alarm": alarm})
+        Gauge(
+            "foldlog_alarms",
+            "Spaces (or folders) with this alarm.",
+            now.get(alarm, 0),
+            {"alarm": alarm},
+        )
         for alarm in ALARMS
     ]
     is_first = True

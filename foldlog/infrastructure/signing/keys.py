@@ -118,6 +118,15 @@ def read_keys(folder: Path) -> KeyRing:
         raise KeysUnusable(f"{path}: {exc}") from exc
 
 
+def why_unsigned(folder: Path) -> str | None:
+    """Returns the reason why a service with this folder signs nothing, or `None` if it signs."""
+    try:
+        has_key = read_keys(folder).signer("") is not None
+    except KeysUnusable as exc:
+        return str(exc)
+    return None if has_key else f"there is no key in {folder}: run foldlog keys new"
+
+
 def make_keys(folder: Path) -> KeyRing:
     """Creates the log key and the witness key if they are missing, and returns all keys.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import time
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +23,9 @@ import httpx
 import msgspec
 import structlog
 
-from foldlog.domain.errors import NotFound, StorageUnavailable
+from foldlog.domain.errors import AnotherFolder, NotFound, StorageUnavailable
 from foldlog.domain.notes import (
+    COSIGNATURE,
     Checkpoint,
     InvalidNote,
     Note,
@@ -34,13 +37,18 @@ from foldlog.domain.notes import (
 from foldlog.domain.witness import AddCheckpoint, check_follows, check_signed
 from foldlog.infrastructure.files import make_folder, write_new
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS
+from foldlog.infrastructure.postgres.proofs.signers import Signers
 from foldlog.infrastructure.postgres.proofs.tree import PostgresProofTree
+
+from .folders import FolderUnusable, identify_folder
 
 log = structlog.get_logger("foldlog.witness")
 
 TIMEOUT_SECONDS = 5.0
 ANSWER_BYTES_MAX = 64 * 2**10
 MODE = 0o600
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class Witness:
@@ -49,29 +57,57 @@ class Witness:
     For each log, it saves the last cosigned checkpoint in a file, and compares each new checkpoint
     with it. A file lock covers the comparison and the write of the new checkpoint. Without this
     lock, two requests at the same time could replace a newer checkpoint with an older one.
+
+    `signers` names the one folder that cosigns. A witness with another folder refuses all requests,
+    because it knows nothing of the checkpoints that were cosigned before.
     """
 
-    def __init__(self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier]):
+    def __init__(
+        self, folder: Path, cosigner: Signer, trusted: Sequence[Verifier], signers: Signers
+    ):
         self._folder = folder
         self._cosigner = cosigner
         self._trusted = trusted
+        self._signers = signers
 
     def add_checkpoint(self, body: bytes) -> str:
         """Checks the checkpoint in a request body, saves it, and cosigns it.
 
         Returns the text line with the cosignature. If the check refuses the checkpoint, the method
-        raises one of the errors in `domain.witness`. If the checkpoint cannot be saved, the method
-        raises `StorageUnavailable`.
+        raises one of the errors in `domain.witness`. If another folder cosigns, the method raises
+        `AnotherFolder`. If the checkpoint cannot be saved, or the database cannot be asked, the
+        method raises `StorageUnavailable`.
         """
         asked = AddCheckpoint.parse(body)
         checkpoint = check_signed(asked, self._trusted)
         try:
-            with self._locked(checkpoint.origin) as path:
-                check_follows(asked, checkpoint, _last(path))
+            with self._held(), self._locked(checkpoint.origin) as path:
+                check_follows(asked, checkpoint, read_last(path))
                 write_new(path, checkpoint.text, MODE)
-        except OSError as exc:
+        except (OSError, FolderUnusable) as exc:
             raise StorageUnavailable(f"the witness cannot save the checkpoint: {exc}") from exc
         return self._cosigner.cosign(asked.note.text, int(time.time())).line
+
+    def may_cosign(self) -> bool:
+        """Tells whether this folder cosigns. If no folder does so yet, this one begins.
+
+        A refusal is stored, as an alarm. Raises `FolderUnusable` if the id of the folder is
+        unreadable, and `StorageUnavailable` if the database cannot be asked.
+        """
+        folder = identify_folder(self._folder)
+        key = b64encode(self._cosigner.verifier(COSIGNATURE).public).decode()
+        return self._signers.may_sign(folder.folder, [key], taken_over_by=folder.taken_over_by)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keeps a takeover away during the `with` block. Raises `AnotherFolder`."""
+        if not self.may_cosign():
+            raise AnotherFolder
+        folder = identify_folder(self._folder).folder
+        with self._signers.holding(folder) as is_ours:
+            if not is_ours:
+                raise AnotherFolder
+            yield
 
     @contextmanager
     def _locked(self, origin: str) -> Iterator[Path]:
@@ -87,7 +123,12 @@ class Witness:
             os.close(lock)
 
 
-def _last(path: Path) -> Checkpoint | None:
+def cosigned_logs(folder: Path) -> list[Path]:
+    """Returns a list of the files with the last cosigned checkpoints of a witness."""
+    return sorted(path for path in folder.iterdir() if _DIGEST.fullmatch(path.name))
+
+
+def read_last(path: Path) -> Checkpoint | None:
     """Reads the last cosigned checkpoint from a file. Returns `None` if the file is missing.
 
     Raises `OSError` if the content of the file is invalid.

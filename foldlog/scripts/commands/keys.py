@@ -1,13 +1,19 @@
-"""Implements `foldlog keys`, which makes, rotates and shows the keys that sign checkpoints."""
+"""Implements `foldlog keys`, which manages the keys and the folder that sign checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import msgspec
+from rich.markup import escape
 
 from foldlog.domain.notes import Verifier, origin_of
+from foldlog.infrastructure.postgres.proofs.signers import Signers
 from foldlog.infrastructure.settings import Settings, read_settings
+from foldlog.infrastructure.signing.folders import FILE
 from foldlog.infrastructure.signing.keys import KeyRing, make_keys, read_keys, rotate_keys
+from foldlog.infrastructure.signing.takeover import take_over_cosigning, take_over_signing
 from foldlog.scripts.console import AS_JSON, err, fail, report_errors, with_database
 from foldlog.scripts.services import open_services
 
@@ -93,6 +99,69 @@ def show_command(space: str, keys: str | None, data: str | None, database_url: s
             fail(f"{parts.settings.keys_folder} has no key: run foldlog keys new")
     for verifier in found:
         click.echo(verifier.vkey)
+
+
+@keys_command.command("takeover")
+@click.option(
+    "--from",
+    "other",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The folder that signed before (`checkpoints` or `witness` of its data folder), or a "
+    "copy of it. It is marked, so that it never signs again.",
+)
+@click.option(
+    "--lost",
+    metavar="REASON",
+    help="The folder that signed before is lost. Only this folder and the database are compared. "
+    "The reason is stored.",
+)
+@click.option("--witness", is_flag=True, help="Take over the cosigning for other services.")
+@with_database
+@KEYS
+@report_errors
+def takeover_command(
+    other: Path | None,
+    lost: str | None,
+    witness: bool,
+    keys: str | None,
+    data: str | None,
+    database_url: str | None,
+) -> None:
+    """Let this data folder sign the logs, in place of another one.
+
+    One folder signs the logs of a database: it remembers the last checkpoint of each log, so that
+    no fork is signed. Run this command on the service that signs from now on, after you have
+    stopped the other one. The command compares the checkpoints of both folders with the logs. If a
+    log contradicts one of them, the command fails and changes nothing.
+
+    With --witness only checkpoints of the same size can be compared.
+    """
+    if (other is None) == (lost is None):
+        raise click.UsageError("give --from DIR, or --lost REASON")
+    why = lost or f"compared with {other}"
+    with open_services(data, database_url, keys=keys) as parts:
+        ring, settings = read_keys(parts.settings.keys_folder), parts.settings
+        if not ring.log or not ring.witness:
+            fail(f"{settings.keys_folder} has no key: run foldlog keys new")
+        if witness:
+            signers = Signers(parts.datastore, "witness")
+            key, own = ring.witness[-1].public, settings.witness_folder
+            done = take_over_cosigning(signers, key, own=own, other=other, why=why)
+        else:
+            own = settings.checkpoints_folder
+            done = take_over_signing(parts.tree, ring, own=own, other=other, why=why)
+    for line in done.not_compared:
+        err.print(f"not compared: {escape(line)}", soft_wrap=True, highlight=False)
+    err.print(f"compared {done.compared} checkpoints; {own} signs from now on", soft_wrap=True)
+    if other is not None:
+        err.print(
+            f"if {other} is a copy, copy {FILE} from it into the original folder, so that the "
+            "other service never signs again",
+            soft_wrap=True,
+            highlight=False,
+        )
+    click.echo(done.folder)
 
 
 def _print_new(ring: KeyRing, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from foldlog.api.http.logging import configure_logging
 from foldlog.domain.access import TOKEN_BYTES, Grant, Role, new_token
@@ -24,8 +25,8 @@ from foldlog.infrastructure.settings import (
     Settings,
     read_settings,
 )
-from foldlog.infrastructure.signing.keys import make_keys
-from foldlog.infrastructure.supervisor import Child, Supervisor, exit_with_parent
+from foldlog.infrastructure.signing.keys import make_keys, why_unsigned
+from foldlog.infrastructure.supervisor import Child, Supervisor, exit_with_parent, is_child
 from foldlog.infrastructure.wiring import database, projector, services
 from foldlog.scripts.console import err, report_errors, with_database
 from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
@@ -86,12 +87,21 @@ def serve_command(
             # With a database of its own, the operator makes the key (`foldlog keys new`): the
             # data folder of a container is often temporary, so each start would make another key.
             make_keys(settings.keys_folder)
+        _warn_if_unsigned(settings)
         if settings.access == "tokens" and settings.admin_token is None:
             _make_first_token(db.url, settings)
         supervisor = Supervisor(_children(db.url, settings, sockets), database=db.embedded)
         Thread(target=_announce_when_ready, args=(settings,), daemon=True).start()
         code = supervisor.run()
     sys.exit(code)
+
+
+def _warn_if_unsigned(settings: Settings) -> None:
+    why = why_unsigned(settings.keys_folder)
+    if why is not None:
+        err.print(
+            f"[yellow]nothing is signed:[/yellow] {escape(why)}", soft_wrap=True, highlight=False
+        )
 
 
 def _make_first_token(url: str, settings: Settings) -> None:
@@ -161,6 +171,8 @@ def projector_command(data: str | None, database_url: str | None) -> None:
     exit_with_parent()
     settings = read_settings(data=data, database_url=database_url)
     configure_logging(settings.log_format)
+    if not is_child():  # `foldlog serve` has said so
+        _warn_if_unsigned(settings)
     with database(settings) as db, projector(db.url, settings) as (run, wakeups):
 
         def stop(*_: Any) -> None:

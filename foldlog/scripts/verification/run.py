@@ -288,8 +288,9 @@ class Verification:
         Such a checkpoint ends before the first event of this run, or after the last one, so this
         run has not computed the root hash at the end of the checkpoint. Instead, a consistency
         proof (RFC 9162) shows that the checkpoint belongs to the same log as the verified events.
-        `root` is the root hash at the last event of this run. Raises `Wrong` if a proof fails. For an archive, this check is left out, and the method
-        adds a line to `findings` for each checkpoint that was not checked.
+        `root` is the root hash at the last event of this run. Raises `Wrong` if a proof fails. For
+        an archive, this check is left out, and the method adds a line to `findings` for each
+        checkpoint that was not checked.
         """
         for size, claim in claims.remaining():
             if self._source.carries_tiles:

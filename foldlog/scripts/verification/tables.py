@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from foldlog.domain.audit import MALFORMED_ERRORS, WrongEvent
 from foldlog.domain.derived import NEW_DEVICE, UNPROVABLE, Derived, Row, RowKey, columns_of
@@ -12,6 +12,9 @@ from foldlog.scripts.console import spaced
 from .checks import Audited, Check
 from .disk_backed import DiskBacked
 from .rows import difference, first_difference, joined
+
+#: Missing tokens that one statement looks for.
+TOKENS_PER_READ = 1_000
 
 
 class ColumnsCheck(Check):
@@ -88,15 +91,21 @@ class TablesCheck(Check):
         unprovable = absent = 0
         last_absent: tuple[int, RowKey] = (0, ())
         first_present = self._derived.head + 1
+        waiting: list[tuple[str, str]] = []
         for key, mine, found in joined(expected, self._snapshot.rows("tokens")):
             seq = 0 if mine is None else self._granted_at(key)
             if mine is not None and found is None:
                 absent += 1
                 last_absent = max(last_absent, (seq, key))
+                waiting.append((str(key[0]), mine["digest"]))
+                if len(waiting) == TOKENS_PER_READ:
+                    self._check_moved(waiting)
+                    waiting = []
                 continue
             self.note(difference("tokens", key, mine, found))
             first_present = min(first_present, seq)
             unprovable += mine is not None and mine["digest"] == UNPROVABLE
+        self._check_moved(waiting)
         if last_absent[0] > first_present:
             self.note(difference("tokens", last_absent[1], {}, None))
         if absent:
@@ -109,6 +118,13 @@ class TablesCheck(Check):
         everywhere = self._snapshot.count_tokens_of_every_space()
         if everywhere:
             yield f"not provable: {spaced(everywhere)} tokens of every space, which are in no log"
+
+    def _check_moved(self, tokens: Sequence[tuple[str, str]]) -> None:
+        """Looks for tokens of this log that now give access elsewhere."""
+        moved = self._snapshot.moved_token(tokens) if tokens else None
+        if moved is not None:
+            space = f"the space {moved[1]!r}, which has no log" if moved[1] else "every space"
+            self.note(f"tokens {moved[0]} is of {space}, but the events grant it here")
 
     def _granted_at(self, key: RowKey) -> int:
         found = self._derived.granted_seqs.get(key)

@@ -175,6 +175,20 @@ SELECT count(*)
  WHERE space = ''
 """
 
+# A token of the log that gives access to every space, or to a space without a log.
+SELECT_MOVED = """
+SELECT t.token::text, t.space
+  FROM tokens t
+ WHERE (t.token = ANY(%(tokens)s::uuid[]) OR encode(t.digest, 'hex') = ANY(%(digests)s::text[]))
+   AND NOT EXISTS (
+           SELECT
+             FROM spaces s
+            WHERE s.space = t.space
+       )
+ ORDER BY t.space, t.token
+ LIMIT 1
+"""
+
 COUNT_TILES = """
 SELECT level, count(*), max(number)
   FROM tiles
@@ -270,6 +284,13 @@ class Snapshot:
 
     def count_tokens_of_every_space(self) -> int:
         return int(self._all(COUNT_TOKENS_OF_EVERY_SPACE)[0][0])
+
+    def moved_token(self, tokens: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+        """Returns (token, space) of the first of these tokens that another row grants for every
+        space or for a space without a log. Each of `tokens` is an id and a digest in hex."""
+        params = {"tokens": [id for id, _ in tokens], "digests": [digest for _, digest in tokens]}
+        found = self._all(SELECT_MOVED, params)
+        return found[0] if found else None
 
     def erasure_seqs(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Returns the seq of the last erasure of each of these records that was erased."""

@@ -17,6 +17,7 @@ from foldlog.infrastructure.postgres.log.alarms import LogAlarms
 from foldlog.infrastructure.postgres.log.heads import absent
 
 from .projection import tile_params
+from .signers import Signers, holds
 
 SELECT_TREE = """
 SELECT s.log::text, p.position
@@ -69,25 +70,39 @@ SELECT space, log, %(size)s, %(note)s, now()
    SET log = excluded.log,
        size = excluded.size,
        note = excluded.note,
-       signed_at = excluded.signed_at,
-       alarm = NULL,
-       alarm_detail = NULL,
-       alarm_since = NULL
+       signed_at = excluded.signed_at
  -- a note that returns late from the witnesses must not replace a newer one
  WHERE checkpoints.log IS DISTINCT FROM excluded.log
     OR checkpoints.size <= excluded.size
 RETURNING space
 """
 
+# The alarm of another folder stays: each folder knows only its own checkpoints.
 ALARM = """
-INSERT INTO checkpoints (space, alarm, alarm_detail, alarm_since)
-VALUES (%(space)s, %(alarm)s, %(detail)s, now())
+INSERT INTO checkpoints (space, alarm, alarm_detail, alarm_since, alarm_raised_by)
+VALUES (%(space)s, %(alarm)s, %(detail)s, now(), %(folder)s)
     ON CONFLICT (space) DO UPDATE
    SET alarm_since = CASE WHEN checkpoints.alarm = excluded.alarm
                           THEN checkpoints.alarm_since
                           ELSE excluded.alarm_since END,
        alarm = excluded.alarm,
-       alarm_detail = excluded.alarm_detail
+       alarm_detail = excluded.alarm_detail,
+       alarm_raised_by = excluded.alarm_raised_by
+ WHERE checkpoints.alarm IS NULL
+    OR checkpoints.alarm_raised_by IS NULL
+    OR checkpoints.alarm_raised_by = excluded.alarm_raised_by
+RETURNING space
+"""
+
+END_ALARM = """
+UPDATE checkpoints
+   SET alarm = NULL,
+       alarm_detail = NULL,
+       alarm_since = NULL,
+       alarm_raised_by = NULL
+ WHERE space = %(space)s
+   AND alarm IS NOT NULL
+   AND (alarm_raised_by IS NULL OR alarm_raised_by = %(folder)s)
 RETURNING space
 """
 
@@ -108,34 +123,60 @@ SELECT s.space
  ORDER BY s.space
 """
 
-# The signer runs this once after a start, and after an outage of the database.
 SELECT_HEADS = """
-SELECT s.log::text, s.head, p.position, s.alarm
+SELECT s.log::text,
+       s.head,
+       p.position,
+       s.alarm,
+       coalesce(c.size, 0),
+       f.alarm,
+       f.alarm_raised_by::text
   FROM spaces s
   JOIN projections p
     ON p.space = s.space AND p.projection = 'proofs' AND p.is_live
+  LEFT JOIN checkpoints c
+    ON c.space = s.space AND c.log = s.log
+  LEFT JOIN checkpoints f
+    ON f.space = s.space AND f.alarm IS NOT NULL
  WHERE s.space = %(space)s
+"""
+
+# The logs of a database with their published checkpoints, for a takeover.
+SELECT_LOGS = """
+SELECT s.space, s.log::text, c.note
+  FROM spaces s
+  LEFT JOIN checkpoints c
+    ON c.space = s.space AND c.log = s.log
+ WHERE NOT s.importing
+ ORDER BY s.space
 """
 
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('foldlog signer'), hashtext(%(space)s))"
 
 
 class Heads(NamedTuple):
-    """The id and the head of a log, and the number of events in the Merkle tree over this log.
+    """The state of a log, for its signer.
 
-    `alarm` names the events that are missing in the log; usually it is `None`.
+    `size` is the number of events in the Merkle tree over the log, and `published` the number of
+    events in the published checkpoint. `incomplete` names the events that are missing in the log;
+    usually it is `None`. `alarm` is the code of a signer's alarm, or `None`, and `alarm_by` the
+    folder of that signer.
     """
 
     log: str
     head: int
     size: int
+    incomplete: str | None
+    published: int
     alarm: str | None
+    alarm_by: str | None
 
 
 class PostgresProofTree(ProofTree):
     def __init__(self, datastore: Datastore):
         self._datastore = datastore
         self._alarms = LogAlarms(datastore)
+        self.signers = Signers(datastore, "log")
 
     def _absent(self, space: SpaceId) -> FoldlogError:
         with self._datastore.reading() as cursor:
@@ -200,16 +241,33 @@ class PostgresProofTree(ProofTree):
         """
         self._alarms.look(space, after=after, events=size - after)
 
+    def logs(self) -> list[tuple[SpaceId, str, bytes | None]]:
+        """Returns a tuple (space, log id, signed note) for each space, and `None` for the note of a
+        space without a published checkpoint."""
+        with self._datastore.rows() as cursor:
+            rows = cursor.execute(SELECT_LOGS).fetchall()
+        return [(space, log, None if note is None else bytes(note)) for space, log, note in rows]
+
     @contextmanager
-    def signing(self, space: SpaceId) -> Iterator[bool]:
+    def signing(self, space: SpaceId, folder: str | None = None) -> Iterator[bool]:
         """Tries to lock a space for signing until the `with` block ends.
 
-        Yields `True` if this process has the lock, and `False` if another process has it.
+        Yields `True` if this process has the lock, and `False` if another process has it. With
+        `folder`, it also yields `False` if another folder has taken over, and keeps a takeover away
+        during the block.
         """
         with self._datastore.committed() as cursor:
             row = cursor.execute(TRY_LOCK, {"space": space}).fetchone()
-            yield bool(row and row[0])
+            is_ours = bool(row and row[0])
+            yield is_ours and (folder is None or holds(cursor, "log", folder))
 
-    def alarm(self, space: SpaceId, code: str, detail: str) -> None:
+    def alarm(self, space: SpaceId, code: str, detail: str, folder: str | None) -> None:
+        """Stores an alarm of the signer with this folder, unless another folder has raised one."""
+        params = {"space": space, "alarm": code, "detail": detail, "folder": folder}
         with self._datastore.committed() as cursor:
-            cursor.execute(ALARM, {"space": space, "alarm": code, "detail": detail})
+            cursor.execute(ALARM, params)
+
+    def end_alarm(self, space: SpaceId, folder: str) -> None:
+        """Ends the alarm of a space, if the signer with this folder has raised it."""
+        with self._datastore.committed() as cursor:
+            cursor.execute(END_ALARM, {"space": space, "folder": folder})

@@ -42,6 +42,7 @@ PRIVILEGES: Mapping[str, str] = {
     "local_ids": "SELECT, INSERT, DELETE",
     "tiles": _REBUILD,
     "checkpoints": _UPDATE,
+    "signers": _UPDATE,
     "schema_migrations": "SELECT",
 }
 

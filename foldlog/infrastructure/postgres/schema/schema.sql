@@ -523,10 +523,29 @@ CREATE TABLE checkpoints (
     signed_at    timestamptz,
     alarm        text,                        -- the code of that error
     alarm_detail text,
-    alarm_since  timestamptz
+    alarm_since  timestamptz,
+    alarm_raised_by uuid                      -- the folder of that signer; only this one clears it
 );
 
 CREATE INDEX checkpoints_alarms ON checkpoints (space) WHERE alarm IS NOT NULL;
+
+-- The folders of last checkpoints (signing/folders). One of each use signs; the others were replaced
+-- by a takeover, or are refused.
+CREATE TABLE signers (
+    use           text        COLLATE "C" NOT NULL,    -- log, witness
+    folder        uuid        NOT NULL,                -- the id in the folder
+    key           text        COLLATE "C" NOT NULL,    -- the public key that its service uses
+    signs         boolean     NOT NULL,
+    since         timestamptz NOT NULL DEFAULT now(),
+    replaced_by   uuid,                                -- the trace of a takeover
+    replaced_at   timestamptz,
+    replaced_why  text,
+    refused_why   text,                                -- an alarm
+    refused_since timestamptz,
+    PRIMARY KEY (folder, key)
+);
+
+CREATE UNIQUE INDEX signers_one ON signers (use) WHERE signs;
 
 -- The migrations that were applied to this database.
 CREATE TABLE schema_migrations (
