@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from .changesets import Key as Key
 from .changesets import Operation
@@ -170,8 +170,8 @@ class Record(msgspec.Struct, gc=False):
     touched_seq: int = 0
     touched_by: str | None = None
     touched_seq_other: int = 0
-    #: The size that `RECORD_SIZE_MAX` limits (`record_size`). -1 means that it is uncounted.
-    size: int = -1
+    #: the size that `RECORD_SIZE_MAX` limits (`record_size`), unless it is not yet counted
+    size: int | UnsetType = UNSET
 
     @property
     def exists(self) -> bool:
@@ -266,12 +266,16 @@ def fold_record(was: R, ops: Sequence[Operation], cause: Cause, conflicts: list[
     """Applies the operations of one changeset on one record, and returns the new record. Adds the
     conflicts that they cause to `conflicts`. The record `was` stays unchanged."""
     record = _copy(was, fields=dict(was.fields), writes=dict(was.writes))
-    if record.size < 0:
-        record.size = record_size(record)
+    record.size = counted_size(record)
     for op in ops:
         _APPLY[op.op](record, op, cause, conflicts)
         _mark_touched(record, cause)
     return record
+
+
+def counted_size(record: Record) -> int:
+    """Returns the size of a record, which is counted only if it is unknown."""
+    return record_size(record) if record.size is UNSET else record.size
 
 
 def record_size(record: Record) -> int:
@@ -309,7 +313,7 @@ def tombstone(key: Key, event: Event) -> Record:
 def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if _loses_to_delete(record, op, cause, conflicts):
         return
-    fields, writes, size = record.fields, record.writes, record.size
+    fields, writes, size = record.fields, record.writes, counted_size(record)
     judged: Write | None = None  # one write often wrote several fields; it is judged once
     is_seen = True
     winners: list[tuple[str, Any, Any]] = []
@@ -349,7 +353,7 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
 def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if _loses_to_delete(record, op, cause, conflicts):
         return
-    fields, writes, size = record.fields, record.writes, record.size
+    fields, writes, size = record.fields, record.writes, counted_size(record)
     sums: list[tuple[str, Any, Any]] = []
     found: list[Conflict] = []
     for name, value in _values(op):
@@ -451,7 +455,7 @@ def _growth(name: str, write: Write | None, was: Any, value: Any) -> int:
 def _is_too_large(record: Record, size: int) -> bool:
     """Tells whether an operation that leads to this size loses to the limit. A record that is
     larger already may shrink, or keep its size."""
-    return size > RECORD_SIZE_MAX and size > record.size
+    return size > RECORD_SIZE_MAX and size > counted_size(record)
 
 
 def _lose_to_limit(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:

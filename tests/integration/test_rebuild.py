@@ -78,16 +78,16 @@ def test_it_reports_progress(stores, datastore):
 @pytest.mark.parametrize(
     ("change", "table"),
     [
-        ("UPDATE records SET fields = '{\"x\":\"forged\"}' WHERE id = 'a'", "records"),
+        ("UPDATE records SET own_fields = '{\"x\":\"forged\"}' WHERE id = 'a'", "records"),
         ("UPDATE records SET writes = '[[1,null,0,0,[]]]' WHERE id = 'a'", "records"),
         ("DELETE FROM records WHERE id = 'a'", "records"),
         (
-            "INSERT INTO records SELECT space, generation, collection, 'ghost', fields, "
+            "INSERT INTO records SELECT space, generation, collection, 'ghost', own_fields, "
             "is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, "
             "touched_by, touched_seq_other FROM records WHERE id = 'a'",
             "records",
         ),
-        ("UPDATE conflicts SET document = '{}' WHERE number = 0", "conflicts"),
+        ("UPDATE conflicts SET entry = '{}' WHERE number = 0", "conflicts"),
         ("DELETE FROM local_ids", "local_ids"),
     ],
 )

@@ -281,7 +281,8 @@ def change(audited, statement: str) -> None:
          "WHERE originator_version > 10000", "seq 50: the log continues with 51"),
         ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
          "WHERE number = 1 AND level = 0", "tile 0/1 is wrong at seq 260"),
-        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "records tasks/7: fields is"),
+        ("UPDATE records SET own_fields = '{\"n\": 0}' WHERE id = '7'",
+         "records tasks/7: own_fields is"),
         ("DELETE FROM records WHERE id = '7'", "records tasks/7 is missing"),
         ("UPDATE spaces SET log = gen_random_uuid(); "
          "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
@@ -381,8 +382,8 @@ def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     few = partial(StoredRecords, in_memory_max=3)
     monkeypatch.setattr(master_module, "StoredRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
-    change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
-    assert "records tasks/7: fields is" in audited.verify(code=1)
+    change(audited, "UPDATE records SET own_fields = '{\"n\": 0}' WHERE id = '7'")
+    assert "records tasks/7: own_fields is" in audited.verify(code=1)
     change(audited, "DELETE FROM records WHERE id = '7'")
     assert "records tasks/7 is missing" in audited.verify(code=1)
 

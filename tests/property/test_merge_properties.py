@@ -10,6 +10,7 @@ from unittest.mock import patch
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from foldlog.domain import merge
 from foldlog.domain.events import Event, decode_event
@@ -20,8 +21,8 @@ from foldlog.domain.merge import (
     conflict_document,
     fold,
     pack_writes,
-    unpack_writes,
     record_size,
+    unpack_writes,
     view_of,
 )
 from tests.examples import examples
@@ -217,7 +218,7 @@ def check_batches(history: list[Json], data: st.DataObject) -> None:
         wanted = {key for event in batch for key in event.keys} & table.keys()
         loaded = {key: msgspec.json.decode(table[key], type=Record) for key in wanted}
         for record in loaded.values():
-            record.writes, record.size = unpack_writes(pack_writes(record.writes)), -1
+            record.writes, record.size = unpack_writes(pack_writes(record.writes)), UNSET
         for event in batch:
             found += fold(loaded, event)
         table |= {key: msgspec.json.encode(record) for key, record in loaded.items()}

@@ -42,7 +42,7 @@ def _ms(column: str) -> str:
 SELECT_RECORDS = f"""
 SELECT collection,
        id,
-       {_brief("fields")},
+       {_brief("own_fields")},
        is_deleted,
        seq,
        created_seq,
@@ -63,14 +63,14 @@ SELECT_VERSIONS = f"""
 SELECT collection,
        id,
        seq,
-       {_brief("fields")},
+       {_brief("own_fields")},
        is_deleted,
        state_seq,
        created_seq,
        {_ms("last_modified")},
        is_first,
        {_brief("apart")},
-       {_brief("writes")}
+       {_brief("own_writes")}
   FROM versions
   JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
        AS wanted (collection, id, seq)
@@ -109,7 +109,7 @@ SELECT seq,
        number,
        collection,
        id,
-       {_brief("document")},
+       {_brief("entry")},
        encode(field, 'hex') AS field,
        lost_by::text,
        won_by::text
@@ -173,8 +173,8 @@ class StoredMaster:
 
 
 _VERSION_COLUMNS = (
-    *("fields", "is_deleted", "state_seq", "created_seq", "last_modified", "is_first", "apart"),
-    "writes",
+    *("own_fields", "is_deleted", "state_seq", "created_seq", "last_modified", "is_first"),
+    *("apart", "own_writes"),
 )
 
 
@@ -182,7 +182,7 @@ def record_row(record: StoredRecord) -> Row:
     """Returns the columns of `records` for a folded record."""
     fields, writes, apart = live_columns(record)
     return {
-        "fields": _brief_of(fields),
+        "own_fields": _brief_of(fields),
         "is_deleted": record.is_deleted,
         "seq": record.seq,
         "created_seq": record.created_seq,
@@ -200,14 +200,14 @@ def version_row(version: Version) -> Row:
     """Returns the columns of `versions` for a record right after an event touched it."""
     record = version.record
     return {
-        "fields": _brief_of(version.fields),
+        "own_fields": _brief_of(version.fields),
         "is_deleted": record.is_deleted,
         "state_seq": record.seq,
         "created_seq": record.created_seq,
         "last_modified": _ms_of(record),
         "is_first": version.is_first,
         "apart": _brief_of(version.apart),
-        "writes": _brief_of(version.writes),
+        "own_writes": _brief_of(version.writes),
     }
 
 
@@ -219,7 +219,7 @@ def conflict_rows(conflicts: Sequence[Conflict]) -> list[tuple[RowKey, Row]]:
             {
                 "collection": conflict.collection,
                 "id": conflict.id,
-                "document": _brief_of(stored_document(conflict)),
+                "entry": _brief_of(stored_document(conflict)),
                 "field": conflict.field.encode().hex(),
                 "lost_by": conflict.lost.device,
                 "won_by": conflict.won.device,

@@ -21,7 +21,7 @@ from foldlog.infrastructure.postgres.log.values import (
 from .stored_form import Apart, PartRow, Place, add_fields, apart_of
 
 SELECT_PARTS = """
-SELECT collection, id, seq, fields, writes, apart
+SELECT collection, id, seq, own_fields, own_writes, apart
   FROM versions v
   JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[]) AS wanted (
            collection, id, seq

@@ -30,14 +30,14 @@ from .stored_form import Place
 
 INSERT_CONFLICTS = """
 INSERT INTO conflicts (
-           space, generation, seq, number, collection, id, document, field, lost_by, won_by
+           space, generation, seq, number, collection, id, entry, field, lost_by, won_by
        )
-SELECT %(space)s, %(generation)s, seq, number, collection, id, document, field, lost_by, won_by
+SELECT %(space)s, %(generation)s, seq, number, collection, id, entry, field, lost_by, won_by
   FROM unnest(
            %(seqs)s::bigint[], %(numbers)s::integer[],
            %(collections)s::text[], %(ids)s::text[], %(documents)s::json[],
            %(fields)s::bytea[], %(losers)s::uuid[], %(winners)s::uuid[]
-       ) AS new (seq, number, collection, id, document, field, lost_by, won_by)
+       ) AS new (seq, number, collection, id, entry, field, lost_by, won_by)
 RETURNING seq
 """
 
@@ -95,7 +95,7 @@ class ConflictRows:
 
 
 def stored_document(conflict: Conflict) -> bytes:
-    """Returns the column `document` of a conflict."""
+    """Returns the column `entry` of a conflict."""
     document = conflict_document(conflict)
     for side in (document["lost"], document["won"]):
         value = side.get("value")

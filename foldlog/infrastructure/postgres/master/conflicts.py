@@ -15,7 +15,7 @@ from .reading import Scope, bounded
 from .versions import VersionReader
 
 _CONFLICTS = """
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation

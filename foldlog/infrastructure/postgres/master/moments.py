@@ -52,8 +52,8 @@ def state_at(collection: str, id: str, seq: str) -> str:
     the table `projections`.
     """
     return f"""
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation

@@ -60,11 +60,11 @@ DELETE FROM conflicts c
 RETURNING c.*
 )
 INSERT INTO conflicts (
-       space, generation, seq, number, collection, id, document, field, lost_by, won_by
+       space, generation, seq, number, collection, id, entry, field, lost_by, won_by
 )
 SELECT space, generation, seq,
        row_number() OVER (PARTITION BY generation, seq ORDER BY number) - 1,
-       collection, id, document, field, lost_by, won_by
+       collection, id, entry, field, lost_by, won_by
   FROM gone
  WHERE (collection, id) <> (%(collection)s, %(id)s)
 RETURNING seq

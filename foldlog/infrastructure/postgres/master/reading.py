@@ -67,6 +67,8 @@ _BOUNDED = """
 AFTER_ALL_NAMES = "~"  # sorts after all names of collections: letters, digits and - _ .
 #: the columns of a record as readers see it, and what these leave out
 VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq, apart"
+#: the same columns in the table `records`
+STORED_VIEW = VIEW.replace("fields", "own_fields AS fields")
 #: completes rows that begin with `VIEW`
 complete_views = states_completer(Columns(fields=2, apart=7))
 #: attempts of a read whose records are erased meanwhile

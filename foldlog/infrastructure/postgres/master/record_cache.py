@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from psycopg import Cursor
 
-from foldlog.domain.merge import Key, record_size
+from foldlog.domain.merge import Key, counted_size
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.log.values import Wanted, read_values
 
@@ -80,7 +80,7 @@ class RecordCache:
 
 def _memory_of(record: StoredRecord) -> int:
     """Estimates the size of a record in memory, without its values that are in the log."""
-    size = record.size if record.size >= 0 else record_size(record)
+    size = counted_size(record)
     if size > WHOLE_BYTES_MAX:
         size -= sum(v.size for v in record.fields.values() if type(v) is LoggedValue)
     return RECORD_BYTES + size

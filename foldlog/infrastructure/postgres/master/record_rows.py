@@ -35,7 +35,7 @@ _FIELDS = 2
 _SELECT_WANTED = """
 SELECT collection,
        id,
-       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       CASE WHEN bytes <= %(bytes_max)s THEN own_fields END AS fields,
        is_deleted,
        seq,
        created_seq,
@@ -48,7 +48,7 @@ SELECT collection,
        apart
   FROM (
        SELECT r.*,
-              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+              sum(octet_length(own_fields::text) + octet_length(writes::text)) OVER (
                   ORDER BY collection, id ROWS UNBOUNDED PRECEDING
               ) AS bytes
          FROM records r
@@ -83,7 +83,8 @@ SELECT *
 kept AS (
 INSERT INTO versions (
            space, generation, collection, id, seq,
-           fields, is_deleted, state_seq, created_seq, last_modified, is_first, apart, writes
+           own_fields, is_deleted, state_seq, created_seq, last_modified, is_first,
+           apart, own_writes
        )
 SELECT %(space)s, %(generation)s, collection, id, touched_seq,
        fields, is_deleted, seq, created_seq, last_modified, is_first, apart, part_writes
@@ -92,8 +93,8 @@ SELECT %(space)s, %(generation)s, collection, id, touched_seq,
 RETURNING id
 )
 INSERT INTO records (
-           space, generation, collection, id, fields, is_deleted, seq, created_seq, last_modified,
-           writes, deleted, touched_seq, touched_by, touched_seq_other, apart
+           space, generation, collection, id, own_fields, is_deleted, seq, created_seq,
+           last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other, apart
        )
 SELECT %(space)s, %(generation)s, collection, id,
        CASE WHEN live_apart IS NULL THEN fields ELSE '{}' END,
@@ -103,7 +104,7 @@ SELECT %(space)s, %(generation)s, collection, id,
   FROM states
  WHERE is_last
     ON CONFLICT (space, generation, collection, id) DO UPDATE
-   SET fields = excluded.fields,
+   SET own_fields = excluded.own_fields,
        is_deleted = excluded.is_deleted,
        seq = excluded.seq,
        created_seq = excluded.created_seq,

@@ -17,13 +17,13 @@ from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.log.marks import mark_at
 
 from .assembly import Columns, states_completer
-from .reading import VIEW, Found, LiveReader, Scope, bounded
+from .reading import STORED_VIEW, VIEW, Found, LiveReader, Scope, bounded
 
 SELECT_SNAPSHOT = bounded(
     f"{VIEW}, writes, deleted, erased_seq",
     ("fields", "writes"),
     f"""
-        SELECT {VIEW}, writes, deleted,
+        SELECT {STORED_VIEW}, writes, deleted,
                (
                    SELECT x.seq
                      FROM erasures x

@@ -29,6 +29,7 @@ from .conflicts import ConflictReader
 from .diff import DiffReader
 from .reading import (
     AFTER_ALL_NAMES,
+    STORED_VIEW,
     VIEW,
     Found,
     Scope,
@@ -45,7 +46,7 @@ SELECT_LIVE = bounded(
     VIEW,
     ("fields",),
     f"""
-        SELECT {VIEW}
+        SELECT {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -64,7 +65,7 @@ SELECT_CHANGED = bounded(
     VIEW,
     ("fields",),
     f"""
-        SELECT {VIEW}
+        SELECT {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -82,7 +83,7 @@ SELECT_OF_SEQ = bounded(
     VIEW,
     ("fields",),
     f"""
-        SELECT {VIEW}
+        SELECT {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -98,7 +99,7 @@ SELECT_OF_SEQ = bounded(
 
 SELECT_ONE = page_of(
     f"""
-        SELECT 1 AS number_of_candidates, {VIEW}
+        SELECT 1 AS number_of_candidates, {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation

@@ -48,7 +48,7 @@ def _select_versions(comes_after: str, order: str) -> str:
                substr(e.state, 1, %(head_bytes_max)s) AS header,
                here.is_deleted,
                coalesce(before.fields, '{{}}'::json) AS fields_before,
-               here.fields,
+               here.own_fields AS fields,
                before.apart AS apart_before,
                here.apart
           FROM versions here
@@ -74,7 +74,7 @@ def _select_lost(order: str) -> str:
         "seq, number, document",
         ("document",),
         f"""
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation

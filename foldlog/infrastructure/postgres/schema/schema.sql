@@ -412,9 +412,9 @@ CREATE TABLE projections (
     stopped_why    text,
     stopped_until  timestamptz,       -- the time of the next attempt
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
-    has_older_rows boolean NOT NULL DEFAULT false,  -- whether an older version of the code began it
     failing_why    text,              -- a lasting fault of the database, which no event has caused
     failing_since  timestamptz,
+    has_older_rows boolean NOT NULL DEFAULT false,  -- whether an older version of the code began it
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
@@ -430,7 +430,7 @@ CREATE TABLE records (
     generation        integer NOT NULL,
     collection        text    COLLATE "C" NOT NULL,
     id                text    COLLATE "C" NOT NULL,
-    fields            json    NOT NULL,  -- json, because jsonb cannot store NUL and changes numbers
+    own_fields        json    NOT NULL,  -- json, because jsonb cannot store NUL and changes numbers
     is_deleted        boolean NOT NULL,
     seq               bigint  NOT NULL,  -- of the last event that changed its state
     created_seq       bigint  NOT NULL,  -- 0: touched, but never created
@@ -456,14 +456,14 @@ CREATE TABLE versions (
     collection    text    COLLATE "C" NOT NULL,
     id            text    COLLATE "C" NOT NULL,
     seq           bigint  NOT NULL,  -- of the event that touched it
-    fields        json    NOT NULL,
+    own_fields    json    NOT NULL,
     is_deleted    boolean NOT NULL,
     state_seq     bigint  NOT NULL,  -- the `seq` of the record: of the last event that changed its state
     created_seq   bigint  NOT NULL,
     last_modified timestamptz NOT NULL,
     is_first      boolean NOT NULL,  -- whether this event created the record
     apart         json,              -- fields that are in the log or in earlier versions
-    writes        json,              -- only of a record that is stored in parts
+    own_writes    json,              -- only of a record that is stored in parts
     PRIMARY KEY (space, generation, collection, id, seq)
 );
 
@@ -479,7 +479,7 @@ CREATE TABLE conflicts (
     number     integer NOT NULL,   -- 0, 1, 2 ... within that event
     collection text    COLLATE "C" NOT NULL,
     id         text    COLLATE "C" NOT NULL,
-    document   json    NOT NULL,
+    entry      json    NOT NULL,
     field      bytea,              -- its name in UTF-8, which may contain NUL
     lost_by    uuid,
     won_by     uuid,
