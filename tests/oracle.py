@@ -127,7 +127,7 @@ class Oracle:
 
     rows: dict[Key, Row] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
-    size_max: int = RECORD_SIZE_MAX
+    size_max: int = field(default_factory=lambda: RECORD_SIZE_MAX)
 
     def fold(self, *events: dict[str, Any]) -> Oracle:
         for event in events:

@@ -54,6 +54,8 @@ DROP INDEX conflicts_by_record;
 CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id);
 ALTER TABLE projections DROP COLUMN has_history, DROP COLUMN has_older_rows;
 ALTER TABLE records DROP COLUMN apart;
+ALTER TABLE records RENAME COLUMN own_fields TO fields;
+ALTER TABLE conflicts RENAME COLUMN entry TO document;
 UPDATE projections SET fold_version = 1;
 DELETE FROM schema_migrations WHERE name >= '0004';
 """
