@@ -89,6 +89,8 @@ class Limits(msgspec.Struct, frozen=True):
     operations_per_push_max: int = 50_000
     #: the stored events that one push repeats, and the records that its guards name
     looked_up_bytes_max: int = 16 * 2**20
+    #: Without effect. Settings of older versions may name it.
+    touched_bytes_per_event_max: int = 128 * 2**20
     #: of one stored event; a page of one event then fits into memory
     event_bytes_max: int = 4 * 2**20
     #: of one record, as `merge.record_size` counts it; an operation beyond this loses

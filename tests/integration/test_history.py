@@ -35,7 +35,8 @@ CREATE TRIGGER events_are_append_only
     BEFORE UPDATE OR DELETE OR TRUNCATE ON events
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_are_append_only;
-DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens, removed_imports;
+DROP TABLE tiles, checkpoints, erasures, collections, skipped, tokens, removed_imports,
+    signers;
 ALTER TABLE devices
     DROP COLUMN name,
     DROP COLUMN registered_at_ms,
