@@ -24,7 +24,7 @@ TINY = {
 }
 
 COUNT_APART = """
-SELECT (SELECT count(*) FROM versions WHERE own_writes IS NOT NULL AND apart ->> 'parts' IS NOT NULL),
+SELECT (SELECT count(*) FROM versions WHERE apart ->> 'parts' IS NOT NULL),
        (SELECT count(*) FROM versions WHERE apart ->> 'logged' IS NOT NULL),
        (SELECT count(*) FROM conflicts WHERE entry ->> 'rule' = 'too-large')
 """
