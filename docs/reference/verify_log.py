@@ -12,12 +12,12 @@ tells the formats. Exit code 0: all is well; 1: something is wrong, and what.
 """
 
 import argparse
+import gzip
 import hashlib
 import hmac
 import json
 import re
 import sys
-import tarfile
 import zlib
 from base64 import b64decode
 from pathlib import Path
@@ -30,6 +30,12 @@ ERASED = re.compile(
     rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
     re.DOTALL,
 )
+
+# Limits, in bytes: an archive may be hostile, so no read is without one.
+TEXT_MAX, EVENTS_MAX, LINE_MAX, END_MAX = 2**16, 2**26, 2**22 + 2**18, 2**20
+VALUES_MAX = 1_000_000  # of one line, counted as `,`, `[` and `{`
+ERASED_MAX = 1_000_000  # records that were erased
+SIZES_MAX = {"README.txt": TEXT_MAX, "log.json": TEXT_MAX, "keys.txt": TEXT_MAX}
 
 
 def sha256(data):
@@ -114,7 +120,12 @@ def leaf_of(seq, line, erased, owing):
 
 def record_of(operation):
     named = json.loads(operation)
+    check(is_text(named["collection"]) and is_text(named["id"]), "no name of a record")
     return named["collection"], named["id"]
+
+
+def is_text(value):
+    return isinstance(value, str) and len(value) <= 128
 
 
 def add(tree, leaf):
@@ -142,11 +153,51 @@ def differing_leaf(leaves, path, tile):
     return None
 
 
+def unpacked(raw):
+    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+
+
+def exactly(archive, size):
+    data = archive.read(size)
+    check(len(data) == size, "the archive is cut off")
+    return data
+
+
+def members(archive):
+    """The name and size of each file of a tar archive: ordinary ones with short names only."""
+    while any(block := exactly(archive, 512)):
+        name = block[:100].rstrip(b"\0").decode("ascii")
+        size = int(block[124:136].rstrip(b"\0 "), 8)
+        check(block[156:157] in b"0\0" and size >= 0, f"{name!a} is no ordinary file")
+        yield name, size
+        exactly(archive, -size % 512)
+    check(not any(archive.read(END_MAX)) and not archive.read(1), "more follows the archive's end")
+
+
+def lines(archive, size):
+    """The lines of a file with events."""
+    check(0 < size <= EVENTS_MAX, "a file with events is empty or too large")
+    while size:
+        line = archive.readline(min(size, LINE_MAX))
+        check(line.endswith(b"\n"), "a line is cut off or too long")
+        check(sum(map(line.count, (b",", b"[", b"{"))) <= VALUES_MAX, "a line has too many values")
+        size -= len(line)
+        yield line.removesuffix(b"\n")
+
+
+def small(archive, name, size):
+    """The content of a file that is no file with events."""
+    is_tile = re.fullmatch(r"tile/\d{1,2}/[\dx/.p]{3,40}", name)
+    most = 8192 if is_tile else SIZES_MAX.get(name, -1)
+    check(size <= most, f"{name!a} does not belong in an archive, or is too large")
+    return exactly(archive, size)
+
+
 def main():
     try:
         verify()
-    except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, zlib.error) as exc:
-        sys.exit(f"WRONG: this is no readable archive of a log: {str(exc)!a}")
+    except (EOFError, OSError, ValueError, LookupError, RecursionError, zlib.error) as exc:
+        sys.exit(f"WRONG: this is no readable archive of a log: {str(exc)[:200]!a}")
 
 
 def verify():
@@ -159,26 +210,31 @@ def verify():
     claims, proven, tree, seq, note, erased, owing = [], 0, [], 0, None, {}, set()
     leaves, differs, unproven = {}, [], []
     if given.checkpoint:
-        claims.append(open_checkpoint(given.checkpoint.read_bytes(), given.key))
-    with tarfile.open(given.archive, "r|*") as tar:
-        for member in tar:
-            check(member.isfile(), "this is no archive of a log")
-            data = tar.extractfile(member).read()
-            if member.name == "checkpoint":
-                note = data
+        with given.checkpoint.open("rb") as file:
+            claims.append(open_checkpoint(file.read(TEXT_MAX), given.key))
+    with Path(given.archive).open("rb") as raw, unpacked(raw) as archive:
+        for name, size in members(archive):
+            if name == "checkpoint":
+                check(note is None and not seq and size <= TEXT_MAX, "the place of the checkpoint")
+                note = exactly(archive, size)
                 claims.append(open_checkpoint(note, given.key))
-            elif member.name.startswith("events/"):
-                for line in data.removesuffix(b"\n").split(b"\n"):
+            elif name == f"events/{seq + 1:012}.jsonl":
+                # A tile comes after the events that fill it: older leaves have none any more.
+                leaves = {n: leaf for n, leaf in leaves.items() if n > seq - 256}
+                for line in lines(archive, size):
                     seq += 1
                     leaves[seq] = leaf_of(seq, line, erased, owing)
+                    check(len(erased) + len(owing) <= ERASED_MAX, "too many records are erased")
                     add(tree, leaves[seq])
                     for _, _, root in (claim for claim in claims if claim[1] == seq):
                         proven += 1
                         if root_of(tree) != root:
                             unproven.append(seq)
-            elif member.name.startswith("tile/0/"):
-                found = differing_leaf(leaves, member.name.removeprefix("tile/0/"), data)
-                differs += [found] if found else []
+            else:
+                data = small(archive, name, size)
+                if name.startswith("tile/0/"):
+                    found = differing_leaf(leaves, name.removeprefix("tile/0/"), data)
+                    differs = [min([found, *differs])] if found else differs
     if unproven:
         named = f"; seq {min(differs)} is the first that differs from its tile" if differs else ""
         check(False, f"the first {unproven[0]} events are not those signed{named}")
@@ -187,10 +243,15 @@ def verify():
     origin, signed, _ = claims[-1]
     check(claims[0][0] == origin, "the kept checkpoint is of another log")
     check(proven == len(claims), f"the log ends at {seq}, before what was signed")
-    check(not owing, f"values are gone that no event erased: {owing}")
+    check(not owing, f"values are gone that no event erased: {sorted(owing)[:3]!a}")
     if given.save:
         given.save.write_bytes(note)
-    print(f"{seq} events of {origin}, of which {signed} are signed: all is well")
+    print(f"{seq} events of {printable(origin)}, of which {signed} are signed: all is well")
+
+
+def printable(text):
+    """A text without what acts on a terminal."""
+    return ascii(text)[1:-1]
 
 
 if __name__ == "__main__":

@@ -210,7 +210,9 @@ class AsgiServer:
         except Disconnected:
             pass
         except Exception as exc:
-            problem_reply(exc, request)  # the answer has begun, so the problem can only be logged
+            # The status was sent already. Without its end, no client takes the answer for whole.
+            problem_reply(exc, request)
+            return
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b""})

@@ -26,16 +26,14 @@ import jsonschema_rs
 import msgspec
 
 from .json_pointers import escaped
-from .json_schema import (
+from .json_schema import JsonSchema, Violation, matches
+from .schema_keywords import (
     ANNOTATIONS,
     ONE_SCHEMA,
     SCHEMA_LIST,
     SCHEMA_MAP,
-    JsonSchema,
     Schema,
-    Violation,
     compiled,
-    matches,
     name_of,
     words,
 )

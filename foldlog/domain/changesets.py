@@ -19,8 +19,9 @@ from msgspec import UNSET, UnsetType
 
 from .errors import MESSAGE_LENGTH_MAX, InvalidChangeset, InvalidRequest, LimitExceeded
 from .json_pointers import escaped
-from .limits import INTEGER_MAX, Limits
+from .limits import INTEGER_MAX, LIMITS, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
+from .schema_steps import Steps
 from .times import Moment, to_ms
 from .values import OverLimit, check_value, is_number, same
 
@@ -114,6 +115,10 @@ class Push(msgspec.Struct):
     wants_records: bool = False
     #: the size of the request's body; group commit counts it
     body_bytes: int = 0
+    #: the memory of `collections.changeset_needs_records`: by index, the schemas and the answer
+    asked: dict[int, tuple[tuple[Any, ...], bool]] = msgspec.field(default_factory=dict)
+    #: the steps that these questions may take
+    steps: Steps = msgspec.field(default_factory=lambda: Steps(LIMITS.schema_steps_per_push_max))
 
     @property
     def sent_at_ms(self) -> int:

@@ -11,33 +11,47 @@ violation before the changeset, the changeset is stored. If the record is delete
 changeset, the changeset is stored too. For most changesets, the operations alone are enough to
 decide this (see `is_valid_alone`). The server then saves time, because it need not read the records
 from the database.
+
+All checks of a changeset together have a budget of steps. A changeset that needs more is refused
+with the code `schema` and a fixed reason. The verdict never depends on the other changesets of a
+push: if the checks of all changesets together need too many steps, the push is refused as a whole.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from .additive import breaking_changes
-from .changesets import Operation
+from .changesets import Operation, Push
 from .errors import LimitExceeded, SchemaNotAdditive, SchemaViolated, VersionConflict
 from .events import Envelope, Event, LogEntry, Refusal, body_entry
-from .json_schema import ANNOTATIONS, Fault, JsonSchema, Schema, Violation, words
-from .limits import Limits
+from .json_schema import Fault, JsonSchema, Violation
+from .limits import LIMITS, Limits
 from .merge import Key, Record, fold
+from .schema_keywords import ANNOTATIONS, BY_FIELD, Schema
+from .schema_steps import Steps, TooManySteps
 
 #: Stored in the log, so it must stay as it is.
 KIND = "collection-defined"
 
-#: keywords that apply to each field separately
-BY_FIELD = words("properties patternProperties additionalProperties")
 #: a schema with other keywords than these has rules that combine fields
 FIELDWISE = ANNOTATIONS | BY_FIELD | {"type", "required"}
+
+#: The reason of a refusal, which is stored in the log. It must stay as it is.
+TOO_MANY_STEPS = (
+    "the check needs more than schema_steps_per_changeset_max = "
+    f"{LIMITS.schema_steps_per_changeset_max} steps"
+)
+#: A changeset that needs more is decided with its records, under the lock of the space.
+ALONE_STEPS_MAX = LIMITS.schema_steps_per_changeset_max // 4
+#: of the search for the violations of one changeset, in the new values and in one old record
+SEARCH_STEPS_MAX = LIMITS.schema_steps_per_changeset_max // 4
 
 FIRST_MAX = 10  #: violations that are listed individually
 
@@ -61,12 +75,12 @@ class RecordSchema:
         whole = self.json.schema
         return JsonSchema({name: whole[name] for name in BY_FIELD | {"$defs"} if name in whole})
 
-    def is_valid_alone(self, op: Operation) -> bool:
+    def is_valid_alone(self, op: Operation, steps: Steps) -> bool:
         """Returns true if the record is certainly valid after this operation, whatever its state
         was before. The method looks only at the operation.
 
         If the method returns false, the record may be valid or invalid. The caller must then read
-        the record to decide.
+        the record to decide. Raises `TooManySteps` if the check needs more steps than are left.
         """
         if op.op == "delete":
             return True
@@ -76,29 +90,85 @@ class RecordSchema:
         return (
             self._required <= op.fields.keys()
             and (op.unset is UNSET or self._required.isdisjoint(op.unset))
-            and self._values.fits(op.fields)
+            and self._values.fits(op.fields, steps)
         )
 
-    def invalid_value(self, fields: Mapping[str, Any]) -> Violation | None:
+    def invalid_value(self, fields: Mapping[str, Any], budget: Budget) -> Violation | None:
         """Returns the violation of the first field whose value is invalid by itself, or `None`.
-        Rules about the whole record, such as `required`, are not checked here."""
-        return next((fault.violation for fault in self._values.faults(fields)), None)
+        Rules about the whole record, such as `required`, are not checked here. Raises
+        `TooManySteps` if the check needs more steps than are left."""
+        return _first_violation(self._values, fields, budget)
 
-    def new_violation(self, before: Record | None, after: Record) -> Violation | None:
+    def new_violation(
+        self, before: Record | None, after: Record, budget: Budget
+    ) -> Violation | None:
         """Returns the first violation in `after`, the new state of a record, that is missing in
         `before`, the old state. Returns `None` if there is no such violation, or if the record is
-        deleted in its new state."""
-        if not after.is_live or self.json.fits(after.fields):
+        deleted in its new state. Raises `TooManySteps` if the check needs more steps than are left,
+        unless the old state alone would need more than a changeset may."""
+        if not after.is_live:
+            return None
+        old = before.fields if before is not None and before.is_live else None
+        left = budget.check.left
+        try:
+            if self.json.fits(after.fields, budget.check):
+                return None
+        except TooManySteps:
+            if old is None or not self._is_too_large(old, budget):
+                raise
+            budget.check.left = left
             return None
         known: set[tuple[Any, ...]] = set()
-        if before is not None and before.is_live:
-            known = set(map(_identity, self.json.faults(before.fields)))
-        new = (f.violation for f in self.json.faults(after.fields) if _identity(f) not in known)
-        return next(new, None)
+        if old is not None and not self.json.fits(old, budget.before):
+            known = set(map(_identity, self.json.faults(old, budget.search_before)))
+        faults = self.json.faults(after.fields, budget.search)
+        return next((f.violation for f in faults if _identity(f) not in known), None)
 
-    def violation(self, fields: Mapping[str, Any]) -> Violation | None:
-        """Returns the first violation in a record with these fields, or `None`."""
-        return next((fault.violation for fault in self.json.faults(fields)), None)
+    def _is_too_large(self, fields: Mapping[str, Any], budget: Budget) -> bool:
+        """Returns whether the check of an old record alone needs more steps than a changeset may:
+        the schema is younger, or it was forced. Only one record of a changeset is counted."""
+        is_fresh = budget.before.left == budget.before.most
+        try:
+            budget.before.spend_counted(partial(self.json.counter.count, fields))
+        except TooManySteps:
+            return is_fresh
+        return False
+
+    def violation(
+        self, fields: Mapping[str, Any], budget: Budget | None = None
+    ) -> Violation | None:
+        """Returns the first violation in a record with these fields, or `None`. A record whose
+        check needs more steps than `budget` has left is a violation too. The default is the budget
+        of one changeset."""
+        try:
+            return _first_violation(self.json, fields, budget or Budget())
+        except TooManySteps:
+            return Violation("", TOO_MANY_STEPS)
+
+
+class Budget:
+    """The steps that the checks of one changeset may take."""
+
+    def __init__(self) -> None:
+        self.check = Steps()
+        #: counting old records that may be too large for a check
+        self.before = Steps()
+        #: the search for violations, in the new values and in the old records
+        self.search = Steps(SEARCH_STEPS_MAX)
+        self.search_before = Steps(SEARCH_STEPS_MAX)
+
+    @property
+    def spent(self) -> int:
+        parts = (self.check, self.before, self.search, self.search_before)
+        return sum(steps.spent for steps in parts)
+
+
+def _first_violation(
+    schema: JsonSchema, fields: Mapping[str, Any], budget: Budget
+) -> Violation | None:
+    if schema.fits(fields, budget.check):
+        return None
+    return next(fault.violation for fault in schema.faults(fields, budget.search))
 
 
 def _identity(fault: Fault) -> tuple[Any, ...]:
@@ -108,38 +178,79 @@ def _identity(fault: Fault) -> tuple[Any, ...]:
 Schemas = Mapping[str, RecordSchema]  #: by the name of the defined collection
 
 
-def needs_records(ops: Iterable[Operation], schemas: Schemas) -> bool:
+def needs_records(ops: Iterable[Operation], schemas: Schemas, steps: Steps | None = None) -> bool:
     """Returns whether the records that these operations touch must be read to check the operations
-    against the schemas."""
-    for op in ops:
-        schema = schemas.get(op.collection)
-        if schema is not None and not schema.is_valid_alone(op):
-            return True
+    against the schemas. The operations belong to one changeset. `steps` is the budget of this
+    question, by default `ALONE_STEPS_MAX`; the answer is yes if the question takes more."""
+    steps = steps or Steps(ALONE_STEPS_MAX)
+    try:
+        for op in ops:
+            schema = schemas.get(op.collection)
+            if schema is not None and not schema.is_valid_alone(op, steps):
+                return True
+    except TooManySteps:
+        return True
     return False
 
 
+def changeset_needs_records(push: Push, index: int, schemas: Schemas) -> bool:
+    """Answers the same question for one changeset of a push, and remembers the answer, because a
+    push may be decided twice: without a lock first, and then under the lock.
+
+    Raises `TooManySteps` if the changesets of the push took `schema_steps_per_push_max` before.
+    """
+    ops = push.changesets[index].ops
+    used = tuple(dict.fromkeys(schemas[op.collection] for op in ops if op.collection in schemas))
+    if not used:
+        return False
+    known = push.asked.get(index)
+    if known is None or known[0] != used:
+        steps = Steps(ALONE_STEPS_MAX)
+        push.steps.check()
+        push.asked[index] = known = used, needs_records(ops, schemas, steps)
+        push.steps.left -= steps.spent
+    return known[1]
+
+
 def schema_refusal(
-    event: Event, records: Mapping[Key, Record], schemas: Schemas
+    event: Event, records: Mapping[Key, Record], schemas: Schemas, steps: Steps | None = None
 ) -> Refusal | UnsetType:
     """Checks a changeset against the schemas. Returns a `Refusal` with the first violation, or
     `UNSET` if the changeset is valid. `event` is the event that the changeset would become.
 
     `records` must contain the current state of each record that the event touches in a defined
-    collection.
+    collection. `steps` is the budget of all changesets of the push; raises `TooManySteps` if it was
+    used up before, and otherwise takes the steps of this changeset from it.
     """
+    steps = steps or Steps()
+    steps.check()
+    budget = Budget()
+    try:
+        violation = _violation_of(event, records, schemas, budget)
+    except TooManySteps:
+        return Refusal("schema", TOO_MANY_STEPS)
+    finally:
+        steps.left -= budget.spent
+    return UNSET if violation is None else _refusal(*violation)
+
+
+def _violation_of(
+    event: Event, records: Mapping[Key, Record], schemas: Schemas, budget: Budget
+) -> tuple[Key, Violation] | None:
+    """Returns the first violation that a changeset causes, with the key of its record."""
     ops = [op for op in event.ops if op.collection in schemas]
     for op in ops:
         if op.op == "put" and op.fields is not UNSET:
-            violation = schemas[op.collection].invalid_value(op.fields)
+            violation = schemas[op.collection].invalid_value(op.fields, budget)
             if violation is not None:
-                return _refusal(op.key, violation)
+                return op.key, violation
     after: dict[Key, Record] = {}
     fold(ChainMap(after, records), msgspec.structs.replace(event, ops=ops))  # type: ignore[arg-type]
     for key, record in after.items():
-        violation = schemas[record.collection].new_violation(records.get(key), record)
+        violation = schemas[record.collection].new_violation(records.get(key), record, budget)
         if violation is not None:
-            return _refusal(key, violation)
-    return UNSET
+            return key, violation
+    return None
 
 
 def _refusal(key: Key, found: Violation) -> Refusal:

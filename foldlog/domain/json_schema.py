@@ -7,6 +7,8 @@ guarantees:
 * `$ref` always leads to `$defs` of the same schema, so other schemas are never loaded;
 * patterns are matched in linear time;
 * a schema that would apply itself endlessly to one value, or branch too often, is refused;
+* a check has a budget of steps, which are counted before it runs (`schema_steps`), and memory does
+  not grow with the number of violations;
 * the text about a violation contains parts of the schema only, because this text is stored with
   the refusal for ever, and values of records must be erasable.
 
@@ -18,8 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -30,53 +31,50 @@ import msgspec
 from .errors import MESSAGE_LENGTH_MAX, InvalidSchema, LimitExceeded
 from .json_pointers import escaped
 from .limits import Limits
+from .schema_keywords import (
+    ANNOTATIONS,
+    BY_FIELD,
+    FORMATS,
+    KEYWORDS,
+    REF,
+    Schema,
+    compiled,
+    in_place,
+    name_of,
+    pattern_bytes,
+    patterns_of,
+    subschemas,
+)
+from .schema_steps import StepCounter, Steps, TooManySteps
 from .values import check_value
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-#: keywords that accept all values
-ANNOTATIONS = words(
-    "$schema $comment $defs title description default examples deprecated readOnly writeOnly"
-)
-#: keywords whose value is one schema, a list of schemas, or a map of schemas
-ONE_SCHEMA = words(
-    "additionalProperties propertyNames items contains not if then else "
-    "unevaluatedItems unevaluatedProperties"
-)
-SCHEMA_LIST = words("allOf anyOf oneOf prefixItems")
-SCHEMA_MAP = words("properties patternProperties dependentSchemas $defs")
-#: all other keywords
-OTHER_KEYWORDS = words(
-    "$ref type enum const required pattern format minimum maximum exclusiveMinimum "
-    "exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems minContains "
-    "maxContains minProperties maxProperties dependentRequired"
-)
-KEYWORDS = ANNOTATIONS | ONE_SCHEMA | SCHEMA_LIST | SCHEMA_MAP | OTHER_KEYWORDS
-#: keywords whose schemas apply to the same value as the schema that contains them
-IN_PLACE = words("allOf anyOf oneOf not if then else dependentSchemas")
-FORMATS = words(
-    "date-time date time duration email uuid uri uri-reference hostname ipv4 ipv6 json-pointer"
-)
-
-REF = "#/$defs/"
 _NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)  # these characters stay as they are in a reference
 #: schemas that may apply to one value
 IN_PLACE_MAX = 1_000
-#: sets of schemas that may apply at different places of a value
-PLACES_MAX = 5_000
-#: of a compiled pattern; a larger one would take too much memory
-PATTERN_BYTES_MAX = 2**20
 #: of one document; more than these are ignored
 VIOLATIONS_MAX = 1_000
+#: memory of all compiled patterns of a new schema together
+PATTERNS_BYTES_MAX = 4 * 2**20
 VALUE_LENGTH_SHOWN_MAX = 100
+NOT_ALLOWED = "has a field that the schema does not allow"
 
-Schema = Mapping[str, Any]
+#: steps of the search for violations: of each check, and of each byte of a schema to compile
+SEARCH_STEPS = 60
+COMPILING_STEPS = 4
+PATTERN_BYTES_PER_STEP = 5
+#: The search checks the halves of longer lists and objects before their members.
+TOGETHER_MAX = 16
+#: keywords that are checked together with another one
+TOGETHER: Mapping[str, tuple[str, ...]] = {"contains": ("contains", "minContains", "maxContains")}
+WITH_OTHERS = frozenset({"then", "else", "minContains", "maxContains"})
+
 _encode = msgspec.json.encode
+
+
+Place = tuple[str | int, ...]  #: of a value in a record
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -90,22 +88,10 @@ class Fault(NamedTuple):
     """A violation, with data for comparing it with other violations. Two faults are the same
     violation if their `where`, `keyword` and `name` are equal."""
 
-    where: tuple[str | int, ...]
+    where: Place
     keyword: str
     name: str  #: of the missing property, or of the additional one
     violation: Violation
-
-
-def compiled(schema: Schema) -> jsonschema_rs.Validator:
-    """Compiles a schema to a validator. `schema` may also be a subschema to which the `$defs` of
-    the whole schema were added. The caller must have checked the schema before."""
-    return jsonschema_rs.Draft202012Validator(
-        dict(schema),
-        validate_formats=True,
-        ignore_unknown_formats=False,
-        pattern_options=jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES_MAX),
-        offline=True,
-    )
 
 
 class JsonSchema:
@@ -139,72 +125,239 @@ class JsonSchema:
         erasable."""
         return frozenset(
             name
-            for _, part in _subschemas("", self.schema)
+            for _, part in subschemas("", self.schema)
             for member in ("properties", "dependentSchemas", "dependentRequired", "required")
             for name in part.get(member, ())
         )
 
-    def fits(self, value: Any) -> bool:
+    @cached_property
+    def counter(self) -> StepCounter:
+        """Counts the steps of checks against this schema."""
+        return StepCounter(self.schema)
+
+    def fits(self, value: Any, steps: Steps | None = None) -> bool:
+        """Returns whether the value is valid. Spends the steps of the check first, and raises
+        `TooManySteps` if too few are left. The default are the steps of one changeset."""
+        steps = steps or Steps()
+        steps.spend_counted(partial(self.counter.count, value))
         return self._validator.is_valid(value)
 
-    def faults(self, value: Any) -> Iterator[Fault]:
-        """Yields the violations in a value, at most `VIOLATIONS_MAX`. Their texts contain only
-        parts of the schema, and no values."""
-        if self.fits(value):  # the usual case, ten times as fast
-            return
-        for error in islice(self._validator.iter_errors(value), VIOLATIONS_MAX):
-            where = tuple(error.instance_path)
-            path = "".join(
-                f"/{part if isinstance(part, int) else self._shown_name(part)}" for part in where
-            )
-            violation = Violation(path, self._reason(error))
-            for name in _names_of(error.kind):
-                yield Fault(where, error.kind.name, name, violation)
+    def faults(self, value: Any, steps: Steps | None = None) -> Iterator[Fault]:
+        """Yields the violations in an invalid value, at most `VIOLATIONS_MAX`. Their texts contain
+        only parts of the schema, and no values.
+
+        The search ends early if `steps` are used up. If it has found no violation in a part of the
+        value that is invalid, it yields one that stands for the whole part.
+        """
+        return islice(
+            _Search(self, steps or Steps()).faults(self.schema, value, ()), VIOLATIONS_MAX
+        )
+
+    def fault(self, where: Place, keyword: str, reason: str, name: str = "") -> Fault:
+        path = "".join(
+            f"/{part if isinstance(part, int) else self._shown_name(part)}" for part in where
+        )
+        return Fault(where, keyword, name, Violation(path, reason))
 
     def _shown_name(self, name: str) -> str:
         return escaped(name) if name in self._names else "*"
 
-    def _reason(self, error: jsonschema_rs.ValidationError) -> str:
-        keyword = error.kind.name
-        if keyword == "required":
-            return f"lacks {error.kind.property}"  # type: ignore[attr-defined]
-        if keyword in ("additionalProperties", "unevaluatedProperties", "falseSchema"):
-            return "has a field that the schema does not allow"
-        value: Any = self.schema
-        try:
-            for part in error.schema_path:
-                value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return f"does not fit {keyword}"
-        text = _encode(value).decode()
-        if len(text) > VALUE_LENGTH_SHOWN_MAX:
-            text = text[:VALUE_LENGTH_SHOWN_MAX] + "..."
-        return f"does not fit {keyword} {text}"
 
+class _Search:
+    """Searches an invalid value for its violations, within a budget of steps.
 
-def _names_of(kind: Any) -> list[str]:
-    return list(map(str, getattr(kind, "unexpected", [getattr(kind, "property", "")])))
-
-
-def _subschemas(pointer: str, schema: Any) -> Iterator[tuple[str, Schema]]:
-    """Yields the schema itself and all schemas inside it, each with its JSON pointer.
-
-    Schemas that are just `true` or `false` are left out. The schema must be valid by the
-    meta-schema.
+    The search only asks the validator whether a part of the value fits a part of the schema, and
+    goes into the parts that do not fit. So it needs little memory for any number of violations.
     """
-    if not isinstance(schema, dict):
-        return
-    yield pointer, schema
-    for member, value in schema.items():
-        below = f"{pointer}/{escaped(member)}"
-        if member in ONE_SCHEMA:
-            yield from _subschemas(below, value)
-        elif member in SCHEMA_LIST:
-            for index, item in enumerate(value):
-                yield from _subschemas(f"{below}/{index}", item)
-        elif member in SCHEMA_MAP:
-            for name, item in value.items():
-                yield from _subschemas(f"{below}/{escaped(name)}", item)
+
+    def __init__(self, schema: JsonSchema, steps: Steps):
+        self._fault = schema.fault
+        self._counter = schema.counter
+        self._steps = steps
+        self._definitions = schema.schema.get("$defs", {})
+        #: The parts of the whole value were counted together, when the whole value was checked.
+        self._is_counted = True
+        self._compiled: dict[tuple[int, Any], jsonschema_rs.Validator] = {}
+        self._texts: dict[tuple[int, str], str] = {}
+
+    def faults(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of the subschema `part` in an invalid value. `where` is the place
+        of the value in the record."""
+        found = False
+        try:
+            for fault in self._faults(part, value, where):
+                found = True
+                yield fault
+        except TooManySteps:
+            pass
+        if not found:
+            yield self._fault(where, "", "does not fit the schema")
+
+    def _faults(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        if not isinstance(part, dict):
+            yield self._fault(where, "falseSchema", NOT_ALLOWED)
+            return
+        for keyword, demand in part.items():
+            if keyword in ANNOTATIONS or keyword in WITH_OTHERS or keyword not in KEYWORDS:
+                continue
+            if keyword in BY_FIELD:
+                if keyword == next(name for name in part if name in BY_FIELD):
+                    yield from self._members(part, value, where)
+            elif keyword in ("prefixItems", "items"):
+                if keyword == next(name for name in part if name in ("prefixItems", "items")):
+                    yield from self._items(part, value, where)
+            elif keyword in _FOLLOWED:
+                yield from _FOLLOWED[keyword](self, part, value, where)
+            elif keyword.startswith("unevaluated"):
+                # It depends on all other members of the schema, and on all members of the value.
+                if not self._fits(part, value):
+                    reason = NOT_ALLOWED if demand is False else self._misfit(part, keyword)
+                    members = sorted(value) if isinstance(value, dict) else len(value)
+                    yield self._fault(where, keyword, reason, repr(members))
+            else:
+                alone = {k: part[k] for k in TOGETHER.get(keyword, (keyword,)) if k in part}
+                if not self._fits_some(part, alone, value):
+                    yield self._fault(where, keyword, self._misfit(part, keyword))
+
+    def _below(self, part: Any, value: Any, where: Place) -> Iterator[Fault]:
+        if not self._fits(part, value):
+            was_counted, self._is_counted = self._is_counted, False
+            yield from self.faults(part, value, where)
+            self._is_counted = was_counted
+
+    def _reference(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        yield from self._below(self._definitions[name_of(part["$ref"])], value, where)
+
+    def _all_of(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for branch in part["allOf"]:
+            yield from self._below(branch, value, where)
+
+    def _if(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        branch = "then" if self._fits(part["if"], value) else "else"
+        yield from self._below(part.get(branch, True), value, where)
+
+    def _dependent(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for name, branch in part["dependentSchemas"].items():
+            if isinstance(value, dict) and name in value:
+                yield from self._below(branch, value, where)
+
+    def _dependent_names(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        for name, required in part["dependentRequired"].items():
+            if isinstance(value, dict) and name in value:
+                yield from self._required({"required": required}, value, where)
+
+    def _required(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        self._steps.spend(len(part["required"]))
+        if isinstance(value, dict):
+            for name in part["required"]:
+                if name not in value:
+                    yield self._fault(where, "required", f"lacks {name}", name)
+
+    def _members(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of `properties`, `patternProperties` and `additionalProperties`,
+        which apply to each member of an object separately."""
+        if not isinstance(value, dict):
+            return
+        if len(value) > TOGETHER_MAX:
+            self._is_counted = False  # each half is checked several times
+            fields = {keyword: part[keyword] for keyword in BY_FIELD if keyword in part}
+            for half in _halves(list(value.items())):
+                members = dict(half)
+                if not self._fits_some(part, fields, members):
+                    yield from self._members(part, members, where)
+            return
+        for name, item in value.items():
+            self._steps.spend(SEARCH_STEPS * (1 + len(part.get("patternProperties", ()))))
+            by_name = partial(matches, name=name)
+            named = list(_schemas_of_named(part, by_name, name))
+            for below in named:
+                yield from self._below(below, item, (*where, name))
+            others = part.get("additionalProperties", True)
+            if others is False and not named:
+                yield self._fault(where, "additionalProperties", NOT_ALLOWED, name)
+            elif not named:
+                yield from self._below(others, item, (*where, name))
+
+    def _items(self, part: Schema, value: Any, where: Place) -> Iterator[Fault]:
+        """Yields the violations of `prefixItems` and `items`."""
+        if not isinstance(value, list):
+            return
+        first = part.get("prefixItems", [])
+        for index, (branch, item) in enumerate(zip(first, value, strict=False)):
+            yield from self._below(branch, item, (*where, index))
+        if "items" in part:
+            yield from self._slice(part, value[len(first) :], where, len(first))
+
+    def _slice(self, part: Schema, items: list[Any], where: Place, first: int) -> Iterator[Fault]:
+        """Yields the violations of `items` in consecutive items of a list. `first` is the index of
+        the first one."""
+        below = part["items"]
+        if len(items) > TOGETHER_MAX:
+            for half in _halves(items):
+                if not self._fit_items(part, half):
+                    yield from self._slice(part, half, where, first)
+                first += len(half)
+            return
+        for index, item in enumerate(items, first):
+            yield from self._below(below, item, (*where, index))
+
+    def _fits(self, part: Any, value: Any) -> bool:
+        return part is True or self._fits_some(part, part, value)
+
+    def _fits_some(self, part: Any, some: Any, value: Any) -> bool:
+        """Returns whether the value fits `some` of the keywords of the subschema `part`. Spends the
+        steps of the check first."""
+        self._steps.spend(SEARCH_STEPS)
+        if not self._is_counted:
+            self._steps.spend_counted(partial(self._counter.count_of, part, value))
+        return some is not False and self._validator(part, some).is_valid(value)
+
+    def _fit_items(self, part: Schema, items: list[Any]) -> bool:
+        """Returns whether all of these items fit the keyword `items` of `part`."""
+        self._steps.spend(SEARCH_STEPS)
+        self._steps.spend_counted(partial(self._counter.count_items, part["items"], items))
+        return self._validator(part, {"items": part["items"]}).is_valid(items)
+
+    def _validator(self, part: Schema, some: Schema) -> jsonschema_rs.Validator:
+        """Compiles some keywords of the subschema `part`, once for this search."""
+        key = id(part), tuple(some)
+        found = self._compiled.get(key)
+        if found is None:
+            text = _encode(some)
+            size = len(text)
+            if b'"$ref"' in text and "$defs" not in some:
+                some = {**some, "$defs": self._definitions}
+                size += len(_encode(self._definitions))
+            self._steps.spend(COMPILING_STEPS * size)
+            patterns = (p for _, below in subschemas("", some) for p in patterns_of(below))
+            self._steps.spend(sum(map(pattern_bytes, patterns)) // PATTERN_BYTES_PER_STEP)
+            found = self._compiled[key] = compiled(some)
+        return found
+
+    def _misfit(self, part: Schema, keyword: str) -> str:
+        key = id(part), keyword
+        if key not in self._texts:
+            text = _encode(part[keyword]).decode()
+            if len(text) > VALUE_LENGTH_SHOWN_MAX:
+                text = text[:VALUE_LENGTH_SHOWN_MAX] + "..."
+            self._texts[key] = f"does not fit {keyword} {text}"
+        return self._texts[key]
+
+
+#: how the search goes on below each of these keywords; it looks at all others from outside
+_FOLLOWED: Mapping[str, Callable[[_Search, Schema, Any, Place], Iterator[Fault]]] = {
+    "$ref": _Search._reference,
+    "allOf": _Search._all_of,
+    "if": _Search._if,
+    "dependentSchemas": _Search._dependent,
+    "dependentRequired": _Search._dependent_names,
+    "required": _Search._required,
+}
+
+
+def _halves(members: list[Any]) -> tuple[list[Any], list[Any]]:
+    middle = len(members) // 2
+    return members[:middle], members[middle:]
 
 
 def _check(schema: Any, limits: Limits) -> None:
@@ -219,7 +372,7 @@ def _check(schema: Any, limits: Limits) -> None:
     if schema.get("$schema", DIALECT) != DIALECT:
         raise InvalidSchema(f"the dialect must be {DIALECT}", pointer="/$schema")
     _check_by_meta_schema({name: value for name, value in schema.items() if name != "$schema"})
-    for pointer, part in _subschemas("", schema):
+    for pointer, part in subschemas("", schema):
         _check_part(pointer, part, schema.get("$defs", {}))
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
@@ -228,11 +381,12 @@ def _check(schema: Any, limits: Limits) -> None:
             pointer="/type",
         )
     _check_circles(schema)
+    _check_patterns(schema)
     try:
         compiled(schema)
     except (jsonschema_rs.ValidationError, ValueError) as exc:
         raise _invalid(exc) from exc
-    _check_branches(schema, limits.nesting_max + 1)
+    _check_branches(schema)
 
 
 def _check_by_meta_schema(schema: Schema) -> None:
@@ -266,10 +420,6 @@ def _check_part(pointer: str, part: Schema, definitions: Mapping[str, Any]) -> N
             )
 
 
-def name_of(ref: str) -> str:
-    return ref.removeprefix(REF)
-
-
 def _check_circles(schema: Schema) -> None:
     """Raises `InvalidSchema` if a schema leads back to itself for the same value, for example by
     `$ref`, because a check of a value would then never end. Also raises `InvalidSchema` if more
@@ -293,113 +443,47 @@ def _check_circles(schema: Schema) -> None:
         weight = 1 + sum(map(weigh, in_place(part)))
         return weight + (weight_of(name_of(part["$ref"])) if "$ref" in part else 0)
 
-    for pointer, part in _subschemas("", schema):
+    for pointer, part in subschemas("", schema):
         if weigh(part) > IN_PLACE_MAX:
             raise InvalidSchema(
                 f"more than {IN_PLACE_MAX} schemas apply to one value", pointer=pointer
             )
 
 
-def _check_branches(schema: Schema, levels: int) -> None:
+def _check_patterns(schema: Schema) -> None:
+    """Raises `InvalidSchema` if the patterns of a schema together take more memory than
+    `PATTERNS_BYTES_MAX`."""
+    left = PATTERNS_BYTES_MAX
+    for pointer, part in subschemas("", schema):
+        for pattern in patterns_of(part):
+            left -= pattern_bytes(pattern)
+            if left < 0:
+                raise InvalidSchema("the patterns take too much memory together", pointer=pointer)
+
+
+def _check_branches(schema: Schema) -> None:
     """Raises `InvalidSchema` if more than `IN_PLACE_MAX` subschemas may apply to one nested value,
     or if there are too many different sets of such subschemas. A check of a deeply nested value
-    would then take too long.
-
-    The function starts with the schemas that apply to the whole record. From them it computes the
-    schemas that apply to each property and item, then those that apply one level deeper, and so on.
-    It ends when a level gives no new set of schemas, or after `levels` levels.
-    """
-    definitions = schema.get("$defs", {})
-    # A place is a set of (identity, times), because a schema may contain equal parts.
-    parts: dict[int, Any] = {}  # by identity
-
-    def applied(part: Any) -> Iterator[Schema]:
-        if isinstance(part, dict):
-            yield part
-            for below in in_place(part):
-                yield from applied(below)
-            if "$ref" in part:
-                yield from applied(definitions[name_of(part["$ref"])])
-
-    def counted(found: Iterable[Any]) -> frozenset[tuple[int, int]]:
-        found = list(found)
-        parts.update((id(part), part) for part in found)
-        return frozenset(Counter(map(id, found)).items())
-
-    places = {counted([schema])}
-    seen = set(places)
-    for _ in range(levels):
-        below = set()
-        for place in places:
-            here = [part for key, times in place for part in [*applied(parts[key])] * times]
-            if len(here) > IN_PLACE_MAX or len(seen) > PLACES_MAX:
-                raise InvalidSchema("branches too often at each level of a value", pointer="")
-            below |= {counted(found) for found in _child_schemas(here)}
-        places = below - seen
-        seen |= places
+    would then take too long."""
+    counter = StepCounter(schema)
+    if not counter.is_whole or counter.parts_max > IN_PLACE_MAX:
+        raise InvalidSchema("branches too often at each level of a value", pointer="")
 
 
-def _child_schemas(parts: Sequence[Schema]) -> Iterator[list[Any]]:
-    """Yields a list of subschemas for each kind of property and item that a value may have. `parts`
-    are the schemas that apply to the value. The list for a property or item contains all subschemas
-    of `parts` that apply to it. The last list contains the subschemas that apply to the names of
-    the properties."""
-    named = {name for part in parts for name in part.get("properties", ())}
-    for name in named:
-        by_name = partial(matches, name=name)
-        yield [below for part in parts for below in _schemas_of_property(part, by_name, name)]
-    for any_other in (_matches_none, _matches_all):
-        yield [below for part in parts for below in _schemas_of_property(part, any_other)]
-    length = max((len(part.get("prefixItems", ())) for part in parts), default=0)
-    for index in range(length + 1):
-        yield [below for part in parts for below in _schemas_of_item(part, index)]
-    yield [part["propertyNames"] for part in parts if "propertyNames" in part]
-
-
-def _matches_none(pattern: str) -> bool:
-    return False
-
-
-def _matches_all(pattern: str) -> bool:
-    return True
-
-
-def _schemas_of_property(
+def _schemas_of_named(
     part: Schema, is_matched: Callable[[str], bool], name: str | None = None
 ) -> Iterator[Any]:
     patterns: Mapping[str, Any] = part.get("patternProperties", {})
-    found = [below for pattern, below in patterns.items() if is_matched(pattern)]
+    yield from (below for pattern, below in patterns.items() if is_matched(pattern))
     if name in part.get("properties", {}):
-        found.append(part["properties"][name])
-    yield from found
-    if not found and "additionalProperties" in part:
-        yield part["additionalProperties"]
-    if "unevaluatedProperties" in part:
-        yield part["unevaluatedProperties"]
+        yield part["properties"][name]
 
 
-def _schemas_of_item(part: Schema, index: int) -> Iterator[Any]:
-    first = part.get("prefixItems", ())
-    if index < len(first):
-        yield first[index]
-    elif "items" in part:
-        yield part["items"]
-    yield from (part[k] for k in ("contains", "unevaluatedItems") if k in part)
+@lru_cache(maxsize=4_096)
+def matches(pattern: str, name: str) -> bool:
+    return _matcher(pattern).is_valid(name)
 
 
 @lru_cache(maxsize=1_024)
-def matches(pattern: str, name: str) -> bool:
-    return compiled({"pattern": pattern}).is_valid(name)
-
-
-def in_place(part: Schema) -> Iterable[Any]:
-    """Yields the schemas inside a schema that apply to the same value as the schema itself, such as
-    those in `allOf`."""
-    for member in part.keys() & IN_PLACE:
-        value = part[member]
-        if member in SCHEMA_LIST:
-            yield from value
-        elif member in SCHEMA_MAP:
-            yield from value.values()
-        else:
-            yield value
+def _matcher(pattern: str) -> jsonschema_rs.Validator:
+    return compiled({"pattern": pattern})

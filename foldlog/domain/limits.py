@@ -23,6 +23,7 @@ FIXED = frozenset(
         "record_size_max",
         "schema_bytes_max",
         "schema_nesting_max",
+        "schema_steps_per_changeset_max",
     }
 )
 
@@ -126,6 +127,11 @@ class Limits(msgspec.Struct, frozen=True):
     #: of a collection's schema, as it is stored
     schema_bytes_max: int = 32 * 2**10
     schema_nesting_max: int = 32
+    #: steps of checking one changeset against the schemas; each subschema that may apply to a value
+    #: is a step, or several
+    schema_steps_per_changeset_max: int = 1_000_000
+    #: the same for all changesets of a push
+    schema_steps_per_push_max: int = 4_000_000
     #: collections of a space that have a schema
     collections_per_space_max: int = 200
     #: time for checking stored records during a definition by HTTP, in seconds

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .changesets import Push
-from .collections import Schemas, needs_records
+from .collections import Schemas, changeset_needs_records
 from .merge import Key, Record
+from .schema_steps import TooManySteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,21 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
     return {
         op.key
         for push in pushes
-        for changeset in push.changesets
+        for index, changeset in enumerate(push.changesets)
         # A guarded changeset needs all of its records, because the answer to a stale one contains
         # them. The conditions are per changeset, because each may scan all of its operations.
         if push.wants_records
         or changeset.is_guarded
-        or (schemas and needs_records(changeset.ops, schemas))
+        or (schemas and _needs_records(push, index, schemas))
         for op in changeset.ops
     }
+
+
+def _needs_records(push: Push, index: int, schemas: Schemas) -> bool:
+    try:
+        return changeset_needs_records(push, index, schemas)
+    except TooManySteps:
+        return True  # the push is refused as a whole, if this changeset is a new one
 
 
 def keys_unseen(pushes: Iterable[Push], seq: int) -> set[Key]:

@@ -30,7 +30,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .changesets import Changeset, LocalIds, Operation, Push, local_ids, same_content
-from .collections import needs_records, schema_refusal
+from .collections import changeset_needs_records, schema_refusal
 from .erasure import erased_entry
 from .errors import (
     CounterGap,
@@ -47,6 +47,7 @@ from .guards import stale
 from .limits import LIMITS, Limits
 from .lookups import Lookups
 from .merge import Key, Record, RecordView, fold, view_of
+from .schema_steps import Steps, TooManySteps
 from .space_state import SpaceState
 from .times import format_time
 
@@ -97,6 +98,7 @@ class _Draft:
     records: MutableMapping[Key, Record]  #: after these changesets
     entries: list[LogEntry] = field(default_factory=list)
     by_id: dict[str, LogEntry] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)  #: left for checks against the schemas
 
 
 class PushDecider:
@@ -141,7 +143,8 @@ class PushDecider:
         self._check_device_and_cursor(push)
         counter, repeated = self._check_changesets(push)
         changed: dict[Key, Record] = {}  # a layer, because copying all loaded records is slower
-        draft = _Draft(ChainMap(changed, self._records or {}))
+        steps = Steps(self._limits.schema_steps_per_push_max)
+        draft = _Draft(ChainMap(changed, self._records or {}), steps=steps)
         answers: list[Answer] = []
         # A few bytes of a push may ask for many large records.
         records_bytes_left = self._limits.page_bytes_max
@@ -240,13 +243,19 @@ class PushDecider:
         schemas = self.state.schemas
         seq = self.head + len(draft.entries) + 1
         time = time_of(changeset.made_at_ms, push.sent_at_ms, self._received_at)
-        needs_schema = bool(schemas) and needs_records(changeset.ops, schemas)
+        try:
+            needs_schema = bool(schemas) and changeset_needs_records(push, index, schemas)
+        except TooManySteps:
+            raise self._too_many_steps() from None
         if needs_schema or changeset.is_guarded or push.wants_records:
             self._check_loaded(push, index)
         refusal = stale(changeset, push.device, draft.records)
         if needs_schema and refusal is UNSET:
             event = self._event_to_check(push, changeset, seq, time)
-            refusal = schema_refusal(event, draft.records, schemas)
+            try:
+                refusal = schema_refusal(event, draft.records, schemas, draft.steps)
+            except TooManySteps:
+                raise self._too_many_steps() from None
         entry = changeset_entry(
             changeset,
             seq=seq,
@@ -285,6 +294,11 @@ class PushDecider:
 
     def _too_much(self, **extra: Any) -> LimitExceeded:
         return LimitExceeded("looked_up_bytes_max", self._limits.looked_up_bytes_max, **extra)
+
+    def _too_many_steps(self) -> LimitExceeded:
+        # The device may split the push. One changeset alone is always decided.
+        limit = "schema_steps_per_push_max"
+        return LimitExceeded(limit, self._limits.schema_steps_per_push_max)
 
     def _event_to_check(self, push: Push, changeset: Changeset, seq: int, time: int) -> Event:
         """Makes the event that a new changeset would become if it were stored. `schema_refusal`

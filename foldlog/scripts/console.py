@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import IO, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import click
 from rich.console import Console
@@ -31,8 +31,9 @@ from rich.progress import (
 from rich.text import Text
 
 from foldlog.domain.errors import FoldlogError
-from foldlog.domain.names import is_printable
 from foldlog.domain.redaction import redacted
+
+from .printable import one_line, printable, unescaped
 
 EXIT_NO = 1
 EXIT_FAILED = 3
@@ -42,15 +43,21 @@ R = TypeVar("R")
 
 
 class SafeConsole(Console):
-    """A console that never sends control characters of a text to the terminal.
+    """A console whose own styles are all that it sends to the terminal beside printable text.
 
-    Many texts come from others: names of devices, ids in a file to import, messages of a database.
-    Rich passes the escape character through, so such a text could move the cursor, hide output, or
-    change what the user sees. This class and `say` are the two ways to print.
+    It writes below the escaping stream, so it escapes the texts itself, before they are laid out.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
+
+    @property
+    def file(self) -> IO[str]:
+        return unescaped(super().file)
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
 
 out = SafeConsole()
@@ -62,7 +69,8 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     code `code`.
     """
     # soft_wrap keeps paths and ids on one line, so that they can be copied.
-    err.print(f"[red]error:[/red] {escape(redacted(message))}", soft_wrap=True, highlight=False)
+    shown = escape(one_line(redacted(message)))
+    err.print(f"[red]error:[/red] {shown}", soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
@@ -178,24 +186,22 @@ def print_rows(names: Iterable[str], rows: Iterable[Iterable[str | None]]) -> No
     cells.
     """
     for row in (names, *rows):
-        click.echo("\t".join(printable(" ".join((cell or "-").split())) for cell in row))
+        say("\t".join(" ".join((cell or "-").split()) for cell in row))
 
 
 def say(text: str) -> None:
-    """Prints a line of a result to standard output, safe for a terminal."""
-    click.echo(printable(text))
+    """Prints one line of a result to standard output, safe for a terminal.
 
-
-def printable(text: str) -> str:
-    """Returns the text with control characters escaped (`\\x1b`), so that it is safe to print
-    on a terminal. Newlines and tabs stay.
+    A JSON document keeps its meaning, because the escapes are those of JSON.
     """
-    if is_printable(text):
-        return text
-    return "".join(
-        char if char in "\n\t" or is_printable(char) else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    click.echo(one_line(text))
+
+
+def say_all(lines: Iterable[bytes]) -> None:
+    """Prints many lines of results in UTF-8, each like `say`."""
+    for line in lines:
+        sys.stdout.write(one_line(line.decode("utf-8", "backslashreplace")) + "\n")
+    sys.stdout.flush()
 
 
 def quiet_logs() -> None:

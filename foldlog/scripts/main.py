@@ -12,6 +12,8 @@ import click
 
 from foldlog import __version__
 
+from .printable import escape_output
+
 #: Command -> module. Modules are imported on use, because that makes `foldlog --help` fast.
 COMMANDS = {
     "serve": "commands.serve",
@@ -74,7 +76,8 @@ def main() -> None:
     """Runs the `foldlog` program. The script that pip installs calls this function.
 
     Files that the program creates are readable only by their owner, because databases, keys and
-    exports contain user data or secrets.
+    exports contain user data or secrets. Whatever the program prints is safe for a terminal.
     """
+    escape_output()
     os.umask(os.umask(0o077) | 0o077)
     cli()

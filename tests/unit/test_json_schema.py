@@ -199,3 +199,13 @@ def test_a_boolean_is_no_number_and_one_is_one_point_zero():
     """Booleans and numbers are compared as everywhere in the product."""
     schema = JsonSchema.checked({"properties": {"n": {"const": 1}}}, LIMITS)
     assert schema.fits({"n": 1.0}) and not schema.fits({"n": True})
+
+
+def test_the_patterns_of_a_schema_share_a_bound_of_memory():
+    """900 patterns of 900 KB each took 790 MB."""
+    fields = {f"f{n}": {"pattern": f"[^a]{{900}}{n}"} for n in range(20)}
+    with pytest.raises(InvalidSchema, match="patterns") as refused:
+        JsonSchema.checked({"properties": fields}, LIMITS)
+    assert refused.value.extra["pointer"].startswith("/properties/f")
+    few = {name: fields[name] for name in ("f0", "f1")}
+    assert JsonSchema.checked({"properties": few}, LIMITS).fits({"f0": "x" * 900 + "0"})

@@ -34,6 +34,7 @@ from foldlog.domain.events import (
     short_form,
 )
 from foldlog.domain.limits import LIMITS
+from foldlog.domain.lost_events import event_lost_entry
 from foldlog.domain.merge import Record, Write, fold, pack_writes
 from foldlog.domain.skipping import event_skipped_entry, skips_of
 
@@ -101,6 +102,12 @@ EVENT_SKIPPED = (
     b'{"seq":46,"kind":"event-skipped","id":"0198a3c2-0000-4000-8000-000000000005",'
     b'"received_at":"2026-11-23T09:00:02.481Z",'
     b'"body":{"seq":44,"reason":"ticket 7","by":"on call"}}'
+)
+
+EVENT_LOST = (
+    b'{"seq":46,"kind":"event-lost","id":"0198a3c2-0000-4000-8000-000000000005",'
+    b'"received_at":"2026-11-23T09:00:02.481Z",'
+    b'"body":{"reason":"missing in the log at a fork"}}'
 )
 
 _ACCESS = (
@@ -340,3 +347,14 @@ def test_an_event_that_was_skipped():
     assert decode_event(entry.state).skipped_seq == 44
     assert skips_of([entry]) == [(44, 46)]
     assert restored_entry(entry.state, SALT) == entry
+
+
+def test_an_event_that_was_lost():
+    """It changes no record."""
+    envelope = Envelope(46, "0198a3c2-0000-4000-8000-000000000005", 1795424402481, SALT)
+    entry = event_lost_entry(envelope, "missing in the log at a fork")
+    assert entry.state == EVENT_LOST
+    assert restored_entry(entry.state, SALT) == entry
+    records = {}
+    fold(records, decode_event(entry.state))
+    assert records == {}

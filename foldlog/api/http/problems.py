@@ -111,6 +111,7 @@ LIMITS_OF_SIZE = {
     "operations_per_push_max",
     "page_bytes_max",
     "looked_up_bytes_max",
+    "schema_steps_per_push_max",
     "erase_records_max",
 }
 

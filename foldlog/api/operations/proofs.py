@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from flask import Blueprint
 
-from foldlog.api.http.problems import NoSuchPath
+from foldlog.api.http.problems import InternalError, NoSuchPath, document_of
 from foldlog.api.http.rates import DOWNLOADS, Lease
 from foldlog.api.http.replies import Reply, json_reply
 from foldlog.api.http.requests import Request
@@ -28,6 +28,7 @@ from foldlog.api.shapes.answers import (
     EventProof,
     ExportHeader,
     ExportLine,
+    ExportProblem,
     InclusionProof,
     Keys,
 )
@@ -35,6 +36,7 @@ from foldlog.api.shapes.queries import ExportQuery, InclusionQuery, SizeQuery, c
 from foldlog.domain.access import Right
 from foldlog.domain.errors import (
     BeyondTree,
+    FoldlogError,
     LogIncomplete,
     NoCheckpoint,
     NoKeys,
@@ -63,6 +65,7 @@ EXPORT = Lines(
     {
         "header": (ExportHeader, examples.EXPORT_HEADER),
         "event": (ExportLine, examples.EXPORT_LINE),
+        "problem": (ExportProblem, examples.EXPORT_PROBLEM),
     },
 )
 PIECE_BYTES = 2**20
@@ -152,6 +155,9 @@ def proofs_blueprint(
         last line. The values of an event can be verified only with the salt of the event. With an
         export, an auditor can therefore recompute every hash of the log, while the service
         continues to run.
+
+        If a read fails after the response has begun, the last line is `{"problem": ...}` with a
+        problem document, and the connection ends before the end of the response.
         """
         lease = request.hold(DOWNLOADS)
         with lease.unless_it_fails():
@@ -247,8 +253,8 @@ def proofs_blueprint(
 def _lines(store: EventStore, header: ExportHeader, after: int, lease: Lease) -> Iterator[bytes]:
     with lease:
         yield msgspec.json.encode(header) + b"\n"
+        piece = bytearray()
         try:
-            piece = bytearray()
             for entry in _entries(store, header.space, after, header.head):
                 line = ExportLine(entry.salt.hex(), msgspec.Raw(entry.state))
                 piece += msgspec.json.encode(line) + b"\n"
@@ -258,8 +264,13 @@ def _lines(store: EventStore, header: ExportHeader, after: int, lease: Lease) ->
             if piece:
                 yield bytes(piece)
         except Exception as exc:
-            # The status 200 was sent already. Readers detect the error by the missing events.
+            # The status 200 was sent already. The last line tells a reader what has happened, and
+            # the server breaks the response off, so that no client takes it for a whole export.
             log.error("export-cut", space=header.space, exc_info=exc)
+            known = exc if isinstance(exc, FoldlogError) else InternalError()
+            problem = msgspec.json.encode({"problem": document_of(known)})
+            yield bytes(piece) + problem + b"\n"
+            raise
 
 
 def _entries(store: EventStore, space: str, after: int, through: int) -> Iterator[LogEntry]:

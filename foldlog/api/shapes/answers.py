@@ -305,3 +305,9 @@ class Problem(Struct, kw_only=True):
     errors: list[Wrong] | UnsetType
     index: Annotated[int, described("The index of a changeset in the push, from 0.")] | UnsetType
     pointer: Annotated[str, described("A place in the body (RFC 6901).")] | UnsetType
+
+
+class ExportProblem(Struct):
+    """The last line of an export that cannot continue. The response then ends too early."""
+
+    problem: Problem

@@ -254,3 +254,12 @@ KEYS = {
 }
 EXPORT_HEADER = {"foldlog": "export", "version": 1, "space": SPACE, "log": LOG, "head": 42}
 EXPORT_LINE = {"salt": EVENT_PROOF["salt"], "event": EVENT}
+EXPORT_PROBLEM = {
+    "problem": {
+        "type": "/problems/log-incomplete",
+        "title": "Events are missing in the log of this space; nothing was stored.",
+        "status": 503,
+        "detail": "the log of 'family-list' is incomplete: missing: seq 40",
+        "code": "log-incomplete",
+    }
+}

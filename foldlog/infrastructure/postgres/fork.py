@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-import msgspec
 from psycopg import Cursor
 
-from foldlog.domain.events import Envelope, LogEntry, body_entry
+from foldlog.domain.events import Envelope, LogEntry
+from foldlog.domain.lost_events import event_lost_entry
 from foldlog.domain.proofs import SALT_BYTES
 
 from .connection.datastore import Datastore
@@ -26,7 +26,6 @@ from .log.copy_rows import COPY, copy_rows
 from .log.heads import absent
 from .log.marks import mark_at
 
-EVENT_LOST = "event-lost"
 BATCH_EVENTS = 1_000
 
 LOCK_LOG = """
@@ -79,12 +78,6 @@ class Forked(NamedTuple):
     head: int
     lost: int
     needs_rebuild: bool
-
-
-class _Lost(msgspec.Struct):
-    """The body of an `event-lost` event. The stored form of this struct must never change."""
-
-    reason: str
 
 
 def fork_log(datastore: Datastore, space: str) -> Forked:
@@ -143,4 +136,4 @@ def _lost_events(
                 received_at=received_at,
                 salt=secrets.token_bytes(SALT_BYTES),
             )
-            yield body_entry(envelope, EVENT_LOST, _Lost("missing in the log at a fork"))
+            yield event_lost_entry(envelope, "missing in the log at a fork")

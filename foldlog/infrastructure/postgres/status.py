@@ -85,6 +85,14 @@ SELECT space, alarm, alarm_since::text
  ORDER BY space
 """
 
+SELECT_IMPORTS = """
+SELECT space, log::text, head
+  FROM spaces
+ WHERE importing
+   AND (%(space)s::text IS NULL OR space = %(space)s)
+ ORDER BY space
+"""
+
 SELECT_SIGNING = """
 SELECT count(c.alarm), max(s.head - c.size)
   FROM spaces s
@@ -118,6 +126,10 @@ SELECT alarm, count(DISTINCT space)
        SELECT 'log-incomplete', space
          FROM spaces
         WHERE alarm IS NOT NULL
+        UNION ALL
+       SELECT 'space-importing', space
+         FROM spaces
+        WHERE importing
        ) alarms
  GROUP BY alarm
  ORDER BY alarm
@@ -131,6 +143,7 @@ ALARMS = (
     "projection-failing",
     "projection-halted",
     "signing-stopped",
+    "space-importing",
 )
 
 
@@ -161,6 +174,15 @@ class IncompleteLog(NamedTuple):
     alarm: str
     since: str
     holes: Holes
+
+
+class UnfinishedImport(NamedTuple):
+    """A space that is being imported, or whose import was interrupted. `events` is the number of
+    events that are stored so far."""
+
+    space: str
+    log: str
+    events: int
 
 
 class ProjectionStatus(NamedTuple):
@@ -237,6 +259,12 @@ def incomplete_logs(datastore: Datastore, space: str | None = None) -> list[Inco
             IncompleteLog(name, alarm, since, find_holes(cursor, name))
             for name, alarm, since in rows
         ]
+
+
+def unfinished_imports(datastore: Datastore, space: str | None = None) -> list[UnfinishedImport]:
+    """Returns the `UnfinishedImport` of one space, or of all spaces (`None`), as a list."""
+    rows = datastore.fetch_all(SELECT_IMPORTS, {"space": space})
+    return [UnfinishedImport(*row) for row in rows]
 
 
 def alarms(datastore: Datastore) -> dict[str, int]:

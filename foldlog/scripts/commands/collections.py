@@ -49,7 +49,7 @@ def collections_command(
         if as_json:
             for version in versions:
                 definition, _ = parts.store.collection(space, version.collection)
-                click.echo(msgspec.json.encode(definition))
+                say(msgspec.json.encode(definition).decode())
             return
     table = Table(box=None, pad_edge=False)
     for name in ("collection", "version", "seq", "defined at", "by"):

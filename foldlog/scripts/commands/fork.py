@@ -11,7 +11,13 @@ import click
 from foldlog.infrastructure.postgres.fork import fork_log
 from foldlog.infrastructure.postgres.projections import VERSIONS
 from foldlog.infrastructure.wiring import rebuilder
-from foldlog.scripts.console import YES, err, report_errors, with_database
+from foldlog.scripts.console import (
+    YES,
+    err,
+    report_errors,
+    say,
+    with_database,
+)
 from foldlog.scripts.services import open_services
 
 
@@ -40,5 +46,5 @@ def fork_command(space: str, yes: bool, data: str | None, database_url: str | No
                 with rebuilder(parts.datastore.url, projection, parts.settings.limits) as to:
                     to.rebuild(space, fresh=True)
         parts.store.alarms.end(space)
-        click.echo(forked.log)
+        say(forked.log)
     err.print("tell the auditors and witnesses that keep checkpoints of the old log")

@@ -14,7 +14,14 @@ from foldlog.infrastructure.settings import Settings, read_settings
 from foldlog.infrastructure.signing.folders import FILE
 from foldlog.infrastructure.signing.keys import KeyRing, make_keys, read_keys, rotate_keys
 from foldlog.infrastructure.signing.takeover import take_over_cosigning, take_over_signing
-from foldlog.scripts.console import AS_JSON, err, fail, report_errors, with_database
+from foldlog.scripts.console import (
+    AS_JSON,
+    err,
+    fail,
+    report_errors,
+    say,
+    with_database,
+)
 from foldlog.scripts.services import open_services
 
 KEYS = click.option("--keys", metavar="DIR", help="Folder of the keys. [env: FOLDLOG_KEYS]")
@@ -76,10 +83,10 @@ def list_command(keys: str | None, data: str | None, as_json: bool) -> None:
             if as_json:
                 public = {"use": use, "public": key.public, "made_at": key.made_at}
                 line = msgspec.json.encode({**public, "retired_at": key.retired_at})
-                click.echo(line.decode())
+                say(line.decode())
             else:
                 until = f"until {key.retired_at}" if key.retired_at else "signs"
-                click.echo(f"{use:8} {key.public}  from {key.made_at}  {until}")
+                say(f"{use:8} {key.public}  from {key.made_at}  {until}")
 
 
 @keys_command.command("show")
@@ -98,7 +105,7 @@ def show_command(space: str, keys: str | None, data: str | None, database_url: s
         if not found:
             fail(f"{parts.settings.keys_folder} has no key: run foldlog keys new")
     for verifier in found:
-        click.echo(verifier.vkey)
+        say(verifier.vkey)
 
 
 @keys_command.command("takeover")
@@ -161,7 +168,7 @@ def takeover_command(
             soft_wrap=True,
             highlight=False,
         )
-    click.echo(done.folder)
+    say(done.folder)
 
 
 def _print_new(ring: KeyRing, settings: Settings) -> None:
@@ -170,4 +177,4 @@ def _print_new(ring: KeyRing, settings: Settings) -> None:
     err.print(f"logs sign as {example.name}", soft_wrap=True, highlight=False)
     witness = ring.cosigner_verifier(settings.witness_name)
     if witness is not None:
-        click.echo(witness.vkey)
+        say(witness.vkey)

@@ -7,7 +7,12 @@ import click
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.settings import read_settings
 from foldlog.infrastructure.wiring import database
-from foldlog.scripts.console import quiet_logs, report_errors, with_database
+from foldlog.scripts.console import (
+    quiet_logs,
+    report_errors,
+    say,
+    with_database,
+)
 
 
 @click.command("migrate")
@@ -30,9 +35,9 @@ def migrate_command(grant_to: str | None, data: str | None, database_url: str | 
     settings = read_settings(data=data, database_url=database_url)
     with database(settings, migrates=True) as db:
         for name in db.migrated:
-            click.echo(f"applied {name}")
+            say(f"applied {name}")
         if not db.migrated:
-            click.echo("nothing to do")
+            say("nothing to do")
         if grant_to is not None:
             grant(db.owner_url, grant_to)
-            click.echo(f"granted to {grant_to} what the service needs")
+            say(f"granted to {grant_to} what the service needs")

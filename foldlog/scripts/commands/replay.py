@@ -4,7 +4,6 @@ these events.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container, Iterable, Iterator
 
 import click
@@ -14,7 +13,7 @@ from foldlog.domain.errors import OperatorError
 from foldlog.domain.events import decode_event
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, fold, view_of
 from foldlog.domain.ports import EventStore, RangeQuery
-from foldlog.scripts.console import progress, report_errors, with_database
+from foldlog.scripts.console import progress, report_errors, say_all, with_database
 from foldlog.scripts.services import open_services
 
 
@@ -46,7 +45,10 @@ def replay_command(
     data: str | None,
     database_url: str | None,
 ) -> None:
-    """Print the events of SPACE as JSON lines, exactly as stored.
+    """Print the events of SPACE as JSON lines.
+
+    The lines have the stored bytes. Only invisible characters that act on a terminal are escaped,
+    as JSON allows; `foldlog export` has them as they are.
 
     With --fold, prints records instead of events. Deleted records are included, as tombstones.
     The records are computed only from the events, instead of read from the master table.
@@ -65,12 +67,12 @@ def replay_command(
         states = _states(parts.store, space, first, through)
         if is_folded:
             records, _ = fold_all(states, first, parts.store.skipped(space))
-            _print(msgspec.json.encode(view_of(r)) for r in sorted_records(records))
+            say_all(msgspec.json.encode(view_of(r)) for r in sorted_records(records))
         elif wants_conflicts:
             _, conflicts = fold_all(states, first, parts.store.skipped(space))
-            _print(msgspec.json.encode(conflict_document(c)) for c in conflicts)
+            say_all(msgspec.json.encode(conflict_document(c)) for c in conflicts)
         else:
-            _print(states)
+            say_all(states)
 
 
 def head_of(store: EventStore, space: str) -> int:
@@ -111,10 +113,3 @@ def _states(store: EventStore, space: str, first: int, last: int) -> Iterator[by
             if number % 500 == 0:
                 report(number)
         report(max(0, last - first + 1))
-
-
-def _print(lines: Iterable[bytes]) -> None:
-    write = sys.stdout.buffer.write
-    for line in lines:
-        write(line + b"\n")
-    sys.stdout.buffer.flush()

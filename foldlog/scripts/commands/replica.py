@@ -176,7 +176,7 @@ def status_command(replica: Replica, as_json: bool) -> None:
     status = replica.status()
     known = {**asdict(status), "lag": status.lag, "why_not": status.why_not}
     if as_json:
-        click.echo(json.dumps(known))
+        say(json.dumps(known))
     else:
         for name, value in known.items():
             if value not in (None, []) and name not in ("problem", "refused"):
@@ -197,7 +197,7 @@ def unsent_command(replica: Replica) -> None:
     malformed or over a limit.
     """
     for changeset in replica.unsent():
-        click.echo(json.dumps(changeset))
+        say(json.dumps(changeset))
 
 
 @replica_command.command("drop")
@@ -250,7 +250,7 @@ def _print(record: Record) -> None:
 
 def _print_change(change: Change) -> None:
     if change.record is None:
-        click.echo(json.dumps({"collection": change.collection, "id": change.id, "gone": True}))
+        say(json.dumps({"collection": change.collection, "id": change.id, "gone": True}))
     else:
         _print(change.record)
     sys.stdout.flush()

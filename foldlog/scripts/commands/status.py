@@ -19,13 +19,23 @@ from foldlog.infrastructure.postgres.status import (
     CheckpointStatus,
     IncompleteLog,
     ProjectionStatus,
+    UnfinishedImport,
     checkpoints,
     incomplete_logs,
     status,
+    unfinished_imports,
 )
 from foldlog.infrastructure.signing.keys import why_unsigned
 from foldlog.infrastructure.wiring import Services
-from foldlog.scripts.console import AS_JSON, EXIT_NO, out, report_errors, spaced, with_database
+from foldlog.scripts.console import (
+    AS_JSON,
+    EXIT_NO,
+    out,
+    report_errors,
+    say,
+    spaced,
+    with_database,
+)
 from foldlog.scripts.services import open_services
 
 
@@ -39,34 +49,39 @@ def status_command(
 ) -> None:
     """Show the lag of each projection, and the last checkpoint.
 
-    Says if nothing is signed, because there is no key. Shows all spaces unless SPACE is given.
-    Exit code 1: a projection is halted, fails or needs a rebuild, or a signer or a witness has
-    stopped.
+    Says if nothing is signed, because there is no key, and lists unfinished imports. Shows all
+    spaces unless SPACE is given. Exit code 1: a projection is halted, fails or needs a rebuild, or
+    a signer or a witness has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
         incomplete = incomplete_logs(parts.datastore, space)
+        imports = unfinished_imports(parts.datastore, space)
         signers = stored_signers(parts.datastore)
         unsigned_why = _unsigned_why(parts, lines, signed)
-    if space is not None and not lines:
+    if space is not None and not (lines or imports):
         raise UnknownSpace(space)
     if as_json:
         for line in lines:
             more = {"lag": line.lag, "unsigned_why": unsigned_why}
-            click.echo(json.dumps(line._asdict() | more))
+            say(json.dumps(line._asdict() | more))
         for checkpoint in signed:
-            click.echo(json.dumps({"checkpoint": checkpoint._asdict()}))
+            say(json.dumps({"checkpoint": checkpoint._asdict()}))
         for signer in signers:
-            click.echo(json.dumps({"signer": signer._asdict()}))
+            say(json.dumps({"signer": signer._asdict()}))
         for one in incomplete:
-            click.echo(json.dumps({"incomplete": {**one._asdict(), "holes": one.holes._asdict()}}))
+            say(json.dumps({"incomplete": {**one._asdict(), "holes": one.holes._asdict()}}))
+        for unfinished in imports:
+            say(json.dumps({"importing": unfinished._asdict()}))
     else:
         out.print(_projection_table(lines))
         if signed:
             out.print(_checkpoint_table(signed))
         for one in incomplete:
             out.print(_incomplete_line(one), soft_wrap=True)
+        for unfinished in imports:
+            out.print(_import_line(unfinished), soft_wrap=True)
         if unsigned_why is not None:
             out.print(f"[yellow]nothing is signed:[/yellow] {escape(unsigned_why)}", soft_wrap=True)
         for told in _signer_lines(signers):
@@ -94,6 +109,14 @@ def _unsigned_why(
 def _incomplete_line(log: IncompleteLog) -> str:
     state = str(log.holes) or f"complete again ({log.alarm}): run foldlog verify"
     return f"[red]log-incomplete: {log.space}: {escape(state)}[/red], since {log.since}"
+
+
+def _import_line(unfinished: UnfinishedImport) -> str:
+    space, _, events = unfinished
+    return (
+        f"[yellow]space-importing: {space}:[/yellow] {spaced(events)} events so far; if no import "
+        "runs, run it again, or foldlog remove-import"
+    )
 
 
 def _signer_lines(signers: list[StoredSigner]) -> Iterator[str]:

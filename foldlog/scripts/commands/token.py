@@ -25,7 +25,15 @@ from foldlog.domain.access import (
 from foldlog.domain.errors import InvalidRequest, UnknownToken
 from foldlog.domain.ports import Registry
 from foldlog.domain.times import format_time, to_ms
-from foldlog.scripts.console import BY, REASON, err, print_rows, report_errors, with_database
+from foldlog.scripts.console import (
+    BY,
+    REASON,
+    err,
+    print_rows,
+    report_errors,
+    say,
+    with_database,
+)
 from foldlog.scripts.services import open_services
 
 
@@ -94,7 +102,7 @@ def new_command(
     err.print(f"token {id} of the role {role} for {where}", soft_wrap=True, highlight=False)
     if device is not None:
         err.print(f"it may write as device {device}", soft_wrap=True, highlight=False)
-    click.echo(text)
+    say(text)
 
 
 @token_command.command("list")

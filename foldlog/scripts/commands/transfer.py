@@ -320,6 +320,9 @@ def _writer(name: str, *, compress: bool = True) -> Iterator[BinaryIO]:
     raises an error, the file keeps the temporary name.
     """
     if name == "-":
+        if sys.stdout.isatty():
+            # An export has the values as they are, and some would act on the terminal.
+            raise click.UsageError("an export is no text for a terminal: give -o FILE, or redirect")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

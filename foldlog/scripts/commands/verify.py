@@ -24,6 +24,7 @@ from foldlog.scripts.console import (
     say,
     with_database,
 )
+from foldlog.scripts.printable import one_line
 from foldlog.scripts.server.process import tune_gc
 from foldlog.scripts.services import open_services
 from foldlog.scripts.verification.claims import Wrong
@@ -128,7 +129,9 @@ def verify_command(
             with progress(f"verifying {source.header.space}", verification.through) as report:
                 verification.verify(report)
         except (Wrong, WrongEvent) as exc:
-            err.print(f"[red]wrong:[/red] {escape(str(exc))}", soft_wrap=True, highlight=False)
+            err.print(
+                f"[red]wrong:[/red] {escape(one_line(str(exc)))}", soft_wrap=True, highlight=False
+            )
             sys.exit(EXIT_NO)
         if save is not None and verification.signed is not None:
             assert source.checkpoint is not None

@@ -62,8 +62,8 @@ tlog-tiles). The keys in keys.txt come from the archive itself: compare them wit
 got elsewhere.
 
 Verify it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint YOUR_SAVED_CHECKPOINT
-or independently with docs/reference/verify_log.py, about a hundred lines of Python. The formats are
-described in docs/explanation/proofs.md.
+or independently with docs/reference/verify_log.py, about two hundred lines of Python. The formats
+are described in docs/explanation/proofs.md.
 """
 
 

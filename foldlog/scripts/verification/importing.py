@@ -13,7 +13,7 @@ from foldlog.domain.collections import definition_of
 from foldlog.domain.erasure import erasures_of
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.events import LogEntry, decode_event, restored_entry
-from foldlog.domain.json_schema import compiled
+from foldlog.domain.schema_keywords import compiled
 from foldlog.domain.skipping import skips_of
 from foldlog.infrastructure.postgres.append.transfer import ImportedSpace, InvalidExport
 

@@ -18,12 +18,12 @@ from foldlog.domain.merkle import (
     consistency_proof,
     edge_tiles,
 )
-from foldlog.domain.notes import Checkpoint, Verifier
+from foldlog.domain.notes import Checkpoint, InvalidNote, Verifier
 from foldlog.domain.times import parse_time
 from foldlog.scripts.console import err, spaced
 
 from .checks import Audited, Check
-from .claims import Claims, Wrong, checked_checkpoint
+from .claims import Claims, Wrong, checked_checkpoint, read_note
 from .sources import Batch, Scope, Source
 from .state import read_state, write_state
 from .tables import TablesCheck
@@ -141,7 +141,7 @@ class Verification:
             claims.add(self.signed, "the signed checkpoint", head=self._header.head)
             covered = self.signed.size
         if self._kept_file is not None:
-            kept = self._open(self._kept_file.read_bytes(), "the kept checkpoint")
+            kept = self._open(read_note(self._kept_file), "the kept checkpoint")
             claims.add(kept, "the kept checkpoint", head=self._header.head)
             covered = max(covered, kept.size)
             self.findings.append(
@@ -169,7 +169,10 @@ class Verification:
         return checkpoint
 
     def _open(self, note: bytes, name: str) -> Checkpoint:
-        keys = self._keys or [Verifier.parse(vkey) for vkey in self._source.vkeys]
+        try:
+            keys = self._keys or [Verifier.parse(vkey) for vkey in self._source.vkeys]
+        except InvalidNote as exc:
+            raise Wrong(f"the keys that come with the log: {exc}") from exc
         if not keys:
             raise OperatorError(f"give the key that signed {name}: --key VKEY")
         return checked_checkpoint(note, keys, name, log=self._header.log)
@@ -228,7 +231,9 @@ class Verification:
         if batch.events:
             self._mark = _mark_of(batch.events[-1])
         if first <= covered + 1 <= audit.seq:
-            self._unsigned_since = decode_event(batch.events[covered + 1 - first].state).received_at
+            place = covered + 1 - first
+            [event] = _decoded(covered + 1, batch.events[place : place + 1])
+            self._unsigned_since = event.received_at
 
     def _explain(self, exc: WrongEvent, first: int, checks: Sequence[Check]) -> None:
         """Raises the error of the first wrong event: `exc`, or an earlier one that a tile shows."""

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from foldlog.domain.audit import Evidence
 from foldlog.domain.errors import OperatorError
@@ -52,7 +53,7 @@ class ServiceSource(Source):
         with self._lines(after) as lines:
             if read_header(next(lines, b"")).log != self.header.log:
                 raise ServiceUnusable("the log was replaced by another one during the verification")
-            events = (evidence_of(line, number) for number, line in enumerate(lines, 2))
+            events = (_event(line, number) for number, line in enumerate(lines, 2))
             wanted = islice(events, max(0, through - after))
             while batch := list(islice(wanted, BATCH_EVENTS)):
                 yield Batch(batch)
@@ -120,6 +121,14 @@ class ServiceSource(Source):
                 yield _split(response.iter_bytes())
         except httpx.HTTPError as exc:
             raise ServiceUnusable(f"export: {exc}") from exc
+
+
+def _event(line: bytes, number: int) -> Evidence:
+    """Parses the line of an event. Raises `ServiceUnusable` if the line has a problem instead."""
+    if line.startswith(b'{"problem":'):
+        problem = msgspec.json.decode(line)["problem"]
+        raise ServiceUnusable(f"export: {problem['code']}: {problem['detail']}")
+    return evidence_of(line, number)
 
 
 def _check_ok(response: httpx.Response) -> None:

@@ -152,6 +152,19 @@ def find_holes(
     return Holes(head, last, missing, alarm is not None)
 
 
+def check_end(cursor: Cursor[Any], space: str) -> None:
+    """Checks that the head of a log is the seq of its last event.
+
+    Raises `SuspectedHole` if it is not, and `UnknownSpace` if the space is missing.
+    """
+    found = cursor.execute(SELECT_END, {"space": space}).fetchone()
+    if found is None:
+        raise UnknownSpace(space)
+    head, last, _ = found
+    if head != last:
+        raise SuspectedHole(min(head, last), max(head, last))
+
+
 def incomplete(space: str, holes: Holes | str) -> LogIncomplete:
     """Returns the error of a space whose log has holes."""
     return LogIncomplete(f"the log of {space!r} is incomplete: {holes}")

@@ -19,7 +19,7 @@ from foldlog.domain.skipping import is_readable
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
 
-from .alarms import LogAlarms, SuspectedHole
+from .alarms import LogAlarms, SuspectedHole, check_end
 from .heads import absent
 from .marks import SELECT_FOR_MARKS, mark_at, marks_of
 from .pages import IN_PLACE_OF_SKIPPED, page_params, select_page
@@ -112,11 +112,13 @@ class RangeReader:
             log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
             if query.mark and mark_at_cursor is None and query.after <= head:
                 raise SuspectedHole(query.after - 1, query.after)
+            if query.after > head:
+                _check_end(conn, space)  # the head may be wrong, and the cursor right
             check_cursor(log, head, query.after, query.mark, mark_at_cursor)
             size = sum(len(state) for _, state, *_ in rows)
             is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
             if rows and rows[-1][0] > head:
-                _check_head_has_moved(conn, space, rows[-1][0])
+                _check_end(conn, space)  # the events beyond the head must be new
                 rows = [row for row in rows if row[0] <= head]
                 is_full = False  # the page reaches the head
             through, mark = query.after, query.mark
@@ -133,6 +135,8 @@ class RangeReader:
                     through = max(through, min(query.after + self._limits.page_scan_max, head))
                 if through > query.after:
                     mark = _check_scanned(conn, space, query.after, through)
+                if through == head:
+                    _check_end(conn, space)  # a filter leaves out the events beyond a wrong head
             if through == head:
                 mark = head_mark
                 self._tails.update(space, LogEnd(log, head, [], mark, now))
@@ -219,15 +223,9 @@ class RangeReader:
             after = rows[-1][0]
 
 
-def _check_head_has_moved(conn: Connection[Any], space: SpaceId, seq: int) -> None:
-    """Checks that the event `seq`, which is beyond the head that was read before, is new.
-
-    Raises `SuspectedHole` if the head of the log is still lower than this seq.
-    """
-    cursor = conn.cursor(row_factory=tuple_row)
-    found = cursor.execute(SELECT_SPACE, {"space": space}, prepare=True).fetchone()
-    if found is None or found[1] < seq:
-        raise SuspectedHole(seq - 1, seq)
+def _check_end(conn: Connection[Any], space: SpaceId) -> None:
+    """Checks that the log ends at its head, in one snapshot. Raises `SuspectedHole` otherwise."""
+    check_end(conn.cursor(row_factory=tuple_row), space)
 
 
 def _check_scanned(conn: Connection[Any], space: SpaceId, after: int, through: int) -> str:

@@ -20,6 +20,7 @@ CREATE TABLE spaces (
 );
 
 CREATE INDEX spaces_alarm ON spaces (space) WHERE alarm IS NOT NULL;
+CREATE INDEX spaces_importing ON spaces (space) WHERE importing;
 
 -- The log. The first four columns and the key are the aggregate stream of the eventsourcing library.
 -- The service looks up events by the others. `state` is the event's JSON as readers receive it.
