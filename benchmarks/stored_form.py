@@ -2,9 +2,9 @@
 
     python -m benchmarks.stored_form [NAME ...]
 
-Each case has a new database, projects what it pushed, and prints one line of JSON. The sizes are those of
-`pg_total_relation_size` of all tables, the log included, without VACUUM FULL. `FOLDLOG_NOTES` is the
-number of large notes of the cases with many of them (default 40).
+Each case has a new database, projects what it pushed, and prints one line of JSON. The sizes are
+those of `pg_total_relation_size` of all tables, the log included, without VACUUM FULL.
+`FOLDLOG_NOTES` is the number of large notes of the cases with many of them (default 40).
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ class Case:
 
 def text_of(size: int, seed: int = 0) -> str:
     """Random letters, which hardly compress, in lines of 60."""
-    import random
-
     letters = random.Random(seed)
     line = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."
     return "".join(letters.choices(line, k=size))
