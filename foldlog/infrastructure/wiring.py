@@ -35,9 +35,10 @@ from .postgres.proofs.tree import PostgresProofTree
 from .postgres.readiness import readiness
 from .postgres.rebuild.projector import Projector, follow
 from .postgres.rebuild.rebuild import Rebuilder
-from .postgres.schema.grants import grant
+from .postgres.schema.grants import grant, regrant
 from .postgres.schema.migrate import SchemaBehind, migrate, pending
 from .postgres.service_events.registry import PostgresRegistry
+from .postgres.service_events.token_watch import TokenWatch
 from .postgres.status import alarms, gauges
 from .settings import Settings
 from .signing.folders import FolderUnusable
@@ -194,7 +195,10 @@ def _ensure_schema(url: str, migrates: bool) -> list[str]:
     """
     try:
         if migrates:
-            return migrate(url)
+            migrated = migrate(url)
+            if migrated:
+                regrant(url)
+            return migrated
         with psycopg.connect(url, **CONNECTION) as conn, conn.cursor() as cursor:
             if missing := pending(cursor):
                 raise SchemaBehind(f"the database lacks {', '.join(missing)}: run foldlog migrate")
@@ -260,8 +264,8 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
 def _signing(url: str, settings: Settings) -> Iterator[None]:
     """Runs the checkpoint signer in a background thread during the `with` block.
 
-    Another thread looks for missing events in all logs. If witnesses are configured, a further
-    thread requests cosignatures from them.
+    Another thread looks for missing events in all logs, and a third one logs new tokens for every
+    space. If witnesses are configured, a further thread requests cosignatures from them.
     """
     closing = Event()
     with Datastore(url, pool_size_max=4, seconds_max=TURN_SECONDS_MAX) as datastore:
@@ -275,7 +279,10 @@ def _signing(url: str, settings: Settings) -> Iterator[None]:
             on_signed=witnesses.submit if settings.witnesses else None,
         )
         patrol = Patrol(datastore)
-        loops = [signer.run, patrol.run, *([witnesses.run] if settings.witnesses else [])]
+        watch = TokenWatch(datastore)
+        loops = [signer.run, patrol.run, watch.run]
+        if settings.witnesses:
+            loops.append(witnesses.run)
         threads = [Thread(target=run, args=(closing,), daemon=True) for run in loops]
         for thread in threads:
             thread.start()

@@ -66,6 +66,7 @@ def app_with(store, client_of):
 @pytest.fixture
 def lines():
     """What is logged."""
+    structlog.reset_defaults()  # a command that a test ran before may have made the logs quiet
     with structlog.testing.capture_logs(
         processors=[structlog.contextvars.merge_contextvars]
     ) as lines:

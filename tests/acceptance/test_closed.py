@@ -10,7 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from foldlog.infrastructure.settings import DATABASE_URL
+from foldlog.scripts.main import cli
 from foldlog.scripts.server.process import environment, reserve_port, serving
 from tests.helpers import A, B, changeset, put
 
@@ -24,13 +27,9 @@ def run(data_folder):
     """Runs a command on the service's folder, and returns its standard output."""
 
     def run(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [*FOLDLOG, *arguments, "--data", str(data_folder)],
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        assert done.returncode == code, done.stdout + done.stderr
+        words = [*arguments, "--data", str(data_folder)]
+        done = CliRunner().invoke(cli, words, env={DATABASE_URL: None})
+        assert done.exit_code == code, done.output
         return done.stdout.strip()
 
     return run
@@ -114,7 +113,9 @@ def check_roles(url: str, admin: str, run) -> list[str]:
     return [granted["token"], auditor, tablet]
 
 
-def test_open_is_for_this_machine_alone(run, monkeypatch):
+def test_open_is_for_this_machine_alone(data_folder, monkeypatch):
     monkeypatch.setenv("FOLDLOG_ACCESS", "open")
     monkeypatch.setenv("FOLDLOG_HOST", "0.0.0.0")
-    run("serve", "--port", str(reserve_port()), code=3)
+    words = ["serve", "--port", str(reserve_port()), "--data", str(data_folder)]
+    done = subprocess.run([*FOLDLOG, *words], capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 3, done.stderr

@@ -124,8 +124,8 @@ class Writer(threading.Thread):
         return True
 
 
-@pytest.mark.seconds(60)
-@pytest.mark.parametrize("kills", [10, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.seconds(20)
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_loses_no_acknowledged_changeset(data_folder, kills):
     """
     Processes are killed during pushes: the service, a web worker, the projector, PostgreSQL or
@@ -163,7 +163,7 @@ def test_kill_9_loses_no_acknowledged_changeset(data_folder, kills):
         service.wait_until_ready()
         for writer in writers:
             writer.join(30)
-    assert sum(killed.values()) >= kills * 0.9 and len(killed) >= 5, killed
+    assert sum(killed.values()) >= kills * 0.9 and len(killed) >= min(5, kills - 1), killed
 
     for space in SPACES:
         events = list(pull(service.url, space))

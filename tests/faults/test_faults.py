@@ -33,7 +33,7 @@ TABLE = os.environ.get("FOLDLOG_FAULTS_TABLE")
 
 
 @pytest.mark.seconds(60)
-@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_acknowledged_changesets_survive_some_faults(data_folder, count):
     """
     The faults are a sample: connections cut, delayed and silenced at each statement of an append,

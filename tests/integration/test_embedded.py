@@ -35,6 +35,7 @@ from foldlog.infrastructure.embedded.account import account_for
 from foldlog.infrastructure.embedded.folder import FolderLock, Holder
 from foldlog.infrastructure.embedded.leftovers import leftovers
 from foldlog.infrastructure.embedded.postgres_log import LOG_BYTES_MAX
+from tests.conftest import fast_folder
 
 #: No flushes: what is killed here are processes, never the machine.
 QUICK = {"fsync": "off", "shared_buffers": "16MB"}
@@ -55,7 +56,7 @@ time.sleep(600)
 def make_folder() -> Path:
     # pytest's tmp_path is unsuitable: another pytest closes its parents again, and its names are
     # too long for a socket.
-    return Path(tempfile.mkdtemp(prefix="foldlog-test-")) / "data"
+    return Path(tempfile.mkdtemp(prefix="foldlog-test-", dir=fast_folder())) / "data"
 
 
 @pytest.fixture

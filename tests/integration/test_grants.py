@@ -6,6 +6,8 @@ same role; see `datastore` in tests/conftest.py.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
 import structlog
@@ -21,6 +23,7 @@ from foldlog.infrastructure.postgres.schema.grants import (
     VACUUMED,
     UnfitRole,
     grant,
+    regrant,
 )
 from foldlog.infrastructure.postgres.schema.migrate import SchemaBehind, migrate
 from foldlog.infrastructure.postgres.service_events.erasure import vacuum
@@ -31,6 +34,8 @@ from tests.conftest import PostgresStores, as_service, create_database
 from tests.helpers import changeset, push_of, put
 
 OTHER_ROLE = "test_other_role"
+#: all privileges of the service's role, as a database of the current schema has them
+GOLDEN = Path(__file__).parent / "grants.txt"
 
 
 @pytest.fixture(scope="module")
@@ -63,46 +68,128 @@ def other_role(database_urls):
         conn.execute(SQL("DROP ROLE {}").format(Identifier(OTHER_ROLE)))
 
 
-def tables(url: str) -> dict[str, set[str]]:
-    """Returns {table: privileges of the service} from the catalog."""
-    with psycopg.connect(url) as conn:
-        return {
-            table: set(granted)
-            for table, granted in conn.execute(
-                """
-                SELECT c.relname, coalesce(array_agg(a.privilege_type) FILTER (
-                           WHERE a.grantee IN (0, %s::regrole)), '{}')
-                  FROM pg_class c
-                  LEFT JOIN aclexplode(c.relacl) a ON true
-                 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
-                 GROUP BY c.relname
-                """,
-                (SERVICE_ROLE,),
-            )
-        }
+#: These statements take a database back to the schema before the migration.
+UNDO_0014 = [
+    "DROP FUNCTION pass_granted_token_alone CASCADE",
+    "DROP FUNCTION refuse_access, keep_events_below_head CASCADE",
+    "DROP INDEX projections_alarms, checkpoints_alarms",
+    "ALTER TABLE projections DROP COLUMN failing_why, DROP COLUMN failing_since",
+]
+
+SELECT_GRANTS = """
+SELECT c.relname, acl.privilege_type
+  FROM pg_class c
+ CROSS JOIN aclexplode(c.relacl) acl
+ WHERE c.relnamespace = 'public'::regnamespace
+   AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+   AND acl.grantee IN (0, %(role)s::regrole)
+ UNION ALL
+SELECT c.relname || '.' || a.attname, acl.privilege_type
+  FROM pg_class c
+  JOIN pg_attribute a
+    ON a.attrelid = c.oid
+ CROSS JOIN aclexplode(a.attacl) acl
+ WHERE c.relnamespace = 'public'::regnamespace
+   AND acl.grantee IN (0, %(role)s::regrole)
+ UNION ALL
+SELECT p.proname || '()', acl.privilege_type
+  FROM pg_proc p
+ CROSS JOIN aclexplode(p.proacl) acl
+ WHERE p.pronamespace = 'public'::regnamespace
+   AND acl.grantee IN (0, %(role)s::regrole)
+"""
 
 
-def test_every_table_has_its_listed_privileges_alone(database):
-    """`grants.PRIVILEGES` must list each table that a migration adds.
+def grants(url: str, role: str = SERVICE_ROLE) -> dict[str, set[str]]:
+    """Returns {table, table.column or function(): privileges of the role} from the catalogue.
 
     The privileges of PUBLIC count as well.
     """
-    rules = {table: set(rule.split(", ")) for table, rule in PRIVILEGES.items()}
-    vacuums = {table: {"MAINTAIN"} for table in VACUUMED}
-    assert tables(database) == {table: rules[table] | vacuums.get(table, set()) for table in rules}
-    assert rules["events"] == {"SELECT", "INSERT"}
-    for rule in rules.values():
-        assert rule <= {"SELECT", "INSERT", "UPDATE", "DELETE"}
+    found: dict[str, set[str]] = {}
+    with psycopg.connect(url) as conn:
+        for name, privilege in conn.execute(SELECT_GRANTS, {"role": role}):
+            found.setdefault(name, set()).add(privilege)
+    return found
 
 
-def test_all_privileges_are_on_whole_tables(database):
-    with psycopg.connect(database) as conn:
-        granted = conn.execute(
-            "SELECT attrelid::regclass::text, attname FROM pg_attribute, aclexplode(attacl) a "
-            "WHERE a.grantee IN (0, %s::regrole) AND attrelid::regclass::text = ANY(%s)",
-            (SERVICE_ROLE, list(PRIVILEGES)),
-        ).fetchall()
-    assert granted == []
+def test_the_grants_are_those_of_the_golden_list(database):
+    """A new table, column or privilege needs a line in the list, and so a decision.
+
+    MAINTAIN, which changes no row, exists from PostgreSQL 17 on.
+    """
+    found = grants(database)
+    lines = [f"{name}: {', '.join(sorted(found[name]))}" for name in sorted(found)]
+    assert "\n".join(lines) == GOLDEN.read_text("utf-8").strip()
+    assert {name for name in found if "MAINTAIN" in found[name]} == set(VACUUMED)
+    assert set(PRIVILEGES) == {name for name in found if "." not in name and "(" not in name}
+
+
+def columns(url: str) -> dict[str, list[str]]:
+    """Returns {table: its columns} of the whole schema."""
+    found: dict[str, list[str]] = {}
+    with psycopg.connect(url) as conn:
+        for table, column in conn.execute(
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_schema = 'public' ORDER BY table_name, ordinal_position"
+        ):
+            found.setdefault(table, []).append(column)
+    return found
+
+
+def refused(cursor, statement) -> bool:
+    """Tells whether the database refuses a statement for want of a privilege. Nothing is kept."""
+    try:
+        with cursor.connection.transaction(force_rollback=True):
+            cursor.execute(statement)
+    except psycopg.errors.InsufficientPrivilege:
+        return True
+    except psycopg.Error:
+        return False  # allowed, but wrong data
+    return False
+
+
+def test_all_other_writes_are_refused(service, database):
+    """For each table and column of the catalogue, as the service's role.
+
+    What it may do stands in the golden list alone, so this also tests the list.
+    """
+    allowed = {}
+    for line in GOLDEN.read_text("utf-8").splitlines():
+        name, _, privileges = line.partition(": ")
+        allowed[name] = set(privileges.split(", "))
+    tried = 0
+    with psycopg.connect(service, autocommit=True) as conn, conn.cursor() as cursor:
+        for table, names in columns(service_owner(database, service)).items():
+            on = Identifier(table)
+            of_table = allowed.get(table, set())
+            whole = {
+                "DELETE": SQL("DELETE FROM {} WHERE false").format(on),
+                "TRUNCATE": SQL("TRUNCATE {}").format(on),
+                "TRIGGER": SQL(
+                    "CREATE TRIGGER t AFTER INSERT ON {} EXECUTE FUNCTION refuse_change()"
+                ).format(on),
+                "REFERENCES": SQL("ALTER TABLE {} ADD COLUMN x int").format(on),
+            }
+            for privilege, statement in whole.items():
+                tried += 1
+                assert refused(cursor, statement) is (privilege not in of_table), (table, privilege)
+            for name in names:
+                column = Identifier(name)
+                of_column = of_table | allowed.get(f"{table}.{name}", set())
+                for privilege, statement in {
+                    "UPDATE": SQL("UPDATE {} SET {} = NULL WHERE false").format(on, column),
+                    "INSERT": SQL("INSERT INTO {} ({}) SELECT NULL WHERE false").format(on, column),
+                }.items():
+                    tried += 1
+                    is_allowed = privilege in of_column
+                    assert refused(cursor, statement) is not is_allowed, (table, name, privilege)
+    assert tried > 300
+
+
+def service_owner(database: str, service: str) -> str:
+    """The owner's URL of the database of `service`."""
+    name = psycopg.conninfo.conninfo_to_dict(service)["dbname"]
+    return psycopg.conninfo.make_conninfo(database, dbname=name)
 
 
 def test_every_function_of_the_owner_is_listed(database):
@@ -189,10 +276,10 @@ def test_the_service_may_not(service, statement):
 
 def test_it_cannot_grant_itself_a_privilege(service):
     """PostgreSQL answers this statement with a warning only."""
-    before = tables(service)
+    before = grants(service)
     with psycopg.connect(service, autocommit=True) as conn:
         conn.execute("GRANT UPDATE, DELETE ON events TO CURRENT_USER")
-    assert tables(service) == before
+    assert grants(service) == before
 
 
 def test_the_service_vacuums_after_an_erasure(cluster, database, lines):
@@ -245,6 +332,37 @@ def test_another_server_grants_to_a_role_that_is_named(other_role):
         conn.execute("DELETE FROM events")
 
 
+def test_a_migration_replaces_the_grants_of_older_databases(other_role):
+    """Older versions granted UPDATE on whole tables. The role needs no second `--grant-to`."""
+    owner, _ = other_role
+    grant(owner, OTHER_ROLE)
+    to = Identifier(OTHER_ROLE)
+    with psycopg.connect(owner) as conn:
+        for table in ("tokens", "devices", "projections", "spaces"):
+            conn.execute(SQL("GRANT UPDATE ON {} TO {}").format(Identifier(table), to))
+    assert regrant(owner) == sorted([OTHER_ROLE, SERVICE_ROLE])
+    url = psycopg.conninfo.make_conninfo(owner, user=OTHER_ROLE, password="x")
+    with psycopg.connect(url, autocommit=True) as conn:
+        for change in ("tokens SET role", "devices SET device", "projections SET generation"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(f"UPDATE {change} = NULL")
+    assert grants(owner, OTHER_ROLE) == grants(owner)
+
+
+def test_foldlog_migrate_also_replaces_the_grants(other_role):
+    """Each migration may add a table, so the roles get their privileges on it at once."""
+    owner, _ = other_role
+    grant(owner, OTHER_ROLE)
+    to = Identifier(OTHER_ROLE)
+    with psycopg.connect(owner) as conn:
+        conn.execute(SQL("GRANT UPDATE ON tokens TO {}").format(to))
+        conn.execute("DELETE FROM schema_migrations WHERE name = '0014_roles'")
+        for undo in UNDO_0014:
+            conn.execute(undo)
+    assert "0014_roles" in migrate_command(owner).output
+    assert grants(owner, OTHER_ROLE) == grants(owner)
+
+
 def test_a_role_with_more_privileges_is_refused(other_role):
     """A superuser, or a member of the owner's role, could change the log."""
     owner, superuser = other_role
@@ -253,7 +371,71 @@ def test_a_role_with_more_privileges_is_refused(other_role):
     with pytest.raises(UnfitRole, match="could change the log"):
         grant(owner, OTHER_ROLE)
     assert "unfit-role" in migrate_command(owner, "--grant-to", "postgres", code=3).stderr
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(SQL("REVOKE foldlog FROM {}").format(Identifier(OTHER_ROLE)))
     assert "no role 'nobody'" in migrate_command(owner, "--grant-to", "nobody", code=3).stderr
+
+
+STRONGER = [
+    "ALTER ROLE {role} CREATEROLE",
+    "GRANT pg_write_all_data TO {role}",
+    "GRANT pg_execute_server_program TO {role}",
+]
+EXCESSIVE = {
+    "GRANT CREATE ON DATABASE {database} TO PUBLIC": "CREATE on database",
+    "GRANT CREATE ON SCHEMA public TO test_group": "CREATE on schema public",
+    "GRANT TEMPORARY ON DATABASE {database} TO test_group": "TEMPORARY on database",
+    "GRANT UPDATE ON tokens TO test_group": r"UPDATE \(device\) on tokens",
+    "GRANT UPDATE (role) ON tokens TO test_group": r"UPDATE \(role\) on tokens",
+    "GRANT DELETE ON tokens TO test_group": "DELETE on tokens",
+    "GRANT INSERT ON schema_migrations TO test_group": r"INSERT \(name\) on schema_migrations",
+    "GRANT TRIGGER ON events TO test_group": "TRIGGER on events",
+}
+
+
+@pytest.fixture
+def member(other_role):
+    """The owner's and the superuser's URL. The other role is a member of a group."""
+    owner, superuser = other_role
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute("CREATE ROLE test_group")
+        conn.execute(SQL("GRANT test_group TO {}").format(Identifier(OTHER_ROLE)))
+    yield owner, superuser
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute("DROP OWNED BY test_group")
+        conn.execute("DROP ROLE test_group")
+
+
+@pytest.mark.parametrize("statement", STRONGER)
+def test_a_role_with_a_stronger_attribute_is_refused(other_role, statement):
+    """Such a role could give itself what the grants leave out."""
+    owner, superuser = other_role
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(statement.format(role=OTHER_ROLE).encode())
+    with pytest.raises(UnfitRole, match="could change the log"):
+        grant(owner, OTHER_ROLE)
+
+
+@pytest.mark.parametrize("statement", EXCESSIVE)
+def test_privileges_by_another_way_are_refused(member, statement):
+    """By PUBLIC, or by a group. The error names them, and nothing is granted."""
+    owner, superuser = member
+    database = psycopg.conninfo.conninfo_to_dict(owner)["dbname"]
+    with psycopg.connect(superuser, autocommit=True) as conn:
+        conn.execute(statement.format(database=database).encode())
+    with pytest.raises(UnfitRole, match=EXCESSIVE[statement]):
+        grant(owner, OTHER_ROLE)
+    assert grants(owner, OTHER_ROLE) == {}
+
+
+def test_grants_to_public_are_revoked(member):
+    """A default privilege of the server, or an old schema `public`, may have made them."""
+    owner, _ = member
+    with psycopg.connect(owner) as conn:
+        conn.execute("GRANT ALL ON tokens, events, schema_migrations TO PUBLIC")
+        conn.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    grant(owner, OTHER_ROLE)
+    assert grants(owner, OTHER_ROLE) == grants(owner)
 
 
 def test_the_service_does_not_migrate(cluster, database, monkeypatch):

@@ -50,9 +50,11 @@ every_damage = pytest.mark.parametrize("kind", DAMAGES)
 def without_triggers(url: str):
     """A session that changes the log, as a failed disk or a wrong restore does."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        for table in ("events", "spaces"):
+            conn.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         yield conn
-        conn.execute("ALTER TABLE events ENABLE TRIGGER USER")
+        for table in ("events", "spaces"):
+            conn.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
 
 
 def damage(url: str, kind: str) -> list[tuple[int, int]]:

@@ -142,11 +142,11 @@ def test_an_interrupted_rebuild_resumes(stores, datastore, rebuilder):
     assert rebuilder.rebuild("s", fresh=True, verify=True).resumed_at == 0
 
 
-def test_an_unfinished_generation_of_another_version_is_dropped(stores, datastore, rebuilder):
+def test_an_unfinished_generation_of_another_version_is_dropped(stores, database, rebuilder):
     """Two merge rules must not mix in one table."""
     random_history(stores, "s", seed=4)
-    with datastore.committed() as cursor:
-        cursor.execute(
+    with psycopg.connect(database) as conn:
+        conn.execute(
             "INSERT INTO projections (space, projection, generation, position, is_live, "
             "fold_version) VALUES ('s', 'master', 2, 30, false, 0)"
         )

@@ -13,16 +13,19 @@ from unittest.mock import patch
 import pytest
 
 from foldlog.client.sync import applier
+from tests.conftest import fast_folder
+from tests.examples import PROFILE
 
 from .world import World
 
-SEEDS_A_TEST = 10
+#: each tenth seed begins a test, which takes so many
+SEEDS_A_TEST = {"quick": 3, "ci": 10}[PROFILE]
 
 
 def run(seed: int, *, over_http: bool = False) -> None:
     at_once = (1, 3, applier.RECORDS_AT_ONCE)[seed % 3]
     with (
-        tempfile.TemporaryDirectory(prefix="foldlog-") as folder,
+        tempfile.TemporaryDirectory(prefix="foldlog-", dir=fast_folder()) as folder,
         patch.object(applier, "RECORDS_AT_ONCE", at_once),
     ):
         try:
@@ -33,7 +36,7 @@ def run(seed: int, *, over_http: bool = False) -> None:
             raise
 
 
-@pytest.mark.parametrize("first", range(0, 300, SEEDS_A_TEST))
+@pytest.mark.parametrize("first", range(0, 300, 10))
 def test_all_are_equal_in_the_end(first):
     for seed in range(first, first + SEEDS_A_TEST):
         run(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from foldlog.domain.access import Role
 from foldlog.domain.ports import Gauge
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
@@ -147,6 +148,16 @@ ALARMS = (
 )
 
 
+SELECT_EVERY_SPACE_TOKENS = """
+SELECT role, count(*)
+  FROM tokens
+ WHERE space = ''
+   AND revoked_at_ms IS NULL
+ GROUP BY role
+ ORDER BY role
+"""
+
+
 class CheckpointStatus(NamedTuple):
     """The last signed checkpoint of a space, and the error of the signer, if there is one.
 
@@ -276,13 +287,23 @@ def alarms(datastore: Datastore) -> dict[str, int]:
     return dict(datastore.fetch_all(SELECT_ALARMS))
 
 
+def every_space_tokens(datastore: Datastore) -> dict[str, int]:
+    """Returns {role: the number of tokens for every space that are not revoked}.
+
+    No log has an event about such a token. The dict has the roles reader, auditor and admin.
+    """
+    counts: dict[str, int] = dict(datastore.fetch_all(SELECT_EVERY_SPACE_TOKENS))
+    roles = (Role.READER, Role.AUDITOR, Role.ADMIN)
+    return {role.value: counts.get(role.value, 0) for role in roles} | counts
+
+
 def gauges(datastore: Datastore) -> list[Gauge]:
     """Returns a list of the gauges for `GET /metrics`, which are totals or maxima over all spaces.
 
     The gauges show the numbers of spaces, events, events without a signed checkpoint, and events
     that still have to be projected. They also show how many spaces have a halted projection, how
     many have a signer error, and how many need a rebuild. A gauge for each of `ALARMS` shows how
-    many spaces have this alarm.
+    many spaces have this alarm. A gauge for each role shows the tokens for every space.
     """
     params = {"projections": text_array(VERSIONS), "versions": integer_array(VERSIONS.values())}
     rows = datastore.fetch_all(SELECT_GAUGES, params)
@@ -296,6 +317,15 @@ def gauges(datastore: Datastore) -> list[Gauge]:
             {"alarm": alarm},
         )
         for alarm in ALARMS
+    ]
+    found += [
+        Gauge(
+            "foldlog_every_space_tokens",
+            "Tokens for every space that are not revoked.",
+            count,
+            {"role": role},
+        )
+        for role, count in every_space_tokens(datastore).items()
     ]
     is_first = True
     for projection, count, events, lag, lag_max, stopped, stale in rows:

@@ -21,6 +21,7 @@ from foldlog.infrastructure.postgres.status import (
     ProjectionStatus,
     UnfinishedImport,
     checkpoints,
+    every_space_tokens,
     incomplete_logs,
     status,
     unfinished_imports,
@@ -47,16 +48,17 @@ from foldlog.scripts.services import open_services
 def status_command(
     space: str | None, as_json: bool, data: str | None, database_url: str | None
 ) -> None:
-    """Show the lag of each projection, and the last checkpoint.
+    """Show the lag of each projection, the last checkpoint, and the tokens for every space.
 
     Says if nothing is signed, because there is no key, and lists unfinished imports. Shows all
-    spaces unless SPACE is given. Exit code 1: a projection is halted, fails or needs a rebuild, or
-    a signer or a witness has stopped.
+    spaces unless SPACE is given, then without those tokens. Exit code 1: a projection is halted,
+    fails or needs a rebuild, or a signer or a witness has stopped.
     """
     with open_services(data, database_url) as parts:
         lines = status(parts.datastore, space)
         signed = checkpoints(parts.datastore, space)
         incomplete = incomplete_logs(parts.datastore, space)
+        tokens = every_space_tokens(parts.datastore) if space is None else {}
         imports = unfinished_imports(parts.datastore, space)
         signers = stored_signers(parts.datastore)
         unsigned_why = _unsigned_why(parts, lines, signed)
@@ -74,12 +76,17 @@ def status_command(
             say(json.dumps({"incomplete": {**one._asdict(), "holes": one.holes._asdict()}}))
         for unfinished in imports:
             say(json.dumps({"importing": unfinished._asdict()}))
+        if any(tokens.values()):
+            say(json.dumps({"every_space_tokens": tokens}))
     else:
         out.print(_projection_table(lines))
         if signed:
             out.print(_checkpoint_table(signed))
         for one in incomplete:
             out.print(_incomplete_line(one), soft_wrap=True)
+        if any(tokens.values()):
+            counts = ", ".join(f"{count} {role}" for role, count in tokens.items())
+            out.print(f"tokens for every space: {counts} (foldlog token list)")
         for unfinished in imports:
             out.print(_import_line(unfinished), soft_wrap=True)
         if unsigned_why is not None:
