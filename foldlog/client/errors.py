@@ -1,17 +1,24 @@
 """The errors that the client library raises.
 
 * ClientError
+  + BadArgument        an argument of a call is invalid
+    - BadToken         the access token cannot be sent, or the token function failed
   + RecordNotFound     the record to read or change is missing
   + RecordExists       the id of the record to create is taken
   + NotARecord         a value cannot be stored or sent
   + WrongReplica       the file belongs to another space, or is not a replica
+    - FileUnusable     the file cannot be opened, read or written
+  + ReplicaClosed      the replica was closed before this call
   + ServerProblem      the server answered with an error, which has a code and a status
   + IncompletePage     the server's page lacks events, or makes no progress
   + Unreachable        the server gave no answer: it may or may not have stored the request
+    - ConnectionBroke  the connection broke in the middle of a request or an answer
+    - NotFoldlog       another server answered, for example a Wi-Fi sign-in page
 """
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 from foldlog.domain.errors import FoldlogError
@@ -24,6 +31,22 @@ class ClientError(FoldlogError):
     """
 
     code = "client-error"
+
+
+class BadArgument(ClientError, ValueError):
+    """Raised when an argument of a call is invalid. The message says which values are valid."""
+
+    code = "bad-argument"
+
+
+class BadToken(BadArgument):
+    """Raised when the access token has a character that a header cannot carry, for example a line
+    break at its end, or when the token function of the app failed.
+
+    The message never contains the token.
+    """
+
+    code = "bad-token"
 
 
 class RecordNotFound(ClientError, LookupError):
@@ -55,8 +78,26 @@ class WrongReplica(ClientError):
     code = "wrong-replica"
 
 
+class FileUnusable(WrongReplica, sqlite3.OperationalError):
+    """Raised when the file of a replica cannot be opened, read or written: the disk is full, the
+    file or its folder is read-only or missing, or another program holds the file.
+
+    A call that raises this error leaves the file as it was. The message names the cause and the
+    cure. Programs that catch `sqlite3.OperationalError` catch this error too.
+    """
+
+    code = "file-unusable"
+
+
+class ReplicaClosed(ClientError):
+    """Raised by every call that needs the file of a replica after `Replica.close`."""
+
+    code = "replica-closed"
+
+
 class IncompletePage(ClientError):
-    """Raised when a page of the server lacks events, or has `more` without progress.
+    """Raised when a page of the server lacks events, has an unreadable event, or has `more` without
+    progress.
 
     The replica applies no event of the page. The changesets stay in the queue. The cause is a fault
     of the service: events are missing in its log.
@@ -73,6 +114,39 @@ class Unreachable(ClientError):
     """
 
     code = "unreachable"
+
+
+class NotFoldlog(Unreachable):
+    """Raised when another server than Foldlog answered a request, for example the sign-in page of a
+    Wi-Fi network, a gateway, or a server that redirects to another address.
+
+    The changesets stay in the queue, and the next sync sends them again.
+
+    Attributes:
+        url: The URL for the argument `server` of `foldlog.open`, if the answer redirects to `https`
+            on the same host; otherwise `None`.
+    """
+
+    code = "not-foldlog"
+
+    def __init__(self, message: str, url: str | None = None):
+        self.url = url
+        super().__init__(message)
+
+
+class ConnectionBroke(Unreachable):
+    """Raised when a connection broke in the middle of a request or an answer, and smaller requests
+    broke too.
+
+    Attributes:
+        timed_out: Whether the connection was silent for too long, instead of ending.
+    """
+
+    code = "connection-broke"
+
+    def __init__(self, message: str, *, timed_out: bool = False):
+        self.timed_out = timed_out
+        super().__init__(message)
 
 
 class ServerProblem(ClientError):

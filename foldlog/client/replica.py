@@ -5,7 +5,6 @@ file.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,6 +21,7 @@ from foldlog.domain.names import is_collection, time_ordered_id
 
 from .callbacks import Callbacks, Loss, Refusal, refusal_of
 from .collection import Collection
+from .errors import BadArgument, FileUnusable, ReplicaClosed
 from .status import Status
 from .store.database import Database
 from .store.local_store import LocalStore
@@ -31,7 +32,8 @@ from .sync.file_lock import FileLockTaken
 from .sync.live import LiveChannel
 from .sync.results import PageResult, SyncResult
 from .sync.runner import SyncRunner
-from .transport.server import HttpServer, Server, Token
+from .transport.server import HttpServer, Server
+from .transport.sign_in import SignIn, Token
 from .transport.stream import Page
 
 
@@ -86,6 +88,8 @@ class Replica:
             time.monotonic,
             woken,
             channel if live else None,
+            lambda: self._runner.has_progressed,
+            lambda: server is not None and server.has_new_token,
         )
         if keep_syncing and server is not None:
             self._background.start()
@@ -135,10 +139,10 @@ class Replica:
         first.
 
         `name` has 1 to 64 of the characters A-Z, a-z, 0-9, `-`, `_` and `.`. Raises
-        `ValueError` for other names.
+        `BadArgument`, a `ValueError`, for other names.
         """
-        if not is_collection(name):
-            raise ValueError("a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
+        if not isinstance(name, str) or not is_collection(name):
+            raise BadArgument("a collection's name must be 1-64 of A-Z a-z 0-9 - _ .")
         return Collection(self._store, name)
 
     def changeset(
@@ -156,8 +160,10 @@ class Replica:
 
         With `guard="unchanged"`, the server refuses the changeset if another device has changed one
         of the same records after the last event that this device had pulled when the block began.
-        `Replica.refused` then lists the changeset.
+        `Replica.refused` then lists the changeset. Raises `BadArgument` for another `guard`.
         """
+        if guard not in (None, "unchanged"):
+            raise BadArgument(f"guard must be 'unchanged' or None, not {guard!r}")
         return self._store.changeset(guard=guard)
 
     def sync(self) -> SyncResult:
@@ -168,15 +174,42 @@ class Replica:
         number of events received (`pulled`). If another thread or process is syncing this file, the
         method returns at once with an empty result.
 
-        Raises `ServerProblem` if the server answers with an error, and `Unreachable` if the
-        server gives no answer. Changesets that the server has not confirmed stay in the
-        queue, and a later call sends them again. Raises `ClientError` if the replica was
-        opened without a server.
+        Raises `ServerProblem` if the server answers with an error, `Unreachable` if the server
+        gives no answer, and `NotFoldlog` if another server answers. Changesets that the server has
+        not confirmed stay in the queue, and a later call sends them again. Raises `BadToken` if the
+        token function failed, and `ClientError` if the replica was opened without a server.
+
+        If a connection breaks, the method goes on where it broke, with smaller requests, as long as
+        answers arrive.
         """
         try:
-            return self._runner.run()
+            result = self._runner.run()
         except FileLockTaken:
             return SyncResult()
+        if self._background.is_failing:
+            self._background.retry()  # the server is reachable again
+        return result
+
+    def use_token(self, token: Token) -> None:
+        """Uses another access token from now on, and lets the background thread try at once.
+
+        `token` is a text, or a function that returns the current token before each request. Call
+        this method after a new sign-in. If the replica has a token function, the library notices
+        another token by itself, within some seconds.
+
+        Raises `BadToken` if the token has a character that a header cannot carry, and `ClientError`
+        if the replica was opened without a server.
+        """
+        self._runner.require_server().use_token(token)
+        self._background.retry()
+
+    def retry(self) -> None:
+        """Lets the background thread sync now, instead of after the wait that follows a failure.
+
+        Call this method when the app knows more than the library, for example that the device is
+        online again.
+        """
+        self._background.retry()
 
     def _apply_page(self, page: Page) -> PageResult:
         """Applies the events of a page from the live channel to the records in the file of the
@@ -200,7 +233,7 @@ class Replica:
         this sync has ended.
         """
         self._background.stop()
-        with suppress(sqlite3.Error):  # a full disk must not prevent the end
+        with suppress(FileUnusable, ReplicaClosed):  # a full disk must not prevent the end
             self._runner.save_stream_traffic()
 
     def status(self) -> Status:
@@ -217,7 +250,7 @@ class Replica:
             after=meta.after,
             head=meta.get("head", 0),
             last_sync_ms=meta.get("synced_at"),
-            problem=meta.get("problem"),
+            problem=self._runner.problem,
             is_syncing=self._background.is_running,
             live=self._background.is_live,
             next_try_seconds=self._background.next_try_seconds,
@@ -328,10 +361,10 @@ def open(
             tasks.update(milk.id, done=True)
 
     Arguments:
-        path: The path of the SQLite file.
+        path: The path of the SQLite file. Its folder must exist.
         space: The name of the space. It is saved in the file, so only the first call needs it.
-        server: The URL of a Foldlog service, which is also saved in the file. A replica without a
-            server works, and queues its changesets.
+        server: The URL of a Foldlog service, with `https://` or `http://`, which is also saved in
+            the file. A replica without a server works, and queues its changesets.
         token: The access token, or a function that returns the current token before each request.
             The token is not saved in the file, so each call needs it.
         keep_syncing: Whether a background thread syncs while the replica is open. If not, the app
@@ -340,14 +373,42 @@ def open(
             events at once. If `False`, the thread polls every 1 to 60 seconds.
 
     Raises `WrongReplica` if the file is not a replica, if it belongs to another space, or if
-    `space` is missing for a new file.
+    `space` is missing for a new file. Raises `FileUnusable` if the file cannot be opened or
+    written, `BadArgument` if `server` is no URL or `path` names no file, and `BadToken` if the
+    token has a character that a header cannot carry. The file keeps its server after an error.
     """
+    SignIn(token)  # before the file is made
+    if isinstance(server, str):
+        check_url(server)
     with closing(Database(path)) as database:
         meta = Meta(database)
         space = space or meta.get("space")
-        if isinstance(server, str):
-            meta.set(server=server)
         url = server or meta.get("server")
     if isinstance(url, str):
+        check_url(url)
         url = HttpServer(url, space or "", token=token)
-    return Replica(path, space=space, server=url, keep_syncing=keep_syncing, live=live)
+    replica = Replica(path, space=space, server=url, live=live)
+    if isinstance(server, str):
+        replica._store.meta.set(server=server)
+    if keep_syncing and url is not None:
+        replica.start()
+    return replica
+
+
+def check_url(url: str) -> None:
+    """Raises `BadArgument` if a text is not the URL of a service. The message has the cure."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        raise BadArgument("server is no URL: use one like 'https://sync.example.com'") from None
+    if "@" in url:
+        raise BadArgument("server has a user or a password: use the argument `token` instead")
+    if not has_host and "://" not in url and url.strip():
+        raise BadArgument(
+            f"server={url!r} has no scheme: use 'https://{url}', or 'http://{url}' without TLS"
+        )
+    if not has_host or any(character.isspace() for character in url):
+        raise BadArgument(f"server={url!r} is no URL: use one like 'https://sync.example.com'")
+    if parts.query or parts.fragment:
+        raise BadArgument("server has a `?` or a `#`: use the URL before it")

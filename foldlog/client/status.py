@@ -9,6 +9,7 @@ from .callbacks import Refusal
 #: plain words for frequent problem codes; other problems are shown with their `detail`
 _WORDS = {
     "unreachable": "the server cannot be reached",
+    "not-foldlog": "another server answered: sign in to the network, or check the URL",
     "unauthenticated": "the server does not accept the sign-in: sign in again",
     "forbidden": "this sign-in does not allow the device to use the space",
     "device-revoked": "this device was revoked: it can join again with a new replica",

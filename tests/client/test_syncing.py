@@ -129,8 +129,8 @@ def test_status_tells_why_syncing_fails(tmp_path):
     assert words == {
         "down": "the server cannot be reached",
         "who": "the server does not accept the sign-in: sign in again",
-        "busy": "unknown: status 503",
-        "not us": "the server cannot be reached",
+        "busy": "unknown: status 503, not from Foldlog but from a proxy or another server",
+        "not us": "another server answered: sign in to the network, or check the URL",
     }
 
 
@@ -138,6 +138,7 @@ def test_a_page_with_many_records_is_folded_in_parts(device, monkeypatch):
     """Because another device could fill this device's memory with one changeset."""
     monkeypatch.setattr(applier, "RECORDS_AT_ONCE", 3)
     phone, tablet = device("phone"), device("tablet")
+    tablet.sync()  # a new device asks for the head first, with a page of one event
     for count in (1, 2, 5, 1, 1):
         with phone.changeset():
             for n in range(count):

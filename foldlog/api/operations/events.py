@@ -22,7 +22,7 @@ from foldlog.api.shapes.queries import events_query, stream_query
 from foldlog.api.shapes.reading import read_last_event_id
 from foldlog.domain.access import Right, is_revocation
 from foldlog.domain.errors import LogBehind, LogChanged, LogIncomplete
-from foldlog.domain.limits import Limits
+from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.ports import EventStore, Range, RangeQuery
 
 from .problems import READ_PROBLEMS, Problems
@@ -50,6 +50,7 @@ def range_query(parameters: Mapping[str, Any], device: str | None) -> RangeQuery
         mark=parameters.get("mark"),
         collections=parameters.get("collections"),
         short_for_device=None if parameters.get("own") == "full" else device,
+        bytes_max=parameters.get("bytes", INTEGER_MAX),
     )
 
 
@@ -132,9 +133,9 @@ def events_blueprint(store: EventStore, limits: Limits) -> Blueprint:
         problem document, and ends the stream. The client should then handle the problem instead of
         reconnecting.
         """
-        wanted = msgspec.structs.replace(
-            range_query(query, query.get("device")), bytes_max=limits.stream_message_bytes_max
-        )
+        wanted = range_query(query, query.get("device"))
+        bytes_max = min(wanted.bytes_max, limits.stream_message_bytes_max)
+        wanted = msgspec.structs.replace(wanted, bytes_max=bytes_max)
         last_id = read_last_event_id(request.header("last-event-id"))
         if last_id is not None:
             wanted = msgspec.structs.replace(wanted, after=last_id, mark=None)

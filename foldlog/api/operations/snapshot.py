@@ -71,6 +71,8 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         """
         lease = request.hold(DOWNLOADS)
         wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
+        if "bytes" in query:
+            wanted["bytes_max"] = query["bytes"]
         with lease.unless_it_fails():
             found = await projected(request, space, partial(master.snapshot, space, **wanted))
         return Reply(_pieces(space, found, lease), MEDIA_TYPE)

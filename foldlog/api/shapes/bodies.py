@@ -12,6 +12,7 @@ from marshmallow.validate import Length, OneOf
 from foldlog.domain.limits import LIMITS, Limits
 
 from .fields import (
+    PAGE_BYTES,
     ChangesetsField,
     MomentField,
     Whole,
@@ -117,6 +118,7 @@ def sync_body(limits: Limits) -> Schema:
             load_default=limits.page_events_default,
             metadata=about("The maximum number of events."),
         )
+        bytes = Whole(1, metadata=about(PAGE_BYTES.format(item="event")))
         collections = fields.List(
             collection_name(),
             validate=Length(1, limits.collections_per_filter_max),

@@ -25,6 +25,13 @@ _MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
 MARK_PATTERN = f"^{_MARK.pattern}$"
 
 
+#: describes the parameter `bytes` of the calls that return pages
+PAGE_BYTES = (
+    "The maximum size of a page in bytes, below `page_bytes_max`, for a link that breaks. "
+    "A page has at least one {item}."
+)
+
+
 def about(text: str, **keywords: Any) -> dict[str, Any]:
     """Returns the marshmallow metadata of a field, a dict of JSON Schema keywords. The generator of
     the OpenAPI document copies these keywords into the description of the field. `text` is the

@@ -12,6 +12,7 @@ from foldlog.domain.history import NOW, Point
 from foldlog.domain.limits import Limits
 
 from .fields import (
+    PAGE_BYTES,
     CommaList,
     PointField,
     QueryWhole,
@@ -22,6 +23,11 @@ from .fields import (
     record_id,
 )
 from .reading import Parameters
+
+
+def _page_bytes(item: str) -> QueryWhole:
+    # A larger number than the service allows is no error, because the page is smaller anyway.
+    return QueryWhole(1, metadata=about(PAGE_BYTES.format(item=item)))
 
 
 def _range_query(limits: Limits) -> type[Parameters]:
@@ -38,6 +44,7 @@ def _range_query(limits: Limits) -> type[Parameters]:
             load_default=limits.page_events_default,
             metadata=about("The maximum number of events."),
         )
+        bytes = _page_bytes("event")
         collections = CommaList(
             collection_name(),
             validate=Length(1, limits.collections_per_filter_max),
@@ -145,6 +152,7 @@ class SnapshotQuery(MasterQuery):
     cursor = fields.String(
         metadata=about("The last `cursor` of an interrupted download, to resume it.")
     )
+    bytes = _page_bytes("record")
 
 
 def history_query(limits: Limits, *, names_record: bool = False) -> Parameters:

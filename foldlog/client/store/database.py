@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from foldlog.client.errors import WrongReplica
+from foldlog.client.errors import BadArgument, ReplicaClosed, WrongReplica
+
+from .connection import Connection, cured
 
 #: `PRAGMA user_version` of a replica's file
 SCHEMA_VERSION = 1
@@ -30,11 +32,13 @@ class Database:
     transactions.
 
     The constructor creates the tables in a new file. It raises `WrongReplica` if the file is
-    not a replica, or has another schema version.
+    not a replica, or has another schema version, `FileUnusable` if the file cannot be opened or
+    written, and `BadArgument` if the path names no file.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = checked_path(path)
+        self._is_closed = False
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._opening = threading.Lock()
@@ -61,8 +65,10 @@ class Database:
     @property
     def connection(self) -> sqlite3.Connection:
         """The SQLite connection of the calling thread. The first access in a thread opens the
-        connection.
+        connection. Raises `ReplicaClosed` after `close`.
         """
+        if self._is_closed:
+            raise ReplicaClosed(f"the replica {self.path} was closed: open it again")
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = self._connect()
@@ -70,16 +76,21 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(
-                self.path,
-                timeout=BUSY_TIMEOUT_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,  # `close` runs in another thread
-            )
+            with cured(self.path):
+                connection = sqlite3.connect(
+                    self.path,
+                    timeout=BUSY_TIMEOUT_SECONDS,
+                    isolation_level=None,
+                    check_same_thread=False,  # `close` runs in another thread
+                    factory=Connection,
+                )
+            connection.path = self.path
             _use_wal(connection)
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = ON")  # overwrites erased values
+        except WrongReplica:
+            raise
         except sqlite3.DatabaseError as exc:
             raise WrongReplica(f"cannot open {self.path}: {exc}") from exc
         with self._opening:
@@ -127,11 +138,27 @@ class Database:
         return not busy
 
     def close(self) -> None:
+        self._is_closed = True
         with self._opening:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
         self._local = threading.local()
+
+
+def checked_path(path: str | Path) -> Path:
+    """Returns the path of a replica's file. Raises `BadArgument` if the path names no file, such as
+    `:memory:`, or names a folder.
+    """
+    if str(path) in ("", ":memory:") or str(path).startswith("file:"):
+        raise BadArgument(
+            f"{str(path)!r} names no file, and a replica needs one, for example in a folder of "
+            "tempfile.mkdtemp()"
+        )
+    found = Path(path)
+    if found.is_dir():
+        raise BadArgument(f"{found} is a folder: add the name of a file")
+    return found
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

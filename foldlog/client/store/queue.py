@@ -28,6 +28,8 @@ State = Literal["waiting", "stored", "refused", "rejected"]
 
 _COLUMNS = "position, id, counter, base, made_at, guard, ops, state, seq, why"
 _decode_ops = msgspec.json.Decoder(list[Operation]).decode
+#: of a changeset in a request, besides its operations
+HEAD_BYTES = 160
 #: above every seq of a log: a queued changeset is folded after all events
 _SEQ_OFFSET = 2**52
 
@@ -49,6 +51,7 @@ class Queued(msgspec.Struct):
     state: State
     seq: int | None = None
     why: dict[str, str] | None = None
+    size: int = 0  #: about the bytes that the changeset has in a request
 
     def to_wire(self) -> dict[str, Any]:
         """Returns the changeset as the JSON object that is sent to the server
@@ -99,6 +102,7 @@ def queued_from(row: Sequence[Any]) -> Queued:
         state,
         seq,
         None if why is None else msgspec.json.decode(why),
+        len(ops.encode()) + HEAD_BYTES,
     )
 
 
@@ -160,17 +164,24 @@ class Queue:
             [(*key, queued.position) for key in {op.key for op in queued.ops}],
         )
 
-    def select(self, *states: State, limit: int = -1) -> list[Queued]:
+    def select(self, *states: State, limit: int = -1, bytes_max: int | None = None) -> list[Queued]:
         """Returns the changesets that have one of the given states, oldest first.
 
-        Returns at most `limit` changesets; -1, the default, means all.
+        Returns at most `limit` changesets; -1, the default, means all. With `bytes_max`, the list
+        ends before the changesets have more bytes together, but it has at least one changeset.
         """
         marks = ", ".join("?" * len(states))
         rows = self._database.connection.execute(
             f"SELECT {_COLUMNS} FROM queue WHERE state IN ({marks}) ORDER BY position LIMIT ?",
             (*states, limit),
         )
-        return [queued_from(row) for row in rows]
+        found, size = list[Queued](), 0
+        for queued in map(queued_from, rows):
+            size += queued.size
+            if found and bytes_max is not None and size > bytes_max:
+                break
+            found.append(queued)
+        return found
 
     def count(self, *states: State) -> int:
         marks = ", ".join("?" * len(states))

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from foldlog.client.errors import IncompletePage
 from foldlog.client.store.erasure import without_values
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.store.queue import Queued
@@ -58,10 +59,14 @@ class Applier:
         answer is ignored, and a later request gets the events again.
 
         Raises `UnknownOwnEvent` if the log has a changeset of this device that is missing in this
-        file. Raises `HistoryDiverged` if the server has lost events.
+        file. Raises `HistoryDiverged` if the server has lost events, and `IncompletePage` if an
+        event is unreadable.
         """
         store, meta = self._store, self._store.meta
-        events = [msgspec.convert(event, Event) for event in answer["events"]]
+        try:
+            events = [msgspec.convert(event, Event) for event in answer["events"]]
+        except msgspec.ValidationError as exc:
+            raise IncompletePage(f"an event after {after} cannot be read: {exc}") from exc
         page = SyncResult()  # merged into `result` after the commit
         with store.database.transaction():
             if (meta.after, meta.device) != (after, device):

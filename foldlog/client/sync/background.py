@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from threading import Event, Thread
 
-from foldlog.client.errors import IncompletePage, ServerProblem, Unreachable
+from foldlog.client.errors import BadToken, ClientError, ServerProblem
 
 from .file_lock import FileLockTaken
 from .live import LiveChannel
@@ -25,6 +25,9 @@ log = logging.getLogger("foldlog")
 GATHER_SECONDS = 0.02
 #: poll interval while the live channel is open, in case the channel fails silently
 SAFETY_POLL_SECONDS = 300.0
+#: how soon, and later how often, the app is asked for another token after the server refused one
+TOKEN_CHECK_SECONDS_MIN = 1.0
+TOKEN_CHECK_SECONDS_MAX = 15.0
 #: a stream that ends is mostly replaced within this time, which makes a poll unnecessary
 RECONNECT_GRACE_SECONDS = 5.0
 
@@ -35,8 +38,10 @@ class BackgroundSync:
 
     The function `sync` may raise `FileLockTaken` if another process is syncing. The function
     `backoff_seconds` returns the number of seconds that the server's last answer asked the client
-    to wait. The function `now` returns the time of a monotonic clock in seconds. Any thread may set
-    the event `woken` to end a wait early.
+    to wait. `has_progressed` returns whether the last sync, which may have failed, has sent or
+    received something. `has_new_token` returns whether the app has another access token than the
+    one that the server refused. The function `now` returns the time of a monotonic clock in
+    seconds. Any thread may set the event `woken` to end a wait early.
     """
 
     def __init__(
@@ -46,8 +51,14 @@ class BackgroundSync:
         now: Callable[[], float],
         woken: Event,
         live: LiveChannel | None,
+        has_progressed: Callable[[], bool] = lambda: False,
+        has_new_token: Callable[[], bool] = lambda: False,
     ):
         self._sync = sync
+        self._has_progressed = has_progressed
+        self._has_new_token = has_new_token
+        self._token_wait = TOKEN_CHECK_SECONDS_MIN
+        self._token_check_at: float | None = None  #: `None` unless the server refused the token
         self._backoff_seconds = backoff_seconds
         self._now = now
         self._woken = woken
@@ -62,6 +73,11 @@ class BackgroundSync:
     @property
     def is_running(self) -> bool:
         return self._thread is not None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the thread waits after a sync that failed."""
+        return self.is_running and self._schedule.is_failing
 
     @property
     def is_live(self) -> bool:
@@ -104,6 +120,13 @@ class BackgroundSync:
             self._is_requested = True
             self._woken.set()
 
+    def retry(self) -> None:
+        """Requests a sync now, even if the last one failed."""
+        if self._live is not None:
+            self._live.forget_failures()
+        self._is_requested = True
+        self._woken.set()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._poll_at = None
@@ -113,6 +136,7 @@ class BackgroundSync:
 
     def _try(self) -> float:
         """Syncs once, and returns the number of seconds to wait until the next sync."""
+        self._token_check_at = None
         try:
             result = self._sync()
         except FileLockTaken:
@@ -120,9 +144,14 @@ class BackgroundSync:
             self._safety_poll_at = self._now()
             return self._schedule.jittered(POLL_SECONDS_MIN)
         except Exception as exc:
-            if not isinstance(exc, ServerProblem | IncompletePage | Unreachable):
-                # For example a full disk. The thread survives, and syncs when the disk has space.
+            if not isinstance(exc, ClientError):
+                # The thread survives, whatever happened.
                 log.exception("syncing failed")
+            if self._has_progressed():
+                self._schedule.reset_failures()
+            if _is_about_token(exc):
+                self._token_wait = TOKEN_CHECK_SECONDS_MIN
+                self._token_check_at = self._now() + self._token_wait
             self._allow_stream_from(None)
             return self._schedule.after_failure(exc)
         backoff = self._backoff_seconds()
@@ -157,6 +186,8 @@ class BackgroundSync:
             if self._is_requested:
                 self._stopping.wait(GATHER_SECONDS)
                 return
+            if self._may_sign_in():
+                return
             needs_sync = self._live is not None and self._live.step()
             if needs_sync and not self._schedule.is_failing:
                 return
@@ -182,8 +213,29 @@ class BackgroundSync:
 
     @property
     def _next_step_at(self) -> float:
-        """The time at which the thread must wake up: for the next sync or the next step of the
-        live channel, whichever is due first.
+        """The time at which the thread must wake up: for the next sync, the next step of the live
+        channel, or the next look at the token, whichever is due first.
         """
-        times = [self._due_at, self._live.next_at if self._live is not None else None]
+        live_at = self._live.next_at if self._live is not None else None
+        times = [self._due_at, live_at, self._token_check_at]
         return min(at for at in times if at is not None)
+
+    def _may_sign_in(self) -> bool:
+        """Asks the app for another token, if the server refused the last one and the time has come.
+        Returns `True` if the app has another one.
+        """
+        if self._token_check_at is None or self._now() < self._token_check_at:
+            return False
+        self._token_wait = min(TOKEN_CHECK_SECONDS_MAX, self._token_wait * 1.25)
+        self._token_check_at = self._now() + self._token_wait
+        if not self._has_new_token():
+            return False
+        if self._live is not None:
+            self._live.forget_failures()
+        return True
+
+
+def _is_about_token(exc: Exception) -> bool:
+    return isinstance(exc, BadToken) or (
+        isinstance(exc, ServerProblem) and exc.status in (401, 403)
+    )

@@ -16,6 +16,7 @@ from foldlog.client.transport.server import Server
 from foldlog.domain.times import format_time
 
 from .batch import PushBatch
+from .pace import Pace
 from .results import SyncResult
 from .snapshots import SnapshotLoader
 
@@ -26,12 +27,18 @@ class Healer:
     """
 
     def __init__(
-        self, store: LocalStore, server: Server, snapshots: SnapshotLoader, batch: PushBatch
+        self,
+        store: LocalStore,
+        server: Server,
+        snapshots: SnapshotLoader,
+        batch: PushBatch,
+        pace: Pace,
     ):
         self._store = store
         self._server = server
         self._snapshots = snapshots
         self._batch = batch
+        self._pace = pace
 
     def heal(self, exc: ServerProblem, result: SyncResult) -> bool:
         """Repairs the cause of a problem that the server reported, so that the request can
@@ -42,7 +49,7 @@ class Healer:
         """
         index = exc.document.get("index")
         match exc.problem:
-            case "limit-exceeded" if exc.status == 413:
+            case _ if exc.status == 413:  # of the service, or of a proxy before it
                 return self._batch.halve() or self._reject(0, exc, result)
             case "invalid-changeset" | "limit-exceeded" | "id-reused" if isinstance(index, int):
                 return self._reject(index, exc, result)
@@ -50,6 +57,8 @@ class Healer:
                 return self._renumber(exc)
             case "device-forked":
                 self.change_device(exc.problem, result)
+            case "invalid-request" if self._is_about_bytes(exc):
+                self._pace.asks_bytes = False
             case "invalid-request" if self._snapshots.is_resumed:
                 self._snapshots.begin()  # the cursor of the download is unknown to this server
             case "log-behind" | "log-changed":
@@ -59,6 +68,14 @@ class Healer:
             case _:
                 return False
         return True
+
+    def _is_about_bytes(self, exc: ServerProblem) -> bool:
+        """Whether an older service refuses the parameter `bytes`, which it does not know."""
+        named = {"parameter": "bytes"}, {"pointer": "/bytes"}
+        errors = exc.document.get("errors") or []
+        return self._pace.page_bytes is not None and any(
+            name.items() <= error.items() for error in errors for name in named
+        )
 
     def _reject(self, index: int, exc: ServerProblem, result: SyncResult) -> bool:
         """Marks one changeset of the batch as rejected, because the server can never store
@@ -76,7 +93,7 @@ class Healer:
             if is_known:
                 queue.remove(rejected.id)
             else:
-                why = {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
+                why = _reason(exc, rejected)
                 queue.set_state(rejected.id, "rejected", why=why)
                 result.refused.append(rejected.id)
             queue.renumber(batch[0].counter or 1)
@@ -164,6 +181,17 @@ class Healer:
         """
         device, sent_at = self._store.meta.device, format_time(self._store.now_ms())
         self._server.sync({"device": device, "sent_at": sent_at, "after": 0, "mark": ""})
+
+
+def _reason(exc: ServerProblem, rejected: Queued) -> dict[str, str]:
+    """Returns the reason of a rejection, for `Refusal`. A proxy gives none, so this device does."""
+    if exc.status != 413 or exc.problem != "unknown":
+        return {"code": exc.problem, "detail": str(exc.document.get("detail", ""))}
+    detail = (
+        f"the changeset has about {rejected.size} bytes, and the server, or a proxy before it, "
+        "refuses requests of this size"
+    )
+    return {"code": "limit-exceeded", "detail": detail}
 
 
 def _has_erased(queued: Queued) -> bool:

@@ -84,6 +84,11 @@ class LiveChannel:
         at = self.may_connect_from
         return None if at is None else max(at, self._next_at)
 
+    def forget_failures(self) -> None:
+        """Lets the next stream open without the wait after earlier failures."""
+        self._schedule.reset_failures()
+        self._next_at = 0.0
+
     def step(self) -> bool:
         """Does the next step of the channel if its time has come: applies a page, handles
         the end of a stream, or opens a new stream.

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
 
 import msgspec
 
 from foldlog.client.callbacks import Callbacks, Change, Loss, refusal_of
-from foldlog.client.errors import ClientError, IncompletePage, ServerProblem, Unreachable
+from foldlog.client.errors import (
+    ClientError,
+    ConnectionBroke,
+    FileUnusable,
+    ServerProblem,
+    Unreachable,
+)
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.transport.server import Server
 from foldlog.client.transport.stream import Page, Stream, Traffic
 
+from .batch import PushBatch
 from .file_lock import file_lock
+from .pace import Pace
 from .results import PageResult, SyncResult
 from .synchroniser import Synchroniser
 
@@ -26,6 +34,11 @@ class SyncRunner:
         self.server = server
         #: records of a snapshot, while it is loaded: done, total
         self.progress: tuple[int, int] | None = None
+        self._pace = Pace(self._bytes_passed)
+        self._batch = PushBatch(store.queue, self._pace)
+        #: whether the last sync sent or received something, even if it failed later
+        self.has_progressed = False
+        self._unsaved_problem: dict[str, str] | None = None
         self._saved = Traffic()  # traffic of the live channel that is in the file already
 
     def require_server(self) -> Server:
@@ -48,28 +61,51 @@ class SyncRunner:
             return self._run(server)
 
     def _run(self, server: Server) -> SyncResult:
-        meta = self._store.meta
         before = msgspec.structs.replace(server.traffic)
-        synchroniser = Synchroniser(self._store, server, self._report)
-        problem: dict[str, Any] | None = None
+        synchroniser = self._synchroniser(server)
+        problem: dict[str, str] | None = None
         try:
             return synchroniser.run()
-        except (ServerProblem, IncompletePage, Unreachable) as exc:
-            code = exc.problem if isinstance(exc, ServerProblem) else exc.code
-            problem = {"code": code, "detail": str(exc)}
+        except Exception as exc:
+            problem = _problem_of(exc)
             raise
         finally:
             self.progress = None
-            meta.set(problem=problem, tried_at=self._store.now_ms())
-            meta.add(**server.traffic.since(before))
-            self.save_stream_traffic()
+            result = synchroniser.result
+            self.has_progressed = bool(result.pushed or result.pulled or result.changed)
+            self._save_outcome(problem, server.traffic.since(before))
             # Also after a failure, because earlier answers were applied.
-            self._notify(synchroniser.result)
+            self._notify(result)
+
+    def _synchroniser(self, server: Server) -> Synchroniser:
+        return Synchroniser(self._store, server, self._pace, self._batch, self._report)
+
+    def _bytes_passed(self) -> int:
+        traffic = self.require_server().traffic
+        return traffic.bytes_sent + traffic.bytes_received
+
+    def _save_outcome(self, problem: dict[str, str] | None, traffic: dict[str, int]) -> None:
+        """Writes the problem and the traffic of a sync to the file. If the file cannot be written,
+        for example because the disk is full, keeps the problem in memory for `Replica.status`.
+        """
+        self._unsaved_problem = problem
+        with suppress(FileUnusable):
+            self._store.meta.set(problem=problem, tried_at=self._store.now_ms())
+            self._store.meta.add(**traffic)
+            self.save_stream_traffic()
+            self._unsaved_problem = None
+
+    @property
+    def problem(self) -> dict[str, str] | None:
+        """The `code` and `detail` of the problem of the last sync; `None` if it succeeded."""
+        saved: dict[str, str] | None = self._store.meta.get("problem")
+        return self._unsaved_problem or saved
 
     def connect(self) -> Stream:
         """Returns a stream of the live channel that begins at the cursor of this replica."""
-        meta = self._store.meta
-        return self.require_server().follow(meta.device, meta.after, meta.mark)
+        meta, server = self._store.meta, self.require_server()
+        server.page_bytes = self._pace.page_bytes
+        return server.follow(meta.device, meta.after, meta.mark)
 
     def apply_page(self, page: Page) -> PageResult:
         """Applies the events of a page from the live channel to the local store, and calls the
@@ -78,7 +114,7 @@ class SyncRunner:
         Raises `FileLockTaken` if another process is syncing this file.
         """
         with file_lock(self._store.database.path):
-            synchroniser = Synchroniser(self._store, self.require_server())
+            synchroniser = self._synchroniser(self.require_server())
             try:
                 return synchroniser.apply_page(page)
             finally:
@@ -127,3 +163,16 @@ class SyncRunner:
         for conflict in result.conflicts:
             own = self._store.meta.own_devices
             self._callbacks.notify_loss(Loss.from_conflict(conflict, own))
+
+
+def _problem_of(exc: Exception) -> dict[str, str]:
+    """Returns what `Status.problem` says about an error. The text of an error that is not of this
+    library is left out, because it may contain anything.
+    """
+    if isinstance(exc, ServerProblem):
+        return {"code": exc.problem, "detail": str(exc)}
+    if isinstance(exc, ConnectionBroke):
+        return {"code": Unreachable.code, "detail": str(exc)}  # apps know this code
+    if isinstance(exc, ClientError):
+        return {"code": exc.code, "detail": str(exc)}
+    return {"code": ClientError.code, "detail": f"syncing failed with {type(exc).__name__}"}

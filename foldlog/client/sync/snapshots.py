@@ -9,12 +9,15 @@ records until the snapshot is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
-from foldlog.client.errors import Unreachable
+import msgspec
+
+from foldlog.client.errors import ConnectionBroke
 from foldlog.client.store.local_store import LocalStore
+from foldlog.client.transport.responses import not_foldlog
 from foldlog.client.transport.server import Server
 from foldlog.domain.merge import Key, Record
 from foldlog.domain.snapshot import (
@@ -24,6 +27,10 @@ from foldlog.domain.snapshot import (
     snapshot_header,
     snapshot_line,
 )
+
+from .pace import Pace
+
+Lines = Generator[bytes, None, None]
 
 
 class HistoryDiverged(Exception):
@@ -39,12 +46,20 @@ class SnapshotLoader:
     all records.
     """
 
-    def __init__(self, store: LocalStore, server: Server, report: Callable[[int, int], None]):
+    def __init__(
+        self,
+        store: LocalStore,
+        server: Server,
+        pace: Pace,
+        report: Callable[[int, int], None],
+    ):
         self._store = store
         self._database = store.database
         self._meta = store.meta
         self._server = server
+        self._pace = pace
         self._report = report
+        self._begun: tuple[SnapshotHeader, Lines] | None = None  #: a download to go on with
 
     @property
     def is_loading(self) -> bool:
@@ -57,11 +72,40 @@ class SnapshotLoader:
 
     def is_shorter(self, after: int) -> bool:
         """Requests the header of the snapshot from the server. Returns `True` if the snapshot has
-        fewer records than the log has events after seq `after`.
+        fewer records than the log has events after seq `after`; `load` then goes on with this
+        download.
         """
-        with closing(self._server.snapshot(None)) as lines:
-            header = _header(lines)
-        return header.records < header.seq - after
+        header, lines = self._download(None)
+        if header.records >= header.seq - after:
+            lines.close()
+            return False
+        self._begun = header, lines
+        return True
+
+    def close(self) -> None:
+        """Ends a download that `is_shorter` has begun, if `load` did not go on with it."""
+        if self._begun is not None:
+            _, lines = self._begun
+            self._begun = None
+            lines.close()
+
+    def _download(self, cursor: str | None) -> tuple[SnapshotHeader, Lines]:
+        """Begins to download the snapshot after `cursor`. Returns the header and the other lines.
+
+        Raises `ConnectionBroke` if the answer is empty, and `NotFoldlog` if it is no snapshot.
+        """
+        if cursor is None and self._begun is not None:
+            begun, self._begun = self._begun, None
+            return begun
+        self.close()
+        lines = self._server.snapshot(cursor)
+        try:
+            for line in lines:
+                return snapshot_header(line), lines
+        except msgspec.DecodeError as exc:
+            lines.close()
+            raise not_foldlog() from exc
+        raise ConnectionBroke("the download of the snapshot was interrupted")
 
     def begin(self) -> None:
         """Marks all records as stale (to be replaced), and saves in the file that a
@@ -77,12 +121,12 @@ class SnapshotLoader:
         """Loads the pages of the snapshot that are still missing. Returns the keys of the
         records that changed.
 
-        Raises `Unreachable` if the download breaks. Raises `HistoryDiverged` if the server
-        has lost events that this device has applied.
+        Raises `Unreachable` if the download breaks, and `NotFoldlog` if another server answers.
+        Raises `HistoryDiverged` if the server has lost events that this device has applied.
         """
         state = self._meta.get("snapshot")
-        with closing(self._server.snapshot(state["cursor"])) as lines:
-            header = _header(lines)
+        header, lines = self._download(state["cursor"])
+        with closing(lines):
             if state["seq"] is None:
                 # The first answer sets the seq. Later pages may be newer: see `as_of`.
                 state |= {"seq": header.seq, "mark": header.mark, "log": header.log}
@@ -90,7 +134,10 @@ class SnapshotLoader:
             page: list[Record] = []
             erased = state.setdefault("erased", [])
             for raw in lines:
-                line = snapshot_line(raw)
+                try:
+                    line = snapshot_line(raw)
+                except msgspec.DecodeError as exc:
+                    raise not_foldlog() from exc
                 if isinstance(line, Record):
                     page.append(line)
                     if erased_seq := snapshot_erasure(raw):
@@ -104,10 +151,11 @@ class SnapshotLoader:
                 if line.cursor is None:
                     break
                 self._store_page(page, line, state)
+                self._pace.note_answer()
                 self._report(state["done"], max(total, state["done"]))
                 page = []
             else:
-                raise Unreachable("the download of the snapshot was interrupted")
+                raise ConnectionBroke("the download of the snapshot was interrupted")
         self._check_history()
         changed = self._store_page(page, line, state)
         self._report(state["done"], state["done"])
@@ -202,12 +250,3 @@ class SnapshotLoader:
             db.execute("DELETE FROM records WHERE is_stale AND NOT is_there AND sync_status <> 2")
             db.execute("UPDATE records SET is_stale = 0")
         return changed
-
-
-def _header(lines: Iterator[bytes]) -> SnapshotHeader:
-    """Reads the first line of a snapshot, and returns it as a `SnapshotHeader`. Raises
-    `Unreachable` if the answer is empty.
-    """
-    for line in lines:
-        return snapshot_header(line)
-    raise Unreachable("the download of the snapshot was interrupted")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from foldlog.client.errors import IncompletePage, ServerProblem
+from foldlog.client.errors import ConnectionBroke, IncompletePage, ServerProblem
 from foldlog.client.store.local_store import LocalStore
 from foldlog.client.transport.server import Server
 from foldlog.client.transport.stream import Page
@@ -19,11 +19,14 @@ from foldlog.domain.times import format_time
 from .applier import Applier, UnknownOwnEvent
 from .batch import PushBatch
 from .healer import Healer
+from .pace import Pace
 from .results import PageResult, SyncResult
 from .snapshots import HistoryDiverged, SnapshotLoader
 
 #: page size up to the head of a loaded snapshot, in events
 PAGE_AHEAD = 100
+#: a device that has not synced for so long asks for the head first, with a page of one event
+AWAY_MS = 24 * 3_600_000
 #: requests of one sync, in case a server answers `more` for ever
 ROUNDS_MAX = 100_000
 #: repairs of one sync
@@ -43,14 +46,17 @@ class Synchroniser:
         self,
         store: LocalStore,
         server: Server,
+        pace: Pace,
+        batch: PushBatch,
         report: Callable[[int, int], None] = lambda done, total: None,
     ):
         self._store = store
         self._server = server
-        self._batch = PushBatch(store.queue)
-        self._snapshots = SnapshotLoader(store, server, report)
+        self._pace = pace
+        self._batch = batch
+        self._snapshots = SnapshotLoader(store, server, pace, report)
         self._applier = Applier(store, self._snapshots)
-        self._healer = Healer(store, server, self._snapshots, self._batch)
+        self._healer = Healer(store, server, self._snapshots, batch, pace)
         self._may_load_snapshot = True
         self.result = SyncResult()  #: kept here because it also counts when `run` raises
 
@@ -66,6 +72,7 @@ class Synchroniser:
         try:
             return self._run()
         finally:
+            self._snapshots.close()
             self._store.erasure.scrub()
 
     def _run(self) -> SyncResult:
@@ -73,6 +80,7 @@ class Synchroniser:
         self._may_load_snapshot = True
         heals = 0
         for _ in range(ROUNDS_MAX):
+            self._server.page_bytes = self._pace.page_bytes
             try:
                 if self._snapshots.is_loading:
                     result.changed += self._snapshots.load()
@@ -82,6 +90,9 @@ class Synchroniser:
                 self._healer.change_device("restored", result)
             except HistoryDiverged:
                 self._healer.rewind("log-changed", result)
+            except ConnectionBroke as exc:
+                if not self._pace.note_break() or exc.timed_out:
+                    raise
             except ServerProblem as exc:
                 heals += exc.status != 413  # halving a batch ends by itself
                 if heals > HEALS_MAX or not self._healer.heal(exc, result):
@@ -147,10 +158,7 @@ class Synchroniser:
             "after": after,
             "mark": meta.mark,
         }
-        ahead = self._snapshots.ahead
-        if ahead is not None:
-            # The page must end at the seq of the snapshot, because their marks are compared.
-            body["limit"] = min(PAGE_AHEAD, ahead["seq"] - after)
+        body |= self._page_limits(after)
         if batch:
             body["changesets"] = [queued.to_wire() for queued in batch]
         answer = self._server.sync(body)
@@ -162,30 +170,60 @@ class Synchroniser:
                 self._snapshots.begin()
             return True
         self._applier.apply(answer, after, device, sent_at, result)
+        self._pace.note_answer()  # only now, because a repeated answer is no progress
         result.pushed += len(batch)
         self._batch.grow()
         return bool(answer["more"]) or self._store.queue.count("waiting") > 0
+
+    def _page_limits(self, after: int) -> dict[str, int]:
+        """Returns the members of a request that limit the page of its answer."""
+        limits = {}
+        if self._pace.page_bytes is not None:
+            limits["bytes"] = self._pace.page_bytes
+        sizes = [self._pace.events_max]
+        ahead = self._snapshots.ahead
+        if ahead is not None:
+            # The page must end at the seq of the snapshot, because their marks are compared.
+            sizes += [PAGE_AHEAD, ahead["seq"] - after]
+        if self._asks_for_head():
+            sizes.append(1)
+        known = [size for size in sizes if size is not None]
+        if known:
+            limits["limit"] = min(known)
+        return limits
+
+    def _asks_for_head(self) -> bool:
+        """Whether the next page should have one event, because a snapshot may replace the others.
+        This is the case for a new device, and for one that was away for long.
+        """
+        synced_at = self._store.meta.get("synced_at")
+        return self._may_load_snapshot and (
+            synced_at is None or self._store.now_ms() - synced_at > AWAY_MS
+        )
 
     def _should_load_snapshot(self, missing: int) -> bool:
         """Returns `True` if the device should load a snapshot instead of pulling the missing
         events. This is the case if the snapshot has fewer records than there are missing events.
 
-        `missing` is the number of missing events. The method requests the size of the snapshot at
-        most once in a sync, and only if more than 2,000 events are missing.
+        `missing` is the number of missing events. The method begins the download of the snapshot,
+        whose header has the number of records. It does so at most once in a sync, and only if more
+        than 2,000 events are missing.
         """
         if missing <= SNAPSHOT_EVENTS_MIN or not self._may_load_snapshot:
             return False
-        self._may_load_snapshot = False
         try:
-            return self._snapshots.is_shorter(self._store.meta.after)
+            is_shorter = self._snapshots.is_shorter(self._store.meta.after)
         except ServerProblem:
-            return False  # the master table may be behind, and the events still come
+            is_shorter = False  # the master table may be behind, and the events still come
+        self._may_load_snapshot = False
+        return is_shorter
 
 
 def _check_page(answer: dict[str, Any], after: int) -> None:
     """Checks that an answer has every event after the seq `after`, because no filter was asked for.
 
-    Raises `IncompletePage` if events are missing, or if `more` is true without progress.
+    Raises `IncompletePage` if events are missing or unreadable, or if `more` is true without
+    progress.
     """
     seqs = [event["seq"] for event in answer["events"]]
     through = answer["through"]

@@ -6,22 +6,51 @@ from __future__ import annotations
 
 import gzip
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypedDict
 
 import httpx
 import msgspec
 
-from foldlog.client.errors import ServerProblem
+from foldlog.client.errors import ClientError, ConnectionBroke, ServerProblem
 
-from .responses import not_foldlog, problem_of, seconds_from, translated
+from .responses import check_status, not_foldlog, seconds_from, translated
+from .sign_in import SignIn, Token
 from .stream import HttpStream, Stream, Traffic
 
 #: smaller bodies are sent uncompressed, because compression would save too little
 COMPRESS_BYTES_MIN = 1_024
+#: a body is handed to the connection in pieces, which are counted for a connection that breaks
+PIECE_BYTES = 16 * 2**10
 TIMEOUT_SECONDS = 30.0
 _decode = msgspec.json.decode
 _encode = msgspec.json.encode
+
+
+class _Seq(TypedDict):
+    seq: int
+
+
+class _Page(TypedDict):
+    """The members that every page of events has. Another server's answer lacks some of them."""
+
+    log: str | None
+    head: int
+    events: list[_Seq]
+    through: int
+    mark: str
+    more: bool
+
+
+class _Verdict(TypedDict):
+    id: str
+    verdict: str
+    seq: int
+
+
+class _SyncAnswer(_Page):
+    verdicts: list[_Verdict]
 
 
 class Server(ABC):
@@ -39,6 +68,10 @@ class Server(ABC):
         self.streamed = Traffic()
         #: wait that the last answer asked for (header `Backoff`), also when it was successful
         self.backoff_seconds = 0.0
+        #: the size in bytes that the pages of an answer should have at most; `None` for the
+        #: service's own maximum. The library sets it on a link that breaks. An implementation may
+        #: ignore it.
+        self.page_bytes: int | None = None
 
     @abstractmethod
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +93,17 @@ class Server(ABC):
         Raises `Unreachable` if the download breaks.
         """
 
+    def use_token(self, token: Token) -> None:
+        """Uses another access token from now on. Raises `BadToken` if the token cannot be sent, and
+        `ClientError` if the implementation has no tokens.
+        """
+        raise ClientError("this implementation of `Server` has no tokens")
+
+    @property
+    def has_new_token(self) -> bool:
+        """Whether the app has another token than the one that the server refused last."""
+        return False
+
     def follow(self, device: str, after: int, mark: str) -> Stream:
         """Returns a stream of the live channel that begins after the cursor (`after`,
         `mark`).
@@ -72,10 +116,6 @@ class Server(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes all connections to the server."""
-
-
-#: an access token, or a function that returns the current one, because tokens may expire
-Token = str | Callable[[], str] | None
 
 
 class HttpServer(Server):
@@ -91,7 +131,7 @@ class HttpServer(Server):
         transport: httpx.BaseTransport | None = None,
     ):
         super().__init__()
-        self._token = token
+        self._sign_in = SignIn(token)
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/v1/spaces/{space}/",
             auth=self._authorize,
@@ -100,17 +140,24 @@ class HttpServer(Server):
         )
 
     def _authorize(self, request: httpx.Request) -> httpx.Request:
-        token = self._token() if callable(self._token) else self._token
+        token = self._sign_in.current()
         if token:
             request.headers["Authorization"] = f"Bearer {token}"
         return request
 
+    def use_token(self, token: Token) -> None:
+        self._sign_in.replace(token)
+
+    @property
+    def has_new_token(self) -> bool:
+        return self._sign_in.has_changed
+
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._call("POST", "sync", content=_encode(body))
+        return self._call("POST", "sync", _SyncAnswer, content=_encode(body))
 
     def has_mark(self, after: int, mark: str) -> bool:
         try:
-            self._call("GET", "events", params={"after": after, "mark": mark, "limit": 1})
+            self._call("GET", "events", _Page, params={"after": after, "mark": mark, "limit": 1})
         except ServerProblem as exc:
             if exc.problem in ("log-behind", "log-changed", "unknown-space"):
                 return False
@@ -118,21 +165,18 @@ class HttpServer(Server):
         return True
 
     def snapshot(self, cursor: str | None) -> Generator[bytes, None, None]:
-        params = {} if cursor is None else {"cursor": cursor}
-        with translated(), self._http.stream("GET", "snapshot", params=params) as response:
-            self.traffic.requests += 1
-            if response.is_error:
-                response.read()
-                raise problem_of(response)
-            counted, rest = 0, b""
+        params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
+        if self.page_bytes is not None:
+            params["bytes"] = self.page_bytes
+        with self._answer("GET", "snapshot", params=params) as response:
+            rest = b""
             for piece in response.iter_bytes():
-                self.traffic.bytes_received += response.num_bytes_downloaded - counted
-                counted = response.num_bytes_downloaded
+                self._count(response)
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
 
     def follow(self, device: str, after: int, mark: str) -> Stream:
-        return HttpStream(self._http, self.streamed, device, after, mark)
+        return HttpStream(self._http, self.streamed, device, after, mark, self.page_bytes)
 
     def close(self) -> None:
         self._http.close()
@@ -141,28 +185,83 @@ class HttpServer(Server):
         self,
         method: str,
         path: str,
+        shape: Any,
         *,
         content: bytes | None = None,
         params: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """Sends a request, and returns the answer as a dict that has the members of `shape`.
+
+        Raises `NotFoldlog` for an answer of another form, and `ConnectionBroke` for half an answer.
+        """
+        with self._answer(method, path, content=content, params=params) as response:
+            pieces = []
+            for piece in response.iter_bytes():
+                self._count(response)
+                pieces.append(piece)
+            text = b"".join(pieces)
+        try:
+            answer: dict[str, Any] = _decode(text)
+            msgspec.convert(answer, shape)
+        except msgspec.ValidationError as exc:
+            raise not_foldlog() from exc
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            if text.startswith(b'{"log":'):
+                raise ConnectionBroke("the answer is incomplete") from exc
+            raise not_foldlog() from exc
+        return answer
+
+    @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> Iterator[httpx.Response]:
+        """Sends a request, and gives the response, whose body is still to be read.
+
+        Counts the traffic while it passes, so that a connection that breaks is counted too. Raises
+        the errors of `check_status`, and `Unreachable` if the connection fails.
+        """
         headers = {}
+        body: Iterator[bytes] | None = None
         if content is not None:
             headers["Content-Type"] = "application/json"
             if len(content) >= COMPRESS_BYTES_MIN:
                 content = gzip.compress(content, 6, mtime=0)
                 headers["Content-Encoding"] = "gzip"
-        with translated():
-            response = self._http.request(
-                method, path, content=content, params=params, headers=headers
-            )
-        self.traffic.requests += 1
-        self.traffic.bytes_sent += len(content or b"")
-        self.traffic.bytes_received += response.num_bytes_downloaded
-        self.backoff_seconds = seconds_from(response.headers.get("Backoff")) or 0.0
-        if response.is_error:
-            raise problem_of(response)
-        try:
-            answer: dict[str, Any] = _decode(response.content)
-        except msgspec.DecodeError as exc:
-            raise not_foldlog() from exc
-        return answer
+            headers["Content-Length"] = str(len(content))
+            body = self._pieces(content)
+        self._received = 0
+        with (
+            translated(),
+            self._http.stream(
+                method, path, content=body, params=params, headers=headers
+            ) as response,
+        ):
+            self.traffic.requests += 1
+            self.backoff_seconds = seconds_from(response.headers.get("Backoff")) or 0.0
+            try:
+                check_status(response)
+            except ServerProblem as exc:
+                if exc.status in (401, 403):
+                    self._note_refused_token(response)
+                raise
+            yield response
+
+    def _pieces(self, content: bytes) -> Iterator[bytes]:
+        for start in range(0, len(content), PIECE_BYTES):
+            piece = content[start : start + PIECE_BYTES]
+            self.traffic.bytes_sent += len(piece)
+            yield piece
+
+    def _count(self, response: httpx.Response) -> None:
+        """Adds the bytes that have arrived since the last call to the traffic."""
+        self.traffic.bytes_received += response.num_bytes_downloaded - self._received
+        self._received = response.num_bytes_downloaded
+
+    def _note_refused_token(self, response: httpx.Response) -> None:
+        sent = response.request.headers.get("Authorization", "")
+        self._sign_in.note_refused(sent.removeprefix("Bearer ") or None)

@@ -16,7 +16,7 @@ import msgspec
 from foldlog.client.errors import ServerProblem
 
 from . import sse
-from .responses import not_foldlog, problem_of, translated
+from .responses import check_status, not_foldlog, translated
 
 #: a silent stream is closed after this time. The service sends a heartbeat every 15 s, so a
 #: longer silence means that a proxy buffers the stream.
@@ -100,13 +100,22 @@ class HttpStream(Stream):
     `traffic`.
     """
 
-    def __init__(self, http: httpx.Client, traffic: Traffic, device: str, after: int, mark: str):
+    def __init__(
+        self,
+        http: httpx.Client,
+        traffic: Traffic,
+        device: str,
+        after: int,
+        mark: str,
+        page_bytes: int | None = None,
+    ):
         super().__init__()
         self._http = http
         self._traffic = traffic
         self._device = device
         self._after = after
         self._mark = mark
+        self._page_bytes = page_bytes
         self._socket: socket.socket | None = None
         self._is_closed = False
 
@@ -115,9 +124,7 @@ class HttpStream(Stream):
             self._traffic.requests += 1
             network = response.extensions.get("network_stream")
             self._socket = network and network.get_extra_info("socket")
-            if response.is_error:
-                response.read()
-                raise problem_of(response)
+            check_status(response)
             if not response.headers.get("Content-Type", "").startswith(EVENT_STREAM):
                 raise not_foldlog()
             reader, counted = sse.Reader(), 0
@@ -145,6 +152,8 @@ class HttpStream(Stream):
         params: dict[str, Any] = {"device": self._device, "after": self._after}
         if self._mark:
             params["mark"] = self._mark
+        if self._page_bytes is not None:
+            params["bytes"] = self._page_bytes
         # A proxy that compresses would hold back data until a block is full.
         headers = {"Accept": EVENT_STREAM, "Accept-Encoding": "identity"}
         return self._http.stream(

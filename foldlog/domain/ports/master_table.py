@@ -13,6 +13,7 @@ from ..changesets import Key, LocalIds
 from ..errors import LogBehind, LogChanged
 from ..history import Order, Point
 from ..ledger import ALL_CONFLICTS, ConflictsFilter
+from ..limits import INTEGER_MAX
 from ..snapshot import SnapshotHeader
 from .cursors import decode_cursor, encode_cursor
 from .event_store import SpaceId
@@ -270,9 +271,17 @@ class MasterTable(History):
         method `page`."""
 
     @abstractmethod
-    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+    def snapshot(
+        self,
+        space: SpaceId,
+        *,
+        cursor: str | None = None,
+        at_least: int = 0,
+        bytes_max: int = INTEGER_MAX,
+    ) -> Snapshot:
         """Returns a `Snapshot` for a new device: a header, and an iterator over pages with all
-        records, including the tombstones of deleted records (see domain/snapshot).
+        records, including the tombstones of deleted records (see domain/snapshot). A page has at
+        most `bytes_max` bytes, or one record.
 
         The first page is read before this method returns. Each further page is read when the
         iterator is asked for it. Between two pages, no locks or connections are held. This method

@@ -16,6 +16,7 @@ from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.events import decode_event
 from foldlog.domain.history import head_of
 from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, render_ledger
+from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, view_of
 from foldlog.domain.ports import (
     ConflictsPage,
@@ -74,7 +75,14 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
             raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return self._page_of(here, [record], None)
 
-    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+    def snapshot(
+        self,
+        space: SpaceId,
+        *,
+        cursor: str | None = None,
+        at_least: int = 0,
+        bytes_max: int = INTEGER_MAX,
+    ) -> Snapshot:
         position = SnapshotCursor.of(cursor)
         here = self._space(space, at_least)
         with self._lock:
@@ -82,17 +90,19 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
             after = (position.collection, position.id)
             count = sum(r.exists and key > after for key, r in here.records.items())
             header = SnapshotHeader(here.log, here.head, here.mark(here.head), count)
-            first = self._snapshot_page(here, position)
-        return Snapshot(header, self._snapshot_pages(here, first))
+            first = self._snapshot_page(here, position, bytes_max)
+        return Snapshot(header, self._snapshot_pages(here, first, bytes_max))
 
-    def _snapshot_pages(self, here: Space, page: SnapshotPage) -> Iterator[SnapshotPage]:
+    def _snapshot_pages(
+        self, here: Space, page: SnapshotPage, bytes_max: int
+    ) -> Iterator[SnapshotPage]:
         yield page
         while page.cursor is not None:
             with self._lock:
-                page = self._snapshot_page(here, SnapshotCursor.of(page.cursor))
+                page = self._snapshot_page(here, SnapshotCursor.of(page.cursor), bytes_max)
             yield page
 
-    def _snapshot_page(self, here: Space, position: SnapshotCursor) -> SnapshotPage:
+    def _snapshot_page(self, here: Space, position: SnapshotCursor, bytes_max: int) -> SnapshotPage:
         limit = self._limits.page_snapshot_records
         after = (position.collection, position.id)
         keys = nsmallest(
@@ -103,7 +113,7 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         for key in keys[:limit]:
             line = msgspec.json.encode(snapshot_view(here.records[key], here.erasures.get(key)))
             size += len(line)
-            if lines and size > self._limits.page_bytes_max:
+            if lines and size > min(bytes_max, self._limits.page_bytes_max):
                 break
             lines.append(line)
         more = len(keys) > len(lines)

@@ -19,7 +19,7 @@ from foldlog.domain.errors import (
     ProjectionBehind,
     StorageUnavailable,
 )
-from foldlog.domain.limits import LIMITS, Limits
+from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
@@ -179,23 +179,25 @@ class LiveReader:
         scope: Scope,
         params: dict[str, Any],
         limit: int,
+        bytes_max: int = INTEGER_MAX,
         *,
         complete: Completer | None = None,
     ) -> Found:
         """Runs a statement that reads up to `limit + 1` rows, and returns a `Found` with the rows.
 
-        The extra row shows the caller that another page follows. `complete` puts the values in that
-        the rows leave out, and may cut the page where they exceed the limit of bytes.
+        The extra row shows the caller that another page follows. The page has at most `bytes_max`
+        bytes, and `page_bytes_max`. `complete` puts the values in that the rows leave out, and may
+        cut the page where they exceed the limit of bytes.
         """
-        bytes_max = self._limits.page_bytes_max
-        params = {**params, "limit": limit + 1, "bytes_max": bytes_max}
+        most = min(bytes_max, self._limits.page_bytes_max)
+        params = {**params, "limit": limit + 1, "bytes_max": most}
         for _ in range(ATTEMPTS):
             found = self._select(statement, scope, params)
             if complete is None or not found.rows:
                 return found
             try:
                 source = Source(self._datastore, scope.space, found.generation)
-                rows = complete(source, found.rows, bytes_max)
+                rows = complete(source, found.rows, most)
             except ValuesMoved:
                 continue
             return found._replace(rows=rows)

@@ -6,11 +6,13 @@ Each record includes the data that a device needs to merge later changes into th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
+from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.ports import Snapshot, SnapshotCursor, SnapshotPage, SpaceId
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotRecord
 from foldlog.domain.times import format_time, to_ms
@@ -59,9 +61,16 @@ SELECT count(*)
 
 
 class SnapshotReader(LiveReader):
-    def snapshot(self, space: SpaceId, *, cursor: str | None = None, at_least: int = 0) -> Snapshot:
+    def snapshot(
+        self,
+        space: SpaceId,
+        *,
+        cursor: str | None = None,
+        at_least: int = 0,
+        bytes_max: int = INTEGER_MAX,
+    ) -> Snapshot:
         start = SnapshotCursor.of(cursor)
-        found, page = self._snapshot_page(space, start, at_least)
+        found, page = self._snapshot_page(space, start, at_least, bytes_max)
         params = {"space": space, "after_collection": start.collection, "after_id": start.id}
         counted = self._datastore.fetch_one(COUNT_SNAPSHOT, params)
         assert counted is not None
@@ -69,27 +78,27 @@ class SnapshotReader(LiveReader):
             *(found.log, page.at, page.mark, counted[0]),
             halted_at=found.halted_at,
         )
-        return Snapshot(header, self._snapshot_pages(space, page))
+        return Snapshot(header, self._snapshot_pages(space, page, bytes_max))
 
-    def _snapshot_pages(self, space: SpaceId, page: SnapshotPage) -> Iterator[SnapshotPage]:
+    def _snapshot_pages(
+        self, space: SpaceId, page: SnapshotPage, bytes_max: int
+    ) -> Iterator[SnapshotPage]:
         yield page
         while page.cursor is not None:
-            _, page = self._snapshot_page(space, SnapshotCursor.of(page.cursor), 0)
+            start = SnapshotCursor.of(page.cursor)
+            _, page = self._snapshot_page(space, start, 0, bytes_max)
             yield page
 
     def _snapshot_page(
-        self, space: SpaceId, start: SnapshotCursor, at_least: int
+        self, space: SpaceId, start: SnapshotCursor, at_least: int, bytes_max: int
     ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
         params = {"after_collection": start.collection, "after_id": start.id}
-        found = self._page(
-            SELECT_SNAPSHOT, Scope(space, at_least), params, limit, complete=_complete
-        )
+        page = partial(self._page, SELECT_SNAPSHOT, params=params, limit=limit, complete=_complete)
+        found = page(scope=Scope(space, at_least), bytes_max=bytes_max)
         start.check(found.log, found.head, self._mark(space, min(start.at, found.head)))
         if found.position < start.at:  # a page must be at least as new as the one before it
-            found = self._page(
-                SELECT_SNAPSHOT, Scope(space, start.at), params, limit, complete=_complete
-            )
+            found = page(scope=Scope(space, start.at), bytes_max=bytes_max)
         rows, more = found.cut(limit)
         mark = self._mark(space, found.position)
         last = SnapshotCursor(found.log, found.position, mark, *rows[-1][:2]) if more else None

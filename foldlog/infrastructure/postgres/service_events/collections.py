@@ -64,7 +64,7 @@ SELECT collection, version, seq, defined_at, defined_by, is_forced, schema
   FROM collections
  WHERE space = %(space)s
    AND collection = %(collection)s
-   AND (%(version)s::integer IS NULL OR version = %(version)s)
+   AND (%(version)s::bigint IS NULL OR version = %(version)s::bigint)
  ORDER BY version DESC
  LIMIT 1
 """
