@@ -73,7 +73,7 @@ def size_of(value: Any) -> int:
     """
     kind = type(value)
     if kind is str:
-        return 4 + utf8_length(value)
+        return 4 + (len(value) if value.isascii() else utf8_length(value))
     if kind is list:
         return 4 + sum(map(size_of, value))
     if kind is dict:

@@ -219,7 +219,10 @@ def keep_in_log(op: Operation, number: int, seq: int, source: Any) -> list[Logge
     made = []
     if op.op == "put" and op.fields:
         for name, value in op.fields.items():
-            if type(value) in (str, list, dict) and (size := size_of(value)) >= LOGGED_SIZE_MIN:
+            kind = type(value)
+            if kind is str and 4 * len(value) + 4 < LOGGED_SIZE_MIN:
+                continue  # most texts, without counting their bytes
+            if kind in (str, list, dict) and (size := size_of(value)) >= LOGGED_SIZE_MIN:
                 op.fields[name] = logged = LoggedValue(source, seq, number, name, size, value)
                 made.append(logged)
     return made
