@@ -22,6 +22,7 @@ slow: install
 MUTANTS ?= domain/proofs domain/audit domain/erasure
 mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	$(BIN)/python tests/mutation/named.py
 	$(BIN)/python tests/mutation/run.py $(MUTANTS) --seed 16 --sample 4
 
 # Lines and branches that the whole suite runs, in the service's processes too.

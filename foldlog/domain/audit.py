@@ -7,8 +7,8 @@ root with the root of a signed checkpoint, or with a root that you saved earlier
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 import msgspec
 from msgspec import UNSET
@@ -78,6 +78,16 @@ class AuditCursor(msgspec.Struct):
         return cls(seq, "", edge, is_from_first=seq == 0)
 
 
+class Seqs(Protocol):
+    """A mapping from the keys of records to seqs. Such mappings grow with the erasures of a log, so
+    that a caller may keep them on the disk."""
+
+    def get(self, key: Key, /) -> int | None: ...
+    def __setitem__(self, key: Key, seq: int, /) -> None: ...
+    def pop(self, key: Key, /) -> int | None: ...
+    def items(self) -> Iterable[tuple[Key, int]]: ...
+
+
 class Erasures:
     """Checks that each value that was removed from a log was removed by an erasure, which the log
     records as a `record-erased` event.
@@ -92,12 +102,26 @@ class Erasures:
     """
 
     def __init__(
-        self, erased: Iterable[tuple[Key, int]] = (), owing: Iterable[tuple[Key, int]] = ()
+        self,
+        erased: Iterable[tuple[Key, int]] = (),
+        owing: Iterable[tuple[Key, int]] = (),
+        *,
+        new_seqs: Callable[[], Seqs] = dict,
     ):
-        self.erased = dict(erased)  #: the last erasure of each record
-        self.owing = dict(
-            owing
-        )  #: the first seq that lacks values, for records that still lack an erasure
+        #: the last erasure of each record
+        self.erased = new_seqs()
+        #: the first seq that lacks values, for records that still lack an erasure
+        self.owing = new_seqs()
+        self.owing_count = 0
+        for key, seq in erased:
+            self.erased[key] = seq
+        for key, seq in owing:
+            self._owe(key, seq)
+
+    def _owe(self, key: Key, seq: int) -> None:
+        if self.owing.get(key) is None:
+            self.owing[key] = seq
+            self.owing_count += 1
 
     def note(self, seq: int, state: bytes) -> None:
         """Reads the next event of the log. `state` contains the event's stored bytes.
@@ -110,16 +134,18 @@ class Erasures:
             return
         event = decode_event(state)
         for op in event.ops:
-            if op.erased is not UNSET and self.erased.get(op.key, 0) <= event.base:
-                self.owing.setdefault(op.key, seq)
+            if op.erased is not UNSET and (self.erased.get(op.key) or 0) <= event.base:
+                self._owe(op.key, seq)
         if event.erased_key is not None:
             self.erased[event.erased_key] = seq
-            self.owing.pop(event.erased_key, None)
+            if self.owing.get(event.erased_key) is not None:
+                self.owing.pop(event.erased_key)
+                self.owing_count -= 1
 
     def check(self) -> None:
         """Raises `WrongEvent` if values were removed from the log and no `record-erased` event
         allows this. Call this method after the last event."""
-        if self.owing:
+        if self.owing_count:
             (collection, id), seq = min(self.owing.items(), key=lambda owing: owing[1])
             raise WrongEvent(
                 seq, f"values of {collection}/{id} are missing, and no event erased it"
@@ -130,10 +156,12 @@ class LogAudit:
     """Checks the events of one log in their order, and computes the root of the Merkle tree over
     them."""
 
-    def __init__(self, start: AuditCursor | None = None):
+    def __init__(self, start: AuditCursor | None = None, *, new_seqs: Callable[[], Seqs] = dict):
         """Continues an audit from the cursor `start`. If `start` is `None`, the audit starts at the
-        first event. Raises `InvalidProof` if the tiles in `start` belong to a tree of another
-        size."""
+        first event. `new_seqs` makes the mappings in which the audit keeps erasures.
+
+        Raises `InvalidProof` if the tiles in `start` belong to a tree of another size.
+        """
         start = start or AuditCursor()
         tiles = edge_tiles(start.seq)
         if len(tiles) != len(start.edge):
@@ -143,7 +171,7 @@ class LogAudit:
         edge = {tile: bytes.fromhex(hashes) for tile, hashes in zip(tiles, start.edge, strict=True)}
         self._builder = TreeBuilder(start.seq, edge)
         self._received_at = start.received_at
-        self._erasures = Erasures(start.erased, start.owing)
+        self._erasures = Erasures(start.erased, start.owing, new_seqs=new_seqs)
         self._is_from_first = start.is_from_first
 
     @property
@@ -207,7 +235,7 @@ class LogAudit:
         If the audit began in the middle of the log, the property is always true, because the
         `record-erased` event may come before the start of the audit.
         """
-        return not (self._is_from_first and self._erasures.owing)
+        return not (self._is_from_first and self._erasures.owing_count)
 
     def check_erasures(self) -> None:
         """Raises `WrongEvent` if values were removed from the log and no `record-erased` event

@@ -184,9 +184,10 @@ def test_what_was_rolled_back_is_forgotten(datastore, stores, monkeypatch, proje
 def test_a_failed_transaction_is_forgotten(datastore, stores, monkeypatch, fails_at):
     """The projector keeps the records of a space for its next batch, but never those of a
     transaction that the database has undone."""
-    stores.push("s", push_of(*(changeset(add(n=1), add("other", n=1)) for _ in range(4))))
+    stores.push("s", push_of(*(changeset(add(n=1), add("other", n=1)) for _ in range(8))))
     projector = Projector(datastore, MasterProjection(), batch_events=4)
     projector.project("s")
+    assert projector._caches, "more events wait, so the records stay in memory"
     head = stores.push("s", push_of(*(changeset(add(n=1)) for _ in range(8)))).head
     committed = datastore.committed
 

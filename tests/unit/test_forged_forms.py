@@ -61,6 +61,7 @@ def forged_changesets() -> dict[str, tuple[LogEntry, bytes, bytes]]:
     operations = {
         "the commitment among the fields": start + b',"fields":{"secret":2,' + own + b"}}",
         "the commitment in a nested value": start + b',"fields":{"x":{"y":1,' + own + b"}}}",
+        "an erased operation as a value": start + b',"fields":{"x":' + start + b"," + own + b"}}}",
         "fields beside the commitment": start + b',"fields":{"secret":2},' + own + b"}",
         "a guard beside the commitment": start + b',"expect":null,' + own + b"}",
         "the commitment before the fields": start + b"," + own + b',"fields":{}}',
@@ -111,6 +112,15 @@ def forged_bodies() -> dict[str, tuple[LogEntry, bytes, bytes]]:
 
 
 FORGED = {**forged_changesets(), **forged_bodies()}
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"", b" "), (b"", b',"n":1}'), (b'{"x":', b"}")])
+def test_only_the_whole_form_states_a_commitment(before, after):
+    """Bytes before or after an erased operation would be read, and no hash would cover them."""
+    erased = proofs.erased_form(b'{"op":"put","collection":"tasks","id":"r"}', bytes(32))
+    assert proofs.commitments(NO_SALTS, [erased]) == [bytes(32)]
+    with pytest.raises(ValueError, match="must be erased"):
+        proofs.commitments(NO_SALTS, [before + erased + after])
 
 
 @pytest.mark.parametrize("forgery", FORGED)

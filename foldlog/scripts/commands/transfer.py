@@ -32,6 +32,7 @@ from foldlog.scripts.exports.archive import write_archive
 from foldlog.scripts.exports.lines import Header, line_of
 from foldlog.scripts.services import open_services
 from foldlog.scripts.verification.claims import Wrong, checked_checkpoint, read_note
+from foldlog.scripts.verification.disk_backed import disk_backed_seqs
 from foldlog.scripts.verification.file_sources import file_source
 from foldlog.scripts.verification.importing import Importing
 from foldlog.scripts.verification.run import Verification
@@ -139,16 +140,16 @@ def _entries_of(parts: Services, header: Header) -> Iterator[LogEntry]:
     a warning if values are missing that no event has erased: an export is evidence, so it has
     such a log as it is.
     """
-    erasures = Erasures()
+    erasures = Erasures(new_seqs=disk_backed_seqs)
     for entry in parts.store.entries(header.space, through=header.head):
         erasures.note(entry.seq, entry.state)
         yield entry
-    if not erasures.owing:
+    if not erasures.owing_count:
         return
     head = parts.store.range_after(header.space, RangeQuery(0, 1)).head
     for entry in parts.store.entries(header.space, after=header.head, through=head):
         erasures.note(entry.seq, entry.state)
-        if not erasures.owing:
+        if not erasures.owing_count:
             raise ErasedMeanwhile
     err.print(
         "[yellow]values are missing that no event has erased:[/yellow] foldlog verify names them"

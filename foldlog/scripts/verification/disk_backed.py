@@ -93,6 +93,11 @@ class DiskBacked(Generic[K, V]):
         self._has_file = True
 
 
+def disk_backed_seqs() -> DiskBacked[Key, int]:
+    """Makes an empty mapping from keys of records to seqs."""
+    return DiskBacked(2, int)
+
+
 class DiskBackedRecords(DiskBacked[Key, Record]):
     """A mapping of record keys to records. It has the methods that `fold` calls when it applies
     an event to the records.

@@ -24,6 +24,7 @@ from foldlog.scripts.console import err, spaced
 
 from .checks import Audited, Check
 from .claims import Claims, Wrong, checked_checkpoint, read_note
+from .disk_backed import disk_backed_seqs
 from .sources import Batch, Scope, Source
 from .state import read_state, write_state
 from .tables import TablesCheck
@@ -87,7 +88,7 @@ class Verification:
         claims, covered = self._claims()
         scope = Scope(self.through, self._is_whole, self._wants_fold, covered)
         checks = self._source.checks(scope)
-        audit = LogAudit(self._start)
+        audit = LogAudit(self._start, new_seqs=disk_backed_seqs)
         claims.compare(audit.seq, audit.root)
         for batch in self._batches(claims):
             self._check_batch(audit, batch, checks, covered)
