@@ -123,8 +123,9 @@ def saves(case: Case) -> dict[str, float]:
 
 def flags(case: Case) -> dict[str, float]:
     """One changeset that sets a flag on each of `NOTES` notes of 3.9 MB."""
+    text = text_of(3_900_000)
     for n in range(NOTES):
-        case.push(changeset(put(f"note{n}", text=text_of(3_900_000, n))))
+        case.push(changeset(put(f"note{n}", text=f"{n} {text}")))
         case.project()
     sent = changeset(*(put(f"note{n}", flag=True) for n in range(NOTES)))
     found = case.growth(lambda: case.push(sent))

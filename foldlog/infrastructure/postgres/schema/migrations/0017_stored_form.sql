@@ -1,4 +1,4 @@
--- Large records in parts, and large values in the log only (decision 0049).
+-- Large records in parts, and large values in the log only (decision 0051).
 
 -- What a row leaves out, and where it is: values in the log, and fields in earlier versions. NULL if the
 -- row is whole. A service of an older version that still runs would take such a row for the whole
