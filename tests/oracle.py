@@ -16,10 +16,13 @@ Ambiguous places of the specification are read like this:
   alone, of no device, had made, deleted and touched the record.
 * An unset field has a write but no value. An unset that loses is in the ledger, also without a
   value.
+* An operation that makes a record larger than the limit is undone as a whole, with its ledger
+  entries, and each of its values is then in the ledger.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from typing import Any, NamedTuple
 
 Key = tuple[str, str]
 NOTHING: Any = object()  # marks a missing value, because `None` is a value
+RECORD_SIZE_MAX = 16 * 2**20
 
 
 class Stamp(NamedTuple):
@@ -69,6 +73,18 @@ def other_of(write: Write) -> int:
     return max((stamp.seq for stamp in write if stamp.device != write[-1].device), default=0)
 
 
+def weight(value: Any) -> int:
+    """The size of a value: 4 for it and for each value and member in it, and the bytes of texts."""
+    inner = 0
+    if isinstance(value, str):
+        inner = len(value.encode())
+    elif isinstance(value, list):
+        inner = sum(weight(item) for item in value)
+    elif isinstance(value, dict):
+        inner = sum(weight(name) + weight(item) for name, item in value.items())
+    return 4 + inner
+
+
 @dataclass
 class Row:
     """A record with all that happened to it."""
@@ -84,6 +100,11 @@ class Row:
 
     def visible(self) -> tuple[Any, ...]:
         return self.made_at > 0, self.is_deleted, canonical(self.fields)
+
+    @property
+    def size(self) -> int:
+        names = sum(64 + len(name.encode()) for name in self.writes)
+        return names + sum(weight(value) for value in self.fields.values())
 
     def touched_by_other(self, device: str) -> int:
         return max((touch.seq for touch in self.touches if touch.device != device), default=0)
@@ -106,6 +127,7 @@ class Oracle:
 
     rows: dict[Key, Row] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
+    size_max: int = field(default_factory=lambda: RECORD_SIZE_MAX)
 
     def fold(self, *events: dict[str, Any]) -> Oracle:
         for event in events:
@@ -137,15 +159,26 @@ class Oracle:
         self.ledger = [c for c in self.ledger if (c["collection"], c["id"]) != key]
 
     def _operation(self, event: dict[str, Any], op: dict[str, Any]) -> None:
-        row = self.rows.setdefault((op["collection"], op["id"]), Row())
-        before = row.visible()
+        key = op["collection"], op["id"]
+        row = self.rows.setdefault(key, Row())
+        before, entries = copy.deepcopy(row), len(self.ledger)
         {"put": self._put, "add": self._add, "delete": self._delete}[op["op"]](row, event, op)
-        if row.visible() != before:
+        if row.size > max(self.size_max, before.size):
+            row = self.rows[key] = before
+            del self.ledger[entries:]
+            self._lose_to_limit(row, event, op)
+        elif row.visible() != before.visible():
             row.moved_at, row.moved_when = event["seq"], event["received_at"]
         row.touches.append(_stamp(event))
 
+    def _lose_to_limit(self, row: Row, event: dict[str, Any], op: dict[str, Any]) -> None:
+        never = [Stamp(0, None, 0)]
+        for name, value in _values(op).items():
+            stands = row.fields.get(name, NOTHING), row.writes.get(name, never)
+            self._lose(event, op, name, "too-large", (value, [_stamp(event)]), stands)
+
     def _put(self, row: Row, event: dict[str, Any], op: dict[str, Any]) -> None:
-        values = {**op.get("fields", {}), **dict.fromkeys(op.get("unset", []), NOTHING)}
+        values = _values(op)
         if self._beaten_by_delete(row, event, op, values):
             return
         _make(row, event)
@@ -184,7 +217,7 @@ class Oracle:
         if not row.made_at:
             return
         mine = [_stamp(event)]
-        for name, value in row.fields.items():
+        for name, value in sorted(row.fields.items()):
             if not _has_seen(event, row.writes[name]):
                 lost = (value, row.writes[name])
                 self._lose(event, op, name, "delete", lost, (NOTHING, mine))
@@ -222,6 +255,10 @@ class Oracle:
                 "won": _hand(*won),
             }
         )
+
+
+def _values(op: dict[str, Any]) -> dict[str, Any]:
+    return {**op.get("fields", {}), **dict.fromkeys(op.get("unset", []), NOTHING)}
 
 
 def _stamp(event: dict[str, Any]) -> Stamp:

@@ -85,6 +85,7 @@ PARTS = {
 #: Parts that another part makes for itself: the caller of that part cannot choose them.
 OWN_PARTS = {
     ("infrastructure/postgres/log/following.py", "Wakeups"),
+    ("infrastructure/postgres/service_events/collections.py", "PostgresMasterTable"),
 }
 
 

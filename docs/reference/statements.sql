@@ -2,12 +2,12 @@
 -- code as they are sent. Written by `python -m tests.statements`; a test compares it with the code.
 
 -- foldlog.infrastructure.postgres.append.records_at_head.SELECT_RECORDS_AND_POSITION
-SELECT p.position, collection, id, fields, is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other
+SELECT p.position, p.generation, collection, id, fields, is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other, apart
   FROM projections p
   LEFT JOIN LATERAL (
 SELECT collection,
        id,
-       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       CASE WHEN bytes <= %(bytes_max)s THEN own_fields END AS fields,
        is_deleted,
        seq,
        created_seq,
@@ -16,10 +16,11 @@ SELECT collection,
        deleted,
        touched_seq,
        touched_by,
-       touched_seq_other
+       touched_seq_other,
+       apart
   FROM (
        SELECT r.*,
-              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+              sum(octet_length(own_fields::text) + octet_length(writes::text)) OVER (
                   ORDER BY collection, id ROWS UNBOUNDED PRECEDING
               ) AS bytes
          FROM records r
@@ -64,10 +65,10 @@ SELECT coalesce(sum(octet_length(state)), 0)
 -- foldlog.infrastructure.postgres.audit.master_rows.SELECT_RECORDS
 SELECT collection,
        id,
-       CASE WHEN octet_length(fields::text) <= 1000
-            THEN fields::text
-            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
-       END AS fields,
+       CASE WHEN octet_length(own_fields::text) <= 1000
+            THEN own_fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(own_fields::text, 'UTF8')), 'hex')
+       END AS own_fields,
        is_deleted,
        seq,
        created_seq,
@@ -79,7 +80,11 @@ SELECT collection,
        deleted::text,
        touched_seq,
        touched_by::text,
-       touched_seq_other
+       touched_seq_other,
+       CASE WHEN octet_length(apart::text) <= 1000
+            THEN apart::text
+            ELSE 'sha256:' || encode(sha256(convert_to(apart::text, 'UTF8')), 'hex')
+       END AS apart
   FROM records
  WHERE space = %(space)s
    AND generation = %(generation)s
@@ -89,15 +94,23 @@ SELECT collection,
 SELECT collection,
        id,
        seq,
-       CASE WHEN octet_length(fields::text) <= 1000
-            THEN fields::text
-            ELSE 'sha256:' || encode(sha256(convert_to(fields::text, 'UTF8')), 'hex')
-       END AS fields,
+       CASE WHEN octet_length(own_fields::text) <= 1000
+            THEN own_fields::text
+            ELSE 'sha256:' || encode(sha256(convert_to(own_fields::text, 'UTF8')), 'hex')
+       END AS own_fields,
        is_deleted,
        state_seq,
        created_seq,
        (extract(epoch FROM last_modified) * 1000)::float8 AS last_modified,
-       is_first
+       is_first,
+       CASE WHEN octet_length(apart::text) <= 1000
+            THEN apart::text
+            ELSE 'sha256:' || encode(sha256(convert_to(apart::text, 'UTF8')), 'hex')
+       END AS apart,
+       CASE WHEN octet_length(own_writes::text) <= 1000
+            THEN own_writes::text
+            ELSE 'sha256:' || encode(sha256(convert_to(own_writes::text, 'UTF8')), 'hex')
+       END AS own_writes
   FROM versions
   JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
        AS wanted (collection, id, seq)
@@ -111,10 +124,10 @@ SELECT seq,
        number,
        collection,
        id,
-       CASE WHEN octet_length(document::text) <= 1000
-            THEN document::text
-            ELSE 'sha256:' || encode(sha256(convert_to(document::text, 'UTF8')), 'hex')
-       END AS document,
+       CASE WHEN octet_length(entry::text) <= 1000
+            THEN entry::text
+            ELSE 'sha256:' || encode(sha256(convert_to(entry::text, 'UTF8')), 'hex')
+       END AS entry,
        encode(field, 'hex') AS field,
        lost_by::text,
        won_by::text
@@ -236,7 +249,7 @@ SELECT
        );
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['all']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -253,7 +266,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(document)) OVER in_order AS stored_through
                         FROM (
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -274,7 +287,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['collection']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -291,7 +304,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(document)) OVER in_order AS stored_through
                         FROM (
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -313,7 +326,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY seq, number;
 
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['record']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -330,7 +343,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(document)) OVER in_order AS stored_through
                         FROM (
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -474,7 +487,7 @@ SELECT originator_version, CASE WHEN originator_version = ANY (ARRAY(
        );
 
 -- foldlog.infrastructure.postgres.master.diff.SELECT_DIFFERENT
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -482,8 +495,8 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, place_seq, collection, id, fields, is_deleted, last_modified, seq, created_seq, fields_before, is_deleted_before, last_modified_before, seq_before,
-        created_seq_before
+        SELECT number_of_candidates, place_seq, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart, fields_before, is_deleted_before, last_modified_before, seq_before,
+        created_seq_before, apart_before
           FROM (
                SELECT *, sum(octet_length(fields::text) + octet_length(fields_before::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -498,13 +511,14 @@ SELECT s.log::text, s.head, p.position,
                coalesce(before.is_deleted, true) AS is_deleted_before,
                before.last_modified AS last_modified_before,
                before.seq AS seq_before,
-               before.created_seq AS created_seq_before
+               before.created_seq AS created_seq_before,
+               before.apart AS apart_before
           FROM unnest(
                    %(seqs)s::bigint[], %(collections)s::text[], %(ids)s::text[]
                ) AS touched (seq, collection, id)
          CROSS JOIN LATERAL (
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -516,8 +530,8 @@ SELECT s.log::text, s.head, p.position,
     ) state
           LEFT JOIN LATERAL (
 
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -546,7 +560,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY place_seq, collection, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_AS_OF
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -554,7 +568,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, first_seq
+        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart, first_seq
           FROM (
                SELECT *, sum(octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -566,8 +580,8 @@ SELECT s.log::text, s.head, p.position,
         SELECT state.*, f.seq AS first_seq
           FROM versions f
          CROSS JOIN LATERAL (
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -597,7 +611,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY collection, first_seq, id;
 
 -- foldlog.infrastructure.postgres.master.moments.SELECT_ONE_AS_OF
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -605,10 +619,10 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT 1 AS number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT 1 AS number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart
           FROM (
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -663,10 +677,10 @@ SELECT originator_version,
         WHERE space = %(space)s
        );
 
--- foldlog.infrastructure.postgres.master.projection.SELECT_RECORDS
+-- foldlog.infrastructure.postgres.master.record_reader.SELECT_RECORDS
 SELECT collection,
        id,
-       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       CASE WHEN bytes <= %(bytes_max)s THEN own_fields END AS fields,
        is_deleted,
        seq,
        created_seq,
@@ -675,10 +689,11 @@ SELECT collection,
        deleted,
        touched_seq,
        touched_by,
-       touched_seq_other
+       touched_seq_other,
+       apart
   FROM (
        SELECT r.*,
-              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+              sum(octet_length(own_fields::text) + octet_length(writes::text)) OVER (
                   ORDER BY collection, id ROWS UNBOUNDED PRECEDING
               ) AS bytes
          FROM records r
@@ -690,7 +705,7 @@ SELECT collection,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.snapshots.SELECT_SNAPSHOT
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -698,7 +713,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, writes, deleted, erased_seq
+        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart, writes, deleted, erased_seq
           FROM (
                SELECT *, sum(octet_length(fields::text) + octet_length(writes::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -707,7 +722,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(fields) + pg_column_size(writes)) OVER in_order AS stored_through
                         FROM (
-        SELECT collection, id, fields, is_deleted, last_modified, seq, created_seq, writes, deleted,
+        SELECT collection, id, own_fields AS fields, is_deleted, last_modified, seq, created_seq, apart, writes, deleted,
                (
                    SELECT x.seq
                      FROM erasures x
@@ -734,7 +749,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LIVE
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -742,7 +757,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart
           FROM (
                SELECT *, sum(octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -751,7 +766,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(fields)) OVER in_order AS stored_through
                         FROM (
-        SELECT collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT collection, id, own_fields AS fields, is_deleted, last_modified, seq, created_seq, apart
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -772,7 +787,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_CHANGED
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -780,7 +795,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart
           FROM (
                SELECT *, sum(octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -789,7 +804,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(fields)) OVER in_order AS stored_through
                         FROM (
-        SELECT collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT collection, id, own_fields AS fields, is_deleted, last_modified, seq, created_seq, apart
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -808,8 +823,8 @@ SELECT s.log::text, s.head, p.position,
  WHERE s.space = %(space)s
  ORDER BY seq, collection, id;
 
--- foldlog.infrastructure.postgres.master.table.SELECT_ONE
-SELECT s.log::text, s.head, p.position,
+-- foldlog.infrastructure.postgres.master.table.SELECT_OF_SEQ
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -817,7 +832,45 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT 1 AS number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq
+        SELECT number_of_candidates, collection, id, fields, is_deleted, last_modified, seq, created_seq, apart
+          FROM (
+               SELECT *, sum(octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
+                 FROM (
+                      SELECT *,
+                             count(*) OVER () AS number_of_candidates,
+                             row_number() OVER in_order AS place,
+                             sum(pg_column_size(fields)) OVER in_order AS stored_through
+                        FROM (
+        SELECT collection, id, own_fields AS fields, is_deleted, last_modified, seq, created_seq, apart
+          FROM records r
+         WHERE r.space = p.space
+           AND r.generation = p.generation
+           AND created_seq > 0
+           AND (%(collection)s::text IS NULL OR collection = %(collection)s)
+           AND seq = %(split_seq)s
+           AND (collection, id) > (%(after_collection)s, %(after_id)s)
+         ORDER BY collection, id
+         LIMIT %(limit)s
+    ) candidate
+                      WINDOW in_order AS (ORDER BY collection, id ROWS UNBOUNDED PRECEDING)
+                      ) measured
+                WHERE coalesce(stored_through <= %(bytes_max)s::bigint, true) OR place = 1
+               ) read
+         WHERE coalesce(bytes_through <= %(bytes_max)s::bigint, true) OR place = 1
+) page ON true
+ WHERE s.space = %(space)s
+ ORDER BY collection, id;
+
+-- foldlog.infrastructure.postgres.master.table.SELECT_ONE
+SELECT s.log::text, s.head, p.position, p.generation,
+       coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
+       p.has_history AND p.fold_version = %(fold_version)s,
+       page.*
+  FROM spaces s
+  JOIN projections p
+    ON p.space = s.space AND p.projection = 'master' AND p.is_live
+  LEFT JOIN LATERAL (
+        SELECT 1 AS number_of_candidates, collection, id, own_fields AS fields, is_deleted, last_modified, seq, created_seq, apart
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -829,7 +882,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY collection, id;
 
 -- foldlog.infrastructure.postgres.master.table.SELECT_LOCAL_IDS
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -850,7 +903,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY collection, local_id;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['oldest']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -858,7 +911,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, version, header, is_deleted, fields_before, fields
+        SELECT number_of_candidates, version, header, is_deleted, fields_before, fields, apart_before, apart
           FROM (
                SELECT *, sum(octet_length(fields_before::text) + octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -871,14 +924,16 @@ SELECT s.log::text, s.head, p.position,
                substr(e.state, 1, %(head_bytes_max)s) AS header,
                here.is_deleted,
                coalesce(before.fields, '{}'::json) AS fields_before,
-               here.fields
+               here.own_fields AS fields,
+               before.apart AS apart_before,
+               here.apart
           FROM versions here
           JOIN events e
             ON e.originator_id = here.space AND e.originator_version = here.seq
           LEFT JOIN LATERAL (
 
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -907,7 +962,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY version ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['newest']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -915,7 +970,7 @@ SELECT s.log::text, s.head, p.position,
   JOIN projections p
     ON p.space = s.space AND p.projection = 'master' AND p.is_live
   LEFT JOIN LATERAL (
-        SELECT number_of_candidates, version, header, is_deleted, fields_before, fields
+        SELECT number_of_candidates, version, header, is_deleted, fields_before, fields, apart_before, apart
           FROM (
                SELECT *, sum(octet_length(fields_before::text) + octet_length(fields::text)) OVER (ORDER BY place) AS bytes_through
                  FROM (
@@ -928,14 +983,16 @@ SELECT s.log::text, s.head, p.position,
                substr(e.state, 1, %(head_bytes_max)s) AS header,
                here.is_deleted,
                coalesce(before.fields, '{}'::json) AS fields_before,
-               here.fields
+               here.own_fields AS fields,
+               before.apart AS apart_before,
+               here.apart
           FROM versions here
           JOIN events e
             ON e.originator_id = here.space AND e.originator_version = here.seq
           LEFT JOIN LATERAL (
 
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -964,7 +1021,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY version DESC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['oldest']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -981,7 +1038,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(document)) OVER in_order AS stored_through
                         FROM (
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -1001,7 +1058,7 @@ SELECT s.log::text, s.head, p.position,
  ORDER BY seq ASC, number ASC;
 
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['newest']
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -1018,7 +1075,7 @@ SELECT s.log::text, s.head, p.position,
                              row_number() OVER in_order AS place,
                              sum(pg_column_size(document)) OVER in_order AS stored_through
                         FROM (
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation

@@ -100,6 +100,17 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
         return () if key is None else (key,)
 
     @property
+    def ops_by_record(self) -> dict[Key, list[Operation]]:
+        """Returns a dict from the key of each record that this changeset edits to its operations on
+        the record. The keys are in the order in which the changeset first names them. Erased
+        operations are left out."""
+        found: dict[Key, list[Operation]] = {}
+        for op in self.ops:
+            if op.erased is UNSET:
+                found.setdefault(op.key, []).append(op)
+        return found
+
+    @property
     def made_at_ms(self) -> int:
         assert self.made_at is not UNSET
         return parse_time(self.made_at)

@@ -20,6 +20,7 @@ FIXED = frozenset(
         "integer_max",
         "nesting_max",
         "event_bytes_max",
+        "record_size_max",
         "schema_bytes_max",
         "schema_nesting_max",
         "schema_steps_per_changeset_max",
@@ -89,10 +90,12 @@ class Limits(msgspec.Struct, frozen=True):
     operations_per_push_max: int = 50_000
     #: the stored events that one push repeats, and the records that its guards name
     looked_up_bytes_max: int = 16 * 2**20
-    #: the stored records that one event touches; an event beyond this halts the projection
+    #: Without effect. Settings of older versions may name it.
     touched_bytes_per_event_max: int = 128 * 2**20
     #: of one stored event; a page of one event then fits into memory
     event_bytes_max: int = 4 * 2**20
+    #: of one record, as `merge.record_size` counts it; an operation beyond this loses
+    record_size_max: int = 16 * 2**20
     field_name_length_max: int = 256
     fields_per_operation_max: int = 1_000
     nesting_max: int = 32

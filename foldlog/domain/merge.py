@@ -15,22 +15,29 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from .changesets import Key as Key
 from .changesets import Operation
 from .events import Event
+from .limits import LIMITS
 from .times import parse_time
-from .values import ABSENT, is_number, same, sum_of
+from .values import ABSENT, is_number, same, size_of, sum_of, utf8_length
 
 #: Increased when the same log folds into other records, or into more data than before. Tables of an
 #: older fold version are then rebuilt. 2: every version of a record is kept, and `record-erased`.
-FOLD_VERSION = 2
+#: 3: a record has a size limit, and large values and records are stored in parts.
+FOLD_VERSION = 3
+
+#: The limit of `Record.size`. A constant, because all replicas of a log must agree on it.
+RECORD_SIZE_MAX = LIMITS.record_size_max
+#: the size of a written field beside its name and its value
+FIELD_SIZE = 64
 
 
 # These structs have no reference cycles, so the garbage collector can leave them out (`gc=False`).
@@ -112,6 +119,7 @@ Rule = Literal[
     "concurrent",  # two concurrent writes of one field: the one with the later time wins
     "delete",  # a delete whose author had not seen this value
     "not-addable",  # `add` to a value other than a number, or a sum beyond the range of a double
+    "too-large",  # an operation that would make the record larger than the limit
 ]
 
 
@@ -162,6 +170,8 @@ class Record(msgspec.Struct, gc=False):
     touched_seq: int = 0
     touched_by: str | None = None
     touched_seq_other: int = 0
+    #: the size that `RECORD_SIZE_MAX` limits (`record_size`), unless it is not yet counted
+    size: int | UnsetType = UNSET
 
     @property
     def exists(self) -> bool:
@@ -227,34 +237,61 @@ def fold(records: Records, event: Event) -> list[Conflict]:
     """Applies one event to `records` in place, and returns the conflicts that it caused.
 
     `records` must contain every record of `event.keys` that an earlier event has touched. `fold`
-    creates the other records. Refused changesets, erased operations and unknown kinds of events
-    have no effect.
+    creates the other records. It works record by record, in the order in which the event first
+    names them. Refused changesets, erased operations and unknown kinds of events have no effect.
     """
     if not event.is_stored_changeset:
         erased = event.erased_key
         if erased is not None:
-            records[erased] = _tombstone(erased, event)
+            records[erased] = tombstone(erased, event)
         return []
-    assert event.device is not UNSET
-    cause = Cause(event.seq, event.device, event.base, event.time, event.received_at)
+    cause = cause_of(event)
     conflicts: list[Conflict] = []
-    for op in event.ops:
-        if op.erased is UNSET:
-            key = op.key
-            was = records.get(key)
-            # A shallow copy: the code below replaces members, and leaves the objects that they
-            # refer to.
-            record = Record(*key) if was is None else _copy(was)
-            _APPLY[op.op](record, op, cause, conflicts)
-            _mark_touched(record, cause)
-            records[key] = record
+    for key, ops in event.ops_by_record.items():
+        was = records.get(key)
+        records[key] = fold_record(was or Record(*key), ops, cause, conflicts)
     return conflicts
+
+
+def cause_of(event: Event) -> Cause:
+    """Returns the facts about a stored changeset that decide how its operations are merged."""
+    assert event.device is not UNSET
+    return Cause(event.seq, event.device, event.base, event.time, event.received_at)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def fold_record(was: R, ops: Sequence[Operation], cause: Cause, conflicts: list[Conflict]) -> R:
+    """Applies the operations of one changeset on one record, and returns the new record. Adds the
+    conflicts that they cause to `conflicts`. The record `was` stays unchanged."""
+    record = _copy(was, fields=dict(was.fields), writes=dict(was.writes))
+    record.size = counted_size(record)
+    for op in ops:
+        _APPLY[op.op](record, op, cause, conflicts)
+        _mark_touched(record, cause)
+    return record
+
+
+def counted_size(record: Record) -> int:
+    """Returns the size of a record, which is counted only if it is unknown."""
+    return record_size(record) if record.size is UNSET else record.size
+
+
+def record_size(record: Record) -> int:
+    """Counts the size of a record: for each field with a write, 64 and the bytes of its name in
+    UTF-8, and the size of its value (`size_of`) unless the field is unset.
+
+    An unset field counts, because its write is kept.
+    """
+    names = sum(FIELD_SIZE + utf8_length(name) for name in record.writes)
+    return names + sum(map(size_of, record.fields.values()))
 
 
 _copy = msgspec.structs.replace
 
 
-def _tombstone(key: Key, event: Event) -> Record:
+def tombstone(key: Key, event: Event) -> Record:
     """Returns the state of a record after its erasure: deleted, and without fields.
 
     The state is computed from the `record-erased` event only. The values in earlier operations on
@@ -269,17 +306,18 @@ def _tombstone(key: Key, event: Event) -> Record:
         last_modified=event.received_at,
         created_seq=event.seq,
         touched_seq=event.seq,
+        size=0,
     )
 
 
 def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if _loses_to_delete(record, op, cause, conflicts):
         return
-    changed = _create(record, cause)
-    fields, writes = record.fields, record.writes = dict(record.fields), dict(record.writes)
-    mine = cause.write()
+    fields, writes, size = record.fields, record.writes, counted_size(record)
     judged: Write | None = None  # one write often wrote several fields; it is judged once
     is_seen = True
+    winners: list[tuple[str, Any, Any]] = []
+    found: list[Conflict] = []
     for name, value in _values(op):
         write = writes.get(name)
         if write is not judged:
@@ -291,14 +329,23 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
             if not same(was, value):
                 old, new = _side_of(was, write), Side(value, cause.seq, cause.device)
                 lost, won = (old, new) if wins else (new, old)
-                conflicts.append(_conflict(record, op, name, cause, "concurrent", lost, won))
+                found.append(_conflict(record, op, name, cause, "concurrent", lost, won))
         if wins:
-            writes[name] = mine
-            changed = changed or not same(was, value)
-            if value is ABSENT:
-                fields.pop(name, None)
-            else:
-                fields[name] = value
+            size += _growth(name, write, was, value)
+            winners.append((name, was, value))
+    if _is_too_large(record, size):
+        _lose_to_limit(record, op, cause, conflicts)
+        return
+    conflicts += found
+    changed = _create(record, cause)
+    mine, record.size = cause.write(), size
+    for name, was, value in winners:
+        writes[name] = mine
+        changed = changed or not same(was, value)
+        if value is ABSENT:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
     if changed:
         _mark_changed(record, cause)
 
@@ -306,8 +353,9 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
 def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
     if _loses_to_delete(record, op, cause, conflicts):
         return
-    changed = _create(record, cause)
-    fields, writes = record.fields, record.writes = dict(record.fields), dict(record.writes)
+    fields, writes, size = record.fields, record.writes, counted_size(record)
+    sums: list[tuple[str, Any, Any]] = []
+    found: list[Conflict] = []
     for name, value in _values(op):
         was, write = fields.get(name, ABSENT), writes.get(name)
         start = 0 if was is ABSENT else was
@@ -315,12 +363,21 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         if total is None:
             assert write is not None  # every existing value has a write
             lost = Side(value, cause.seq, cause.device)
-            conflicts.append(
+            found.append(
                 _conflict(record, op, name, cause, "not-addable", lost, _side_of(was, write))
             )
             continue
+        size += _growth(name, write, was, total)
+        sums.append((name, was, total))
+    if _is_too_large(record, size):
+        _lose_to_limit(record, op, cause, conflicts)
+        return
+    conflicts += found
+    changed = _create(record, cause)
+    record.size = size
+    for name, was, total in sums:
         fields[name] = total
-        writes[name] = cause.merged_with(write)
+        writes[name] = cause.merged_with(writes.get(name))
         changed |= not same(was, total)
     if changed:
         _mark_changed(record, cause)
@@ -330,15 +387,15 @@ def _delete(record: Record, op: Operation, cause: Cause, conflicts: list[Conflic
     if not record.exists:
         return
     won = Side(ABSENT, cause.seq, cause.device)
-    for name, value in record.fields.items():
-        write = record.writes[name]
+    for name in sorted(record.fields):  # a record that is read from its parts has another order
+        value, write = record.fields[name], record.writes[name]
         if not cause.has_seen(write):
             lost = _side_of(value, write)
             conflicts.append(_conflict(record, op, name, cause, "delete", lost, won))
     # Merged with the last delete even if the record was created again since. An author that has
     # seen both deletes is concurrent with one of them.
     record.deleted = cause.merged_with(record.deleted)
-    record.fields, record.writes = {}, {}
+    record.fields, record.writes, record.size = {}, {}, 0
     if not record.is_deleted:
         record.is_deleted = True
         _mark_changed(record, cause)
@@ -376,13 +433,42 @@ def _loses_to_delete(
 
 
 def _create(record: Record, cause: Cause) -> bool:
-    """Turns a missing or deleted record into an empty live record. Returns whether this was
-    necessary."""
+    """Turns a missing or deleted record, which has no fields, into a live record. Returns whether
+    this was necessary."""
     if record.is_live:
         return False
-    record.fields, record.writes = {}, {}
     record.is_deleted, record.created_seq = False, cause.seq
     return True
+
+
+def _growth(name: str, write: Write | None, was: Any, value: Any) -> int:
+    """Returns by how much the record grows if the field gets this value. `write` is the last write
+    of the field, and `was` is its value until now."""
+    growth = 0 if write is not None else FIELD_SIZE + utf8_length(name)
+    if value is not ABSENT:
+        growth += size_of(value)
+    if was is not ABSENT:
+        growth -= size_of(was)
+    return growth
+
+
+def _is_too_large(record: Record, size: int) -> bool:
+    """Tells whether an operation that leads to this size loses to the limit. A record that is
+    larger already may shrink, or keep its size."""
+    return size > RECORD_SIZE_MAX and size > counted_size(record)
+
+
+def _lose_to_limit(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
+    """Adds a conflict to `conflicts` for each value of an operation that would make the record too
+    large. The whole operation then changes nothing. The value that the field has keeps standing; if
+    the field was never written, the winning side has the seq 0."""
+    for name, value in _values(op):
+        lost = Side(value, cause.seq, cause.device)
+        write = record.writes.get(name)
+        won = Side(ABSENT, 0, None)
+        if write is not None:
+            won = _side_of(record.fields.get(name, ABSENT), write)
+        conflicts.append(_conflict(record, op, name, cause, "too-large", lost, won))
 
 
 def _mark_changed(record: Record, cause: Cause) -> None:

@@ -1,9 +1,10 @@
-"""JSON values: checks whether a value is valid, compares two values, and adds numbers."""
+"""JSON values: checks whether a value is valid, counts its size, compares two values, and adds
+numbers."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 from .limits import INTEGER_MAX
 
@@ -13,10 +14,87 @@ type_of_plain = (str, bool, type(None))
 ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT", "__bool__": lambda _: False})()
 
 
+class LoggedValue:
+    """A large value that stays in the log, and is read from there only when it is needed.
+
+    It is the value of the field `name` in operation `op`, counted from 0, of event `seq`. `size` is
+    its size as `size_of` counts it. While its event is in memory, it has the value itself, until
+    `release` is called.
+    """
+
+    __slots__ = ("_source", "_value", "name", "op", "seq", "size")
+
+    def __init__(
+        self, source: ValueSource, seq: int, op: int, name: str, size: int, value: Any = ABSENT
+    ):
+        self.seq = seq
+        self.op = op
+        self.name = name
+        self.size = size
+        self._source = source
+        self._value = value
+
+    def load(self) -> Any:
+        """Returns the value: a decoded JSON value. It is read from the log if it was released."""
+        return self._source.load(self) if self._value is ABSENT else self._value
+
+    def release(self) -> None:
+        """Frees the memory of the value."""
+        self._value = ABSENT
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._value is not ABSENT
+
+    def is_same(self, other: Any) -> bool:
+        """Returns whether the other value, which may be `ABSENT`, is equal. Two values of different
+        sizes are different, so most comparisons need no read."""
+        if other is ABSENT or size_of(other) != self.size:
+            return False
+        if type(other) is LoggedValue:
+            is_one = (self.seq, self.op, self.name) == (other.seq, other.op, other.name)
+            return is_one or same(self.load(), other.load())
+        return same(self.load(), other)
+
+
+class ValueSource(Protocol):
+    """Reads values from a log."""
+
+    def load(self, value: LoggedValue, /) -> Any: ...
+
+
+def size_of(value: Any) -> int:
+    """Returns the size of a JSON value, as the limit of a record counts it. The size is the same
+    number in every language.
+
+    `null`, `true`, `false` and a number have the size 4. A string has 4 and its bytes in UTF-8. An
+    array has 4 and the sizes of its items. An object has 4, and for each member 4, the bytes of its
+    name in UTF-8 and the size of its value.
+    """
+    kind = type(value)
+    if kind is str:
+        return 4 + (len(value) if value.isascii() else utf8_length(value))
+    if kind is list:
+        return 4 + sum(map(size_of, value))
+    if kind is dict:
+        return 4 + sum(4 + utf8_length(name) + size_of(item) for name, item in value.items())
+    if kind is LoggedValue:
+        return int(value.size)
+    return 4
+
+
+def utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def same(a: Any, b: Any) -> bool:
     """Returns whether two JSON values are equal. `true` differs from 1, while 1 equals 1.0. The
     order of an object's members is ignored."""
     kind = type(a)
+    if kind is LoggedValue:
+        return bool(a.is_same(b))
+    if type(b) is LoggedValue:
+        return b.is_same(a)
     if kind is bool or type(b) is bool:
         return a is b
     if kind is list:

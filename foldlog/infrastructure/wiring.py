@@ -253,9 +253,7 @@ def projector(url: str, settings: Settings) -> Iterator[tuple[Callable[[], None]
         _signing(url, settings),
     ):
         wakeups = Wakeups(url)
-        projectors = [
-            Projector(datastore, projection_named(name, settings.limits)) for name in VERSIONS
-        ]
+        projectors = [Projector(datastore, projection_named(name)) for name in VERSIONS]
         try:
             yield partial(follow, projectors, wakeups), wakeups
         finally:
@@ -310,4 +308,4 @@ def rebuilder(
     `position` is the seq of the last projected event. `head` is the seq of the log's last event.
     """
     with Datastore(url) as datastore:
-        yield Rebuilder(datastore, projection_named(projection, limits), report=report)
+        yield Rebuilder(datastore, projection_named(projection), report=report)

@@ -108,7 +108,7 @@ def test_what_a_projector_remembers_between_its_turns(stores):
     stores.push("s", push_of(changeset(put("r", y=1), put("s", y=1), base=2)))
     stores.project()
     with stores.datastore.rows() as cursor:
-        rows = cursor.execute("SELECT id, fields::text FROM records ORDER BY id").fetchall()
+        rows = cursor.execute("SELECT id, own_fields::text FROM records ORDER BY id").fetchall()
     assert rows == [("r", '{"y":1}'), ("s", '{"x":1,"y":1}')]
     Rebuilder(stores.datastore, MasterProjection()).rebuild("s", verify=True)
 
@@ -132,7 +132,7 @@ def test_an_erasure_waits_for_a_turn_that_is_under_way(stores, database):
         # Pushes go on meanwhile.
         stores.push("s", push_of(changeset(put("t"))))
         turn.execute(
-            "INSERT INTO records (space, generation, collection, id, fields, is_deleted, seq, "
+            "INSERT INTO records (space, generation, collection, id, own_fields, is_deleted, seq, "
             "created_seq, writes, touched_seq, touched_seq_other) "
             "VALUES ('s', 1, 'tasks', 'r', '{\"x\":\"secret\"}', false, 1, 1, '[]', 1, 0)"
         )

@@ -11,6 +11,7 @@ from foldlog.domain.errors import HistoryUnavailable, OperatorError
 from foldlog.domain.history import NOW, Point
 from foldlog.domain.ledger import ConflictsFilter
 from foldlog.domain.limits import Limits
+from foldlog.domain.merge import FOLD_VERSION
 from foldlog.domain.ports import AsOfQuery, DiffQuery, HistoryQuery, RecordsQuery
 from foldlog.infrastructure.embedded.cluster import SERVICE_ROLE
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
@@ -53,7 +54,10 @@ DROP TABLE versions;
 ALTER TABLE conflicts DROP COLUMN field, DROP COLUMN lost_by, DROP COLUMN won_by;
 DROP INDEX conflicts_by_record;
 CREATE INDEX conflicts_by_record ON conflicts (space, generation, collection, id);
-ALTER TABLE projections DROP COLUMN has_history;
+ALTER TABLE projections DROP COLUMN has_history, DROP COLUMN has_older_rows;
+ALTER TABLE records DROP COLUMN apart;
+ALTER TABLE records RENAME COLUMN own_fields TO fields;
+ALTER TABLE conflicts RENAME COLUMN entry TO document;
 UPDATE projections SET fold_version = 1;
 DELETE FROM schema_migrations WHERE name >= '0004';
 """
@@ -128,7 +132,7 @@ def test_a_projector_of_the_version_before_leaves_everything_alone(upgraded, dat
         cursor.execute(
             "SELECT DISTINCT fold_version FROM projections WHERE is_live AND projection = 'master'"
         )
-        assert cursor.fetchall() == [(2,)]
+        assert cursor.fetchall() == [(FOLD_VERSION,)]
 
 
 def test_a_space_created_by_older_code_has_no_history(stores, database):

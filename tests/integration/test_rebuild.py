@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from foldlog.domain.errors import OperatorError, UnknownSpace
-from foldlog.domain.merge import Record
 from foldlog.domain.ports import RecordsQuery
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
-from foldlog.infrastructure.postgres.master.record_cache import RecordCache
+from foldlog.infrastructure.postgres.master.record_cache import RECORD_BYTES, RecordCache
+from foldlog.infrastructure.postgres.master.stored_form import StoredRecord
 from foldlog.infrastructure.postgres.rebuild import batches
 from foldlog.infrastructure.postgres.rebuild import rebuild as rebuild_module
 from foldlog.infrastructure.postgres.rebuild.batches import Halted
@@ -78,16 +78,16 @@ def test_it_reports_progress(stores, datastore):
 @pytest.mark.parametrize(
     ("change", "table"),
     [
-        ("UPDATE records SET fields = '{\"x\":\"forged\"}' WHERE id = 'a'", "records"),
+        ("UPDATE records SET own_fields = '{\"x\":\"forged\"}' WHERE id = 'a'", "records"),
         ("UPDATE records SET writes = '[[1,null,0,0,[]]]' WHERE id = 'a'", "records"),
         ("DELETE FROM records WHERE id = 'a'", "records"),
         (
-            "INSERT INTO records SELECT space, generation, collection, 'ghost', fields, "
+            "INSERT INTO records SELECT space, generation, collection, 'ghost', own_fields, "
             "is_deleted, seq, created_seq, last_modified, writes, deleted, touched_seq, "
             "touched_by, touched_seq_other FROM records WHERE id = 'a'",
             "records",
         ),
-        ("UPDATE conflicts SET document = '{}' WHERE number = 0", "conflicts"),
+        ("UPDATE conflicts SET entry = '{}' WHERE number = 0", "conflicts"),
         ("DELETE FROM local_ids", "local_ids"),
     ],
 )
@@ -317,27 +317,24 @@ def test_a_batch_ends_at_a_limit_of_written_bytes(stores, datastore, monkeypatch
 
 
 def test_the_record_cache_is_bounded_and_valid_at_its_position():
-    """Records of recent batches stay. A reset to another position empties the cache."""
-    cache = RecordCache(0, bytes_max=400)
-    records = {("tasks", str(n)): Record("tasks", str(n)) for n in range(1, 9)}
+    """Recent records stay. A reset to another position empties the cache."""
+    cache = RecordCache(0, bytes_max=4 * RECORD_BYTES)
+    records = {("tasks", str(n)): StoredRecord("tasks", str(n)) for n in range(1, 9)}
     for n, (key, record) in enumerate(records.items(), start=1):
-        assert cache.find({key}) == {}
-        cache.add({key: record}, 100, n)
-        assert cache.find(records.keys()).keys() >= {key}
-        cache.on_commit()
-        assert len(cache.find(records.keys())) <= 6
+        assert cache.find(key) is None
+        cache.add_changed(key, record)
+        assert cache.find(key) is record
+        assert sum(cache.find(key) is not None for key in records) <= 6
+        if n == 4:
+            assert cache.is_complete
     assert not cache.is_complete
-    assert cache.find({("tasks", "8")}) and not cache.find({("tasks", "1")})
+    assert cache.find(("tasks", "8")) and not cache.find(("tasks", "1"))
+    assert ("tasks", "1") in cache.dropped and ("tasks", "8") not in cache.dropped
+    cache.on_commit()
+    assert not cache.dropped
     cache.reset(3)
-    assert (cache.position, cache.is_complete, cache.find(records.keys())) == (3, False, {})
-
-
-def test_uncommitted_records_stay_cached_beyond_the_limit():
-    cache = RecordCache(0, bytes_max=1)
-    for n in range(1, 5):
-        cache.add({("tasks", str(n)): Record("tasks", str(n))}, 1_000, n)
-    assert len(cache.find({("tasks", str(n)) for n in range(1, 5)})) == 4
-    assert cache.bytes_uncommitted == 4_000
+    assert (cache.position, cache.is_complete) == (3, False)
+    assert not any(map(cache.find, records))
 
 
 def test_a_cache_of_an_older_position_is_emptied(stores, datastore):

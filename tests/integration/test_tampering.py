@@ -38,6 +38,7 @@ UNPROVEN = {
     "devices.last_seen_ms": "the time of the last contact is no event; it is only shown",
     "projections.fold_version": "another version is told as 'not compared'; it asks for a rebuild",
     "projections.has_history": "a table without history is told as 'not compared'",
+    "projections.has_older_rows": "a table in an older form is told as 'not compared'",
     "projections.stopped_at": "told as halted; the projector tries again",
     "projections.stopped_why": "the text of an error",
     "projections.stopped_until": "the time of the next attempt",

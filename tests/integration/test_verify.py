@@ -28,15 +28,14 @@ from foldlog.api.operations import proofs as proofs_module
 from foldlog.api.server import AsgiServer
 from foldlog.domain.erasure import erase_keys
 from foldlog.domain.events import decode_event
-from foldlog.domain.limits import Limits
-from foldlog.domain.merge import fold
+from foldlog.domain.merge import fold, fold_record
 from foldlog.domain.merkle import Tile
 from foldlog.domain.notes import Signer
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.event_store import PostgresEventStore
 from foldlog.infrastructure.postgres.log import ranges as log_module
+from foldlog.infrastructure.postgres.master import projection as projection_module
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
-from foldlog.infrastructure.postgres.rebuild.projector import Projector
 from foldlog.infrastructure.postgres.rebuild.rebuild import Rebuilder
 from foldlog.infrastructure.signing.keys import make_keys, read_keys
 from foldlog.scripts.exports import archive as archive_module
@@ -44,6 +43,7 @@ from foldlog.scripts.exports.lines import line_of
 from foldlog.scripts.main import cli
 from foldlog.scripts.verification import master as master_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
+from foldlog.scripts.verification.stored_records import StoredRecords
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
@@ -162,13 +162,22 @@ def test_changes_during_a_verification_are_allowed(audited, meanwhile, work, ove
         assert "440 events" in audited.verify(*(("s", "--url", url) if over_http else ()))
 
 
+def failing_at(seq: int):
+    def fold_but(was, ops, cause, conflicts):
+        if cause.seq == seq:
+            raise KeyError("riddle")
+        return fold_record(was, ops, cause, conflicts)
+
+    return fold_but
+
+
 @pytest.mark.parametrize("over_http", [False, True])
-def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
+def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http, monkeypatch):
     """The master table lacks a skipped event, and the output names it."""
     audited.stores.push("s", push_of(changeset(put("7", n=-1), put("8", n=-1))))
-    limits = Limits(touched_bytes_per_event_max=1)
-    audited.stores.projector = Projector(audited.stores.datastore, MasterProjection(limits))
-    audited.stores.project()
+    with monkeypatch.context() as patch:
+        patch.setattr(projection_module, "fold_record", failing_at(441))
+        audited.stores.project()
     audited.stores.skip("s", 441, reason="too much")
     audited.sign()
 
@@ -180,12 +189,7 @@ def test_a_skipped_event_is_left_out_of_the_fold(audited, over_http):
 
 
 def test_an_event_that_cannot_be_folded_is_an_error(audited, monkeypatch):
-    def fold_but(records, event):
-        if event.seq == 48:
-            raise KeyError("riddle")
-        return fold(records, event)
-
-    monkeypatch.setattr(master_module, "fold", fold_but)
+    monkeypatch.setattr(master_module, "fold_record", failing_at(48))
     assert "seq 48: it cannot be folded: 'riddle'" in audited.verify(code=1)
 
 
@@ -277,7 +281,8 @@ def change(audited, statement: str) -> None:
          "WHERE originator_version > 10000", "seq 50: the log continues with 51"),
         ("UPDATE tiles SET hashes = set_byte(hashes, 99, 255 - get_byte(hashes, 99)) "
          "WHERE number = 1 AND level = 0", "tile 0/1 is wrong at seq 260"),
-        ("UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'", "records tasks/7: fields is"),
+        ("UPDATE records SET own_fields = '{\"n\": 0}' WHERE id = '7'",
+         "records tasks/7: own_fields is"),
         ("DELETE FROM records WHERE id = '7'", "records tasks/7 is missing"),
         ("UPDATE spaces SET log = gen_random_uuid(); "
          "UPDATE checkpoints SET log = (SELECT log FROM spaces)", "no known key has signed"),
@@ -374,11 +379,11 @@ def test_a_damaged_export_cannot_be_read(audited):
 
 def test_the_fold_is_compared_in_little_memory(audited, monkeypatch):
     """Errors are found, too, when most records are in the file."""
-    few = partial(DiskBackedRecords, in_memory_max=3)
-    monkeypatch.setattr(master_module, "DiskBackedRecords", few)
+    few = partial(StoredRecords, in_memory_max=3)
+    monkeypatch.setattr(master_module, "StoredRecords", few)
     assert "the master table is the fold of these events: " in audited.verify()
-    change(audited, "UPDATE records SET fields = '{\"n\": 0}' WHERE id = '7'")
-    assert "records tasks/7: fields is" in audited.verify(code=1)
+    change(audited, "UPDATE records SET own_fields = '{\"n\": 0}' WHERE id = '7'")
+    assert "records tasks/7: own_fields is" in audited.verify(code=1)
     change(audited, "DELETE FROM records WHERE id = '7'")
     assert "records tasks/7 is missing" in audited.verify(code=1)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
+from foldlog.domain import merge
 from foldlog.domain.events import Event, decode_event
 from foldlog.domain.merge import (
     Conflict,
@@ -18,12 +21,13 @@ from foldlog.domain.merge import (
     conflict_document,
     fold,
     pack_writes,
+    record_size,
     unpack_writes,
     view_of,
 )
 from tests.examples import examples
 from tests.helpers import A, B, C
-from tests.oracle import Oracle, canonical, other_of, time_of
+from tests.oracle import RECORD_SIZE_MAX, Oracle, canonical, other_of, time_of
 
 EVENTS_MAX = 12
 quick = examples(50)
@@ -150,13 +154,21 @@ def texts(documents: dict[Key, Json]) -> dict[Key, str]:
     return {key: canonical(document) for key, document in documents.items()}
 
 
+#: Sizes around those of one and of two fields of `OPERATIONS`, and the limit of the service.
+SIZE_LIMITS = [*(68, 69, 70, 75, 137, 138, 140, 150), *[RECORD_SIZE_MAX] * 8]
+
+
 @thorough
-@given(histories(erasures=True))
-def test_the_fold_does_what_the_design_says(history):
-    """Records, ledger and the writes that decide later merges equal the oracle's. The oracle was
-    written from the text of the design and remembers all events."""
-    records, conflicts = folded(history)
-    oracle = Oracle().fold(*history)
+@given(histories(erasures=True), st.sampled_from(SIZE_LIMITS))
+def test_the_fold_does_what_the_design_says(history, size_max):
+    """Records, ledger and the writes that decide later merges equal the oracle's, for any limit of
+    the size of a record. The oracle was written from the text of the design and remembers all
+    events."""
+    with patch.object(merge, "RECORD_SIZE_MAX", size_max):
+        records, conflicts = folded(history)
+    oracle = Oracle(size_max=size_max).fold(*history)
+    assert all(record.size <= size_max for record in records.values())
+    assert all(record.size == record_size(record) for record in records.values())
 
     assert texts(views(records)) == texts(oracle.views())
     assert in_any_order(documents(conflicts)) == in_any_order(oracle.ledger)
@@ -185,11 +197,16 @@ def test_the_guard_knows_who_else_touched_a_record(history):
 
 
 @quick
-@given(histories(erasures=True), st.data())
-def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
+@given(histories(erasures=True), st.sampled_from(SIZE_LIMITS), st.data())
+def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, size_max, data):
     """One fold and any split into batches give the same bytes. Between batches, records are stored
     as JSON and loaded again: only those that the batch needs, with packed writes, as a table stores
-    them."""
+    them. A table does not store the size."""
+    with patch.object(merge, "RECORD_SIZE_MAX", size_max):
+        check_batches(history, data)
+
+
+def check_batches(history: list[Json], data: st.DataObject) -> None:
     whole, conflicts = folded(history)
 
     table: dict[Key, bytes] = {}
@@ -201,7 +218,7 @@ def test_it_does_not_matter_how_the_log_is_cut_into_batches(history, data):
         wanted = {key for event in batch for key in event.keys} & table.keys()
         loaded = {key: msgspec.json.decode(table[key], type=Record) for key in wanted}
         for record in loaded.values():
-            record.writes = unpack_writes(pack_writes(record.writes))
+            record.writes, record.size = unpack_writes(pack_writes(record.writes)), UNSET
         for event in batch:
             found += fold(loaded, event)
         table |= {key: msgspec.json.encode(record) for key, record in loaded.items()}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION
 from foldlog.infrastructure.postgres.master.projection import MasterProjection
 from foldlog.infrastructure.postgres.proofs.projection import PROOFS_VERSION, ProofsProjection
@@ -18,13 +17,13 @@ from .projection import Projection
 VERSIONS = {"master": FOLD_VERSION, "proofs": PROOFS_VERSION}
 
 
-def projection_named(name: str, limits: Limits = LIMITS) -> Projection[Any]:
+def projection_named(name: str) -> Projection[Any]:
     """Creates the projection with this name, `master` or `proofs`, and returns it.
 
     Each thread must create its own object. Raises `KeyError` if the name is unknown.
     """
     made: dict[str, Projection[Any]] = {
-        "master": MasterProjection(limits),
+        "master": MasterProjection(),
         "proofs": ProofsProjection(),
     }
     return made[name]

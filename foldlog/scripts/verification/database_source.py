@@ -93,6 +93,11 @@ class DatabaseSource(Source):
                         f"not compared: another version of Foldlog made the live generation of "
                         f"{projection}: run foldlog rebuild --projection {projection}"
                     )
+            elif generation.has_older_rows:
+                rows.left_out.append(
+                    f"not compared: an older version of Foldlog began the live generation of "
+                    f"{projection}: run foldlog rebuild --projection {projection}"
+                )
             elif generation.number >= live:
                 kept.append(generation)
         return kept

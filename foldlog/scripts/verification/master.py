@@ -10,7 +10,7 @@ from msgspec import UNSET
 from foldlog.domain.audit import MALFORMED_ERRORS, WrongEvent
 from foldlog.domain.derived import Row, RowKey
 from foldlog.domain.events import Event, decode_event
-from foldlog.domain.merge import Conflict, Key, fold
+from foldlog.domain.merge import Conflict, Key, cause_of, fold_record
 from foldlog.infrastructure.postgres.audit.master_rows import (
     StoredMaster,
     conflict_rows,
@@ -18,11 +18,19 @@ from foldlog.infrastructure.postgres.audit.master_rows import (
     version_row,
 )
 from foldlog.infrastructure.postgres.audit.snapshot import Snapshot, StoredGeneration
+from foldlog.infrastructure.postgres.master.stored_form import (
+    StoredRecord,
+    Version,
+    keep_in_log,
+    pack,
+    stored_tombstone,
+)
 from foldlog.scripts.console import spaced
 
 from .checks import Audited, Check
-from .disk_backed import DiskBacked, DiskBackedRecords
+from .disk_backed import DiskBacked
 from .rows import difference, joined
+from .stored_records import IN_MEMORY, StoredRecords
 
 #: Versions that one statement looks up.
 VERSIONS_PER_READ = 5_000
@@ -47,7 +55,7 @@ class MasterCheck(Check):
         self._snapshot = snapshot
         self._skipped = skipped
         self._through = through
-        self._records = DiskBackedRecords()
+        self._records = StoredRecords()
         #: the id that each local id stands for, and the last seq that names it
         self._local_ids = DiskBacked[RowKey, Row](3, dict)
         self._erased = DiskBacked[Key, int](2, int)
@@ -87,32 +95,47 @@ class MasterCheck(Check):
         return self._snapshot.erasure_seqs(sorted(keys)) if keys else {}
 
     def _apply(self, event: Event, size: int, erasures: dict[Key, int]) -> None:
-        keys = list(event.keys)
-        erased = event.erased_key
-        existed: dict[Key, bool] = {}
-        for key in keys:
-            before = None if key == erased else self._records.get(key)
-            existed[key] = before is not None and before.exists
         self._records.add_bytes(size)
         try:
-            conflicts = fold(self._records, event)
+            versions, conflicts = self._fold(event)
         except MALFORMED_ERRORS as exc:
             raise WrongEvent(event.seq, f"it cannot be folded: {exc}") from exc
-        for key in keys:
-            record = self._records.get(key)
-            assert record is not None
-            if record.exists:
-                row = version_row(record, is_first=not existed[key])
+        for version in versions:
+            if version.record.exists:
+                key = version.record.collection, version.record.id
                 for part in self._pending:
+                    row = version_row(version)
                     part.expect_version(key, event.seq, row, erasures.get(key, 0))
         for part in self._pending:
             part.expect_conflicts(event, conflicts, erasures)
+        erased = event.erased_key
         if erased is not None:
             self._erased[erased] = event.seq
         for op in event.ops:
             if op.local_id is not UNSET and op.id is not UNSET:
                 named = (str(event.device), op.collection, op.local_id)
                 self._local_ids[named] = {"id": op.id, "seq": event.seq}
+
+    def _fold(self, event: Event) -> tuple[list[Version], list[Conflict]]:
+        """Folds one event as the projection does. Returns the rows and the conflicts it makes."""
+        erased = event.erased_key
+        if erased is not None:
+            before, record = StoredRecord(*erased), stored_tombstone(erased, event)
+            versions = [pack(before, record, ())]
+            self._records[erased] = record
+            return versions, []
+        if not event.is_stored_changeset:
+            return [], []
+        for number, op in enumerate(event.ops):
+            keep_in_log(op, number, event.seq, IN_MEMORY)
+        cause = cause_of(event)
+        versions, conflicts = [], list[Conflict]()
+        for key, ops in event.ops_by_record.items():
+            before = self._records.get(key) or StoredRecord(*key)
+            record = fold_record(before, ops, cause, conflicts)
+            versions.append(pack(before, record, ops))
+            self._records[key] = record
+        return versions, conflicts
 
     def _finish_at(self, seq: int) -> None:
         """Compares the generations that are projected up to this event."""
@@ -202,7 +225,7 @@ class _Generation:
         for key, mine, theirs in joined(conflict_rows(kept), numbered):
             self._note(difference("conflicts", key, mine, theirs))
 
-    def compare_records(self, records: DiskBackedRecords) -> int:
+    def compare_records(self, records: StoredRecords) -> int:
         """Compares all records. Returns their number."""
         count = 0
         expected = ((key, record_row(record)) for key, record in records.items())

@@ -12,9 +12,15 @@ from itertools import groupby
 import msgspec
 
 from foldlog.domain.derived import Row, RowKey
-from foldlog.domain.merge import Conflict, Key, Record, conflict_document, pack_writes
+from foldlog.domain.merge import Conflict, Key, Record
 from foldlog.domain.times import parse_time
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array
+from foldlog.infrastructure.postgres.master.conflict_rows import stored_document
+from foldlog.infrastructure.postgres.master.stored_form import (
+    StoredRecord,
+    Version,
+    live_columns,
+)
 
 from .snapshot import Snapshot
 
@@ -36,7 +42,7 @@ def _ms(column: str) -> str:
 SELECT_RECORDS = f"""
 SELECT collection,
        id,
-       {_brief("fields")},
+       {_brief("own_fields")},
        is_deleted,
        seq,
        created_seq,
@@ -45,7 +51,8 @@ SELECT collection,
        deleted::text,
        touched_seq,
        touched_by::text,
-       touched_seq_other
+       touched_seq_other,
+       {_brief("apart")}
   FROM records
  WHERE space = %(space)s
    AND generation = %(generation)s
@@ -56,12 +63,14 @@ SELECT_VERSIONS = f"""
 SELECT collection,
        id,
        seq,
-       {_brief("fields")},
+       {_brief("own_fields")},
        is_deleted,
        state_seq,
        created_seq,
        {_ms("last_modified")},
-       is_first
+       is_first,
+       {_brief("apart")},
+       {_brief("own_writes")}
   FROM versions
   JOIN unnest(%(collections)s::text[], %(ids)s::text[], %(seqs)s::bigint[])
        AS wanted (collection, id, seq)
@@ -100,7 +109,7 @@ SELECT seq,
        number,
        collection,
        id,
-       {_brief("document")},
+       {_brief("entry")},
        encode(field, 'hex') AS field,
        lost_by::text,
        won_by::text
@@ -164,35 +173,41 @@ class StoredMaster:
 
 
 _VERSION_COLUMNS = (
-    *("fields", "is_deleted", "state_seq", "created_seq", "last_modified", "is_first"),
+    *("own_fields", "is_deleted", "state_seq", "created_seq", "last_modified", "is_first"),
+    *("apart", "own_writes"),
 )
 
 
-def record_row(record: Record) -> Row:
+def record_row(record: StoredRecord) -> Row:
     """Returns the columns of `records` for a folded record."""
+    fields, writes, apart = live_columns(record)
     return {
-        "fields": _brief_of(_encode(record.fields)),
+        "own_fields": _brief_of(fields),
         "is_deleted": record.is_deleted,
         "seq": record.seq,
         "created_seq": record.created_seq,
         "last_modified": _ms_of(record),
-        "writes": _brief_of(_encode(pack_writes(record.writes))),
+        "writes": _brief_of(writes),
         "deleted": _encode(record.deleted).decode() if record.deleted else None,
         "touched_seq": record.touched_seq,
         "touched_by": record.touched_by,
         "touched_seq_other": record.touched_seq_other,
+        "apart": _brief_of(apart),
     }
 
 
-def version_row(record: Record, *, is_first: bool) -> Row:
+def version_row(version: Version) -> Row:
     """Returns the columns of `versions` for a record right after an event touched it."""
+    record = version.record
     return {
-        "fields": _brief_of(_encode(record.fields)),
+        "own_fields": _brief_of(version.fields),
         "is_deleted": record.is_deleted,
         "state_seq": record.seq,
         "created_seq": record.created_seq,
         "last_modified": _ms_of(record),
-        "is_first": is_first,
+        "is_first": version.is_first,
+        "apart": _brief_of(version.apart),
+        "own_writes": _brief_of(version.writes),
     }
 
 
@@ -204,7 +219,7 @@ def conflict_rows(conflicts: Sequence[Conflict]) -> list[tuple[RowKey, Row]]:
             {
                 "collection": conflict.collection,
                 "id": conflict.id,
-                "document": _brief_of(_encode(conflict_document(conflict))),
+                "entry": _brief_of(stored_document(conflict)),
                 "field": conflict.field.encode().hex(),
                 "lost_by": conflict.lost.device,
                 "won_by": conflict.won.device,
@@ -218,7 +233,9 @@ def _ms_of(record: Record) -> float | None:
     return float(parse_time(record.last_modified)) if record.last_modified else None
 
 
-def _brief_of(encoded: bytes) -> str:
+def _brief_of(encoded: bytes | None) -> str | None:
+    if encoded is None:
+        return None
     if len(encoded) <= VALUE_BYTES_MAX:
         return encoded.decode()
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"

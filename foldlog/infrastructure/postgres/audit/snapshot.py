@@ -89,6 +89,7 @@ SELECT projection,
        is_live,
        fold_version,
        has_history,
+       has_older_rows,
        stopped_at
   FROM projections
  WHERE space = %(space)s
@@ -218,6 +219,7 @@ class StoredGeneration(NamedTuple):
     is_live: bool
     fold_version: int
     has_history: bool
+    has_older_rows: bool
     stopped_at: int | None
 
 

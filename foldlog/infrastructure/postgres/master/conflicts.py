@@ -10,11 +10,12 @@ from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, r
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.ports import ConflictsPage, SpaceId, decode_cursor, encode_cursor
 
+from .conflict_rows import complete_conflicts
 from .reading import Scope, bounded
 from .versions import VersionReader
 
 _CONFLICTS = """
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -91,7 +92,7 @@ class ConflictReader(VersionReader):
         # A generation without history has conflicts, but their columns for fields and devices are
         # empty.
         scope = Scope(space, at_least, needs_history=is_scan)
-        found = self._page(SELECT_CONFLICTS[of], scope, params, limit)
+        found = self._page(SELECT_CONFLICTS[of], scope, params, limit, complete=complete_conflicts)
         rows, more = found.cut(limit)
         last = tuple(rows[-1][:2]) if more else end
         entries = read_ledger(row[2] for row in rows)

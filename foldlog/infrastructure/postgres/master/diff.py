@@ -19,6 +19,7 @@ from foldlog.domain.ports import DiffPage, DiffQuery, SpaceId, decode_cursor, en
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array
 from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, page_params, select_page
 
+from .assembly import Columns, states_completer
 from .moments import MomentReader, state_at
 from .reading import VIEW, Found, Scope, bounded, view_of_row
 
@@ -36,7 +37,7 @@ SELECT_TOUCHING_ONE = select_page(
 # `to`, belongs to the batch of that event.
 SELECT_DIFFERENT = bounded(
     f"""place_seq, {VIEW}, fields_before, is_deleted_before, last_modified_before, seq_before,
-        created_seq_before""",
+        created_seq_before, apart_before""",
     ("fields", "fields_before"),
     f"""
         SELECT state.*,
@@ -45,7 +46,8 @@ SELECT_DIFFERENT = bounded(
                coalesce(before.is_deleted, true) AS is_deleted_before,
                before.last_modified AS last_modified_before,
                before.seq AS seq_before,
-               before.created_seq AS created_seq_before
+               before.created_seq AS created_seq_before,
+               before.apart AS apart_before
           FROM unnest(
                    %(seqs)s::bigint[], %(collections)s::text[], %(ids)s::text[]
                ) AS touched (seq, collection, id)
@@ -64,6 +66,10 @@ SELECT_DIFFERENT = bounded(
     order="place_seq, collection, id",
 )
 
+#: completes the states after and before in the rows of `SELECT_DIFFERENT`
+_complete = states_completer(
+    Columns(fields=3, apart=8), Columns(fields=9, apart=14), key_of=lambda row: (row[1], row[2])
+)
 #: events that one statement of a diff covers
 BATCH_EVENTS = 1_000
 
@@ -83,7 +89,7 @@ class DiffReader(MomentReader):
             found = self._different(scope, cursor, touched, limit)
             rows, is_cut = found.cut(limit)
             differences += [_encode(d) for d in map(_difference_of, rows) if d is not None]
-            size += sum(len(row[3]) + len(row[8]) for row in rows)
+            size += sum(len(row[3]) + len(row[9]) for row in rows)
             if is_cut:
                 seq, collection, id = rows[-1][:3]
                 cursor = cursor._replace(seq=seq, collection=collection, id=id)
@@ -152,7 +158,7 @@ class DiffReader(MomentReader):
             "collections": text_array(collection for collection, _ in touched),
             "ids": text_array(id for _, id in touched),
         }
-        return self._page(SELECT_DIFFERENT, scope, params, limit)
+        return self._page(SELECT_DIFFERENT, scope, params, limit, complete=_complete)
 
 
 def _difference_of(row: Any) -> Difference | None:
@@ -161,7 +167,7 @@ def _difference_of(row: Any) -> Difference | None:
     `row` is a row of the statement `SELECT_DIFFERENT`, which contains both states.
     """
     _, collection, id, *_ = row
-    fields, is_deleted, last_modified, seq, created_seq = row[8:]
+    fields, is_deleted, last_modified, seq, created_seq, _ = row[9:]
     before = None
     if not is_deleted:
         before = view_of_row((collection, id, fields, is_deleted, last_modified, seq, created_seq))

@@ -10,7 +10,16 @@ from foldlog.domain.merge import Key
 from foldlog.domain.ports import AsOfPage, AsOfQuery, SpaceId, decode_cursor, encode_cursor
 from foldlog.infrastructure.postgres.log.heads import SELECT_HEAD
 
-from .reading import AFTER_ALL_NAMES, VIEW, LiveReader, Scope, bounded, page_of, view_of_row
+from .reading import (
+    AFTER_ALL_NAMES,
+    VIEW,
+    LiveReader,
+    Scope,
+    bounded,
+    complete_views,
+    page_of,
+    view_of_row,
+)
 
 # `received_at` never decreases, so bisection finds the last event up to a time. A log of a million
 # events takes about twenty lookups by the key.
@@ -43,8 +52,8 @@ def state_at(collection: str, id: str, seq: str) -> str:
     the table `projections`.
     """
     return f"""
-               SELECT v.seq AS version_seq, v.collection, v.id, v.fields, v.is_deleted,
-                      v.last_modified, v.state_seq AS seq, v.created_seq
+               SELECT v.seq AS version_seq, v.collection, v.id, v.own_fields AS fields,
+                      v.is_deleted, v.last_modified, v.state_seq AS seq, v.created_seq, v.apart
                  FROM versions v
                 WHERE v.space = p.space
                   AND v.generation = p.generation
@@ -105,7 +114,7 @@ class MomentReader(LiveReader):
             "after_id": id,
         }
         scope = Scope(space, max(as_of, query.at_least), needs_history=True)
-        found = self._page(SELECT_AS_OF, scope, params, query.limit)
+        found = self._page(SELECT_AS_OF, scope, params, query.limit, complete=complete_views)
         rows, more = found.cut(query.limit)
         last = rows[-1] if more else None
         return AsOfPage(
@@ -113,7 +122,7 @@ class MomentReader(LiveReader):
             found.head,
             found.position,
             [_encode(view_of_row(row)) for row in rows],
-            last and encode_cursor(as_of, last[0], last[7], last[1]),
+            last and encode_cursor(as_of, last[0], last[8], last[1]),
             as_of,
             halted_at=found.halted_at,
         )
@@ -124,7 +133,7 @@ class MomentReader(LiveReader):
         as_of = self._seq_of(space, moment)
         params = {"collection": key[0], "id": key[1], "as_of": as_of}
         scope = Scope(space, max(as_of, at_least), needs_history=True)
-        found = self._select(SELECT_ONE_AS_OF, scope, params)
+        found = self._page(SELECT_ONE_AS_OF, scope, params, 1, complete=complete_views)
         if not found.rows:
             raise UnknownRecord(f"there was no record {key[0]}/{key[1]} at {as_of}, nor before")
         documents = [_encode(view_of_row(row)) for row in found.rows]

@@ -13,9 +13,15 @@ from typing import Any
 from msgspec import UNSET
 from psycopg import Cursor
 
+from foldlog.domain.changesets import Operation
 from foldlog.domain.events import Event
-from foldlog.domain.limits import LIMITS, Limits
-from foldlog.domain.merge import FOLD_VERSION, Key, Record, fold
+from foldlog.domain.merge import (
+    FOLD_VERSION,
+    Conflict,
+    Key,
+    cause_of,
+    fold_record,
+)
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import integer_array, text_array, uuid_array
 from foldlog.infrastructure.postgres.log.pages import STATE_TO_FOLD, TOPIC_TO_FOLD, select_page
@@ -23,15 +29,15 @@ from foldlog.infrastructure.postgres.projection import Generation
 
 from .conflict_rows import INSERT_CONFLICTS, ConflictRows
 from .record_cache import CACHE_BYTES, RecordCache
-from .record_rows import WRITE_STATES, StateRows, lacks_values, record_of, select_wanted
+from .record_reader import RecordReader
+from .record_rows import WRITE_STATES, StateRows
+from .stored_form import StoredRecord, keep_in_log, pack, stored_tombstone
 
 SELECT_EVENTS = select_page(
     f"""originator_version,
        {TOPIC_TO_FOLD},
        {STATE_TO_FOLD}"""
 )
-
-SELECT_RECORDS = select_wanted("%(space)s", "%(generation)s")
 
 # Deletes the conflicts of an erased record. A rebuild would number the other conflicts of the same
 # events as if these had never existed. So this statement also deletes those and inserts them again
@@ -54,11 +60,11 @@ DELETE FROM conflicts c
 RETURNING c.*
 )
 INSERT INTO conflicts (
-       space, generation, seq, number, collection, id, document, field, lost_by, won_by
+       space, generation, seq, number, collection, id, entry, field, lost_by, won_by
 )
 SELECT space, generation, seq,
        row_number() OVER (PARTITION BY generation, seq ORDER BY number) - 1,
-       collection, id, document, field, lost_by, won_by
+       collection, id, entry, field, lost_by, won_by
   FROM gone
  WHERE (collection, id) <> (%(collection)s, %(id)s)
 RETURNING seq
@@ -102,19 +108,12 @@ RETURNING id
 """
 
 
-class RecordsTooLarge(Exception):
-    """The records that events touch exceed `touched_bytes_per_event_max` bytes in total.
-
-    The projector then tries again with fewer events. If the records of a single event exceed the
-    limit, the projection of the space halts at this event.
-    """
-
-
 class MasterProjection:
-    """Folds events into one generation of the master table.
+    """Folds events into one generation of the master table, record by record.
 
-    For each page of events it reads each touched record once and folds the events in memory. It
-    then writes each touched record, and one version of the record for each event that touched it.
+    It reads the records that the next events touch in advance, as far as they fit into memory, and
+    folds the operations of each event on one record after the other. It writes each touched record,
+    and one version of the record for each event that touched it.
 
     The rows of a page are written in parts, so that few rows wait in memory. A part ends when
     enough rows for one SQL statement are collected. In pipeline mode PostgreSQL writes one part
@@ -132,9 +131,6 @@ class MasterProjection:
 
     select_page = SELECT_EVENTS
     pause_seconds = 0.0
-
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        self._bytes_max = limits.touched_bytes_per_event_max
 
     def new_cache(self, position: int, *, bytes_max: int = CACHE_BYTES) -> RecordCache:
         return RecordCache(position, bytes_max=bytes_max)
@@ -167,61 +163,45 @@ class MasterProjection:
         if erased is not None:
             to.cache.remove(erased)
             self.delete_record(to.cursor, to.space, [to.number], erased)
-        touched = [event.keys for event in events]
-        records = self._load(to, {key for keys in touched for key in keys})
-        states, ledger = StateRows(records), ConflictRows()
-        size = start = 0
-        for end, (event, keys) in enumerate(zip(events, touched, strict=True), start=1):
-            is_full = False
-            for number, conflict in enumerate(fold(records, event)):
-                if ledger.add(number, conflict):
-                    size += self._write(to, INSERT_CONFLICTS, ledger)
-                    is_full = True
-            for key in keys:
-                if states.add(key, records[key]):
-                    size += self._write(to, WRITE_STATES, states)
-                    is_full = True
-            if is_full or end == len(events):
-                size += self._write(to, WRITE_STATES, states)
-                size += self._write(to, INSERT_CONFLICTS, ledger)
+        writer = _Writer(to)
+        reader = RecordReader(to, (key for event in events for key in event.keys), writer.flush)
+        start = 0
+        for end, event in enumerate(events, start=1):
+            self._fold(to, event, reader, writer)
+            if writer.has_written or end == len(events):
+                writer.flush()
                 self._insert_local_ids(to, events[start:end])
-                to.cache.add(records, size, event.seq)
+                to.cache.position = event.seq
+                writer.has_written = False
                 yield
-                size, start = 0, end
+                start = end
 
-    def _load(self, to: Generation[RecordCache], keys: set[Key]) -> dict[Key, Record]:
-        """Returns {key: record}, from the cache if it has the record, otherwise from the database.
-
-        If a record does not exist, the result lacks its key. Raises `RecordsTooLarge` if the
-        records in the database exceed the limit of bytes. The caller can then try again with fewer
-        events.
-        """
-        records = to.cache.find(keys)
-        missing = keys - records.keys()
-        if missing and not to.cache.is_complete:
-            params = {
-                **to.params,
-                "collections": text_array(collection for collection, _ in missing),
-                "ids": text_array(id for _, id in missing),
-                "bytes_max": self._bytes_max,
-            }
-            rows = to.reader.execute(SELECT_RECORDS, params, prepare=True).fetchall()
-            if any(map(lacks_values, rows)):
-                raise RecordsTooLarge(
-                    "the records that the event touches are larger than "
-                    f"touched_bytes_per_event_max = {self._bytes_max} bytes"
-                )
-            records |= {(row[0], row[1]): record_of(row) for row in rows}
-        return records
-
-    def _write(
-        self, to: Generation[RecordCache], statement: str, rows: StateRows | ConflictRows
-    ) -> int:
-        if not rows:
-            return 0
-        columns = rows.take()
-        to.send(statement, columns)
-        return sum(map(len, columns.values()))
+    def _fold(
+        self, to: Generation[RecordCache], event: Event, reader: RecordReader, writer: _Writer
+    ) -> None:
+        erased = event.erased_key
+        if erased is not None:
+            record = stored_tombstone(erased, event)
+            writer.add(erased, StoredRecord(*erased), record, ())
+        if not event.is_stored_changeset:
+            return
+        cause = cause_of(event)
+        logged = [
+            value
+            for number, op in enumerate(event.ops)
+            for value in keep_in_log(op, number, event.seq, to.cache.values)
+        ]
+        number = 0
+        for key, ops in event.ops_by_record.items():
+            conflicts: list[Conflict] = []
+            before = reader.read(key)
+            record = fold_record(before, ops, cause, conflicts)
+            for conflict in conflicts:
+                writer.add_conflict(number, conflict)
+                number += 1
+            writer.add(key, before, record, ops)
+        for value in logged:
+            value.release()
 
     def _insert_local_ids(self, to: Generation[RecordCache], events: Sequence[Event]) -> None:
         named = [
@@ -239,6 +219,40 @@ class MasterProjection:
                 "ids": text_array(ids),
             }
             to.send(INSERT_LOCAL_IDS, params)
+
+
+class _Writer:
+    """Collects the rows of a part, and writes them when they are enough for a statement."""
+
+    def __init__(self, to: Generation[RecordCache]):
+        self._to = to
+        self._states, self._ledger = StateRows(), ConflictRows()
+        self.has_written = False
+
+    def add(
+        self, key: Key, before: StoredRecord, record: StoredRecord, ops: Sequence[Operation]
+    ) -> None:
+        """Adds a record that an event has changed from `before` by the operations `ops`."""
+        is_full = self._states.add(key, pack(before, record, ops))
+        self._to.cache.add_changed(key, record)
+        if is_full:
+            self.flush()
+
+    def add_conflict(self, number: int, conflict: Conflict) -> None:
+        if self._ledger.add(number, conflict):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes all collected rows."""
+        for statement, rows in (
+            (WRITE_STATES, self._states),
+            (INSERT_CONFLICTS, self._ledger),
+        ):
+            if rows:
+                columns = rows.take()
+                self._to.send(statement, columns)
+                self._to.cache.bytes_uncommitted += sum(map(len, columns.values()))
+                self.has_written = True
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

@@ -12,17 +12,26 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from foldlog.domain.errors import FoldlogError, HistoryUnavailable, LogBehind, ProjectionBehind
+from foldlog.domain.errors import (
+    FoldlogError,
+    HistoryUnavailable,
+    LogBehind,
+    ProjectionBehind,
+    StorageUnavailable,
+)
 from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
 from foldlog.domain.ports import Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.heads import absent
+from foldlog.infrastructure.postgres.log.values import ValuesMoved
+
+from .assembly import Columns, Completer, Source, states_completer
 
 # Every page is one statement and so one snapshot. Its rows are the state at `position`.
 _PAGE = """
-SELECT s.log::text, s.head, p.position,
+SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
        p.has_history AND p.fold_version = %(fold_version)s,
        page.*
@@ -56,8 +65,14 @@ _BOUNDED = """
 """
 
 AFTER_ALL_NAMES = "~"  # sorts after all names of collections: letters, digits and - _ .
-#: the columns of a record as readers see it
-VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq"
+#: the columns of a record as readers see it, and what these leave out
+VIEW = "collection, id, fields, is_deleted, last_modified, seq, created_seq, apart"
+#: the same columns in the table `records`
+STORED_VIEW = VIEW.replace("fields", "own_fields AS fields")
+#: completes rows that begin with `VIEW`
+complete_views = states_completer(Columns(fields=2, apart=7))
+#: attempts of a read whose records are erased meanwhile
+ATTEMPTS = 5
 
 SELECT_POSITION = """
 SELECT position, stopped_at IS NOT NULL
@@ -74,9 +89,9 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns five more columns before those of `page`: the
-    log's id, the log's head, the projection's position, the seq at which the projection stands
-    still (or `NULL`), and whether the generation has the history.
+    which the rows are sorted. The statement returns six more columns before those of `page`: the
+    log's id, the log's head, the projection's position, the generation's number, the seq at which
+    the projection stands still (or `NULL`), and whether the generation has the history.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -124,6 +139,7 @@ class Found(NamedTuple):
     log: str
     head: int
     position: int
+    generation: int
     #: the seq of the event at which the projection stands still, or `UNSET` while it goes on
     halted_at: int | UnsetType
     #: the number of rows before the limit of bytes cut some off
@@ -165,15 +181,27 @@ class LiveReader:
         limit: int,
         bytes_max: int = INTEGER_MAX,
         *,
-        is_bounded: bool = True,
+        complete: Completer | None = None,
     ) -> Found:
         """Runs a statement that reads up to `limit + 1` rows, and returns a `Found` with the rows.
 
         The extra row shows the caller that another page follows. The page has at most `bytes_max`
-        bytes, and `page_bytes_max`. With `is_bounded=False` its size is unlimited.
+        bytes, and `page_bytes_max`. `complete` puts the values in that the rows leave out, and may
+        cut the page where they exceed the limit of bytes.
         """
-        most = min(bytes_max, self._limits.page_bytes_max) if is_bounded else None
-        return self._select(statement, scope, {**params, "limit": limit + 1, "bytes_max": most})
+        most = min(bytes_max, self._limits.page_bytes_max)
+        params = {**params, "limit": limit + 1, "bytes_max": most}
+        for _ in range(ATTEMPTS):
+            found = self._select(statement, scope, params)
+            if complete is None or not found.rows:
+                return found
+            try:
+                source = Source(self._datastore, scope.space, found.generation)
+                rows = complete(source, found.rows, most)
+            except ValuesMoved:
+                continue
+            return found._replace(rows=rows)
+        raise StorageUnavailable("records are erased while they are read")
 
     def _select(self, statement: str, scope: Scope, params: dict[str, Any]) -> Found:
         """Runs a statement of `page_of` or `bounded`, and returns a `Found` with the rows.
@@ -189,7 +217,7 @@ class LiveReader:
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
             raise self._absent(scope.space)
-        log, head, position, halted_at, has_history = rows[0][:5]
+        log, head, position, generation, halted_at, has_history = rows[0][:6]
         at_least = scope.at_least
         if scope.needs_history and not has_history:
             raise HistoryUnavailable()
@@ -204,15 +232,16 @@ class LiveReader:
                 **({} if halted_at is None else {"halted_at": halted_at}),
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[5] is not None]
-        candidates = present[0][5] if present else 0
+        present = [row for row in rows if row[6] is not None]
+        candidates = present[0][6] if present else 0
         return Found(
             log=log,
             head=head,
             position=position,
+            generation=generation,
             halted_at=UNSET if halted_at is None else halted_at,
             candidates=candidates,
-            rows=[row[6:] for row in present],
+            rows=[row[7:] for row in present],
         )
 
 

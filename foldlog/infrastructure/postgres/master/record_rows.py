@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from foldlog.domain.merge import Key, PackedWrites, Record, Write, pack_writes, unpack_writes
+from foldlog.domain.merge import Key, PackedWrites, Write, pack_writes, unpack_writes
 from foldlog.domain.times import format_time, parse_time, to_ms
 from foldlog.infrastructure.postgres.connection.arrays import (
     Array,
@@ -20,10 +20,12 @@ from foldlog.infrastructure.postgres.connection.arrays import (
     uuid_array,
 )
 
+from .stored_form import FromLog, StoredRecord, Version, add_fields, apart_of
+
 #: the order of columns in all statements that read or write whole records
 COLUMNS = (
     "collection, id, fields, is_deleted, seq, created_seq, last_modified, "
-    "writes, deleted, touched_seq, touched_by, touched_seq_other"
+    "writes, deleted, touched_seq, touched_by, touched_seq_other, apart"
 )
 #: the index of `fields` in `COLUMNS`
 _FIELDS = 2
@@ -33,7 +35,7 @@ _FIELDS = 2
 _SELECT_WANTED = """
 SELECT collection,
        id,
-       CASE WHEN bytes <= %(bytes_max)s THEN fields END AS fields,
+       CASE WHEN bytes <= %(bytes_max)s THEN own_fields END AS fields,
        is_deleted,
        seq,
        created_seq,
@@ -42,10 +44,11 @@ SELECT collection,
        deleted,
        touched_seq,
        touched_by,
-       touched_seq_other
+       touched_seq_other,
+       apart
   FROM (
        SELECT r.*,
-              sum(octet_length(fields::text) + octet_length(writes::text)) OVER (
+              sum(octet_length(own_fields::text) + octet_length(writes::text)) OVER (
                   ORDER BY collection, id ROWS UNBOUNDED PRECEDING
               ) AS bytes
          FROM records r
@@ -59,7 +62,8 @@ SELECT collection,
 
 # The parameters have one row for each record and each event that touched it. Each row becomes a
 # version, and the last row of a record replaces the record. A record that was touched but never
-# created (`created_seq` 0) has no versions.
+# created (`created_seq` 0) has no versions. A record that is stored in parts (`live_apart`) has
+# these in its versions only.
 WRITE_STATES = """
 WITH states AS MATERIALIZED (
 SELECT *
@@ -68,33 +72,39 @@ SELECT *
            %(seq)s::bigint[], %(created_seq)s::bigint[], %(last_modified)s::timestamptz[],
            %(writes)s::json[], %(deleted)s::json[], %(touched_seq)s::bigint[],
            %(touched_by)s::uuid[], %(touched_seq_other)s::bigint[],
+           %(apart)s::json[], %(part_writes)s::json[], %(live_apart)s::json[],
            %(is_first)s::boolean[], %(is_last)s::boolean[]
        ) AS state (
            collection, id, fields, is_deleted, seq, created_seq, last_modified,
-           writes, deleted, touched_seq, touched_by, touched_seq_other, is_first, is_last
+           writes, deleted, touched_seq, touched_by, touched_seq_other,
+           apart, part_writes, live_apart, is_first, is_last
        )
 ),
 kept AS (
 INSERT INTO versions (
            space, generation, collection, id, seq,
-           fields, is_deleted, state_seq, created_seq, last_modified, is_first
+           own_fields, is_deleted, state_seq, created_seq, last_modified, is_first,
+           apart, own_writes
        )
 SELECT %(space)s, %(generation)s, collection, id, touched_seq,
-       fields, is_deleted, seq, created_seq, last_modified, is_first
+       fields, is_deleted, seq, created_seq, last_modified, is_first, apart, part_writes
   FROM states
  WHERE created_seq > 0
 RETURNING id
 )
 INSERT INTO records (
-           space, generation, collection, id, fields, is_deleted, seq, created_seq, last_modified,
-           writes, deleted, touched_seq, touched_by, touched_seq_other
+           space, generation, collection, id, own_fields, is_deleted, seq, created_seq,
+           last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other, apart
        )
-SELECT %(space)s, %(generation)s, collection, id, fields, is_deleted, seq, created_seq,
-       last_modified, writes, deleted, touched_seq, touched_by, touched_seq_other
+SELECT %(space)s, %(generation)s, collection, id,
+       CASE WHEN live_apart IS NULL THEN fields ELSE '{}' END,
+       is_deleted, seq, created_seq, last_modified,
+       writes, deleted, touched_seq, touched_by, touched_seq_other,
+       coalesce(live_apart, apart)
   FROM states
  WHERE is_last
     ON CONFLICT (space, generation, collection, id) DO UPDATE
-   SET fields = excluded.fields,
+   SET own_fields = excluded.own_fields,
        is_deleted = excluded.is_deleted,
        seq = excluded.seq,
        created_seq = excluded.created_seq,
@@ -103,19 +113,14 @@ SELECT %(space)s, %(generation)s, collection, id, fields, is_deleted, seq, creat
        deleted = excluded.deleted,
        touched_seq = excluded.touched_seq,
        touched_by = excluded.touched_by,
-       touched_seq_other = excluded.touched_seq_other
+       touched_seq_other = excluded.touched_seq_other,
+       apart = excluded.apart
 RETURNING id
 """
 
 #: the size of one statement; its last state may exceed it
 STATEMENT_BYTES = 16 * 2**20
 STATEMENT_RECORDS = 5_000
-#: estimated memory of a field in addition to its value: entries in two dicts
-FIELD_BYTES = 100
-
-#: a record after an event, its encoded fields, and whether the event created it
-_State = tuple[Record, bytes, bool]
-
 _encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_writes = msgspec.json.Decoder(PackedWrites).decode
@@ -144,14 +149,18 @@ def lacks_values(row: Sequence[Any]) -> bool:
     return row[_FIELDS] is None
 
 
-def record_of(row: Sequence[Any]) -> Record:
-    """Converts a database row with the columns `COLUMNS` to a record."""
+def record_of(row: Sequence[Any], from_log: FromLog) -> tuple[StoredRecord, list[tuple[int, int]]]:
+    """Converts a database row with the columns `COLUMNS` to a record.
+
+    `from_log` makes the values that are in the log. Returns the record, and the (seq, bytes) of the
+    versions that `unpack` needs to complete it. A record that is stored whole needs none.
+    """
     (collection, id, fields, is_deleted, seq, created_seq, last_modified, *rest) = row
-    (writes, deleted, touched_seq, touched_by, touched_seq_other) = rest
-    return Record(
+    (writes, deleted, touched_seq, touched_by, touched_seq_other, apart) = rest
+    left_out = apart_of(apart)
+    record = StoredRecord(
         collection=collection,
         id=id,
-        fields=_decode_fields(fields),
         writes=unpack_writes(_decode_writes(writes)),
         deleted=None if deleted is None else _decode_write(deleted),
         is_deleted=is_deleted,
@@ -162,6 +171,8 @@ def record_of(row: Sequence[Any]) -> Record:
         touched_by=None if touched_by is None else str(touched_by),
         touched_seq_other=touched_seq_other,
     )
+    add_fields(record.fields, _decode_fields(fields), left_out, from_log)
+    return record, left_out.parts
 
 
 @lru_cache(maxsize=4_096)  # the records of a changeset have one time
@@ -172,37 +183,30 @@ def _ms_of(time: str) -> int | None:
 class StateRows:
     """Collects the states of records after each event, as parameters of SQL statements.
 
-    The argument `records` contains the records as they were before the first event. Call `add` for
-    each record that an event touches. When `add` returns `True`, call `take`, and run the statement
-    `WRITE_STATES` with the result. After the last event, call `take` and run the statement again if
-    `len` shows that states are left.
+    Call `add` for each record that an event touches. When `add` returns `True`, call `take`, and
+    run the statement `WRITE_STATES` with the result. After the last event, call `take` and run the
+    statement again if `len` shows that states are left.
     """
 
-    def __init__(self, records: Mapping[Key, Record]):
-        self._existing = {key for key, record in records.items() if record.created_seq}
+    def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
-        self._by_key: dict[Key, list[_State]] = {}
+        self._by_key: dict[Key, list[Version]] = {}
         self._count = self._size = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, key: Key, record: Record) -> bool:
+    def add(self, key: Key, version: Version) -> bool:
         """Adds the state that a record has after an event.
 
         Returns `True` if enough states are collected for one statement. The caller should then call
         `take` and run the statement.
         """
-        is_first = bool(record.created_seq) and key not in self._existing
-        if is_first:
-            self._existing.add(key)
-        # Encoded here, because the size decides when the statement is full.
-        fields = _encode(record.fields)
-        self._by_key.setdefault(key, []).append((record, fields, is_first))
+        self._by_key.setdefault(key, []).append(version)
         self._count += 1
-        self._size += len(fields) + FIELD_BYTES * len(record.writes)
+        self._size += version.size
         return self._size >= STATEMENT_BYTES or self._count == STATEMENT_RECORDS
 
     def take(self) -> dict[str, Array]:
@@ -211,7 +215,7 @@ class StateRows:
         The caller must add the parameters `space` and `generation`. The rows are sorted by the key
         of the record. So two transactions lock rows in the same order, which prevents deadlocks.
         """
-        rows: list[_State] = []
+        rows: list[Version] = []
         is_last: list[bool] = []
         for key in sorted(self._by_key):
             states = self._by_key[key]
@@ -221,23 +225,30 @@ class StateRows:
         return _columns(rows, is_last)
 
 
-def _columns(states: list[_State], is_last: list[bool]) -> dict[str, Array]:
-    rows = [record for record, _, _ in states]
+def _columns(versions: list[Version], is_last: list[bool]) -> dict[str, Array]:
+    rows = [version.record for version in versions]
     # Only the last state of a record keeps the data that the merge needs.
     kept = [row if last else None for row, last in zip(rows, is_last, strict=True)]
     return {
         "collection": text_array([r.collection for r in rows]),
         "id": text_array([r.id for r in rows]),
-        "fields": json_array(fields for _, fields, _ in states),
+        "fields": json_array(version.fields for version in versions),
         "is_deleted": bool_array([r.is_deleted for r in rows]),
         "seq": bigint_array([r.seq for r in rows]),
         "created_seq": bigint_array([r.created_seq for r in rows]),
         "last_modified": time_array([_ms_of(r.last_modified) for r in rows]),
-        "writes": json_array([None if r is None else _encode(pack_writes(r.writes)) for r in kept]),
+        "writes": json_array([None if r is None else _live_writes(r) for r in kept]),
         "deleted": json_array([_encode(r.deleted) if r and r.deleted else None for r in kept]),
         "touched_seq": bigint_array([r.touched_seq for r in rows]),
         "touched_by": uuid_array([r.touched_by for r in rows]),
         "touched_seq_other": bigint_array([r.touched_seq_other for r in rows]),
-        "is_first": bool_array(is_first for _, _, is_first in states),
+        "apart": json_array(version.apart for version in versions),
+        "part_writes": json_array(version.writes for version in versions),
+        "live_apart": json_array(version.live_apart for version in versions),
+        "is_first": bool_array(version.is_first for version in versions),
         "is_last": bool_array(is_last),
     }
+
+
+def _live_writes(record: StoredRecord) -> bytes:
+    return b"[]" if record.parts else _encode(pack_writes(record.writes))

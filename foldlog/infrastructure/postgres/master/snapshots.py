@@ -6,6 +6,7 @@ Each record includes the data that a device needs to merge later changes into th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,13 +18,14 @@ from foldlog.domain.snapshot import SnapshotHeader, SnapshotRecord
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.log.marks import mark_at
 
-from .reading import VIEW, Found, LiveReader, Scope, bounded
+from .assembly import Columns, states_completer
+from .reading import STORED_VIEW, VIEW, Found, LiveReader, Scope, bounded
 
 SELECT_SNAPSHOT = bounded(
     f"{VIEW}, writes, deleted, erased_seq",
     ("fields", "writes"),
     f"""
-        SELECT {VIEW}, writes, deleted,
+        SELECT {STORED_VIEW}, writes, deleted,
                (
                    SELECT x.seq
                      FROM erasures x
@@ -42,6 +44,8 @@ SELECT_SNAPSHOT = bounded(
     """,
     order="collection, id",
 )
+
+_complete = states_completer(Columns(fields=2, apart=7, writes=8))
 
 COUNT_SNAPSHOT = """
 SELECT count(*)
@@ -90,10 +94,11 @@ class SnapshotReader(LiveReader):
     ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
         params = {"after_collection": start.collection, "after_id": start.id}
-        found = self._page(SELECT_SNAPSHOT, Scope(space, at_least), params, limit, bytes_max)
+        page = partial(self._page, SELECT_SNAPSHOT, params=params, limit=limit, complete=_complete)
+        found = page(scope=Scope(space, at_least), bytes_max=bytes_max)
         start.check(found.log, found.head, self._mark(space, min(start.at, found.head)))
         if found.position < start.at:  # a page must be at least as new as the one before it
-            found = self._page(SELECT_SNAPSHOT, Scope(space, start.at), params, limit, bytes_max)
+            found = page(scope=Scope(space, start.at), bytes_max=bytes_max)
         rows, more = found.cut(limit)
         mark = self._mark(space, found.position)
         last = SnapshotCursor(found.log, found.position, mark, *rows[-1][:2]) if more else None
@@ -106,7 +111,7 @@ class SnapshotReader(LiveReader):
 
 
 def _snapshot_document(row: Any) -> bytes:
-    collection, id, fields, is_deleted, last_modified, seq, created_seq, *rest = row
+    collection, id, fields, is_deleted, last_modified, seq, created_seq, _, *rest = row
     writes, deleted, erased_seq = rest
     return msgspec.json.encode(
         SnapshotRecord(

@@ -6,12 +6,14 @@ the snapshots, are inherited from classes in other modules of this package.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from foldlog.domain.changesets import LocalIds
-from foldlog.domain.errors import UnknownRecord
+from foldlog.domain.errors import InvalidRequest, UnknownRecord
+from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import (
     LocalIdsPage,
@@ -25,7 +27,17 @@ from foldlog.domain.ports import (
 
 from .conflicts import ConflictReader
 from .diff import DiffReader
-from .reading import AFTER_ALL_NAMES, VIEW, Found, Scope, bounded, page_of, view_of_row
+from .reading import (
+    AFTER_ALL_NAMES,
+    STORED_VIEW,
+    VIEW,
+    Found,
+    Scope,
+    bounded,
+    complete_views,
+    page_of,
+    view_of_row,
+)
 from .snapshots import SnapshotReader
 
 # `<> 0` is deliberate. With `> 0` the planner may choose the partial index by seq, whose order is
@@ -34,7 +46,7 @@ SELECT_LIVE = bounded(
     VIEW,
     ("fields",),
     f"""
-        SELECT {VIEW}
+        SELECT {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -53,7 +65,7 @@ SELECT_CHANGED = bounded(
     VIEW,
     ("fields",),
     f"""
-        SELECT {VIEW}
+        SELECT {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -66,9 +78,28 @@ SELECT_CHANGED = bounded(
     order="seq, collection, id",
 )
 
+# The rest of a seq that exceeds a page.
+SELECT_OF_SEQ = bounded(
+    VIEW,
+    ("fields",),
+    f"""
+        SELECT {STORED_VIEW}
+          FROM records r
+         WHERE r.space = p.space
+           AND r.generation = p.generation
+           AND created_seq > 0
+           AND (%(collection)s::text IS NULL OR collection = %(collection)s)
+           AND seq = %(split_seq)s
+           AND (collection, id) > (%(after_collection)s, %(after_id)s)
+         ORDER BY collection, id
+         LIMIT %(limit)s
+    """,
+    order="collection, id",
+)
+
 SELECT_ONE = page_of(
     f"""
-        SELECT 1 AS number_of_candidates, {VIEW}
+        SELECT 1 AS number_of_candidates, {STORED_VIEW}
           FROM records r
          WHERE r.space = p.space
            AND r.generation = p.generation
@@ -108,16 +139,26 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
             "after_collection": after[0],
             "after_id": after[1],
         }
-        found = self._page(SELECT_LIVE, Scope(space, query.at_least), params, query.limit)
+        scope = Scope(space, query.at_least)
+        found = self._page(SELECT_LIVE, scope, params, query.limit, complete=complete_views)
         rows, more = found.cut(query.limit)
         return _records_page(found, rows, encode_cursor(*rows[-1][:2]) if more else None)
 
     def _changed_page(self, space: SpaceId, query: RecordsQuery, after: int) -> RecordsPage:
+        split, collection, id = 0, "", ""
         if query.cursor:
-            (after,) = decode_cursor(query.cursor, int)
-        params = {"collection": query.collection, "changed_after": after}
+            after, split, collection, id = _changed_cursor(query.cursor)
+        params = {
+            "collection": query.collection,
+            "changed_after": after,
+            "split_seq": split,
+            "after_collection": collection,
+            "after_id": id,
+        }
         scope = Scope(space, query.at_least)
-        found = self._page(SELECT_CHANGED, scope, params, query.limit)
+        if split:
+            return self._rest_of_seq(scope, params)
+        found = self._page(SELECT_CHANGED, scope, params, query.limit, complete=complete_views)
         rows, more = found.rows, found.candidates > query.limit
         if len(rows) < found.candidates or len(rows) > query.limit:
             # The limit of bytes or of rows may have split the last seq, so it moves to the next
@@ -125,14 +166,23 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
             more = True
             rows = [row for row in rows if row[5] != rows[-1][5]]
         if not rows and found.rows:
-            # One seq alone exceeds the limits of a page. It comes whole.
-            found = self._page(SELECT_CHANGED, scope, params, 0, is_bounded=False)
-            rows = found.rows
+            # One seq alone exceeds the limits of a page. Only the limit of bytes may split it.
+            return self._rest_of_seq(scope, params | {"split_seq": found.rows[0][5]})
         return _records_page(found, rows, encode_cursor(rows[-1][5]) if more else None)
+
+    def _rest_of_seq(self, scope: Scope, params: dict[str, Any]) -> RecordsPage:
+        """Reads a page of the records that one event has changed last."""
+        seq = params["split_seq"]
+        found = self._page(SELECT_OF_SEQ, scope, params, INTEGER_MAX, complete=complete_views)
+        rows, more = found.cut(INTEGER_MAX)
+        cursor = encode_cursor(seq)
+        if more:
+            cursor = encode_cursor(params["changed_after"], seq, *rows[-1][:2])
+        return _records_page(found, rows, cursor)
 
     def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
         params = {"collection": key[0], "id": key[1]}
-        found = self._select(SELECT_ONE, Scope(space, at_least), params)
+        found = self._page(SELECT_ONE, Scope(space, at_least), params, 1, complete=complete_views)
         if not found.rows:
             raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         return _records_page(found, found.rows, None)
@@ -149,6 +199,16 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
             ids.setdefault(collection, {})[local_id] = id
         more = len(found.rows) > limit
         return LocalIdsPage(ids, encode_cursor(*rows[-1][:2]) if more else None)
+
+
+def _changed_cursor(cursor: str) -> tuple[int, int, str, str]:
+    """Returns the seq after which a page begins, and the place within the next seq. The place is
+    `(0, "", "")` if the page begins with a new seq."""
+    with suppress(InvalidRequest):
+        (after,) = decode_cursor(cursor, int)
+        return after, 0, "", ""
+    after, split, collection, id = decode_cursor(cursor, int, int, str, str)
+    return after, split, collection, id
 
 
 def _records_page(found: Found, rows: list[Any], cursor: str | None) -> RecordsPage:

@@ -25,8 +25,10 @@ from foldlog.domain.merge import Key
 from foldlog.domain.ports import HistoryPage, HistoryQuery, SpaceId, decode_cursor, encode_cursor
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array
 
+from .assembly import Columns, states_completer
+from .conflict_rows import complete_conflicts
 from .moments import state_at
-from .reading import LiveReader, Scope, bounded
+from .reading import Found, LiveReader, Scope, bounded
 
 SELECT_HEADS = """
 SELECT substr(state, 1, %(head_bytes_max)s)
@@ -39,14 +41,16 @@ SELECT substr(state, 1, %(head_bytes_max)s)
 
 def _select_versions(comes_after: str, order: str) -> str:
     return bounded(
-        "version, header, is_deleted, fields_before, fields",
+        "version, header, is_deleted, fields_before, fields, apart_before, apart",
         ("fields_before", "fields"),
         f"""
         SELECT here.seq AS version,
                substr(e.state, 1, %(head_bytes_max)s) AS header,
                here.is_deleted,
                coalesce(before.fields, '{{}}'::json) AS fields_before,
-               here.fields
+               here.own_fields AS fields,
+               before.apart AS apart_before,
+               here.apart
           FROM versions here
           JOIN events e
             ON e.originator_id = here.space AND e.originator_version = here.seq
@@ -70,7 +74,7 @@ def _select_lost(order: str) -> str:
         "seq, number, document",
         ("document",),
         f"""
-        SELECT seq, number, document
+        SELECT seq, number, entry AS document
           FROM conflicts c
          WHERE c.space = p.space
            AND c.generation = p.generation
@@ -92,6 +96,9 @@ SELECT_VERSIONS: dict[Order, str] = {
 SELECT_LOST: dict[Order, str] = {"oldest": _select_lost("ASC"), "newest": _select_lost("DESC")}
 FIRST_AFTER: dict[Order, int] = {"oldest": 0, "newest": INTEGER_MAX}
 
+#: where a row of `SELECT_VERSIONS` has the states before and after
+IN_VERSION = (Columns(fields=3, apart=5), Columns(fields=4, apart=6))
+
 _encode = msgspec.json.encode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 
@@ -108,7 +115,10 @@ class VersionReader(LiveReader):
             "head_bytes_max": HEAD_BYTES_MAX,
         }
         scope = Scope(space, query.at_least, needs_history=True)
-        found = self._page(SELECT_VERSIONS[query.order], scope, params, query.limit)
+        complete = states_completer(*IN_VERSION, key_of=lambda _: key)
+        found = self._page(
+            SELECT_VERSIONS[query.order], scope, params, query.limit, complete=complete
+        )
         if not found.rows and not query.cursor:
             raise UnknownRecord(f"there is no record {key[0]}/{key[1]}")
         rows, lost = self._with_lost(
@@ -122,7 +132,7 @@ class VersionReader(LiveReader):
                 _decode_fields(fields),
                 lost.get(seq, ()),
             )
-            for seq, header, is_deleted, before, fields in rows
+            for seq, header, is_deleted, before, fields, _, _ in rows
         ]
         return HistoryPage(
             found.log,
@@ -140,27 +150,31 @@ class VersionReader(LiveReader):
 
         Returns the rows of the versions, and a dict from the seq of a version to a list of its
         conflicts. If the conflicts exceed the size limit of a page, the method removes versions
-        from the end of the page. It always keeps the first version. The next page begins with the
+        from the end of the page. It always keeps the first version, with
+        those of its conflicts that fit. The next page begins with the
         first version that was removed.
         """
         if not rows:
             return rows, {}
         seqs = [row[0] for row in rows]
-        scope = Scope(space)
         params = {"collection": key[0], "id": key[1], "first": min(seqs), "last": max(seqs)}
-        found = self._page(select_lost, scope, params, INTEGER_MAX)
+        found = self._lost(select_lost, space, params)
         if len(found.rows) < found.candidates:
             # The last version may have further conflicts, so it moves to the next page. A single
-            # version comes with all its conflicts, also if they exceed the limit.
+            # version comes with its first conflicts. The ledger has all of them.
             cut = seqs.index(found.rows[-1][0])
             rows = rows[: max(cut, 1)]
             if cut == 0:
-                params |= {"first": seqs[0], "last": seqs[0]}
-                found = self._page(select_lost, scope, params, INTEGER_MAX, is_bounded=False)
+                found = self._lost(select_lost, space, params | {"first": seqs[0], "last": seqs[0]})
         lost: dict[int, list[bytes]] = {}
         for seq, _, document in sorted(found.rows):
             lost.setdefault(seq, []).append(document)
         return rows, lost
+
+    def _lost(self, select_lost: str, space: SpaceId, params: dict[str, Any]) -> Found:
+        return self._page(
+            select_lost, Scope(space), params, INTEGER_MAX, complete=complete_conflicts
+        )
 
     def _heads(self, space: SpaceId, seqs: Collection[int]) -> dict[int, EventHead]:
         """Returns {seq: event head} for the events with these seqs.

@@ -16,7 +16,7 @@ from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.projection import Projection
 
 SELECT_GENERATIONS = """
-SELECT generation, position, is_live, fold_version, has_history
+SELECT generation, position, is_live, fold_version, has_history, has_older_rows
   FROM projections
  WHERE space = %(space)s
    AND projection = %(projection)s
@@ -73,6 +73,7 @@ class GenerationRow(NamedTuple):
     is_live: bool
     fold_version: int
     has_history: bool
+    has_older_rows: bool  #: an older version of the code began it
 
 
 class Generations:

@@ -94,7 +94,7 @@ class Rebuilder:
         Raises `UnknownSpace` if the space is unknown. Raises `Halted` if an event cannot be
         projected. Raises `StorageUnavailable` for a temporary database error. Raises
         `OperatorError` in three cases: another rebuild of the space is running, a generation is
-        deleted during the rebuild, or `verify` is set but the live generation has no history.
+        deleted during the rebuild, or `verify` is set but an older version began the live one.
         """
         began = time.monotonic()
         with translated(self._datastore), self._lock(space):
@@ -139,10 +139,11 @@ class Rebuilder:
             return select_head(cursor, space)
 
     def _check_comparable(self, space: str, generations: Generations) -> None:
-        if not generations.live().has_history:
+        live = generations.live()
+        if live.has_older_rows or not live.has_history:
             raise OperatorError(
-                f"an older version made the table of {space!r} without its history, so it cannot "
-                "be compared. Rebuild it without --verify first"
+                f"an older version began the table of {space!r}, and stored its records in another "
+                "form, so it cannot be compared. Rebuild it without --verify first"
             )
 
     def _project_batch(self, space: str, number: int, cache: GenerationCache) -> None:

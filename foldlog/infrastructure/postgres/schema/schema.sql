@@ -520,6 +520,7 @@ CREATE TABLE projections (
     has_history    boolean NOT NULL DEFAULT true,  -- whether it has the versions of all events
     failing_why    text,              -- a lasting fault of the database, which no event has caused
     failing_since  timestamptz,
+    has_older_rows boolean NOT NULL DEFAULT false,  -- whether an older version of the code began it
     PRIMARY KEY (space, projection, generation)
 ) WITH (fillfactor = 50);
 
@@ -535,7 +536,7 @@ CREATE TABLE records (
     generation        integer NOT NULL,
     collection        text    COLLATE "C" NOT NULL,
     id                text    COLLATE "C" NOT NULL,
-    fields            json    NOT NULL,  -- json, because jsonb cannot store NUL and changes numbers
+    own_fields        json    NOT NULL,  -- json, because jsonb cannot store NUL and changes numbers
     is_deleted        boolean NOT NULL,
     seq               bigint  NOT NULL,  -- of the last event that changed its state
     created_seq       bigint  NOT NULL,  -- 0: touched, but never created
@@ -545,6 +546,7 @@ CREATE TABLE records (
     touched_seq       bigint  NOT NULL,  -- for the guard `unchanged`
     touched_by        uuid,
     touched_seq_other bigint  NOT NULL,
+    apart             json,              -- fields that are in the log or in versions; mostly NULL
     PRIMARY KEY (space, generation, collection, id)
 ) WITH (fillfactor = 90);
 
@@ -552,19 +554,22 @@ CREATE INDEX records_by_seq ON records (space, generation, seq, collection, id)
     WHERE created_seq > 0;
 
 -- All states of all records: one row for each event that touched the record, also if all its values
--- lost. The last row up to a seq is the record right after that seq.
+-- lost. The last row up to a seq is the record right after that seq. Of a large record a row has only
+-- the fields that changed, and `apart` names the versions that have the others.
 CREATE TABLE versions (
     space         text    COLLATE "C" NOT NULL,
     generation    integer NOT NULL,
     collection    text    COLLATE "C" NOT NULL,
     id            text    COLLATE "C" NOT NULL,
     seq           bigint  NOT NULL,  -- of the event that touched it
-    fields        json    NOT NULL,
+    own_fields    json    NOT NULL,
     is_deleted    boolean NOT NULL,
     state_seq     bigint  NOT NULL,  -- the `seq` of the record: of the last event that changed its state
     created_seq   bigint  NOT NULL,
     last_modified timestamptz NOT NULL,
     is_first      boolean NOT NULL,  -- whether this event created the record
+    apart         json,              -- fields that are in the log or in earlier versions
+    own_writes    json,              -- only of a record that is stored in parts
     PRIMARY KEY (space, generation, collection, id, seq)
 );
 
@@ -580,7 +585,7 @@ CREATE TABLE conflicts (
     number     integer NOT NULL,   -- 0, 1, 2 ... within that event
     collection text    COLLATE "C" NOT NULL,
     id         text    COLLATE "C" NOT NULL,
-    document   json    NOT NULL,
+    entry      json    NOT NULL,
     field      bytea,              -- its name in UTF-8, which may contain NUL
     lost_by    uuid,
     won_by     uuid,

@@ -26,10 +26,12 @@ from foldlog.domain.errors import (
     LimitExceeded,
     ProjectionBehind,
     UnknownCollection,
+    UnknownSpace,
     VersionConflict,
 )
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
+from foldlog.domain.ports import RecordsQuery
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.append.records_at_head import SELECT_TAIL, records_at_head
 from foldlog.infrastructure.postgres.append.schemas import write_definitions
@@ -39,6 +41,7 @@ from foldlog.infrastructure.postgres.append.service_event import (
 )
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.heads import select_head
+from foldlog.infrastructure.postgres.master.table import PostgresMasterTable
 
 SELECT_CURRENT = """
 SELECT DISTINCT ON (collection)
@@ -66,34 +69,15 @@ SELECT collection, version, seq, defined_at, defined_by, is_forced, schema
  LIMIT 1
 """
 
-SELECT_POSITION = """
-SELECT position
-  FROM projections
- WHERE space = %(space)s
-   AND projection = 'master'
-   AND is_live
-"""
-
-# `<> 0` and not `> 0`, as in the pages of the master table, makes the planner use the primary key.
-SELECT_STORED = """
-SELECT r.id, r.fields
-  FROM projections p
-  JOIN records r
-    ON r.space = p.space AND r.generation = p.generation
- WHERE p.space = %(space)s
-   AND p.projection = 'master'
-   AND p.is_live
-   AND r.collection = %(collection)s
-   AND r.id > %(after)s
-   AND NOT r.is_deleted
-   AND r.created_seq <> 0
- ORDER BY r.id
- LIMIT %(limit)s
-"""
-
 PAGE_RECORDS = 500
 
-_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+class _Stored(msgspec.Struct):
+    id: str
+    fields: dict[str, Any]
+
+
+_decode_stored = msgspec.json.Decoder(_Stored).decode
 
 
 class Collections:
@@ -109,6 +93,7 @@ class Collections:
         self._datastore = datastore
         self._append_service_event = append_service_event
         self._limits = limits
+        self._master_table = PostgresMasterTable(datastore, limits=limits)
 
     def current(self, space: str) -> list[Version]:
         """Returns a list with the newest `Version` of each collection of a space.
@@ -234,29 +219,27 @@ class Collections:
         """
         schema = RecordSchema(plan.wanted.schema)
         check = Check()
-        params: dict[str, Any] = {
-            "space": space,
-            "collection": plan.collection,
-            "after": "",
-            "limit": PAGE_RECORDS,
-        }
+        query = RecordsQuery(PAGE_RECORDS, collection=plan.collection)
+        position = None
         until = None if seconds_max is None else time.monotonic() + seconds_max
-        found = self._datastore.fetch_one(SELECT_POSITION, params)
-        position = found[0] if found else 0
         while True:
-            # Each page borrows a connection anew, because other requests need it in between.
-            rows = self._datastore.fetch_all(SELECT_STORED, params)
-            for id, fields in rows:
-                check.add(id, schema.violation(_decode_fields(fields)))
+            try:
+                # Each page borrows a connection anew, because other requests need it in between.
+                page = self._master_table.page(space, query)
+            except UnknownSpace:
+                return check, 0
+            position = page.projected if position is None else position
+            for record in map(_decode_stored, page.records):
+                check.add(record.id, schema.violation(record.fields))
                 # One record may take a tenth of a second.
                 if until is not None and time.monotonic() > until:
                     report(check.checked)
                     check.is_complete = False
                     return check, position
             report(check.checked)
-            if len(rows) < PAGE_RECORDS:
+            if page.cursor is None:
                 return check, position
-            params["after"] = rows[-1][0]
+            query = msgspec.structs.replace(query, cursor=page.cursor)
 
     def _check_newer(
         self,
