@@ -21,7 +21,7 @@ from .errors import MESSAGE_LENGTH_MAX, InvalidChangeset, InvalidRequest, LimitE
 from .json_pointers import escaped
 from .limits import INTEGER_MAX, LIMITS, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
-from .schema_steps import Steps
+from .step_budget import Steps
 from .times import Moment, to_ms
 from .values import OverLimit, check_value, is_number, same
 

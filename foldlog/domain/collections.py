@@ -35,7 +35,7 @@ from .json_schema import Fault, JsonSchema, Violation
 from .limits import LIMITS, Limits
 from .merge import Key, Record, fold
 from .schema_keywords import ANNOTATIONS, BY_FIELD, Schema
-from .schema_steps import Steps, TooManySteps
+from .step_budget import Steps, TooManySteps
 
 #: Stored in the log, so it must stay as it is.
 KIND = "collection-defined"

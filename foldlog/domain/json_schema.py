@@ -45,7 +45,8 @@ from .schema_keywords import (
     patterns_of,
     subschemas,
 )
-from .schema_steps import StepCounter, Steps, TooManySteps
+from .schema_steps import StepCounter
+from .step_budget import Steps, TooManySteps
 from .values import check_value
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from .changesets import Push
 from .collections import Schemas, changeset_needs_records
 from .merge import Key, Record
-from .schema_steps import TooManySteps
+from .step_budget import TooManySteps
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ from .guards import stale
 from .limits import LIMITS, Limits
 from .lookups import Lookups
 from .merge import Key, Record, RecordView, fold, view_of
-from .schema_steps import Steps, TooManySteps
 from .space_state import SpaceState
+from .step_budget import Steps, TooManySteps
 from .times import format_time
 
 

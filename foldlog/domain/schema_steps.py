@@ -18,7 +18,7 @@ knows what one string, number, list or object costs there, so most values cost o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
@@ -26,6 +26,7 @@ import jsonschema_rs
 from .limits import LIMITS
 from .pattern_size import pattern_size
 from .schema_keywords import BY_FIELD, compiled, in_place, name_of, subschemas
+from .step_budget import TooManySteps
 
 #: subschemas in all places of one schema together, without the places that a device may choose
 PLACED_MAX = 20_000
@@ -73,43 +74,6 @@ PART_STEPS = 0.4
 
 
 _Name = tuple[tuple[int, int], ...]  #: of a place: (identity of a subschema, how often it applies)
-
-
-class TooManySteps(Exception):
-    """Raised if a check needs more steps than its budget has left."""
-
-
-class Steps:
-    """A budget of steps for one or more checks, by default that of one changeset."""
-
-    def __init__(self, most: int = LIMITS.schema_steps_per_changeset_max):
-        self.most = self.left = most
-
-    @property
-    def spent(self) -> int:
-        return self.most - self.left
-
-    def spend(self, steps: int) -> None:
-        """Takes steps from the budget. If too few are left, takes all of them and raises
-        `TooManySteps`."""
-        self.left -= steps
-        if self.left < 0:
-            self.left = 0
-            raise TooManySteps
-
-    def spend_counted(self, count: Callable[[int], int]) -> None:
-        """Takes the steps that `count(left)` returns. `count` may count only as far as `left`, and
-        raise `TooManySteps`; the budget is used up then."""
-        try:
-            self.spend(count(self.left))
-        except TooManySteps:
-            self.left = 0
-            raise
-
-    def check(self) -> None:
-        """Raises `TooManySteps` if the budget is used up."""
-        if self.left <= 0:
-            raise TooManySteps
 
 
 class StepCounter:

@@ -187,7 +187,7 @@ def test_a_snapshot_also_tells_of_erasures(phone, tablet, memory_store, monkeypa
     loaded = mock.Mock(wraps=phone._runner.server.snapshot)
     with mock.patch.object(phone._runner.server, "snapshot", loaded):
         phone.sync()
-    assert loaded.call_count > 1
+    assert loaded.called
     assert b"secret" not in bytes_of(phone)
     same_everywhere(memory_store, phone, tablet)
 

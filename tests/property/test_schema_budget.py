@@ -23,7 +23,8 @@ from foldlog.domain.collections import TOO_MANY_STEPS, RecordSchema
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
-from foldlog.domain.schema_steps import StepCounter, TooManySteps
+from foldlog.domain.schema_steps import StepCounter
+from foldlog.domain.step_budget import TooManySteps
 
 NUMBERS = [0, 7, 2**31, 2**53 - 1, 0.5, 1.1, 1e308, 5e-324, 1e-300]
 STRINGS = ["", "v1", "abab" * 5, "x" * 300, "é語", "2026-01-01T00:00:00Z", "a@b.cd"]

@@ -12,7 +12,8 @@ from foldlog.domain.errors import LimitExceeded
 from foldlog.domain.json_schema import JsonSchema
 from foldlog.domain.limits import LIMITS
 from foldlog.domain.pattern_size import pattern_size
-from foldlog.domain.schema_steps import StepCounter, TooManySteps
+from foldlog.domain.schema_steps import StepCounter
+from foldlog.domain.step_budget import TooManySteps
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.helpers import changeset, push_of, put
 
