@@ -502,11 +502,11 @@ def test_a_download_ends_when_its_client_has_gone(live_with):
     pages = 0
 
     class Counting(MemoryStore):
-        def _snapshot_page(self, here, place):
+        def _snapshot_page(self, *args):
             nonlocal pages
             pages += 1
             time.sleep(0.001)
-            return super()._snapshot_page(here, place)
+            return super()._snapshot_page(*args)
 
     live = live_with(Counting(limits=limits), page_snapshot_records=1)
     space = Space(live.port)

@@ -116,6 +116,10 @@ def test_devices_heal_an_old_base_backup_that_is_restored_under_load(data_folder
     new.mkdir(mode=0o711)
     shutil.move(backup, new / "postgres")
     with serving(FOLDLOG, str(new), port, CLOSED):
+        # The restored database names the folder that signed it. The new folder signs after this.
+        reason = ("--lost", "an older backup was restored")
+        taken = foldlog("keys", "takeover", *reason, "--data", str(new))
+        assert taken.returncode == 0, taken.stderr
         wait_for_changesets(devices)
         for device in devices:
             device.stopping.set()

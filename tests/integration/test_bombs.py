@@ -27,7 +27,6 @@ QUICK = {"foreign-before", "long-name", "endless-line", "value-of-digits", "gzip
 VALID = {
     ("verify", "full-events"),
     ("verify", "schema"),
-    ("import", "full-events"),
 }
 
 

@@ -537,7 +537,7 @@ def test_a_server_is_restored_to_between_a_snapshot_and_one_of_its_pages(tmp_pat
     late = home.device("late")
     pages = home.store._snapshot_page
 
-    def page_after_a_push(here, place):
+    def page_after_a_push(here, place, bytes_max):
         if not place.id and late._store.meta.get("snapshot"):
             home.store._snapshot_page = pages
             home.store._lock.release()
@@ -546,7 +546,7 @@ def test_a_server_is_restored_to_between_a_snapshot_and_one_of_its_pages(tmp_pat
             a.close()
             home.open_ones.remove(a)
             home.store._lock.acquire()
-        return pages(here, place)
+        return pages(here, place, bytes_max)
 
     home.store._snapshot_page = page_after_a_push
     home.service.cuts_after_lines = 3  # header, one record, end of the page

@@ -41,6 +41,9 @@ _PROJECTIONS = (
     "DELETE"
 )
 
+#: After a rotation, the row of a folder gets the new key, which is in the primary key.
+_SIGNERS = "SELECT, INSERT, UPDATE (key, {values})"
+
 #: table -> the privileges of the service; columns where only columns change
 PRIVILEGES: Mapping[str, str] = {
     "spaces": _UPDATE,
@@ -58,7 +61,7 @@ PRIVILEGES: Mapping[str, str] = {
     "local_ids": "SELECT, INSERT, DELETE",
     "tiles": _REBUILD,
     "checkpoints": _UPDATE,
-    "signers": _UPDATE,
+    "signers": _SIGNERS,
     "schema_migrations": "SELECT",
 }
 
