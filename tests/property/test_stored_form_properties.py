@@ -23,10 +23,11 @@ TINY = {
     "LOGGED_EVENTS_MAX": 2,
 }
 
+# As text, because the operators of JSON refuse a row that has \u0000 in a value.
 COUNT_APART = """
-SELECT (SELECT count(*) FROM versions WHERE apart ->> 'parts' IS NOT NULL),
-       (SELECT count(*) FROM versions WHERE apart ->> 'logged' IS NOT NULL),
-       (SELECT count(*) FROM conflicts WHERE entry ->> 'rule' = 'too-large')
+SELECT (SELECT count(*) FROM versions WHERE strpos(apart::text, '"parts":') > 0),
+       (SELECT count(*) FROM versions WHERE strpos(apart::text, '"logged":') > 0),
+       (SELECT count(*) FROM conflicts WHERE strpos(entry::text, '"rule":"too-large"') > 0)
 """
 
 
@@ -43,4 +44,4 @@ def tiny_parts(_shared_stores):
         yield
     with _shared_stores.datastore.rows() as cursor:
         cursor.execute(COUNT_APART)
-        assert cursor.fetchone() > (0, 0, 0)
+        assert all(cursor.fetchone())
