@@ -184,9 +184,11 @@ def _changes(record: Record, values: set[str], writes: set[str]) -> tuple[bytes,
 
 
 def _logged(fields: Mapping[str, Any]) -> dict[str, Place]:
+    """Returns the places of the values that are in the log, in the order of the names. The order of
+    `fields` depends on whether the record was read from its parts, and on the order of a set."""
     return {
         name: (value.seq, value.op, value.size)
-        for name, value in fields.items()
+        for name, value in sorted(fields.items())
         if type(value) is LoggedValue
     }
 
