@@ -103,13 +103,11 @@ def records_at_head(
     position, generation = rows[0][:2]
     if head - position > limits.guard_tail_events_max:
         return None
-    records = {key: Record(*key) for key in keys}
     # The outer join may have found no records.
     stored = [row[2:] for row in rows if row[2] is not None]
+    missing = set(keys) - {(collection, id) for collection, id, *_ in stored}
+    records = {key: Record(*key) for key in missing}
     records |= _complete(cursor, space, generation, stored, bytes_max)
-    for collection, id, *_ in stored:
-        if not records[collection, id].touched_seq:
-            del records[collection, id]  # beyond the limit
     if position < head:
         params |= {"position": position, "head": head}
         (size,) = cursor.execute(SELECT_TAIL_BYTES, params, prepare=True).fetchone() or (0,)

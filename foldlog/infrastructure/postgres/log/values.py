@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -57,8 +57,10 @@ _decode_ops = msgspec.json.Decoder(_Ops).decode
 _decode_fields = msgspec.json.Decoder(_Fields).decode
 
 
-def event_sizes(cursor: Cursor[Any], space: str, seqs: Iterable[int]) -> dict[int, int]:
+def event_sizes(cursor: Cursor[Any], space: str, seqs: Collection[int]) -> dict[int, int]:
     """Returns {seq: bytes} of the events with these seqs."""
+    if not seqs:
+        return {}
     params = {"space": space, "seqs": bigint_array(sorted(seqs))}
     return dict(cursor.execute(SELECT_EVENT_SIZES, params, prepare=True).fetchall())
 
