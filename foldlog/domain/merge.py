@@ -333,8 +333,7 @@ def _put(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
         if wins:
             size += _growth(name, write, was, value)
             winners.append((name, was, value))
-    if _is_too_large(record, size):
-        _lose_to_limit(record, op, cause, conflicts)
+    if _loses_to_limit(record, op, size, cause, conflicts):
         return
     conflicts += found
     changed = _create(record, cause)
@@ -369,8 +368,7 @@ def _add(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict])
             continue
         size += _growth(name, write, was, total)
         sums.append((name, was, total))
-    if _is_too_large(record, size):
-        _lose_to_limit(record, op, cause, conflicts)
+    if _loses_to_limit(record, op, size, cause, conflicts):
         return
     conflicts += found
     changed = _create(record, cause)
@@ -452,16 +450,18 @@ def _growth(name: str, write: Write | None, was: Any, value: Any) -> int:
     return growth
 
 
-def _is_too_large(record: Record, size: int) -> bool:
-    """Tells whether an operation that leads to this size loses to the limit. A record that is
-    larger already may shrink, or keep its size."""
-    return size > RECORD_SIZE_MAX and size > counted_size(record)
+def _loses_to_limit(
+    record: Record, op: Operation, size: int, cause: Cause, conflicts: list[Conflict]
+) -> bool:
+    """Returns `True` if the operation would make the record too large: the whole operation then
+    changes nothing. Adds a conflict to `conflicts` for each value that is lost.
 
-
-def _lose_to_limit(record: Record, op: Operation, cause: Cause, conflicts: list[Conflict]) -> None:
-    """Adds a conflict to `conflicts` for each value of an operation that would make the record too
-    large. The whole operation then changes nothing. The value that the field has keeps standing; if
-    the field was never written, the winning side has the seq 0."""
+    `size` is the size to which the operation leads. A record that is larger than the limit already
+    may shrink, or keep its size. Each field keeps its value, which wins; if the field was never
+    written, the winning side has the seq 0.
+    """
+    if size <= RECORD_SIZE_MAX or size <= counted_size(record):
+        return False
     for name, value in _values(op):
         lost = Side(value, cause.seq, cause.device)
         write = record.writes.get(name)
@@ -469,6 +469,7 @@ def _lose_to_limit(record: Record, op: Operation, cause: Cause, conflicts: list[
         if write is not None:
             won = _side_of(record.fields.get(name, ABSENT), write)
         conflicts.append(_conflict(record, op, name, cause, "too-large", lost, won))
+    return True
 
 
 def _mark_changed(record: Record, cause: Cause) -> None:

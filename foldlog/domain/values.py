@@ -42,10 +42,6 @@ class LoggedValue:
         """Frees the memory of the value."""
         self._value = ABSENT
 
-    @property
-    def is_loaded(self) -> bool:
-        return self._value is not ABSENT
-
     def is_same(self, other: Any) -> bool:
         """Returns whether the other value, which may be `ABSENT`, is equal. Two values of different
         sizes are different, so most comparisons need no read."""
