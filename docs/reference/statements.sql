@@ -136,6 +136,15 @@ SELECT seq,
    AND generation = %(generation)s
  ORDER BY seq, number;
 
+-- foldlog.infrastructure.postgres.fork.END_SIGNING_ALARM
+UPDATE checkpoints
+   SET alarm = NULL,
+       alarm_detail = NULL,
+       alarm_since = NULL,
+       alarm_raised_by = NULL
+ WHERE space = %(space)s
+RETURNING space;
+
 -- foldlog.infrastructure.postgres.log.ranges.SELECT_PAGE
 SELECT originator_version, state, ops_hash,
        device = %(own)s::uuid AND topic LIKE 'changeset/%%' AS is_own,
@@ -1125,6 +1134,25 @@ SELECT originator_version, substr(state, 1, 65457), ops_hash,
          FROM spaces
         WHERE space = %(space)s
        );
+
+-- foldlog.infrastructure.postgres.proofs.signers.END_SIGNING_ALARMS
+UPDATE checkpoints
+   SET alarm = NULL,
+       alarm_detail = NULL,
+       alarm_since = NULL,
+       alarm_raised_by = NULL
+ WHERE alarm IS NOT NULL;
+
+-- foldlog.infrastructure.postgres.proofs.tree.END_ALARM
+UPDATE checkpoints
+   SET alarm = NULL,
+       alarm_detail = NULL,
+       alarm_since = NULL,
+       alarm_raised_by = NULL
+ WHERE space = %(space)s
+   AND alarm IS NOT NULL
+   AND (alarm_raised_by IS NULL OR alarm_raised_by = %(folder)s)
+RETURNING space;
 
 -- foldlog.infrastructure.postgres.service_events.erasure.SELECT_NAMED
 SELECT originator_version, state

@@ -25,6 +25,7 @@ from .log.alarms import RANGES_MAX, find_holes
 from .log.copy_rows import COPY, copy_rows
 from .log.heads import absent
 from .log.marks import mark_at
+from .proofs.signers import END_ALARMS
 
 BATCH_EVENTS = 1_000
 
@@ -55,12 +56,7 @@ RETURNING log::text
 """
 
 # The signer's alarm is about the old log.
-END_SIGNING_ALARM = """
-UPDATE checkpoints
-   SET alarm = NULL,
-       alarm_detail = NULL,
-       alarm_since = NULL,
-       alarm_raised_by = NULL
+END_SIGNING_ALARM = f"""{END_ALARMS}
  WHERE space = %(space)s
 RETURNING space
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -19,6 +18,8 @@ import msgspec
 
 from foldlog.domain.errors import OperatorError
 from foldlog.infrastructure.files import copy_owner, make_folder, sync_folder, write_new
+
+from .keys import now_text
 
 #: in upper case, because a folder of this name would otherwise be possible for a space
 FILE = "FOLDER.json"
@@ -42,11 +43,11 @@ class Folder(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     taken_over_at: str | None = None
 
     def taken_over(self, by: str) -> Folder:
-        return msgspec.structs.replace(self, taken_over_by=by, taken_over_at=_now())
+        return msgspec.structs.replace(self, taken_over_by=by, taken_over_at=now_text())
 
 
 def new_folder() -> Folder:
-    return Folder(folder=str(uuid4()), made_at=_now())
+    return Folder(folder=str(uuid4()), made_at=now_text())
 
 
 def read_folder(path: Path) -> Folder | None:
@@ -106,7 +107,3 @@ def _write_first(path: Path, folder: Folder) -> None:
 
 def _text(folder: Folder) -> str:
     return msgspec.json.format(msgspec.json.encode(folder)).decode() + "\n"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -150,7 +150,7 @@ def rotate_keys(folder: Path) -> KeyRing:
     ring = read_keys(folder)
     if not ring.log:
         raise KeysUnusable(f"there is no key in {folder} to rotate: run foldlog keys new")
-    ring.log[-1].private, ring.log[-1].retired_at = None, _now()
+    ring.log[-1].private, ring.log[-1].retired_at = None, now_text()
     ring.log.append(_new_key())
     _write(folder, ring)
     return ring
@@ -159,10 +159,11 @@ def rotate_keys(folder: Path) -> KeyRing:
 def _new_key() -> Key:
     private = secrets.token_bytes(KEY_BYTES)
     public = b64encode(public_key_of(private)).decode()
-    return Key(public=public, made_at=_now(), private=b64encode(private).decode())
+    return Key(public=public, made_at=now_text(), private=b64encode(private).decode())
 
 
-def _now() -> str:
+def now_text() -> str:
+    """Returns the present time in UTC, in whole seconds, as RFC 3339 has it."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -105,13 +105,16 @@ UPDATE signers
    AND signs
 """
 
-# An operator who takes over has decided about the alarms of all folders.
-END_SIGNING_ALARMS = """
+# The beginning of each statement that ends alarms of signers.
+END_ALARMS = """
 UPDATE checkpoints
    SET alarm = NULL,
        alarm_detail = NULL,
        alarm_since = NULL,
-       alarm_raised_by = NULL
+       alarm_raised_by = NULL"""
+
+# An operator who takes over has decided about the alarms of all folders.
+END_SIGNING_ALARMS = f"""{END_ALARMS}
  WHERE alarm IS NOT NULL
 """
 

@@ -17,7 +17,7 @@ from foldlog.infrastructure.postgres.log.alarms import LogAlarms
 from foldlog.infrastructure.postgres.log.heads import absent
 
 from .projection import tile_params
-from .signers import Signers, holds
+from .signers import END_ALARMS, Signers, holds
 
 SELECT_TREE = """
 SELECT s.log::text, p.position
@@ -94,12 +94,7 @@ VALUES (%(space)s, %(alarm)s, %(detail)s, now(), %(folder)s)
 RETURNING space
 """
 
-END_ALARM = """
-UPDATE checkpoints
-   SET alarm = NULL,
-       alarm_detail = NULL,
-       alarm_since = NULL,
-       alarm_raised_by = NULL
+END_ALARM = f"""{END_ALARMS}
  WHERE space = %(space)s
    AND alarm IS NOT NULL
    AND (alarm_raised_by IS NULL OR alarm_raised_by = %(folder)s)
