@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,27 @@ PAGES_MAX = 10_000
 WAIT_SECONDS = 60.0
 
 A, B, C = (str(uuid.UUID(int=n, version=4)) for n in (0xA, 0xB, 0xC))
+
+#: a value for each parameter in a path of the OpenAPI document, except `space`
+PARTS = {
+    "collection": "tasks",
+    "id": "x",
+    "device": B,
+    "token": "00000000-0000-4000-8000-000000000000",
+    "level": "0",
+    "tile": "000.p/1",
+    "seq": "1",
+    "code": "forbidden",
+}
+
+
+def operations_of(document: dict[str, Any], space: str) -> Iterator[tuple[str, str, str, dict]]:
+    """Yields each operation of the OpenAPI document: its path as in the document, its method, its
+    path with values, and what the document says."""
+    for path, methods in document["paths"].items():
+        full = re.sub(r"{(\w+)}", lambda m: {**PARTS, "space": space}[m[1]], path)
+        for method, described in methods.items():
+            yield path, method.upper(), full, described
 
 
 def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:

@@ -17,7 +17,7 @@ from foldlog.domain.access import EVERY_SPACE, Claims, Grant, Right, Role
 from foldlog.domain.errors import StorageUnavailable, Unauthenticated
 from tests.acceptance.conftest import ADMIN_TOKEN, SENT_AT, SpaceClient, assert_problem
 from tests.acceptance.live import Space, served, until
-from tests.helpers import A, B, a_token, changeset, new_id, put
+from tests.helpers import PARTS, A, B, a_token, changeset, new_id, operations_of, put
 
 #: What each operation needs. A new one fails until somebody has thought about it.
 NEEDS = {
@@ -43,16 +43,6 @@ MAY = {
 }
 #: operations that name no space: they need a token of every space
 OF_THE_SERVICE = {"metrics"}
-PARTS = {
-    "collection": "tasks",
-    "id": "x",
-    "device": B,
-    "token": "00000000-0000-4000-8000-000000000000",
-    "level": "0",
-    "tile": "000.p/1",
-    "seq": "1",
-    "code": "forbidden",
-}
 
 
 class Jwts:
@@ -111,11 +101,9 @@ def closed(store, app_with):
 
 def paths_of(closed: Closed):
     """Every operation: its name, method, path and the right that the document tells."""
-    for path, methods in closed.document["paths"].items():
-        for method, described in methods.items():
-            told = described.get("security", [{"token": ["public"]}])[0]["token"]
-            full = re.sub(r"{(\w+)}", lambda m: {**PARTS, "space": closed.client.space}[m[1]], path)
-            yield described["operationId"], method.upper(), full, told
+    for _, method, full, described in operations_of(closed.document, closed.client.space):
+        told = described.get("security", [{"token": ["public"]}])[0]["token"]
+        yield described["operationId"], method, full, told
 
 
 def asked(closed: Closed, method: str, path: str, token: str | None):

@@ -86,10 +86,7 @@ def test_a_signed_checkpoint_verifies(stores, sign, keys):
     check_consistency(5, first.root, 305, second.root, proof.path)
 
 
-def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkeypatch):
-    """A kill between file and publication leaves the file; the next run publishes the same note."""
-    push(stores, 5)
-
+def be_killed_before_publication(stores, sign, monkeypatch):
     class Killed(BaseException):
         """Simulates a kill: it is a BaseException, so the code under test lets it pass."""
 
@@ -100,6 +97,12 @@ def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkey
         patch.setattr(stores.proofs, "publish", dies)
         with pytest.raises(Killed):
             sign(stores)
+
+
+def test_it_is_on_the_disk_before_it_is_published(stores, sign, tmp_path, monkeypatch):
+    """A kill between file and publication leaves the file; the next run publishes the same note."""
+    push(stores, 5)
+    be_killed_before_publication(stores, sign, monkeypatch)
     (file,) = (tmp_path / "checkpoints" / "s").iterdir()
     sign(stores)
     assert stores.proofs.checkpoint("s") == file.read_bytes()
@@ -242,17 +245,7 @@ def test_a_rotation_that_was_killed_halfway_is_finished(stores, sign, keys, monk
     push(stores, 6)
     sign(stores)
     rotate_keys(keys)
-
-    class Killed(BaseException):
-        """Simulates a kill: it is a BaseException, so the code under test lets it pass."""
-
-    def dies(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stores.proofs, "publish", dies)
-        with pytest.raises(Killed):
-            sign(stores)
+    be_killed_before_publication(stores, sign, monkeypatch)
     assert sign(stores) == 1
     checkpoint, note = published(stores, keys)
     (new, _) = read_keys(keys).verifiers(checkpoint.origin)

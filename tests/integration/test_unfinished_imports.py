@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -24,19 +23,21 @@ from foldlog.infrastructure.postgres.status import alarms
 from tests import bombs
 from tests.acceptance.live import served
 from tests.conftest import as_service
-from tests.helpers import A, B, a_token, changeset, new_id, pull_all, push_of, put, until
+from tests.helpers import (
+    A,
+    B,
+    a_token,
+    changeset,
+    new_id,
+    operations_of,
+    pull_all,
+    push_of,
+    put,
+    until,
+)
 
 FOLDLOG = str(Path(sys.executable).with_name("foldlog"))
 SENT_AT = "2026-11-23T09:00:00.000Z"
-PARTS = {
-    "collection": "tasks",
-    "id": "x",
-    "device": B,
-    "token": "00000000-0000-4000-8000-000000000000",
-    "level": "0",
-    "tile": "000.p/1",
-    "seq": "1",
-}
 QUERIES = {
     "inclusion": {"seq": "1"},
     "history_of": {"collection": "tasks", "id": "x"},
@@ -99,12 +100,9 @@ def killed_import(file, url, database) -> None:
 
 
 def operations(document):
-    for path, methods in document["paths"].items():
-        if "{space}" not in path:
-            continue
-        for method, described in methods.items():
-            full = re.sub(r"{(\w+)}", lambda m: {**PARTS, "space": "t"}[m[1]], path)
-            yield described["operationId"], method.upper(), full
+    for path, method, full, described in operations_of(document, "t"):
+        if "{space}" in path:
+            yield described["operationId"], method, full
 
 
 def assert_closed(stores, datastore) -> None:
