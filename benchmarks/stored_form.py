@@ -2,8 +2,8 @@
 
     python -m benchmarks.stored_form [NAME ...]
 
-Each case has a new database, projects what it pushed, and prints one line of JSON. The sizes are
-those of `pg_total_relation_size` of all tables, the log included, without VACUUM FULL.
+Each case makes a new database, pushes events, projects them, and prints one line of JSON. The sizes
+are those of `pg_total_relation_size` of all tables, the log included, without VACUUM FULL.
 `FOLDLOG_NOTES` is the number of large notes of the cases with many of them (default 40).
 """
 
