@@ -186,17 +186,16 @@ def _changes(record: Record, values: set[str], writes: set[str]) -> tuple[bytes,
 def _logged(fields: Mapping[str, Any]) -> dict[str, Place]:
     """Returns the places of the values that are in the log, in the order of the names. The order of
     `fields` depends on whether the record was read from its parts, and on the order of a set."""
-    return {
-        name: (value.seq, value.op, value.size)
-        for name, value in sorted(fields.items())
-        if type(value) is LoggedValue
-    }
+    found = [(name, value) for name, value in fields.items() if type(value) is LoggedValue]
+    return {name: (value.seq, value.op, value.size) for name, value in sorted(found)}
 
 
 def _limit_events(record: Record, seq: int) -> None:
     """Copies the large values of this event into the record if they are in too many events."""
+    if len(record.fields) <= LOGGED_EVENTS_MAX:
+        return
     logged = [value for value in record.fields.values() if type(value) is LoggedValue]
-    if len(logged) > LOGGED_EVENTS_MAX and len({v.seq for v in logged}) > LOGGED_EVENTS_MAX:
+    if len({value.seq for value in logged}) > LOGGED_EVENTS_MAX:
         for value in logged:
             if value.seq == seq:
                 record.fields[value.name] = value.load()
