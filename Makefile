@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow mutants coverage lint audit docs fuzz install clean lock
+.PHONY: demo test slow named-mutants mutants coverage lint audit docs fuzz install clean lock
 
 demo: install
 	$(BIN)/foldlog demo
@@ -17,12 +17,15 @@ test: install
 slow: install
 	$(BIN)/pytest -n auto -m "slow and not soak"
 
+# Faults that once survived the tests. Each is put into a copy of the code, and a test must fail.
+named-mutants: install
+	$(BIN)/python tests/mutation/named.py
+
 # Changes one place of the code at a time, and expects that a test fails: a few mutants of the modules
 # that decide what is proven and erased. tests/mutation/run.py mutates any module.
 MUTANTS ?= domain/proofs domain/audit domain/erasure
-mutants: install
+mutants: named-mutants
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
-	$(BIN)/python tests/mutation/named.py
 	$(BIN)/python tests/mutation/run.py $(MUTANTS) --seed 16 --sample 4
 
 # Lines and branches that the whole suite runs, in the service's processes too.

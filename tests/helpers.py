@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import msgspec
 
 from foldlog.domain.access import TOKEN_BYTES, new_token
@@ -52,6 +53,22 @@ def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition is still false"
         time.sleep(0.005)
+
+
+def answered(ask: Callable[[], httpx.Response], seconds: float = WAIT_SECONDS) -> httpx.Response:
+    """Asks again on a 503 or a broken connection, as devices do. Fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            answer = ask()
+        except httpx.TransportError as error:
+            told = repr(error)
+        else:
+            if answer.status_code != 503:
+                return answer.raise_for_status()
+            told = answer.text
+        assert time.monotonic() < deadline, f"no answer: {told}"
+        time.sleep(0.2)
 
 
 def new_id() -> str:

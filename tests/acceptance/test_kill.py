@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import psutil
 import pytest
 
 from foldlog.scripts.server.process import environment, is_ready, reserve_port
-from tests.helpers import changeset, new_id, put
+from tests.helpers import answered, changeset, new_id, put
 
 WRITERS = 4
 SPACES = ("one", "two")
@@ -187,7 +188,7 @@ def pull(url: str, space: str) -> Iterator[dict]:
     after, mark, more = 0, "", True
     while more:
         query = {"after": after, "mark": mark, "limit": 500}
-        page = httpx.get(f"{url}/v1/spaces/{space}/events", params=query).raise_for_status().json()
+        page = answered(partial(httpx.get, f"{url}/v1/spaces/{space}/events", params=query)).json()
         yield from page["events"]
         after, mark, more = page["through"], page["mark"], page["more"]
 
@@ -199,8 +200,8 @@ def assert_master_table_is_the_fold(url: str) -> None:
         query: dict = {"changed_after": 0, "limit": 1_000, "at_least": len(list(pull(url, space)))}
         found = {}
         while True:
-            answer = httpx.get(f"{url}/v1/spaces/{space}/records", params=query, timeout=30)
-            page = answer.raise_for_status().json()
+            path = f"{url}/v1/spaces/{space}/records"
+            page = answered(partial(httpx.get, path, params=query, timeout=30)).json()
             found |= {record["id"]: record["fields"] for record in page["records"]}
             if page["cursor"] is None:
                 break

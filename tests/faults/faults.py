@@ -28,7 +28,7 @@ from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.postgres.schema.migrate import migrate
 from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts.server.process import environment, is_ready, reserve_port
-from tests.helpers import until
+from tests.helpers import answered, until
 
 from .proxy import CUTS, SLOW, Proxy
 
@@ -106,20 +106,22 @@ class Service:
     def grant(self, space: str, role: str, device: str | None = None) -> str:
         """Returns a new token. The grant is an event of the space."""
         body = {"role": role} | ({"device": device} if device else {})
-        answer = self._admin.post(f"/v1/admin/spaces/{space}/tokens", json=body)
-        return str(answer.raise_for_status().json()["token"])
+        answer = answered(lambda: self._admin.post(f"/v1/admin/spaces/{space}/tokens", json=body))
+        return str(answer.json()["token"])
 
     def metrics(self) -> str:
-        return self._admin.get("/metrics").raise_for_status().text
+        return self._get("/metrics").text
+
+    def _get(self, path: str, **query: int | str) -> httpx.Response:
+        return answered(lambda: self._admin.get(path, params=query))
 
     def log(self, space: str) -> list[tuple[int, str]]:
         """Reads seq and id of all events from the service."""
         found: list[tuple[int, str]] = []
         after, mark, more = 0, "", True
         while more:
-            query = {"after": after, "mark": mark, "limit": 1_000}
-            answer = self._admin.get(f"/v1/spaces/{space}/events", params=query)
-            page = answer.raise_for_status().json()
+            path = f"/v1/spaces/{space}/events"
+            page = self._get(path, after=after, mark=mark, limit=1_000).json()
             found += [(event["seq"], event["id"]) for event in page["events"]]
             after, mark, more = page["through"], page["mark"], page["more"]
         return found

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ from foldlog.client.errors import ServerProblem, Unreachable
 from foldlog.client.replica import Replica
 from foldlog.client.transport.server import HttpServer
 from foldlog.scripts.server.process import environment, reserve_port, serving
-from tests.helpers import WAIT_SECONDS, until
+from tests.helpers import WAIT_SECONDS, answered, until
 
 from .faults import ADMIN_TOKEN, bearer
 
@@ -75,7 +76,7 @@ def events(url: str) -> list[dict]:
     after, more = 0, True
     while more:
         path = f"{url}/v1/spaces/{SPACE}/events?after={after}&limit=1000"
-        page = httpx.get(path, headers=bearer(ADMIN_TOKEN)).raise_for_status().json()
+        page = answered(partial(httpx.get, path, headers=bearer(ADMIN_TOKEN))).json()
         found += page["events"]
         after, more = page["through"], page["more"]
     return found
