@@ -112,7 +112,7 @@ def first_token(data_folder):
     with started(data_folder, {}) as service:
         pass
     assert not re.findall(rb"foldlog_\S{43}", service.said.read_bytes())
-    file = data_folder / "admin-token"
+    file = data_folder / "data" / "admin-token"
     assert file.stat().st_mode & 0o777 == 0o600
     return file.read_text().strip()
 
