@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 # The whole form of an erased operation: a commitment in a field of another one is none.
 ERASED = re.compile(
-    rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
+    rb'\{"op":"(?:put|add|delete)","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
     re.DOTALL,
 )
 
@@ -50,6 +50,7 @@ def check(is_right, what):
 def open_checkpoint(note, vkeys):
     """The origin, size and root that one of these keys has signed."""
     text, _, lines = note.decode().rpartition("\n\n")
+    check(re.fullmatch("(\u2014 \\S+ [A-Za-z0-9+/=]+\n)+", lines), "the form of the checkpoint")
     for vkey in vkeys:
         name, key_id, key = vkey.strip().split("+", 2)
         key = b64decode(key)

@@ -123,7 +123,8 @@ def tamperings(members: Members) -> Iterator[Tampering]:
         yield Tampering(f"{name} twice", [*members[:n], members[n], *members[n:]])
         yield Tampering(f"{name} renamed", [*members[:n], (name + "x", data), *members[n + 1 :]])
         if n:
-            yield Tampering(f"{name} moved forward", swap(members, n - 1, n))
+            moved = f"{members[n - 1][0]} moved behind {name}"
+            yield Tampering(moved, swap(members, n - 1, n))
         if name == "log.json":
             for what, other in of_json(data):
                 if what not in ("reordered",):
@@ -219,10 +220,13 @@ def refusals(signed, monkeypatch, sample: int | None) -> list[str]:
                 passed.append(f"{who}: {case.what}")
             if "Traceback" in told or "internal" in told:
                 passed.append(f"{who}: {case.what}: {told}")
-        if reason(verify[1]) != reason(imported[1]):
+        # An import takes no unsigned tail, so it says this before it reads the events.
+        if "--unsigned" not in imported[1] and reason(verify[1]) != reason(imported[1]):
             passed.append(f"{case.what}: {verify[1]} is not {imported[1]}")
         seqs = re.findall(r"seq (\d+): ", verify[1])
-        if case.seq is not None and seqs and int(seqs[0]) != case.seq:
+        # A later time of an event is seen at the next event, which is then too early.
+        near = 1 if "received_at" in case.what else 0
+        if case.seq is not None and seqs and not 0 <= int(seqs[0]) - case.seq <= near:
             passed.append(f"{case.what}: {verify[1]}")
     return passed
 

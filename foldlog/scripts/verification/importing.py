@@ -30,9 +30,9 @@ class Importing(Source):
     The verification asks for the next batch only if everything in the last one was right.
     Therefore the last batch is stored at that moment.
 
-    Events that pass the verification and can't be stored are kept in `refused`, with the reason, and
-    nothing is stored after them. The caller raises it after the verification: so the import refuses
-    what `foldlog verify --file` refuses, with the same sentence.
+    If an event cannot be stored, `refused` has the reason, and no later event is stored. The caller
+    raises it after the verification. So the import refuses what `foldlog verify --file` refuses,
+    with the same sentence.
     """
 
     refused: InvalidExport | None = None
