@@ -232,8 +232,9 @@ def refusals(signed, monkeypatch, sample: int | None) -> list[str]:
 
 
 def is_of_tiles(case: Tampering) -> bool:
-    """The small verifier reads tiles only to name a seq: they prove nothing that it needs."""
-    return case.what.startswith("tile/")
+    """The small verifier reads tiles only to name a seq, so it looks only at the leaves."""
+    is_leaf = case.what.startswith("tile/0/") and ": flipped" in case.what
+    return "tile/" in case.what and not is_leaf
 
 
 def reason(output: str) -> str:
