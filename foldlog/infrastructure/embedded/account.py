@@ -5,12 +5,14 @@ If Foldlog runs as root, another user runs PostgreSQL, because PostgreSQL refuse
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import stat
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from .errors import DataFolderUnusable
 
 SYSTEM_USER = "foldlog"
 SYSTEM_USER_FALLBACK = "nobody"
-#: useradd fails while another useradd locks the password file.
+#: The administrator may run another useradd at the same time: ours then fails, and tries again.
 USERADD_ATTEMPTS_MAX = 10
+#: The folder of the password file. Processes of Foldlog lock it to create the user one at a time.
+ACCOUNTS_FOLDER = "/etc"
 
 log = structlog.get_logger(__name__)
 
@@ -105,14 +109,14 @@ def system_user() -> pwd.struct_passwd:
     """
     for attempt in range(USERADD_ATTEMPTS_MAX):
         try:
-            return pwd.getpwnam(SYSTEM_USER)
-        except KeyError:
-            time.sleep(0.1 * attempt)
-        try:
-            why = _useradd()
+            with _one_at_a_time():
+                with suppress(KeyError):
+                    return pwd.getpwnam(SYSTEM_USER)
+                why = _useradd()
         except OSError as exc:
             why = str(exc)
             break
+        time.sleep(0.1 * attempt)
     log.warning(
         "could not make a system user: PostgreSQL's files will belong to a user that "
         "other services may share",
@@ -125,6 +129,21 @@ def system_user() -> pwd.struct_passwd:
         raise DataFolderUnusable(
             f"PostgreSQL does not run as root, and user {SYSTEM_USER} could not be made: {why}"
         ) from None
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Holds a lock among all processes of Foldlog on this machine.
+
+    useradd looks for the name before it locks the password file. A second useradd that looks in
+    this moment replaces the new user by one with another user id.
+    """
+    folder = os.open(ACCOUNTS_FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _useradd() -> str:
