@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 # The whole form of an erased operation: a commitment in a field of another one is none.
 ERASED = re.compile(
-    rb'\{"op":"[a-z]+","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
+    rb'\{"op":"(?:put|add|delete)","collection":"[^"\\]*","id":"(?:[^"\\]|\\.)*","erased":"([0-9a-f]{64})"\}',
     re.DOTALL,
 )
 
@@ -35,7 +35,7 @@ ERASED = re.compile(
 TEXT_MAX, EVENTS_MAX, LINE_MAX, END_MAX = 2**16, 2**26, 2**22 + 2**18, 2**20
 VALUES_MAX = 1_000_000  # of one line, counted as `,`, `[` and `{`
 ERASED_MAX = 1_000_000  # records that were erased
-SIZES_MAX = {"README.txt": TEXT_MAX, "log.json": TEXT_MAX, "keys.txt": TEXT_MAX}
+FRONT = ("README.txt", "log.json", "keys.txt", "checkpoint")  # the order of the first files
 
 
 def sha256(data):
@@ -50,6 +50,7 @@ def check(is_right, what):
 def open_checkpoint(note, vkeys):
     """The origin, size and root that one of these keys has signed."""
     text, _, lines = note.decode().rpartition("\n\n")
+    check(re.fullmatch("(\u2014 \\S+ [A-Za-z0-9+/=]+\n)+", lines), "the form of the checkpoint")
     for vkey in vkeys:
         name, key_id, key = vkey.strip().split("+", 2)
         key = b64decode(key)
@@ -188,7 +189,7 @@ def lines(archive, size):
 def small(archive, name, size):
     """The content of a file that is no file with events."""
     is_tile = re.fullmatch(r"tile/\d{1,2}/[\dx/.p]{3,40}", name)
-    most = 8192 if is_tile else SIZES_MAX.get(name, -1)
+    most = 8192 if is_tile else TEXT_MAX if name in FRONT else -1
     check(size <= most, f"{name!a} does not belong in an archive, or is too large")
     return exactly(archive, size)
 
@@ -208,15 +209,17 @@ def verify():
     ask.add_argument("--save", type=Path, help="where to keep this one")
     given = ask.parse_args()
     claims, proven, tree, seq, note, erased, owing = [], 0, [], 0, None, {}, set()
-    leaves, differs, unproven = {}, [], []
+    leaves, differs, unproven, front, header = {}, [], [], [], None
     if given.checkpoint:
         with given.checkpoint.open("rb") as file:
             claims.append(open_checkpoint(file.read(TEXT_MAX), given.key))
     with Path(given.archive).open("rb") as raw, unpacked(raw) as archive:
         for name, size in members(archive):
+            if name in FRONT:
+                front.append(FRONT.index(name))
+                check(front == sorted({*front}) and not seq, f"the place of {name}")
             if name == "checkpoint":
-                check(note is None and not seq and size <= TEXT_MAX, "the place of the checkpoint")
-                note = exactly(archive, size)
+                note = small(archive, name, size)
                 claims.append(open_checkpoint(note, given.key))
             elif name == f"events/{seq + 1:012}.jsonl":
                 # A tile comes after the events that fill it: older leaves have none any more.
@@ -232,6 +235,7 @@ def verify():
                             unproven.append(seq)
             else:
                 data = small(archive, name, size)
+                header = json.loads(data) if name == "log.json" else header
                 if name.startswith("tile/0/"):
                     found = differing_leaf(leaves, name.removeprefix("tile/0/"), data)
                     differs = [min([found, *differs])] if found else differs
@@ -242,6 +246,12 @@ def verify():
     check(note, "the archive has no checkpoint")
     origin, signed, _ = claims[-1]
     check(claims[0][0] == origin, "the kept checkpoint is of another log")
+    stated = f"/spaces/{header['space']}/{header['log']}" if header else ""
+    check(header and origin.endswith(stated), "log.json is missing, or of another log or space")
+    check(
+        (header["foldlog"], header["version"]) == ("export", 1) and header["head"] == seq,
+        f"log.json is not of an archive of {seq} events",
+    )
     check(proven == len(claims), f"the log ends at {seq}, before what was signed")
     check(not owing, f"values are gone that no event erased: {sorted(owing)[:3]!a}")
     if given.save:

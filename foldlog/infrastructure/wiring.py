@@ -142,6 +142,9 @@ def database(
     The schema of the database may be older than this version of Foldlog needs. With `migrates=True`
     the function then migrates the schema. With `migrates=False` it raises `SchemaBehind`.
 
+    Only with `migrates=True` does the function create a database in the data folder. Otherwise it
+    raises `DataFolderMissing` if the folder has none.
+
     With `exclusive=True` the function raises `DataFolderInUse` if another process already runs the
     embedded server. `foldlog serve` sets `exclusive`, because two services must not share one data
     folder.
@@ -150,7 +153,7 @@ def database(
         url = settings.database_url
         yield Database(url, url, None, _ensure_schema(url, migrates))
         return
-    with EmbeddedPostgres(settings.data, exclusive=exclusive) as embedded:
+    with EmbeddedPostgres(settings.data, exclusive=exclusive, creates=migrates) as embedded:
         migrated = _ensure_schema(embedded.url, migrates)
         if embedded.owned or migrates:
             grant(embedded.url, SERVICE_ROLE)
@@ -158,12 +161,15 @@ def database(
 
 
 @contextmanager
-def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterator[str]:
+def unchecked_database(
+    settings: Settings, *, superuser: bool = False, creates: bool = False
+) -> Iterator[str]:
     """Yields the URL of the database. The schema of the database may be of any version.
 
     The URL is for PostgreSQL's own programs, such as `pg_dump`. If `superuser` is true, the URL is
     for the superuser of the embedded server. Raises `OperatorError` if `superuser` is true and the
-    database is on another server.
+    database is on another server. Raises `DataFolderMissing` if the data folder has no database and
+    `creates` is false.
     """
     if settings.database_url is not None:
         if superuser:
@@ -173,7 +179,7 @@ def unchecked_database(settings: Settings, *, superuser: bool = False) -> Iterat
             )
         yield settings.database_url
         return
-    with EmbeddedPostgres(settings.data) as embedded:
+    with EmbeddedPostgres(settings.data, creates=creates) as embedded:
         yield embedded.superuser_url if superuser else embedded.url
 
 

@@ -32,6 +32,7 @@ from rich.text import Text
 
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.redaction import redacted
+from foldlog.domain.times import parse_time
 
 from .printable import one_line, printable, unescaped
 
@@ -64,13 +65,15 @@ out = SafeConsole()
 err = SafeConsole(stderr=True)
 
 
-def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Prints an error message with its secrets redacted, and ends the process with the exit
-    code `code`.
+def fail(message: str, code: int = EXIT_FAILED, *, notes: Iterable[str] = ()) -> NoReturn:
+    """Prints an error message and its notes, one a line, with their secrets redacted. Ends the
+    process with the exit code `code`.
     """
     # soft_wrap keeps paths and ids on one line, so that they can be copied.
     shown = escape(one_line(redacted(message)))
     err.print(f"[red]error:[/red] {shown}", soft_wrap=True, highlight=False)
+    for note in notes:
+        err.print(escape(one_line(redacted(note))), soft_wrap=True, highlight=False)
     sys.exit(code)
 
 
@@ -86,6 +89,11 @@ def _external_errors() -> tuple[type[Exception], ...]:
     return errors
 
 
+def _notes(exc: BaseException) -> list[str]:
+    """Returns the notes that were added to the exception, such as the name of its database."""
+    return getattr(exc, "__notes__", [])
+
+
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorates a command so that expected errors are printed in one line, with their code.
 
@@ -97,13 +105,13 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except FoldlogError as exc:
-            fail(f"{exc} ({exc.code})")
+            fail(f"{exc} ({exc.code})", notes=_notes(exc))
         except BrokenPipeError:
             sys.exit(0)  # the reader closed the pipe, as `head` does
         except Exception as exc:
             if not isinstance(exc, _external_errors()):
                 raise
-            fail(f"{type(exc).__name__}: {exc}")
+            fail(f"{type(exc).__name__}: {exc}", notes=_notes(exc))
 
     return wrapper
 
@@ -128,6 +136,23 @@ def with_database(command: Callable[..., R]) -> Callable[..., R]:
     ):
         command = option(command)
     return command
+
+
+class Time(click.ParamType[int]):
+    """An option's value that is an RFC 3339 time, converted to ms since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_time(value)
+        except ValueError as exc:
+            self.fail(f"{value!r} is {exc}", param, ctx)
+
+
+TIME = Time()
 
 
 def _user() -> str:

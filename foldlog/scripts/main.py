@@ -53,13 +53,30 @@ class _LazyGroup(click.Group):
         except ModuleNotFoundError as exc:
             if (exc.name or "").startswith("foldlog"):
                 raise
-            raise click.ClickException(
-                f"{cmd_name} needs the service's packages ({exc.name} is missing): "
-                "pip install 'foldlog[server]'"
-            ) from exc
+            return _without_packages(cmd_name, exc.name)
         command: Any = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
+
+
+def _without_packages(name: str, missing: str | None) -> click.Command:
+    """Returns a command in place of one that cannot be imported here. `foldlog --help` lists it,
+    and a call of it fails with the cure.
+    """
+    cure = "pip install 'foldlog[server]'"
+
+    def refuse(**_: Any) -> None:
+        raise click.ClickException(
+            f"{name} needs the service's packages ({missing} is missing): {cure}"
+        )
+
+    return click.Command(
+        name,
+        callback=refuse,
+        params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True},
+        help=f"Needs the service's packages: {cure}.",
+    )
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

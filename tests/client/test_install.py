@@ -56,6 +56,18 @@ def test_the_command_names_the_missing_extra(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_the_help_lists_all_commands_without_the_service():
+    """The help of each command works too, and names the extra."""
+    main = "from foldlog.scripts.main import cli; cli()"
+    done = run(main, "--help")
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert {"serve", "token", "replica"} <= set(done.stdout.split())
+    done = run(main, "serve", "--help")
+    assert done.returncode == 0 and "foldlog[server]" in done.stdout
+    done = run(main, "token", "new", "--role", "reader")
+    assert done.returncode == 1 and "foldlog[server]" in done.stderr
+
+
 def test_only_the_client_is_installed_by_default():
     names = {
         requirement.split(">")[0].split("[")[0]

@@ -131,7 +131,7 @@ def test_an_export_with_an_invalid_device_event_is_refused(stores, run, tmp_path
     file = tmp_path / "forged.jsonl"
     file.write_text(run("export", "s").stdout.replace(f'{{"device":"{A}","by":"ada"}}', body))
     result = run("import", str(file), "--space", "t", "--unsigned", code=3)
-    assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
+    assert "seq 2: " in result.stderr and "(invalid-export)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_export_with_an_invalid_erasure_or_skip_is_refused(stores, run, tmp_p
     file = tmp_path / "forged.jsonl"
     file.write_text(text.replace(f'{{"device":"{A}","by":"ada"}}', body))
     result = run("import", str(file), "--space", "t", "--unsigned", code=3)
-    assert "line 3: " in result.stderr and "(invalid-export)" in result.stderr
+    assert "seq 2: " in result.stderr and "(invalid-export)" in result.stderr
 
 
 def _without(lines, number):
@@ -165,15 +165,18 @@ def _without(lines, number):
 @pytest.mark.parametrize(
     ("damage", "tells"),
     [
-        (lambda lines: _without(lines, 3), "after seq 2 comes 4"),
-        (lambda lines: lines[:-1], "ends at seq 5, but should end at 6"),
+        (lambda lines: _without(lines, 3), "seq 3: the log continues with 4"),
+        (lambda lines: lines[:-1], "seq 6: the events end here, of 6"),
         (lambda lines: lines[1:], "line 1 is not the header"),
         (lambda lines: [*lines[:4], "oh no", *lines[5:]], "line 5"),
         (
             lambda lines: [*lines[:4], lines[4].replace('"salt":"', '"salt":"zz'), *lines[5:]],
             "line 5",
         ),
-        (lambda lines: [*lines[:3], lines[3].replace('"seq":3', '"seq":4'), *lines[4:]], "comes 4"),
+        (
+            lambda lines: [*lines[:3], lines[3].replace('"seq":3', '"seq":4'), *lines[4:]],
+            "seq 3: the log continues with 4",
+        ),
         (lambda lines: [*lines[:6], lines[1].replace('"seq":1,', '"seq":6,')], "an id comes twice"),
         (lambda lines: [lines[0].replace('"version":1', '"version":2'), *lines[1:]], "line 1"),
         (lambda _: [], "line 1"),

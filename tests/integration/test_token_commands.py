@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 
-from foldlog.domain.access import EVERY_SPACE, FIRST_TOKEN, Grant, Role
+from foldlog.domain.access import EVERY_SPACE, FIRST_TOKEN, Grant, Role, digest_of
 from foldlog.infrastructure.settings import read_settings
 from foldlog.scripts.commands import serve, token
 from tests.conftest import as_service
@@ -130,9 +130,13 @@ def test_control_characters_in_stored_names_are_escaped(database, run, grant):
     assert r"a\u001b[2J b\u202e" in printed and "\x1b" not in printed
 
 
-def test_one_of_several_first_starts_grants_a_token(cluster, database, stores, capsys):
+def test_one_of_several_first_starts_grants_a_token(cluster, database, stores, capsys, tmp_path):
     """Parallel first starts grant only one admin token."""
-    url, settings, together = as_service(cluster, database), read_settings({}), Barrier(STARTS)
+    url, settings, together = (
+        as_service(cluster, database),
+        read_settings({}, data=str(tmp_path)),
+        Barrier(STARTS),
+    )
     made = serve.new_token
 
     def start():
@@ -149,6 +153,9 @@ def test_one_of_several_first_starts_grants_a_token(cluster, database, stores, c
             thread.start()
         for thread in threads:
             thread.join(60)
-    assert capsys.readouterr().err.count("foldlog_") == 1
+    told = capsys.readouterr().err
+    assert told.count("admin-token") == 1 and "foldlog_" not in told
+    text = (tmp_path / "admin-token").read_text().strip()
+    assert stores.token("s", digest_of(text)) is not None
     [first] = stores.tokens(EVERY_SPACE)
     assert (first.id, first.role) == (FIRST_TOKEN, Role.ADMIN)

@@ -23,6 +23,7 @@ Read the modules in this order: `server` (start and stop), `cluster` (initdb and
 
 from .errors import (
     DataFolderInUse,
+    DataFolderMissing,
     DataFolderUnusable,
     PostgresFailed,
     PostgresNotInstalled,
@@ -34,6 +35,7 @@ from .server import EmbeddedPostgres
 
 __all__ = [
     "DataFolderInUse",
+    "DataFolderMissing",
     "DataFolderUnusable",
     "EmbeddedPostgres",
     "PostgresFailed",

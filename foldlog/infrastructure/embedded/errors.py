@@ -2,6 +2,7 @@
 
 * OperatorError
   + DataFolderInUse         another process owns the folder
+  + DataFolderMissing       the folder has no database, and the command creates none
   + DataFolderUnusable      the folder's content or permissions prevent a start
     - WrongPostgresVersion  another major version of PostgreSQL has created the folder
   + PostgresNotInstalled    the binaries are missing or cannot be run
@@ -19,6 +20,15 @@ class DataFolderInUse(OperatorError):
     """Another process owns the embedded server of this data folder."""
 
     code = "data-folder-in-use"
+
+
+class DataFolderMissing(OperatorError):
+    """The data folder is missing, or it has no database yet.
+
+    Only the commands `serve`, `migrate`, `import` and `pg pg_restore` create a database.
+    """
+
+    code = "data-folder-missing"
 
 
 class DataFolderUnusable(OperatorError):

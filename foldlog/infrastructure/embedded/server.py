@@ -33,7 +33,7 @@ from .cluster import (
     write_defaults,
 )
 from .deadlines import StartDeadline
-from .errors import DataFolderInUse, DataFolderUnusable, PostgresFailed
+from .errors import DataFolderInUse, DataFolderMissing, DataFolderUnusable, PostgresFailed
 from .folder import PORT, FolderLock, Holder, Layout, Passwords, make_password
 from .leftovers import (
     postmaster_pid,
@@ -64,7 +64,8 @@ class EmbeddedPostgres:
     The first process that uses the folder owns the server: it starts the server as a child process,
     and its `stop()` stops the server. Later processes only connect to this server. They use the
     same `url`, and their `stop()` leaves the server running. If `exclusive` is true and another
-    process already owns the server, `start()` raises `DataFolderInUse`.
+    process already owns the server, `start()` raises `DataFolderInUse`. If `creates` is false and
+    the folder has no database, `start()` raises `DataFolderMissing` and creates nothing.
 
     `settings` contains PostgreSQL settings that override the configuration files. If the server
     dies, call `start()` again.
@@ -75,11 +76,13 @@ class EmbeddedPostgres:
         folder: Path | str,
         *,
         exclusive: bool = False,
+        creates: bool = True,
         start_timeout_seconds: float = START_TIMEOUT_SECONDS,
         settings: Mapping[str, str] | None = None,
     ):
         self._layout = Layout(Path(folder).expanduser().resolve())
         self._exclusive = exclusive
+        self._creates = creates
         self._start_timeout_seconds = start_timeout_seconds
         self._settings = dict(settings or {})
         self._lock = FolderLock(self._layout.lock)
@@ -170,6 +173,7 @@ class EmbeddedPostgres:
             self._attached_to = None
             deadline = StartDeadline(self._start_timeout_seconds, self._cancelled)
             try:
+                self._check_exists()
                 self._layout.prepare()
                 if self._own_or_attach(deadline):
                     self._start_owned(deadline)
@@ -180,6 +184,17 @@ class EmbeddedPostgres:
                         f"user id {os.geteuid()} has no access to {self.folder}: {exc}"
                     ) from exc
                 raise
+
+    def _check_exists(self) -> None:
+        layout = self._layout
+        if self._creates or (layout.folder.exists() and not layout.folder.is_dir()):
+            return  # `prepare` refuses a file in the place of the folder
+        # The lock exists as soon as another process begins to create the database.
+        if not layout.data.is_dir() and not layout.lock.exists():
+            raise DataFolderMissing(
+                f"{layout.folder} has no database: check --data and FOLDLOG_DATA, or create one "
+                "with foldlog serve, migrate or import"
+            )
 
     def stop(self) -> None:
         """Stops the server if this process owns it. Other processes leave the server running.

@@ -18,6 +18,7 @@ from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
 from foldlog.infrastructure.settings import DATABASE_URL, read_settings
 from foldlog.infrastructure.wiring import unchecked_database
 from foldlog.scripts.console import quiet_logs, report_errors, with_database
+from foldlog.scripts.services import naming_the_database
 
 #: Part of a URL -> the environment variable of libpq. `ps` would show passwords in arguments.
 VARIABLES = {
@@ -54,7 +55,8 @@ def pg_command(
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with unchecked_database(settings, superuser=superuser) as url:
+    opened = unchecked_database(settings, superuser=superuser, creates=program == "pg_restore")
+    with naming_the_database(settings), opened as url:
         done = subprocess.run([_path_of(program), *args], env=_environment(url), check=False)
     sys.exit(done.returncode)
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from foldlog.api.http.logging import configure_logging
 from foldlog.domain.access import TOKEN_BYTES, Grant, Role, new_token
+from foldlog.infrastructure.files import make_folder, write_new
 from foldlog.infrastructure.settings import (
     DATA,
     DATABASE_URL,
@@ -32,6 +33,8 @@ from foldlog.scripts.console import err, report_errors, with_database
 from foldlog.scripts.server.process import POLL_SECONDS, is_ready, tune_gc
 from foldlog.scripts.server.sockets import listen
 
+#: The file in the data folder with the admin token of the first start.
+ADMIN_FILE = "admin-token"
 PROJECTOR_STOP_SECONDS = 10.0
 #: A worker's own deadline is shorter, see server/web.py.
 WEB_STOP_SECONDS = 30.0
@@ -106,15 +109,26 @@ def _warn_if_unsigned(settings: Settings) -> None:
 
 def _make_first_token(url: str, settings: Settings) -> None:
     """If the database has no token yet, makes an admin token that is valid in every space, and
-    prints it to standard error.
+    saves it in a file that only its owner can read.
+
+    The token is shown on a terminal only, because standard error of a service goes into its logs.
     """
     text, digest = new_token(secrets.token_bytes(TOKEN_BYTES))
     grant = Grant(role=Role.ADMIN, name="first start")
     with services(url, settings) as parts:
         if parts.registry.grant_first(digest, grant, "foldlog serve") is None:
             return
-    err.print("The admin token, shown only once; `foldlog token new` makes others:")
-    err.print(f"  {text}", soft_wrap=True, highlight=False)
+    if err.is_terminal:
+        err.print("The admin token; `foldlog token new` makes others:")
+        err.print(f"  {text}", soft_wrap=True, highlight=False)
+    file = settings.data / ADMIN_FILE
+    try:
+        make_folder(settings.data)
+        write_new(file, text + "\n", 0o600)
+        told = f"The admin token is saved in {file}"
+    except OSError as exc:
+        told = f"{file} cannot be written ({exc}): make an admin token with `foldlog token new`"
+    err.print(escape(told), soft_wrap=True, highlight=False)
 
 
 def _children(url: str, settings: Settings, sockets: list[socket]) -> list[Child]:

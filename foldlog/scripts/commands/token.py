@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 
 import click
 
@@ -22,12 +21,13 @@ from foldlog.domain.access import (
     check_space_or_all,
     new_token,
 )
-from foldlog.domain.errors import InvalidRequest, UnknownToken
+from foldlog.domain.errors import UnknownToken
 from foldlog.domain.ports import Registry
-from foldlog.domain.times import format_time, to_ms
+from foldlog.domain.times import format_time
 from foldlog.scripts.console import (
     BY,
     REASON,
+    TIME,
     err,
     print_rows,
     report_errors,
@@ -63,7 +63,12 @@ def token_command() -> None:
 @click.option("--every-space", "is_of_every_space", is_flag=True, help="Make it valid everywhere.")
 @click.option("--device", help="Device id (UUID), for the role `device`. [default: a new id]")
 @click.option("--name", help="Give it a readable name. It stays in the log forever.")
-@click.option("--expires", type=click.DateTime(), help="Expiry time, in UTC. [default: never]")
+@click.option(
+    "--expires",
+    type=TIME,
+    metavar="TIME",
+    help="Expiry time (RFC 3339), such as 2099-01-01T00:00:00Z. [default: never]",
+)
 @BY
 @with_database
 @report_errors
@@ -73,7 +78,7 @@ def new_command(
     is_of_every_space: bool,
     device: str | None,
     name: str | None,
-    expires: datetime | None,
+    expires: int | None,
     by: str,
     data: str | None,
     database_url: str | None,
@@ -90,7 +95,7 @@ def new_command(
         role=Role(role),
         device=device,
         name=name,
-        expires_at=None if expires is None else _ms(expires),
+        expires_at=expires,
     )
     grant.check(time.time_ns() // 1_000_000)
     for space in spaces:
@@ -192,13 +197,6 @@ def _revoke(
 
 def _named(spaces: Iterable[str]) -> str:
     return ", ".join(space or "every space" for space in spaces)
-
-
-def _ms(at: datetime) -> int:
-    try:
-        return to_ms(at.replace(tzinfo=UTC))
-    except ValueError as exc:
-        raise InvalidRequest(str(exc)) from exc
 
 
 def _state(token: Token) -> str:

@@ -242,9 +242,7 @@ def _covered(source: Source, verifiers: list[Verifier], kept: Path | None) -> in
         keys = verifiers or [Verifier.parse(vkey) for vkey in source.vkeys]
         for what, note in notes:
             if note is not None:
-                found = checked_checkpoint(note, keys, what, log=header.log)
-                if not found.origin.endswith(f"/spaces/{header.space}/{header.log}"):
-                    raise Wrong(f"{what} is of {found.origin}, not of the space {header.space}")
+                found = checked_checkpoint(note, keys, what, log=header.log, space=header.space)
                 sizes.append(found.size)
     except (Wrong, InvalidNote) as exc:
         raise InvalidExport(str(exc)) from exc
@@ -275,8 +273,9 @@ def _import(
         parts.importer.into(name, header.log) as imported,
         progress(f"importing {name}", header.head) as report,
     ):
+        importing = Importing(source, imported)
         verification = Verification(
-            Importing(source, imported),
+            importing,
             keys=verifiers,
             kept_file=kept,
             wants_fold=False,
@@ -286,6 +285,8 @@ def _import(
             verification.verify(report)
         except (Wrong, WrongEvent, InvalidNote) as exc:
             raise InvalidExport(str(exc)) from exc
+        if importing.refused is not None:
+            raise importing.refused
         imported.finish()
     return imported.stored
 

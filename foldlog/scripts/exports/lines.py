@@ -38,15 +38,13 @@ class Header(msgspec.Struct, tag_field="foldlog", tag="export"):
     head: Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
 
-class Line(msgspec.Struct):
-    """The line of one event: the event, and the salt in hex."""
-
-    salt: str
-    event: msgspec.Raw
+class _Tag(msgspec.Struct):
+    foldlog: str
 
 
-_decode_line = msgspec.json.Decoder(Line).decode
-#: A line as we write it. The expression splits it without parsing the JSON, which is faster.
+#: msgspec accepts an object without its tag.
+_decode_tag = msgspec.json.Decoder(_Tag).decode
+#: The only form of a line. The expression splits it without parsing the JSON, which is faster.
 _LINE = re.compile(rb'\{"salt":"([0-9a-f]*)","event":(\{.*\})\}\n?', re.DOTALL)
 
 
@@ -68,6 +66,8 @@ def read_header(line: bytes) -> Header:
         raise InvalidExport("line 1 is not the header of an export: it is too long")
     try:
         header = msgspec.json.decode(line, type=Header)
+        if _decode_tag(line).foldlog != "export":
+            raise InvalidExport("line 1 is not the header of an export: it names another content")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidExport(f"line 1 is not the header of an export: {exc}") from exc
     if not is_uuid(header.log) or not is_space(header.space):
@@ -84,14 +84,13 @@ def evidence_of(line: bytes, number: int) -> Evidence:
     """
     if sum(map(line.count, (b",", b"[", b"{"))) > VALUES_PER_LINE_MAX:
         raise InvalidExport(f"line {number} has more than {VALUES_PER_LINE_MAX} values")
-    ours = _LINE.fullmatch(line)
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise InvalidExport(f"line {number} is not the line of an event in an export")
     try:
-        if ours is not None:
-            # Hashing the bytes verifies later that they are exactly one event.
-            return Evidence(ours[2], unhexlify(ours[1]))
-        found = _decode_line(line)
-        return Evidence(bytes(found.event), bytes.fromhex(found.salt))
-    except (ValueError, msgspec.MsgspecError, RecursionError) as exc:
+        # Hashing the bytes verifies later that they are exactly one event.
+        return Evidence(found[2], unhexlify(found[1]))
+    except ValueError as exc:
         raise InvalidExport(f"line {number}: {exc}") from exc
 
 

@@ -83,12 +83,15 @@ def read_note(path: Path) -> bytes:
         return file.read(NOTE_BYTES_MAX + 1)
 
 
-def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str) -> Checkpoint:
+def checked_checkpoint(
+    note: bytes, keys: list[Verifier], name: str, *, log: str, space: str | None = None
+) -> Checkpoint:
     """Parses a checkpoint and checks its signature, and that it belongs to the log with the id
     `log`. Returns the checkpoint.
 
-    Raises `Wrong` if the signature is invalid or the checkpoint belongs to another log. `name`
-    is a phrase for the checkpoint at the start of the error message, such as "the checkpoint".
+    If `space` is given, the checkpoint must also name this space. Raises `Wrong` if the signature
+    is invalid, or the checkpoint belongs to another log or space. `name` is a phrase for the
+    checkpoint at the start of the error message, such as "the checkpoint".
     """
     try:
         checkpoint, _ = open_checkpoint(note, keys)
@@ -96,4 +99,6 @@ def checked_checkpoint(note: bytes, keys: list[Verifier], name: str, *, log: str
         raise Wrong(f"{name}: {exc}") from exc
     if log_of(checkpoint.origin) != log:
         raise Wrong(f"{name} is of the log {checkpoint.origin}, not of {log}")
+    if space is not None and not checkpoint.origin.endswith(f"/spaces/{space}/{log}"):
+        raise Wrong(f"{name} is of {checkpoint.origin}, not of the space {space}")
     return checkpoint

@@ -23,6 +23,7 @@ class ArchiveSource(Source):
     """
 
     carries_tiles = True
+    is_file = True
 
     def __init__(self, archive: Archive):
         self._archive = archive
@@ -47,6 +48,7 @@ class LinesSource(Source):
     """Reads the log from an export as JSON lines, which has events and salts but no checkpoint."""
 
     may_be_signed = False
+    is_file = True
 
     def __init__(self, file: ExportFile):
         lines = file.lines()

@@ -29,7 +29,13 @@ class Importing(Source):
 
     The verification asks for the next batch only if everything in the last one was right.
     Therefore the last batch is stored at that moment.
+
+    If an event cannot be stored, `refused` has the reason, and no later event is stored. The caller
+    raises it after the verification. So the import refuses what `foldlog verify --file` refuses,
+    with the same sentence.
     """
+
+    refused: InvalidExport | None = None
 
     def __init__(self, source: Source, space: ImportedSpace):
         self._source = source
@@ -39,28 +45,27 @@ class Importing(Source):
         self.vkeys = source.vkeys
         self.carries_tiles = source.carries_tiles
         self.may_be_signed = source.may_be_signed
+        self.is_file = source.is_file
 
     def batches(self, after: int, through: int) -> Iterator[Batch]:
-        seq = after
+        seq = after + 1
         for batch in self._source.batches(after, through):
-            entries = [_entry(found, number) for number, found in enumerate(batch.events, seq + 2)]
-            for entry in entries:
-                if entry.seq != seq + 1:
-                    raise InvalidExport(f"after seq {seq} comes {entry.seq}")
-                seq += 1
             yield batch
-            if entries:
-                self._space.add(entries)
-        if seq != self.header.head:
-            raise InvalidExport(
-                f"the export ends at seq {seq}, but should end at {self.header.head}"
-            )
+            if batch.events and self.refused is None:
+                self._store(batch, seq)
+            seq += len(batch.events)
+
+    def _store(self, batch: Batch, first: int) -> None:
+        try:
+            self._space.add([_entry(found, seq) for seq, found in enumerate(batch.events, first)])
+        except InvalidExport as exc:
+            self.refused = exc
 
     def checks(self, scope: Scope) -> list[Check]:
         return self._source.checks(scope)
 
 
-def _entry(evidence: Evidence, number: int) -> LogEntry:
+def _entry(evidence: Evidence, seq: int) -> LogEntry:
     """Returns the log entry of an exported event. Raises `InvalidExport` if a table that follows
     from the events cannot follow from this one."""
     try:
@@ -71,5 +76,5 @@ def _entry(evidence: Evidence, number: int) -> LogEntry:
         if entry.kind == COLLECTION_DEFINED:
             compiled(definition_of(decode_event(entry.state)).schema)
     except (ValueError, FoldlogError, msgspec.MsgspecError) as exc:
-        raise InvalidExport(f"line {number}: {exc}") from exc
+        raise InvalidExport(f"seq {seq}: {exc}") from exc
     return entry

@@ -176,7 +176,10 @@ class Verification:
             raise Wrong(f"the keys that come with the log: {exc}") from exc
         if not keys:
             raise OperatorError(f"give the key that signed {name}: --key VKEY")
-        return checked_checkpoint(note, keys, name, log=self._header.log)
+        # A space of a database may have another name than when it was signed; a file has no more
+        # than the name that was signed.
+        space = self._header.space if self._source.is_file else None
+        return checked_checkpoint(note, keys, name, log=self._header.log, space=space)
 
     def _check_unsigned(self, audit: LogAudit, covered: int) -> None:
         """Tells how many events follow the last checkpoint. Raises `Wrong` if the first of them is

@@ -50,6 +50,8 @@ class Source(ABC):
     vkeys: Sequence[str] = ()
     #: the tiles come together with the events, instead of from `tiles`
     carries_tiles = False
+    #: the source is a file, and names the space that was signed
+    is_file = False
     #: the source includes the checkpoint, if one was signed
     may_be_signed = True
 
