@@ -17,11 +17,18 @@ PIECE_BYTES = 64 * 2**10
 
 #: where the connection of a statement is cut
 CUTS = ("cut before", "cut in the midst", "cut in the answer", "answer lost")
-SLOW = ("delay", "silence")
+SLOW = ("delay", "silence", "answer withheld")
 DELAY_SECONDS = 1.5
 
-#: A part of each statement of an append, by the statement's name. The first match counts.
-STATEMENTS = {
+#: A part of each statement of a projector's batch, by the statement's name.
+OF_PROJECTOR = {
+    "lock the position": "FOR UPDATE SKIP LOCKED",
+    "read to project": "'skipped/1'",
+    "write records": "INSERT INTO records",
+    "advance the position": "SET position",
+}
+#: The same of an append. The first match counts.
+STATEMENTS = OF_PROJECTOR | {
     "who calls": "FROM tokens",
     "append": "WITH moved AS",
     "look under the lock": "FOR UPDATE",
@@ -200,7 +207,7 @@ class _Link:
                     self._down.write(data[: len(data) // 2])
                     await self._down.drain()
                     return
-                while self._proxy.is_silent:
+                while self._proxy.is_silent or self._answers == "answer withheld":
                     await asyncio.sleep(0.05)
                 self._down.write(data)
                 await self._down.drain()

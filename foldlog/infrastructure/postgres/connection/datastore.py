@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from eventsourcing.postgres import PostgresDatastore
@@ -18,9 +19,11 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
+from psycopg_pool import ConnectionPool
 
 from .deadlines import DeadlineConnection
 from .errors import translated
+from .silence import ASK_SECONDS_MAX, Questions
 
 #: Settings of every session, which override the server's defaults. The order of appends depends on
 #: READ COMMITTED: each statement must see the transactions that committed before it got the lock.
@@ -45,6 +48,11 @@ CONNECTION: dict[str, Any] = {
 }
 #: Overrides a setting of the role or the server, because an acknowledged push must be on the disk.
 DURABLE = "SET synchronous_commit = on"
+#: The process differs from the one of the connection if a pooler stands between them.
+SELECT_SESSION = """
+SELECT current_setting('synchronous_commit') AS durable,
+       pg_backend_pid() AS pid
+"""
 #: The timeouts of statements, of locks and of the pool, as shares of `seconds_max`. The server's
 #: timeouts end before our deadline: after a timeout of the server it is certain that the statement
 #: had no effect, and the connection stays usable.
@@ -67,13 +75,26 @@ class _JsonAsBytes(Loader):
         return bytes(data)
 
 
+def _connect_beside(pool: ConnectionPool[Any], other: Connection[Any]) -> Connection[Any]:
+    """Opens a connection outside the pool, to the server of one of the pool's connections."""
+    assert isinstance(pool.kwargs, dict)
+    of_server = {"host": other.info.host, "port": other.info.port}
+    if address := other.info.hostaddr:
+        of_server["hostaddr"] = address
+    given = {**pool.kwargs, **of_server, "connect_timeout": ASK_SECONDS_MAX}
+    conn = DeadlineConnection.connect(**given, autocommit=True)
+    conn.deadline = time.monotonic() + ASK_SECONDS_MAX
+    return conn
+
+
 class Datastore(PostgresDatastore):
     """A pool of connections to one database. The pool is opened when a connection is first needed.
 
     `pool_size_max` is the greatest number of connections. Code that takes a connection from the
     pool can use the connection for `seconds_max` seconds. If a statement is still running when this
     time ends, the statement fails with an error that reports a lost connection. The limit works
-    even if the database has stopped answering. With `seconds_max=None` the time is unlimited.
+    even if the database has stopped answering. If the answer to a statement is lost, the statement
+    fails seconds after it (`silence`). With `seconds_max=None` the time is unlimited.
     """
 
     def __init__(self, url: str, *, pool_size_max: int = 10, seconds_max: float | None = None):
@@ -108,6 +129,9 @@ class Datastore(PostgresDatastore):
         self.url = url
         self.pool.kwargs = {**CONNECTION, **given, **parts, "options": options}
         self.pool.connection_class = DeadlineConnection
+        self._questions = (
+            None if seconds_max is None else Questions(partial(_connect_beside, self.pool))
+        )
 
     def check_pool(self) -> None:
         """Closes all connections of the pool and opens new ones, at most once per second.
@@ -131,6 +155,7 @@ class Datastore(PostgresDatastore):
                 self.pool.timeout = self._pool_seconds
                 assert isinstance(conn, DeadlineConnection)
                 conn.deadline = self._connected_at + self._seconds_max
+                conn.questions = self._questions if conn.is_direct else None
                 yield conn
         finally:
             if not is_connected and self._connected_at < asked_at:
@@ -143,8 +168,10 @@ class Datastore(PostgresDatastore):
             assert isinstance(conn, DeadlineConnection)
             conn.deadline = time.monotonic() + CONNECT_TIMEOUT_SECONDS
             base(conn)
-            if conn.execute("SHOW synchronous_commit").fetchall()[0]["synchronous_commit"] == "off":
+            [found] = conn.execute(SELECT_SESSION).fetchall()
+            if found["durable"] == "off":
                 conn.execute(DURABLE)
+            conn.is_direct = found["pid"] == conn.info.backend_pid
             conn.adapters.register_loader("json", _JsonAsBytes)
 
         return after_connect

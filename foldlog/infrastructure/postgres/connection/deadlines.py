@@ -4,7 +4,8 @@ A database server can stop answering while its connections stay open. Examples a
 server, and a network that drops all packets. The server's statement timeout then has no effect, and
 connections over Unix sockets have no TCP timeouts. So this module sets a deadline in the client.
 After the deadline the client shuts the socket down, and the running statement fails with an error
-that reports a lost connection.
+that reports a lost connection. It does so much earlier if the server says that the answer is lost
+(`silence`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 from psycopg import Connection
 
+from .silence import Questions, Silence
+
 
 class DeadlineConnection(Connection[Any]):
     """A psycopg connection that shuts its socket down when the clock reaches `deadline`.
@@ -29,6 +32,10 @@ class DeadlineConnection(Connection[Any]):
 
     #: a time of the monotonic clock, in seconds
     deadline = math.inf
+    #: The process that the connection names is the server's own: no pooler stands between them.
+    is_direct = False
+    #: asks whether a silent server still works; `None` if the caller waits for any time
+    questions: Questions | None = None
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         is_bounded = self.deadline != math.inf
@@ -38,14 +45,20 @@ class DeadlineConnection(Connection[Any]):
         """Adds a check of the deadline to a psycopg generator that waits for the server.
 
         The check runs each time psycopg resumes the generator, which is at least every 0.1 seconds.
-        After the deadline the check shuts the socket down, and psycopg then reports a lost
-        connection.
+        After the deadline, or when the answer is known to be lost, the check shuts the socket down,
+        and psycopg then reports a lost connection.
         """
+        silence: Silence | None = None
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if time.monotonic() > self.deadline:
+                now = time.monotonic()
+                if ready:
+                    silence = None
+                elif silence is None and self.questions is not None:
+                    silence = Silence(self.questions, self, now)
+                if now > self.deadline or (silence is not None and silence.is_lost(now)):
                     self._shut_down()
                 wanted = gen.send(ready)
         except StopIteration as end:
