@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from foldlog.domain.errors import StorageUnavailable
+from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.group_commit import COMMITTERS
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import (
@@ -131,6 +133,67 @@ def test_the_servers_timeout_comes_before_the_deadline(database):
         with pytest.raises(psycopg.errors.QueryCanceled):
             cursor.execute("SELECT pg_sleep(5)")
         assert cursor.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def end_all_other_backends(database):
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store, datastore: store.range_after("s", RangeQuery(0, 10)),
+        lambda store, datastore: store.range_after(
+            "s", RangeQuery(0, 10, collections=frozenset({"tasks"}))
+        ),
+        lambda store, datastore: datastore.fetch_one("SELECT 1"),
+        lambda store, datastore: datastore.fetch_all("SELECT 1"),
+    ],
+    ids=["page", "filtered page", "row", "rows"],
+)
+def test_a_read_on_a_dead_connection_is_repeated_on_a_new_one(database, read):
+    """The first request after a restart of PostgreSQL used to be answered with 503."""
+    with Datastore(database, pool_size_max=4, seconds_max=60) as datastore:
+        store = PostgresEventStore(datastore)
+        store.push("s", push_of(changeset()))
+        with ExitStack() as held:
+            for _ in range(4):
+                held.enter_context(datastore.rows())
+        end_all_other_backends(database)
+        assert read(store, datastore)
+        store.close()
+
+
+def test_a_read_is_repeated_once(database):
+    """A statement that breaks each connection gets no third one."""
+    tried = []
+
+    def breaks(conn):
+        tried.append(conn.info.backend_pid)
+        conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with Datastore(database, seconds_max=60) as datastore:
+        with pytest.raises(StorageUnavailable):
+            datastore.read(breaks)
+        assert len(set(tried)) == len(tried) == 2
+
+
+@pytest.mark.parametrize("state", ["40001", "53100", "57014"])
+def test_a_read_that_is_refused_is_left_to_the_caller(database, state):
+    """The connection is usable, so a second attempt would mostly meet the same refusal."""
+    tried = []
+
+    def refused(conn):
+        tried.append(state)
+        conn.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$")
+
+    with Datastore(database, seconds_max=60) as datastore, pytest.raises(StorageUnavailable):
+        datastore.read(refused)
+    assert tried == [state]
 
 
 def test_a_command_waits_as_long_as_it_takes(database):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from eventsourcing.postgres import PostgresDatastore
 from psycopg import Connection, Cursor
@@ -21,8 +21,10 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import ConnectionPool
 
+from foldlog.domain.errors import StorageUnavailable
+
 from .deadlines import DeadlineConnection
-from .errors import translated
+from .errors import is_connection_error, translated
 from .silence import ASK_SECONDS_MAX, Questions
 
 #: Settings of every session, which override the server's defaults. The order of appends depends on
@@ -61,8 +63,13 @@ STATEMENT_SHARE, LOCK_SHARE, POOL_SHARE = 0.8, 0.6, 0.4
 AWAY_SECONDS = 0.1
 #: the shortest time between two replacements of all connections, in seconds
 RENEW_SECONDS = 1.0
+#: A read is repeated on a new connection if its first one turns out dead within this time. Later
+#: there may be no time left for a second attempt.
+REPEAT_SECONDS = 1.0
 #: After this time the server ends a transaction of a stuck client, which may hold a space's lock.
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 60
+
+T = TypeVar("T")
 
 
 class _JsonAsBytes(Loader):
@@ -224,6 +231,27 @@ class Datastore(PostgresDatastore):
         with translated(self), self.committed() as cursor:
             yield cursor
 
+    def read(self, read: Callable[[Connection[Any]], T]) -> T:
+        """Calls `read` with a connection in autocommit mode, and returns its result.
+
+        A connection of the pool can be dead, for example after a restart of the server. If it turns
+        out dead within `REPEAT_SECONDS`, the method calls `read` once more, with a new connection.
+        So `read` must change nothing in the database. If a temporary database error happens, the
+        method raises `StorageUnavailable`.
+        """
+        began, is_repeated = time.monotonic(), False
+        while True:
+            is_connected = False
+            try:
+                with translated(self), self.get_connection() as conn:
+                    is_connected = True
+                    return read(conn)
+            except StorageUnavailable as exc:
+                is_dead = is_connected and is_connection_error(exc.__cause__ or exc)
+                if not is_dead or is_repeated or time.monotonic() - began > REPEAT_SECONDS:
+                    raise
+                is_repeated = True
+
     def fetch_all(
         self,
         statement: str,
@@ -231,19 +259,27 @@ class Datastore(PostgresDatastore):
         *,
         binary: bool = False,
     ) -> list[TupleRow]:
-        """Runs a prepared statement, and returns all rows of its result as a list of tuples.
+        """Runs a prepared statement that only reads, and returns all rows as a list of tuples.
 
         With `binary=True` PostgreSQL sends the columns in binary format, which is faster for long
         byte strings. If a temporary database error happens, the method raises `StorageUnavailable`.
         """
-        with self.reading() as cursor:
-            return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
+
+        def read(conn: Connection[Any]) -> list[TupleRow]:
+            with conn.cursor(row_factory=tuple_row) as cursor:
+                return cursor.execute(statement, params, prepare=True, binary=binary).fetchall()
+
+        return self.read(read)
 
     def fetch_one(self, statement: str, params: Mapping[str, Any] | None = None) -> TupleRow | None:
-        """Runs a prepared statement, and returns the first row of its result as a tuple.
+        """Runs a prepared statement that only reads, and returns the first row as a tuple.
 
         Returns `None` if the result is empty. If a temporary database error happens, the method
         raises `StorageUnavailable`.
         """
-        with self.reading() as cursor:
-            return cursor.execute(statement, params, prepare=True).fetchone()
+
+        def read(conn: Connection[Any]) -> TupleRow | None:
+            with conn.cursor(row_factory=tuple_row) as cursor:
+                return cursor.execute(statement, params, prepare=True).fetchone()
+
+        return self.read(read)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from psycopg import Connection
-from psycopg.rows import tuple_row
+from psycopg.rows import TupleRow, tuple_row
 
 from foldlog.domain import proofs
 from foldlog.domain.errors import LogIncomplete
@@ -17,7 +17,6 @@ from foldlog.domain.ports import Range, RangeQuery, SpaceId
 from foldlog.domain.push_decider import check_cursor
 from foldlog.domain.skipping import is_readable
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
-from foldlog.infrastructure.postgres.connection.errors import translated
 
 from .alarms import LogAlarms, SuspectedHole, check_end
 from .heads import absent
@@ -107,46 +106,54 @@ class RangeReader:
             self._alarms.confirm_or_retry(space, hole)
 
     def _range_after(self, space: SpaceId, query: RangeQuery) -> Range:
-        now = time.monotonic()
-        with translated(self._datastore), self._datastore.get_connection() as conn:
-            log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
-            if query.mark and mark_at_cursor is None and query.after <= head:
-                raise SuspectedHole(query.after - 1, query.after)
-            if query.after > head:
-                _check_end(conn, space)  # the head may be wrong, and the cursor right
-            check_cursor(log, head, query.after, query.mark, mark_at_cursor)
-            size = sum(len(state) for _, state, *_ in rows)
-            is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
-            if rows and rows[-1][0] > head:
-                _check_end(conn, space)  # the events beyond the head must be new
-                rows = [row for row in rows if row[0] <= head]
-                is_full = False  # the page reaches the head
-            through, mark = query.after, query.mark
-            if rows:
-                through, state, ops_hash, *_ = rows[-1]
-                mark = proofs.mark_of(proofs.leaf_header_of(state), ops_hash)
-            if query.collections is None:
-                end = through if is_full else head
-                if len(rows) != end - query.after:
-                    raise SuspectedHole(query.after, end)
-            else:
-                if not is_full:
-                    # The page also covers the events that the filter left out.
-                    through = max(through, min(query.after + self._limits.page_scan_max, head))
-                if through > query.after:
-                    mark = _check_scanned(conn, space, query.after, through)
-                if through == head:
-                    _check_end(conn, space)  # a filter leaves out the events beyond a wrong head
-            if through == head:
-                mark = head_mark
-                self._tails.update(space, LogEnd(log, head, [], mark, now))
-            if mark is None:
-                mark = mark_at(conn, space, through)
+        log, head, rows, through, mark = self._datastore.read(
+            lambda conn: self._checked_page(conn, space, query)
+        )
         events = [
             state if placeholder is None and not own else _form(seq, state, own, placeholder)
             for seq, state, _, own, placeholder in rows
         ]
         return Range(log, head, events, through, mark)
+
+    def _checked_page(
+        self, conn: Connection[Any], space: SpaceId, query: RangeQuery
+    ) -> tuple[str, int, list[TupleRow], int, str]:
+        """Returns log, head, rows, the seq that the page reaches, and the mark at this seq."""
+        now = time.monotonic()
+        log, head, head_mark, mark_at_cursor, rows = self._read_page(conn, space, query)
+        if query.mark and mark_at_cursor is None and query.after <= head:
+            raise SuspectedHole(query.after - 1, query.after)
+        if query.after > head:
+            _check_end(conn, space)  # the head may be wrong, and the cursor right
+        check_cursor(log, head, query.after, query.mark, mark_at_cursor)
+        size = sum(len(state) for _, state, *_ in rows)
+        is_full = len(rows) == query.limit or size > query.page_bytes_max(self._limits)
+        if rows and rows[-1][0] > head:
+            _check_end(conn, space)  # the events beyond the head must be new
+            rows = [row for row in rows if row[0] <= head]
+            is_full = False  # the page reaches the head
+        through, mark = query.after, query.mark
+        if rows:
+            through, state, ops_hash, *_ = rows[-1]
+            mark = proofs.mark_of(proofs.leaf_header_of(state), ops_hash)
+        if query.collections is None:
+            end = through if is_full else head
+            if len(rows) != end - query.after:
+                raise SuspectedHole(query.after, end)
+        else:
+            if not is_full:
+                # The page also covers the events that the filter left out.
+                through = max(through, min(query.after + self._limits.page_scan_max, head))
+            if through > query.after:
+                mark = _check_scanned(conn, space, query.after, through)
+            if through == head:
+                _check_end(conn, space)  # a filter leaves out the events beyond a wrong head
+        if through == head:
+            mark = head_mark
+            self._tails.update(space, LogEnd(log, head, [], mark, now))
+        if mark is None:
+            mark = mark_at(conn, space, through)
+        return log, head, rows, through, mark
 
     def _read_page(self, conn: Connection[Any], space: SpaceId, query: RangeQuery) -> _Page:
         is_filtered = query.collections is not None
