@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import stat
 import subprocess
 import sys
@@ -43,21 +42,16 @@ def test_it_is_closed_and_tells_an_admin_s_token_once(data_folder, run):
     """Two workers run, so that each of them must learn of revocations."""
     two = CLOSED | {"FOLDLOG_WEB_WORKERS": "2"}
     with serving(FOLDLOG, str(data_folder), reserve_port(), two) as url:
-        told = (data_folder / "serve.log").read_text()
-        [token] = re.findall(r"^\s*(foldlog_\S{43})$", told, re.MULTILINE)
+        [file] = data_folder.rglob("admin-token")
+        token = file.read_text().strip()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
         granted = check_roles(url, token, run)
-    assert_only_the_log_of_serve_has(data_folder, token)
+    assert files_with(data_folder, token) == [file]
     with serving(FOLDLOG, str(data_folder), reserve_port(), two) as url:
         assert httpx.get(f"{url}/metrics", headers=bearer(token)).status_code == 200
-    for secret in (token, *granted):  # the second start has another log
+    assert files_with(data_folder, token) == [file]
+    for secret in granted:
         assert files_with(data_folder, secret) == []
-
-
-def assert_only_the_log_of_serve_has(data_folder, token: str) -> None:
-    """The secret is there once: in the file of standard error."""
-    log = data_folder / "serve.log"
-    assert files_with(data_folder, token) == [log]
-    assert log.read_bytes().count(token.encode()) == 1
 
 
 def files_with(folder, secret: str) -> list[Path]:

@@ -240,6 +240,7 @@ def is_of_tiles(case: Tampering) -> bool:
 def reason(output: str) -> str:
     """The sentence of a refusal, without the words of the command around it."""
     output = re.sub(r"^.*?(wrong|error): ", "", output)
+    output = re.sub(r" database: host=.*$", "", output)
     return re.sub(r" \([a-z-]+\)$", "", output).strip()
 
 
