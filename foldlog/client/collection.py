@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from msgspec import UNSET
 
 from foldlog.domain.changesets import Operation
+from foldlog.domain.values import is_number, sum_of
 
-from .errors import RecordExists, RecordNotFound
+from .errors import BadArgument, LimitExceeded, NotARecord, RecordExists, RecordNotFound
 from .record import TEMPORARY, Record
 from .store.local_store import LocalStore
+
+#: rows of one part of `create_many`, `update_many` and `delete_many`
+PART_ROWS_MAX = 500
+#: a part ends when its operations have so many bytes; a small part passes a link that breaks
+PART_BYTES = 256 * 2**10
+#: called with the number of rows that are done, and of all rows
+Progress = Callable[[int, int], object]
+Row = TypeVar("Row")
+Changed = TypeVar("Changed")
+
+
+def _quiet(done: int, total: int) -> None:
+    """Ignores the progress."""
 
 
 class Collection:
@@ -104,11 +118,97 @@ class Collection:
 
             tasks.increment(milk.id, bottles=2)
 
-        Raises `RecordNotFound` if the record is missing or deleted.
+        Raises `RecordNotFound` if the record is missing or deleted, `BadArgument` if a field has a
+        value that is no number, and `NotARecord` if an argument is no number.
         """
         with self._store.changeset():
-            self[id]
+            record = self[id]
+            for name, number in numbers.items():
+                _check_sum(name, record.get(name, 0), number)
             return self._apply(Operation("add", self.name, id, fields=dict(numbers)))
+
+    def create_many(
+        self,
+        rows: Iterable[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]],
+        *,
+        on_progress: Progress = _quiet,
+    ) -> list[Record]:
+        """Creates a record for each row, in as many changesets as the limits of the service need,
+        and returns the records in the order of the rows.
+
+            tasks.create_many({"title": line} for line in lines)
+            tasks.create_many({"task-1": {"title": "Milk"}, "task-2": {"title": "Bread"}})
+
+        A row is a mapping of fields. The records get new ids, unless `rows` is a mapping of ids to
+        rows. Each part of the rows is one changeset, of at most 500 rows and about 256 KiB: all of
+        its records are created, or none. `on_progress(done, total)` is called after each part, with
+        numbers of rows.
+
+        If a row raises an error, for example `RecordExists` or `LimitExceeded`, its part is undone,
+        and the earlier parts stay. The last call of `on_progress` had their number.
+
+        In an open `changeset` block all rows belong to the changeset of the block, which may then
+        raise `LimitExceeded`.
+        """
+        pairs = rows.items() if isinstance(rows, Mapping) else ((None, row) for row in rows)
+        return self._in_parts(pairs, lambda row: self.create(row[1], id=row[0]), on_progress)
+
+    def update_many(
+        self,
+        rows: Iterable[tuple[str, Mapping[str, Any]]] | Mapping[str, Mapping[str, Any]],
+        *,
+        on_progress: Progress = _quiet,
+    ) -> list[Record]:
+        """Sets fields of many existing records, as `update` does, and returns the records.
+
+            tasks.update_many({task.id: {"done": True} for task in tasks.query({"done": False})})
+
+        `rows` maps ids to the fields to set, or is a sequence of such pairs. The parts, errors and
+        `on_progress` are those of `create_many`. Raises `RecordNotFound` if a record is missing or
+        deleted.
+        """
+        pairs = rows.items() if isinstance(rows, Mapping) else rows
+        return self._in_parts(pairs, lambda row: self.update(row[0], row[1]), on_progress)
+
+    def delete_many(self, ids: Iterable[str], *, on_progress: Progress = _quiet) -> None:
+        """Deletes many records.
+
+        The parts, errors and `on_progress` are those of `create_many`. Raises `RecordNotFound` if a
+        record is missing or deleted already.
+        """
+        if isinstance(ids, str):
+            raise BadArgument("delete_many takes several ids: use `delete` for one")
+        self._in_parts(ids, self.delete, on_progress)
+
+    def _in_parts(
+        self, rows: Iterable[Row], change: Callable[[Row], Changed], on_progress: Progress
+    ) -> list[Changed]:
+        """Calls `change` for each row, in one changeset for each part of the rows."""
+        waiting, changed = list(rows), list[Changed]()
+        size = PART_ROWS_MAX
+        while len(changed) < len(waiting):
+            part = waiting[len(changed) : len(changed) + size]
+            try:
+                done = self._change_part(part, change)
+            except LimitExceeded:
+                if len(part) == 1 or self._store.is_in_changeset:
+                    raise
+                size = len(part) // 2  # a part may be too large where its rows are not
+                continue
+            changed += done
+            size = min(PART_ROWS_MAX, size * 2)
+            on_progress(len(changed), len(waiting))
+        return changed
+
+    def _change_part(self, part: list[Row], change: Callable[[Row], Changed]) -> list[Changed]:
+        """Changes rows in one changeset, until it has `PART_BYTES` or all rows."""
+        done = list[Changed]()
+        with self._store.changeset():
+            for row in part:
+                done.append(change(row))
+                if self._store.changeset_bytes >= PART_BYTES:
+                    break
+        return done
 
     def delete(self, id: str) -> None:
         """Deletes a record. Raises `RecordNotFound` if the record is missing or deleted
@@ -202,3 +302,18 @@ class Collection:
             record = self._store.records.find(op.key)
         assert record is not None
         return record
+
+
+def _check_sum(name: str, value: Any, number: float) -> None:
+    """Raises `NotARecord` if `number` is no number, and `BadArgument` if it cannot be added to
+    `value`, the value of a field. The server would keep the value, and the number would be lost.
+    """
+    if not is_number(number):
+        raise NotARecord(f"`{name}` is a {type(number).__name__}: increment adds numbers")
+    if not is_number(value):
+        raise BadArgument(
+            f"`{name}` is a {type(value).__name__}, and increment adds to numbers: set the field "
+            "with `update`"
+        )
+    if sum_of(value, number) is None:
+        raise BadArgument(f"`{name}` would become infinite")

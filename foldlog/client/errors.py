@@ -6,6 +6,7 @@
   + RecordNotFound     the record to read or change is missing
   + RecordExists       the id of the record to create is taken
   + NotARecord         a value cannot be stored or sent
+    - LimitExceeded    the changeset, or a value, is over a limit of the service
   + WrongReplica       the file belongs to another space, or is not a replica
     - FileUnusable     the file cannot be opened, read or written
   + ReplicaClosed      the replica was closed before this call
@@ -62,9 +63,32 @@ class RecordExists(ClientError):
 
 
 class NotARecord(ClientError, ValueError):
-    """Raised when a value cannot be stored in a record, for example an integer above 2^53."""
+    """Raised when a value cannot be stored in a record, for example a `datetime`. The message names
+    the field, and the expression to store instead.
+    """
 
     code = "not-a-record"
+
+
+class LimitExceeded(NotARecord):
+    """Raised when a changeset, or a value in it, is over a limit of the service
+    (docs/reference/limits.md). The call that raises this error changes nothing.
+
+    The error is raised offline too, by the limits that the service has published at the last sync,
+    or by the default ones.
+
+    Attributes:
+        limit: The name of the limit, for example `operations_per_changeset_max`.
+        value: The value of the limit.
+    """
+
+    code = "limit-exceeded"
+
+    def __init__(self, limit: str, value: int, message: str | None = None):
+        self.limit = limit
+        self.value = value
+        text = f"over the limit {limit} = {value}"
+        super().__init__(text if message is None else f"{text}: {message}")
 
 
 class WrongReplica(ClientError):

@@ -13,7 +13,13 @@ import msgspec
 from foldlog.api.operations.events import range_answer
 from foldlog.client.callbacks import Change, Loss, Refusal
 from foldlog.client.collection import Collection
-from foldlog.client.errors import RecordExists, RecordNotFound, ServerProblem, Unreachable
+from foldlog.client.errors import (
+    BadArgument,
+    RecordExists,
+    RecordNotFound,
+    ServerProblem,
+    Unreachable,
+)
 from foldlog.client.record import Record
 from foldlog.client.replica import Replica
 from foldlog.client.sync.results import PageResult, SyncResult
@@ -164,7 +170,7 @@ class Device:
                 for _ in range(world.rng.choice([1, 1, 1, 2, 3, 5])):
                     edit = world.draw(EDITS)
                     collection = self.replica.collection(world.rng.choice(COLLECTIONS))
-                    with suppress(RecordNotFound, RecordExists):
+                    with suppress(RecordNotFound, RecordExists, BadArgument):
                         edit(self, collection, world.rng.choice(world.ids))
         self._in_memory = self.shown()
 

@@ -10,19 +10,17 @@ from pathlib import Path
 from threading import local
 from typing import Any, Literal
 
-import msgspec
-
-from foldlog.client.errors import NotARecord, WrongReplica
+from foldlog.client.errors import WrongReplica
 from foldlog.client.record import TEMPORARY
-from foldlog.domain.changesets import Operation, check_operation
-from foldlog.domain.errors import InvalidRequest
-from foldlog.domain.limits import LIMITS
+from foldlog.domain.changesets import Operation
 from foldlog.domain.merge import Key
 from foldlog.domain.names import is_space
 
+from .checks import check_compressed, check_size, checked
 from .conflicts import Conflicts
 from .database import Database
 from .erasure import Erasure
+from .known_limits import KnownLimits
 from .marks import Marks
 from .meta import Meta
 from .queue import Queue
@@ -53,6 +51,7 @@ class LocalStore:
         self._on_queued = on_queued
         self.database = Database(path)
         self.meta = Meta(self.database)
+        self.limits = KnownLimits(self.meta)
         self.queue = Queue(self.database, self.meta)
         self.sent = Sent(self.database)
         self.view = View(self.database, self.meta, self.queue)
@@ -96,7 +95,7 @@ class LocalStore:
         If this thread has a changeset open already, the operations are added to the open changeset.
         """
         thread = self._thread
-        if getattr(thread, "is_open", False):
+        if self.is_in_changeset:
             yield
             return
         with self.database.transaction():
@@ -106,10 +105,22 @@ class LocalStore:
             finally:
                 thread.is_open = False
             draft: Draft | None = thread.draft
-            if draft is not None:
+            if draft is not None and draft.queued.ops:
+                check_compressed(draft.size, draft.queued.ops, self.limits.current)
                 self.queue.append(draft.queued)
         if draft is not None:
             self._on_queued()
+
+    @property
+    def is_in_changeset(self) -> bool:
+        """Whether this thread has a changeset open."""
+        return getattr(self._thread, "is_open", False)
+
+    @property
+    def changeset_bytes(self) -> int:
+        """The bytes of the operations in the open changeset, as JSON."""
+        draft: Draft | None = self._thread.draft
+        return 0 if draft is None else draft.size.json_bytes
 
     def apply(self, op: Operation) -> None:
         """Adds an operation to the open changeset, and updates the record that the app
@@ -117,13 +128,15 @@ class LocalStore:
 
         If no changeset is open, a new changeset is made for this operation alone. If the
         record is temporary, the operation only changes the record and is left out of the
-        queue. Raises `NotARecord` if a value cannot be stored.
+        queue. Raises `NotARecord` if a value cannot be stored, and `LimitExceeded` if the changeset
+        would be too large for the service. The open changeset then stays as it was.
         """
         record = self.records.find(op.key)
         if record is not None and record.sync_status == TEMPORARY:
             self.put_temporary(op.key, changed_fields(record, op))
             return
-        op = _checked(op)
+        limits = self.limits.current
+        op, encoded = checked(op, limits)
         with self.changeset():
             if self._thread.draft is None:
                 # The base of a changeset is the cursor at its first operation.
@@ -132,24 +145,15 @@ class LocalStore:
                         self.new_id(), self.meta.after, self.now_ms(), self._thread.guard
                     )
                 )
-            self.view.add(self._thread.draft, op)
+            draft: Draft = self._thread.draft
+            size = draft.size.plus(encoded)
+            check_size(size, op, limits)
+            self.view.add(draft, op)
+            draft.size = size
 
     def put_temporary(self, key: Key, fields: dict[str, Any]) -> None:
         """Stores the fields of a temporary record, which is never sent to the server. Raises
         `NotARecord` if a value cannot be stored.
         """
-        _checked(Operation("put", *key, fields=fields))
+        checked(Operation("put", *key, fields=fields), self.limits.current)
         self.records.put_temporary(key, fields)
-
-
-def _checked(op: Operation) -> Operation:
-    """Checks an operation, and returns a copy of the operation that was encoded as JSON and decoded
-    again. The copy therefore has the same values that the device later receives from the server.
-
-    Raises `NotARecord` if the operation is over a limit, or has a value that JSON cannot express.
-    """
-    try:
-        check_operation(op, LIMITS)
-        return msgspec.json.decode(msgspec.json.encode(op), type=Operation)
-    except (InvalidRequest, UnicodeEncodeError, TypeError) as exc:
-        raise NotARecord(str(exc)) from exc

@@ -17,6 +17,7 @@ from foldlog.domain.changesets import Operation
 from foldlog.domain.events import Event
 from foldlog.domain.merge import Key, Record, fold
 
+from .checks import Size, check_merged
 from .database import Database
 from .meta import Meta
 from .queue import Queue, Queued
@@ -45,6 +46,7 @@ class Draft(msgspec.Struct):
 
     queued: Queued
     shown: dict[Key, _Shown] = {}
+    size: Size = msgspec.field(default_factory=Size)
 
 
 class View:
@@ -114,13 +116,15 @@ class View:
     def add(self, draft: Draft, op: Operation) -> None:
         """Adds the operation `op` to an open changeset (`draft`). Also applies the operation to the
         record, and stores the new values in the local table, where the app reads them.
+
+        Raises `LimitExceeded` if the record would become too large.
         """
         shown = draft.shown.get(op.key)
         if shown is None:
             shown = draft.shown[op.key] = self._with_queue(op.key)
         event = self._as_event(draft.queued)
         event.ops = [op]
-        fold(shown.records, event)
+        check_merged(fold(shown.records, event))
         shown.is_waiting = True
         draft.queued.ops.append(op)
         with self._database.transaction() as db:

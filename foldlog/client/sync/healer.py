@@ -93,6 +93,8 @@ class Healer:
             if is_known:
                 queue.remove(rejected.id)
             else:
+                if exc.problem == "limit-exceeded":
+                    self._store.limits.forget_age()
                 why = _reason(exc, rejected)
                 queue.set_state(rejected.id, "rejected", why=why)
                 result.refused.append(rejected.id)

@@ -65,7 +65,9 @@ class SyncRunner:
         synchroniser = self._synchroniser(server)
         problem: dict[str, str] | None = None
         try:
-            return synchroniser.run()
+            result = synchroniser.run()
+            self._learn_limits(server)
+            return result
         except Exception as exc:
             problem = _problem_of(exc)
             raise
@@ -76,6 +78,17 @@ class SyncRunner:
             self._save_outcome(problem, server.traffic.since(before))
             # Also after a failure, because earlier answers were applied.
             self._notify(result)
+
+    def _learn_limits(self, server: Server) -> None:
+        """Reads the limits of the service, at most once a day. A failure leaves the known limits,
+        because the sync itself has succeeded.
+        """
+        limits, now_ms = self._store.limits, self._store.now_ms()
+        if limits.is_due(now_ms):
+            document = None
+            with suppress(ClientError):
+                document = server.limits()
+            limits.learn(document, now_ms)
 
     def _synchroniser(self, server: Server) -> Synchroniser:
         return Synchroniser(self._store, server, self._pace, self._batch, self._report)

@@ -93,6 +93,12 @@ class Server(ABC):
         Raises `Unreachable` if the download breaks.
         """
 
+    def limits(self) -> dict[str, Any] | None:
+        """Returns the limits of the service by name (`GET /v1/limits`), or `None` if the
+        implementation cannot read them.
+        """
+        return None
+
     def use_token(self, token: Token) -> None:
         """Uses another access token from now on. Raises `BadToken` if the token cannot be sent, and
         `ClientError` if the implementation has no tokens.
@@ -132,6 +138,7 @@ class HttpServer(Server):
     ):
         super().__init__()
         self._sign_in = SignIn(token)
+        self._limits_url = f"{url.rstrip('/')}/v1/limits"
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/v1/spaces/{space}/",
             auth=self._authorize,
@@ -144,6 +151,9 @@ class HttpServer(Server):
         if token:
             request.headers["Authorization"] = f"Bearer {token}"
         return request
+
+    def limits(self) -> dict[str, Any] | None:
+        return self._call("GET", self._limits_url, dict[str, Any])
 
     def use_token(self, token: Token) -> None:
         self._sign_in.replace(token)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from foldlog.domain.errors import OperatorError
+from foldlog.domain.errors import OperatorError, StorageUnavailable
 from foldlog.infrastructure.embedded.binaries import find_binaries
 from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
 from foldlog.infrastructure.settings import DATABASE_URL, read_settings
@@ -31,6 +33,18 @@ VARIABLES = {
     "sslrootcert": "PGSSLROOTCERT",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
+
+
+#: These programs must have the major version of the server.
+OF_THE_SERVERS_VERSION = ("pg_dump", "pg_restore")
+#: Folders of the programs of one major version: Debian, Red Hat, Homebrew on ARM and on Intel.
+PLACES = (
+    "/usr/lib/postgresql/{}/bin",
+    "/usr/pgsql-{}/bin",
+    "/opt/homebrew/opt/postgresql@{}/bin",
+    "/usr/local/opt/postgresql@{}/bin",
+)
+CONNECT_SECONDS_MAX = 10
 
 
 @click.command("pg", context_settings={"ignore_unknown_options": True})
@@ -57,7 +71,10 @@ def pg_command(
     settings = read_settings(data=data, database_url=database_url)
     opened = unchecked_database(settings, superuser=superuser, creates=program == "pg_restore")
     with naming_the_database(settings), opened as url:
-        done = subprocess.run([_path_of(program), *args], env=_environment(url), check=False)
+        path = _path_of(program)
+        if settings.database_url is not None and program in OF_THE_SERVERS_VERSION:
+            path = _of_version(program, _version_of_server(url))
+        done = subprocess.run([path, *args], env=_environment(url), check=False)
     sys.exit(done.returncode)
 
 
@@ -76,6 +93,56 @@ def _path_of(program: str) -> str:
     if found is None or Path(program).name != program:
         raise OperatorError(f"{program!r} is not a PostgreSQL program, or it is not installed")
     return found
+
+
+def _version_of_server(url: str) -> int:
+    """Returns the major version of the server. Raises `StorageUnavailable` if it cannot answer."""
+    try:
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX) as conn:
+            return conn.info.server_version // 10_000
+    except psycopg.OperationalError as exc:
+        raise StorageUnavailable(f"cannot use the database: {exc}") from exc
+
+
+def _of_version(program: str, major: int, folders: Sequence[str] | None = None) -> str:
+    """Returns the path of the program whose major version is `major`.
+
+    `pg_dump` refuses a newer server, and `pg_restore` sends an older server settings that it does
+    not know. `folders` are searched in this order; by default the pip package, the folders of
+    PATH, and the folders in which systems install several versions. Raises `OperatorError` if
+    every program that was found has another version.
+    """
+    found: dict[str, int] = {}
+    for folder in _folders(major) if folders is None else folders:
+        path = shutil.which(program, path=folder)
+        if path is not None and path not in found:
+            found[path] = _version_of(path)
+            if found[path] == major:
+                return path
+    others = ", ".join(f"{path} is of version {version}" for path, version in found.items())
+    raise OperatorError(
+        f"the server has PostgreSQL {major}, so {program} {major} is needed: install the client "
+        f"programs of PostgreSQL {major} and put their folder into PATH ({others or 'none found'})"
+    )
+
+
+def _folders(major: int) -> list[str]:
+    try:
+        embedded = [str(find_binaries())]
+    except PostgresNotInstalled:
+        embedded = []
+    on_path = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    return [*embedded, *on_path, *(place.format(major) for place in PLACES)]
+
+
+def _version_of(path: str) -> int:
+    """Returns the major version that the program prints, or 0 if it prints none."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    version = re.search(r"\(PostgreSQL\) (\d+)", done.stdout)
+    return int(version[1]) if version else 0
 
 
 def _environment(url: str) -> Mapping[str, str]:
