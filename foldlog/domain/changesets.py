@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from .errors import MESSAGE_LENGTH_MAX, InvalidChangeset, InvalidRequest, LimitExceeded
 from .json_pointers import escaped
+from .json_reader import decode_value, decoder
 from .limits import INTEGER_MAX, LIMITS, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .step_budget import Steps
@@ -125,7 +126,7 @@ class Push(msgspec.Struct):
         return to_ms(self.sent_at)
 
 
-_decode = msgspec.json.Decoder(list[Changeset], strict=True).decode
+_decode = decoder(list[Changeset]).decode
 _PATH_INDEX = re.compile(r"\$\[(\d+)\]")
 
 
@@ -305,7 +306,7 @@ def _index_of_unreadable(raw: bytes) -> int | None:
         except ValueError:
             return None
         try:
-            msgspec.json.decode(text[at:end].encode("utf-8", "surrogateescape"))
+            decode_value(text[at:end].encode("utf-8", "surrogateescape"))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return index
         at = skip_space(end)

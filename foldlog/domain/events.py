@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from . import proofs
 from .changesets import Changeset, Key, LocalIds, Operation, local_ids
+from .json_reader import decoder
 from .limits import INTEGER_MAX
 from .names import is_collection, is_record_id, is_uuid
 from .times import format_time, parse_time
@@ -188,7 +189,7 @@ def _mark_of(header: bytes, ops_hash: bytes) -> str:
 
 
 _encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(Event).decode
+_decode = decoder(Event).decode
 
 
 def decode_event(state: bytes) -> Event:

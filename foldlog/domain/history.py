@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .errors import InvalidRequest
+from .json_reader import decoder
 from .merge import RecordView
 from .proofs import header_of
 from .values import ABSENT, same
@@ -123,7 +124,7 @@ class Difference(msgspec.Struct):
     changed: dict[str, Change]
 
 
-_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_fields = decoder(Fields).decode
 
 
 def difference(before: RecordView | None, after: RecordView | None) -> Difference | None:

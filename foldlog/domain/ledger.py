@@ -21,6 +21,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .history import EventHead
+from .json_reader import decoder
 
 
 class ConflictsFilter(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ class LedgerEntry(msgspec.Struct):
         return self.lost.seq, self.won.seq
 
 
-_decode = msgspec.json.Decoder(LedgerEntry).decode
+_decode = decoder(LedgerEntry).decode
 
 
 def read_ledger(documents: Iterable[bytes]) -> list[LedgerEntry]:

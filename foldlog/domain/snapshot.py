@@ -33,6 +33,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from .json_reader import decoder
 from .merge import PackedWrites, Record, RecordView, Write, pack_writes, unpack_writes, view_of
 
 
@@ -89,7 +90,7 @@ class _Line(msgspec.Struct):
 
 
 _decode_header = msgspec.json.Decoder(SnapshotHeader).decode
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_line = decoder(_Line).decode
 
 
 def snapshot_view(record: Record, erased_seq: int | None = None) -> SnapshotRecord:

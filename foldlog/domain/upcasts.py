@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .events import Event, decode_event
+from .json_reader import decode_value
 
 #: Converts an event's document from one version of its kind to the next.
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
@@ -60,7 +61,7 @@ class Upcaster:
             )
         if version == newest:
             return state
-        document = msgspec.json.decode(state)
+        document = decode_value(state)
         for number_of_form in range(version, newest):
             document = self._upcasts[kind, number_of_form](document)
         return msgspec.json.encode(document)

@@ -20,6 +20,7 @@ from foldlog.api.shapes.reading import flat
 from foldlog.domain.changesets import array_in, check_searchable
 from foldlog.domain.errors import InvalidRequest, LimitExceeded
 from foldlog.domain.json_pointers import escaped
+from foldlog.domain.json_reader import decode_value
 from foldlog.domain.limits import Limits
 
 from .bodies import SMALL_BODY_BYTES, Reservation, read_body
@@ -107,7 +108,7 @@ class JsonBody:
             return raw
         if memoryview(raw).nbytes > MEMBER_BYTES_MAX:
             raise _wrong([([name], f"longer than {MEMBER_BYTES_MAX} bytes")])
-        return msgspec.json.decode(raw)
+        return decode_value(raw)
 
 
 def _check_values(body: bytearray, values_max: int) -> None:

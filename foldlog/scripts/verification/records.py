@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from foldlog.domain.audit import Evidence
+from foldlog.domain.json_reader import decode_value
 from foldlog.domain.merge import Record, view_of
 
 from .checks import Audited, Check
@@ -106,7 +107,7 @@ class RecordsCheck(Check):
 
 
 def _as_json(record: Record) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(view_of(record)))
+    return decode_value(msgspec.json.encode(view_of(record)))
 
 
 def _key_of(record: dict[str, Any]) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg import Cursor
 
+from foldlog.domain.json_reader import decode_value
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.merge import Key, Record, fold
 from foldlog.domain.upcasts import UPCASTER
@@ -173,5 +174,5 @@ def _with_values(
     for record in records.values():
         for name, value in record.fields.items():
             if type(value) is _Place:
-                record.fields[name] = msgspec.json.decode(values[value.wanted])
+                record.fields[name] = decode_value(values[value.wanted])
     return dict(records)

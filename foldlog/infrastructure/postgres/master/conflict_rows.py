@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from foldlog.domain.json_reader import decoder
 from foldlog.domain.merge import Conflict, conflict_document
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.connection.arrays import (
@@ -123,7 +124,7 @@ class _Row(msgspec.Struct):
     won: _Side
 
 
-_decode = msgspec.json.Decoder(_Row).decode
+_decode = decoder(_Row).decode
 
 
 def complete_conflicts(source: Source, rows: Sequence[Any], bytes_max: int) -> list[Any]:

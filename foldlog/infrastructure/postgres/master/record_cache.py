@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from psycopg import Cursor
 
+from foldlog.domain.json_reader import decode_value
 from foldlog.domain.merge import Key, counted_size
 from foldlog.domain.values import LoggedValue
 from foldlog.infrastructure.postgres.log.values import Wanted, read_values
@@ -95,7 +95,7 @@ class LogValues:
 
     def load(self, value: LoggedValue) -> Any:
         wanted = Wanted(value.seq, value.op, value.name)
-        return msgspec.json.decode(read_values(self.cursor, self.space, [wanted], {})[wanted])
+        return decode_value(read_values(self.cursor, self.space, [wanted], {})[wanted])
 
     def value_at(self, name: str, place: Place) -> LoggedValue:
         return LoggedValue(self, place[0], place[1], name, place[2])

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from foldlog.domain.json_reader import decoder
 from foldlog.domain.merge import Key, PackedWrites, Write, pack_writes, unpack_writes
 from foldlog.domain.times import format_time, parse_time, to_ms
 from foldlog.infrastructure.postgres.connection.arrays import (
@@ -122,7 +123,7 @@ RETURNING id
 STATEMENT_BYTES = 16 * 2**20
 STATEMENT_RECORDS = 5_000
 _encode = msgspec.json.encode
-_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_fields = decoder(dict[str, Any]).decode
 _decode_writes = msgspec.json.Decoder(PackedWrites).decode
 _decode_write = msgspec.json.Decoder(Write).decode
 

@@ -24,6 +24,7 @@ import msgspec
 
 from foldlog.domain.changesets import Key, Operation
 from foldlog.domain.events import Event
+from foldlog.domain.json_reader import decoder
 from foldlog.domain.merge import PackedWrites, Record, pack_writes, tombstone, unpack_writes
 from foldlog.domain.values import ABSENT, LoggedValue, size_of
 
@@ -96,7 +97,7 @@ class Version(NamedTuple):
 # A large value is encoded as null, see `Apart.logged`.
 _encode = msgspec.json.Encoder(enc_hook=lambda _: None).encode
 _decode_apart = msgspec.json.Decoder(Apart).decode
-_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_fields = decoder(dict[str, Any]).decode
 _decode_writes = msgspec.json.Decoder(PackedWrites).decode
 
 

@@ -20,6 +20,7 @@ from foldlog.domain.history import (
     head_of,
     version_view,
 )
+from foldlog.domain.json_reader import decoder
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import HistoryPage, HistoryQuery, SpaceId, decode_cursor, encode_cursor
@@ -100,7 +101,7 @@ FIRST_AFTER: dict[Order, int] = {"oldest": 0, "newest": INTEGER_MAX}
 IN_VERSION = (Columns(fields=3, apart=5), Columns(fields=4, apart=6))
 
 _encode = msgspec.json.encode
-_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_fields = decoder(Fields).decode
 
 
 class VersionReader(LiveReader):

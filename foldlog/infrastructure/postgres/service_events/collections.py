@@ -29,6 +29,7 @@ from foldlog.domain.errors import (
     UnknownSpace,
     VersionConflict,
 )
+from foldlog.domain.json_reader import decoder
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import RecordsQuery
@@ -77,7 +78,7 @@ class _Stored(msgspec.Struct):
     fields: dict[str, Any]
 
 
-_decode_stored = msgspec.json.Decoder(_Stored).decode
+_decode_stored = decoder(_Stored).decode
 
 
 class Collections:
