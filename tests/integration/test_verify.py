@@ -408,15 +408,13 @@ def test_a_log_of_large_events_is_read_in_parts(audited, monkeypatch):
     monkeypatch.setattr(log_module, "ENTRIES_BYTES", 2_000)
     monkeypatch.setattr(proofs_module, "PIECE_BYTES", 2_000)
     largest = max(len(entry.state) for entry in whole)
-    rows = Datastore.rows
+    fetch_all = Datastore.fetch_all
 
-    @contextmanager
-    def counted(self):
-        with rows(self) as cursor:
-            yield cursor
-            held.append(cursor.rowcount)
+    def counted(self, *args, **kwargs):
+        held.append(fetch_all(self, *args, **kwargs))
+        return held[-1]
 
-    monkeypatch.setattr(Datastore, "rows", counted)
+    monkeypatch.setattr(Datastore, "fetch_all", counted)
     assert list(audited.stores.entries("s", through=440)) == whole
     assert len(held) > 440 * min(len(entry.state) for entry in whole) / (2_000 + largest)
     header = proofs_module.ExportHeader("export", 1, "s", "log", 440)
