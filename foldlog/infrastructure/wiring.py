@@ -13,6 +13,7 @@ from functools import partial
 from threading import Event, Thread
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from foldlog.domain.errors import OperatorError, StorageUnavailable
 from foldlog.domain.limits import Limits
@@ -131,10 +132,34 @@ class Services:
 
 
 @contextmanager
+def _naming_the_database(settings: Settings) -> Iterator[None]:
+    """Adds a note to each error that leaves the `with` block. The note names the data folder, or
+    the server and the database, so that the user sees at once if an option or a variable is wrong.
+    """
+    try:
+        yield
+    except Exception as exc:
+        exc.add_note(_named(settings))
+        raise
+
+
+def _named(settings: Settings) -> str:
+    if settings.database_url is None:
+        return f"data folder: {settings.data.absolute()}"
+    # The other parts of the URL may hold secrets.
+    parts = conninfo_to_dict(settings.database_url)
+    shown = (
+        f"{name}={parts[name]}" for name in ("host", "port", "dbname", "user") if name in parts
+    )
+    return f"database: {' '.join(shown)}"
+
+
+@contextmanager
 def database(
     settings: Settings, *, migrates: bool = False, exclusive: bool = False
 ) -> Iterator[Database]:
-    """Opens the database, and yields it as a `Database` for a `with` block.
+    """Opens the database, and yields it as a `Database` for a `with` block. Each error that leaves
+    the block names the database in a note.
 
     If the settings contain no URL of a database, the function uses the embedded server, and starts
     it if needed.
@@ -151,9 +176,11 @@ def database(
     """
     if settings.database_url is not None:
         url = settings.database_url
-        yield Database(url, url, None, _ensure_schema(url, migrates))
+        with _naming_the_database(settings):
+            yield Database(url, url, None, _ensure_schema(url, migrates))
         return
-    with EmbeddedPostgres(settings.data, exclusive=exclusive, creates=migrates) as embedded:
+    opened = EmbeddedPostgres(settings.data, exclusive=exclusive, creates=migrates)
+    with _naming_the_database(settings), opened as embedded:
         migrated = _ensure_schema(embedded.url, migrates)
         if embedded.owned or migrates:
             grant(embedded.url, SERVICE_ROLE)
@@ -164,7 +191,8 @@ def database(
 def unchecked_database(
     settings: Settings, *, superuser: bool = False, creates: bool = False
 ) -> Iterator[str]:
-    """Yields the URL of the database. The schema of the database may be of any version.
+    """Yields the URL of the database. The schema of the database may be of any version. Each error
+    that leaves the `with` block names the database in a note.
 
     The URL is for PostgreSQL's own programs, such as `pg_dump`. If `superuser` is true, the URL is
     for the superuser of the embedded server. Raises `OperatorError` if `superuser` is true and the
@@ -172,14 +200,16 @@ def unchecked_database(
     `creates` is false.
     """
     if settings.database_url is not None:
-        if superuser:
-            raise OperatorError(
-                "--superuser works with the embedded server only: put your own server's superuser "
-                "into --database-url"
-            )
-        yield settings.database_url
+        with _naming_the_database(settings):
+            if superuser:
+                raise OperatorError(
+                    "--superuser works with the embedded server only: put your own server's "
+                    "superuser into --database-url"
+                )
+            yield settings.database_url
         return
-    with EmbeddedPostgres(settings.data, creates=creates) as embedded:
+    opened = EmbeddedPostgres(settings.data, creates=creates)
+    with _naming_the_database(settings), opened as embedded:
         yield embedded.superuser_url if superuser else embedded.url
 
 

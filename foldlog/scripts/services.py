@@ -7,10 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from psycopg.conninfo import conninfo_to_dict
-
-from foldlog.infrastructure.settings import Settings, read_settings
-from foldlog.infrastructure.wiring import Database, Services, database, services
+from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import Services, database, services
 
 from .console import quiet_logs
 
@@ -27,37 +25,5 @@ def open_services(
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url, keys=keys)
-    with open_database(settings, migrates=migrates) as db, services(db.url, settings) as parts:
+    with database(settings, migrates=migrates) as db, services(db.url, settings) as parts:
         yield parts
-
-
-@contextmanager
-def open_database(settings: Settings, *, migrates: bool = False) -> Iterator[Database]:
-    """Opens the database while the `with` block runs. Each error that leaves the block names the
-    database.
-    """
-    with naming_the_database(settings), database(settings, migrates=migrates) as db:
-        yield db
-
-
-@contextmanager
-def naming_the_database(settings: Settings) -> Iterator[None]:
-    """Adds a note to each error that leaves the `with` block. The note names the data folder, or
-    the server and the database, so that the user sees at once if an option or a variable is wrong.
-    """
-    try:
-        yield
-    except Exception as exc:
-        exc.add_note(_named(settings))
-        raise
-
-
-def _named(settings: Settings) -> str:
-    if settings.database_url is None:
-        return f"data folder: {settings.data.absolute()}"
-    # The other parts of the URL may hold secrets.
-    parts = conninfo_to_dict(settings.database_url)
-    shown = (
-        f"{name}={parts[name]}" for name in ("host", "port", "dbname", "user") if name in parts
-    )
-    return f"database: {' '.join(shown)}"

@@ -11,6 +11,7 @@ import msgspec
 from foldlog.client.errors import LimitExceeded, NotARecord
 from foldlog.domain import errors
 from foldlog.domain.changesets import Operation, check_operation
+from foldlog.domain.json_reader import values_max_in
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import RECORD_SIZE_MAX, Conflict
 
@@ -30,13 +31,14 @@ class Size(msgspec.Struct):
 
     operations: int = 0
     json_bytes: int = 0  #: of the operations as JSON
-    values: int = 0  #: the number of `,`, `[` and `{` in this JSON, also within texts
+    values: int = 0  #: a bound of the values in this JSON, as `values_max_in` counts them
 
     def plus(self, encoded: bytes) -> Size:
         """Returns the size of the changeset with one more operation."""
-        values = sum(encoded.count(sign) for sign in b",[{")
         return Size(
-            self.operations + 1, self.json_bytes + len(encoded) + 1, self.values + values + 1
+            self.operations + 1,
+            self.json_bytes + len(encoded) + 1,
+            self.values + values_max_in(encoded) + 1,
         )
 
 

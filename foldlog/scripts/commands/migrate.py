@@ -6,13 +6,13 @@ import click
 
 from foldlog.infrastructure.postgres.schema.grants import grant
 from foldlog.infrastructure.settings import read_settings
+from foldlog.infrastructure.wiring import database
 from foldlog.scripts.console import (
     quiet_logs,
     report_errors,
     say,
     with_database,
 )
-from foldlog.scripts.services import open_database
 
 
 @click.command("migrate")
@@ -33,7 +33,7 @@ def migrate_command(grant_to: str | None, data: str | None, database_url: str | 
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    with open_database(settings, migrates=True) as db:
+    with database(settings, migrates=True) as db:
         for name in db.migrated:
             say(f"applied {name}")
         if not db.migrated:

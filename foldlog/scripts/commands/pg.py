@@ -20,7 +20,6 @@ from foldlog.infrastructure.embedded.errors import PostgresNotInstalled
 from foldlog.infrastructure.settings import DATABASE_URL, read_settings
 from foldlog.infrastructure.wiring import unchecked_database
 from foldlog.scripts.console import quiet_logs, report_errors, with_database
-from foldlog.scripts.services import naming_the_database
 
 #: Part of a URL -> the environment variable of libpq. `ps` would show passwords in arguments.
 VARIABLES = {
@@ -69,8 +68,8 @@ def pg_command(
     """
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
-    opened = unchecked_database(settings, superuser=superuser, creates=program == "pg_restore")
-    with naming_the_database(settings), opened as url:
+    creates = program == "pg_restore"
+    with unchecked_database(settings, superuser=superuser, creates=creates) as url:
         path = _path_of(program)
         if settings.database_url is not None and program in OF_THE_SERVERS_VERSION:
             path = _of_version(program, _version_of_server(url))

@@ -14,7 +14,7 @@ from rich.markup import escape
 from foldlog.infrastructure.postgres.projections import VERSIONS
 from foldlog.infrastructure.postgres.status import heads
 from foldlog.infrastructure.settings import read_settings
-from foldlog.infrastructure.wiring import services
+from foldlog.infrastructure.wiring import database, services
 from foldlog.scripts.console import (
     EXIT_FAILED,
     EXIT_NO,
@@ -26,7 +26,6 @@ from foldlog.scripts.console import (
     with_database,
 )
 from foldlog.scripts.rebuild_workers import Outcome, Task, rebuild_many
-from foldlog.scripts.services import open_database
 
 
 @click.command("rebuild")
@@ -75,7 +74,7 @@ def rebuild_command(
     quiet_logs()
     settings = read_settings(data=data, database_url=database_url)
     outcomes: list[Outcome] = []
-    with open_database(settings) as db:
+    with database(settings) as db:
         with services(db.url, settings) as parts:
             logs = heads(parts.datastore, spaces or None)
         title = f"{len(logs)} spaces" if len(logs) != 1 else next(iter(logs))

@@ -17,6 +17,7 @@ import msgspec
 
 from foldlog.domain.audit import Evidence
 from foldlog.domain.events import LogEntry
+from foldlog.domain.json_reader import values_max_in
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.names import is_space, is_uuid
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
@@ -82,7 +83,7 @@ def evidence_of(line: bytes, number: int) -> Evidence:
     `number` is the line number for error messages. Raises `InvalidExport` if the line is invalid,
     or has more than `VALUES_PER_LINE_MAX` values.
     """
-    if sum(map(line.count, (b",", b"[", b"{"))) > VALUES_PER_LINE_MAX:
+    if values_max_in(line) > VALUES_PER_LINE_MAX:
         raise InvalidExport(f"line {number} has more than {VALUES_PER_LINE_MAX} values")
     found = _LINE.fullmatch(line)
     if found is None:

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from foldlog.domain.audit import Evidence
+from foldlog.domain.json_reader import values_max_in
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merkle import TILE_BYTES, TILE_WIDTH, Tile
 from foldlog.domain.notes import NOTE_BYTES_MAX, tile_path
@@ -147,7 +148,7 @@ class ServiceSource(Source):
 
 def _decoded(body: bytes, type: type[T]) -> T:
     """Decodes a JSON document of a bounded number of values."""
-    if sum(map(body.count, (b",", b"[", b"{"))) > VALUES_MAX:
+    if values_max_in(body) > VALUES_MAX:
         raise ServiceUnusable(f"an answer has more than {VALUES_MAX} values")
     try:
         return msgspec.json.decode(body, type=type)
