@@ -6,10 +6,10 @@ import pytest
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.client.replica import Replica
 from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.asgi_client import asgi_transport
+from tests.client.replicas import replicas
 
 SPACE = "home"
 
@@ -27,15 +27,9 @@ def app(memory_store):
 @pytest.fixture
 def device(app, tmp_path):
     """Opens a replica by name. The same name opens the same file again."""
-    opened = []
 
-    def open_device(name: str, **options) -> Replica:
-        server = HttpServer("http://localhost", SPACE, transport=asgi_transport(app))
-        options.setdefault("server", server)
-        replica = Replica(tmp_path / f"{name}.db", space=SPACE, **options)
-        opened.append(replica)
-        return replica
+    def server() -> HttpServer:
+        return HttpServer("http://localhost", SPACE, transport=asgi_transport(app))
 
-    yield open_device
-    for replica in opened:
-        replica.close()
+    with replicas(tmp_path, SPACE, server) as open_device:
+        yield open_device

@@ -18,6 +18,7 @@ from foldlog.client.sync import background, schedule, synchroniser
 from foldlog.client.transport.server import HttpServer
 from foldlog.infrastructure.memory.store import MemoryStore
 from tests.client.proxy import content_length, proxied, response
+from tests.client.replicas import replicas
 from tests.client.serving import serving
 from tests.helpers import until
 
@@ -51,17 +52,13 @@ def link(store):
 
 @pytest.fixture
 def device(link, tmp_path):
-    opened = []
+    with replicas(tmp_path, SPACE, lambda: None) as opened:
 
-    def open_device(name: str, url: str | None = None, **options) -> Replica:
-        server = HttpServer(url or link.url, SPACE, token=options.pop("token", None))
-        replica = Replica(tmp_path / f"{name}.db", space=SPACE, server=server, **options)
-        opened.append(replica)
-        return replica
+        def open_device(name: str, url: str | None = None, **options) -> Replica:
+            server = HttpServer(url or link.url, SPACE, token=options.pop("token", None))
+            return opened(name, server=server, **options)
 
-    yield open_device
-    for replica in opened:
-        replica.close()
+        yield open_device
 
 
 def fill(replica: Replica, total: int, each: int, seed: int = 1) -> None:

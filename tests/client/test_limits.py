@@ -29,6 +29,7 @@ from foldlog.client.store.known_limits import LEARN_AGAIN_MS
 from foldlog.client.transport.server import HttpServer
 from foldlog.domain.limits import LIMITS
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.client.replicas import replicas
 from tests.client.serving import serving
 
 SPACE = "home"
@@ -66,17 +67,12 @@ def service():
 
 @pytest.fixture
 def device(tmp_path):
-    opened = []
+    with replicas(tmp_path, SPACE, lambda: None) as opened:
 
-    def open_device(name: str, url: str | None = None, **options) -> Replica:
-        server = None if url is None else HttpServer(url, SPACE)
-        replica = Replica(tmp_path / f"{name}.db", space=SPACE, server=server, **options)
-        opened.append(replica)
-        return replica
+        def open_device(name: str, url: str | None = None, **options) -> Replica:
+            return opened(name, server=url and HttpServer(url, SPACE), **options)
 
-    yield open_device
-    for replica in opened:
-        replica.close()
+        yield open_device
 
 
 def noise(size: int) -> str:

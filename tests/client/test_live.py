@@ -32,6 +32,7 @@ from foldlog.domain.events import decode_event
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import fold
 from foldlog.infrastructure.memory.store import MemoryStore
+from tests.client.replicas import replicas
 from tests.client.serving import serving
 from tests.simulation.world import copy_of
 
@@ -87,18 +88,12 @@ def service():
 @pytest.fixture
 def device(service, tmp_path):
     """Opens a replica by the name of its file. It syncs in the background by default."""
-    opened = []
+    with replicas(tmp_path, SPACE, lambda: HttpServer(service.url, SPACE)) as opened:
 
-    def open_device(name: str, **options) -> Replica:
-        options.setdefault("keep_syncing", True)
-        server = HttpServer(service.url, SPACE)
-        replica = Replica(tmp_path / f"{name}.db", space=SPACE, server=server, **options)
-        opened.append(replica)
-        return replica
+        def open_device(name: str, **options) -> Replica:
+            return opened(name, **{"keep_syncing": True, **options})
 
-    yield open_device
-    for replica in opened:
-        replica.close()
+        yield open_device
 
 
 @pytest.fixture

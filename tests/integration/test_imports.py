@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 import threading
 
 import psycopg
@@ -15,6 +13,7 @@ from foldlog.domain.ports import RangeQuery
 from foldlog.infrastructure.postgres.append.transfer import ImportConflict, Importer, NotImporting
 from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts.main import cli
+from tests.archives import read_members, write_members
 from tests.conftest import as_service
 from tests.helpers import changeset, pull_all, push_of, put
 from tests.signing import SignedSpace
@@ -45,17 +44,10 @@ class Signed(SignedSpace):
         return result.output
 
     def members(self):
-        with tarfile.open(self.folder / "log.tar") as tar:
-            return [(m.name, tar.extractfile(m).read()) for m in tar]
+        return read_members(self.folder / "log.tar")
 
     def rewritten(self, members):
-        file = self.folder / "bad.tar"
-        with tarfile.open(file, "w") as tar:
-            for name, data in members:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-        return str(file)
+        return write_members(self.folder / "bad.tar", members)
 
 
 def test_a_signed_archive_is_imported_whole(signed):

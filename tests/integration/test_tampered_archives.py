@@ -11,7 +11,6 @@ import importlib.util
 import io
 import random
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from click.testing import CliRunner
 from foldlog.infrastructure.signing.keys import make_keys
 from foldlog.scripts.exports import archive as archive_module
 from foldlog.scripts.main import cli
+from tests.archives import read_members, write_members
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
 from tests.signing import SignedSpace
@@ -185,25 +185,15 @@ def run_small(module: Any, file: str, key: str, monkeypatch: pytest.MonkeyPatch)
     return 0, ""
 
 
-def written(file: Path, members: Members) -> str:
-    with tarfile.open(file, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return str(file)
-
-
 def refusals(signed, monkeypatch, sample: int | None) -> list[str]:
     """Runs the three commands on tampered archives. Returns what they let pass."""
     url = signed.stores.datastore.url
     whole = str(signed.folder / "log.tar")
     assert invoked("export", "s", "--archive", "-o", whole, "--database-url", url)[0] == 0
-    with tarfile.open(whole) as tar:
-        members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+    members = read_members(whole)
     assert sum(name.startswith("tile/0/") for name, _ in members) > 1
     module, key = small_verifier(), signed.vkey
-    again = written(signed.folder / "again.tar", members)
+    again = write_members(signed.folder / "again.tar", members)
     assert invoked("verify", "--file", again, "--key", key)[0] == 0
     assert run_small(module, again, key, monkeypatch) == (0, "")
     cases = list(tamperings(members))
@@ -211,7 +201,7 @@ def refusals(signed, monkeypatch, sample: int | None) -> list[str]:
         cases = random.Random(sample).sample(cases, sample)
     passed = []
     for case in cases:
-        file = written(signed.folder / "bad.tar", case.members)
+        file = write_members(signed.folder / "bad.tar", case.members)
         verify = invoked("verify", "--file", file, "--key", key)
         imported = invoked("import", file, "--space", "t", "--key", key, "--database-url", url)
         small = run_small(module, file, key, monkeypatch)

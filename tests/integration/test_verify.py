@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import io
 import itertools
 import json
 import subprocess
 import sys
-import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,6 +42,7 @@ from foldlog.scripts.main import cli
 from foldlog.scripts.verification import master as master_module
 from foldlog.scripts.verification.disk_backed import DiskBackedRecords
 from foldlog.scripts.verification.stored_records import StoredRecords
+from tests.archives import read_members, write_members
 from tests.client.serving import serving
 from tests.helpers import changeset, push_of, put
 from tests.integration.test_projector import random_history
@@ -312,25 +311,11 @@ def test_a_log_that_ends_before_the_kept_checkpoint(audited):
     assert "the log ends at seq 440; the kept checkpoint has 441" in told
 
 
-def members(file: str) -> list[tuple[str, bytes]]:
-    with tarfile.open(file) as tar:
-        return [(m.name, tar.extractfile(m).read()) for m in tar]
-
-
-def rewritten(file: str, parts: list[tuple[str, bytes]]) -> str:
-    with tarfile.open(file, "w") as tar:
-        for name, data in parts:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file
-
-
 @pytest.mark.parametrize("part", ["events/000000000101.jsonl", "tile/0/000", "tile/1/000.p/1",
                                   "tile/0/001.p/184", "checkpoint"])  # fmt: skip
 def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
     """A few bytes of each member are flipped, one at a time."""
-    parts = members(audited.archive("log.tar"))
+    parts = read_members(audited.archive("log.tar"))
     assert part in dict(parts), [name for name, _ in parts]
     data = dict(parts)[part]
     for place in range(0, len(data), max(1, len(data) // 17)):
@@ -338,19 +323,19 @@ def test_a_flipped_byte_anywhere_in_an_archive(audited, part):
             continue
         flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         changed = [(name, flipped if name == part else found) for name, found in parts]
-        file = rewritten(str(audited.folder / "bad.tar"), changed)
+        file = write_members(str(audited.folder / "bad.tar"), changed)
         result = CliRunner().invoke(cli, ["verify", "--file", file, "--key", audited.vkey])
         assert result.exit_code in (1, 3), (place, result.output)
 
 
 def test_parts_that_are_missing_from_an_archive(audited):
     """Missing events, missing tiles, and a missing end are found."""
-    parts = members(audited.archive("log.tar"))
+    parts = read_members(audited.archive("log.tar"))
     for missing in (
         *("events/000000000101.jsonl", "tile/0/000", "tile/0/001.p/184"),
         *("log.json", "checkpoint"),
     ):
-        file = rewritten(
+        file = write_members(
             str(audited.folder / "bad.tar"), [part for part in parts if part[0] != missing]
         )
         result = CliRunner().invoke(cli, ["verify", "--file", file, "--key", audited.vkey])
@@ -455,7 +440,7 @@ def test_a_changed_header_is_named(audited, seq, source):
 
 def archive_with_the_tiles_of_before(audited) -> str:
     """An export makes the tiles anew; this one has those of the database."""
-    parts = members(audited.archive("log.tar"))
+    parts = read_members(audited.archive("log.tar"))
     for n, (name, data) in enumerate(parts):
         if name.startswith("tile/"):
             level, number = name.split("/")[1:3]
@@ -463,7 +448,7 @@ def archive_with_the_tiles_of_before(audited) -> str:
             found = audited.stores.proofs.tiles("s", [tile])[tile]
             assert len(found) == len(data)
             parts[n] = (name, found)
-    return rewritten(str(audited.folder / "before.tar"), parts)
+    return write_members(str(audited.folder / "before.tar"), parts)
 
 
 @pytest.mark.parametrize(
