@@ -201,7 +201,7 @@ def test_nothing_that_is_seen_holds_a_secret(first_token, service):
     for path in service.data.rglob("*"):
         if stat.S_ISREG(path.lstat().st_mode):
             found = [secret for secret in granted if secret in path.read_bytes()]
-            # The first start saves its token there for the operator, and nothing else.
+            # The first start saves its token for the operator. The file has only this token.
             expected = granted[:1] if path == service.data / "admin-token" else []
             assert found == expected, path
 

@@ -79,7 +79,7 @@ def test_a_statement_at_work_is_waited_for(database, through_proxy):
 
 @pytest.mark.seconds(6)
 def test_a_database_that_refuses_the_question_leaves_the_deadline(through_proxy, proxy):
-    """Nothing is known then, and the statement may be at work."""
+    """The statement may be at work, so the connection keeps its deadline."""
     with through_proxy.rows() as cursor:
         proxy.is_cut = True  # for new connections
         assert cursor.execute("SELECT 1 FROM pg_sleep(3)").fetchall() == [(1,)]

@@ -186,7 +186,7 @@ def run_small(module: Any, file: str, key: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def refusals(signed, monkeypatch, sample: int | None) -> list[str]:
-    """Runs the three commands on tampered archives. Returns what they let pass."""
+    """Runs the three commands on each tampered archive. Returns a line for each wrong answer."""
     url = signed.stores.datastore.url
     whole = str(signed.folder / "log.tar")
     assert invoked("export", "s", "--archive", "-o", whole, "--database-url", url)[0] == 0

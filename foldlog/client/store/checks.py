@@ -89,8 +89,8 @@ def check_compressed(size: Size, ops: list[Operation], limits: Limits) -> None:
 
 
 def check_merged(conflicts: list[Conflict]) -> None:
-    """Raises `LimitExceeded` if an operation would change nothing, because its record would become
-    too large. `conflicts` are the conflicts of the operation on the record as it is here.
+    """Raises `LimitExceeded` if an operation would make its record too large. The fold would leave
+    the record as it is. `conflicts` are the conflicts of the operation on the record as it is here.
     """
     for conflict in conflicts:
         if conflict.rule == "too-large":
