@@ -230,7 +230,30 @@ def test_a_reading_connection_delays_the_erasure_of_bytes(phone, device, memory_
     assert b"secret" not in bytes_of(phone)
 
 
-@pytest.mark.parametrize("seed", range(6))
+def test_a_writing_connection_delays_the_rewriting_of_the_file(phone, device, memory_store):
+    """The file is written anew once; after that only the write-ahead log is left to empty."""
+    put(phone, title="secret")
+    phone.sync()
+    erasure, database = phone._store.erasure, phone._store.database
+    erasure.erase(("tasks", "r"), 2)
+    other = device("phone")._store.database
+    with other.transaction():
+        began = time.monotonic()
+        erasure.scrub()
+        assert time.monotonic() - began < 5
+    assert phone._store.meta.get("scrub") == "file"
+    other.connection.execute("BEGIN")
+    other.connection.execute("SELECT count(*) FROM records").fetchone()
+    erasure.scrub()
+    assert phone._store.meta.get("scrub") == "log"
+    with mock.patch.object(type(database), "rewrite", side_effect=AssertionError):
+        erasure.scrub()
+        other.connection.execute("COMMIT")
+        erasure.scrub()
+    assert phone._store.meta.get("scrub") is None
+
+
+@pytest.mark.parametrize("seed", range(12))
 def test_all_bytes_of_many_values_are_erased(phone, memory_store, seed):
     """Values of all sizes, also on overflow pages and on pages that were split or joined."""
     rng = random.Random(seed)

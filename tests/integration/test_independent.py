@@ -20,8 +20,9 @@ from foldlog.domain.merkle import check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.signing.keys import rotate_keys
+from tests.archives import read_members, write_members
 from tests.helpers import changeset, push_of, put
-from tests.integration.test_verify import audited, change, members, rewritten  # noqa: F401
+from tests.integration.test_verify import audited, change  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 GOCODE = Path("/usr/share/gocode")
@@ -183,7 +184,7 @@ def test_the_small_verifier_accepts_a_correct_archive(audited):  # noqa: F811
 )
 def test_the_small_verifier_rejects_a_changed_archive(audited, how):  # noqa: F811
     """The archive has the same checkpoint, or none."""
-    parts = dict(members(audited.archive("log.tar")))
+    parts = dict(read_members(audited.archive("log.tar")))
     name = "events/000000000101.jsonl"
     lines = parts[name].split(b"\n")
     if how in ("flipped", "signed late"):
@@ -203,7 +204,7 @@ def test_the_small_verifier_rejects_a_changed_archive(audited, how):  # noqa: F8
         del parts["checkpoint"]
     elif how == "signed late":  # after the events that must be compared with it
         parts["checkpoint"] = parts.pop("checkpoint")
-    done = small(audited, rewritten(str(audited.folder / "bad.tar"), list(parts.items())))
+    done = small(audited, write_members(str(audited.folder / "bad.tar"), list(parts.items())))
     assert done.returncode == 1 and "WRONG" in done.stderr, done.stderr
 
 
@@ -213,7 +214,7 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
     """
     older = audited.folder / "kept"
     newer = audited.stores.proofs.checkpoint("s")
-    parts = [part for part in members(audited.archive("log.tar")) if "tile" not in part[0]]
+    parts = [part for part in read_members(audited.archive("log.tar")) if "tile" not in part[0]]
     cut = [
         (name, older.read_bytes() if name == "checkpoint" else data)
         for name, data in parts
@@ -223,7 +224,7 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
         (name, re.sub(rb'"head":\d+', b'"head":200', data) if name == "log.json" else data)
         for name, data in cut
     ]
-    file = rewritten(str(audited.folder / "cut.tar"), cut)
+    file = write_members(str(audited.folder / "cut.tar"), cut)
     assert small(audited, file).returncode == 0
     older.write_bytes(newer)
     done = small(audited, file, "--checkpoint", str(older))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from foldlog.client.errors import BadArgument, ReplicaClosed, WrongReplica
 
@@ -120,22 +121,38 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
 
-    def scrub(self) -> bool:
+    def rewrite(self) -> bool:
+        """Writes the file anew, without the free space of its pages. SQLite overwrites a deleted
+        row (`secure_delete`), but it moves rows when it splits or joins pages, and leaves their
+        old copies in the free space.
+
+        Returns `False` if another connection is writing, or the disk has no room for a second
+        copy of the file.
+        """
+        return self._at_once("VACUUM") is not None
+
+    def empty_log(self) -> bool:
         """Empties SQLite's write-ahead log, because this log may still have old versions of changed
         pages, for example with erased values.
 
         Returns `True` if the log is empty now. Returns `False` if another connection is using the
         log.
         """
+        found = self._at_once("PRAGMA wal_checkpoint(TRUNCATE)")
+        return found is not None and found[0][0] == 0  # 1 if a reader is in the way
+
+    def _at_once(self, statement: str) -> list[Any] | None:
+        """Runs a statement that waits for no other connection, and returns its rows. Returns `None`
+        if it fails.
+        """
         connection = self.connection
-        connection.execute("PRAGMA busy_timeout = 0")  # readers are not waited for
+        connection.execute("PRAGMA busy_timeout = 0")
         try:
-            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return connection.execute(statement).fetchall()
         except sqlite3.OperationalError:
-            return False
+            return None
         finally:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
-        return not busy
 
     def close(self) -> None:
         self._is_closed = True

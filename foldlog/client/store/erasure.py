@@ -80,14 +80,21 @@ class Erasure:
                 "AND json_extract(document, '$.id') = :id",
                 params,
             )
-            self._meta.set(scrub=True)
+            self._meta.set(scrub="file")
 
     def scrub(self) -> None:
-        """Removes the bytes of erased values from SQLite's write-ahead log, if a record was
-        erased since the last successful call.
+        """Removes the bytes of erased values from the free space of the file, and then from
+        SQLite's write-ahead log, if a record was erased since the last successful call.
 
         The client calls this method after each sync. If another connection is using the file,
-        the bytes stay, and the call after the next sync tries again.
+        the bytes stay, and the call after the next sync goes on.
         """
-        if self._meta.get("scrub") and self._database.scrub():
+        left = self._meta.get("scrub")
+        if left is None:
+            return
+        if left != "log":
+            if not self._database.rewrite():
+                return
+            self._meta.set(scrub="log")
+        if self._database.empty_log():
             self._meta.set(scrub=None)
