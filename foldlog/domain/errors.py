@@ -12,6 +12,7 @@ which never changes.
     - DeviceForked            two installations use one device id
     - LogBehind               the caller has events that the log lacks
     - LogChanged              the caller has another history than the log
+    - DeviceTaken             the space knows the device that wants to enrol
   + DefinitionConflict        the definition of a collection was refused
     - SchemaNotAdditive       the schema may refuse values that the current one allows
     - SchemaViolated          stored records violate the schema
@@ -27,6 +28,7 @@ which never changes.
   + Forbidden                 the caller may not do this
     - Unauthenticated         the token is missing or invalid
     - DeviceRevoked           the device was revoked
+    - EnrolmentRefused        the enrolment code is unknown, used or expired
   + Unavailable               the service cannot answer now: try again later
     - StorageUnavailable      the database is unreachable; the request was refused
     - LogIncomplete           events are missing in the log: an operator must restore them
@@ -153,6 +155,15 @@ class LogChanged(PushConflict):
     code = "log-changed"
 
 
+class DeviceTaken(PushConflict):
+    """The space knows the device that wants to enrol.
+
+    Raised if the device was registered, was revoked, or has pushed already.
+    """
+
+    code = "device-taken"
+
+
 class DefinitionConflict(FoldlogError):
     """The definition of the collection was refused.
 
@@ -267,6 +278,12 @@ class DeviceRevoked(Forbidden):
     """This device was revoked: all its requests are refused."""
 
     code = "device-revoked"
+
+
+class EnrolmentRefused(Forbidden):
+    """This enrolment code is unknown, used or expired, or this token was traded already."""
+
+    code = "enrolment-refused"
 
 
 class UnknownToken(NotFound):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from ..access import Device, Grant, Token
+from ..enrolment import Claim, Enrolment
 from ..errors import DeviceRevoked, FoldlogError
 from ..limits import LIMITS
 from .cursors import Page, T
@@ -81,6 +82,36 @@ class Registry(ABC):
 
         If several processes call this method at the same time, only one of them gets the `Token`,
         and the others get `None`.
+        """
+
+    @abstractmethod
+    def issue_code(self, space: SpaceId, code: bytes, enrolment: Enrolment) -> None:
+        """Stores an enrolment that a device may claim with a code. `code` is the digest of the code.
+
+        The call appends no event and creates no space. Raises `InvalidRequest` if a member of the
+        enrolment is invalid.
+        """
+
+    @abstractmethod
+    def enrol(self, space: SpaceId, code: bytes, claim: Claim) -> Token:
+        """Registers the device of `claim`, and grants it a token. `code` is the digest of the code
+        that the device has. Creates the space if it is missing.
+
+        A repetition of the same claim returns the same token, which may be revoked by then. Raises
+        `EnrolmentRefused` if the code is unknown, expired, or claimed by another device or digest.
+        Raises `DeviceTaken` if the space knows the device, and `InvalidRequest` if another token has
+        the same digest.
+        """
+
+    @abstractmethod
+    def trade(self, space: SpaceId, digest: bytes, claim: Claim) -> Token:
+        """Registers the device of `claim`, and grants it a token in place of the token with this
+        `digest`. The earlier token stays valid, because the device with the earlier id may use it.
+
+        A repetition of the same claim returns the same token. Raises `EnrolmentRefused` if the
+        earlier token is unknown, revoked, expired, not a device's, or was traded by another claim.
+        Raises `DeviceRevoked` if the earlier device was revoked, and `DeviceTaken` and
+        `InvalidRequest` as `enrol` does.
         """
 
     @abstractmethod

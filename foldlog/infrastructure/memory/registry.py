@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,13 @@ from foldlog.domain.access import (
     check_device,
     check_name,
 )
-from foldlog.domain.errors import DeviceRevoked, UnknownToken
+from foldlog.domain.enrolment import Claim, Enrolment, traded
+from foldlog.domain.errors import (
+    DeviceRevoked,
+    EnrolmentRefused,
+    InvalidRequest,
+    UnknownToken,
+)
 from foldlog.domain.names import check_reason
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
 from foldlog.domain.times import format_time
@@ -38,6 +45,8 @@ class MemoryRegistry(MemorySpaces, Registry):
         super().__init__(**members)
         self._tokens: dict[tuple[SpaceId, str], Token] = {}
         self._digests: dict[tuple[SpaceId, bytes], str] = {}
+        #: by space, and by the digest of the code or the id of the traded token
+        self._enrolments: dict[tuple[SpaceId, bytes | str], Enrolment] = {}
 
     def token(self, space: SpaceId, digest: bytes) -> Token | None:
         for of in (space, EVERY_SPACE):
@@ -86,6 +95,40 @@ class MemoryRegistry(MemorySpaces, Registry):
         if any(token.role is Role.ADMIN for token in self.tokens(EVERY_SPACE)):
             return None
         return self.grant(EVERY_SPACE, FIRST_TOKEN, digest, grant, by)
+
+    def issue_code(self, space: SpaceId, code: bytes, enrolment: Enrolment) -> None:
+        enrolment.check()
+        self._enrolments[space, code] = enrolment
+
+    def enrol(self, space: SpaceId, code: bytes, claim: Claim) -> Token:
+        enrolment = self._enrolments.get((space, code))
+        if enrolment is None:
+            raise EnrolmentRefused
+        return self._claim(space, code, enrolment, claim)
+
+    def trade(self, space: SpaceId, digest: bytes, claim: Claim) -> Token:
+        earlier = self.token(space, digest)
+        offer = traded(earlier, str(uuid.uuid4()), time.time_ns() // 1_000_000)
+        assert earlier is not None and earlier.device is not None, "checked by `traded`"
+        self._check_not_revoked(space, earlier.device)
+        found = self._enrolments.get((space, earlier.id))
+        return self._claim(space, earlier.id, found or offer, claim)
+
+    def _claim(
+        self, space: SpaceId, origin: bytes | str, enrolment: Enrolment, claim: Claim
+    ) -> Token:
+        """Stores a claim, registers its device, and grants its token, unless they are there."""
+        here = self._spaces.get(space)
+        known = {} if here is None else {**here.state.counters, **here.devices}
+        found = self._device(space, claim.device) if claim.device in known else None
+        claimed = enrolment.claimed(claim, time.time_ns() // 1_000_000, found)
+        if claimed is enrolment:
+            return self._tokens[space, enrolment.id]
+        if (space, claim.digest) in self._digests:
+            raise InvalidRequest("another token has this digest: make a new secret")
+        self._enrolments[space, origin] = claimed
+        self.register(space, claim.device, name=claimed.name, by=claimed.issued_by)
+        return self.grant(space, claimed.id, claim.digest, claimed.grant, claimed.issued_by)
 
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
         check_reason(reason, by)

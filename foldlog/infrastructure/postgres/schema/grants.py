@@ -32,6 +32,8 @@ _TOKENS = (
     "INSERT (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms), "
     "UPDATE (revoked_at_ms, revoked_by, revoked_reason)"
 )
+#: A code can be issued, and claimed once. A trigger of the table checks it too.
+_ENROLMENTS = "SELECT, INSERT, UPDATE (device, digest)"
 #: A generation keeps whether it has the history. Before its rows go, its version becomes 0.
 _PROJECTIONS = (
     "SELECT, "
@@ -52,6 +54,7 @@ PRIVILEGES: Mapping[str, str] = {
     "skipped": _APPEND,
     "devices": _UPDATE,
     "tokens": _TOKENS,
+    "enrolments": _ENROLMENTS,
     "collections": _APPEND,
     "removed_imports": "SELECT",
     "projections": _PROJECTIONS,

@@ -21,22 +21,33 @@ from foldlog.domain.access import (
     DeviceRegistered,
     DeviceRevokedBody,
     Grant,
-    Role,
     Token,
-    TokenGranted,
     TokenRevoked,
     access_entry,
     check_device,
     check_name,
     devices_of,
 )
-from foldlog.domain.errors import DeviceRevoked, SpaceImporting, UnknownSpace, UnknownToken
+from foldlog.domain.enrolment import Claim, Enrolment
+from foldlog.domain.errors import SpaceImporting, UnknownSpace, UnknownToken
 from foldlog.domain.names import check_reason, is_uuid
 from foldlog.domain.ports import Page, Registry, SpaceId, decode_cursor, encode_cursor
-from foldlog.domain.times import format_time
 from foldlog.infrastructure.postgres.append.service_event import OpenServiceEvent
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.heads import is_importing, select_head
+
+from .access_rows import (
+    INSERT_TOKEN,
+    check_not_revoked,
+    device_of,
+    find_device,
+    grant_token,
+    granted_token,
+    lock_token,
+    token_of,
+    token_row,
+)
+from .enrolment import Enrolments
 
 # A token of the space precedes one of every space, because it is narrower.
 SELECT_BY_DIGEST = """
@@ -85,23 +96,6 @@ SELECT token
  LIMIT 1
 """
 
-LOCK_TOKEN = """
-SELECT token::text, space, role, t.device::text, t.name,
-       granted_at_ms, granted_by, expires_at_ms, t.revoked_at_ms, revoked_by, revoked_reason
-  FROM tokens t
- WHERE t.space = %(space)s
-   AND token = %(id)s
-   FOR UPDATE
-"""
-
-INSERT_TOKEN = """
-INSERT INTO tokens
-       (space, token, digest, role, device, name, granted_at_ms, granted_by, expires_at_ms)
-VALUES (%(space)s, %(id)s, %(digest)s, %(role)s, %(device)s, %(name)s,
-        %(granted_at)s, %(granted_by)s, %(expires_at)s)
-RETURNING token
-"""
-
 # Several services may start at once on one database. The primary key admits one of their tokens.
 INSERT_FIRST_TOKEN = """
 INSERT INTO tokens
@@ -132,13 +126,6 @@ SELECT device::text, counter, name, registered_at_ms, last_seen_ms, revoked_at_m
  LIMIT %(limit)s
 """
 
-SELECT_DEVICE = """
-SELECT device::text, counter, name, registered_at_ms, last_seen_ms, revoked_at_ms
-  FROM devices
- WHERE space = %(space)s
-   AND device = %(device)s
-"""
-
 FIRST_UUID = UUID(int=0)  # it is a valid device id too
 
 #: Returns the body of the event that changes a device, or `None` if the device stays as it is.
@@ -155,49 +142,51 @@ class PostgresRegistry(Registry):
     def __init__(self, datastore: Datastore, append_service_event: OpenServiceEvent):
         self._datastore = datastore
         self._append_service_event = append_service_event
+        self._enrolments = Enrolments(datastore, append_service_event)
 
     def token(self, space: SpaceId, digest: bytes) -> Token | None:
         row = self._datastore.fetch_one(SELECT_BY_DIGEST, {"space": space, "digest": digest})
-        return None if row is None else _token(row)
+        return None if row is None else token_of(row)
 
     def is_revoked(self, space: SpaceId, device: str) -> bool:
         with self._datastore.reading() as cursor:
-            found = _find_device(cursor, space, device)
+            found = find_device(cursor, space, device)
         return found is not None and found.revoked_at is not None
 
     def grant(self, space: SpaceId, id: str, digest: bytes, grant: Grant, by: str | None) -> Token:
         now_ms = time.time_ns() // 1_000_000
         grant.check(now_ms, by)
         if space == EVERY_SPACE:
-            token = _new_token(space, id, grant, by, now_ms)
+            token = granted_token(space, id, grant, by, now_ms)
             with self._datastore.writing() as cursor:
-                cursor.execute(INSERT_TOKEN, _row(token, digest))
+                cursor.execute(INSERT_TOKEN, token_row(token, digest))
             return token
         if grant.device is not None:
             self.register(space, grant.device, by=by)
         with self._append_service_event(space) as transaction:
             transaction.lock(creates_space=True)
-            cursor, envelope = transaction.cursor, transaction.envelope
-            if grant.device is not None:
-                _check_not_revoked(_find_device(cursor, space, grant.device))
-            token = _new_token(space, id, grant, by, envelope.received_at)
-            cursor.execute(INSERT_TOKEN, _row(token, digest))
-            expires_at = None if grant.expires_at is None else format_time(grant.expires_at)
-            body = TokenGranted(
-                id, grant.role.value, grant.device, grant.name, expires_at, by, digest.hex()
-            )
-            transaction.append(access_entry(envelope, body))
-        return token
+            return grant_token(transaction, space, id, digest, grant, by)
 
     def grant_first(self, digest: bytes, grant: Grant, by: str) -> Token | None:
         now_ms = time.time_ns() // 1_000_000
         grant.check(now_ms, by)
-        token = _new_token(EVERY_SPACE, FIRST_TOKEN, grant, by, now_ms)
+        token = granted_token(EVERY_SPACE, FIRST_TOKEN, grant, by, now_ms)
         with self._datastore.writing() as cursor:
             if cursor.execute(SELECT_ADMIN).fetchone() is not None:
                 return None
-            is_ours = cursor.execute(INSERT_FIRST_TOKEN, _row(token, digest)).fetchone() is not None
+            is_ours = (
+                cursor.execute(INSERT_FIRST_TOKEN, token_row(token, digest)).fetchone() is not None
+            )
         return token if is_ours else None
+
+    def issue_code(self, space: SpaceId, code: bytes, enrolment: Enrolment) -> None:
+        self._enrolments.issue_code(space, code, enrolment)
+
+    def enrol(self, space: SpaceId, code: bytes, claim: Claim) -> Token:
+        return self._enrolments.enrol(space, code, claim)
+
+    def trade(self, space: SpaceId, digest: bytes, claim: Claim) -> Token:
+        return self._enrolments.trade(space, self.token(space, digest), claim)
 
     def revoke_token(self, space: SpaceId, id: str, *, reason: str, by: str | None = None) -> Token:
         check_reason(reason, by)
@@ -231,7 +220,9 @@ class PostgresRegistry(Registry):
         with self._datastore.reading() as rows:
             if is_importing(rows, space):
                 raise SpaceImporting(space)
-            found = list(map(_token, rows.execute(SELECT_TOKENS, params, prepare=True).fetchall()))
+            found = list(
+                map(token_of, rows.execute(SELECT_TOKENS, params, prepare=True).fetchall())
+            )
         page = found[:limit]
         more = len(found) > limit
         return Page(page, encode_cursor(page[-1].granted_at, page[-1].id) if more else None)
@@ -244,7 +235,7 @@ class PostgresRegistry(Registry):
         check_reason("-", by)
 
         def decide(found: Device) -> msgspec.Struct | None:
-            _check_not_revoked(found)
+            check_not_revoked(found)
             if found.registered_at is not None and name in (None, found.name):
                 return None
             return DeviceRegistered(device, name, by)
@@ -273,7 +264,7 @@ class PostgresRegistry(Registry):
         """
         with self._append_service_event(space) as transaction:
             transaction.lock(creates_space=creates_space)
-            found = _find_device(transaction.cursor, space, device) or Device(device=device)
+            found = find_device(transaction.cursor, space, device) or Device(device=device)
             body = decide(found)
             if body is not None:
                 entry = access_entry(transaction.envelope, body)
@@ -287,23 +278,9 @@ class PostgresRegistry(Registry):
         params = {"space": space, "first": first, "limit": limit + 1}
         with self._datastore.reading() as rows:
             select_head(rows, space)  # raises `UnknownSpace`
-            found = list(map(_device, rows.execute(SELECT_DEVICES, params).fetchall()))
+            found = list(map(device_of, rows.execute(SELECT_DEVICES, params).fetchall()))
         more = len(found) > limit
         return Page(found[:limit], encode_cursor(found[limit].device) if more else None)
-
-
-def _new_token(space: str, id: str, grant: Grant, by: str | None, now_ms: int) -> Token:
-    return Token(
-        id=id,
-        space=space,
-        granted_at=now_ms,
-        granted_by=by,
-        **{name: getattr(grant, name) for name in Grant.__struct_fields__},
-    )
-
-
-def _row(token: Token, digest: bytes) -> dict[str, Any]:
-    return msgspec.structs.asdict(token) | {"role": token.role.value, "digest": digest}
 
 
 def _revoke(
@@ -314,12 +291,9 @@ def _revoke(
     The second value is `False` if the token was already revoked before. Raises `UnknownToken` if
     the space has no token with this id.
     """
-    row = None
-    if is_uuid(id):
-        row = cursor.execute(LOCK_TOKEN, {"space": space, "id": id}).fetchone()
-    if row is None:
+    token = lock_token(cursor, space, id) if is_uuid(id) else None
+    if token is None:
         raise _unknown_token(id)
-    token = _token(row)
     if token.revoked_at is not None:
         return token, False
     revocation = {"revoked_at": now_ms, "revoked_by": by, "revoked_reason": reason}
@@ -329,25 +303,3 @@ def _revoke(
 
 def _unknown_token(id: str) -> UnknownToken:
     return UnknownToken(f"there is no token {id!r}")
-
-
-def _token(row: tuple[Any, ...]) -> Token:
-    id, space, role, *rest = row
-    return Token(**dict(zip(Token.__struct_fields__, (id, space, Role(role), *rest), strict=False)))
-
-
-def _device(row: tuple[Any, ...]) -> Device:
-    return Device(**dict(zip(Device.__struct_fields__, row, strict=True)))
-
-
-def _find_device(cursor: Cursor[Any], space: str, device: str) -> Device | None:
-    """Returns a device of a space, or `None` if the space does not have it."""
-    params = {"space": space, "device": device}
-    row = cursor.execute(SELECT_DEVICE, params, prepare=True).fetchone()
-    return None if row is None else _device(row)
-
-
-def _check_not_revoked(device: Device | None) -> None:
-    """Raises `DeviceRevoked` if the device is revoked."""
-    if device is not None and device.revoked_at is not None:
-        raise DeviceRevoked(f"the device {device.device} was revoked")
