@@ -18,6 +18,7 @@ from foldlog.api.http.cors import Cors
 from foldlog.api.http.rates import NO_RATES, Network, Proxies, Rates
 from foldlog.api.operations.collections import collections_blueprint
 from foldlog.api.operations.devices import devices_blueprint
+from foldlog.api.operations.enrolment import enrolment_blueprint
 from foldlog.api.operations.erasure import erasure_blueprint
 from foldlog.api.operations.events import events_blueprint
 from foldlog.api.operations.history import history_blueprint
@@ -135,6 +136,7 @@ def create_app(
     if registry is not None:
         app.register_blueprint(tokens_blueprint(registry, access, limits))
         app.register_blueprint(devices_blueprint(registry, access, limits))
+        app.register_blueprint(enrolment_blueprint(registry, limits))
     app.register_blueprint(history_blueprint(master, limits))
     if tree is not None:
         app.register_blueprint(proofs_blueprint(store, tree, verifiers))

@@ -1,12 +1,12 @@
-"""Defines how a new device gets its token: with a one-time code, or by a trade of its earlier token.
+"""Defines how a new device gets its token: by a one-time code, or by a trade of its earlier token.
 
 An admin issues a code and gives it to the user. The device makes the secret of its token by itself,
 and sends the code with the digest of the secret. So the secret never leaves the device. A device
 that must take another id, because a copy of its file uses the old one, trades its token once for a
 token of the new id.
 
-The same device may repeat its request with the same digest, because an answer can be lost. All other
-uses of a claimed code are refused.
+The same device may repeat its request with the same digest, because an answer can be lost. All
+other uses of a claimed code are refused.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def claimed(self, claim: Claim, now_ms: int, found: Device | None) -> Enrolment:
-        """Returns this enrolment as the device of `claim` has claimed it. `found` is the device with
-        the id of the claim, if the space has one.
+        """Returns this enrolment as the device of `claim` has claimed it. `found` is the device
+        with the id of the claim, if the space has one.
 
         A repetition of the same claim is accepted at any time. Raises `EnrolmentRefused` if another
         claim came first, or if the code has expired. Raises `DeviceTaken` if the space knows the

@@ -24,6 +24,8 @@ from foldlog.domain.errors import (
     CounterGap,
     DeviceForked,
     DeviceRevoked,
+    DeviceTaken,
+    EnrolmentRefused,
     FoldlogError,
     Forbidden,
     HistoryUnavailable,
@@ -139,6 +141,14 @@ CATALOGUE: dict[type[FoldlogError], Entry] = {
         "An admin revoked this device permanently. Keep the queue, tell the user, and "
         "register another device id.",
         DeviceRevoked(f"the device {DEVICE} was revoked"),
+    ),
+    EnrolmentRefused: Entry(
+        "Check the code that was typed. If it is right, ask an admin for a new code.",
+        EnrolmentRefused(),
+    ),
+    DeviceTaken: Entry(
+        "Take a new device id, and send the code again with it.",
+        DeviceTaken(f"the space knows the device {DEVICE} already"),
     ),
     UnknownToken: Entry(
         "Check the list of tokens. Only an operator can revoke a token for every space.",

@@ -105,6 +105,16 @@ def grant_body(limits: Limits) -> Schema:
     return GrantBody()
 
 
+class IssueCodeBody(_Signed):
+    """The body of a request to issue an enrolment code: the name of the device, and the time at
+    which the code expires."""
+
+    name = _name()
+    expires_at = MomentField(
+        metadata=about("The time at which the code expires: within 30 days. Default: in an hour.")
+    )
+
+
 class RegisterBody(_Signed):
     """The body of a request to register a device: the id of the device, and its name."""
 

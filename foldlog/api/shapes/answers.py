@@ -181,6 +181,15 @@ class Granted(Token, kw_only=True):
     ]
 
 
+class IssuedCode(Struct, kw_only=True):
+    """Describes an enrolment code. The service shows the code only in this response."""
+
+    id: Annotated[str, uuid_meta("The id of the token that the device will get. It is no secret.")]
+    code: Annotated[str, described("Give it to the user of the device.")]
+    name: Annotated[str, NAME] | UnsetType
+    expires_at: Annotated[str, time_meta("The time at which the code expires.")]
+
+
 class Tokens(Struct):
     """A page of tokens, in the order of their grants."""
 

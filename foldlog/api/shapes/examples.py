@@ -211,6 +211,17 @@ GRANTED = {
     "spaces": [SPACE],
     **TOKEN,
 }
+CODE = "7K2QM-9XW4T-0HZ5B-C8RDP-N3V6J"
+TOKEN_DIGEST = "d5c8f0a1b2e3948576a1b2c3d4e5f60718293a4b5c6d7e8f9a0b1c2d3e4f5061"
+ISSUE_CODE = {"name": "Anna's phone"}
+ISSUED_CODE = {
+    "id": TOKEN_ID,
+    "code": CODE,
+    "name": "Anna's phone",
+    "expires_at": "2026-11-23T09:55:00.000Z",
+}
+ENROL = {"code": CODE, "device": DEVICE, "digest": TOKEN_DIGEST}
+TRADE = {"device": DEVICE, "digest": TOKEN_DIGEST}
 TOKENS = {"tokens": [TOKEN], "cursor": None}
 REVOKE = {"reason": "lost on a train", "by": "support"}
 REVOKED_TOKEN = {

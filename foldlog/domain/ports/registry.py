@@ -86,7 +86,7 @@ class Registry(ABC):
 
     @abstractmethod
     def issue_code(self, space: SpaceId, code: bytes, enrolment: Enrolment) -> None:
-        """Stores an enrolment that a device may claim with a code. `code` is the digest of the code.
+        """Stores an enrolment that a device may claim with a code. `code` is the code's digest.
 
         The call appends no event and creates no space. Raises `InvalidRequest` if a member of the
         enrolment is invalid.
@@ -99,8 +99,8 @@ class Registry(ABC):
 
         A repetition of the same claim returns the same token, which may be revoked by then. Raises
         `EnrolmentRefused` if the code is unknown, expired, or claimed by another device or digest.
-        Raises `DeviceTaken` if the space knows the device, and `InvalidRequest` if another token has
-        the same digest.
+        Raises `DeviceTaken` if the space knows the device, and `InvalidRequest` if another token
+        has the same digest.
         """
 
     @abstractmethod

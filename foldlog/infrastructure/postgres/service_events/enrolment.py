@@ -1,8 +1,8 @@
 """Stores enrolment codes and their claims in PostgreSQL, and grants the claimed tokens.
 
-A claim is two transactions, because one transaction appends one event: the first one stores the claim
-and registers the device, the second one grants the token. If the process dies in between, the device
-repeats its claim, which then goes on with the second one.
+A claim is two transactions, because one transaction appends one event: the first one stores the
+claim and registers the device, the second one grants the token. If the process dies in between, the
+device repeats its claim, which then goes on with the second one.
 """
 
 from __future__ import annotations
