@@ -34,6 +34,7 @@ from foldlog.client.record import SYNCED, TEMPORARY, WAITING, Record
 from foldlog.client.replica import Replica, open
 from foldlog.client.status import Status
 from foldlog.client.sync.results import SyncResult
+from foldlog.client.transport.enrolment import Secrets
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "Refusal",
     "Replica",
     "ReplicaClosed",
+    "Secrets",
     "ServerProblem",
     "Status",
     "SyncResult",

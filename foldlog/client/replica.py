@@ -32,6 +32,7 @@ from .sync.file_lock import FileLockTaken
 from .sync.live import LiveChannel
 from .sync.results import PageResult, SyncResult
 from .sync.runner import SyncRunner
+from .transport.enrolment import SUFFIX, DeviceToken, SecretFile, Secrets
 from .transport.server import HttpServer, Server
 from .transport.sign_in import SignIn, Token
 from .transport.stream import Page
@@ -350,6 +351,8 @@ def open(
     space: str | None = None,
     server: str | Server | None = None,
     token: Token = None,
+    enrol: str | None = None,
+    secrets: Secrets | None = None,
     keep_syncing: bool = True,
     live: bool = True,
 ) -> Replica:
@@ -367,6 +370,10 @@ def open(
             the file. A replica without a server works, and queues its changesets.
         token: The access token, or a function that returns the current token before each request.
             The token is not saved in the file, so each call needs it.
+        enrol: A one-time code, from `foldlog enrol`, in place of a token. At its first sync the
+            device makes a token by itself and saves it in the file `path` + `.token`, which only
+            the owner can read. Later calls use this token without the code.
+        secrets: Keeps the token in another place than this file (see `Secrets`).
         keep_syncing: Whether a background thread syncs while the replica is open. If not, the app
             calls `Replica.sync` or `Replica.start`.
         live: Whether the background thread opens the live channel, on which the service sends new
@@ -374,10 +381,15 @@ def open(
 
     Raises `WrongReplica` if the file is not a replica, if it belongs to another space, or if
     `space` is missing for a new file. Raises `FileUnusable` if the file cannot be opened or
-    written, `BadArgument` if `server` is no URL or `path` names no file, and `BadToken` if the
-    token has a character that a header cannot carry. The file keeps its server after an error.
+    written, `BadArgument` if `server` is no URL, `enrol` no code, or `path` names no file, and if
+    both a token and an enrolment are given. Raises `BadToken` if the token has a character that a
+    header cannot carry. The file keeps its server after an error.
     """
     SignIn(token)  # before the file is made
+    if (token or isinstance(server, Server)) and (enrol is not None or secrets is not None):
+        raise BadArgument("enrol and secrets need the server's URL, and no token")
+    kept = secrets or SecretFile(Path(f"{path}{SUFFIX}"))
+    own = None if token else DeviceToken(kept, enrol)
     if isinstance(server, str):
         check_url(server)
     with closing(Database(path)) as database:
@@ -386,7 +398,7 @@ def open(
         url = server or meta.get("server")
     if isinstance(url, str):
         check_url(url)
-        url = HttpServer(url, space or "", token=token)
+        url = HttpServer(url, space or "", token=own or token)
     replica = Replica(path, space=space, server=url, live=live)
     if isinstance(server, str):
         replica._store.meta.set(server=server)

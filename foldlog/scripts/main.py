@@ -24,6 +24,7 @@ COMMANDS = {
     "replay": "commands.replay",
     "rebuild": "commands.rebuild",
     "token": "commands.token",
+    "enrol": "commands.enrol",
     "device": "commands.device",
     "erase": "commands.erase",
     "skip": "commands.skip",

@@ -55,7 +55,7 @@ class Healer:
                 return self._reject(index, exc, result)
             case "counter-gap":
                 return self._renumber(exc)
-            case "device-forked":
+            case "device-forked" | "device-taken":
                 self.change_device(exc.problem, result)
             case "invalid-request" if self._is_about_bytes(exc):
                 self._pace.asks_bytes = False
@@ -118,8 +118,8 @@ class Healer:
         return True
 
     def change_device(self, reason: str, result: SyncResult) -> None:
-        """Gives the replica a new device id, because another copy of the replica uses the
-        old one.
+        """Gives the replica a new device id, because another copy of the replica uses the old one,
+        or because the old one had a token before this device enrolled.
 
         The changesets in the queue keep their ids and get new counters. `reason` is added
         to `result.healed`.

@@ -15,6 +15,7 @@ import msgspec
 
 from foldlog.client.errors import ClientError, ConnectionBroke, ServerProblem
 
+from .enrolment import DeviceToken
 from .responses import check_status, not_foldlog, seconds_from, translated
 from .sign_in import SignIn, Token
 from .stream import HttpStream, Stream, Traffic
@@ -132,12 +133,13 @@ class HttpServer(Server):
         url: str,
         space: str,
         *,
-        token: Token = None,
+        token: Token | DeviceToken = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         transport: httpx.BaseTransport | None = None,
     ):
         super().__init__()
-        self._sign_in = SignIn(token)
+        self._own = token if isinstance(token, DeviceToken) else None
+        self._sign_in = SignIn(token.current if isinstance(token, DeviceToken) else token)
         self._limits_url = f"{url.rstrip('/')}/v1/limits"
         self._http = httpx.Client(
             base_url=f"{url.rstrip('/')}/v1/spaces/{space}/",
@@ -145,6 +147,9 @@ class HttpServer(Server):
             timeout=timeout_seconds,
             transport=transport,
         )
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._call("POST", path, dict[str, Any], content=_encode(body))
 
     def _authorize(self, request: httpx.Request) -> httpx.Request:
         token = self._sign_in.current()
@@ -156,6 +161,7 @@ class HttpServer(Server):
         return self._call("GET", self._limits_url, dict[str, Any])
 
     def use_token(self, token: Token) -> None:
+        self._own = None
         self._sign_in.replace(token)
 
     @property
@@ -163,6 +169,8 @@ class HttpServer(Server):
         return self._sign_in.has_changed
 
     def sync(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self._own is not None:
+            self._own.ensure(body["device"], self._post)
         return self._call("POST", "sync", _SyncAnswer, content=_encode(body))
 
     def has_mark(self, after: int, mark: str) -> bool:
