@@ -21,16 +21,16 @@ from tests.helpers import PARTS, A, B, a_token, changeset, new_id, operations_of
 
 #: What each operation needs. A new one fails until somebody has thought about it.
 NEEDS = {
-    Right.PUBLIC: "healthz readyz get_limits openapi docs problem add_checkpoint_of_a_log",
+    Right.PUBLIC: "enrol healthz readyz get_limits openapi docs problem add_checkpoint_of_a_log",
     Right.READ: """
         events stream snapshot records record conflicts device_ids collections collection
         record_history history_of diff checkpoint keys tile entries inclusion consistency event
         metrics
     """,
-    Right.WRITE: "push sync",
+    Right.WRITE: "push sync trade",
     Right.AUDIT: "export devices tokens",
     Right.ADMIN: """
-        define erase skip grant_token revoke_token register_device revoke_device
+        define erase skip issue_code grant_token revoke_token register_device revoke_device
     """,
 }
 RIGHT_OF = {name: right for right, names in NEEDS.items() for name in names.split()}

@@ -32,8 +32,14 @@ from .conftest import ADMIN_TOKEN
 from .live import served
 
 SPACE = "home"
-#: The memory store has no halted projections, and no signer.
-NEVER_ACCEPTED = {"POST /v1/admin/spaces/{space}/skip", "GET /v1/spaces/{space}/checkpoint"}
+#: The memory store has no halted projections, and no signer. No request has a right code, or the
+#: token of a device.
+NEVER_ACCEPTED = {
+    "POST /v1/admin/spaces/{space}/skip",
+    "GET /v1/spaces/{space}/checkpoint",
+    "POST /v1/spaces/{space}/enrol",
+    "POST /v1/spaces/{space}/trade",
+}
 TOKEN_ID = new_id()
 LIMITS = Limits(wait_seconds_max=1, stream_seconds_max=0, at_least_wait_seconds_max=1)
 
@@ -139,6 +145,7 @@ IN_WORDS = {
     "an operation must name its record by either id or local_id",
     "only a token of the role `device` names a device, and it must name one",
     "`expires_at` is in the past",
+    "a code expires within 30 days from now",
     # In Python the `$` of a pattern also matches before a last newline, unlike JSON Schema.
     *(f"`{name}` must be one line of printable characters" for name in ("reason", "by", "name")),
 }

@@ -21,7 +21,7 @@ from foldlog.domain.push_decider import Answer
 from foldlog.domain.skipping import Skipped
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 from tests.acceptance.conftest import ADMIN_TOKEN
-from tests.helpers import A, B, add, changeset, delete, grow_trees, put
+from tests.helpers import A, B, a_token, add, changeset, delete, grow_trees, new_id, put
 
 #: Required query parameters. All others have a default.
 NEEDED = {"seq"}
@@ -185,6 +185,10 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
         return client.http.post(f"{under}/spaces/{client.space}/{path}", json=body, headers=headers)
 
     granted = as_admin("tokens", examples.GRANT, "/v1/admin")
+    code = as_admin("enrolments", examples.ISSUE_CODE, "/v1/admin")
+    token, digest = a_token()
+    body = {"code": code.json["code"], "device": new_id(), "digest": digest.hex()}
+    enrolled = client.http.post(f"/v1/spaces/{client.space}/enrol", json=body)
     one_space = "/v1/spaces/{space}"
     one_collection = "/spaces/{space}/collections/{collection}"
     answers = {
@@ -217,6 +221,13 @@ def test_real_answers_are_what_the_document_says(admin_client, document, store, 
             f"devices/{B}/revoke", examples.REVOKE
         ),
         ("post", "/v1/admin/spaces/{space}/tokens"): granted,
+        ("post", "/v1/admin/spaces/{space}/enrolments"): code,
+        ("post", "/v1/spaces/{space}/enrol"): enrolled,
+        ("post", "/v1/spaces/{space}/trade"): client.http.post(
+            f"/v1/spaces/{client.space}/trade",
+            json={"device": new_id(), "digest": a_token()[1].hex()},
+            headers={"Authorization": f"Bearer {token}"},
+        ),
         ("get", "/v1/admin/spaces/{space}/tokens"): client.http.get(
             f"/v1/admin/spaces/{client.space}/tokens"
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from marshmallow import fields
-from marshmallow.validate import Length, Regexp
+from marshmallow.validate import Length
 
 from .bodies import Body
 from .fields import about, device_id
@@ -18,10 +18,10 @@ class TradeBody(Body):
     device = device_id(required=True)
     digest = fields.String(
         required=True,
-        validate=Regexp(r"[0-9a-f]{64}\Z"),
         metadata=about(
             "The SHA-256 digest of the token that the device has made, in hex. The token is a text "
-            "of ASCII characters with at least 128 random bits."
+            "of ASCII characters with at least 128 random bits.",
+            pattern="^[0-9a-f]{64}$",  # checked by `claim_of`
         ),
     )
 
