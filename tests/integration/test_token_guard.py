@@ -11,7 +11,7 @@ import pytest
 
 from foldlog.domain.access import EVERY_SPACE, Grant, Role, digest_of
 from foldlog.domain.errors import DeviceRevoked
-from foldlog.infrastructure.postgres.service_events import registry
+from foldlog.infrastructure.postgres.service_events import access_rows
 from tests.conftest import as_service
 from tests.helpers import A
 
@@ -73,8 +73,10 @@ def test_a_token_is_what_its_event_says(stores, service, monkeypatch, changed, e
     """A row that differs from its event in one column is refused together with the event."""
     columns = {"token": "id", "expires_at_ms": "expires_at"}
     renamed = {columns.get(name, name): value for name, value in changed.items()}
-    _row = registry._row
-    monkeypatch.setattr(registry, "_row", lambda token, digest: _row(token, digest) | renamed)
+    row = access_rows.token_row
+    monkeypatch.setattr(
+        access_rows, "token_row", lambda token, digest: row(token, digest) | renamed
+    )
     before = service.execute("SELECT head FROM spaces").fetchone()
     with pytest.raises(Exception, match="its event alone"):
         granted(stores, expires_at=expires_at)
