@@ -9,6 +9,7 @@ decide nothing.
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -108,6 +109,11 @@ IS_PATTERN = re.compile(r"\[[^\]]+\]|\\[AZbdw]")
 UNSEEN = re.compile(r"^(?:self\.)?(?:log|_log|logger|warnings)\.|\.(?:warning|info|debug)\(")
 
 
+#: keyword arguments: whether the garbage collector follows a struct, and whether a statement is
+#: prepared
+SPEED_ONLY = ("gc", "prepare")
+
+
 class Mutant(NamedTuple):
     line: int
     operator: str
@@ -117,7 +123,7 @@ class Mutant(NamedTuple):
 def mutants_of(source: str) -> list[Mutant]:
     """Returns all mutants of a module, in the order of its lines, each source once."""
     tree = ast.parse(source)
-    passed_over = _passed_over(tree)
+    passed_over, decides = _passed_over(tree), _decides(tree)
     made: dict[str, Mutant] = {}
     for mutant in (*_by_cosmic_ray(source), *_by_statement(source, tree), *_by_text(source, tree)):
         if mutant.line in passed_over or mutant.source == source:
@@ -126,9 +132,23 @@ def mutants_of(source: str) -> list[Mutant]:
             mutated = ast.parse(mutant.source)
         except (SyntaxError, ValueError):
             continue
-        if ast.dump(mutated) != ast.dump(tree):
+        if _decides(mutated) != decides:
             made.setdefault(mutant.source, mutant)
     return sorted(made.values(), key=lambda mutant: (mutant.line, mutant.operator))
+
+
+def _decides(tree: ast.Module) -> str:
+    """The text of a program, without annotations and keywords that only change its speed."""
+
+    class Kept(ast.NodeTransformer):
+        def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+            return None if node.arg in SPEED_ONLY else self.generic_visit(node)
+
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+            value = None if node.value is None else self.visit(node.value)
+            return ast.AnnAssign(node.target, ast.Constant(None), value, node.simple)
+
+    return ast.dump(Kept().visit(copy.deepcopy(tree)))
 
 
 def _passed_over(tree: ast.Module) -> set[int]:

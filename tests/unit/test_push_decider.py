@@ -477,6 +477,24 @@ def test_a_push_that_fails_late_leaves_no_trace():
     assert verdicts(decider.take(good)) == [(1, "stored", False)]
 
 
+def test_an_event_may_have_exactly_the_size_of_the_limit():
+    push = push_of(counted(1))
+    size = len(Log(push).entries[0].state)
+    assert verdicts(Log().push(push, limits=Limits(event_bytes_max=size))) == [(1, "stored", False)]
+    Log().refuses(push, LimitExceeded, limits=Limits(event_bytes_max=size - 1))
+
+
+def test_repeated_events_are_decoded_until_their_bytes_reach_the_limit():
+    """The event that reaches the limit is the last one that is decoded."""
+    first, second = counted(1, id=ID), counted(2)
+    log = Log(push_of(first, second))
+    size = len(log.entries[0].state)
+    both = push_of(first, second)
+    log.refuses(both, LimitExceeded, limits=Limits(looked_up_bytes_max=size))
+    answers = log.push(both, limits=Limits(looked_up_bytes_max=size + 1))
+    assert verdicts(answers) == [(1, "stored", True), (2, "stored", True)]
+
+
 # -- Guards ------------------------------------------------------------------------------------
 
 
