@@ -244,8 +244,8 @@ def test_the_small_verifier_accepts_old_and_new_keys(audited):  # noqa: F811
 
 
 def test_the_small_verifier_is_small():
-    """It has about two hundred lines, and imports none of our modules."""
+    """It has about three hundred lines, and imports none of our modules."""
     text = (ROOT / "docs/reference/verify_log.py").read_text("utf-8")
-    assert len(text.splitlines()) < 270
+    assert len(text.splitlines()) < 330
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
     assert set(imported) - set(sys.stdlib_module_names) == {"cryptography"}
