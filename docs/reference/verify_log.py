@@ -263,7 +263,7 @@ def verify():
                 if name == "checkpoint":
                     claims.append(open_checkpoint(front[name], given.key))
             elif name == f"events/{seq + 1:012}.jsonl":
-                check(not tree.due, f"{[*map(name_of, tree.due[:1])]} is missing")
+                check(not tree.due, f"{''.join(map(name_of, tree.due[:1]))} is missing")
                 check(not tree.is_at_end, f"{name} is in another place")
                 for line in lines(archive, size):
                     seq += 1
@@ -278,14 +278,15 @@ def verify():
                 tree.compare(name, small(archive, name, size))
     where = "no tile differs"
     if tree.differing:
-        first, last, tile = min(tree.differing)
+        # A tile of a lower level names the event more closely.
+        first, last, tile = min(tree.differing, key=lambda found: (found[1] - found[0], found))
         where = f"seq {first}" if first == last else f"one of seq {first} to {last}"
         where = f"{where} is the first that differs from {tile}"
     unsigned = f"the first {min(unproven, default=0)} events are not those signed"
     check(not unproven, f"{unsigned}; {where}")
     check(not tree.differing, where)
     tree.finish_tiles(1)
-    check(not tree.due, f"{[*map(name_of, tree.due[:1])]} is missing")
+    check(not tree.due, f"{''.join(map(name_of, tree.due[:1]))} is missing")
     check(len(front) > 2, f"{FRONT[len(front) % 4]} is missing")
     *keys, rest = front["keys.txt"].decode().split("\n")
     check(not rest and all(map(parse_key, keys)), "the last line of keys.txt is cut off")

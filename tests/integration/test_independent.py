@@ -16,7 +16,7 @@ import pytest
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.domain.merkle import check_consistency
+from foldlog.domain.merkle import TreeBuilder, check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.signing.keys import rotate_keys
@@ -224,6 +224,9 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
         (name, re.sub(rb'"head":\d+', b'"head":200', data) if name == "log.json" else data)
         for name, data in cut
     ]
+    tree = TreeBuilder()
+    tiles = tree.append([leaf_hash(e.leaf) for e in audited.stores.entries("s", through=200)])
+    cut += [(f"tile/{tile.level}/{tile_path(tile.number, 200)}", tiles[tile]) for tile in tiles]
     file = write_members(str(audited.folder / "cut.tar"), cut)
     assert small(audited, file).returncode == 0
     older.write_bytes(newer)

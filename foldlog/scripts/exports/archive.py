@@ -174,7 +174,7 @@ def read_archive(file: ExportFile) -> Archive:
 
 
 def _vkeys(data: bytes) -> list[str]:
-    """Returns the public keys in `keys.txt`. No key signs this file, so only its form is checked."""
+    """Returns the public keys in `keys.txt`. No key signs this file: only its form is checked."""
     lines = data.decode("utf-8", "replace").split("\n")
     if lines.pop():
         raise InvalidExport("the last line of keys.txt is cut off")
