@@ -7,8 +7,10 @@ After the key was changed, give the old one as well: `--key NEW --key OLD`.
 
 Every event is hashed anew: the commitments to its operations (HMAC-SHA-256 with the salts), its
 leaf, and the tree over all leaves (RFC 9162 section 2.1). The root must be the one in the signed
-checkpoint (C2SP tlog-checkpoint), and the tree must begin with the one that you kept. proofs.md
-tells the formats. Exit code 0: all is well; 1: something is wrong, and what.
+checkpoint (C2SP tlog-checkpoint), and the tree must begin with the one that you kept. Each tile
+(C2SP tlog-tiles) must be there, and be of this tree. No key signs README.txt and keys.txt, so
+nothing is believed of them. proofs.md tells the formats. Exit code 0: all is well; 1: something is
+wrong, and what.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import json
 import re
 import sys
 import zlib
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -35,7 +37,8 @@ ERASED = re.compile(
 TEXT_MAX, EVENTS_MAX, LINE_MAX, END_MAX = 2**16, 2**26, 2**22 + 2**18, 2**20
 VALUES_MAX = 1_000_000  # of one line, counted as `,`, `[` and `{`
 ERASED_MAX = 1_000_000  # records that were erased
-FRONT = ("README.txt", "log.json", "keys.txt", "checkpoint")  # the order of the first files
+FRONT = ["README.txt", "log.json", "keys.txt", "checkpoint"]  # the first files, in order
+LEVELS = {256**level: level for level in range(8)}  # of a tile: a hash of so many events
 
 
 def sha256(data):
@@ -47,16 +50,21 @@ def check(is_right, what):
         sys.exit(f"WRONG: {what}")
 
 
+def parse_key(vkey):
+    """The name, the id and the bytes of a public key."""
+    name, key_id, text = vkey.split("+", 2)
+    key = b64decode(text, validate=True)
+    is_of_id = sha256(f"{name}\n".encode() + key)[:4].hex() == key_id
+    check(is_of_id and b64encode(key).decode() == text, f"this is no public key: {vkey[:100]!a}")
+    return name, key_id, key
+
+
 def open_checkpoint(note, vkeys):
     """The origin, size and root that one of these keys has signed."""
     text, _, lines = note.decode().rpartition("\n\n")
     check(re.fullmatch("(\u2014 \\S+ [A-Za-z0-9+/=]+\n)+", lines), "the form of the checkpoint")
-    for vkey in vkeys:
-        name, key_id, key = vkey.strip().split("+", 2)
-        key = b64decode(key)
-        check(
-            key[:1] == b"\1" and sha256(f"{name}\n".encode() + key)[:4].hex() == key_id, "the key"
-        )
+    for name, key_id, key in map(parse_key, vkeys):
+        check(key[:1] == b"\1", "the key")
         for found in re.findall(f"^\u2014 {re.escape(name)} (.+)$", lines, re.M):
             signature = b64decode(found)
             if signature[:4].hex() == key_id:
@@ -129,29 +137,62 @@ def is_text(value):
     return isinstance(value, str) and len(value) <= 128
 
 
-def add(tree, leaf):
-    """Adds a leaf to a tree that is kept as its full subtrees: (how many leaves, root)."""
-    tree.append((1, leaf))
-    while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
-        (size, right), (_, left) = tree.pop(), tree.pop()
-        tree.append((2 * size, sha256(b"\1" + left + right)))
+class Tree:
+    """The tree over the leaves, and its tiles. In an archive a tile follows its last event."""
+
+    def __init__(self):
+        self.full = []  # the full subtrees: (how many leaves, root)
+        self.levels = {}  # of each level: the number of full tiles, and the hashes after them
+        self.due, self.is_at_end = [], False  # the tiles that must come now
+        self.differing = []  # of tiles that differ: the first and the last seq, and the name
+
+    def add(self, leaf):
+        size, root = 1, leaf
+        while True:
+            if size in LEVELS:
+                self.levels.setdefault(LEVELS[size], [0, bytearray()])[1].extend(root)
+            if not self.full or self.full[-1][0] != size:
+                break
+            size, root = 2 * size, sha256(b"\1" + self.full.pop()[1] + root)
+        self.full.append((size, root))
+
+    def root(self):
+        root = b""
+        for _, left in reversed(self.full):
+            root = sha256(b"\1" + left + root) if root else left
+        return root
+
+    def finish_tiles(self, least=256):
+        """Says that the tiles of at least so many hashes come now, sorted by level and number."""
+        for level, place in sorted(self.levels.items()):
+            while len(place[1]) >= 32 * least:
+                number, hashes = place[0], bytes(place[1][:8192])
+                place[:] = number + 1, place[1][8192:]
+                self.due.append((level, number, hashes))
+
+    def compare(self, name, found):
+        """Compares a tile of the archive with the one that must come now."""
+        if not self.due and not self.is_at_end:
+            self.is_at_end = True
+            self.finish_tiles(1)
+        if name in [name_of(tile) for tile in self.due[1:]]:
+            check(False, f"{name_of(self.due[0])} is missing")
+        check(self.due and name_of(self.due[0]) == name, f"{name} comes twice, or in another place")
+        level, number, hashes = self.due.pop(0)
+        check(len(found) == len(hashes), f"{name} is of another size")
+        for n in range(0, len(found), 32):
+            if found[n : n + 32] != hashes[n : n + 32]:
+                first = (256 * number + n // 32) * 256**level + 1
+                self.differing.append((first, first + 256**level - 1, name))
+                break
 
 
-def root_of(tree):
-    root = b""
-    for _, left in reversed(tree):
-        root = sha256(b"\1" + left + root) if root else left
-    return root
-
-
-def differing_leaf(leaves, path, tile):
-    """The first seq whose leaf is not the one in this tile of level 0, or None."""
-    first = 256 * int(re.sub(r"\.p/\d+$", "", path).replace("x", "").replace("/", ""))
-    for place in range(len(tile) // 32):
-        leaf = leaves.pop(first + place + 1, None)
-        if leaf is not None and leaf != tile[32 * place : 32 * place + 32]:
-            return first + place + 1
-    return None
+def name_of(tile):
+    level, number, hashes = tile
+    path = f"{number % 1000:03}"
+    while number := number // 1000:
+        path = f"x{number % 1000:03}/{path}"
+    return f"tile/{level}/{path}" + (f".p/{len(hashes) // 32}" if len(hashes) < 8192 else "")
 
 
 def unpacked(raw):
@@ -208,46 +249,53 @@ def verify():
     ask.add_argument("--checkpoint", type=Path, help="a checkpoint that you kept")
     ask.add_argument("--save", type=Path, help="where to keep this one")
     given = ask.parse_args()
-    claims, proven, tree, seq, note, erased, owing = [], 0, [], 0, None, {}, set()
-    leaves, differs, unproven, front, header = {}, [], [], [], None
+    claims, proven, unproven, tree, seq, erased, owing = [], 0, [], Tree(), 0, {}, set()
+    front = {}
     if given.checkpoint:
         with given.checkpoint.open("rb") as file:
             claims.append(open_checkpoint(file.read(TEXT_MAX), given.key))
     with Path(given.archive).open("rb") as raw, unpacked(raw) as archive:
         for name, size in members(archive):
             if name in FRONT:
-                front.append(FRONT.index(name))
-                check(front == sorted({*front}) and not seq, f"the place of {name}")
-            if name == "checkpoint":
-                note = small(archive, name, size)
-                claims.append(open_checkpoint(note, given.key))
+                is_next = not seq and FRONT[len(front) : len(front) + 1] == [name]
+                check(is_next, f"{name} comes twice, in another place, or after a missing file")
+                front[name] = small(archive, name, size)
+                if name == "checkpoint":
+                    claims.append(open_checkpoint(front[name], given.key))
             elif name == f"events/{seq + 1:012}.jsonl":
-                # A tile comes after the events that fill it: older leaves have none any more.
-                leaves = {n: leaf for n, leaf in leaves.items() if n > seq - 256}
+                check(not tree.due, f"{''.join(map(name_of, tree.due[:1]))} is missing")
+                check(not tree.is_at_end, f"{name} is in another place")
                 for line in lines(archive, size):
                     seq += 1
-                    leaves[seq] = leaf_of(seq, line, erased, owing)
+                    tree.add(leaf_of(seq, line, erased, owing))
                     check(len(erased) + len(owing) <= ERASED_MAX, "too many records are erased")
-                    add(tree, leaves[seq])
                     for _, _, root in (claim for claim in claims if claim[1] == seq):
                         proven += 1
-                        if root_of(tree) != root:
+                        if tree.root() != root:
                             unproven.append(seq)
+                tree.finish_tiles()
             else:
-                data = small(archive, name, size)
-                header = json.loads(data) if name == "log.json" else header
-                if name.startswith("tile/0/"):
-                    found = differing_leaf(leaves, name.removeprefix("tile/0/"), data)
-                    differs = [min([found, *differs])] if found else differs
-    if unproven:
-        named = f"; seq {min(differs)} is the first that differs from its tile" if differs else ""
-        check(False, f"the first {unproven[0]} events are not those signed{named}")
-    check(not differs, f"a tile has another leaf at seq {min(differs, default=0)}")
+                tree.compare(name, small(archive, name, size))
+    where = "no tile differs"
+    if tree.differing:
+        # A tile of a lower level names the event more closely.
+        first, last, tile = min(tree.differing, key=lambda found: (found[1] - found[0], found))
+        where = f"seq {first}" if first == last else f"one of seq {first} to {last}"
+        where = f"{where} is the first that differs from {tile}"
+    unsigned = f"the first {min(unproven, default=0)} events are not those signed"
+    check(not unproven, f"{unsigned}; {where}")
+    check(not tree.differing, where)
+    tree.finish_tiles(1)
+    check(not tree.due, f"{''.join(map(name_of, tree.due[:1]))} is missing")
+    check(len(front) > 2, f"{FRONT[len(front) % 4]} is missing")
+    *keys, rest = front["keys.txt"].decode().split("\n")
+    check(not rest and all(map(parse_key, keys)), "the last line of keys.txt is cut off")
+    header, note = json.loads(front["log.json"]), front.get("checkpoint")
     check(note, "the archive has no checkpoint")
     origin, signed, _ = claims[-1]
     check(claims[0][0] == origin, "the kept checkpoint is of another log")
-    stated = f"/spaces/{header['space']}/{header['log']}" if header else ""
-    check(header and origin.endswith(stated), "log.json is missing, or of another log or space")
+    stated = f"/spaces/{header['space']}/{header['log']}"
+    check(origin.endswith(stated), "log.json is of another log or space")
     check(
         (header["foldlog"], header["version"]) == ("export", 1) and header["head"] == seq,
         f"log.json is not of an archive of {seq} events",

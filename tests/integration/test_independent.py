@@ -16,7 +16,7 @@ import pytest
 
 from foldlog.api.app import create_app
 from foldlog.api.http.access import OpenAccess
-from foldlog.domain.merkle import check_consistency
+from foldlog.domain.merkle import TreeBuilder, check_consistency
 from foldlog.domain.notes import tile_path, unbundled
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.signing.keys import rotate_keys
@@ -224,6 +224,9 @@ def test_the_small_verifier_rejects_a_lost_tail(audited):  # noqa: F811
         (name, re.sub(rb'"head":\d+', b'"head":200', data) if name == "log.json" else data)
         for name, data in cut
     ]
+    tree = TreeBuilder()
+    tiles = tree.append([leaf_hash(e.leaf) for e in audited.stores.entries("s", through=200)])
+    cut += [(f"tile/{tile.level}/{tile_path(tile.number, 200)}", tiles[tile]) for tile in tiles]
     file = write_members(str(audited.folder / "cut.tar"), cut)
     assert small(audited, file).returncode == 0
     older.write_bytes(newer)
@@ -244,8 +247,8 @@ def test_the_small_verifier_accepts_old_and_new_keys(audited):  # noqa: F811
 
 
 def test_the_small_verifier_is_small():
-    """It has about two hundred lines, and imports none of our modules."""
+    """It has about three hundred lines, and imports none of our modules."""
     text = (ROOT / "docs/reference/verify_log.py").read_text("utf-8")
-    assert len(text.splitlines()) < 270
+    assert len(text.splitlines()) < 330
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
     assert set(imported) - set(sys.stdlib_module_names) == {"cryptography"}

@@ -24,7 +24,7 @@ import msgspec
 from foldlog.domain.audit import Evidence
 from foldlog.domain.events import LogEntry
 from foldlog.domain.merkle import TILE_BYTES, TILE_WIDTH, Tile, TreeBuilder, edge_tiles
-from foldlog.domain.notes import NOTE_BYTES_MAX, tile_path
+from foldlog.domain.notes import NOTE_BYTES_MAX, InvalidNote, Verifier, tile_path
 from foldlog.domain.proofs import leaf_hash
 from foldlog.infrastructure.postgres.append.transfer import InvalidExport
 
@@ -62,7 +62,7 @@ tlog-tiles). The keys in keys.txt come from the archive itself: compare them wit
 got elsewhere.
 
 Verify it:  foldlog verify --file ARCHIVE --key VKEY --checkpoint YOUR_SAVED_CHECKPOINT
-or independently with docs/reference/verify_log.py, about two hundred lines of Python. The formats
+or independently with docs/reference/verify_log.py, about three hundred lines of Python. The formats
 are described in docs/explanation/proofs.md.
 """
 
@@ -163,14 +163,28 @@ def read_archive(file: ExportFile) -> Archive:
             member = members.next()
     if "log.json" not in front:
         raise InvalidExport("log.json is missing: this is not an archive of a log")
-    header = read_header(front["log.json"])
-    vkeys = front.get("keys.txt", b"").decode("utf-8", "replace").split("\n")
+    for name in FRONT_BYTES_MAX.keys() - {"checkpoint"} - front.keys():
+        raise InvalidExport(f"{name} is missing")
     return Archive(
-        header,
-        [vkey for vkey in vkeys if vkey],
+        read_header(front["log.json"]),
+        _vkeys(front["keys.txt"]),
         front.get("checkpoint"),
         _read_parts(members, member),
     )
+
+
+def _vkeys(data: bytes) -> list[str]:
+    """Returns the public keys in `keys.txt`. No key signs this file: only its form is checked."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    if lines.pop():
+        raise InvalidExport("the last line of keys.txt is cut off")
+    try:
+        keys = [Verifier.parse(line).vkey for line in lines]
+    except InvalidNote as exc:
+        raise InvalidExport(f"keys.txt: {exc}") from exc
+    if keys != lines:
+        raise InvalidExport("keys.txt has other text than public keys")
+    return keys
 
 
 def _read_parts(members: TarReader, member: Member | None) -> Iterator[Part]:
