@@ -5,13 +5,14 @@ caller is identified by a *rate key*: the id of an authenticated caller, otherwi
 address. Clients on a local socket have the empty rate key. For the empty key, only the bound for
 all callers together applies.
 
-The classes `Shares` and `FairQueue` contain no locks, so only one thread at a time may call an
-instance.
+The classes `Shares`, `Turns` and `FairQueue` contain no locks, so only one thread at a time may
+call an instance.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -68,19 +69,13 @@ class Shares:
             del self._held_by[key]
 
 
-class FairQueue(Generic[T]):
-    """Distributes waiting items to a fixed number of workers, fairly among callers. If there are
-    several workers, a single caller may use all of them except one.
+class Turns(Generic[T]):
+    """Waiting items of several callers, in the order in which they are served: the next item
+    belongs to the caller that was served longest ago."""
 
-    A free worker takes the next item of the caller that was served longest ago. For example, one
-    caller has a thousand waiting items, and another caller adds one item. The next free worker then
-    takes the new item, before the rest of the thousand items.
-    """
-
-    def __init__(self, workers: int):
-        self._shares = Shares(workers, max(1, workers - 1))
+    def __init__(self) -> None:
         #: waiting items by caller; the caller to serve next comes first
-        self._waiting: dict[str, deque[T]] = {}
+        self._waiting: OrderedDict[str, deque[T]] = OrderedDict()
 
     def __len__(self) -> int:
         """Returns the number of waiting items."""
@@ -91,21 +86,61 @@ class FairQueue(Generic[T]):
         return bool(self._waiting)
 
     @property
-    def busy(self) -> int:
-        """Returns the number of workers that are in use."""
-        return self._shares.held
+    def callers(self) -> Iterable[str]:
+        """Returns the callers with waiting items. The caller to serve next comes first."""
+        return self._waiting.keys()
 
     def put(self, key: str, item: T) -> None:
         self._waiting.setdefault(key, deque()).append(item)
 
+    def put_back(self, key: str, item: T) -> None:
+        """Makes this item the next one. If several items are put back, the first of them must be
+        put back last."""
+        self._waiting.setdefault(key, deque()).appendleft(item)
+        self._waiting.move_to_end(key, last=False)
+
     def remove(self, key: str, item: T) -> None:
-        """Removes a waiting item from the queue. Raises `ValueError` if the queue lacks this
-        item."""
+        """Removes a waiting item. Raises `ValueError` if this item does not wait."""
         if key not in self._waiting:
             raise ValueError("this item does not wait")
         self._waiting[key].remove(item)
         if not self._waiting[key]:
             del self._waiting[key]
+
+    def peek(self) -> T:
+        """Returns the next item, which goes on waiting. Raises `StopIteration` if no item waits."""
+        return next(iter(self._waiting.values()))[0]
+
+    def take(self, key: str | None = None) -> T:
+        """Removes and returns the next item, or the next item of the caller `key`. Raises
+        `KeyError` if no such item waits."""
+        if key is None:
+            key, queue = self._waiting.popitem(last=False)
+        else:
+            queue = self._waiting.pop(key)
+        item = queue.popleft()
+        if queue:
+            self._waiting[key] = queue  # behind the other callers
+        return item
+
+
+class FairQueue(Turns[T]):
+    """Distributes waiting items to a fixed number of workers, fairly among callers. If there are
+    several workers, a single caller may use all of them except one.
+
+    A free worker takes the next item of the caller that was served longest ago. For example, one
+    caller has a thousand waiting items, and another caller adds one item. The next free worker then
+    takes the new item, before the rest of the thousand items.
+    """
+
+    def __init__(self, workers: int):
+        super().__init__()
+        self._shares = Shares(workers, max(1, workers - 1))
+
+    @property
+    def busy(self) -> int:
+        """Returns the number of workers that are in use."""
+        return self._shares.held
 
     def next(self) -> tuple[str, T] | None:
         """Reserves a free worker for the next item. Returns the rate key of the item's caller, and
@@ -114,20 +149,16 @@ class FairQueue(Generic[T]):
         Returns `None` if no item is waiting, if all workers are busy, or if each caller with a
         waiting item already uses its share of the workers.
         """
-        for key in self._waiting:
+        for key in self.callers:
             if self._shares.take(key) is None:
-                queue = self._waiting.pop(key)
-                item = queue.popleft()
-                if queue:
-                    self._waiting[key] = queue  # behind the other callers
-                return key, item
+                return key, self.take(key)
         return None
 
-    def take(self, key: str) -> bool:
+    def reserve(self, key: str) -> bool:
         """Reserves a free worker for this caller without queueing an item. Returns whether a worker
         was reserved. No worker is reserved if any item is waiting, if all workers are busy, or if
         the caller already uses its share of the workers."""
-        return not self._waiting and self._shares.take(key) is None
+        return not self and self._shares.take(key) is None
 
     def done(self, key: str) -> None:
         """Frees a worker that was reserved for this caller."""

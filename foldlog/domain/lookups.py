@@ -3,13 +3,13 @@ the space."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .changesets import Push
 from .collections import Schemas, changeset_needs_records
 from .merge import Key, Record
-from .step_budget import TooManySteps
+from .step_budget import Steps, TooManySteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,15 @@ class Lookups:
     erasures: Mapping[Key, int] = field(default_factory=dict)
 
 
-def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
+def keys_to_load(pushes: Iterable[Push], schemas: Schemas, steps: Steps | None = None) -> set[Key]:
     """Returns the keys of the records that must be loaded before the pushes are decided. A record
-    must be loaded if a decision depends on its state, or if the answer to a push contains it."""
+    must be loaded if a decision depends on its state, or if the answer to a push contains it.
+
+    This takes from `steps`, the budget of the group, what the questions about the pushes take. The
+    pushes after the one that uses it up are left out, because they belong into the next group."""
     return {
         op.key
-        for push in pushes
+        for push in (pushes if steps is None else pushes_within(pushes, steps))
         for index, changeset in enumerate(push.changesets)
         # A guarded changeset needs all of its records, because the answer to a stale one contains
         # them. The conditions are per changeset, because each may scan all of its operations.
@@ -43,6 +46,17 @@ def keys_to_load(pushes: Iterable[Push], schemas: Schemas) -> set[Key]:
         or (schemas and _needs_records(push, index, schemas))
         for op in changeset.ops
     }
+
+
+def pushes_within(pushes: Iterable[Push], steps: Steps) -> Iterator[Push]:
+    """Yields the first push, and then the further ones until the budget `steps` of the group is
+    used up. Takes from it what was asked about the pushes meanwhile."""
+    for index, push in enumerate(pushes):
+        if index and not steps.left:
+            return
+        asked = push.steps.spent
+        yield push
+        steps.take(push.steps.spent - asked)
 
 
 def _needs_records(push: Push, index: int, schemas: Schemas) -> bool:

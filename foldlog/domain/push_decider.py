@@ -48,7 +48,7 @@ from .limits import LIMITS, Limits
 from .lookups import Lookups
 from .merge import Key, Record, RecordView, fold, view_of
 from .space_state import SpaceState
-from .step_budget import Steps, TooManySteps
+from .step_budget import GROUP_STEPS_MAX, Steps, TooManySteps
 from .times import format_time
 
 
@@ -106,6 +106,8 @@ class PushDecider:
 
     `state` must contain the counters of the pushing devices. `now_ms` is the time by the server's
     clock, in ms since 1970. `salt` is a function that returns a new random salt at each call.
+    `steps` is the budget of the group for checks against schemas. The decider takes from it, and
+    the caller ends the group when it is used up.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class PushDecider:
         now_ms: int,
         salt: Callable[[], bytes],
         limits: Limits = LIMITS,
+        steps: Steps | None = None,
     ):
         self.state = state
         self.head = state.head
@@ -129,6 +132,7 @@ class PushDecider:
         self._records = None if lookups.records is None else dict(lookups.records)
         self._salt = salt
         self._limits = limits
+        self._steps = steps or Steps(GROUP_STEPS_MAX)
 
     def take(self, push: Push) -> list[Answer]:
         """Decides one push: returns the answers to its changesets, and adds the new changesets to
@@ -252,10 +256,13 @@ class PushDecider:
         refusal = stale(changeset, push.device, draft.records)
         if needs_schema and refusal is UNSET:
             event = self._event_to_check(push, changeset, seq, time)
+            before = draft.steps.spent
             try:
                 refusal = schema_refusal(event, draft.records, schemas, draft.steps)
             except TooManySteps:
                 raise self._too_many_steps() from None
+            finally:
+                self._steps.take(draft.steps.spent - before)
         entry = changeset_entry(
             changeset,
             seq=seq,

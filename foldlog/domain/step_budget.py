@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 from .limits import LIMITS
 
+#: The steps after which a group of pushes ends, which are decided together. The push that reaches
+#: them is decided still, and the further ones wait for the next group.
+GROUP_STEPS_MAX = LIMITS.schema_steps_per_changeset_max
+
 
 class TooManySteps(Exception):
     """Raised if a check needs more steps than its budget has left."""
@@ -23,6 +27,10 @@ class Steps:
     @property
     def spent(self) -> int:
         return self.most - self.left
+
+    def take(self, steps: int) -> None:
+        """Takes steps that were spent already, or all that are left."""
+        self.left = max(0, self.left - steps)
 
     def spend(self, steps: int) -> None:
         """Takes steps from the budget. If too few are left, takes all of them and raises

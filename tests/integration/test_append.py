@@ -12,6 +12,7 @@ import pytest
 
 from foldlog.api.http.problems import status_of
 from foldlog.domain import push_decider
+from foldlog.domain.collections import Proposal
 from foldlog.domain.errors import (
     CounterGap,
     DeviceForked,
@@ -23,7 +24,8 @@ from foldlog.domain.errors import (
     StorageUnavailable,
 )
 from foldlog.domain.events import decode_event
-from foldlog.domain.limits import Limits
+from foldlog.domain.json_schema import JsonSchema
+from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.ports import RangeQuery
 from foldlog.domain.proofs import header_of, leaf_hash, leaf_of
 from foldlog.domain.push_decider import PushDecider
@@ -526,3 +528,38 @@ def test_what_is_acknowledged_is_on_the_disk(database_urls):
     with Datastore(owner) as datastore, datastore.rows() as cursor:
         assert cursor.execute("SHOW synchronous_commit").fetchone() == ("on",)
         assert cursor.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+@pytest.mark.parametrize("field", ["items", "required"])
+def test_expensive_pushes_of_one_caller_delay_another_by_one(database, stores, field):
+    """A group ends after the push that takes its budget of steps, whether the records must be read
+    (`required`) or not. Nothing is refused."""
+    schema = {"properties": {"a": {"items": {"anyOf": [{"const": n} for n in range(400)]}}}}
+    if field == "required":
+        schema["required"] = ["b"]  # the operations alone cannot decide
+        schema["properties"]["b"] = True
+    stores.define("s", "tasks", Proposal(JsonSchema.checked(schema, LIMITS)))
+    stores.push("s", push_of(changeset(put("x", b=1, a=[])), device=new_id()))
+    with psycopg.connect(database) as blocker:
+        blocker.execute("SELECT 1 FROM spaces WHERE space = 's' FOR UPDATE")
+        first = stores.submit("s", push_of(changeset(), device=new_id()), "greedy")
+        queues = stores.log._group_commit._queues
+        deadline = time.monotonic() + 10
+        while queues.get("s") and time.monotonic() < deadline:
+            time.sleep(0.001)
+        greedy = []
+        for _ in range(6):
+            changesets = [changeset(put("x", a=[1] * 60)) for _ in range(6)]  # 1.3 million steps
+            push = push_of(*changesets, device=new_id())
+            greedy.append(stores.submit("s", push, "greedy"))
+        modest = stores.submit("s", push_of(changeset(put("y", b=2)), device=new_id()), "modest")
+        blocker.rollback()
+    head = first.result(60).head
+    seqs = [future.result(60).verdicts[0].seq for future in greedy]
+    assert modest.result(60).verdicts[0].seq == head + 7, seqs
+    assert {v.verdict for future in greedy for v in future.result().verdicts} == {"stored"}
+    with stores.datastore.rows() as cursor:
+        cursor.execute(
+            "SELECT count(DISTINCT xmin::text) FROM events WHERE originator_version > %s", [head]
+        )
+        assert cursor.fetchone()[0] >= 6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foldlog.api.http.threads import Disconnected, FairThreads
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.domain.fairness import Exceeded, FairQueue, Shares
+from foldlog.domain.fairness import Exceeded, FairQueue, Shares, Turns
 
 
 def test_a_caller_takes_its_share_and_others_take_the_rest():
@@ -43,6 +43,19 @@ def test_a_released_caller_leaves_no_memory():
         shares.take(str(number))
         shares.release(str(number))
     assert not shares._held_by
+
+
+def test_what_is_put_back_is_next_in_its_old_order():
+    turns: Turns[int] = Turns()
+    for key, item in (("a", 1), ("a", 2), ("a", 5), ("b", 3), ("c", 4)):
+        turns.put(key, item)
+    taken = [turns.take() for _ in range(4)]
+    assert taken == [1, 3, 4, 2]
+    for key, item in reversed((("b", 3), ("c", 4), ("a", 2))):
+        turns.put_back(key, item)
+    assert list(turns.callers) == ["b", "c", "a"] and turns.peek() == 3 and len(turns) == 4
+    assert [turns.take() for _ in range(4)] == [3, 4, 2, 5]
+    assert not turns
 
 
 def test_a_caller_with_many_items_delays_another_by_one():

@@ -9,7 +9,7 @@ from threading import Barrier, Event, Lock
 import pytest
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, QueueFull
+from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, Postponed, QueueFull
 
 
 class Recorder:
@@ -315,3 +315,70 @@ def test_a_caller_s_push_to_a_shared_space_does_not_wait_for_another_s_backlog()
     wait_until(lambda: not group_commit._queues)
     assert not (group_commit._callers or group_commit._running or group_commit._ready)
     group_commit.close()
+
+
+def test_callers_take_turns_in_a_group():
+    """A caller with many waiting requests delays another by one request."""
+    recorder = Recorder()
+    group_commit = GroupCommit(recorder.commit, group_size_max=4)
+    futures = [group_commit.submit("s", 0, "greedy")]
+    recorder.entered.wait(10)
+    futures += [group_commit.submit("s", n, "greedy") for n in range(1, 7)]
+    futures += [group_commit.submit("s", n, "modest") for n in (10, 11)]
+    recorder.gate.set()
+    assert [future.result(10) for future in futures] == [n * 10 for n in (*range(7), 10, 11)]
+    assert [requests for _, requests in recorder.groups] == [[0], [1, 10, 2, 11], [3, 4, 5, 6]]
+
+
+def test_what_is_postponed_is_first_in_the_next_group():
+    """The callers that had no turn come before the one that had."""
+    groups, entered, go_on = [], Event(), Event()
+
+    def commit(key, requests):
+        groups.append(list(requests))
+        entered.set()
+        assert go_on.wait(10)
+        return [requests[0], *(Postponed() for _ in requests[1:])]
+
+    group_commit = GroupCommit(commit, waiting_weight_max=10)
+    futures = [group_commit.submit("s", "first")]
+    entered.wait(10)
+    requests = ("a1", "a2", "b1", "c1")
+    futures += [group_commit.submit("s", request, request[0]) for request in requests]
+    go_on.set()
+    assert [future.result(10) for future in futures] == ["first", *requests]
+    assert groups[1:] == [
+        ["a1", "b1", "c1", "a2"],
+        ["b1", "c1", "a2"],
+        ["c1", "a2"],
+        ["a2"],
+    ]
+    wait_until(lambda: not group_commit._queues)
+    assert not group_commit._weights
+
+
+def test_what_is_postponed_waits_with_a_new_deadline_and_is_not_cancelled():
+    """The database works, so its wait begins anew. Its outcome may be known to the log."""
+    entered, go_on = Event(), Event()
+
+    def commit(key, requests):
+        entered.set()
+        assert go_on.wait(10)
+        time.sleep(0.2)
+        return [requests[0], *(Postponed() for _ in requests[1:])]
+
+    group_commit = GroupCommit(commit, wait_seconds_max=0.3)
+    first = group_commit.submit("s", 0)
+    entered.wait(10)
+    later = [group_commit.submit("s", n) for n in range(1, 5)]
+    go_on.set()
+    assert first.result(10) == 0 and later[0].result(10) == 1
+    assert not later[-1].cancel()
+    assert [future.result(10) for future in later] == [1, 2, 3, 4]
+
+
+def test_a_group_that_postpones_all_fails():
+    """It would be tried for ever."""
+    group_commit = GroupCommit(lambda key, requests: [Postponed() for _ in requests])
+    with pytest.raises(AssertionError):
+        group_commit.submit("s", 1).result(10)

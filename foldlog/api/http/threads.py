@@ -76,7 +76,7 @@ class FairThreads:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (RUN_SECONDS_MAX if seconds_max is None else seconds_max)
-        if not self._queue.take(key):
+        if not self._queue.reserve(key):
             await self._wait_for_thread(key, deadline, abandoned)
         # The copied context carries the request's id into log lines of the thread.
         context = contextvars.copy_context()

@@ -23,7 +23,7 @@ from foldlog.domain.merge import Key
 from foldlog.domain.ports import EventStore, Progress, Range, RangeQuery, Receipt, SpaceId
 from foldlog.domain.skipping import Skipped
 from foldlog.infrastructure.postgres.append.appender import Appender
-from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, QueueFull
+from foldlog.infrastructure.postgres.append.group_commit import GroupCommit, Postponed, QueueFull
 from foldlog.infrastructure.postgres.append.service_event import ServiceEventTransaction
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import translated
@@ -273,8 +273,8 @@ def _may_succeed_alone(outcome: Receipt | Exception) -> bool:
 
     `outcome` is the push's outcome in the group. A retry is useful if another push of the group may
     have caused the failure: after an unexpected error, or if all pushes of the group together
-    exceed `looked_up_bytes_max`. If the push was accepted, the result is `False`.
+    exceed `looked_up_bytes_max`. If the push was accepted or postponed, the result is `False`.
     """
     if isinstance(outcome, LimitExceeded):
         return bool(outcome.extra["limit"] == "looked_up_bytes_max")
-    return isinstance(outcome, Exception) and not isinstance(outcome, FoldlogError)
+    return isinstance(outcome, Exception) and not isinstance(outcome, (FoldlogError, Postponed))

@@ -29,15 +29,17 @@ from foldlog.domain.changesets import Push
 from foldlog.domain.errors import FoldlogError
 from foldlog.domain.events import LogEntry
 from foldlog.domain.limits import Limits
-from foldlog.domain.lookups import Lookups, keys_to_load
+from foldlog.domain.lookups import Lookups, keys_to_load, pushes_within
 from foldlog.domain.ports import Receipt
 from foldlog.domain.push_decider import PushDecider
 from foldlog.domain.space_state import SpaceState
+from foldlog.domain.step_budget import GROUP_STEPS_MAX, Steps
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.connection.errors import DATABASE_ERRORS, is_lock_timeout
 from foldlog.infrastructure.postgres.log.writer import LogBatch, append_batch
 
 from .errors import Attempt, append_errors
+from .group_commit import Postponed
 from .loading import Loader
 from .service_event import ServiceEventTransaction
 from .space_cache import DatabaseClock, SpaceCache
@@ -51,7 +53,8 @@ class Appended:
     """The result of appending a group of pushes: the outcome of each push, and the appended events.
 
     `outcomes` contains one item for each push, in the order of the pushes. The item is a `Receipt`
-    if the push was accepted, and otherwise the error with which it was refused.
+    if the push was accepted, `Postponed` if it belongs into the next group, and otherwise the error
+    with which it was refused.
     """
 
     outcomes: list[Receipt | Exception]
@@ -84,6 +87,9 @@ class Appender:
     def append(self, space: str, pushes: Sequence[Push]) -> Appended:
         """Accepts or refuses each push of a group, and appends the accepted changesets.
 
+        The group ends early if its checks against schemas take more than `GROUP_STEPS_MAX`. The
+        further pushes are postponed.
+
         Returns an `Appended` object with the outcome of each push and the appended events.
 
         Raises `StorageUnavailable` if the database is unavailable.
@@ -97,15 +103,18 @@ class Appender:
         Other database errors are raised unchanged. Such an error may be caused by invalid data in a
         single push of the group.
         """
+        steps = Steps(GROUP_STEPS_MAX)
         with append_errors(self._datastore) as attempt:
             try:
                 with self._datastore.get_connection() as conn:
                     attempt.may_commit = True
-                    appended = self._append_quickly(conn, space, pushes)
+                    appended = self._append_quickly(conn, space, pushes, steps)
                     attempt.may_commit = False
                     if appended is None:
                         self._cache.drop(space)
-                        appended = self._append_locked(conn, space, pushes, attempt)
+                        appended = self._append_locked(conn, space, pushes, steps, attempt)
+                    postponed = len(pushes) - len(appended.outcomes)
+                    appended.outcomes += [Postponed()] * postponed
                     return appended
             except DATABASE_ERRORS as exc:
                 self._cache.drop(space)
@@ -114,7 +123,7 @@ class Appender:
                 raise
 
     def _append_quickly(
-        self, conn: Connection[Any], space: str, pushes: Sequence[Push]
+        self, conn: Connection[Any], space: str, pushes: Sequence[Push], steps: Steps
     ) -> Appended | None:
         """Tries to append the group without a lock, using the cached state of the space.
 
@@ -127,14 +136,14 @@ class Appender:
         if cached is None:
             return None
         state = cached.state
-        if keys_to_load(pushes, state.schemas):
+        if keys_to_load(pushes, state.schemas, steps):
             return None
         # Known ids are not looked up here, because the statement fails if an id is already stored.
         lookups = Lookups(
             marks=self._loader.add_devices_and_get_marks(conn, space, state, pushes),
             erasures=self._loader.erasures(conn, space, state, pushes),
         )
-        decider, outcomes = self._decide(state, lookups, cached.clock, pushes)
+        decider, outcomes = self._decide(state, lookups, cached.clock, pushes, steps)
         if not decider.entries or any(isinstance(outcome, Exception) for outcome in outcomes):
             return None
         if not _write(conn, space, decider):
@@ -144,7 +153,12 @@ class Appender:
         return appended
 
     def _append_locked(
-        self, conn: Connection[Any], space: str, pushes: Sequence[Push], attempt: Attempt
+        self,
+        conn: Connection[Any],
+        space: str,
+        pushes: Sequence[Push],
+        steps: Steps,
+        attempt: Attempt,
     ) -> Appended:
         """Locks the space, appends the accepted pushes, and caches the new state of the space.
 
@@ -154,10 +168,10 @@ class Appender:
         """
         with conn.cursor(row_factory=tuple_row) as cursor, conn.transaction():
             state, lookups, clock, is_new = self._loader.lock_and_load(
-                conn, cursor, space, pushes, shorten_lock_timeout=space in self._contended
+                conn, cursor, space, pushes, steps, shorten_lock_timeout=space in self._contended
             )
             self._contended.discard(space)
-            decider, outcomes = self._decide(state, lookups, clock, pushes)
+            decider, outcomes = self._decide(state, lookups, clock, pushes, steps)
             if decider.entries:
                 attempt.may_commit = True
                 is_appended = _write(conn, space, decider)
@@ -170,19 +184,30 @@ class Appender:
         return appended
 
     def _decide(
-        self, state: SpaceState, lookups: Lookups, clock: DatabaseClock, pushes: Sequence[Push]
+        self,
+        state: SpaceState,
+        lookups: Lookups,
+        clock: DatabaseClock,
+        pushes: Sequence[Push],
+        steps: Steps,
     ) -> tuple[PushDecider, list[Receipt | Exception]]:
-        """Accepts or refuses each push of a group, in the order of the group.
+        """Accepts or refuses the pushes of a group, in the order of the group, until `steps` are
+        used up.
 
         Returns a pair: the `PushDecider`, whose `entries` are the new events to append, and a list
-        with one outcome for each push. The outcome is a receipt, or the error with which the push
-        is refused.
+        with one outcome for each of the decided pushes. The outcome is a receipt, or the error with
+        which the push is refused.
         """
         decider = PushDecider(
-            state, lookups, now_ms=clock.now_ms(), salt=salts(pushes), limits=self._limits
+            state,
+            lookups,
+            now_ms=clock.now_ms(),
+            salt=salts(pushes),
+            limits=self._limits,
+            steps=steps,
         )
         outcomes: list[Receipt | Exception] = []
-        for push in pushes:
+        for push in pushes_within(pushes, steps):
             try:
                 outcomes.append(Receipt(state.log, 0, decider.take(push)))
             except FoldlogError as exc:

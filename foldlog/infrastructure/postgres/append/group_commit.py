@@ -5,6 +5,11 @@ push had its own transaction, it would wait until all earlier transactions are f
 Therefore the first push is appended at once, and all pushes that arrive during its transaction form
 the next group. Groups of different spaces are committed at the same time, in different threads.
 
+The callers take turns in a group: the first push is that of the caller that was served longest ago,
+then one push of each other caller follows, and so on. A group whose checks take long ends early.
+The rest of its pushes begins the next group, so a caller waits for one expensive push of each other
+caller at most.
+
 A small number of threads, which all callers share, commits the groups. If a caller pushes to many
 spaces at once, this caller can use all threads except one, so other callers still get a thread.
 """
@@ -12,7 +17,7 @@ spaces at once, this caller can use all threads except one, so other callers sti
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -20,7 +25,7 @@ from threading import Lock, Thread
 from typing import Generic, NamedTuple, TypeVar
 
 from foldlog.domain.errors import StorageUnavailable
-from foldlog.domain.fairness import FairQueue
+from foldlog.domain.fairness import FairQueue, Turns
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -44,6 +49,11 @@ class QueueFull(Exception):
     """
 
 
+class Postponed(Exception):
+    """The outcome of a request that belongs into the next group, because its own group has done
+    enough work already. The first request of a group must have another outcome."""
+
+
 class _Waiting(NamedTuple, Generic[Request, Reply]):
     """A request in the queue of a key, with the future for its outcome, and with its deadline.
 
@@ -61,8 +71,8 @@ class GroupCommit(Generic[Request, Reply]):
 
     For each group it calls `commit(key, requests)`, in one of its own threads. For the same key,
     only one call runs at a time. `commit` returns a list with the outcome of each request: a reply
-    or an exception. If `commit` itself raises an exception, every request of the group gets this
-    exception.
+    or an exception. A request with the outcome `Postponed` waits again, before all others. If
+    `commit` itself raises an exception, every request of the group gets this exception.
     """
 
     def __init__(
@@ -86,7 +96,7 @@ class GroupCommit(Generic[Request, Reply]):
         #: the total weight of the waiting requests of each active key
         self._weights: Counter[str] = Counter()
         #: the waiting requests of each active key
-        self._queues: dict[str, deque[_Waiting[Request, Reply]]] = {}
+        self._queues: dict[str, Turns[_Waiting[Request, Reply]]] = {}
         #: the keys that wait for a thread, each under every caller that has a request in its queue
         self._ready: FairQueue[str] = FairQueue(committers)
         #: the callers under which each key waits
@@ -121,11 +131,11 @@ class GroupCommit(Generic[Request, Reply]):
                 self._start()
             queue = self._queues.get(key)
             if queue is None:
-                queue = self._queues[key] = deque()
+                queue = self._queues[key] = Turns()
             if key not in self._running and self._wait_for_thread(caller, key):
                 self._wakeups.put(True)
             until = time.monotonic() + self._wait_seconds_max
-            queue.append(_Waiting(request, outcome, until, caller))
+            queue.put(caller, _Waiting(request, outcome, until, caller))
         return outcome
 
     def close(self) -> None:
@@ -158,9 +168,9 @@ class GroupCommit(Generic[Request, Reply]):
                     self._ready.remove(other, key)
                 self._running.add(key)
                 group = self._gather(key)
-            if group:
-                self._commit_group(key, group)
+            postponed = self._commit_group(key, group) if group else []
             with self._lock:
+                self._put_back(key, postponed)
                 self._end_turn(caller, key)
 
     def _end_turn(self, caller: str, key: str) -> None:
@@ -172,7 +182,7 @@ class GroupCommit(Generic[Request, Reply]):
         self._ready.done(caller)
         self._running.discard(key)
         if queue := self._queues[key]:
-            for waiting in {one.caller for one in queue}:
+            for waiting in queue.callers:
                 self._wait_for_thread(waiting, key)  # after the other waiting keys
         else:
             del self._queues[key], self._weights[key]
@@ -193,42 +203,59 @@ class GroupCommit(Generic[Request, Reply]):
         self._ready.put(caller, key)
         return True
 
-    def _commit_group(self, key: str, group: list[tuple[Request, Future[Reply]]]) -> None:
-        """Commits one group, and sets the result or the exception of each request's future."""
+    def _commit_group(
+        self, key: str, group: list[_Waiting[Request, Reply]]
+    ) -> list[_Waiting[Request, Reply]]:
+        """Commits one group, and sets the result or the exception of each request's future. Returns
+        the postponed requests."""
         outcomes: Sequence[Reply | BaseException]
         try:
-            outcomes = self._commit(key, [request for request, _ in group])
+            outcomes = self._commit(key, [waiting.request for waiting in group])
             assert len(outcomes) == len(group)
+            assert not isinstance(outcomes[0], Postponed)
         except BaseException as exc:
             outcomes = [exc] * len(group)
-        for (_, future), outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
+        postponed = []
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Postponed):
+                postponed.append(waiting)
+            elif isinstance(outcome, BaseException):
                 # A whole group may share one exception. Each caller extends its traceback anew.
-                future.set_exception(outcome.with_traceback(None))
+                waiting.outcome.set_exception(outcome.with_traceback(None))
             else:
-                future.set_result(outcome)
+                waiting.outcome.set_result(outcome)
+        return postponed
 
-    def _gather(self, key: str) -> list[tuple[Request, Future[Reply]]]:
+    def _put_back(self, key: str, postponed: list[_Waiting[Request, Reply]]) -> None:
+        """Puts the postponed requests of a group before all others, with a new deadline: the
+        database has just worked."""
+        until = time.monotonic() + self._wait_seconds_max
+        for waiting in reversed(postponed):
+            self._weights[key] += self._weigh(waiting.request)
+            self._queues[key].put_back(waiting.caller, waiting._replace(until=until))
+
+    def _gather(self, key: str) -> list[_Waiting[Request, Reply]]:
         """Removes the requests of the next group from a key's queue, and returns them.
 
-        The result is a list of pairs: a request and its future. The number and the total weight of
-        the requests in a group are limited. A cancelled request is dropped. If the deadline of a
+        The number and the total weight of the requests in a group are limited. A cancelled request
+        is dropped, unless it was in a group before: its commit had begun. If the deadline of a
         request has passed, its future gets the error `StorageUnavailable`, and the request is left
         out.
         """
         queue = self._queues[key]
-        group: list[tuple[Request, Future[Reply]]] = []
+        group: list[_Waiting[Request, Reply]] = []
         weight, now = 0, time.monotonic()
         while queue and len(group) < self._group_size_max:
-            weight += self._weigh(queue[0].request)
+            weight += self._weigh(queue.peek().request)
             if group and weight > self._group_weight_max:
                 break
-            request, future, until, _ = queue.popleft()
-            self._weights[key] -= self._weigh(request)
-            if not future.set_running_or_notify_cancel():
+            waiting = queue.take()
+            self._weights[key] -= self._weigh(waiting.request)
+            outcome = waiting.outcome
+            if not outcome.running() and not outcome.set_running_or_notify_cancel():
                 continue
-            if now > until:
-                future.set_exception(StorageUnavailable())
+            if now > waiting.until:
+                outcome.set_exception(StorageUnavailable())
             else:
-                group.append((request, future))
+                group.append(waiting)
         return group

@@ -14,6 +14,7 @@ from foldlog.domain.limits import Limits
 from foldlog.domain.lookups import Lookups, keys_to_load, keys_unseen
 from foldlog.domain.merge import Key, Record
 from foldlog.domain.space_state import SpaceState
+from foldlog.domain.step_budget import Steps
 from foldlog.domain.upcasts import UPCASTER
 from foldlog.infrastructure.postgres.connection.arrays import bigint_array, text_array, uuid_array
 from foldlog.infrastructure.postgres.log.alarms import SuspectedHole
@@ -93,13 +94,14 @@ class Loader:
         cursor: Cursor[Any],
         space: str,
         pushes: Sequence[Push],
+        steps: Steps,
         *,
         shorten_lock_timeout: bool = False,
     ) -> LockedSpace:
         """Locks the space, and returns its state and the other data needed to check the pushes.
 
         If the space is missing, it is created. If `shorten_lock_timeout` is true, the transaction
-        fails after it has waited 200 ms for a lock.
+        fails after it has waited 200 ms for a lock. `steps` is the budget of the group.
         """
         is_new = False
         if shorten_lock_timeout:
@@ -110,7 +112,7 @@ class Loader:
         state, lookups, clock = found
         lookups = replace(
             lookups,
-            records=self._records(cursor, space, state, pushes),
+            records=self._records(cursor, space, state, pushes, steps),
             erasures=self.erasures(conn, space, state, pushes),
         )
         return LockedSpace(state, lookups, clock, is_new)
@@ -172,14 +174,19 @@ class Loader:
         return state, Lookups(known=events, marks=mark_of), clock
 
     def _records(
-        self, cursor: Cursor[Any], space: str, state: SpaceState, pushes: Sequence[Push]
+        self,
+        cursor: Cursor[Any],
+        space: str,
+        state: SpaceState,
+        pushes: Sequence[Push],
+        steps: Steps,
     ) -> Mapping[Key, Record] | None:
         """Returns the records that are needed to check the pushes, as of the last event.
 
         The result is a mapping from key to record. Returns `None` if the records cannot be
         computed, for example because the master table is too many events behind the head.
         """
-        keys = keys_to_load(pushes, state.schemas)
+        keys = keys_to_load(pushes, state.schemas, steps)
         if not keys:
             return {}
         bytes_max = self._limits.looked_up_bytes_max
