@@ -260,7 +260,7 @@ SELECT
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['all']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -298,7 +298,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['collection']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -337,7 +337,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.conflicts.SELECT_CONFLICTS['record']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -498,7 +498,7 @@ SELECT originator_version, CASE WHEN originator_version = ANY (ARRAY(
 -- foldlog.infrastructure.postgres.master.diff.SELECT_DIFFERENT
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -571,7 +571,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.moments.SELECT_AS_OF
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -622,7 +622,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.moments.SELECT_ONE_AS_OF
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -716,7 +716,7 @@ SELECT collection,
 -- foldlog.infrastructure.postgres.master.snapshots.SELECT_SNAPSHOT
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -760,7 +760,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.table.SELECT_LIVE
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -798,7 +798,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.table.SELECT_CHANGED
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -835,7 +835,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.table.SELECT_OF_SEQ
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -873,7 +873,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.table.SELECT_ONE
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -893,7 +893,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.table.SELECT_LOCAL_IDS
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -914,7 +914,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['oldest']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -973,7 +973,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.versions.SELECT_VERSIONS['newest']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -1032,7 +1032,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['oldest']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -1069,7 +1069,7 @@ SELECT s.log::text, s.head, p.position, p.generation,
 -- foldlog.infrastructure.postgres.master.versions.SELECT_LOST['newest']
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p

@@ -116,6 +116,8 @@ class Limits(msgspec.Struct, frozen=True):
     collections_per_filter_max: int = 100
     #: longest wait of a read for its projection (`at_least`), in seconds
     at_least_wait_seconds_max: int = 10
+    #: longest wait of a read without `at_least` for the head of the log, in seconds
+    head_wait_seconds_max: int = 1
     #: longest wait of a pull for new events (`wait`), in seconds
     wait_seconds_max: int = 60
     #: the interval of a stream's heartbeats

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 
 from foldlog.api.http import waiting
-from foldlog.api.http.rates import NO_RATES, RateSubject
+from foldlog.api.http.rates import NO_RATES, STREAMS, LimitedRates, Rates, RateSubject
 from foldlog.api.http.waiting import ProjectedReads
-from foldlog.domain.errors import ProjectionBehind
+from foldlog.domain.errors import ProjectionBehind, RateLimited
 from foldlog.domain.limits import Limits
 from foldlog.domain.ports import Projected
 
-QUICK = Limits(at_least_wait_seconds_max=1)
+QUICK = Limits(at_least_wait_seconds_max=1, head_wait_seconds_max=1)
+HEAD = 5
 
 
 class Master:
@@ -33,16 +33,18 @@ class Master:
 
     def read(self, at_least):
         self.reads += 1
-        if self.reached < at_least:
-            raise ProjectionBehind(awaited=at_least, projected=self.reached, head=at_least)
+        awaited = HEAD if at_least is None else at_least
+        if self.reached < awaited:
+            raise ProjectionBehind(awaited=awaited, projected=self.reached, head=HEAD)
         return self.reached
 
 
 class Asking:
     """A request on a loop; `is_connected` says whether its client still waits."""
 
-    def __init__(self, *, is_connected: bool = True):
+    def __init__(self, *, is_connected: bool = True, rates: Rates = NO_RATES):
         self.is_connected = is_connected
+        self.rates = rates
         self.pauses = self.admitted = 0
 
     async def run(self, function, *args):
@@ -58,14 +60,15 @@ class Asking:
         self.admitted += 1
 
     def hold(self):
-        return NO_RATES.hold(RateSubject())
+        return self.rates.hold(RateSubject(address="192.0.2.1"), STREAMS)
 
 
 def ask(master, at_least, *askings):
     async def all_of_them():
         reads = ProjectedReads(master, QUICK)
-        read = partial(master.read, at_least)
-        return await asyncio.gather(*(reads(asking, "s", read) for asking in askings))
+        return await asyncio.gather(
+            *(reads(asking, "s", master.read, at_least) for asking in askings)
+        )
 
     return asyncio.run(all_of_them())
 
@@ -118,9 +121,36 @@ def test_what_is_seen_by_many_threads_is_forgotten_with_the_last_who_waits():
     master, reads = Master(), None
 
     def wait(reads):
-        return asyncio.run(reads(Asking(), "s", partial(master.read, 3)))
+        return asyncio.run(reads(Asking(), "s", master.read, 3))
 
     reads = ProjectedReads(master, QUICK)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(wait, [reads] * 4))
     assert not reads._looks
+
+
+def test_a_read_without_a_seq_waits_for_the_head():
+    master, asking = Master(), Asking()
+    assert ask(master, None, asking) == [HEAD]
+    assert (master.reads, master.looks, asking.admitted) == (2, HEAD, 1)
+
+
+def test_a_read_without_a_seq_ends_with_what_is_there():
+    """After a wait in vain, of a projection that stands or has stopped, or without a client."""
+    for master in (Master(stands=True), Master(is_halted=True)):
+        assert ask(master, None, Asking()) == [0]
+        assert master.reads == 2
+    assert ask(Master(), None, Asking(is_connected=False)) == [1]
+
+
+def test_a_caller_without_a_free_stream_reads_what_is_there():
+    """A read without a seq asks for no wait, so a limit of waits never refuses it."""
+    master = Master()
+    rates = LimitedRates(Limits(streams_per_caller_max=1))
+    taken = rates.hold(RateSubject(address="192.0.2.1"), STREAMS)
+    assert ask(master, None, Asking(rates=rates)) == [0]
+    assert master.looks == 0
+    with pytest.raises(RateLimited):
+        ask(master, HEAD, Asking(rates=rates))
+    taken.close()
+    assert ask(master, None, Asking(rates=rates)) == [HEAD]

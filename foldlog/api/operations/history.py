@@ -19,7 +19,7 @@ from foldlog.domain.access import Right
 from foldlog.domain.errors import UnknownRecord
 from foldlog.domain.limits import Limits
 from foldlog.domain.merge import Key
-from foldlog.domain.ports import DiffQuery, History, HistoryPage, HistoryQuery
+from foldlog.domain.ports import AtLeast, DiffPage, DiffQuery, History, HistoryPage, HistoryQuery
 
 from .problems import HISTORY_PROBLEMS
 
@@ -50,7 +50,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         `/history?collection=...&id=...` instead.
         """
         page = partial(_history, history, space, (collection, id), query)
-        return _history_reply(await projected(request, space, page))
+        return _history_reply(await projected(request, space, page, query["at_least"]))
 
     @bp.get("/v1/spaces/<space>/history")
     @operation(
@@ -68,7 +68,7 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         """
         key = (query["collection"], query["id"])
         page = partial(_history, history, space, key, query)
-        return _history_reply(await projected(request, space, page))
+        return _history_reply(await projected(request, space, page, query["at_least"]))
 
     @bp.get("/v1/spaces/<space>/diff")
     @operation(
@@ -87,15 +87,20 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
         page, repeat the request with the `cursor` of this page. A page may be empty although more
         pages follow; on the last page `cursor` is null.
         """
-        wanted = DiffQuery(
-            query["from_"],
-            query["to"],
-            query["limit"],
-            collection=query.get("collection"),
-            cursor=query.get("cursor"),
-            at_least=query["at_least"],
-        )
-        page = await projected(request, space, partial(history.diff, space, wanted))
+
+        def differences(at_least: AtLeast) -> DiffPage:
+            wanted = DiffQuery(
+                query["from_"],
+                query["to"],
+                query["limit"],
+                collection=query.get("collection"),
+                cursor=query.get("cursor"),
+                at_least=at_least or 0,
+            )
+            return history.diff(space, wanted)
+
+        # Without `at_least`, the read waits for its two moments only.
+        page = await projected(request, space, differences, query["at_least"] or 0)
         return json_reply(
             answers.DiffPage(
                 page.log,
@@ -112,7 +117,9 @@ def history_blueprint(history: History, limits: Limits) -> Blueprint:
     return bp
 
 
-def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -> HistoryPage:
+def _history(
+    history: History, space: str, key: Key, query: Mapping[str, Any], at_least: AtLeast
+) -> HistoryPage:
     return history.history(
         space,
         key,
@@ -120,7 +127,7 @@ def _history(history: History, space: str, key: Key, query: Mapping[str, Any]) -
             query["limit"],
             order=query["order"],
             cursor=query.get("cursor"),
-            at_least=query["at_least"],
+            at_least=at_least,
         ),
     )
 

@@ -26,6 +26,7 @@ from foldlog.domain.merge import Key
 from foldlog.domain.ports import (
     AsOfPage,
     AsOfQuery,
+    AtLeast,
     ConflictsPage,
     LocalIdsPage,
     MasterTable,
@@ -61,7 +62,8 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         collection and creation. All pages show the same moment, even if records change while you
         read the pages.
         """
-        page = await projected(request, space, partial(_page, master, space, query))
+        read = partial(_page, master, space, query)
+        page = await projected(request, space, read, _at_least(query))
         return json_reply(_records_answer(page))
 
     @bp.get("/v1/spaces/<space>/records/<collection>/<record_id:id>")
@@ -83,7 +85,7 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         `/records?collection=...&id=...` instead.
         """
         one = partial(_one, master, space, (collection, id), query)
-        page = await projected(request, space, one)
+        page = await projected(request, space, one, _at_least(query))
         record = msgspec.Raw(page.records[0])
         return json_reply(
             answers.RecordAnswer(
@@ -112,7 +114,8 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         To read the next page, repeat the request with the `cursor` of this page. A page may be
         empty although more pages follow; on the last page `cursor` is null.
         """
-        page = await projected(request, space, partial(_conflicts, master, space, query))
+        read = partial(_conflicts, master, space, query)
+        page = await projected(request, space, read, query["at_least"])
         return json_reply(
             answers.ConflictsPage(
                 *(page.log, page.head, page.projected, joined(page.conflicts), page.cursor),
@@ -139,22 +142,31 @@ def records_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         the request with the `cursor` of this page. On the last page `cursor` is null. The keys of
         one collection may be spread over several pages.
         """
-        local_ids = partial(
-            master.local_ids,
-            space,
-            device,
-            limit=query["limit"],
-            cursor=query.get("cursor"),
-            at_least=query["at_least"],
-        )
-        return json_reply(await projected(request, space, local_ids))
+
+        def local_ids(at_least: AtLeast) -> LocalIdsPage:
+            return master.local_ids(
+                space,
+                device,
+                limit=query["limit"],
+                cursor=query.get("cursor"),
+                at_least=at_least,
+            )
+
+        return json_reply(await projected(request, space, local_ids, query["at_least"]))
 
     return bp
 
 
-def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsPage:
+def _at_least(query: Mapping[str, Any]) -> AtLeast:
+    """A read of an earlier moment waits for this moment only, and not for the head."""
+    return 0 if query["at_least"] is None and "as_of" in query else query["at_least"]
+
+
+def _page(
+    master: MasterTable, space: str, query: Mapping[str, Any], at_least: AtLeast
+) -> RecordsPage:
     if "id" in query:
-        return _one(master, space, (query["collection"], query["id"]), query)
+        return _one(master, space, (query["collection"], query["id"]), query, at_least)
     if "as_of" in query:
         return master.as_of(
             space,
@@ -163,7 +175,7 @@ def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsP
                 query["limit"],
                 collection=query.get("collection"),
                 cursor=query.get("cursor"),
-                at_least=query["at_least"],
+                at_least=at_least or 0,
             ),
         )
     return master.page(
@@ -173,23 +185,27 @@ def _page(master: MasterTable, space: str, query: Mapping[str, Any]) -> RecordsP
             collection=query.get("collection"),
             changed_after=query.get("changed_after"),
             cursor=query.get("cursor"),
-            at_least=query["at_least"],
+            at_least=at_least,
         ),
     )
 
 
-def _one(master: MasterTable, space: str, key: Key, query: Mapping[str, Any]) -> RecordsPage:
+def _one(
+    master: MasterTable, space: str, key: Key, query: Mapping[str, Any], at_least: AtLeast
+) -> RecordsPage:
     if "as_of" in query:
-        return master.record_as_of(space, key, query["as_of"], at_least=query["at_least"])
-    return master.record(space, key, at_least=query["at_least"])
+        return master.record_as_of(space, key, query["as_of"], at_least=at_least or 0)
+    return master.record(space, key, at_least=at_least)
 
 
-def _conflicts(master: MasterTable, space: str, query: Mapping[str, Any]) -> ConflictsPage:
+def _conflicts(
+    master: MasterTable, space: str, query: Mapping[str, Any], at_least: AtLeast
+) -> ConflictsPage:
     return master.conflicts(
         space,
         limit=query["limit"],
         cursor=query.get("cursor"),
-        at_least=query["at_least"],
+        at_least=at_least,
         wanted=ConflictsFilter(
             collection=query.get("collection"),
             id=query.get("id"),

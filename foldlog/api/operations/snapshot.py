@@ -7,7 +7,6 @@ number of records, and not on the length of the log.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,7 +23,7 @@ from foldlog.api.shapes.queries import SnapshotQuery
 from foldlog.domain.access import Right
 from foldlog.domain.errors import LogChanged
 from foldlog.domain.limits import Limits
-from foldlog.domain.ports import MasterTable, Snapshot
+from foldlog.domain.ports import AtLeast, MasterTable, Snapshot
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotPageEnd, SnapshotRecord
 
 from .problems import PROJECTED_PROBLEMS
@@ -70,11 +69,14 @@ def snapshot_blueprint(master: MasterTable, limits: Limits) -> Blueprint:
         the request with that `cursor`. Keep the `seq` and `mark` of the first header.
         """
         lease = request.hold(DOWNLOADS)
-        wanted = {"cursor": query.get("cursor"), "at_least": query["at_least"]}
-        if "bytes" in query:
-            wanted["bytes_max"] = query["bytes"]
+        bytes_max = {"bytes_max": query["bytes"]} if "bytes" in query else {}
+
+        def read(at_least: AtLeast) -> Snapshot:
+            cursor = query.get("cursor")
+            return master.snapshot(space, cursor=cursor, at_least=at_least, **bytes_max)
+
         with lease.unless_it_fails():
-            found = await projected(request, space, partial(master.snapshot, space, **wanted))
+            found = await projected(request, space, read, query["at_least"])
         return Reply(_pieces(space, found, lease), MEDIA_TYPE)
 
     return bp

@@ -97,10 +97,12 @@ def _page_limit(limits: Limits, description: str) -> QueryWhole:
 
 class MasterQuery(Parameters):
     at_least = QueryWhole(
-        load_default=0,
+        load_default=None,
         metadata=about(
             "Wait until the master table includes this seq, for at most "
-            "`at_least_wait_seconds_max`: then you read your own writes."
+            "`at_least_wait_seconds_max`. 0: read what is there. Without it: wait for the log's "
+            "head, for at most `head_wait_seconds_max`; `as_of` and `/diff` wait for the moments "
+            "that they name."
         ),
     )
 

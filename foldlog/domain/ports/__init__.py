@@ -17,6 +17,7 @@ from .event_store import SpaceId as SpaceId
 from .gauges import Gauge as Gauge
 from .master_table import AsOfPage as AsOfPage
 from .master_table import AsOfQuery as AsOfQuery
+from .master_table import AtLeast as AtLeast
 from .master_table import ConflictsPage as ConflictsPage
 from .master_table import DiffPage as DiffPage
 from .master_table import DiffQuery as DiffQuery

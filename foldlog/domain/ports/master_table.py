@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,6 +18,10 @@ from ..snapshot import SnapshotHeader
 from .cursors import decode_cursor, encode_cursor
 from .event_store import SpaceId
 
+#: The seq that the master table must have reached for a read. `None` means the head of the log at
+#: the moment of the read. If the projection is halted or awaits a rebuild, `None` means 0.
+AtLeast: TypeAlias = int | None
+
 
 class RecordsQuery(msgspec.Struct, frozen=True):
     """A query for a page of the current records.
@@ -25,14 +29,14 @@ class RecordsQuery(msgspec.Struct, frozen=True):
     If `changed_after` is `None`, the pages contain the live records, ordered by (collection, id).
     Otherwise they contain all records that have changed after the seq `changed_after`, including
     deleted records. These are shown in their current state, ordered by seq, and all records with
-    the same seq are in one page. `at_least` is the seq that the master table must have reached.
+    the same seq are in one page.
     """
 
     limit: int
     collection: str | None = None
     changed_after: int | None = None
     cursor: str | None = None
-    at_least: int = 0
+    at_least: AtLeast = 0
 
 
 class ProjectedPage(msgspec.Struct, kw_only=True):
@@ -165,7 +169,7 @@ class HistoryQuery(msgspec.Struct, frozen=True):
     limit: int
     order: Order = "oldest"
     cursor: str | None = None
-    at_least: int = 0
+    at_least: AtLeast = 0
 
 
 class HistoryPage(ProjectedPage):
@@ -265,7 +269,7 @@ class MasterTable(History):
         """
 
     @abstractmethod
-    def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
+    def record(self, space: SpaceId, key: Key, *, at_least: AtLeast = 0) -> RecordsPage:
         """Returns a page that contains one record, or its tombstone if the record is deleted.
         Raises `UnknownRecord` if the record never existed. It also raises the errors of the
         method `page`."""
@@ -276,7 +280,7 @@ class MasterTable(History):
         space: SpaceId,
         *,
         cursor: str | None = None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         bytes_max: int = INTEGER_MAX,
     ) -> Snapshot:
         """Returns a `Snapshot` for a new device: a header, and an iterator over pages with all
@@ -296,7 +300,7 @@ class MasterTable(History):
         *,
         limit: int,
         cursor: str | None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
         """Returns a page of the conflict ledger (see domain/ledger). Conflicts are in the order in
@@ -304,7 +308,7 @@ class MasterTable(History):
 
     @abstractmethod
     def local_ids(
-        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: AtLeast = 0
     ) -> LocalIdsPage:
         """Returns a page of this device's local ids with the ids of their records, ordered by
         collection and local id."""

@@ -19,6 +19,7 @@ from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, r
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merge import Conflict, Key, Record, conflict_document, view_of
 from foldlog.domain.ports import (
+    AtLeast,
     ConflictsPage,
     LocalIdsPage,
     MasterTable,
@@ -68,7 +69,7 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
             cursor = encode_cursor(page[-1].seq) if more else None
         return self._page_of(here, page, cursor)
 
-    def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
+    def record(self, space: SpaceId, key: Key, *, at_least: AtLeast = 0) -> RecordsPage:
         here = self._space(space, at_least)
         record = here.records.get(key)
         if record is None or not record.exists:
@@ -80,7 +81,7 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         space: SpaceId,
         *,
         cursor: str | None = None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         bytes_max: int = INTEGER_MAX,
     ) -> Snapshot:
         position = SnapshotCursor.of(cursor)
@@ -128,7 +129,7 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         *,
         limit: int,
         cursor: str | None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
         here = self._space(space, at_least)
@@ -151,7 +152,7 @@ class MemoryMasterTable(MemoryHistory, MasterTable):
         )
 
     def local_ids(
-        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: AtLeast = 0
     ) -> LocalIdsPage:
         after = decode_cursor(cursor, str, str) if cursor else ("", "")
         found = {

@@ -22,7 +22,7 @@ from foldlog.domain.events import Envelope, LogEntry, decode_event
 from foldlog.domain.limits import LIMITS, Limits
 from foldlog.domain.merge import Conflict, Key, Record, fold
 from foldlog.domain.merkle import Tile, TreeBuilder
-from foldlog.domain.ports import SpaceId
+from foldlog.domain.ports import AtLeast, SpaceId
 from foldlog.domain.proofs import SALT_BYTES, leaf_hash
 from foldlog.domain.space_state import SpaceState
 
@@ -122,7 +122,7 @@ class MemorySpaces:
         for on_growth in list(self._watchers.get(space, ())):
             on_growth()
 
-    def _space(self, space: SpaceId, at_least: int = 0) -> Space:
+    def _space(self, space: SpaceId, at_least: AtLeast = 0) -> Space:
         """Returns the data of a space.
 
         Raises `UnknownSpace` if the space is missing. Raises `LogBehind` if the head of its log is
@@ -131,7 +131,7 @@ class MemorySpaces:
         here = self._spaces.get(space)
         if here is None:
             raise UnknownSpace(space)
-        if here.head < at_least:
+        if at_least is not None and here.head < at_least:
             raise LogBehind(f"seq {at_least} is beyond the log's head {here.head}", head=here.head)
         return here
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from foldlog.domain.ledger import ALL_CONFLICTS, ConflictsFilter, read_ledger, render_ledger
 from foldlog.domain.limits import INTEGER_MAX
-from foldlog.domain.ports import ConflictsPage, SpaceId, decode_cursor, encode_cursor
+from foldlog.domain.ports import AtLeast, ConflictsPage, SpaceId, decode_cursor, encode_cursor
 
 from .conflict_rows import complete_conflicts
 from .reading import Scope, bounded
@@ -73,7 +73,7 @@ class ConflictReader(VersionReader):
         *,
         limit: int,
         cursor: str | None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         wanted: ConflictsFilter = ALL_CONFLICTS,
     ) -> ConflictsPage:
         after = decode_cursor(cursor, int, int) if cursor else (wanted.since, INTEGER_MAX)

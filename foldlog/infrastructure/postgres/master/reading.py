@@ -21,7 +21,7 @@ from foldlog.domain.errors import (
 )
 from foldlog.domain.limits import INTEGER_MAX, LIMITS, Limits
 from foldlog.domain.merge import FOLD_VERSION, RecordView
-from foldlog.domain.ports import Projected, SpaceId
+from foldlog.domain.ports import AtLeast, Projected, SpaceId
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
 from foldlog.infrastructure.postgres.log.heads import absent
@@ -33,7 +33,7 @@ from .assembly import Columns, Completer, Source, states_completer
 _PAGE = """
 SELECT s.log::text, s.head, p.position, p.generation,
        coalesce(p.stopped_at, CASE WHEN p.failing_why IS NOT NULL THEN p.position + 1 END),
-       p.has_history AND p.fold_version = %(fold_version)s,
+       p.has_history, p.fold_version = %(fold_version)s,
        page.*
   FROM spaces s
   JOIN projections p
@@ -89,9 +89,10 @@ def page_of(page: str, order: str) -> str:
 
     `page` is an SQL query that selects the rows of the page. The first column of `page` must be the
     number of rows that the page would have without a limit of bytes. `order` lists the columns by
-    which the rows are sorted. The statement returns six more columns before those of `page`: the
+    which the rows are sorted. The statement returns seven more columns before those of `page`: the
     log's id, the log's head, the projection's position, the generation's number, the seq at which
-    the projection stands still (or `NULL`), and whether the generation has the history.
+    the projection stands still (or `NULL`), whether the generation has the history, and whether
+    this version of Foldlog filled the generation.
     """
     return _PAGE.format(page=page, order=order)
 
@@ -124,8 +125,8 @@ class Scope:
     """
 
     space: SpaceId
-    #: the seq that the projection must have reached
-    at_least: int = 0
+    #: the seq that the projection must have reached; `None` means the log's head
+    at_least: AtLeast = 0
     #: whether the generation must have the versions of all events
     needs_history: bool = False
 
@@ -211,16 +212,19 @@ class LiveReader:
         `scope.needs_history` is set, but the live generation lacks the history or was filled by
         another version of Foldlog. Raises `LogBehind` if the log has not reached the seq
         `scope.at_least`. Raises `ProjectionBehind` if the log has reached this seq but the
-        projection has not.
+        projection has not. The head, for which `None` stands, comes from the same statement.
         """
         params = {**params, "space": scope.space, "fold_version": FOLD_VERSION}
         rows = self._datastore.fetch_all(statement, params)
         if not rows:
             raise self._absent(scope.space)
-        log, head, position, generation, halted_at, has_history = rows[0][:6]
-        at_least = scope.at_least
-        if scope.needs_history and not has_history:
+        log, head, position, generation, halted_at, has_history, is_current = rows[0][:7]
+        if scope.needs_history and not (has_history and is_current):
             raise HistoryUnavailable()
+        at_least = scope.at_least
+        if at_least is None:
+            # The projector leaves the generation of another version to a rebuild.
+            at_least = head if halted_at is None and is_current else 0
         if at_least > head:
             raise LogBehind(f"seq {at_least} is beyond the log's head {head}", head=head)
         if position < at_least:
@@ -232,8 +236,8 @@ class LiveReader:
                 **({} if halted_at is None else {"halted_at": halted_at}),
             )
         # A page without rows is one row of NULLs, because of the left join.
-        present = [row for row in rows if row[6] is not None]
-        candidates = present[0][6] if present else 0
+        present = [row for row in rows if row[7] is not None]
+        candidates = present[0][7] if present else 0
         return Found(
             log=log,
             head=head,
@@ -241,7 +245,7 @@ class LiveReader:
             generation=generation,
             halted_at=UNSET if halted_at is None else halted_at,
             candidates=candidates,
-            rows=[row[7:] for row in present],
+            rows=[row[8:] for row in present],
         )
 
 

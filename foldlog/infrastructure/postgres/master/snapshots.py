@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from foldlog.domain.limits import INTEGER_MAX
-from foldlog.domain.ports import Snapshot, SnapshotCursor, SnapshotPage, SpaceId
+from foldlog.domain.ports import AtLeast, Snapshot, SnapshotCursor, SnapshotPage, SpaceId
 from foldlog.domain.snapshot import SnapshotHeader, SnapshotRecord
 from foldlog.domain.times import format_time, to_ms
 from foldlog.infrastructure.postgres.log.marks import mark_at
@@ -66,7 +66,7 @@ class SnapshotReader(LiveReader):
         space: SpaceId,
         *,
         cursor: str | None = None,
-        at_least: int = 0,
+        at_least: AtLeast = 0,
         bytes_max: int = INTEGER_MAX,
     ) -> Snapshot:
         start = SnapshotCursor.of(cursor)
@@ -90,7 +90,7 @@ class SnapshotReader(LiveReader):
             yield page
 
     def _snapshot_page(
-        self, space: SpaceId, start: SnapshotCursor, at_least: int, bytes_max: int
+        self, space: SpaceId, start: SnapshotCursor, at_least: AtLeast, bytes_max: int
     ) -> tuple[Found, SnapshotPage]:
         limit = self._limits.page_snapshot_records
         params = {"after_collection": start.collection, "after_id": start.id}

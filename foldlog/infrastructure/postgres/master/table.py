@@ -16,6 +16,7 @@ from foldlog.domain.errors import InvalidRequest, UnknownRecord
 from foldlog.domain.limits import INTEGER_MAX
 from foldlog.domain.merge import Key
 from foldlog.domain.ports import (
+    AtLeast,
     LocalIdsPage,
     MasterTable,
     RecordsPage,
@@ -180,7 +181,7 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
             cursor = encode_cursor(params["changed_after"], seq, *rows[-1][:2])
         return _records_page(found, rows, cursor)
 
-    def record(self, space: SpaceId, key: Key, *, at_least: int = 0) -> RecordsPage:
+    def record(self, space: SpaceId, key: Key, *, at_least: AtLeast = 0) -> RecordsPage:
         params = {"collection": key[0], "id": key[1]}
         found = self._page(SELECT_ONE, Scope(space, at_least), params, 1, complete=complete_views)
         if not found.rows:
@@ -188,7 +189,7 @@ class PostgresMasterTable(DiffReader, ConflictReader, SnapshotReader, MasterTabl
         return _records_page(found, found.rows, None)
 
     def local_ids(
-        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: int = 0
+        self, space: SpaceId, device: str, *, limit: int, cursor: str | None, at_least: AtLeast = 0
     ) -> LocalIdsPage:
         after = decode_cursor(cursor, str, str) if cursor else ("", "")
         params = {"device": device, "after_collection": after[0], "after_local_id": after[1]}
