@@ -422,8 +422,6 @@ class Content(Protocol):
     @property
     def ops(self) -> Sequence[Operation]: ...
     @property
-    def made_at_ms(self) -> int: ...
-    @property
     def guard(self) -> str | UnsetType: ...
 
 
@@ -431,16 +429,17 @@ def same_content(changeset: Changeset, stored: Content) -> bool:
     """Returns whether a repeated changeset has the same content as the stored changeset with the
     same id.
 
-    Compared are `ops`, `made_at` and `guard`. `base`, `counter` and the device's id are ignored,
-    because a device that recovers from an error, such as `device-forked`, may send the same
-    changeset again with other values of these members. If an operation of the stored changeset was
-    erased, the function returns true, because the erased values can no longer be compared.
+    Compared are `ops` and `guard`. `base`, `counter` and the device's id are ignored, because a
+    device that recovers from an error, such as `device-forked`, may send the same changeset again
+    with other values of these members. `made_at` is ignored, because a client may make the request
+    anew with a fresh clock; the time of the stored changeset stands. If an operation of the stored
+    changeset was erased, the function returns true, because the erased values can no longer be
+    compared.
     """
     if any(op.erased is not UNSET for op in stored.ops):
         return True
     return (
-        changeset.made_at_ms == stored.made_at_ms
-        and changeset.guard == stored.guard
+        changeset.guard == stored.guard
         and len(changeset.ops) == len(stored.ops)
         and all(a.same_as(b) for a, b in zip(changeset.ops, stored.ops, strict=True))
     )

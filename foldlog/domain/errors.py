@@ -110,8 +110,8 @@ class PushConflict(FoldlogError):
 class IdReused(PushConflict):
     """This id already belongs to a changeset with other content.
 
-    Raised if a pushed changeset has the id of a stored changeset, but different operations, time or
-    guard.
+    Raised if a pushed changeset has the id of a stored changeset, but different operations or
+    another guard.
     """
 
     code = "id-reused"

@@ -111,11 +111,6 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
                 found.setdefault(op.key, []).append(op)
         return found
 
-    @property
-    def made_at_ms(self) -> int:
-        assert self.made_at is not UNSET
-        return parse_time(self.made_at)
-
 
 class _Erased(msgspec.Struct):
     """The members that a fold needs from the body of a `record-erased` event."""

@@ -38,14 +38,20 @@ def _broken_guard(changeset: Changeset, op: Operation, device: str, record: Reco
     if op.if_seq is not UNSET:
         seq = record.seq if record.exists else 0
         if seq != op.if_seq:
-            return f"its seq is {seq}, not {op.if_seq}"
-    if op.expect is None and record.exists:
+            return f"{_state_of(record)}: its seq is {seq}, not {op.if_seq}"
+    if op.expect is None and record.is_live:
         return f"it exists, since seq {record.created_seq}"
     if isinstance(op.expect, dict):
         if not record.is_live:
-            return "it does not exist" if not record.exists else f"deleted at seq {record.seq}"
+            return _state_of(record)
         for name, value in op.expect.items():
             if not same(record.fields.get(name, ABSENT), value):
                 # The refusal omits the field's name: an erasure keeps refusals in the log.
                 return "a field has another value"
     return None
+
+
+def _state_of(record: Record) -> str:
+    if not record.exists:
+        return "it never existed"
+    return "it exists" if record.is_live else f"it was deleted at seq {record.seq}"

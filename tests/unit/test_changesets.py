@@ -106,7 +106,7 @@ def test_a_put_without_fields_equals_one_with_empty_fields():
     ids=str,
 )
 def test_every_operation_may_be_guarded(op):
-    """`expect: null` is a guard too: the record must be missing."""
+    """`expect: null` is a guard too: no live record may be there."""
     [read] = decode(changeset(op))
     assert read.ops[0].is_guarded
     assert read.is_guarded
@@ -508,11 +508,11 @@ def is_same(one: Json, other: Json, *, device: str = A, other_device: str = A) -
     [
         BASIC,
         {**BASIC, "base": 7, "counter": 3},
-        {**BASIC, "made_at": "2026-11-23T10:00:00.0004+01:00"},
+        {**BASIC, "made_at": "2027-01-01T00:00:00Z"},
         {**BASIC, "ops": [put(a=1.0, b=[True])]},
         {**BASIC, "ops": [put(b=[True], a=1)]},
     ],
-    ids=["as it was", "base and counter", "made_at, in other words", "1.0", "order of fields"],
+    ids=["as it was", "base and counter", "made_at", "1.0", "order of fields"],
 )
 def test_equal_content_in_another_form(again):
     """Content is compared as values. `base` and `counter` are ignored."""
@@ -522,7 +522,6 @@ def test_equal_content_in_another_form(again):
 @pytest.mark.parametrize(
     "again",
     [
-        {**BASIC, "made_at": "2026-11-23T09:00:00.001Z"},
         {**BASIC, "guard": "unchanged"},
         {**BASIC, "ops": [put(a=True, b=[True])]},
         {**BASIC, "ops": [put(a=1, b=[1])]},
@@ -563,7 +562,6 @@ def test_an_erased_changeset_is_compared_by_its_id():
 
     class Stored:
         ops = [Operation("put", "tasks", "r", erased="00")]
-        made_at_ms = 0
         guard = msgspec.UNSET
 
     assert same_content(sent, Stored())

@@ -255,10 +255,9 @@ LOCAL = {"op": "put", "collection": "tasks", "local_id": "7", "fields": {"n": 1}
         (changeset(put(a=1, b=2), id=ID), changeset(put(b=2, a=1), id=ID), True),
         (changeset(LOCAL, id=ID), changeset(LOCAL, id=ID), True),
         (changeset(id=ID), changeset(id=ID, guard="unchanged"), False),
-        (changeset(id=ID), changeset(id=ID, made_at="2026-11-23T09:00:00.0009Z"), True),
-        (changeset(id=ID), changeset(id=ID, made_at="2026-11-23T09:00:00.001Z"), False),
+        (changeset(id=ID), changeset(id=ID, made_at="2026-11-24T09:00:00Z"), True),
     ],
-    ids=["1.0", "true", "null", "order", "local_id", "guard", "a finer digit", "made_at"],
+    ids=["1.0", "true", "null", "order", "local_id", "guard", "made_at"],
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_the_same_id_needs_the_same_content(first, again, is_same, together):
@@ -538,25 +537,25 @@ GONE = [changeset(put(a=1, b=None)), changeset(delete())]
     ("before", "guard", "why"),
     [
         ([], {"if_seq": 0}, None),
-        ([], {"if_seq": 1}, "tasks/r: its seq is 0, not 1"),
+        ([], {"if_seq": 1}, "tasks/r: it never existed: its seq is 0, not 1"),
         (GONE[:1], {"if_seq": 1}, None),
-        (GONE[:1], {"if_seq": 0}, "tasks/r: its seq is 1, not 0"),
-        (GONE[:1], {"if_seq": 2}, "tasks/r: its seq is 1, not 2"),
+        (GONE[:1], {"if_seq": 0}, "tasks/r: it exists: its seq is 1, not 0"),
+        (GONE[:1], {"if_seq": 2}, "tasks/r: it exists: its seq is 1, not 2"),
         (GONE, {"if_seq": 2}, None),
-        (GONE, {"if_seq": 0}, "tasks/r: its seq is 2, not 0"),
+        (GONE, {"if_seq": 0}, "tasks/r: it was deleted at seq 2: its seq is 2, not 0"),
         ([changeset(delete())], {"if_seq": 0}, None),
         ([], {"expect": None}, None),
         ([changeset(delete())], {"expect": None}, None),
         (GONE[:1], {"expect": None}, "tasks/r: it exists, since seq 1"),
-        (GONE, {"expect": None}, "tasks/r: it exists, since seq 1"),
-        ([], {"expect": {}}, "tasks/r: it does not exist"),
+        (GONE, {"expect": None}, None),
+        ([], {"expect": {}}, "tasks/r: it never existed"),
         (GONE[:1], {"expect": {}}, None),
-        (GONE, {"expect": {}}, "tasks/r: deleted at seq 2"),
+        (GONE, {"expect": {}}, "tasks/r: it was deleted at seq 2"),
         (GONE[:1], {"expect": {"a": 1}}, None),
         (GONE[:1], {"expect": {"a": 1.0, "b": None}}, None),
         (GONE[:1], {"expect": {"a": True}}, "tasks/r: a field has another value"),
         (GONE[:1], {"expect": {"c": None}}, "tasks/r: a field has another value"),
-        (GONE[:1], {"expect": {"a": 1}, "if_seq": 0}, "tasks/r: its seq is 1, not 0"),
+        (GONE[:1], {"expect": {"a": 1}, "if_seq": 0}, "tasks/r: it exists: its seq is 1, not 0"),
     ],
     ids=range(20),
 )
@@ -600,8 +599,8 @@ def test_guards_inside_one_push_are_decided_in_order():
     )
     log = Log()
     answers = log.push(push)
-    assert [a.verdict == "stored" for a in answers] == [True, True, False, True, True, True, False]
-    assert log.records["tasks", "r"].is_deleted
+    assert [a.verdict == "stored" for a in answers] == [True, True, False, True, True, True, True]
+    assert log.records["tasks", "r"].fields == {"a": 6}
 
 
 def test_guards_across_pushes_that_are_committed_together():

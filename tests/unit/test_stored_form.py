@@ -225,7 +225,7 @@ def test_a_stored_changeset_is_still_read():
     assert (event.seq, event.kind, event.verdict) == (42, "changeset", "stored")
     assert event.id == "0198a3c2-0000-4000-8000-000000000001"
     assert (event.device, event.counter, event.base) == (DEVICE, 7, 41)
-    assert event.made_at_ms == 1795424400123
+    assert event.made_at == "2026-11-23T09:00:00.123Z"
     assert (event.received_at, event.time) == ("2026-11-23T09:00:02.481Z", 1795424402000)
     assert event.guard == "unchanged"
     put, add, delete = event.ops

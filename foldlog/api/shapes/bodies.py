@@ -47,9 +47,9 @@ class OperationSchema(Body):
     )
     fields_ = values("`put`: new values. `add`: numbers to add.", data_key="fields")
     unset = fields.List(fields.String(), metadata=about("`put`: names of fields to remove."))
-    if_seq = Whole(metadata=about("Refuse unless the record's seq is this; 0: no such record."))
+    if_seq = Whole(metadata=about("Refuse unless the record's seq is this; 0: it never was."))
     expect = values(
-        "Refuse unless these fields have these values now; null: no such record.", allow_none=True
+        "Refuse unless these fields have these values now; null: no live record.", allow_none=True
     )
 
 
