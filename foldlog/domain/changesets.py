@@ -23,7 +23,7 @@ from .json_reader import decode_value, decoder
 from .limits import INTEGER_MAX, LIMITS, Limits
 from .names import id_of_local, is_collection, is_record_id, is_uuid
 from .step_budget import Steps
-from .times import Moment, to_ms
+from .times import TIME_FORM, Moment, to_ms
 from .values import OverLimit, check_value, is_number, same
 
 Key = tuple[str, str]  #: (collection, id)
@@ -162,6 +162,10 @@ def decode_changesets(raw: bytes | msgspec.Raw, device: str, limits: Limits) -> 
     return changesets
 
 
+#: the message of msgspec for a text that is no time
+_BAD_TIME = "Invalid RFC3339 encoded datetime"
+
+
 def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
     # Split at the last separator, because the message may quote a name that the sender chose.
     message, _, path = str(exc).rpartition(" - at `")
@@ -170,6 +174,8 @@ def _invalid_member(exc: msgspec.ValidationError) -> InvalidRequest:
         return InvalidRequest("the changesets of a push must be an array")
     # The name can be of any length, so the message is cut.
     text = (message or path)[:MESSAGE_LENGTH_MAX]
+    if message == _BAD_TIME:
+        text = f"must be {TIME_FORM}"
     return InvalidChangeset(text, index=int(found[1]), pointer=_pointer(path))
 
 

@@ -12,6 +12,12 @@ import msgspec
 #: A moment: an RFC 3339 time. It must have an offset.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
+#: the form of a time, as errors tell it. A leap second has no place in ms since 1970.
+TIME_FORM = (
+    "an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z; seconds are 00 to 59, so send "
+    "a leap second as 59"
+)
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _FIRST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
@@ -36,9 +42,7 @@ def parse_time(text: str) -> int:
     try:
         return to_ms(msgspec.convert(text, Moment))
     except msgspec.ValidationError as exc:
-        raise ValueError(
-            "not an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
-        ) from exc
+        raise ValueError(f"not {TIME_FORM}") from exc
 
 
 @lru_cache(maxsize=4_096)  # a push has few moments, and writes each of them many times

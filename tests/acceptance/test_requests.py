@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from foldlog.domain.times import TIME_FORM
 from tests.helpers import A, changeset, put
 
 from .conftest import SENT_AT, assert_problem
@@ -140,11 +141,12 @@ def test_what_cannot_be_a_collection_or_a_device_is_refused(client):
             (
                 {"sent_at": sent_at},
                 "/sent_at",
-                "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z",
+                f"must be {TIME_FORM}",
             )
             for sent_at in (
                 "2026-11-23T09:00:00",
                 "yesterday",
+                "2016-12-31T23:59:60Z",
                 1_795_424_402,
                 "0001-01-01T00:00:00+14:00",
                 ["2026-11-23T09:00:00Z"],
@@ -160,6 +162,30 @@ def test_a_wrong_member_is_named(client, members, pointer, detail):
 
     errors = [{"pointer": pointer, "detail": detail}]
     assert_problem(answer, 400, "invalid-request", errors=errors)
+
+
+def test_a_leap_second_is_refused_with_the_cure(client):
+    """
+    Some clocks show it. A time is stored in ms since 1970, which has no place for it.
+    """
+    late = changeset(put(), made_at="2016-12-31T23:59:60Z")
+    answer = client.push(changeset(put()), late)
+    assert (answer.status_code, answer.json["code"]) == (422, "invalid-changeset")
+    assert (answer.json["index"], answer.json["detail"]) == (1, f"must be {TIME_FORM}")
+
+
+def test_a_byte_order_mark_is_named(client):
+    """
+    Some tools write it at the beginning of UTF-8 files.
+    """
+    body = json.dumps({**BODY, "changesets": [changeset(put())]}).encode()
+    answer = client.http.post(
+        f"/v1/spaces/{client.space}/changesets",
+        data=b"\xef\xbb\xbf" + body,
+        headers={"Content-Type": "application/json"},
+    )
+    assert_problem(answer, 400, "invalid-request")
+    assert "byte order mark" in answer.json["detail"]
 
 
 @pytest.mark.parametrize("member", ["device", "sent_at", "changesets"])

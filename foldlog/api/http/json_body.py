@@ -9,6 +9,7 @@ objects. Large bodies are decoded in a thread.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,6 +69,11 @@ class JsonBody:
         except msgspec.ValidationError as exc:
             raise InvalidRequest("the body must be a JSON object") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            if body.startswith(BOM_UTF8):
+                raise InvalidRequest(
+                    "the body begins with a byte order mark (BOM), which JSON must not have "
+                    "(RFC 8259 section 8.1)"
+                ) from exc
             self._name_unreadable(body)
             raise InvalidRequest("the body is not JSON in UTF-8, or nested too deeply") from exc
 

@@ -18,7 +18,7 @@ from foldlog.domain.history import Point
 from foldlog.domain.limits import INTEGER_MAX, Limits
 from foldlog.domain.names import is_collection, is_record_id, is_space, is_uuid
 from foldlog.domain.proofs import MARK_LENGTH
-from foldlog.domain.times import Moment, parse_time, to_ms
+from foldlog.domain.times import TIME_FORM, Moment, parse_time, to_ms
 
 _WHOLE = re.compile(r"[0-9]{1,16}", re.ASCII)
 _MARK = re.compile(rf"(?:[0-9a-f]{{{MARK_LENGTH}}})?", re.ASCII)
@@ -137,9 +137,7 @@ class MomentField(fields.DateTime):
     """A field for a time in the format of RFC 3339 with an offset from UTC. The year of the time in
     UTC must be between 1 and 9999."""
 
-    default_error_messages = {
-        "invalid": "must be an RFC 3339 time with an offset, like 2026-11-23T09:00:00.123Z"
-    }
+    default_error_messages = {"invalid": f"must be {TIME_FORM}"}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> datetime:
         try:
@@ -159,9 +157,7 @@ class PointField(fields.String):
     def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kwargs: Any):
         super().__init__(metadata={"anyOf": list(self._FORMS), **(metadata or {})}, **kwargs)
 
-    default_error_messages = {
-        "invalid": "must be a seq, or an RFC 3339 time with an offset, like 2026-11-23T09:00:00Z"
-    }
+    default_error_messages = {"invalid": f"must be a seq, or {TIME_FORM}"}
 
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Point:  # type: ignore[override]
         if _WHOLE.fullmatch(value) and int(value) <= INTEGER_MAX:
