@@ -234,6 +234,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.app, self.url = _too_large, b"/"  # uvicorn fails to parse a longer URL
         super().on_headers_complete()
         self.app = app
+        if self.parser.get_http_version() == "1.0":
+            _send_without_chunks(self.cycle)
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         self._cycles.append(self.cycle)
@@ -263,6 +265,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_counted:
             self._connections.leave(self._peer)
         super().connection_lost(exc)
+
+
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """Makes a response without a length end with its connection, as HTTP/1.0 does. A client of this
+    version knows no chunks (RFC 9112 section 6.1), which uvicorn would send."""
+    send, is_measured = cycle.send, True
+
+    async def send_plain(message: Any) -> None:
+        nonlocal is_measured
+        if message["type"] == "http.response.start":
+            is_measured = any(name.lower() == b"content-length" for name, _ in message["headers"])
+        if not is_measured:
+            cycle.chunked_encoding = False
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = send_plain  # type: ignore[method-assign]
 
 
 async def _too_large(scope: Any, receive: Any, send: Any) -> None:
