@@ -48,6 +48,7 @@ ALTER TABLE spaces
     DROP COLUMN importing,
     DROP COLUMN alarm,
     DROP COLUMN alarm_since;
+DROP TABLE enrolments;
 DROP INDEX projections_alarms;
 ALTER TABLE projections DROP COLUMN failing_why, DROP COLUMN failing_since;
 DROP TABLE versions;

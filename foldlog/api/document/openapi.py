@@ -55,6 +55,7 @@ TAGS = {
     "history": "Past states, and the changes of each device.",
     "erasure": "For an admin: erase values, as a person's right.",
     "tokens": "For an admin: the rights of callers.",
+    "enrolment": "How a new device gets its token.",
     "devices": "For an admin: the devices of a space.",
     "skipping": "For an admin: skip an event that cannot be folded.",
     "proofs": "The proofs of the log: checkpoints, tiles, proofs of events.",

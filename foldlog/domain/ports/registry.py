@@ -89,7 +89,7 @@ class Registry(ABC):
         """Stores an enrolment that a device may claim with a code. `code` is the code's digest.
 
         The call appends no event and creates no space. Raises `InvalidRequest` if a member of the
-        enrolment is invalid.
+        enrolment is invalid, and `SpaceImporting` if the space is being imported.
         """
 
     @abstractmethod

@@ -16,13 +16,14 @@ from psycopg import Cursor
 
 from foldlog.domain.access import DeviceRegistered, Token, access_entry
 from foldlog.domain.enrolment import Claim, Enrolment, traded
-from foldlog.domain.errors import EnrolmentRefused, InvalidRequest
+from foldlog.domain.errors import EnrolmentRefused, InvalidRequest, SpaceImporting
 from foldlog.domain.ports import SpaceId
 from foldlog.infrastructure.postgres.append.service_event import (
     OpenServiceEvent,
     ServiceEventTransaction,
 )
 from foldlog.infrastructure.postgres.connection.datastore import Datastore
+from foldlog.infrastructure.postgres.log.heads import is_importing
 
 from .access_rows import check_not_revoked, find_device, grant_token, lock_token
 
@@ -70,6 +71,8 @@ class Enrolments:
     def issue_code(self, space: SpaceId, code: bytes, enrolment: Enrolment) -> None:
         enrolment.check()
         with self._datastore.writing() as cursor:
+            if is_importing(cursor, space):
+                raise SpaceImporting(space)
             _insert(cursor, space, enrolment, code=code)
 
     def enrol(self, space: SpaceId, code: bytes, claim: Claim) -> Token:
